@@ -1,0 +1,32 @@
+"""Low-rank adapters and their mixtures for any PyTorch model; knows nothing of audio."""
+
+from moelora_ad.adapters.gate import Gate, GatePolicy
+from moelora_ad.adapters.injection import CallWatch, InjectionError, adapted_sites, adapter_modules, inject
+from moelora_ad.adapters.layer import MoELoRALinear
+from moelora_ad.adapters.lora import LoRAExpert
+from moelora_ad.adapters.methods import (
+    ATTENTION_PROJECTIONS,
+    AdaptationMethod,
+    FrozenBackbone,
+    FullFineTuning,
+    LoRA,
+    MoELoRA,
+)
+
+__all__ = [
+    "ATTENTION_PROJECTIONS",
+    "AdaptationMethod",
+    "CallWatch",
+    "FrozenBackbone",
+    "FullFineTuning",
+    "Gate",
+    "GatePolicy",
+    "InjectionError",
+    "LoRA",
+    "LoRAExpert",
+    "MoELoRA",
+    "MoELoRALinear",
+    "adapted_sites",
+    "adapter_modules",
+    "inject",
+]

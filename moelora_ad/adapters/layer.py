@@ -1,0 +1,94 @@
+"""The adapted projection."""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moelora_ad.adapters.gate import Gate
+from moelora_ad.adapters.lora import LoRAExpert
+
+
+class MoELoRALinear(nn.Module):
+    """A frozen projection plus a gated sum of low-rank experts: y = W_0 x + (alpha / r) sum_i G_i(x) B_i A_i x.
+
+    (arXiv 2509.13878, section 2.) One expert without a gate is exactly LoRA. All experts are computed by two matrix
+    products, whatever their number: x meets [A_1; ...; A_N; W_g; W_noise] in the first, and the N r low-rank
+    activations, weighted by the gate, meet [B_1, ..., B_N] in the second.
+
+    Args:
+        base: the projection to adapt. The caller decides whether it is frozen.
+        experts: LoRA experts of one rank that fit the base.
+        gate: required for two experts or more.
+        alpha: the update is scaled by alpha / rank; None means alpha = rank, the paper's equation without a scale.
+
+    Shapes: x (..., in_features) -> (..., out_features).
+
+    Raises:
+        ValueError: experts, gate and base do not fit each other.
+    """
+
+    def __init__(
+        self, base: nn.Linear, experts: Iterable[LoRAExpert], gate: Gate | None = None, alpha: float | None = None
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.experts = nn.ModuleList(experts)
+        self.gate = gate
+        self._check(experts=self._experts())
+        self.rank = self._experts()[0].rank
+        self.scaling = 1.0 if alpha is None else alpha / self.rank
+
+    def _experts(self) -> Sequence[LoRAExpert]:
+        return cast(Sequence[LoRAExpert], self.experts)
+
+    def _check(self, experts: Sequence[LoRAExpert]) -> None:
+        if not experts:
+            raise ValueError("an adapted projection needs at least one expert")
+        widths = (self.base.in_features, self.base.out_features)
+        shapes = {(e.lora_A.shape[1], e.lora_B.shape[0], e.rank) for e in experts}
+        if len(shapes) > 1 or next(iter(shapes))[:2] != widths:
+            raise ValueError(
+                f"experts of (in, out, rank) {sorted(shapes)} do not fit a {widths[0]} -> {widths[1]} base"
+            )
+        if self.gate is None and len(experts) > 1:
+            raise ValueError(f"{len(experts)} experts need a gate")
+        if self.gate is not None and self.gate.weight.shape != (len(experts), widths[0]):
+            raise ValueError(
+                f"a gate of shape {tuple(self.gate.weight.shape)} does not fit {len(experts)} experts"
+            )
+
+    # Models that look at their projection see the base: the adapted layer stands where an nn.Linear stood.
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.base.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        experts = self._experts()
+        rows: list[Tensor] = [expert.lora_A for expert in experts]
+        up = torch.cat([expert.lora_B for expert in experts], dim=1)  # (out, N r)
+        if self.gate is None:
+            low = functional.linear(x, rows[0])
+        else:
+            width = up.shape[1]
+            down = functional.linear(x, torch.cat(rows + self.gate.rows()))  # (..., N r + N or 2 N)
+            weights = self.gate(down[..., width:]).to(down.dtype)
+            low = (down[..., :width].unflatten(-1, (-1, self.rank)) * weights.unsqueeze(-1)).flatten(-2)
+        return torch.add(self.base(x), functional.linear(low, up), alpha=self.scaling)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={len(self.experts)}, rank={self.rank}, scaling={self.scaling:g}"

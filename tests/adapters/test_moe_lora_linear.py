@@ -1,0 +1,279 @@
+"""The invariants of the adapted projection, each against an explicit loop, peft, or itself."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from moelora_ad.adapters import Gate, GatePolicy, LoRAExpert, MoELoRALinear
+
+IN, OUT, RANK = 12, 20, 4
+
+
+def build(experts: int, policy: GatePolicy | None = None, alpha: float | None = None, seed: int = 0) -> MoELoRALinear:
+    """A layer whose every matrix is random, lora_B and W_noise included."""
+    torch.manual_seed(seed)
+    base = nn.Linear(IN, OUT).requires_grad_(False)
+    gate = Gate(IN, experts, policy) if policy or experts > 1 else None
+    layer = MoELoRALinear(base, [LoRAExpert(IN, OUT, RANK) for _ in range(experts)], gate, alpha)
+    for expert in layer.experts:
+        nn.init.normal_(expert.lora_B)
+    if gate is not None and gate.noise_weight is not None:
+        nn.init.normal_(gate.noise_weight)
+    return layer
+
+
+def loop_over_experts(layer: MoELoRALinear, x: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """y = W_0 x + (alpha / r) sum over the kept experts of G_i(x) B_i A_i x, token by token, expert by expert."""
+    gate, policy = layer.gate, layer.gate.policy
+    rows = []
+    for i, token in enumerate(x.reshape(-1, IN)):
+        logits = gate.weight @ token
+        if noise is not None:
+            logits = logits + noise.reshape(-1, len(layer.experts))[i] * functional.softplus(gate.noise_weight @ token)
+        weights = logits.exp() / logits.exp().sum()
+        kept = sorted(range(len(weights)), key=lambda j: -weights[j].item())[: policy.top_k or len(weights)]
+        total = sum(weights[j] for j in kept) if policy.renormalise else 1.0
+        y = layer.base.weight @ token + layer.base.bias
+        for j in kept:
+            expert = layer.experts[j]
+            y = y + layer.scaling * weights[j] / total * (expert.lora_B @ (expert.lora_A @ token))
+        rows.append(y)
+    return torch.stack(rows).reshape(*x.shape[:-1], OUT)
+
+
+POLICIES = [
+    GatePolicy(),
+    GatePolicy(noise="none"),
+    GatePolicy(top_k=2),
+    GatePolicy(top_k=2, renormalise=True),
+    GatePolicy(top_k=1, noise="none"),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_output_and_all_gradients_equal_a_loop_over_experts(policy, training, monkeypatch):
+    layer = build(3, policy, alpha=2 * RANK).double().train(training)
+    x = torch.randn(2, 5, IN, dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(2, 5, 3, dtype=torch.float32)
+    monkeypatch.setattr(torch, "randn_like", lambda _: noise)
+    wanted = loop_over_experts(layer, x, noise.double() if training and policy.noise == "learned" else None)
+    given = layer(x)
+    # The gate computes in float32 whatever the layer's precision.
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
+    sources = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    seed = torch.linspace(-1, 1, given.numel(), dtype=torch.float64).reshape(given.shape)
+    wanted_gradients = torch.autograd.grad(wanted, sources, seed, allow_unused=True, retain_graph=True)
+    given_gradients = torch.autograd.grad(given, sources, seed, allow_unused=True)
+    for mine, theirs in zip(given_gradients, wanted_gradients, strict=True):
+        if theirs is None:
+            assert mine is None or not mine.any()
+        else:
+            torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_untrained_layer_is_the_base_bit_for_bit():
+    base = nn.Linear(IN, OUT)
+    layer = MoELoRALinear(base, [LoRAExpert(IN, OUT, RANK) for _ in range(3)], Gate(IN, 3)).train()
+    x = torch.randn(7, 3, IN)
+    assert torch.equal(layer(x), base(x))
+
+
+def test_one_expert_without_gate_equals_peft():
+    peft = pytest.importorskip("peft")
+    layer = build(1, alpha=16)
+    model = nn.Sequential()
+    model.add_module("projection", copy.deepcopy(layer.base))
+    theirs = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=16, target_modules=["projection"]))
+    twin = theirs.base_model.model.projection
+    twin.lora_A["default"].weight.data.copy_(layer.experts[0].lora_A)
+    twin.lora_B["default"].weight.data.copy_(layer.experts[0].lora_B)
+    x = torch.randn(3, 9, IN)
+    torch.testing.assert_close(layer(x), theirs(x))
+
+
+def test_identical_experts_under_a_dense_gate_are_one_lora():
+    layer, single = build(3, GatePolicy()), build(1)
+    for expert in layer.experts:
+        expert.load_state_dict(single.experts[0].state_dict())
+    layer.base.load_state_dict(single.base.state_dict())
+    x = torch.randn(4, 6, IN)
+    torch.testing.assert_close(layer.train()(x), single(x))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(policy):
+    layer = build(3, policy).eval()
+    x = torch.randn(3, 6, IN)
+    alone = layer(x[1:2, :4])
+    padded = x.clone()
+    padded[1, 4:] = 1e4
+    padded[[0, 2]] *= -100
+    torch.testing.assert_close(layer(padded)[1:2, :4], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_noise_is_drawn_in_training_only():
+    layer, x = build(3, GatePolicy()), torch.randn(5, IN)
+    assert not torch.equal(layer.train()(x), layer(x))
+    assert torch.equal(layer.eval()(x), layer(x))
+
+
+def test_gate_and_down_matrices_get_gradients_after_the_first_step_only():
+    torch.manual_seed(0)
+    layer = MoELoRALinear(
+        nn.Linear(IN, OUT).requires_grad_(False), [LoRAExpert(IN, OUT, RANK) for _ in range(3)], Gate(IN, 3)
+    )
+    optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.1)
+    late = [layer.gate.weight, layer.gate.noise_weight, *(expert.lora_A for expert in layer.experts)]
+    for step in range(2):
+        optimizer.zero_grad()
+        layer(torch.randn(8, IN)).square().sum().backward()
+        assert all(expert.lora_B.grad.any() for expert in layer.experts)
+        assert [bool(p.grad.any()) for p in late] == [step > 0] * len(late)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("training", "policy", "gate_numbers"),
+    [
+        (False, GatePolicy(), 2 * 3),  # logits and softmax
+        (True, GatePolicy(), 4 * 3),  # and the noise and its scale
+        (True, GatePolicy(top_k=2), 6 * 3 + 2 * 2),  # and the mask, the kept weights and the indices (int64)
+    ],
+)
+def test_saved_activations_are_the_input_and_a_few_numbers_per_expert(training, policy, gate_numbers):
+    """x + T (2 N r + a few N) numbers: the low-rank activations are kept before weighting (for the gate's gradient) and
+    after it (for lora_B's), and nothing of size (T, N, out)."""
+    experts, tokens = 3, 4096
+    layer = build(experts, policy, alpha=8).train(training)
+    x = torch.randn(tokens, IN, requires_grad=True)
+    storages = {}
+
+    def keep(tensor):
+        if tensor.numel() >= tokens:  # weights are smaller, and they are not activations
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = layer(x)
+    assert output.grad_fn is not None
+    assert sum(storages.values()) <= 4 * tokens * (IN + 2 * experts * RANK + gate_numbers)
+
+
+def test_autocast_runs_in_half_precision_close_to_full():
+    layer, x = build(3, GatePolicy(top_k=2)).eval(), torch.randn(5, IN)
+    full = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.2)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    layer, x = build(3, GatePolicy()).train(), torch.randn(5, IN, requires_grad=True)
+    gradients = []
+    for run in (layer, lambda inputs: checkpoint(layer, inputs, use_reentrant=False)):
+        torch.manual_seed(3)
+        gradients.append(torch.autograd.grad(run(x).square().sum(), [x, *layer.experts.parameters()]))
+    for mine, theirs in zip(*gradients, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("policy", [POLICIES[0], POLICIES[3]], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_without_graph_breaks(policy, training):
+    layer, x = build(3, policy).train(training), torch.randn(4, IN)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(5)
+    wanted = layer(x)
+    torch.manual_seed(5)
+    torch.testing.assert_close(compiled(x), wanted)
+
+
+def test_a_deep_copy_is_independent():
+    layer = build(3, GatePolicy()).eval()
+    twin, x = copy.deepcopy(layer), torch.randn(2, IN)
+    nn.init.zeros_(twin.experts[0].lora_B)
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+    assert not torch.equal(twin(x), layer(x))
+
+
+def test_double_backward():
+    layer = build(2, GatePolicy(noise="none")).double().eval()
+    x = torch.randn(3, IN, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert layer.experts[0].lora_A.grad.any()
+
+
+def test_weights_of_the_gate_sum_to_one_or_keep_the_largest():
+    logits = torch.tensor([[2.0, 1.0, 0.0, 1.0]])
+    dense = Gate(IN, 4, GatePolicy(noise="none"))(logits)
+    torch.testing.assert_close(dense, logits.softmax(-1))
+    kept = Gate(IN, 4, GatePolicy(top_k=2, noise="none"))(logits)
+    assert (kept != 0).sum() == 2, "ties do not let a third expert in"
+    assert kept[0, 0] == dense[0, 0]
+    whole = Gate(IN, 4, GatePolicy(top_k=2, noise="none", renormalise=True))(logits)
+    torch.testing.assert_close(whole.sum(), torch.tensor(1.0))
+
+
+def test_an_offset_of_minus_infinity_silences_an_expert():
+    gate = Gate(IN, 3, GatePolicy(noise="none"))
+    gate.logit_offset[1] = -torch.inf
+    weights = gate(torch.zeros(1, 3))
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 0.0, 0.5]]))
+
+
+def test_keys_are_those_of_a_plain_lora_plus_the_gate():
+    assert set(build(1).state_dict()) == {"base.weight", "base.bias", "experts.0.lora_A", "experts.0.lora_B"}
+    more = set(build(2, GatePolicy()).state_dict()) - set(build(1).state_dict())
+    assert more == {
+        *("experts.1.lora_A", "experts.1.lora_B"),
+        *("gate.weight", "gate.noise_weight", "gate.logit_offset"),
+    }
+
+
+@pytest.mark.parametrize("rank", [0, IN + 1])
+def test_a_rank_that_does_not_fit_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank is {rank}: a 12 -> 20 projection takes 1 to 12"):
+        LoRAExpert(IN, OUT, rank)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    base, expert = nn.Linear(IN, OUT), LoRAExpert(IN, OUT, RANK)
+    with pytest.raises(ValueError, match="at least one expert"):
+        MoELoRALinear(base, [])
+    with pytest.raises(ValueError, match="2 experts need a gate"):
+        MoELoRALinear(base, [expert, LoRAExpert(IN, OUT, RANK)])
+    with pytest.raises(ValueError, match="does not fit 1 experts"):
+        MoELoRALinear(base, [expert], Gate(IN, 3))
+    with pytest.raises(ValueError, match=r"\(20, 12, 4\).* do not fit a 12 -> 20 base"):
+        MoELoRALinear(base, [LoRAExpert(OUT, IN, RANK)])
+    with pytest.raises(ValueError, match="do not fit"):
+        MoELoRALinear(base, [expert, LoRAExpert(IN, OUT, 2)], Gate(IN, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_k": 1, "renormalise": True}, "the gate gets no gradient"),
+        ({"top_k": 0}, "keep at least one expert"),
+        ({"noise": "gaussian"}, "choose 'learned' or 'none'"),
+    ],
+)
+def test_gate_policies_that_cannot_train_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GatePolicy(**arguments)
+
+
+def test_experts_start_different_and_with_kaiming_bounds():
+    torch.manual_seed(0)
+    experts = [LoRAExpert(1024, 64, 8) for _ in range(3)]
+    assert all(not torch.equal(a.lora_A, b.lora_A) for a, b in pairwise(experts))
+    bound = 1024**-0.5  # Kaiming-uniform with a = sqrt(5) is U(-1/sqrt(d), 1/sqrt(d))
+    assert 0.98 * bound < experts[0].lora_A.abs().max() <= bound
