@@ -1,0 +1,20 @@
+"""The detector and its parts: backbones and classifiers."""
+
+from moelora_ad.models.aasist import AASIST, load_public_aasist
+from moelora_ad.models.backbone import Backbone
+from moelora_ad.models.classifier import AttentiveStatistics, Classifier, MeanPooling
+from moelora_ad.models.detector import Detector
+from moelora_ad.models.wav2vec2 import Wav2Vec2Backbone
+from moelora_ad.models.whisper import WhisperBackbone
+
+__all__ = [
+    "AASIST",
+    "AttentiveStatistics",
+    "Backbone",
+    "Classifier",
+    "Detector",
+    "MeanPooling",
+    "Wav2Vec2Backbone",
+    "WhisperBackbone",
+    "load_public_aasist",
+]

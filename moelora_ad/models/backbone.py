@@ -1,0 +1,81 @@
+"""What every backbone promises: waveforms in, frames out."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moelora_ad.errors import InputError
+
+HiddenStates = Literal["last", "weighted"] | int
+
+
+class Backbone(nn.Module, ABC):
+    """A speech encoder with its input normalisation, and the choice of its hidden states.
+
+    ``encoder`` is the pretrained module that an adaptation method changes; everything else of a backbone is its own:
+    the front end without parameters, and the layer weights when ``hidden_states`` is "weighted".
+
+    Attributes:
+        encoder: the pretrained model.
+        width: features of an output frame.
+        stochastic: whether dropout, layer drop or masking of the encoder was asked for.
+    """
+
+    encoder: PreTrainedModel
+    width: int
+    stochastic: bool = False
+
+    def __init__(self, encoder: PreTrainedModel, width: int, hidden_states: HiddenStates) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.width = width
+        self.hidden_states = hidden_states
+        self.layer_weights: nn.Parameter | None = None
+        layers = self.layers()
+        if isinstance(hidden_states, int):
+            if not 1 <= hidden_states <= len(layers):
+                raise InputError(f"hidden_states is {hidden_states}: the encoder has layers 1 to {len(layers)}")
+            del layers[hidden_states:]  # layers above the chosen one would be computed and adapted for nothing
+        if hidden_states == "weighted":
+            self.layer_weights = nn.Parameter(torch.zeros(len(layers) + 1))
+        if hidden_states != "last":
+            self.drop_final_norm()
+
+    @abstractmethod
+    def layers(self) -> nn.ModuleList:
+        """The encoder's transformer layers, in order."""
+
+    @abstractmethod
+    def drop_final_norm(self) -> None:
+        """Take away the normalisation behind the last layer, which belongs to the last hidden state alone."""
+
+    @abstractmethod
+    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        """Hidden states (B, frames, width), the wanted last one last, all of them if ``layer_weights`` is set; and the
+        valid frames (B,), None for all."""
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Frames of a batch.
+
+        Args:
+            waveforms: (B, samples) float, 16 kHz mono.
+            lengths: (B,) valid samples of each row, None when all rows are full.
+
+        Returns:
+            (B, frames, width), and the valid frames (B,), None when all are valid.
+        """
+        states, frames = self.encode(waveforms, lengths)
+        if self.layer_weights is None:
+            return states[-1], frames
+        weights = self.layer_weights.softmax(dim=0)
+        return torch.einsum("l,lbtd->btd", weights, torch.stack(states)), frames
+
+    def after_adaptation(self) -> None:
+        """Called once the adaptation method has decided what is trained."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each transformer layer in the backward pass instead of keeping its activations."""
+        self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

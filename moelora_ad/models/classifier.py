@@ -1,0 +1,60 @@
+"""What every classifier promises, and the simple ones."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module, ABC):
+    """From frames to two logits: index 0 spoof, index 1 bona fide."""
+
+    @abstractmethod
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits (B, 2) of features (B, frames, width); ``lengths`` (B,) are the valid frames, None for all."""
+
+
+class AttentiveStatistics(Classifier):
+    """Attention-weighted mean and standard deviation over frames, then one linear layer (Okabe et al. 2018).
+
+    Args:
+        width: features of a frame of the encoder.
+        hidden: units of the attention.
+    """
+
+    def __init__(self, width: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+        self.output = nn.Linear(2 * width, 2)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        scores = self.attention(features)
+        if lengths is not None:
+            scores = scores.masked_fill(~_valid(features, lengths), -torch.inf)
+        weights = scores.softmax(dim=1)
+        mean = (weights * features).sum(dim=1)
+        variance = (weights * (features - mean.unsqueeze(1)).square()).sum(dim=1)
+        return self.output(torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=1))
+
+
+class MeanPooling(Classifier):
+    """Mean over frames, then one linear layer: the smallest head.
+
+    Args:
+        width: features of a frame of the encoder.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(width, 2)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if lengths is None:
+            return self.output(features.mean(dim=1))
+        total = (features * _valid(features, lengths)).sum(dim=1)
+        return self.output(total / lengths.unsqueeze(1))
+
+
+def _valid(features: Tensor, lengths: Tensor) -> Tensor:
+    """(B, frames, 1), true on valid frames."""
+    return (torch.arange(features.shape[1], device=features.device) < lengths.unsqueeze(1)).unsqueeze(-1)

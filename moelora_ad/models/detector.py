@@ -1,0 +1,96 @@
+"""The detector: backbone, adaptation and classifier as one module."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from moelora_ad.adapters import AdaptationMethod, Gate, adapted_sites, adapter_modules
+from moelora_ad.models.backbone import Backbone
+from moelora_ad.models.classifier import Classifier
+
+ENCODER = "backbone.encoder."
+
+
+class Detector(nn.Module):
+    """Waveforms to two logits, index 0 spoof, index 1 bona fide.
+
+    Args:
+        backbone: the pretrained speech encoder.
+        adaptation: what of it is trained; changes ``backbone.encoder`` in place.
+        classifier: makes the classifier for a frame width, for example the class ``AASIST``.
+
+    Attributes:
+        sites: dotted paths of the adapted projections inside ``backbone.encoder``.
+    """
+
+    def __init__(
+        self, backbone: Backbone, adaptation: AdaptationMethod, classifier: Callable[[int], Classifier]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sites = adaptation.adapt(backbone.encoder)
+        backbone.after_adaptation()
+        self.classifier = classifier(backbone.width)
+        self.train(self.training)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits (B, 2).
+
+        Args:
+            waveforms: (B, samples) float, 16 kHz mono.
+            lengths: (B,) valid samples of each row, None when all rows are full.
+        """
+        return self.classifier(*self.backbone(waveforms, lengths))
+
+    def train(self, mode: bool = True) -> "Detector":
+        """Training mode for what is trained. A frozen encoder stays in evaluation mode, so that its own dropout, layer
+        drop, masking and batch statistics are off, unless the backbone was asked for them."""
+        super().train(mode)
+        encoder = self.backbone.encoder
+        if self.backbone.stochastic or self.parameters_by_part()["backbone"]:
+            return self
+        for module in encoder.modules():
+            # transformers checkpoints a layer only if its own flag says training; without dropout it says no more.
+            module.training = mode and getattr(module, "gradient_checkpointing", False)
+        for _, adapter in adapter_modules(encoder):
+            adapter.train(mode)
+        for _, site in adapted_sites(encoder):
+            site.training = mode
+        return self
+
+    def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by part: ``experts``, ``gates``, ``classifier`` (with the backbone's layer weights) and
+        ``backbone`` (the encoder's own)."""
+        parts: dict[str, list[nn.Parameter]] = {"experts": [], "gates": [], "classifier": [], "backbone": []}
+        owners = self._owners()
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                parts[_part(name, owners)].append(parameter)
+        return parts
+
+    def kept_names(self) -> set[str]:
+        """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors."""
+        owners = self._owners()
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        # A buffer (batch statistics) is kept when its module is trained.
+        modules = {_module(name) for name in trained}
+        return {
+            name
+            for name in self.state_dict()
+            if _part(name, owners) != "backbone" or name in trained or _module(name) in modules
+        }
+
+    def _owners(self) -> dict[str, str]:
+        """The part that each expert and gate belongs to, by its dotted path."""
+        return {
+            f"{ENCODER}{name}": "gates" if isinstance(module, Gate) else "experts"
+            for name, module in adapter_modules(self.backbone.encoder)
+        }
+
+
+def _part(name: str, owners: dict[str, str]) -> str:
+    return owners.get(_module(name), "backbone") if name.startswith(ENCODER) else "classifier"
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,87 @@
+"""Finding and loading pretrained encoders through transformers."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from moelora_ad.errors import InputError
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def is_meta() -> bool:
+    """Whether modules are being built on the meta device, where weights cannot be loaded and are not wanted."""
+    return torch.get_default_device().type == "meta"
+
+
+def load_config(source: str | Path, revision: str | None, model_type: str) -> PreTrainedConfig:
+    """The configuration of a hub id, or of a folder with ``config.json``.
+
+    Raises:
+        InputError: it is not there, or it describes another kind of model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _unavailable(source, revision, error) from None
+    if config.model_type != model_type:
+        raise InputError(f"backbone {source} is a {config.model_type!r} model, this class loads {model_type!r}")
+    return config
+
+
+def load_encoder(
+    model_class: type[Model],
+    config: PreTrainedConfig,
+    source: str | Path,
+    revision: str | None,
+    may_miss: Iterable[str] = (),
+) -> Model:
+    """A pretrained model in float32, every weight of it read from the checkpoint.
+
+    Args:
+        may_miss: names that checkpoints leave out and that have no effect here.
+
+    Raises:
+        InputError: the checkpoint is not there, or lacks weights.
+    """
+    try:
+        model, report = model_class.from_pretrained(
+            source, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise _unavailable(source, revision, error) from None
+    lacking = sorted(set(report["missing_keys"]) - set(may_miss)) + sorted(str(k) for k in report["mismatched_keys"])
+    if lacking:
+        name = model_class.__name__
+        raise InputError(f"backbone {source} lacks {len(lacking)} weights of a {name}, first {lacking[0]}")
+    return model
+
+
+def has_file(folder: str | Path, name: str) -> bool:
+    return (Path(folder) / name).is_file()
+
+
+def _unavailable(source: str | Path, revision: str | None, error: Exception) -> InputError:
+    path = Path(source)
+    if path.is_dir():
+        needed = [name for name in ("config.json", "model.safetensors") if not has_file(path, name)]
+        reason = f"the folder has no {' and no '.join(needed)}" if needed else str(error).splitlines()[0]
+        return InputError(f"backbone {source}: {reason}")
+    if path.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+        return InputError(f"backbone {source}: no such folder")
+    at = f" --revision {revision}" if revision else ""
+    return InputError(
+        f"backbone {source}: no such folder, and not in the local hub cache or reachable on the hub; "
+        f"on a machine with network run: hf download {source}{at}"
+    )
+
+
+def settings(config: PreTrainedConfig, **values: Any) -> None:
+    """Set fields of a configuration, refusing a name that it does not have."""
+    for name, value in values.items():
+        if not hasattr(config, name):
+            raise AttributeError(f"{type(config).__name__} has no {name}")
+        setattr(config, name, value)

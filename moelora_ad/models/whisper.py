@@ -1,0 +1,88 @@
+"""The encoder of Whisper, on clips of any length up to 30 s."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from moelora_ad.errors import InputError
+from moelora_ad.models.backbone import Backbone, HiddenStates
+from moelora_ad.models.pretrained import is_meta, load_config, load_encoder, settings
+
+FFT = 400  # samples of an analysis window, 25 ms
+HOP = 160  # samples between windows, 10 ms
+
+
+class WhisperBackbone(Backbone):
+    """Whisper's encoder (Radford et al., arXiv 2212.04356), 50 frames a second, with its log-mel front end.
+
+    The clip is not padded to 30 s: the sinusoidal positions are cut to its frames.
+
+    Args:
+        source: hub id of a Whisper model, or a folder with ``config.json`` and ``model.safetensors`` of a whole model
+            or of the encoder alone.
+        revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
+        pretrained: False builds the architecture with random weights from the configuration alone.
+        hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation; or
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers.
+
+    Raises:
+        InputError: the checkpoint cannot be found or does not fit.
+    """
+
+    encoder: WhisperEncoder
+    mel_filters: Tensor
+
+    def __init__(
+        self,
+        source: str | Path = "openai/whisper-tiny.en",
+        revision: str | None = None,
+        pretrained: bool = True,
+        hidden_states: HiddenStates = "last",
+    ) -> None:
+        config = load_config(source, revision, "whisper")
+        settings(config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0)
+        super().__init__(_encoder(config, source, revision, pretrained), config.d_model, hidden_states)
+        filters = WhisperFeatureExtractor(feature_size=config.num_mel_bins, n_fft=FFT, hop_length=HOP).mel_filters
+        self.register_buffer("mel_filters", torch.tensor(filters, dtype=torch.float32).T, persistent=False)
+
+    def layers(self) -> nn.ModuleList:
+        return self.encoder.layers
+
+    def drop_final_norm(self) -> None:
+        self.encoder.layer_norm = nn.Identity()
+
+    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        encoder = self.encoder
+        hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms)))
+        hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (B, frames, width)
+        if hidden.shape[1] > encoder.max_source_positions:
+            seconds = waveforms.shape[1] / 16_000
+            raise InputError(f"a clip of {seconds:.1f} s exceeds the 30 s that Whisper takes: use shorter segments")
+        hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        states = [hidden]
+        for layer in encoder.layers:
+            states.append(layer(states[-1], None))
+        states[-1] = encoder.layer_norm(states[-1])
+        frames = None if lengths is None else (lengths // HOP - 1) // 2 + 1
+        return states, frames
+
+    def log_mel(self, waveforms: Tensor) -> Tensor:
+        """Whisper's log-mel spectrogram, (B, samples) -> (B, mel bands, samples // 160)."""
+        with torch.autocast(waveforms.device.type, enabled=False):  # powers overflow half precision
+            window = torch.hann_window(FFT, device=waveforms.device)
+            spectrum = torch.stft(waveforms.float(), FFT, HOP, window=window, return_complex=True)[..., :-1]
+            log_mel = (self.mel_filters @ spectrum.abs().square()).clamp(min=1e-10).log10()
+            log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0)
+            return (log_mel + 4.0) / 4.0
+
+
+def _encoder(config: WhisperConfig, source: str | Path, revision: str | None, pretrained: bool) -> WhisperEncoder:
+    if not pretrained or is_meta():
+        return WhisperEncoder(config)
+    if config.architectures == ["WhisperEncoder"]:
+        return load_encoder(WhisperEncoder, config, source, revision)
+    return load_encoder(WhisperModel, config, source, revision).encoder
