@@ -1,0 +1,219 @@
+import math
+import pickle
+import re
+import struct
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+import torch
+import torchaudio.functional
+
+from moelora_ad.audio import AudioError, audio_length, read_audio
+from moelora_ad.errors import InputError
+
+
+def noise(samples, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
+
+
+def only_line(error):
+    (line,) = str(error.value).splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype"),
+    [("a.flac", "PCM_16"), ("a.wav", "PCM_16"), ("a.wav", "FLOAT"), ("a.wav", "ULAW"), ("a.wav", "MS_ADPCM"),
+     ("a.ogg", "VORBIS"), ("a.ogg", "OPUS"), ("a.mp3", "MPEG_LAYER_III")],
+)  # fmt: skip
+def test_a_part_equals_the_same_part_of_the_whole_bit_for_bit(tmp_path, name, subtype):
+    soundfile.write(tmp_path / name, noise(30_000), 16_000, subtype=subtype)
+    truth, _ = soundfile.read(tmp_path / name, dtype="float32")
+    whole = read_audio(tmp_path / name)
+    assert whole.dtype == np.float32
+    if subtype == "MPEG_LAYER_III":  # soundfile.read seeks to 0 first, which costs mpg123 the last bit
+        np.testing.assert_allclose(whole, truth, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(whole, truth)
+    assert audio_length(tmp_path / name) == len(whole) == len(truth)
+    for start, samples in [(0, 1), (0, 30_000), (1, 10), (4_097, 8_000), (12_345, None), (29_999, 50)]:
+        stop = None if samples is None else start + samples
+        np.testing.assert_array_equal(read_audio(tmp_path / name, start, samples), whole[start:stop])
+
+
+def test_only_the_needed_part_is_decoded(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "long.flac", noise(160_000), 16_000)
+    decoded = []
+    read = soundfile.SoundFile.read
+
+    def counting_read(self, *args, **kwargs):
+        frames = read(self, *args, **kwargs)
+        decoded.append(len(frames))
+        return frames
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counting_read)
+    read_audio(tmp_path / "long.flac", 100_000, 1_000)
+    assert decoded == [1_000]
+
+
+def test_channels_are_averaged(tmp_path):
+    stereo = np.stack([noise(1_000, 1), noise(1_000, 2)], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", stereo, 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "stereo.wav"), (stereo[:, 0] + stereo[:, 1]) / 2, atol=1e-7)
+    np.testing.assert_array_equal(
+        read_audio(tmp_path / "stereo.wav", 10, 5), read_audio(tmp_path / "stereo.wav")[10:15]
+    )
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
+def test_resampling_keeps_frequency_level_and_length(tmp_path, rate):
+    seconds, hertz = 1.37, 1_000
+    time = np.arange(int(rate * seconds)) / rate
+    soundfile.write(tmp_path / "sine.wav", 0.4 * np.sin(2 * np.pi * hertz * time), rate, subtype="FLOAT")
+    resampled = read_audio(tmp_path / "sine.wav")
+    assert len(resampled) == audio_length(tmp_path / "sine.wav") == math.ceil(len(time) * 16_000 / rate)
+    truth = 0.4 * np.sin(2 * np.pi * hertz * np.arange(len(resampled)) / 16_000)
+    np.testing.assert_allclose(resampled[200:-200], truth[200:-200], atol=2e-3)
+
+
+def test_resampling_removes_what_16_khz_cannot_carry(tmp_path):
+    time = np.arange(48_000) / 48_000
+    soundfile.write(tmp_path / "high.wav", 0.5 * np.sin(2 * np.pi * 11_000 * time), 48_000, subtype="FLOAT")
+    assert np.abs(read_audio(tmp_path / "high.wav")[200:-200]).max() < 0.01
+
+
+def test_resampling_agrees_with_scipy_on_band_limited_noise(tmp_path):
+    low, high = scipy.signal.butter(8, [100, 5_000], "bandpass", fs=48_000, output="sos"), noise(48_000)
+    sound = scipy.signal.sosfiltfilt(low, high).astype(np.float32)
+    soundfile.write(tmp_path / "band.wav", sound, 48_000, subtype="FLOAT")
+    truth = scipy.signal.resample_poly(sound, 1, 3, window=("kaiser", 12.0))
+    np.testing.assert_allclose(read_audio(tmp_path / "band.wav")[500:-500], truth[500:-500], atol=5e-3)
+
+
+def test_resampling_is_torchaudios_but_for_its_rounding_of_the_length(tmp_path):
+    # At this length and rate torchaudio rounds 80,119.0023 to float32 before its ceil and returns a sample too few.
+    sound = noise(220_828)
+    soundfile.write(tmp_path / "long.wav", sound, 44_100, subtype="FLOAT")
+    theirs = torchaudio.functional.resample(torch.from_numpy(sound), 44_100, 16_000).numpy()
+    ours = read_audio(tmp_path / "long.wav")
+    assert len(ours) == audio_length(tmp_path / "long.wav") == math.ceil(220_828 * 16_000 / 44_100) == len(theirs) + 1
+    np.testing.assert_array_equal(ours[: len(theirs)], theirs)
+    np.testing.assert_array_equal(read_audio(tmp_path / "long.wav", 1_000, 64_600), ours[1_000:65_600])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(AudioError) as error:
+        read_audio(tmp_path / "none.flac")
+    assert only_line(error) == f"no such audio file: {tmp_path / 'none.flac'}"
+    with pytest.raises(AudioError, match="no such audio file"):
+        audio_length(tmp_path / "none.flac")
+
+
+def test_text_under_the_name_of_audio(tmp_path):
+    path = tmp_path / "text.flac"
+    path.write_text("not found\n")
+    with pytest.raises(AudioError) as error:
+        read_audio(path)
+    assert only_line(error) == f"cannot decode {path}: Format not recognised; is it an audio file?"
+
+
+def test_folder_empty_file_and_headerless_samples(tmp_path):
+    with pytest.raises(AudioError, match="this is a folder"):
+        read_audio(tmp_path)
+    (tmp_path / "empty.flac").touch()
+    with pytest.raises(AudioError, match="the file is empty"):
+        read_audio(tmp_path / "empty.flac")
+    (tmp_path / "headerless.raw").write_bytes(bytes(100))
+    with pytest.raises(AudioError, match=re.escape("headerless.raw")):
+        read_audio(tmp_path / "headerless.raw")
+
+
+def test_zero_samples(tmp_path):
+    soundfile.write(tmp_path / "zero.wav", np.zeros(0), 16_000)
+    for read in (read_audio, audio_length):
+        with pytest.raises(AudioError, match="zero samples"):
+            read(tmp_path / "zero.wav")
+
+
+def test_start_behind_the_end(tmp_path):
+    for rate in (16_000, 8_000):
+        soundfile.write(tmp_path / "short.wav", noise(100), rate)
+        assert len(read_audio(tmp_path / "short.wav", audio_length(tmp_path / "short.wav") - 1)) == 1
+        with pytest.raises(AudioError, match="no sample from number 200 on"):
+            read_audio(tmp_path / "short.wav", 200, 10)
+
+
+@pytest.mark.parametrize(("start", "samples"), [(-1, None), (0, 0), (0, -5)])
+def test_senseless_ranges_are_the_callers_mistake(tmp_path, start, samples):
+    soundfile.write(tmp_path / "a.wav", noise(100), 16_000)
+    with pytest.raises(ValueError, match="start must be >= 0"):
+        read_audio(tmp_path / "a.wav", start, samples)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rate", [16_000, 8_000])
+def test_nan_and_infinite_samples(tmp_path, bad, rate):
+    sound = noise(1_000)
+    sound[700] = bad
+    soundfile.write(tmp_path / "bad.wav", sound, rate, subtype="FLOAT")
+    with pytest.raises(AudioError, match="NaN or infinite"):
+        read_audio(tmp_path / "bad.wav")
+
+
+def test_a_truncated_flac_is_refused_and_named(tmp_path):
+    path = tmp_path / "cut.flac"
+    soundfile.write(path, noise(64_000), 16_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError) as error:
+        read_audio(path)
+    assert only_line(error).startswith(f"cannot decode {path}: ")
+
+
+def flac_with_length(path, frames):
+    """A FLAC file of 8,000 samples whose header claims another number (36 bits before STREAMINFO's MD5)."""
+    soundfile.write(path, noise(8_000), 16_000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0
+    data[22:26] = struct.pack(">I", frames)
+    path.write_bytes(data)
+
+
+def test_headers_that_lie_about_the_length(tmp_path):
+    flac_with_length(tmp_path / "open.flac", 0)  # as ffmpeg writes into a pipe
+    for read in (read_audio, audio_length):
+        with pytest.raises(AudioError, match=r"does not tell its length"):
+            read(tmp_path / "open.flac")
+    flac_with_length(tmp_path / "less.flac", 16_000)
+    with pytest.raises(AudioError, match="cannot decode"):
+        read_audio(tmp_path / "less.flac")
+
+
+@pytest.mark.parametrize("rate", [1, 44_101])
+def test_absurd_rates_are_refused_before_they_eat_the_memory(tmp_path, rate):
+    soundfile.write(tmp_path / "odd.wav", noise(1_000), rate)
+    with pytest.raises(AudioError, match=f"rate of {rate} Hz"):
+        read_audio(tmp_path / "odd.wav")
+
+
+class OneFile(torch.utils.data.Dataset):
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return read_audio(self.path)
+
+
+def test_the_error_keeps_its_type_and_line_through_pickle_and_workers(tmp_path):
+    path = tmp_path / "none.flac"
+    error = AudioError(f"no such audio file: {path}")
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, InputError)
+    assert (type(copy), str(copy)) == (AudioError, str(error))
+    with pytest.raises(AudioError) as from_worker:
+        next(iter(torch.utils.data.DataLoader(OneFile(path), num_workers=1)))
+    assert str(from_worker.value) == str(error)
