@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperModel
+
+torch.set_num_threads(1)  # the models are small: threads cost more than they bring, most of all on a busy machine
 
 PROJECT = Path(__file__).parents[1]
 QUICKSTART = PROJECT / "experiments" / "quickstart"

@@ -56,9 +56,7 @@ class MoELoRALinear(nn.Module):
         if self.gate is None and len(experts) > 1:
             raise ValueError(f"{len(experts)} experts need a gate")
         if self.gate is not None and self.gate.weight.shape != (len(experts), widths[0]):
-            raise ValueError(
-                f"a gate of shape {tuple(self.gate.weight.shape)} does not fit {len(experts)} experts"
-            )
+            raise ValueError(f"a gate of shape {tuple(self.gate.weight.shape)} does not fit {len(experts)} experts")
 
     # Models that look at their projection see the base: the adapted layer stands where an nn.Linear stood.
     @property

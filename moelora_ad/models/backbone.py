@@ -78,4 +78,4 @@ class Backbone(nn.Module, ABC):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each transformer layer in the backward pass instead of keeping its activations."""
-        self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.encoder.activation_checkpointing_enable({"use_reentrant": False})

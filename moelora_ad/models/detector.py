@@ -49,9 +49,10 @@ class Detector(nn.Module):
         encoder = self.backbone.encoder
         if self.backbone.stochastic or self.parameters_by_part()["backbone"]:
             return self
-        for module in encoder.modules():
+        encoder.eval()
+        for layer in self.backbone.layers():
             # transformers checkpoints a layer only if its own flag says training; without dropout it says no more.
-            module.training = mode and getattr(module, "gradient_checkpointing", False)
+            layer.training = mode and getattr(layer, "gradient_checkpointing", False)
         for _, adapter in adapter_modules(encoder):
             adapter.train(mode)
         for _, site in adapted_sites(encoder):

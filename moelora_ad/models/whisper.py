@@ -45,7 +45,9 @@ class WhisperBackbone(Backbone):
     ) -> None:
         config = load_config(source, revision, "whisper")
         settings(config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0)
-        super().__init__(_encoder(config, source, revision, pretrained), config.d_model, hidden_states)
+        encoder = _encoder(config, source, revision, pretrained)
+        encoder.embed_positions.requires_grad_(False)  # fixed sinusoids; loading a checkpoint forgets that
+        super().__init__(encoder, config.d_model, hidden_states)
         filters = WhisperFeatureExtractor(feature_size=config.num_mel_bins, n_fft=FFT, hop_length=HOP).mel_filters
         self.register_buffer("mel_filters", torch.tensor(filters, dtype=torch.float32).T, persistent=False)
 
