@@ -1,0 +1,17 @@
+"""Training with Lightning: the module, the data, the samplers, the command line's verbs."""
+
+from moelora_ad.training.data_module import AudioDeepfakeDataModule
+from moelora_ad.training.dataset import Batch, TrialDataset
+from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.samplers import EvaluationBatches, TrainingBatches
+from moelora_ad.training.schedule import WarmupCosine
+
+__all__ = [
+    "AudioDeepfakeDataModule",
+    "Batch",
+    "DetectionModule",
+    "EvaluationBatches",
+    "TrainingBatches",
+    "TrialDataset",
+    "WarmupCosine",
+]

@@ -1,0 +1,171 @@
+"""The verbs fit, validate, test and predict: Lightning's command line around our classes."""
+
+import os
+import sys
+import warnings
+from pickle import UnpicklingError
+from typing import Any, NoReturn
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from moelora_ad.adapters import InjectionError
+from moelora_ad.errors import InputError
+from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
+from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.run import is_fast_dev_run, run_directory
+from moelora_ad.training.summary import print_evaluation, print_fit
+from moelora_ad.training.usage import OneLineParser
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+# Advice that our own defaults answer already.
+_SILENCED = (
+    ".*does not have many workers.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*lightning.pytorch.* due to potential conflicts.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*The dirpath has changed from.*",  # a test of an earlier run's checkpoint
+    ".*module\\(s\\) in eval mode at the start of training.*",  # frozen means frozen
+)
+
+
+def run(program: str) -> int:
+    """Run the verb in ``sys.argv``; returns the exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for message in _SILENCED:
+        warnings.filterwarnings("ignore", message=message)
+    try:
+        DetectionCommand(
+            DetectionModule,
+            AudioDeepfakeDataModule,
+            save_config_callback=_SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=1,
+            parser_class=OneLineParser,
+            parser_kwargs={"allow_abbrev": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (InputError, InjectionError, MisconfigurationException) as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+class _SaveRunConfig(SaveConfigCallback):
+    """Puts the configuration into the folder of the run, whatever the logger."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = run_directory(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False)
+
+
+class DetectionCommand(LightningCLI):
+    """LightningCLI with our defaults: selection by dev EER, a test of the best checkpoint after fit, plain errors."""
+
+    model: DetectionModule
+    datamodule: AudioDeepfakeDataModule
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="fit ends with a test of the best checkpoint"
+        )
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": f"{DEV}/eer",
+                "checkpoint.filename": f"epoch{{epoch:02d}}-dev_eer{{{DEV}/eer:.4f}}",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.save_last": True,
+                "checkpoint.save_on_exception": True,
+                "early_stopping.monitor": f"{DEV}/eer",
+                "early_stopping.patience": 10,
+            }
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        # Loading is always weights_only, and our own tables replace the verbose ones.
+        ours = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": ours | {"train_dataloaders", "val_dataloaders"},
+            "validate": ours | {"dataloaders", "verbose"},
+            "test": ours | {"dataloaders", "verbose"},
+            "predict": ours | {"dataloaders", "return_predictions"},
+        }
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            self._parser(self.subcommand).error(str(error))
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a checkpoint that cannot be read, before anything is built (Lightning would look for
+        hyper-parameters in it; ours are in the configuration)."""
+        verb = self.config.subcommand
+        path = self.config[verb].ckpt_path
+        if path is None or path in ("best", "last", "hpc", "registry") or "://" in str(path):
+            return
+        if not os.path.exists(path):
+            self._parser(verb).error(f"--ckpt_path: {path} does not exist")
+        if os.path.isfile(path):  # a folder is a sharded checkpoint
+            try:
+                torch.load(path, weights_only=True, map_location="meta")
+            except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self._parser(verb).error(f"--ckpt_path: {path} is no readable checkpoint: {reason}")
+
+    def fit(self, **arguments: Any) -> None:
+        """Train; then score the development set and every test set with the best checkpoint."""
+        try:
+            self.trainer.fit(**arguments, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C, after it has saved a checkpoint
+            self._interrupted()
+        if is_fast_dev_run(self.trainer):
+            return
+        checkpoint = self._checkpoint()
+        if self._get(self.config, "test_after_fit"):
+            evaluation = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": checkpoint}
+            self.validate(**evaluation)
+            if self.datamodule.test:
+                self.test(**evaluation)
+        if self.trainer.is_global_zero:
+            print_fit(self.trainer, self.model, checkpoint)
+
+    def validate(self, **arguments: Any) -> None:
+        self.trainer.validate(**arguments, weights_only=True, verbose=False)
+        self._print_evaluation()
+
+    def test(self, **arguments: Any) -> None:
+        self.trainer.test(**arguments, weights_only=True, verbose=False)
+        self._print_evaluation()
+
+    def predict(self, **arguments: Any) -> None:
+        self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
+        self._print_evaluation()
+
+    def _print_evaluation(self) -> None:
+        if self.subcommand != "fit" and self.trainer.is_global_zero:
+            print_evaluation(self.trainer, self.model)
+
+    def _checkpoint(self) -> str:
+        callback = self.trainer.checkpoint_callback
+        assert isinstance(callback, ModelCheckpoint)
+        return callback.best_model_path or callback.last_model_path
+
+    def _interrupted(self) -> NoReturn:
+        callback = self.trainer.checkpoint_callback
+        saved = callback.last_model_path if isinstance(callback, ModelCheckpoint) else ""
+        if saved and self.trainer.is_global_zero:
+            print(f"\nsaved {os.path.relpath(saved)}; give it as --ckpt_path to continue", file=sys.stderr)
+        raise KeyboardInterrupt

@@ -1,0 +1,193 @@
+"""The detector in training, validation and test."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from moelora_ad.adapters import AdaptationMethod, CallWatch
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation import ScoreError
+from moelora_ad.models import Backbone, Classifier, Detector
+from moelora_ad.training.data_module import DEV
+from moelora_ad.training.dataset import Batch
+from moelora_ad.training.run import is_fast_dev_run, run_directory
+from moelora_ad.training.schedule import WarmupCosine
+from moelora_ad.training.scoring import SetScores, evaluation_sets
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+class DetectionModule(LightningModule):
+    """A detector with its loss, its optimiser and its figures.
+
+    Args:
+        backbone: the pretrained speech encoder.
+        adaptation: what of it is trained.
+        classifier: classifier class; it gets the backbone's width.
+        optimizer: any torch optimiser; its own learning rate serves every part that has none below.
+        schedule: ``WarmupCosine`` (step by step), any torch scheduler (epoch by epoch), or none.
+        adapter_lr: learning rate of the experts.
+        gate_lr: learning rate of the gates.
+        classifier_lr: learning rate of the classifier.
+        class_weights: weights of spoof and bona fide in the cross entropy.
+        gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adaptation: AdaptationMethod,
+        classifier: Callable[[int], Classifier],
+        optimizer: OptimizerFactory = AdamW,
+        schedule: WarmupCosine | SchedulerFactory | None = None,
+        adapter_lr: float | None = None,
+        gate_lr: float | None = None,
+        classifier_lr: float | None = None,
+        class_weights: tuple[float, float] = (0.1, 0.9),
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.detector = Detector(backbone, adaptation, classifier)
+        if gradient_checkpointing:
+            backbone.enable_gradient_checkpointing()
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.learning_rates = {"experts": adapter_lr, "gates": gate_lr, "classifier": classifier_lr, "backbone": None}
+        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        # Frozen weights are not in a checkpoint; on_load_checkpoint checks the names that must be.
+        self.strict_loading = False
+        self.evaluated: dict[str, float | None] = {}
+        self._sets: list[SetScores] = []
+        self._watch: CallWatch | None = None
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.detector(waveforms, lengths)
+
+    # Training
+
+    def configure_optimizers(self) -> Any:
+        groups: list[dict[str, Any]] = []
+        for part, parameters in self.detector.parameters_by_part().items():
+            if parameters:
+                rate = self.learning_rates[part]
+                groups.append({"params": parameters, "name": part} | ({} if rate is None else {"lr": rate}))
+        optimizer = self.optimizer(groups)
+        if self.schedule is None:
+            return optimizer
+        if isinstance(self.schedule, WarmupCosine):
+            scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        return [optimizer], [{"scheduler": self.schedule(optimizer), "interval": "epoch", "monitor": f"{DEV}/eer"}]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self._loss(self(batch.waveforms, batch.lengths), batch.labels)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.labels))
+        return loss
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits.float(), labels, weight=self.class_weights)
+
+    def on_train_start(self) -> None:
+        self._watch = CallWatch(self.detector.backbone.encoder)
+
+    def on_after_backward(self) -> None:
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            watch.finish()
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self._sets = evaluation_sets(self.trainer, self.trainer.limit_val_batches)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self(batch.waveforms, batch.lengths)
+        self._sets[0].update(batch, logits)
+        loss = self._loss(logits, batch.labels)
+        self.log(f"{DEV}/loss", loss, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("", write=self.trainer.state.fn == "validate")
+
+    def on_test_epoch_start(self) -> None:
+        self._sets = evaluation_sets(self.trainer, self.trainer.limit_test_batches)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._sets[dataloader_idx].update(batch, self(batch.waveforms, batch.lengths))
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test/", write=True)
+
+    def on_predict_epoch_start(self) -> None:
+        self._sets = evaluation_sets(self.trainer, self.trainer.limit_predict_batches)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        logits = self(batch.waveforms, batch.lengths)
+        self._sets[dataloader_idx].update(batch, logits)
+        return logits
+
+    def on_predict_epoch_end(self) -> None:
+        for part in self._sets:
+            self._write(part)
+
+    def _finish(self, prefix: str, write: bool) -> None:
+        """EER of every set that has both classes; its score file if wanted."""
+        if self.trainer.sanity_checking:
+            return
+        for part in self._sets:
+            table = self._write(part) if write else part.table()
+            try:
+                eer = table.equal_error_rate().eer
+            except ScoreError:
+                if part.name == DEV and not is_fast_dev_run(self.trainer):
+                    raise
+                self.evaluated[part.name] = None
+                continue
+            self.evaluated[part.name] = eer
+            self.log(f"{prefix}{part.name}/eer", eer, prog_bar=part.name == DEV, sync_dist=True)
+
+    def _write(self, part: SetScores) -> Any:
+        table = part.table()
+        if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
+            path = score_path(run_directory(self.trainer), part.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table.write(path)
+        return table
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self._kept_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        given, kept = set(checkpoint["state_dict"]), self._kept_names()
+        for names, what in ((kept - given, "lacks"), (given - kept, "holds what the model has not:")):
+            if names:
+                first = ", ".join(sorted(names)[:3])
+                raise InputError(
+                    f"the checkpoint does not fit the model: it {what} {len(names)} tensors, first {first}; "
+                    "give the configuration that it was trained with"
+                )
+
+    def _kept_names(self) -> set[str]:
+        return {f"detector.{name}" for name in self.detector.kept_names()}
+
+    def parameter_count(self) -> tuple[int, int]:
+        """Number of all and of trainable parameters."""
+        parameters: list[nn.Parameter] = list(self.parameters())
+        return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def score_path(run: Path, name: str) -> Path:
+    return run / "scores" / f"{name}.csv"

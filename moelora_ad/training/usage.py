@@ -1,0 +1,58 @@
+"""One clear line for a mistake on the command line or in a configuration."""
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+
+class OneLineParser(LightningArgumentParser):
+    """Lightning's parser, but a mistake is one line on standard error, with the nearest known name, and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        if not self.exit_on_error:
+            super().error(message, ex)
+        verb = self.prog.replace(" [options]", "")
+        self.exit(2, f"{verb}: error: {explain(message, self)}\n")
+
+
+def explain(message: str, parser: LightningArgumentParser) -> str:
+    """A parser's message in one line, with the name that was probably meant."""
+    line = re.sub(r"\s+", " ", message).strip()
+    if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
+        return f"unknown option --{found[1]}{_nearest(found[1], _options(parser))}"
+    if found := re.search(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):
+        return f"unknown key {found[2]!r}{_nearest(found[2], _options(_subparser(parser, found[1])))}"
+    if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
+        key = re.search(r'Parser key "([^"]+)"', message)
+        where = f"{key[1]}: " if key else ""
+        return f"{where}{found[1]} has no argument {found[2]!r}{_nearest(found[2], _arguments(found[1]))}"
+    if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
+        key = re.search(r'Parser key "([^"]+)"', message)
+        where = f"{key[1]}: " if key else ""
+        return f"{where}{found[1]} has no {found[2]!r}{_nearest(found[2], dir(importlib.import_module(found[1])))}"
+    return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _options(parser: LightningArgumentParser) -> set[str]:
+    """Option names and the groups that they stand in (``model``, ``trainer``, ...)."""
+    names = {action.dest for action in parser._actions}
+    return names | {name.rpartition(".")[0] for name in names} - {""}
+
+
+def _subparser(parser: LightningArgumentParser, verb: str) -> LightningArgumentParser:
+    choices = (action.choices for action in parser._actions if isinstance(action.choices, Mapping))
+    return next(parsers[verb] for parsers in choices if verb in parsers)
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)

@@ -1,0 +1,267 @@
+"""fit and test from the command line: figures, files, and one clear line for every mistake."""
+
+import csv
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from moelora_ad.cli import main
+from moelora_ad.evaluation import ScoreTable
+
+
+@pytest.fixture
+def lightning(monkeypatch, capsys):
+    """Runs the command in this process; returns exit code, standard output and standard error."""
+
+    # Log handlers made in an earlier call hold that call's captured stream.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lightning", *map(str, arguments)])
+        try:
+            code = main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def error_line(printed: str) -> str:
+    """The one error line on standard error; a traceback fails the test."""
+    assert "Traceback" not in printed, printed
+    lines = [line for line in printed.splitlines() if "error:" in line]
+    assert len(lines) == 1, printed
+    return lines[0]
+
+
+def test_fit_then_test_from_what_fit_prints(lightning, experiment, write_config, tmp_path):
+    code, out, _ = lightning("fit", "--config", write_config(experiment))
+    assert code == 0
+    assert "dev (selects the checkpoint)" in out
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    assert {path.stem for path in (run / "scores").iterdir()} == {"dev", "in_domain", "out_of_domain"}
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    command = next(line for line in out.splitlines() if line.startswith("next:")).split("lightning ")[1].split()
+    code, out, _ = lightning(*command)
+    assert code == 0
+    again = tmp_path / "runs" / "tiny" / "version_1" / "scores" / "in_domain.csv"
+    assert again.read_bytes() == (run / "scores" / "in_domain.csv").read_bytes()
+    table = ScoreTable.read(again)
+    assert f"{100 * table.equal_error_rate().eer:.2f}" in out
+
+
+def test_configurations_compose_and_the_command_line_wins(lightning, experiment, write_config):
+    lora = {"model": {"adaptation": {"class_path": "moelora_ad.adapters.LoRA", "init_args": {"rank": 4}}}}
+    code, out, _ = lightning(
+        *("fit", "--config", write_config(experiment), "--config", write_config(lora, "lora.yaml")),
+        *("--model.adaptation.init_args.alpha", 8, "--seed_everything", 5, "--print_config"),
+    )
+    assert code == 0
+    shown = yaml.safe_load(out)
+    assert shown["model"]["adaptation"]["class_path"] == "moelora_ad.adapters.LoRA"
+    assert shown["model"]["adaptation"]["init_args"]["rank"] == 4
+    assert shown["model"]["adaptation"]["init_args"]["alpha"] == 8
+    assert shown["seed_everything"] == 5
+    assert shown["data"]["batch_size"] == 4
+
+
+def test_the_switch_that_leaves_out_the_test(lightning, experiment, write_config, tmp_path):
+    code, out, _ = lightning("fit", "--config", write_config(experiment), "--test_after_fit", "false")
+    assert code == 0
+    assert "checkpoint:" in out
+    assert not (tmp_path / "runs" / "tiny" / "version_0" / "scores").exists()
+
+
+def test_predict_scores_without_labels(lightning, experiment, write_config, tmp_path):
+    manifest = Path(experiment["data"]["test"]["in_domain"]["init_args"]["path"])
+    rows = [row[:2] for row in csv.reader(manifest.open())]
+    manifest.write_text("".join(",".join(row) + "\n" for row in rows))
+    code, _, _ = lightning("predict", "--config", write_config(experiment))
+    assert code == 0
+    table = ScoreTable.read(tmp_path / "runs" / "tiny" / "version_0" / "scores" / "in_domain.csv")
+    assert len(table) == 8
+    assert set(table.labels) == {-1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.gate_rl", "1"], "unknown option --model.gate_rl; did you mean 'model.gate_lr'?"),
+        (
+            ["--model.adaptation.init_args.rnk", "4"],
+            "moelora_ad.adapters.MoELoRA has no argument 'rnk'; did you mean 'rank'?",
+        ),
+        (["--model.adaptation", "moelora_ad.adapters.MoELora"], "did you mean 'MoELoRA'?"),
+        (["--model.adaptation.init_args.rank", "x"], "Expected a <class 'int'>. Got value: x"),
+        (["--model.adaptation.init_args.rank", "0"], "rank is 0: a 32 -> 32 projection takes 1 to 32"),
+        (["--model.adaptation.init_args.targets", "[q_prj]"], "did you mean 'q_proj'?"),
+        (["--model.backbone.init_args.source", "./nowhere"], "backbone ./nowhere: no such folder"),
+        (["--trainer.max_epoch", "1"], "did you mean 'trainer.max_epochs'?"),
+        (["--data.batch_size", "0"], "a batch size of 0 is too small"),
+        (["--config", "nowhere.yaml"], "File does not exist"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
+    lightning, experiment, write_config, arguments, message
+):
+    code, _, err = lightning("fit", "--config", write_config(experiment), *arguments)
+    assert message in error_line(err)
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["model"].update(adaptaton=1), "unknown key 'model.adaptaton'; did you mean 'model.adaptation'?"),
+        (lambda c: c.update(modle={"x": 1}), "unknown key 'modle.x'; did you mean 'model'?"),
+        (lambda c: c["data"].update(batch_sze=1), "unknown key 'data.batch_sze'; did you mean 'data.batch_size'?"),
+        (lambda c: c["data"]["train"]["init_args"].update(pth="x"), "has no argument 'pth'; did you mean 'path'?"),
+    ],
+)
+def test_a_wrong_key_in_yaml_gets_the_nearest_name(lightning, experiment, write_config, change, message):
+    change(experiment)
+    code, _, err = lightning("fit", "--config", write_config(experiment))
+    assert message in error_line(err)
+    assert code == 2
+
+
+def damage_missing_protocol(manifest: Path) -> str:
+    manifest.unlink()
+    return f"{manifest}"
+
+
+def damage_missing_audio(manifest: Path) -> str:
+    manifest.write_text(manifest.read_text().replace(".flac", ".nowhere.flac", 1))
+    return ".nowhere.flac"
+
+
+def damage_text_as_flac(manifest: Path) -> str:
+    text = manifest.with_name("text.flac")
+    text.write_text("this is not audio")
+    rows = list(csv.reader(manifest.open()))
+    rows[1][0] = str(text)
+    manifest.write_text("".join(",".join(row) + "\n" for row in rows))
+    return f"{text}"
+
+
+def damage_label(manifest: Path) -> str:
+    manifest.write_text(manifest.read_text().replace("bonafide", "perhaps", 1))
+    return f"{manifest}, line 2, column 'label'"
+
+
+def damage_empty(manifest: Path) -> str:
+    manifest.write_text(manifest.read_text().splitlines()[0] + "\n")
+    return f"{manifest}"
+
+
+def damage_no_bona_fide(manifest: Path) -> str:
+    manifest.write_text("".join(line for line in manifest.open() if "bonafide" not in line))
+    return "data.val: dev has no bona fide trials among 4"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(damage_missing_protocol, damage_missing_audio, damage_text_as_flac),
+        *(damage_label, damage_empty, damage_no_bona_fide),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_faulty_data_is_one_line_and_exit_code_1(lightning, experiment, write_config, damage, workers):
+    where = damage(Path(experiment["data"]["val"]["init_args"]["path"]))
+    experiment["data"]["num_workers"] = workers
+    code, _, err = lightning("fit", "--config", write_config(experiment))
+    assert where in error_line(err)
+    assert code == 1
+
+
+def test_an_empty_split_names_the_splits_that_are_there(lightning, experiment, write_config):
+    manifest = Path(experiment["data"]["val"]["init_args"]["path"])
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([lines[0] + ",split", *(line + ",dev" for line in lines[1:])]) + "\n")
+    experiment["data"]["val"]["init_args"]["split"] = "development"
+    code, _, err = lightning("fit", "--config", write_config(experiment))
+    assert "dev" in error_line(err)
+    assert "development" in error_line(err)
+    assert code == 1
+
+
+def test_a_checkpoint_of_another_model_is_refused(lightning, experiment, write_config, tmp_path):
+    assert lightning("fit", "--config", write_config(experiment), "--test_after_fit", "false")[0] == 0
+    checkpoint = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    experiment["model"]["adaptation"]["init_args"]["num_experts"] = 3
+    code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)
+    assert "the checkpoint does not fit the model: it lacks" in error_line(err)
+    assert code == 1
+    code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", tmp_path / "nowhere.ckpt")
+    assert "nowhere.ckpt does not exist" in error_line(err)
+    assert code == 2
+    checkpoint.write_bytes(pickle.dumps(print))
+    code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)
+    assert "last.ckpt is no readable checkpoint" in error_line(err)
+    assert code == 2
+
+
+def run_processes(config: Path, verb: str, processes: int, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "moelora_ad", verb, "--config", str(config)]
+    command += ["--trainer.devices", str(processes), *(("--trainer.strategy", "ddp") if processes > 1 else ()), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_two_processes_give_the_scores_of_one(experiment, write_config, tmp_path, lightning):
+    """Odd numbers of trials: 7 and 5, in batches of 3, over two gloo processes, in fit's validation and in test."""
+    for corpus in (experiment["data"]["val"], *experiment["data"]["test"].values()):
+        path = Path(corpus["init_args"]["path"])
+        path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    experiment["data"]["batch_size"] = 2
+    run_processes(write_config(experiment), "fit", 2, "--trainer.max_epochs", "1")
+    first = tmp_path / "runs" / "tiny" / "version_0"
+    checkpoint = str(next((first / "checkpoints").glob("epoch*.ckpt")))
+    assert lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)[0] == 0
+    for name, count in (("in_domain", 7), ("out_of_domain", 5)):
+        both = ScoreTable.read(first / "scores" / f"{name}.csv")
+        one = ScoreTable.read(tmp_path / "runs" / "tiny" / "version_1" / "scores" / f"{name}.csv")
+        assert len(both) == count
+        assert [trial.utterance for trial in both.trials] == [trial.utterance for trial in one.trials]
+        assert both.scores == pytest.approx(one.scores, abs=1e-5)
+        assert both.equal_error_rate().eer == one.equal_error_rate().eer
+
+
+def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_config, tmp_path):
+    command = [sys.executable, "-m", "moelora_ad", "fit", "--config", str(write_config(experiment))]
+    process = subprocess.Popen(
+        [*command, "--trainer.max_epochs", "1000", "--early_stopping.patience", "1000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    metrics = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    for _ in range(600):
+        if metrics.is_file() or process.poll() is not None:
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    saved = next(line for line in err.splitlines() if line.startswith("saved ")).split("saved ")[1].split(";")[0]
+    epoch = torch.load(saved, weights_only=True)["epoch"]
+    done = run_processes(
+        write_config(experiment), "fit", 1, "--ckpt_path", saved, "--trainer.max_epochs", str(epoch + 2)
+    )
+    assert "Restoring states" in done.stdout + done.stderr

@@ -1,0 +1,221 @@
+"""Optimiser groups, loss, checkpoints and resuming, in this process."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim.lr_scheduler import StepLR
+
+from moelora_ad.adapters import InjectionError, LoRA, MoELoRA
+from moelora_ad.audio import Segment
+from moelora_ad.corpora import Manifest
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation import ScoreTable
+from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
+from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule, WarmupCosine
+
+
+def module(source, **arguments) -> DetectionModule:
+    torch.manual_seed(0)
+    parts = {"adaptation": MoELoRA(2, 2), "classifier": MeanPooling} | arguments
+    return DetectionModule(WhisperBackbone(source), **parts)
+
+
+@pytest.fixture
+def data(experiment):
+    """The tiny experiment's data module."""
+
+    def build(**arguments) -> AudioDeepfakeDataModule:
+        corpora = experiment["data"]
+        parts = {
+            "train": Manifest(**corpora["train"]["init_args"]),
+            "val": Manifest(**corpora["val"]["init_args"]),
+            "test": {name: Manifest(**corpus["init_args"]) for name, corpus in corpora["test"].items()},
+            "batch_size": 4,
+            "train_segment": Segment(8_000, "random"),
+            "eval_segment": Segment(8_000),
+        }
+        return AudioDeepfakeDataModule(**(parts | arguments))
+
+    return build
+
+
+def trainer(folder, **arguments) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
+    return Trainer(accelerator="cpu", default_root_dir=folder, **(quiet | {"max_epochs": 1} | arguments))
+
+
+def test_every_part_has_its_learning_rate(small_whisper):
+    optimizer = module(small_whisper, adapter_lr=0.5, gate_lr=0.25).configure_optimizers()
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == {"experts": 0.5, "gates": 0.25, "classifier": 0.001}
+    counted = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert counted == sum(p.numel() for p in module(small_whisper).parameters() if p.requires_grad)
+
+
+def test_warm_up_and_cosine_reach_zero_at_the_end(small_whisper, data, tmp_path):
+    model = module(small_whisper, schedule=WarmupCosine(0.5), gate_lr=0.01)
+    seen = []
+    run = trainer(tmp_path, max_epochs=2, callbacks=[ModelCheckpoint(monitor=None)])
+    step, model.on_train_batch_start = (
+        model.on_train_batch_start,
+        lambda *_: seen.append([g["lr"] for g in run.optimizers[0].param_groups]),
+    )
+    assert step is not None
+    run.fit(model, datamodule=data())
+    assert [rates[0] for rates in seen] == pytest.approx([0, 0.001 / 3, 0.002 / 3, 0.001, 0.00075, 0.00025])
+    assert [rates[1] for rates in seen] == pytest.approx([10 * rates[0] for rates in seen])
+
+
+def test_any_torch_scheduler_steps_by_epoch(small_whisper):
+    optimizers, schedulers = module(small_whisper, schedule=lambda o: StepLR(o, 1)).configure_optimizers()
+    assert schedulers[0]["interval"] == "epoch"
+    assert schedulers[0]["scheduler"].optimizer is optimizers[0]
+
+
+def test_the_loss_weighs_spoof_and_bona_fide(small_whisper):
+    model = module(small_whisper, class_weights=(0.1, 0.9))
+    logits, labels = torch.randn(6, 2), torch.tensor([0, 0, 0, 0, 1, 1])
+    weights = torch.tensor([0.1, 0.9])[labels]
+    wanted = -(weights * logits.log_softmax(1)[range(6), labels]).sum() / weights.sum()
+    torch.testing.assert_close(model._loss(logits, labels), wanted)
+
+
+def test_fit_selects_by_dev_eer_and_tests_write_score_files(small_whisper, data, tmp_path):
+    model, source = module(small_whisper), data()
+    run = trainer(tmp_path, max_epochs=2, callbacks=[ModelCheckpoint(monitor="dev/eer", save_last=True)])
+    run.fit(model, datamodule=source)
+    assert 0 <= run.checkpoint_callback.best_model_score <= 1
+    run.test(model, datamodule=source, ckpt_path="best", weights_only=True, verbose=False)
+    for name, count in (("in_domain", 8), ("out_of_domain", 6)):
+        table = ScoreTable.read(tmp_path / "scores" / f"{name}.csv")
+        assert len(table) == count
+        assert run.callback_metrics[f"test/{name}/eer"] == pytest.approx(table.equal_error_rate().eer)
+    # A score is the log-odds of the two logits, at full precision.
+    batch = next(iter(source.test_dataloader()[0]))
+    with torch.no_grad():
+        logits = model.eval()(batch.waveforms)
+    wanted = (logits[:, 1] - logits[:, 0]).double().numpy()
+    assert ScoreTable.read(tmp_path / "scores" / "in_domain.csv").scores[: len(wanted)] == pytest.approx(
+        wanted, abs=1e-6
+    )
+
+
+def test_a_checkpoint_is_small_strict_and_holds_no_code(small_whisper, data, tmp_path):
+    model = module(small_whisper, classifier=AASIST)
+    run = trainer(tmp_path)
+    run.fit(model, datamodule=data())
+    path = tmp_path / "x.ckpt"
+    run.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert not any("base.weight" in name or "conv1" in name for name in checkpoint["state_dict"] if "encoder" in name)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained <= set(checkpoint["state_dict"])
+    again = module(small_whisper, classifier=AASIST)
+    trainer(tmp_path).test(again, datamodule=data(), ckpt_path=path, weights_only=True, verbose=False)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    for method, message in (
+        (MoELoRA(3, 2), r"lacks 16 tensors, first .*experts\.2\.lora_A"),
+        (LoRA(2), "holds what the model has not"),
+    ):
+        other = module(small_whisper, classifier=AASIST, adaptation=method)
+        with pytest.raises(InputError, match=message):
+            trainer(tmp_path).test(other, datamodule=data(), ckpt_path=path, weights_only=True, verbose=False)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small_whisper, data, tmp_path):
+    def fit(folder, epochs, path=None):
+        seed_everything(4)
+        model = module(small_whisper, adaptation=LoRA(2), schedule=WarmupCosine(0.25))
+        run = trainer(folder, max_epochs=epochs, callbacks=[ModelCheckpoint(save_last=True, dirpath=folder)])
+        run.fit(model, datamodule=data(), ckpt_path=path, weights_only=True)
+        return model.state_dict()
+
+    whole = fit(tmp_path / "whole", 3)
+    model = module(small_whisper, adaptation=LoRA(2), schedule=WarmupCosine(0.25))
+    run = trainer(tmp_path / "cut", max_epochs=3, callbacks=[ModelCheckpoint(save_last=True, dirpath=tmp_path / "cut")])
+
+    def stop_after_two() -> None:
+        if run.current_epoch == 1:
+            raise ConnectionAbortedError
+
+    model.on_train_epoch_end = stop_after_two
+    seed_everything(4)
+    with pytest.raises(ConnectionAbortedError):
+        run.fit(model, datamodule=data())
+    resumed = fit(tmp_path / "cut", 3, tmp_path / "cut" / "last.ckpt")
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+def test_adapters_that_the_model_bypasses_stop_the_first_step(small_whisper, data, tmp_path):
+    model = module(small_whisper, adaptation=LoRA(2, targets=["fc1"]))
+    layer = model.detector.backbone.layers()[1]
+    original = layer.forward
+
+    def bypass(hidden, mask):
+        adapted, layer._modules["fc1"] = layer._modules["fc1"], layer.fc1.base
+        try:
+            return original(hidden, mask)
+        finally:
+            layer._modules["fc1"] = adapted
+
+    layer.forward = bypass
+    with pytest.raises(InjectionError, match=r"1 adapted projections were never called.*layers\.1\.fc1"):
+        trainer(tmp_path).fit(model, datamodule=data())
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(data):
+    def batches(workers):
+        source = data(num_workers=workers)
+        source.setup("fit")
+        loader = source.train_dataloader()
+        drawn = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            drawn += [(batch.trials, batch.waveforms) for batch in loader]
+        return drawn
+
+    for alone, shared in zip(batches(0), batches(2), strict=True):
+        assert torch.equal(alone[0], shared[0])
+        assert torch.equal(alone[1], shared[1])
+
+
+def test_random_crops_change_with_the_epoch_and_evaluation_does_not(data):
+    source = data()
+    source.setup("fit")
+    dataset = source.train_dataloader().dataset
+    assert not torch.equal(dataset[[(0, 0)]].waveforms, dataset[[(1, 0)]].waveforms)
+    validation = source.val_dataloader()[0].dataset
+    assert torch.equal(validation[[(0, 0)]].waveforms, validation[[(1, 0)]].waveforms)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stage", "message"),
+    [
+        ({"train": None}, "fit", "data.train is not given"),
+        ({"val": None}, "validate", "data.val is not given"),
+        ({"test": {}}, "test", "data.test is not given"),
+    ],
+)
+def test_a_missing_corpus_is_named(data, arguments, stage, message):
+    with pytest.raises(InputError, match=message):
+        data(**arguments).setup(stage)
+
+
+def test_names_and_sizes_that_cannot_work_are_refused(data):
+    for name in ("dev", "a/b", "", ".hidden"):
+        with pytest.raises(InputError, match="cannot name a test set"):
+            data(test={name: None})
+    with pytest.raises(InputError, match="batch size of 0"):
+        data(batch_size=0)
+    with pytest.raises(InputError, match="warmup is 1"):
+        WarmupCosine(1.0)
+
+
+def test_a_class_that_is_missing_is_named(data, tmp_path, experiment):
+    path = tmp_path / "dev.csv"
+    path.write_text("".join(line for line in path.open() if "bonafide" not in line))
+    with pytest.raises(InputError, match=r"data\.val: dev has no bona fide trials among 4"):
+        data().setup("fit")
