@@ -134,13 +134,14 @@ class DetectionCommand(LightningCLI):
         if is_fast_dev_run(self.trainer):
             return
         checkpoint = self._checkpoint()
-        if self._get(self.config, "test_after_fit"):
+        tested = self._get(self.config, "test_after_fit")
+        if tested:
             evaluation = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": checkpoint}
             self.validate(**evaluation)
             if self.datamodule.test:
                 self.test(**evaluation)
         if self.trainer.is_global_zero:
-            print_fit(self.trainer, self.model, checkpoint)
+            print_fit(self.trainer, self.model, checkpoint, tested)
 
     def validate(self, **arguments: Any) -> None:
         self.trainer.validate(**arguments, weights_only=True, verbose=False)

@@ -1,7 +1,6 @@
 """The detector in training, validation and test."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +12,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from moelora_ad.adapters import AdaptationMethod, CallWatch
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation import ScoreError
+from moelora_ad.evaluation import ScoreTable
 from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.training.data_module import DEV
 from moelora_ad.training.dataset import Batch
-from moelora_ad.training.run import is_fast_dev_run, run_directory
+from moelora_ad.training.run import is_fast_dev_run, score_folder
 from moelora_ad.training.schedule import WarmupCosine
-from moelora_ad.training.scoring import SetScores, evaluation_sets
+from moelora_ad.training.scoring import SetFigures, SetScores, evaluation_sets
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -66,7 +65,7 @@ class DetectionModule(LightningModule):
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
         # Frozen weights are not in a checkpoint; on_load_checkpoint checks the names that must be.
         self.strict_loading = False
-        self.evaluated: dict[str, float | None] = {}
+        self.evaluated: dict[str, SetFigures] = {}
         self._sets: list[SetScores] = []
         self._watch: CallWatch | None = None
 
@@ -146,22 +145,20 @@ class DetectionModule(LightningModule):
             return
         for part in self._sets:
             table = self._write(part) if write else part.table()
-            try:
-                eer = table.equal_error_rate().eer
-            except ScoreError:
-                if part.name == DEV and not is_fast_dev_run(self.trainer):
-                    raise
-                self.evaluated[part.name] = None
-                continue
-            self.evaluated[part.name] = eer
-            self.log(f"{prefix}{part.name}/eer", eer, prog_bar=part.name == DEV, sync_dist=True)
+            counts = table.trials.num_bona_fide, table.trials.num_spoof
+            if part.name == DEV and not all(counts) and not is_fast_dev_run(self.trainer):
+                raise InputError(
+                    f"{DEV} was scored in part, {counts[0]} bona fide and {counts[1]} spoof: raise the limit"
+                )
+            eer = table.equal_error_rate().eer if all(counts) and min(table.labels) >= 0 else None
+            self.evaluated[part.name] = SetFigures(*counts, eer)
+            if eer is not None:
+                self.log(f"{prefix}{part.name}/eer", eer, prog_bar=part.name == DEV, sync_dist=True)
 
-    def _write(self, part: SetScores) -> Any:
+    def _write(self, part: SetScores) -> ScoreTable:
         table = part.table()
         if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
-            path = score_path(run_directory(self.trainer), part.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            table.write(path)
+            table.write(score_folder(self.trainer) / f"{part.name}.csv")
         return table
 
     # Checkpoints
@@ -187,7 +184,3 @@ class DetectionModule(LightningModule):
         """Number of all and of trainable parameters."""
         parameters: list[nn.Parameter] = list(self.parameters())
         return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
-
-
-def score_path(run: Path, name: str) -> Path:
-    return run / "scores" / f"{name}.csv"

@@ -20,3 +20,8 @@ def run_directory(trainer: Trainer) -> Path:
     logger = trainer.loggers[0]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+def score_folder(trainer: Trainer) -> Path:
+    """Where a run's score files go."""
+    return run_directory(trainer) / "scores"

@@ -1,6 +1,7 @@
 """Scores of one evaluation set while they are being computed."""
 
-import numpy as np
+from typing import NamedTuple
+
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -8,6 +9,14 @@ from moelora_ad.corpora import TrialList
 from moelora_ad.evaluation import ScoreTable, TrialScores
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.run import is_fast_dev_run
+
+
+class SetFigures(NamedTuple):
+    """What is shown of an evaluated set; ``eer`` in [0, 1], None when one class is missing."""
+
+    num_bona_fide: int
+    num_spoof: int
+    eer: float | None
 
 
 class SetScores:
@@ -36,7 +45,7 @@ class SetScores:
             RuntimeError: a trial was not scored, or more than once.
         """
         indices, scores = self.scores.compute()
-        return ScoreTable([self.trials[int(index)] for index in indices], scores.double().numpy().astype(np.float64))
+        return ScoreTable([self.trials[int(index)] for index in indices], scores.double().numpy())
 
 
 def evaluation_sets(trainer: Trainer, limit: float | int | list[float | int]) -> list[SetScores]:

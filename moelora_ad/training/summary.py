@@ -7,53 +7,58 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from moelora_ad.evaluation import ScoreTable
 from moelora_ad.training.data_module import DEV
-from moelora_ad.training.detection_module import DetectionModule, score_path
-from moelora_ad.training.run import run_directory
+from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.run import run_directory, score_folder
 
 
-def print_fit(trainer: Trainer, model: DetectionModule, checkpoint: str) -> None:
+def print_fit(trainer: Trainer, model: DetectionModule, checkpoint: str, tested: bool) -> None:
     """The figures of the best checkpoint, where everything is, and the next command."""
-    run = run_directory(trainer)
     console = Console(soft_wrap=True)
     console.print()
-    if model.evaluated:
-        console.print(_figures(run, model, "EER of the best checkpoint"))
+    if tested:
+        console.print(_figures(model, "EER of the best checkpoint"))
+    else:
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        _line(console, "best dev EER", "none" if best is None else f"{100 * float(best):.2f} %")
     total, trainable = model.parameter_count()
     parts = {part: sum(p.numel() for p in ps) for part, ps in model.detector.parameters_by_part().items()}
     detail = ", ".join(f"{part} {count:,}" for part, count in parts.items() if count)
-    config = os.path.relpath(run / "config.yaml")
-    checkpoint = os.path.relpath(checkpoint)
-    lines = {
-        "trainable parameters": f"{trainable:,} of {total:,} ({detail})",
-        "epochs": f"{trainer.current_epoch} ({trainer.global_step} steps)",
-        "checkpoint": f"{checkpoint} ({os.path.getsize(checkpoint) / 1e6:.1f} MB with optimiser)",
-        "scores": os.path.relpath(run / "scores"),
-        "next": f"lightning test --config {config} --ckpt_path {checkpoint}",
-    }
-    for name, text in lines.items():
-        console.print(f"[bold]{name + ':':22}[/bold]{text}", highlight=False)
+    _line(console, "trainable parameters", f"{trainable:,} of {total:,} ({detail})")
+    _line(console, "epochs", f"{trainer.current_epoch} ({trainer.global_step} steps)")
+    _line(console, "checkpoint", f"{_shown(checkpoint)} ({os.path.getsize(checkpoint) / 1e6:.1f} MB with optimiser)")
+    if tested:
+        _line(console, "scores", _shown(score_folder(trainer)))
+    config = run_directory(trainer) / "config.yaml"
+    _line(console, "next", f"lightning test --config {_shown(config)} --ckpt_path {_shown(checkpoint)}")
 
 
 def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
     """The figures of ``validate``, ``test`` or ``predict``, and where the scores are."""
-    run = run_directory(trainer)
     console = Console(soft_wrap=True)
     console.print()
     if model.evaluated:
-        console.print(_figures(run, model, "EER"))
-    console.print(f"[bold]scores:[/bold] {os.path.relpath(run / 'scores')}", highlight=False)
+        console.print(_figures(model, "EER"))
+    _line(console, "scores", _shown(score_folder(trainer)))
 
 
-def _figures(run: Path, model: DetectionModule, title: str) -> Table:
+def _figures(model: DetectionModule, title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("set", "bona fide", "spoof", "EER %"):
         table.add_column(name, justify="left" if name == "set" else "right")
-    for name, eer in model.evaluated.items():
-        path = score_path(run, name)
-        labels = [trial.label for trial in ScoreTable.read(path).trials] if path.is_file() else []
-        figure = "undefined (one class)" if eer is None else f"{100 * eer:.2f}"
+    for name, figures in model.evaluated.items():
+        eer = "undefined" if figures.eer is None else f"{100 * figures.eer:.2f}"
         shown = f"{name} (selects the checkpoint)" if name == DEV else name
-        table.add_row(shown, str(labels.count(1)), str(labels.count(0)), figure)
+        table.add_row(shown, str(figures.num_bona_fide), str(figures.num_spoof), eer)
     return table
+
+
+def _line(console: Console, name: str, text: str) -> None:
+    console.print(f"[bold]{name + ':':22}[/bold]", end="")
+    console.print(text, highlight=False, markup=False)
+
+
+def _shown(path: str | Path) -> str:
+    """The path from here, or the whole path when it is not below this folder."""
+    relative = os.path.relpath(path)
+    return str(Path(path).resolve()) if relative.startswith("..") else relative
