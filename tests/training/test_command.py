@@ -249,14 +249,19 @@ def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_con
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # A test run that a shell put into the background ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    metrics = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
-    for _ in range(600):
-        if metrics.is_file() or process.poll() is not None:
-            break
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    checkpoint = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    try:
+        for _ in range(600):
+            if checkpoint.is_file() or process.poll() is not None:
+                break
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     saved = next(line for line in err.splitlines() if line.startswith("saved ")).split("saved ")[1].split(";")[0]
