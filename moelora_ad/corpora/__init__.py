@@ -1,20 +1,38 @@
 """Official distributions and users' own lists -> lists of trials. No audio is opened here."""
 
+from moelora_ad.corpora.asvspoof5 import ASVspoof5
 from moelora_ad.corpora.asvspoof2019 import ASVspoof2019, ASVspoof2019Protocol
+from moelora_ad.corpora.asvspoof2021 import ASVspoof2021DF, ASVspoof2021LA
 from moelora_ad.corpora.corpus import Corpus
-from moelora_ad.corpora.manifest import Manifest
+from moelora_ad.corpora.fakeavceleb import FakeAVCeleb
+from moelora_ad.corpora.further import ADD, MLAAD, DeepfakeEval2024, FakeOrReal, LibriSeVoc, SpoofCeleb, WaveFake
+from moelora_ad.corpora.in_the_wild import InTheWild
+from moelora_ad.corpora.manifest import Folder, Manifest
 from moelora_ad.corpora.records import ProtocolError
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, Trial, TrialList, parse_label
 
 __all__ = [
+    "ADD",
     "BONA_FIDE",
+    "MLAAD",
     "SPOOF",
+    "ASVspoof5",
     "ASVspoof2019",
     "ASVspoof2019Protocol",
+    "ASVspoof2021DF",
+    "ASVspoof2021LA",
     "Corpus",
+    "DeepfakeEval2024",
+    "FakeAVCeleb",
+    "FakeOrReal",
+    "Folder",
+    "InTheWild",
+    "LibriSeVoc",
     "Manifest",
     "ProtocolError",
+    "SpoofCeleb",
     "Trial",
     "TrialList",
+    "WaveFake",
     "parse_label",
 ]

@@ -1,14 +1,15 @@
 """ASVspoof 2019 (Wang et al., Computer Speech & Language 64, 2020), and other corpora in its format."""
 
-import os.path
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import Corpus
-from moelora_ad.corpora.records import ProtocolError, collect, known, read_lines
-from moelora_ad.corpora.trial import Trial, TrialList, parse_label
+from moelora_ad.corpora.records import read_lines
+from moelora_ad.corpora.storage import first_of, joined, located
+from moelora_ad.corpora.trial import TrialList
 
+_COLUMNS = ("speaker", "utterance", "environment", "attack", "label")
 _PROTOCOL_ENDINGS = {"train": "train.trn", "dev": "dev.trl", "eval": "eval.trl"}
 
 
@@ -35,30 +36,19 @@ class ASVspoof2019Protocol(Corpus):
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`."""
-        protocol = Path(os.path.expanduser(self.protocol))
-        return collect(protocol, self._parse(protocol))
-
-    def _parse(self, protocol: Path) -> Iterator[tuple[int, Trial]]:
-        folder = os.path.expanduser(self.audio)
-        for line, fields in read_lines(protocol):
-            if len(fields) != 5:
-                wanted = "speaker utterance - attack|- bonafide|spoof"
-                raise ProtocolError.at(protocol, f"{len(fields)} columns where 5 are needed: {wanted}", line=line)
-            speaker, utterance, _, attack, label = fields
-            try:
-                number = parse_label(label)
-            except ValueError as error:
-                raise ProtocolError.at(protocol, str(error), line=line, column="label") from None
-            trial = Trial(
-                utterance=utterance,
-                audio=os.path.join(folder, utterance + self.extension),
-                label=number,
-                speaker=known(speaker),
-                attack=known(attack),
+        protocol = located(self.protocol)
+        collector = Collector(protocol)
+        for lines, columns in read_lines(protocol, _COLUMNS):
+            collector.add(
+                lines,
+                columns["utterance"],
+                columns["label"],
+                speaker=columns["speaker"],
+                attack=columns["attack"],
                 corpus=self.name,
                 split=self.split,
             )
-            yield line, trial
+        return collector.trials(before=joined(self.audio, ""), after=self.extension)
 
 
 class ASVspoof2019(Corpus):
@@ -90,10 +80,6 @@ class ASVspoof2019(Corpus):
         ).trials()
 
     def _folder(self) -> Path:
-        root = Path(os.path.expanduser(self.root))
         protocols = f"ASVspoof2019_{self.access}_cm_protocols"
-        for folder in (root / self.access, root):
-            if (folder / protocols).is_dir():
-                return folder
-        looked = f"neither {self.access}/{protocols} nor {protocols}"
-        raise ProtocolError.at(root, f"{looked} is there; set root to where {self.access}.zip was unpacked")
+        hint = f"set root to where {self.access}.zip was unpacked"
+        return first_of(self.root, (f"{self.access}/{protocols}", protocols), hint).parent

@@ -2,12 +2,14 @@
 
 import csv
 import io
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress, islice
 from pathlib import Path
+from typing import NamedTuple
 
-from moelora_ad.corpora.trial import Trial, TrialList
 from moelora_ad.errors import InputError
+
+_BLOCK = 2_000  # records
 
 
 class ProtocolError(InputError):
@@ -36,12 +38,71 @@ def _line(data: bytes, position: int) -> int:
     return data.count(b"\n", 0, position) + 1
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    """The line number and the space-separated fields of every line that is not blank."""
-    for line, text in enumerate(read_text(path).split("\n"), start=1):
-        fields = text.split()
-        if fields:
-            yield line, fields
+class Block(NamedTuple):
+    """Some records of a file, column by column: many at once are read far faster than one by one.
+
+    Args:
+        lines: (n,) the line where each record starts.
+        columns: (n,) texts under each name.
+    """
+
+    lines: Sequence[int]
+    columns: dict[str, Sequence[str]]
+
+    def where(self, keep: Sequence[bool]) -> "Block":
+        """Some of the records."""
+        columns: dict[str, Sequence[str]] = {
+            name: tuple(compress(column, keep)) for name, column in self.columns.items()
+        }
+        return Block(tuple(compress(self.lines, keep)), columns)
+
+
+def read_lines(path: str | Path, *layouts: Sequence[str]) -> Iterator[Block]:
+    """The space-separated fields of all lines that are not blank.
+
+    Args:
+        path: The file; it has no header.
+        layouts: The names of the columns; of several layouts, the one that has as many as the first line.
+    """
+    lines = read_text(path).split("\n")
+    layout = _layout(lines, layouts)
+    for start in range(0, len(lines), _BLOCK):
+        rows = [text.split() for text in lines[start : start + _BLOCK]]
+        numbers: Sequence[int] = range(start + 1, start + 1 + len(rows))
+        if set(map(len, rows)) != {len(layout)}:
+            numbers = [number for number, row in zip(numbers, rows, strict=True) if row]
+            rows = [row for row in rows if row]
+            for number, row in zip(numbers, rows, strict=True):
+                if len(row) != len(layout):
+                    wanted = f"{len(layout)} are needed: {' '.join(layout)}"
+                    raise ProtocolError.at(path, f"{len(row)} columns where {wanted}", line=number)
+        if rows:
+            columns: dict[str, Sequence[str]] = dict(zip(layout, zip(*rows, strict=True), strict=True))
+            yield Block(numbers, columns)
+
+
+def _layout(lines: Iterable[str], layouts: Sequence[Sequence[str]]) -> Sequence[str]:
+    size = next((len(fields) for fields in map(str.split, lines) if fields), 0)
+    return next((layout for layout in layouts if len(layout) == size), layouts[-1])
+
+
+def read_table(path: str | Path, delimiter: str = ",") -> tuple[list[str], Iterator[Block]]:
+    """The header of a CSV file, and its records without the spaces around fields. Columns without a name are ``""``."""
+    rows = _csv_rows(path, ProtocolError, delimiter)
+    header = _header(path, rows, ProtocolError)
+    return header, _table_blocks(path, header, rows)
+
+
+def _table_blocks(path: str | Path, header: list[str], rows: Iterator[tuple[int, list[str]]]) -> Iterator[Block]:
+    while block := list(islice(rows, _BLOCK)):
+        for line, row in block:
+            if len(row) != len(header):
+                raise ProtocolError.at(path, f"{len(row)} fields where the header has {len(header)}", line=line)
+        columns = zip(*(row for _, row in block), strict=True)
+        yield Block(
+            [line for line, _ in block],
+            {name: tuple(map(str.strip, column)) for name, column in zip(header, columns, strict=True)},
+        )
 
 
 def read_csv(
@@ -49,6 +110,11 @@ def read_csv(
 ) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     """The header of a CSV file, and its records with the numbers of the lines where they start."""
     rows = _csv_rows(path, error)
+    header = _header(path, rows, error)
+    return header, _records(path, header, rows, error)
+
+
+def _header(path: str | Path, rows: Iterator[tuple[int, list[str]]], error: type[InputError]) -> list[str]:
     line, first = next(rows, (1, []))
     header = [name.strip() for name in first]
     if not header:
@@ -56,11 +122,11 @@ def read_csv(
     for name in header:
         if name and header.count(name) > 1:
             raise error.at(path, f"column {name!r} occurs {header.count(name)} times", line=line)
-    return header, _records(path, header, rows, error)
+    return header
 
 
-def _csv_rows(path: str | Path, error: type[InputError]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(read_text(path, error), newline=""), strict=True)
+def _csv_rows(path: str | Path, error: type[InputError], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(read_text(path, error), newline=""), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1  # a quoted field may run over several lines: keep the first
         try:
@@ -80,22 +146,3 @@ def _records(
         if len(row) != len(header):
             raise error.at(path, f"{len(row)} fields where the header has {len(header)}", line=line)
         yield line, dict(zip(header, row, strict=True))
-
-
-def known(text: str) -> str | None:
-    """A field's text; ``None`` if it is empty or ``-``. Equal texts become one object, to spare memory."""
-    return sys.intern(text) if text not in ("", "-") else None
-
-
-def collect(path: str | Path, trials: Iterable[tuple[int, Trial]]) -> TrialList:
-    """A `TrialList` of trials with their line numbers; repeated utterances are told with both lines."""
-    lines: dict[str, int] = {}
-    kept = []
-    for line, trial in trials:
-        before = lines.setdefault(trial.utterance, line)
-        if before != line:
-            raise ProtocolError.at(path, f"utterance {trial.utterance!r} was already in line {before}", line=line)
-        kept.append(trial)
-    if not kept:
-        raise ProtocolError.at(path, "has no trials")
-    return TrialList(kept)

@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moelora_ad.corpora.columns import Categories, CategoryPool, Texts
 from moelora_ad.errors import InputError
 
 BONA_FIDE = 1
@@ -32,6 +34,10 @@ class Trial:
         codec: The codec or transmission condition.
         corpus: The name of the corpus, as reports print it.
         split: ``train``, ``dev``, ``eval`` or the corpus's own word.
+        transmission: The channel that the audio was sent over.
+        source: Where the audio comes from: a database, or the clip that was manipulated.
+        gender: As the corpus writes it.
+        race: As the corpus writes it.
     """
 
     utterance: str
@@ -42,41 +48,96 @@ class Trial:
     codec: str | None = None
     corpus: str = ""
     split: str | None = None
+    transmission: str | None = None
+    source: str | None = None
+    gender: str | None = None
+    race: str | None = None
 
     def __post_init__(self) -> None:
         if self.label not in (BONA_FIDE, SPOOF, None):
             raise ValueError(f"a trial's label is 1 (bona fide), 0 (spoof) or None, not {self.label!r}")
 
 
+TEXT_FIELDS = ("speaker", "attack", "codec", "corpus", "split", "transmission", "source", "gender", "race")
+
+
+@dataclass(frozen=True, eq=False)
+class TrialColumns:
+    """What a `TrialList` is made of, one entry a trial in each column.
+
+    Args:
+        utterance: The ids; unique.
+        audio: Where the audio is.
+        label: (n,) 1 for bona fide, 0 for spoof, -1 for unknown.
+        texts: The columns ``TEXT_FIELDS``, in that order.
+    """
+
+    utterance: Texts
+    audio: Texts
+    label: NDArray[np.int8]
+    texts: tuple[Categories, ...]
+
+
 class TrialList(Sequence[Trial]):
     """The trials of a corpus in a fixed order; immutable, never empty, each utterance id once.
+
+    They are kept in columns; a `Trial` is made when it is asked for.
 
     Raises:
         InputError: No trials, or utterance ids that occur more than once.
     """
 
     def __init__(self, trials: Iterable[Trial]) -> None:
-        self._trials = tuple(trials)
-        if not self._trials:
-            raise InputError("a list of trials is empty")
-        if len({trial.utterance for trial in self._trials}) < len(self._trials):
-            counts = Counter(trial.utterance for trial in self._trials)
-            repeated = [utterance for utterance, count in counts.items() if count > 1]
+        trials = list(trials)
+        utterances = [trial.utterance for trial in trials]
+        if len(set(utterances)) < len(utterances):
+            repeated = [utterance for utterance, count in Counter(utterances).items() if count > 1]
             some = ", ".join(map(repr, repeated[:3])) + (", ..." if len(repeated) > 3 else "")
             raise InputError(f"{len(repeated)} utterance ids occur more than once in a list of trials: {some}")
+        texts = []
+        for field in TEXT_FIELDS:
+            pool = CategoryPool()
+            pool.extend(map(attrgetter(field), trials))
+            texts.append(pool.packed())
+        self._columns = _not_empty(
+            TrialColumns(
+                utterance=Texts.of(utterances),
+                audio=Texts.of([trial.audio for trial in trials]),
+                label=np.fromiter((-1 if trial.label is None else trial.label for trial in trials), np.int8),
+                texts=tuple(texts),
+            )
+        )
+
+    @classmethod
+    def from_columns(cls, columns: TrialColumns) -> "TrialList":
+        """Columns as a list; whoever made them has seen to it that no utterance id repeats."""
+        made = cls.__new__(cls)
+        made._columns = _not_empty(columns)
+        return made
 
     @overload
     def __getitem__(self, index: int) -> Trial: ...
     @overload
     def __getitem__(self, index: slice) -> "TrialList": ...
     def __getitem__(self, index: int | slice) -> "Trial | TrialList":
-        return TrialList(self._trials[index]) if isinstance(index, slice) else self._trials[index]
+        columns = self._columns
+        if isinstance(index, slice):
+            texts = tuple(column[index] for column in columns.texts)
+            part = TrialColumns(columns.utterance[index], columns.audio[index], columns.label[index], texts)
+            return TrialList.from_columns(part)
+        return _trial(
+            columns.utterance[index],
+            columns.audio[index],
+            int(columns.label[index]),
+            *(column[index] for column in columns.texts),
+        )
 
     def __len__(self) -> int:
-        return len(self._trials)
+        return len(self._columns.utterance)
 
     def __iter__(self) -> Iterator[Trial]:
-        return iter(self._trials)
+        columns = self._columns
+        return map(_trial, columns.utterance, columns.audio, columns.label.tolist(), *columns.texts)
 
     def __repr__(self) -> str:
         return f"TrialList({len(self)} trials: {self.num_bona_fide} bona fide, {self.num_spoof} spoof)"
@@ -84,15 +145,25 @@ class TrialList(Sequence[Trial]):
     @property
     def labels(self) -> NDArray[np.int8]:
         """(n,) 1 for bona fide, 0 for spoof, -1 for unknown."""
-        return np.fromiter((-1 if trial.label is None else trial.label for trial in self), np.int8, len(self))
+        return self._columns.label.copy()
 
     @property
     def num_bona_fide(self) -> int:
-        return int((self.labels == BONA_FIDE).sum())
+        return int((self._columns.label == BONA_FIDE).sum())
 
     @property
     def num_spoof(self) -> int:
-        return int((self.labels == SPOOF).sum())
+        return int((self._columns.label == SPOOF).sum())
+
+
+def _not_empty(columns: TrialColumns) -> TrialColumns:
+    if not len(columns.utterance):
+        raise InputError("a list of trials is empty")
+    return columns
+
+
+def _trial(utterance: str, audio: str, label: int, *texts: str | None) -> Trial:
+    return Trial(utterance, audio, None if label < 0 else label, *texts)  # type: ignore[arg-type]
 
 
 def parse_label(text: str) -> int:

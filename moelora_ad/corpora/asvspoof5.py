@@ -1,0 +1,61 @@
+"""ASVspoof 5, track 1 (Wang et al., Proc. ASVspoof Workshop, 2024)."""
+
+from pathlib import Path
+from typing import Literal
+
+from moelora_ad.corpora.collecting import Collector
+from moelora_ad.corpora.corpus import Corpus
+from moelora_ad.corpora.records import read_lines
+from moelora_ad.corpora.storage import joined, located
+from moelora_ad.corpora.trial import TrialList
+
+_COLUMNS = (
+    "speaker",
+    "file",
+    "gender",
+    "codec",
+    "codec_q",
+    "codec_seed",
+    "attack_tag",
+    "attack_label",
+    "key",
+    "tmp",
+)
+_PROTOCOLS = {"train": "train", "dev": "dev.track_1", "eval": "eval.track_1"}
+_AUDIO = {"train": "flac_T/", "dev": "flac_D/", "eval": "flac_E_eval/"}
+
+
+class ASVspoof5(Corpus):
+    """The official distribution of ASVspoof 5, track 1: stand-alone detection.
+
+    Trials: train 182,357 (attacks A01-A08), dev 140,950 (A09-A16), eval 680,774 (A17-A32; 138,688 bona fide + 542,086
+    spoof).
+
+    Args:
+        root: The folder that has ``ASVspoof5.train.tsv`` and its like, and the folders of audio.
+        split: Which part.
+    """
+
+    name = "ASVspoof5"
+
+    def __init__(self, root: str | Path, split: Literal["train", "dev", "eval"]) -> None:
+        self.root = root
+        self.split = split
+
+    def trials(self) -> TrialList:
+        """See `Corpus.trials`."""
+        path = located(self.root) / f"ASVspoof5.{_PROTOCOLS[self.split]}.tsv"
+        collector = Collector(path)
+        for lines, columns in read_lines(path, _COLUMNS):
+            collector.add(
+                lines,
+                columns["file"],
+                columns["key"],
+                speaker=columns["speaker"],
+                gender=columns["gender"],
+                codec=columns["codec"],
+                attack=columns["attack_label"],
+                corpus=self.name,
+                split=self.split,
+            )
+        return collector.trials(before=joined(self.root, _AUDIO[self.split]), after=".flac")

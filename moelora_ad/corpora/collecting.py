@@ -1,0 +1,112 @@
+"""From the columns of a protocol to a list of trials."""
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from moelora_ad.corpora.columns import CategoryPool, TextPool
+from moelora_ad.corpora.records import ProtocolError
+from moelora_ad.corpora.trial import TEXT_FIELDS, TrialColumns, TrialList, parse_label
+
+_ABSENT = dict.fromkeys(("", "-"))
+_NO_ATTACK = dict.fromkeys(("", "-", "bonafide"))
+
+
+class _Labels(dict[str, int]):
+    """The number of each spelling that has occurred."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = parse_label(word)
+        return self[word]
+
+
+class Collector:
+    """Gathers the trials of a protocol, block by block, and checks them.
+
+    Args:
+        path: The protocol, for messages.
+        unlabelled: Whether a label may be empty or ``-``.
+    """
+
+    def __init__(self, path: str | Path, unlabelled: bool = False) -> None:
+        self._path = path
+        self._lines: dict[str, int] = {}
+        self._utterances = TextPool()
+        self._audio = TextPool()
+        self._labels = array("b")
+        self._texts = {field: CategoryPool(_NO_ATTACK if field == "attack" else _ABSENT) for field in TEXT_FIELDS}
+        self._label_of = _Labels(dict.fromkeys(_ABSENT, -1) if unlabelled else {})
+
+    def add(
+        self,
+        lines: Sequence[int],
+        utterance: Sequence[str],
+        label: Sequence[str],
+        audio: Sequence[str] | None = None,
+        **texts: Sequence[str] | str | None,
+    ) -> None:
+        """Add a block of trials.
+
+        Args:
+            lines: (n,) where each of them is in the file.
+            utterance: (n,) ids.
+            label: (n,) words for `parse_label`.
+            audio: (n,) places; not given if `trials` is told what surrounds the utterance ids.
+            texts: Other fields of `Trial`, (n,) or one for all. Empty, ``-`` and the attack ``bonafide`` are unknown.
+
+        Raises:
+            ProtocolError: A label is no label, or an utterance has occurred before.
+        """
+        self._check_unique(lines, utterance)
+        try:
+            self._labels.extend(list(map(self._label_of.__getitem__, label)))
+        except ValueError:
+            self._tell_label(lines, label)
+        self._utterances.extend(utterance)
+        if audio is not None:
+            self._audio.extend(audio)
+        for field, pool in self._texts.items():
+            values = texts.get(field)
+            if values is None or isinstance(values, str):
+                pool.repeat(values, len(lines))
+            else:
+                pool.extend(values)
+
+    def trials(self, before: str | None = None, after: str = "") -> TrialList:
+        """All that was added; the audio of each is its utterance id between ``before`` and ``after``, if given.
+
+        Raises:
+            ProtocolError: Nothing was added.
+        """
+        if not self._lines:
+            raise ProtocolError.at(self._path, "has no trials")
+        utterances = self._utterances.packed()
+        return TrialList.from_columns(
+            TrialColumns(
+                utterance=utterances,
+                audio=self._audio.packed() if before is None else utterances.around(before, after),
+                label=np.array(self._labels, np.int8),
+                texts=tuple(pool.packed() for pool in self._texts.values()),
+            )
+        )
+
+    def _check_unique(self, lines: Sequence[int], utterances: Sequence[str]) -> None:
+        size = len(self._lines)
+        block = dict(zip(utterances, lines, strict=True))
+        if len(block) == len(utterances) and self._lines.keys().isdisjoint(block):
+            self._lines.update(block)
+            return
+        for line, utterance in zip(lines, utterances, strict=True):
+            before = self._lines.setdefault(utterance, line)
+            if len(self._lines) == size:
+                raise ProtocolError.at(self._path, f"utterance {utterance!r} was already in line {before}", line=line)
+            size += 1
+
+    def _tell_label(self, lines: Sequence[int], words: Sequence[str]) -> None:
+        for line, word in zip(lines, words, strict=True):
+            try:
+                self._label_of[word]
+            except ValueError as error:
+                raise ProtocolError.at(self._path, str(error), line=line, column="label") from None

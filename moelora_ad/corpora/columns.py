@@ -1,0 +1,149 @@
+"""Compact columns of text: a million trials are a few arrays, not a million objects."""
+
+from array import array
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ENCODING = ("utf-8", "surrogatepass")  # a file's name may hold what UTF-8 does not
+
+
+@dataclass(frozen=True, eq=False)
+class Texts(Sequence[str]):
+    """n texts, mostly different: their bytes in one row, and where each of them ends.
+
+    Args:
+        data: All texts in UTF-8, one after another.
+        ends: (n,) positions in ``data``.
+        before: What every text starts with; not in ``data``.
+        after: What every text ends with; not in ``data``.
+    """
+
+    data: bytes
+    ends: NDArray[np.int64]
+    before: str = ""
+    after: str = ""
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Texts":
+        """Pack texts."""
+        pool = TextPool()
+        pool.extend(texts)
+        return pool.packed()
+
+    def around(self, before: str, after: str) -> "Texts":
+        """Each text between two others; the bytes are shared."""
+        return replace(self, before=before, after=after)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Texts": ...
+    def __getitem__(self, index: int | slice) -> "str | Texts":
+        if isinstance(index, slice):
+            return self._slice(*index.indices(len(self)))
+        index = range(len(self))[index]
+        start = int(self.ends[index - 1]) if index else 0
+        return self.before + self.data[start : int(self.ends[index])].decode(*_ENCODING) + self.after
+
+    def _slice(self, start: int, stop: int, step: int) -> "Texts":
+        if step == 1 and start < stop:
+            first = int(self.ends[start - 1]) if start else 0
+            ends = self.ends[start:stop]
+            return replace(self, data=self.data[first : int(ends[-1])], ends=ends - first)
+        bare = self.around("", "")
+        return Texts.of([bare[index] for index in range(start, stop, step)]).around(self.before, self.after)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for end in self.ends.tolist():
+            yield self.before + self.data[start:end].decode(*_ENCODING) + self.after
+            start = end
+
+
+@dataclass(frozen=True, eq=False)
+class Categories(Sequence[str | None]):
+    """n values, few of them different: the different ones, and a number for each of the n.
+
+    Args:
+        values: The different values.
+        codes: (n,) indices into ``values``.
+    """
+
+    values: tuple[str | None, ...]
+    codes: NDArray[np.unsignedinteger]
+
+    @overload
+    def __getitem__(self, index: int) -> str | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Categories": ...
+    def __getitem__(self, index: int | slice) -> "str | Categories | None":
+        if isinstance(index, slice):
+            return replace(self, codes=self.codes[index])
+        return self.values[int(self.codes[index])]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __iter__(self) -> Iterator[str | None]:
+        return map(self.values.__getitem__, self.codes.tolist())
+
+
+class TextPool:
+    """Gathers texts for a `Texts`."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._sizes = array("q")
+
+    def extend(self, texts: Sequence[str]) -> None:
+        data = "".join(texts).encode(*_ENCODING)
+        sizes = array("q", map(len, texts))
+        if sum(sizes) < len(data):  # not all of it is ASCII
+            sizes = array("q", (len(text.encode(*_ENCODING)) for text in texts))
+        self._parts.append(data)
+        self._sizes.extend(sizes)
+
+    def packed(self) -> Texts:
+        return Texts(b"".join(self._parts), np.cumsum(np.array(self._sizes, np.int64)))
+
+
+class _Numbers(dict[str | None, int]):
+    """The number of each different value, in the order of their first occurrence; ``absent`` words count as None."""
+
+    def __init__(self, absent: Container[str]) -> None:
+        super().__init__()
+        self.absent = absent
+        self.values_in_order: list[str | None] = []
+
+    def __missing__(self, value: str | None) -> int:
+        if value is not None and value in self.absent:
+            self[value] = self[None]
+        else:
+            self[value] = len(self.values_in_order)
+            self.values_in_order.append(value)
+        return self[value]
+
+
+class CategoryPool:
+    """Gathers values for a `Categories`."""
+
+    def __init__(self, absent: Container[str] = ()) -> None:
+        self._numbers = _Numbers(absent)
+        self._codes = array("q")
+
+    def extend(self, values: Iterable[str | None]) -> None:
+        self._codes.extend(map(self._numbers.__getitem__, values))
+
+    def repeat(self, value: str | None, times: int) -> None:
+        self._codes.extend(array("q", [self._numbers[value]]) * times)
+
+    def packed(self) -> Categories:
+        values = tuple(self._numbers.values_in_order)
+        return Categories(values, np.array(self._codes, np.min_scalar_type(len(values))))

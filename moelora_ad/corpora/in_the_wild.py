@@ -1,0 +1,41 @@
+"""In-the-Wild (Müller et al., Interspeech 2022): celebrities and politicians, collected from the web."""
+
+from pathlib import Path
+
+from moelora_ad.corpora.collecting import Collector
+from moelora_ad.corpora.corpus import Corpus
+from moelora_ad.corpora.records import ProtocolError, read_table
+from moelora_ad.corpora.storage import first_of, joined
+from moelora_ad.corpora.trial import TrialList
+
+
+class InTheWild(Corpus):
+    """The official distribution, as ``release_in_the_wild.zip`` unpacks: 19,963 bona fide and 11,816 spoofed trials.
+
+    Args:
+        root: The folder that contains ``release_in_the_wild``, or that folder itself.
+    """
+
+    name = "InTheWild"
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = root
+
+    def trials(self) -> TrialList:
+        """See `Corpus.trials`. Utterance ids are the files' names without ``.wav``."""
+        hint = "set root to where release_in_the_wild.zip was unpacked"
+        path = first_of(self.root, ("meta.csv", "release_in_the_wild/meta.csv"), hint)
+        header, blocks = read_table(path)
+        if not {"file", "speaker", "label"} <= set(header):
+            raise ProtocolError.at(path, f"the columns are {', '.join(header)}, not file, speaker, label", line=1)
+        collector = Collector(path)
+        for lines, columns in blocks:
+            collector.add(
+                lines,
+                [file.removesuffix(".wav") for file in columns["file"]],
+                columns["label"],
+                [joined(path.parent, file) for file in columns["file"]],
+                speaker=columns["speaker"],
+                corpus=self.name,
+            )
+        return collector.trials()

@@ -1,0 +1,85 @@
+"""The formats that a manifest may have, all to blocks of the same columns."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from moelora_ad.corpora.records import Block, ProtocolError, read_table, read_text
+
+COLUMNS = ("path", "label", "utterance", "speaker", "attack", "codec", "split")
+_BLOCK = 10_000  # records
+
+
+def read_manifest(path: Path) -> Iterator[Block]:
+    """Blocks that have all of ``COLUMNS`` and no other; what is not given is empty."""
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        yield from _read_json_lines(path)
+        return
+    header, blocks = _read_parquet(path) if suffix == ".parquet" else _read_csv(path, suffix)
+    _check_names(path, header)
+    for lines, columns in blocks:
+        nothing = [""] * len(lines)
+        yield Block(lines, {name: columns.get(name, nothing) for name in COLUMNS})
+
+
+def _read_csv(path: Path, suffix: str) -> tuple[Sequence[str], Iterable[Block]]:
+    return read_table(path, "\t" if suffix == ".tsv" else ",")
+
+
+def _read_json_lines(path: Path) -> Iterator[Block]:
+    numbered = ((line, text) for line, text in enumerate(read_text(path).split("\n"), 1) if text.strip())
+    checked: set[tuple[str, ...]] = set()
+    while block := list(islice(numbered, _BLOCK)):
+        records = [_json_object(path, line, text) for line, text in block]
+        for (line, _), record in zip(block, records, strict=True):
+            names = tuple(record)
+            if names not in checked:
+                _check_names(path, names, line)
+                checked.add(names)
+        columns: dict[str, Sequence[str]] = {name: [_text(record.get(name)) for record in records] for name in COLUMNS}
+        yield Block([line for line, _ in block], columns)
+
+
+def _json_object(path: Path, line: int, text: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as reason:
+        raise ProtocolError.at(path, f"not valid JSON: {reason}", line=line) from None
+    if not isinstance(record, dict):
+        raise ProtocolError.at(path, "not a JSON object", line=line)
+    return record
+
+
+def _read_parquet(path: Path) -> tuple[Sequence[str], Iterable[Block]]:
+    try:
+        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError:
+        raise ProtocolError.at(path, "reading Parquet needs pyarrow: pip install pyarrow") from None
+    if not path.is_file():
+        raise ProtocolError.at(path, "no such file; check the path in the configuration")
+    try:
+        table = parquet.read_table(path)
+        given = {name: table[name].to_pylist() for name in COLUMNS if name in table.column_names}
+    except (arrow.ArrowException, OSError, ValueError) as reason:
+        raise ProtocolError.at(path, f"not valid Parquet: {' '.join(str(reason).split())}") from None
+    columns: dict[str, Sequence[str]] = {name: [_text(value) for value in values] for name, values in given.items()}
+    return table.column_names, [Block(range(1, len(table) + 1), columns)] if len(table) else []
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _check_names(path: Path, names: Sequence[str], line: int = 1) -> None:
+    missing = [column for column in COLUMNS if column not in names]
+    for name in names:
+        meant = difflib.get_close_matches(name.lower(), missing, n=1, cutoff=0.75)
+        if name not in COLUMNS and meant:
+            raise ProtocolError.at(path, f"column {name!r} is unknown; did you mean {meant[0]!r}?", line=line)
+    if "path" in missing:
+        raise ProtocolError.at(path, f"no column 'path'; the header has {', '.join(map(repr, names))}", line=line)
