@@ -3,7 +3,7 @@
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from moelora_ad.audio import Segment
+from moelora_ad.audio import Augmentation, Segment
 from moelora_ad.corpora import BONA_FIDE, SPOOF, Corpus, TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.training.dataset import Batch, TrialDataset
@@ -24,6 +24,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         num_workers: processes that read audio, for each training process.
         train_segment: the part of each utterance that is trained on.
         eval_segment: the part that is scored.
+        train_augmentation: changes the training segments, such as ``RawBoost``; the others are never augmented.
         seed: fixes the order of trials and every random draw for an utterance; ``seed_everything`` on the command line.
 
     Raises:
@@ -40,6 +41,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         num_workers: int = 0,
         train_segment: Segment | None = None,
         eval_segment: Segment | None = None,
+        train_augmentation: Augmentation | None = None,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -57,6 +59,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.train_segment = train_segment or Segment()
         self.eval_segment = eval_segment or Segment()
+        self.train_augmentation = train_augmentation
         self.seed = seed
         self.train_trials: TrialList | None = None
         self.eval_trials: dict[str, TrialList] = {}
@@ -80,7 +83,9 @@ class AudioDeepfakeDataModule(LightningDataModule):
         assert self.train_trials is not None
         rank, world_size = self._place()
         batches = TrainingBatches(len(self.train_trials), self.batch_size, self.seed, rank, world_size)
-        return self._loader(TrialDataset(self.train_trials, self.train_segment, self.seed), batches)
+        return self._loader(
+            TrialDataset(self.train_trials, self.train_segment, self.seed, self.train_augmentation), batches
+        )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         return self._evaluation_loaders()

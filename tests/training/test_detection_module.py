@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import StepLR
 
 from moelora_ad.adapters import InjectionError, LoRA, MoELoRA
-from moelora_ad.audio import Segment
+from moelora_ad.audio import RawBoost, Segment
 from moelora_ad.corpora import Manifest
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
@@ -189,6 +189,18 @@ def test_random_crops_change_with_the_epoch_and_evaluation_does_not(data):
     assert not torch.equal(dataset[[(0, 0)]].waveforms, dataset[[(1, 0)]].waveforms)
     validation = source.val_dataloader()[0].dataset
     assert torch.equal(validation[[(0, 0)]].waveforms, validation[[(1, 0)]].waveforms)
+
+
+def test_augmentation_is_keyed_and_for_training_only(data):
+    plain, boosted = data(), data(train_augmentation=RawBoost(algorithm=5))
+    for source in (plain, boosted):
+        source.setup("fit")
+    clean, changed = (source.train_dataloader().dataset for source in (plain, boosted))
+    assert not torch.equal(clean[[(0, 0)]].waveforms, changed[[(0, 0)]].waveforms)
+    assert torch.equal(changed[[(0, 0)]].waveforms, changed[[(0, 1), (0, 0)]].waveforms[1:])
+    assert not torch.equal(changed[[(0, 0)]].waveforms, changed[[(1, 0)]].waveforms)
+    for one, two in zip(plain.val_dataloader()[0], boosted.val_dataloader()[0], strict=True):
+        assert torch.equal(one.waveforms, two.waveforms)
 
 
 @pytest.mark.parametrize(
