@@ -45,7 +45,8 @@ class SetScores:
             RuntimeError: a trial was not scored, or more than once.
         """
         indices, scores = self.scores.compute()
-        return ScoreTable([self.trials[int(index)] for index in indices], scores.double().numpy())
+        scored = self.trials if len(indices) == len(self.trials) else [self.trials[index] for index in indices.tolist()]
+        return ScoreTable(scored, scores.double().numpy())
 
 
 def evaluation_sets(trainer: Trainer, limit: float | int | list[float | int]) -> list[SetScores]:
