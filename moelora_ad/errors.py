@@ -17,7 +17,8 @@ class InputError(ValueError):
         if "\nOriginal Traceback" in message:
             last = message.rstrip().rsplit("\n", 1)[-1]
             message = last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: ")
-        super().__init__(message)
+        # A message may quote a faulty file: that must not break the line or reach the terminal as control characters.
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
     @classmethod
     def at(
