@@ -88,6 +88,8 @@ class DetectionCommand(LightningCLI):
                 "checkpoint.save_on_exception": True,
                 "early_stopping.monitor": f"{DEV}/eer",
                 "early_stopping.patience": 10,
+                # A run that continues from the middle of an epoch may have no figure at the first epoch's end.
+                "early_stopping.strict": False,
             }
         )
         parser.link_arguments("seed_everything", "data.seed")
