@@ -48,7 +48,21 @@ class FullFineTuning(AdaptationMethod):
         return ()
 
 
-class LoRA(AdaptationMethod):
+class _LowRank(AdaptationMethod):
+    """Freezes the encoder and puts an adapted projection in the place of each targeted one."""
+
+    targets: str | Sequence[str]
+
+    def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
+        encoder.requires_grad_(False)
+        return inject(encoder, self.targets, self._build)
+
+    @abstractmethod
+    def _build(self, base: nn.Linear) -> MoELoRALinear:
+        """The adapted projection made from the one that stands there."""
+
+
+class LoRA(_LowRank):
     """One low-rank update for each targeted projection; everything else is frozen (arXiv 2106.09685).
 
     Args:
@@ -64,15 +78,11 @@ class LoRA(AdaptationMethod):
         self.alpha = alpha
         self.targets = targets
 
-    def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
-        encoder.requires_grad_(False)
-        return inject(encoder, self.targets, self._build)
-
     def _build(self, base: nn.Linear) -> MoELoRALinear:
         return MoELoRALinear(base, [LoRAExpert(base.in_features, base.out_features, self.rank)], alpha=self.alpha)
 
 
-class MoELoRA(AdaptationMethod):
+class MoELoRA(_LowRank):
     """A mixture of low-rank experts with its own gate for each targeted projection (arXiv 2509.13878).
 
     Args:
@@ -108,10 +118,6 @@ class MoELoRA(AdaptationMethod):
         self.rank = rank
         self.alpha = alpha
         self.targets = targets
-
-    def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
-        encoder.requires_grad_(False)
-        return inject(encoder, self.targets, self._build)
 
     def _build(self, base: nn.Linear) -> MoELoRALinear:
         experts = [LoRAExpert(base.in_features, base.out_features, self.rank) for _ in range(self.num_experts)]

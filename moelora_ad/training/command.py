@@ -20,7 +20,7 @@ from moelora_ad.training.run import is_fast_dev_run, run_directory
 from moelora_ad.training.summary import print_evaluation, print_fit
 from moelora_ad.training.usage import OneLineParser
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, INTERRUPTED = 1, 130
 # Advice that our own defaults answer already.
 _SILENCED = (
     ".*does not have many workers.*",
