@@ -3,12 +3,13 @@
 from moelora_ad.corpora.asvspoof5 import ASVspoof5
 from moelora_ad.corpora.asvspoof2019 import ASVspoof2019, ASVspoof2019Protocol
 from moelora_ad.corpora.asvspoof2021 import ASVspoof2021DF, ASVspoof2021LA
-from moelora_ad.corpora.corpus import Corpus
+from moelora_ad.corpora.corpus import ClassCounts, Corpus
 from moelora_ad.corpora.fakeavceleb import FakeAVCeleb
 from moelora_ad.corpora.further import ADD, MLAAD, DeepfakeEval2024, FakeOrReal, LibriSeVoc, SpoofCeleb, WaveFake
 from moelora_ad.corpora.in_the_wild import InTheWild
 from moelora_ad.corpora.manifest import Folder, Manifest
 from moelora_ad.corpora.records import ProtocolError
+from moelora_ad.corpora.storage import StorageError
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, Trial, TrialList, parse_label
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ASVspoof2019Protocol",
     "ASVspoof2021DF",
     "ASVspoof2021LA",
+    "ClassCounts",
     "Corpus",
     "DeepfakeEval2024",
     "FakeAVCeleb",
@@ -31,6 +33,7 @@ __all__ = [
     "Manifest",
     "ProtocolError",
     "SpoofCeleb",
+    "StorageError",
     "Trial",
     "TrialList",
     "WaveFake",

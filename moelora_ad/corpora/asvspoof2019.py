@@ -4,12 +4,20 @@ from pathlib import Path
 from typing import Literal
 
 from moelora_ad.corpora.collecting import Collector
-from moelora_ad.corpora.corpus import Corpus
+from moelora_ad.corpora.corpus import ClassCounts, Corpus
 from moelora_ad.corpora.records import read_lines
-from moelora_ad.corpora.storage import first_of, joined, located
+from moelora_ad.corpora.storage import first_of, folder_of, joined, located
 from moelora_ad.corpora.trial import TrialList
 
 _COLUMNS = ("speaker", "utterance", "environment", "attack", "label")
+_COUNTS = {
+    ("LA", "train"): ClassCounts(25_380, 2_580, 22_800),
+    ("LA", "dev"): ClassCounts(24_844, 2_548, 22_296),
+    ("LA", "eval"): ClassCounts(71_237, 7_355, 63_882),
+    ("PA", "train"): ClassCounts(54_000, 5_400, 48_600),
+    ("PA", "dev"): ClassCounts(29_700, 5_400, 24_300),
+    ("PA", "eval"): ClassCounts(134_730, 18_090, 116_640),
+}
 _PROTOCOL_ENDINGS = {"train": "train.trn", "dev": "dev.trl", "eval": "eval.trl"}
 
 
@@ -48,14 +56,14 @@ class ASVspoof2019Protocol(Corpus):
                 corpus=self.name,
                 split=self.split,
             )
-        return collector.trials(before=joined(self.audio, ""), after=self.extension)
+        return collector.trials(before=joined(located(self.audio), ""), after=self.extension)
 
 
 class ASVspoof2019(Corpus):
-    """The official distribution of ASVspoof 2019, as ``LA.zip`` or ``PA.zip`` unpacks.
+    """The official distribution of ASVspoof 2019: ``LA.zip`` or ``PA.zip``.
 
     Args:
-        root: The folder that contains ``LA`` (or ``PA``), or that folder itself.
+        root: The archive, the folder that contains ``LA`` (or ``PA``), or that folder itself.
         split: Which part.
         access: ``LA``, logical access (synthesis and conversion), or ``PA``, physical access (replay).
     """
@@ -70,16 +78,16 @@ class ASVspoof2019(Corpus):
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`."""
-        folder = self._folder()
-        protocols = folder / f"ASVspoof2019_{self.access}_cm_protocols"
+        folder = f"ASVspoof2019_{self.access}_cm_protocols"
+        hint = f"set root to {self.access}.zip or where it was unpacked"
+        protocols = first_of(self.root, (f"{self.access}/{folder}", folder), hint)
         return ASVspoof2019Protocol(
             name=self.name,
-            protocol=protocols / f"ASVspoof2019.{self.access}.cm.{_PROTOCOL_ENDINGS[self.split]}.txt",
-            audio=folder / f"ASVspoof2019_{self.access}_{self.split}" / "flac",
+            protocol=joined(protocols, f"ASVspoof2019.{self.access}.cm.{_PROTOCOL_ENDINGS[self.split]}.txt"),
+            audio=joined(folder_of(protocols), f"ASVspoof2019_{self.access}_{self.split}/flac"),
             split=self.split,
         ).trials()
 
-    def _folder(self) -> Path:
-        protocols = f"ASVspoof2019_{self.access}_cm_protocols"
-        hint = f"set root to where {self.access}.zip was unpacked"
-        return first_of(self.root, (f"{self.access}/{protocols}", protocols), hint).parent
+    def official_counts(self) -> ClassCounts:
+        """See `Corpus.official_counts`."""
+        return _COUNTS[self.access, self.split]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from moelora_ad.corpora.collecting import Collector
-from moelora_ad.corpora.corpus import Corpus
+from moelora_ad.corpora.corpus import ClassCounts, Corpus
 from moelora_ad.corpora.records import Block, ProtocolError, read_lines
 from moelora_ad.corpora.storage import first_of, joined, located
 from moelora_ad.corpora.trial import TrialList
@@ -29,6 +29,8 @@ class _ASVspoof2021(Corpus):
     """The columns of each generation of keys."""
     fields: ClassVar[dict[str, str]]
     """Fields of a trial, and the columns where they are."""
+    counts: ClassVar[dict[str, ClassCounts]]
+    """Of each phase."""
 
     def __init__(self, root: str | Path, phase: Phase = "eval", keys: str | Path | None = None) -> None:
         self.name = f"ASVspoof2021_{self.track}"
@@ -48,15 +50,19 @@ class _ASVspoof2021(Corpus):
             columns = block.columns
             fields = {field: columns[column] for field, column in self.fields.items()}
             collector.add(block.lines, columns["trial"], columns["label"], corpus=self.name, split=phases, **fields)
-        return collector.trials(before=joined(self.root, f"{self.name}_eval/flac/"), after=".flac")
+        return collector.trials(before=joined(located(self.root), f"{self.name}_eval/flac/"), after=".flac")
 
-    def _keys(self) -> Path:
-        if self.keys is not None:
-            return located(self.keys)
+    def official_counts(self) -> ClassCounts:
+        """See `Corpus.official_counts`."""
+        return self.counts[self.phase]
+
+    def _keys(self) -> str:
+        if self.keys is not None and not (place := located(self.keys)).endswith("!"):
+            return place
         names = tuple(f"keys/{folder}CM/trial_metadata.txt" for folder in (f"{self.track}/", ""))
-        return first_of(self.root, names, f"unpack {self.track}-keys-full.tar.gz there or give keys")
+        return first_of(self.keys or self.root, names, f"put {self.track}-keys-full.tar.gz there or give keys")
 
-    def _phases(self, path: Path, block: Block) -> list[str]:
+    def _phases(self, path: str, block: Block) -> list[str]:
         prefix = f"{self.track}_"
         for line, trial in zip(block.lines, block.columns["trial"], strict=True):
             if not trial.startswith(prefix):
@@ -81,6 +87,12 @@ class ASVspoof2021LA(_ASVspoof2021):
     """
 
     track = "LA"
+    counts: ClassVar[dict[str, ClassCounts]] = {
+        "eval": ClassCounts(148_176, 14_816, 133_360),
+        "progress": ClassCounts(16_464, 1_676, 14_788),
+        "hidden": ClassCounts(16_926, 1_960, 14_966),
+        "all": ClassCounts(181_566, 18_452, 163_114),
+    }
     layouts = (_LA,)
     fields: ClassVar[dict[str, str]] = {name: name for name in ("speaker", "codec", "transmission", "attack")}
 
@@ -98,6 +110,12 @@ class ASVspoof2021DF(_ASVspoof2021):
     """
 
     track = "DF"
+    counts: ClassVar[dict[str, ClassCounts]] = {
+        "eval": ClassCounts(533_928, 14_869, 519_059),
+        "progress": ClassCounts(59_325),
+        "hidden": ClassCounts(18_576),
+        "all": ClassCounts(611_829),
+    }
     layouts = (_DF_STAGE_1, _DF)
     fields: ClassVar[dict[str, str]] = {
         "speaker": "speaker",

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 from moelora_ad.corpora.collecting import Collector
-from moelora_ad.corpora.corpus import Corpus
+from moelora_ad.corpora.corpus import ClassCounts, Corpus
 from moelora_ad.corpora.records import read_lines
-from moelora_ad.corpora.storage import joined, located
+from moelora_ad.corpora.storage import first_of, joined, located
 from moelora_ad.corpora.trial import TrialList
 
 _COLUMNS = (
@@ -21,6 +21,7 @@ _COLUMNS = (
     "key",
     "tmp",
 )
+_COUNTS = {"train": ClassCounts(182_357), "dev": ClassCounts(140_950), "eval": ClassCounts(680_774, 138_688, 542_086)}
 _PROTOCOLS = {"train": "train", "dev": "dev.track_1", "eval": "eval.track_1"}
 _AUDIO = {"train": "flac_T/", "dev": "flac_D/", "eval": "flac_E_eval/"}
 
@@ -44,7 +45,8 @@ class ASVspoof5(Corpus):
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`."""
-        path = located(self.root) / f"ASVspoof5.{_PROTOCOLS[self.split]}.tsv"
+        root = located(self.root)
+        path = first_of(root, (f"ASVspoof5.{_PROTOCOLS[self.split]}.tsv",), "put ASVspoof5_protocols.tar.gz there")
         collector = Collector(path)
         for lines, columns in read_lines(path, _COLUMNS):
             collector.add(
@@ -58,4 +60,8 @@ class ASVspoof5(Corpus):
                 corpus=self.name,
                 split=self.split,
             )
-        return collector.trials(before=joined(self.root, _AUDIO[self.split]), after=".flac")
+        return collector.trials(before=joined(root, _AUDIO[self.split]), after=".flac")
+
+    def official_counts(self) -> ClassCounts:
+        """See `Corpus.official_counts`."""
+        return _COUNTS[self.split]

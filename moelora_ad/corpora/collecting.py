@@ -1,10 +1,10 @@
 """From the columns of a protocol to a list of trials."""
 
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moelora_ad.corpora.columns import CategoryPool, TextPool
 from moelora_ad.corpora.records import ProtocolError
@@ -32,10 +32,11 @@ class Collector:
 
     def __init__(self, path: str | Path, unlabelled: bool = False) -> None:
         self._path = path
-        self._lines: dict[str, int] = {}
+        self._lines: list[NDArray[np.int64]] = []
+        self._hashes: list[NDArray[np.int64]] = []
         self._utterances = TextPool()
         self._audio = TextPool()
-        self._labels = array("b")
+        self._labels: list[NDArray[np.int8]] = []
         self._texts = {field: CategoryPool(_NO_ATTACK if field == "attack" else _ABSENT) for field in TEXT_FIELDS}
         self._label_of = _Labels(dict.fromkeys(_ABSENT, -1) if unlabelled else {})
 
@@ -57,13 +58,14 @@ class Collector:
             texts: Other fields of `Trial`, (n,) or one for all. Empty, ``-`` and the attack ``bonafide`` are unknown.
 
         Raises:
-            ProtocolError: A label is no label, or an utterance has occurred before.
+            ProtocolError: A label is no label.
         """
-        self._check_unique(lines, utterance)
         try:
-            self._labels.extend(list(map(self._label_of.__getitem__, label)))
+            self._labels.append(np.fromiter(map(self._label_of.__getitem__, label), np.int8, len(label)))
         except ValueError:
             self._tell_label(lines, label)
+        self._lines.append(np.fromiter(lines, np.int64, len(lines)))
+        self._hashes.append(np.fromiter(map(hash, utterance), np.int64, len(utterance)))
         self._utterances.extend(utterance)
         if audio is not None:
             self._audio.extend(audio)
@@ -78,31 +80,29 @@ class Collector:
         """All that was added; the audio of each is its utterance id between ``before`` and ``after``, if given.
 
         Raises:
-            ProtocolError: Nothing was added.
+            ProtocolError: Nothing was added, or an utterance more than once.
         """
-        if not self._lines:
+        if not any(map(len, self._lines)):
             raise ProtocolError.at(self._path, "has no trials")
         utterances = self._utterances.packed()
+        if not np.diff(np.sort(np.concatenate(self._hashes))).all():
+            self._tell_repeated(utterances)
         return TrialList.from_columns(
             TrialColumns(
                 utterance=utterances,
                 audio=self._audio.packed() if before is None else utterances.around(before, after),
-                label=np.array(self._labels, np.int8),
+                label=np.concatenate(self._labels),
                 texts=tuple(pool.packed() for pool in self._texts.values()),
             )
         )
 
-    def _check_unique(self, lines: Sequence[int], utterances: Sequence[str]) -> None:
-        size = len(self._lines)
-        block = dict(zip(utterances, lines, strict=True))
-        if len(block) == len(utterances) and self._lines.keys().isdisjoint(block):
-            self._lines.update(block)
-            return
-        for line, utterance in zip(lines, utterances, strict=True):
-            before = self._lines.setdefault(utterance, line)
-            if len(self._lines) == size:
+    def _tell_repeated(self, utterances: Iterable[str]) -> None:
+        seen: dict[str, int] = {}
+        for line, utterance in zip(np.concatenate(self._lines).tolist(), utterances, strict=True):
+            if utterance in seen:
+                before = seen[utterance]
                 raise ProtocolError.at(self._path, f"utterance {utterance!r} was already in line {before}", line=line)
-            size += 1
+            seen[utterance] = line
 
     def _tell_label(self, lines: Sequence[int], words: Sequence[str]) -> None:
         for line, word in zip(lines, words, strict=True):

@@ -1,6 +1,5 @@
 """Compact columns of text: a million trials are a few arrays, not a million objects."""
 
-from array import array
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -45,9 +44,9 @@ class Texts(Sequence[str]):
     def __getitem__(self, index: int | slice) -> "str | Texts":
         if isinstance(index, slice):
             return self._slice(*index.indices(len(self)))
-        index = range(len(self))[index]
-        start = int(self.ends[index - 1]) if index else 0
-        return self.before + self.data[start : int(self.ends[index])].decode(*_ENCODING) + self.after
+        index = range(len(self.ends))[index]
+        text = self.data[self.ends[index - 1] if index else 0 : self.ends[index]]
+        return f"{self.before}{text.decode(*_ENCODING)}{self.after}"
 
     def _slice(self, start: int, stop: int, step: int) -> "Texts":
         if step == 1 and start < stop:
@@ -100,18 +99,16 @@ class TextPool:
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
-        self._sizes = array("q")
+        self._sizes: list[NDArray[np.int64]] = []
 
     def extend(self, texts: Sequence[str]) -> None:
-        data = "".join(texts).encode(*_ENCODING)
-        sizes = array("q", map(len, texts))
-        if sum(sizes) < len(data):  # not all of it is ASCII
-            sizes = array("q", (len(text.encode(*_ENCODING)) for text in texts))
-        self._parts.append(data)
-        self._sizes.extend(sizes)
+        joined = "".join(texts)
+        encoded = texts if joined.isascii() else [text.encode(*_ENCODING) for text in texts]
+        self._parts.append(joined.encode(*_ENCODING))
+        self._sizes.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
 
     def packed(self) -> Texts:
-        return Texts(b"".join(self._parts), np.cumsum(np.array(self._sizes, np.int64)))
+        return Texts(b"".join(self._parts), np.cumsum(np.concatenate(self._sizes)))
 
 
 class _Numbers(dict[str | None, int]):
@@ -136,14 +133,15 @@ class CategoryPool:
 
     def __init__(self, absent: Container[str] = ()) -> None:
         self._numbers = _Numbers(absent)
-        self._codes = array("q")
+        self._codes: list[NDArray[np.unsignedinteger]] = []
 
     def extend(self, values: Iterable[str | None]) -> None:
-        self._codes.extend(map(self._numbers.__getitem__, values))
+        codes = np.fromiter(map(self._numbers.__getitem__, values), np.uint32)
+        self._codes.append(codes.astype(np.min_scalar_type(len(self._numbers))))
 
     def repeat(self, value: str | None, times: int) -> None:
-        self._codes.extend(array("q", [self._numbers[value]]) * times)
+        number = self._numbers[value]
+        self._codes.append(np.full(times, number, np.min_scalar_type(number)))
 
     def packed(self) -> Categories:
-        values = tuple(self._numbers.values_in_order)
-        return Categories(values, np.array(self._codes, np.min_scalar_type(len(values))))
+        return Categories(tuple(self._numbers.values_in_order), np.concatenate(self._codes))

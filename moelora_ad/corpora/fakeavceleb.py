@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from moelora_ad.corpora.collecting import Collector
-from moelora_ad.corpora.corpus import Corpus
+from moelora_ad.corpora.corpus import ClassCounts, Corpus
 from moelora_ad.corpora.records import ProtocolError, read_table
-from moelora_ad.corpora.storage import first_of, joined
+from moelora_ad.corpora.storage import first_of, folder_of, joined
 from moelora_ad.corpora.trial import TrialList
 
 _TYPES = {
@@ -17,6 +17,8 @@ _TYPES = {
     "FakeVideo-FakeAudio": ("D", "fake"),
 }
 _LISTS = {"all": "ABCD", "a_vs_fake": "ABD", "a_vs_b": "AB"}
+# Which of the 21,566 rows repeat others, so that 21,544 files remain, is not published.
+_COUNTS = {"all": ClassCounts(21_544), "a_vs_fake": ClassCounts(None, 500), "a_vs_b": ClassCounts(1_000, 500, 500)}
 _NEEDED = ("source", "method", "category", "type", "race", "gender", "path")
 
 
@@ -46,23 +48,25 @@ class FakeAVCeleb(Corpus):
         self.name = f"FakeAVCeleb_{trials}"
         self.root = root
         self.categories = _LISTS[trials]
+        self._counts = _COUNTS[trials]
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`. The audio is in MP4 videos; ``source`` is the id of the clip it was made from."""
         names = tuple(f"{folder}meta_data.csv" for folder in ("", "FakeAVCeleb_v1.2/", "FakeAVCeleb/"))
-        path = first_of(self.root, names, "set root to where FakeAVCeleb was unpacked")
+        path = first_of(self.root, names, "set root to FakeAVCeleb's archive or where it was unpacked")
         lines: dict[_Row, int] = {}
         for line, row in self._rows(path):
             if row.category in self.categories:
                 lines.setdefault(row, line)
         collector = Collector(path)
+        folder = folder_of(path)
         if lines:
             files, _, labels, methods, sources, genders, races = zip(*lines, strict=True)
             collector.add(
                 list(lines.values()),
                 [file.removesuffix(".mp4") for file in files],
                 labels,
-                [joined(path.parent, file) for file in files],
+                [joined(folder, file) for file in files],
                 attack=[method if label == "fake" else "" for method, label in zip(methods, labels, strict=True)],
                 speaker=sources,
                 source=sources,
@@ -72,8 +76,12 @@ class FakeAVCeleb(Corpus):
             )
         return collector.trials()
 
+    def official_counts(self) -> ClassCounts:
+        """See `Corpus.official_counts`."""
+        return self._counts
+
     @staticmethod
-    def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
+    def _rows(path: str) -> Iterator[tuple[int, _Row]]:
         header, blocks = read_table(path)
         # v1.2 has the folder in the column "path"; before, that was the file's name and the folder had no heading.
         name, folder = ("filename", "path") if "filename" in header else ("path", "")

@@ -43,8 +43,9 @@ class _Listed(Corpus):
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`. Utterance ids are the names of files in the list."""
-        path = located(self.root) / self.listing.format(split=self.split)
-        folder = joined(self.root, self.audio.format(split=self.split))
+        root = located(self.root)
+        path = joined(root, self.listing.format(split=self.split))
+        folder = joined(root, self.audio.format(split=self.split))
         collector = Collector(path)
         for lines, columns in self._blocks(path):
             labels = columns[self.label]
@@ -56,7 +57,7 @@ class _Listed(Corpus):
             collector.add(lines, columns[self.file], labels, audio, corpus=self.name, split=self.split, **fields)
         return collector.trials()
 
-    def _blocks(self, path: Path) -> Iterator[Block]:
+    def _blocks(self, path: str) -> Iterator[Block]:
         if self.columns:
             return read_lines(path, self.columns)
         header, blocks = read_table(path)
@@ -87,7 +88,7 @@ class _Foldered(Corpus):
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`. Utterance ids are the files' paths."""
-        folder = located(self.root) / self.audio.format(split=self.split)
+        folder = joined(located(self.root), self.audio.format(split=self.split))
         files = [name for name in audio_files(folder) if name.count("/") == len(self.levels)]
         parts = zip(*(name.split("/") for name in files), strict=True)
         fields: dict[str, Sequence[str]] = dict(zip(self.levels, parts, strict=False))

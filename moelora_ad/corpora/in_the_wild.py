@@ -3,17 +3,17 @@
 from pathlib import Path
 
 from moelora_ad.corpora.collecting import Collector
-from moelora_ad.corpora.corpus import Corpus
+from moelora_ad.corpora.corpus import ClassCounts, Corpus
 from moelora_ad.corpora.records import ProtocolError, read_table
-from moelora_ad.corpora.storage import first_of, joined
+from moelora_ad.corpora.storage import first_of, folder_of, joined
 from moelora_ad.corpora.trial import TrialList
 
 
 class InTheWild(Corpus):
-    """The official distribution, as ``release_in_the_wild.zip`` unpacks: 19,963 bona fide and 11,816 spoofed trials.
+    """The official distribution, ``release_in_the_wild.zip``: 19,963 bona fide and 11,816 spoofed trials.
 
     Args:
-        root: The folder that contains ``release_in_the_wild``, or that folder itself.
+        root: The archive, the folder that contains ``release_in_the_wild``, or that folder itself.
     """
 
     name = "InTheWild"
@@ -23,19 +23,24 @@ class InTheWild(Corpus):
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`. Utterance ids are the files' names without ``.wav``."""
-        hint = "set root to where release_in_the_wild.zip was unpacked"
+        hint = "set root to release_in_the_wild.zip or where it was unpacked"
         path = first_of(self.root, ("meta.csv", "release_in_the_wild/meta.csv"), hint)
         header, blocks = read_table(path)
         if not {"file", "speaker", "label"} <= set(header):
             raise ProtocolError.at(path, f"the columns are {', '.join(header)}, not file, speaker, label", line=1)
         collector = Collector(path)
+        folder = folder_of(path)
         for lines, columns in blocks:
             collector.add(
                 lines,
                 [file.removesuffix(".wav") for file in columns["file"]],
                 columns["label"],
-                [joined(path.parent, file) for file in columns["file"]],
+                [joined(folder, file) for file in columns["file"]],
                 speaker=columns["speaker"],
                 corpus=self.name,
             )
         return collector.trials()
+
+    def official_counts(self) -> ClassCounts:
+        """See `Corpus.official_counts`."""
+        return ClassCounts(31_779, 19_963, 11_816)

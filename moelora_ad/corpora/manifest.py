@@ -7,7 +7,7 @@ from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import Corpus
 from moelora_ad.corpora.manifest_formats import read_manifest
 from moelora_ad.corpora.records import Block, ProtocolError
-from moelora_ad.corpora.storage import audio_files, joined, located
+from moelora_ad.corpora.storage import audio_files, folder_of, joined, located
 from moelora_ad.corpora.trial import TrialList
 
 
@@ -38,7 +38,7 @@ class Manifest(Corpus):
     def trials(self) -> TrialList:
         """See `Corpus.trials`. An utterance without an id gets its path without the ending."""
         path = located(self.path)
-        root = path.parent if self.root is None else located(self.root)
+        root = folder_of(path) if self.root is None else located(self.root)
         collector = Collector(path, unlabelled=True)
         seen: set[str] = set()
         kept = 0
@@ -53,7 +53,7 @@ class Manifest(Corpus):
             raise ProtocolError.at(path, f"no line has the split {self.split!r}; it has {present}", column="split")
         return collector.trials()
 
-    def _add(self, collector: Collector, path: Path, root: Path, block: Block) -> None:
+    def _add(self, collector: Collector, path: str, root: str, block: Block) -> None:
         columns: dict[str, Sequence[str]] = dict(block.columns)
         files = columns.pop("path")
         if "" in files:

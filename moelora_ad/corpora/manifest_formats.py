@@ -4,19 +4,20 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
+from io import BytesIO
 from itertools import islice
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
-from moelora_ad.corpora.records import Block, ProtocolError, read_table, read_text
+from moelora_ad.corpora.records import Block, ProtocolError, read_bytes, read_table, read_text
 
 COLUMNS = ("path", "label", "utterance", "speaker", "attack", "codec", "split")
 _BLOCK = 10_000  # records
 
 
-def read_manifest(path: Path) -> Iterator[Block]:
+def read_manifest(path: str) -> Iterator[Block]:
     """Blocks that have all of ``COLUMNS`` and no other; what is not given is empty."""
-    suffix = path.suffix.lower()
+    suffix = PurePosixPath(path).suffix.lower()
     if suffix == ".jsonl":
         yield from _read_json_lines(path)
         return
@@ -27,11 +28,11 @@ def read_manifest(path: Path) -> Iterator[Block]:
         yield Block(lines, {name: columns.get(name, nothing) for name in COLUMNS})
 
 
-def _read_csv(path: Path, suffix: str) -> tuple[Sequence[str], Iterable[Block]]:
+def _read_csv(path: str, suffix: str) -> tuple[Sequence[str], Iterable[Block]]:
     return read_table(path, "\t" if suffix == ".tsv" else ",")
 
 
-def _read_json_lines(path: Path) -> Iterator[Block]:
+def _read_json_lines(path: str) -> Iterator[Block]:
     numbered = ((line, text) for line, text in enumerate(read_text(path).split("\n"), 1) if text.strip())
     checked: set[tuple[str, ...]] = set()
     while block := list(islice(numbered, _BLOCK)):
@@ -45,7 +46,7 @@ def _read_json_lines(path: Path) -> Iterator[Block]:
         yield Block([line for line, _ in block], columns)
 
 
-def _json_object(path: Path, line: int, text: str) -> dict[str, Any]:
+def _json_object(path: str, line: int, text: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as reason:
@@ -55,15 +56,14 @@ def _json_object(path: Path, line: int, text: str) -> dict[str, Any]:
     return record
 
 
-def _read_parquet(path: Path) -> tuple[Sequence[str], Iterable[Block]]:
+def _read_parquet(path: str) -> tuple[Sequence[str], Iterable[Block]]:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
         raise ProtocolError.at(path, "reading Parquet needs pyarrow: pip install pyarrow") from None
-    if not path.is_file():
-        raise ProtocolError.at(path, "no such file; check the path in the configuration")
+    data = read_bytes(path, ProtocolError)
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(BytesIO(data))
         given = {name: table[name].to_pylist() for name in COLUMNS if name in table.column_names}
     except (arrow.ArrowException, OSError, ValueError) as reason:
         raise ProtocolError.at(path, f"not valid Parquet: {' '.join(str(reason).split())}") from None
@@ -75,7 +75,7 @@ def _text(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _check_names(path: Path, names: Sequence[str], line: int = 1) -> None:
+def _check_names(path: str, names: Sequence[str], line: int = 1) -> None:
     missing = [column for column in COLUMNS if column not in names]
     for name in names:
         meant = difflib.get_close_matches(name.lower(), missing, n=1, cutoff=0.75)

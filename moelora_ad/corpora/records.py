@@ -2,28 +2,42 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from moelora_ad.corpora.storage import open_file
 from moelora_ad.errors import InputError
 
 _BLOCK = 2_000  # records
+_CHUNK = 2**16  # characters
+_MOST_BYTES = 2**30
 
 
 class ProtocolError(InputError):
     """A protocol or manifest that is missing or faulty."""
 
 
-def read_text(path: str | Path, error: type[InputError] = ProtocolError) -> str:
-    """The UTF-8 text of a file, with or without byte order mark; ``error`` is what is raised otherwise."""
+def read_bytes(path: str | Path, error: type[InputError]) -> bytes:
+    """The content of a file, which may be in an archive or remote (see `storage`)."""
     try:
-        data = Path(path).read_bytes()
+        file = open_file(str(path))
+        with open(file, "rb") if isinstance(file, str) else file as opened:
+            data = opened.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         raise error.at(path, "no such file; check the path in the configuration") from None
     except OSError as reason:
         raise error.at(path, f"cannot be read: {reason.strerror}") from None
+    if len(data) > _MOST_BYTES:
+        raise error.at(path, f"is larger than {_MOST_BYTES:,} bytes; is it a protocol?")
+    return data
+
+
+def read_text(path: str | Path, error: type[InputError] = ProtocolError) -> str:
+    """The UTF-8 text of a file, with or without byte order mark; ``error`` is what is raised otherwise."""
+    data = read_bytes(path, error)
     try:
         text = data.decode()
     except UnicodeDecodeError as reason:
@@ -64,40 +78,54 @@ def read_lines(path: str | Path, *layouts: Sequence[str]) -> Iterator[Block]:
         path: The file; it has no header.
         layouts: The names of the columns; of several layouts, the one that has as many as the first line.
     """
-    lines = read_text(path).split("\n")
-    layout = _layout(lines, layouts)
-    for start in range(0, len(lines), _BLOCK):
-        rows = [text.split() for text in lines[start : start + _BLOCK]]
-        numbers: Sequence[int] = range(start + 1, start + 1 + len(rows))
-        if set(map(len, rows)) != {len(layout)}:
-            numbers = [number for number, row in zip(numbers, rows, strict=True) if row]
-            rows = [row for row in rows if row]
-            for number, row in zip(numbers, rows, strict=True):
-                if len(row) != len(layout):
-                    wanted = f"{len(layout)} are needed: {' '.join(layout)}"
-                    raise ProtocolError.at(path, f"{len(row)} columns where {wanted}", line=number)
-        if rows:
-            columns: dict[str, Sequence[str]] = dict(zip(layout, zip(*rows, strict=True), strict=True))
-            yield Block(numbers, columns)
+    text = read_text(path)
+    layout = _layout(text, layouts)
+    for numbers, chunk in _chunks(text):
+        fields = f"{chunk}\n".replace("\n", " \0 ").split()  # `read_text` refuses NUL: every NUL here ends a line
+        if fields[len(layout) :: len(layout) + 1] != ["\0"] * len(numbers):
+            numbers, fields = _careful_fields(path, layout, numbers, chunk)
+        if numbers:
+            yield Block(numbers, {name: fields[i :: len(layout) + 1] for i, name in enumerate(layout)})
 
 
-def _layout(lines: Iterable[str], layouts: Sequence[Sequence[str]]) -> Sequence[str]:
-    size = next((len(fields) for fields in map(str.split, lines) if fields), 0)
+def _layout(text: str, layouts: Sequence[Sequence[str]]) -> Sequence[str]:
+    first = re.search(r"\S.*", text)
+    size = len(first[0].split()) if first else 0
     return next((layout for layout in layouts if len(layout) == size), layouts[-1])
+
+
+def _chunks(text: str) -> Iterator[tuple[Sequence[int], str]]:
+    """A few lines at a time, and their numbers."""
+    start, line = 0, 1
+    while start < len(text):
+        end = text.find("\n", start + _CHUNK) + 1 or len(text)
+        chunk = text[start:end].removesuffix("\n")
+        numbers = range(line, line + chunk.count("\n") + 1)
+        yield numbers, chunk
+        start, line = end, numbers.stop
+
+
+def _careful_fields(
+    path: str | Path, layout: Sequence[str], numbers: Sequence[int], chunk: str
+) -> tuple[Sequence[int], list[str]]:
+    """The numbers of the lines that are not blank, and the fields of all of them, with a NUL after each line."""
+    rows = [(number, row) for number, row in zip(numbers, map(str.split, chunk.split("\n")), strict=True) if row]
+    for number, row in rows:
+        if len(row) != len(layout):
+            wanted = f"{len(layout)} are needed: {' '.join(layout)}"
+            raise ProtocolError.at(path, f"{len(row)} columns where {wanted}", line=number)
+    return [number for number, _ in rows], [field for _, row in rows for field in (*row, "\0")]
 
 
 def read_table(path: str | Path, delimiter: str = ",") -> tuple[list[str], Iterator[Block]]:
     """The header of a CSV file, and its records without the spaces around fields. Columns without a name are ``""``."""
     rows = _csv_rows(path, ProtocolError, delimiter)
     header = _header(path, rows, ProtocolError)
-    return header, _table_blocks(path, header, rows)
+    return header, _table_blocks(header, _checked(path, header, rows, ProtocolError))
 
 
-def _table_blocks(path: str | Path, header: list[str], rows: Iterator[tuple[int, list[str]]]) -> Iterator[Block]:
+def _table_blocks(header: list[str], rows: Iterator[tuple[int, list[str]]]) -> Iterator[Block]:
     while block := list(islice(rows, _BLOCK)):
-        for line, row in block:
-            if len(row) != len(header):
-                raise ProtocolError.at(path, f"{len(row)} fields where the header has {len(header)}", line=line)
         columns = zip(*(row for _, row in block), strict=True)
         yield Block(
             [line for line, _ in block],
@@ -111,7 +139,7 @@ def read_csv(
     """The header of a CSV file, and its records with the numbers of the lines where they start."""
     rows = _csv_rows(path, error)
     header = _header(path, rows, error)
-    return header, _records(path, header, rows, error)
+    return header, ((line, dict(zip(header, row, strict=True))) for line, row in _checked(path, header, rows, error))
 
 
 def _header(path: str | Path, rows: Iterator[tuple[int, list[str]]], error: type[InputError]) -> list[str]:
@@ -139,10 +167,10 @@ def _csv_rows(path: str | Path, error: type[InputError], delimiter: str = ",") -
             yield line, row
 
 
-def _records(
+def _checked(
     path: str | Path, header: list[str], rows: Iterable[tuple[int, list[str]]], error: type[InputError]
-) -> Iterator[tuple[int, dict[str, str]]]:
+) -> Iterator[tuple[int, list[str]]]:
     for line, row in rows:
         if len(row) != len(header):
             raise error.at(path, f"{len(row)} fields where the header has {len(header)}", line=line)
-        yield line, dict(zip(header, row, strict=True))
+        yield line, row

@@ -15,6 +15,7 @@ from moelora_ad.errors import InputError
 BONA_FIDE = 1
 SPOOF = 0
 
+_LABELS = (SPOOF, BONA_FIDE, None)  # of a column of labels, where -1 is unknown
 _SPELLINGS = {
     **dict.fromkeys(("bonafide", "bona-fide", "bona_fide", "genuine", "real"), BONA_FIDE),
     **dict.fromkeys(("spoof", "fake"), SPOOF),
@@ -38,6 +39,7 @@ class Trial:
         source: Where the audio comes from: a database, or the clip that was manipulated.
         gender: As the corpus writes it.
         race: As the corpus writes it.
+        language: The language spoken, as the corpus writes it.
     """
 
     utterance: str
@@ -52,13 +54,25 @@ class Trial:
     source: str | None = None
     gender: str | None = None
     race: str | None = None
+    language: str | None = None
 
     def __post_init__(self) -> None:
         if self.label not in (BONA_FIDE, SPOOF, None):
             raise ValueError(f"a trial's label is 1 (bona fide), 0 (spoof) or None, not {self.label!r}")
 
 
-TEXT_FIELDS = ("speaker", "attack", "codec", "corpus", "split", "transmission", "source", "gender", "race")
+TEXT_FIELDS = (
+    "speaker",
+    "attack",
+    "codec",
+    "corpus",
+    "split",
+    "transmission",
+    "source",
+    "gender",
+    "race",
+    "language",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,22 +136,19 @@ class TrialList(Sequence[Trial]):
     def __getitem__(self, index: int | slice) -> "Trial | TrialList":
         columns = self._columns
         if isinstance(index, slice):
-            texts = tuple(column[index] for column in columns.texts)
-            part = TrialColumns(columns.utterance[index], columns.audio[index], columns.label[index], texts)
+            parts = tuple(column[index] for column in columns.texts)
+            part = TrialColumns(columns.utterance[index], columns.audio[index], columns.label[index], parts)
             return TrialList.from_columns(part)
-        return _trial(
-            columns.utterance[index],
-            columns.audio[index],
-            int(columns.label[index]),
-            *(column[index] for column in columns.texts),
-        )
+        texts = [column.values[column.codes[index]] for column in columns.texts]
+        return Trial(columns.utterance[index], columns.audio[index], _LABELS[columns.label[index]], *texts)
 
     def __len__(self) -> int:
         return len(self._columns.utterance)
 
     def __iter__(self) -> Iterator[Trial]:
         columns = self._columns
-        return map(_trial, columns.utterance, columns.audio, columns.label.tolist(), *columns.texts)
+        labels = map(_LABELS.__getitem__, columns.label.tolist())
+        return map(Trial, columns.utterance, columns.audio, labels, *columns.texts)
 
     def __repr__(self) -> str:
         return f"TrialList({len(self)} trials: {self.num_bona_fide} bona fide, {self.num_spoof} spoof)"
@@ -160,10 +171,6 @@ def _not_empty(columns: TrialColumns) -> TrialColumns:
     if not len(columns.utterance):
         raise InputError("a list of trials is empty")
     return columns
-
-
-def _trial(utterance: str, audio: str, label: int, *texts: str | None) -> Trial:
-    return Trial(utterance, audio, None if label < 0 else label, *texts)  # type: ignore[arg-type]
 
 
 def parse_label(text: str) -> int:

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelora_ad import corpora
-from moelora_ad.corpora import ASVspoof5, ASVspoof2021DF, ASVspoof2021LA, FakeAVCeleb, InTheWild, ProtocolError
+from moelora_ad.corpora import (
+    ASVspoof5,
+    ASVspoof2021DF,
+    ASVspoof2021LA,
+    FakeAVCeleb,
+    InTheWild,
+    ProtocolError,
+    StorageError,
+)
 
 LA = """\
 LA_0009 LA_E_1 alaw ita_tx A07 spoof notrim eval
@@ -67,7 +75,7 @@ def test_asvspoof2021_df_in_both_generations_of_keys(tmp_path, more):
 
 
 def test_asvspoof2021_faults(tmp_path):
-    with pytest.raises(ProtocolError, match="LA-keys-full"):
+    with pytest.raises(StorageError, match="LA-keys-full"):
         ASVspoof2021LA(tmp_path).trials()
     keys = write(tmp_path / "k", LA.replace("progress", "later"))
     with pytest.raises(ProtocolError, match=r"line 2, column 'phase': 'later' is none of eval"):
@@ -146,7 +154,7 @@ def test_sets_in_folders(tmp_path, make, files, labels, attacks):
     assert trials.labels.tolist() == labels
     assert [trial.attack for trial in trials] == attacks
     assert [trial.audio for trial in trials] == [str(tmp_path / file) for file in files]
-    with pytest.raises(ProtocolError):
+    with pytest.raises(StorageError):
         make(tmp_path / "nowhere").trials()
 
 

@@ -1,0 +1,142 @@
+"""How long large protocols take to parse, and what their trials weigh, against the usual loop. Linux only.
+
+    python benchmarks/protocols.py [--repeats 5]
+
+The protocols are made up: as many lines and columns as the official ones of ASVspoof 5 (eval) and ASVspoof 2021 DF,
+with unique ids and about as many different speakers, codecs and attacks. The usual loop is ``for line in file``, and
+``tuple(line.strip().split(" "))`` of each into a list; it checks nothing. Every measurement has a fresh process, and
+the two sides take turns. Figures are medians over the repeats, and the ratio is the median of the ratios of the pairs.
+
+Peak: the most memory resident while parsing, beyond what was before. Kept: the same once it is done. Access: one trial
+by its index, which here makes a `Trial` of thirteen fields, and there fetches a tuple that exists.
+"""
+
+import argparse
+import multiprocessing
+import pickle
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from moelora_ad.corpora import ASVspoof5, ASVspoof2021DF, TrialList
+
+
+class Figures(NamedTuple):
+    """What one measurement gives: memory and size in MB, ``access`` in microseconds a trial."""
+
+    seconds: float
+    peak: float
+    kept: float
+    pickled: float
+    access: float
+
+
+class Protocol(NamedTuple):
+    """A protocol to be made and parsed."""
+
+    name: str
+    lines: int
+    path: str
+    line: Callable[[random.Random, int], str]
+    parse: Callable[[str], TrialList]
+
+
+def asvspoof5_line(draw: random.Random, utterance: int) -> str:
+    codec = draw.choice(["-", *(f"C{n:02d}" for n in range(1, 12))])
+    attack, key = ("bonafide",) * 2 if draw.random() < 0.2 else (f"A{draw.randint(17, 32)}", "spoof")
+    seed = f"E_{draw.randrange(10**10):010d}"
+    return (
+        f"E_{draw.randrange(737):04d} E_{utterance:010d} {draw.choice('MF')} {codec} {draw.randrange(6)} {seed} AC1 "
+        f"{attack} {key} -\n"
+    )
+
+
+def asvspoof2021_line(draw: random.Random, utterance: int) -> str:
+    codec = draw.choice(["nocodec", *(f"{rate}_{kind}" for rate in ("low", "high") for kind in ("mp3", "m4a", "ogg"))])
+    attack, label = ("-", "bonafide") if draw.random() < 0.03 else (f"A{draw.randint(7, 119)}", "spoof")
+    phase = draw.choices(["eval", "progress", "hidden"], [87, 10, 3])[0]
+    return (
+        f"LA_{draw.randrange(100):04d} DF_E_{utterance:07d} {codec} {draw.choice(['asvspoof', 'vcc2018', 'vcc2020'])} "
+        f"{attack} {label} notrim {phase} neural_vocoder_nonautoregressive Task1 team{draw.randrange(33)} FF English\n"
+    )
+
+
+def parse_asvspoof5(root: str) -> TrialList:
+    return ASVspoof5(root, "eval").trials()
+
+
+def parse_asvspoof2021(root: str) -> TrialList:
+    return ASVspoof2021DF(root, "all").trials()
+
+
+PROTOCOLS = (
+    Protocol("ASVspoof 5 eval", 680_774, "ASVspoof5.eval.track_1.tsv", asvspoof5_line, parse_asvspoof5),
+    Protocol("ASVspoof 2021 DF", 611_829, "keys/DF/CM/trial_metadata.txt", asvspoof2021_line, parse_asvspoof2021),
+)
+
+
+def usual_loop(path: str) -> list[tuple[str, ...]]:
+    rows = []
+    with open(path) as file:
+        for line in file:
+            rows.append(tuple(line.strip().split(" ")))
+    return rows
+
+
+def measure(parse: Callable[[str], Sequence[object]], place: str) -> Figures:
+    """One parse, in the process that calls this."""
+    before = memory("VmRSS")
+    started = time.perf_counter()
+    parsed = parse(place)
+    seconds = time.perf_counter() - started
+    peak = memory("VmHWM") - before
+    kept = memory("VmRSS") - before
+    picks = range(0, len(parsed), max(1, len(parsed) // 50_000))
+    started = time.perf_counter()
+    for pick in picks:
+        parsed[pick]
+    access = (time.perf_counter() - started) / len(picks) * 1e6
+    return Figures(seconds, peak, kept, len(pickle.dumps(parsed)) / 1e6, access)
+
+
+def memory(kind: str) -> float:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[kind].split()[0]) * 1024 / 1e6
+
+
+def pairs(protocol: Protocol, root: Path, repeats: int) -> Iterator[tuple[Figures, Figures]]:
+    """The figures of the usual loop and ours, side by side."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for _ in range(repeats):
+            usual = pool.apply(measure, (usual_loop, str(root / protocol.path)))
+            yield usual, pool.apply(measure, (protocol.parse, str(root)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    for protocol in PROTOCOLS:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, protocol.path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw = random.Random(0)
+            with path.open("w") as file:
+                file.writelines(protocol.line(draw, id) for id in draw.sample(range(10**7), protocol.lines))
+            measured = list(pairs(protocol, Path(folder), arguments.repeats))
+            size = path.stat().st_size / 1e6
+        print(f"{protocol.name}: {protocol.lines:,} lines, {size:.0f} MB; {arguments.repeats} pairs, medians")
+        print("                    usual     here   ratio")
+        for name, unit in zip(Figures._fields, ("s", "MB", "MB", "MB", "us"), strict=True):
+            sides = [(getattr(usual, name), getattr(here, name)) for usual, here in measured]
+            usual, here = (statistics.median(side) for side in zip(*sides, strict=True))
+            ratio = statistics.median(before / after for before, after in sides)
+            print(f"  {name:7} ({unit:2})   {usual:8.2f} {here:8.2f}  {ratio:5.2f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Archives read in place: a member is found and read at random, and nothing is ever unpacked.
+
+Zip archives are read by the standard library, whose directory at the archive's end is all the index they need. Tar
+archives are read by ratarmountcore, which reads one once through and keeps where each member starts, and for
+``.tar.gz`` where decompression can set in; fsspec's own tar reader would read the archive anew in every process.
+"""
+
+import contextlib
+import glob
+import gzip
+import hashlib
+import logging
+import os
+import stat
+import sys
+import tarfile
+import tempfile
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from io import BufferedReader, BytesIO, RawIOBase
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, BinaryIO, NoReturn, cast
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+from ratarmountcore.mountsource import FileInfo
+from ratarmountcore.mountsource.formats.tar import SQLiteIndexedTar
+
+from moelora_ad.errors import InputError
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+MOST_BYTES = 2**31
+"""Largest member that is opened. One that claims more is a fault or an attack."""
+_IN_MEMORY = 16 * 2**20  # members up to this size are read at once: far faster than by pieces
+_SEEK_POINTS = 2**21  # bytes of decompressed data between them; each keeps up to 32 KiB in the index
+_WORTH_A_WORD = 200 * 10**6  # bytes
+
+
+class StorageError(InputError):
+    """A folder, an archive or a file in one that is missing or cannot be read."""
+
+
+class Archive(ABC):
+    """The regular files in an archive. Its names are looked up, never used as paths.
+
+    Args:
+        location: How messages call it.
+        file: The archive itself.
+    """
+
+    def __init__(self, location: str, file: IO[bytes]) -> None:
+        self.location = location
+        self._file = file
+
+    def close(self) -> None:
+        """Close the archive's file."""
+        self._file.close()
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a member of that name: a file, a link or a folder."""
+
+    @abstractmethod
+    def files(self, below: str) -> Iterator[str]:
+        """The names of all regular files in a folder and below it, relative to it; ``""`` is the whole archive."""
+
+    @abstractmethod
+    def _size(self, name: str) -> int:
+        """Bytes of a member; it must be a regular file."""
+
+    @abstractmethod
+    def _opened(self, name: str) -> IO[bytes]: ...
+
+    def open(self, name: str) -> BinaryIO:
+        """A member for reading and seeking.
+
+        Raises:
+            StorageError: It is not there, no regular file, larger than ``MOST_BYTES``, damaged or encrypted.
+        """
+        if not self.has(name):
+            raise StorageError(f"{self.location}: no member {name}")
+        try:
+            size = self._size(name)
+            if size > MOST_BYTES:
+                raise StorageError(
+                    f"{self.location}: member {name} claims {size:,} bytes; at most {MOST_BYTES:,} are read"
+                )
+            if size > _IN_MEMORY:
+                return cast(BinaryIO, BufferedReader(_Member(self._opened(name))))
+            with self._opened(name) as file:
+                data = file.read(size)
+        except InputError:
+            raise
+        except Exception as reason:  # whatever the readers meet in a damaged archive
+            raise StorageError(f"{self.location}: cannot read member {name}: {_told(reason)}") from None
+        if len(data) < size:
+            raise StorageError(
+                f"{self.location}: member {name} ends {size - len(data):,} bytes early; is the archive complete?"
+            )
+        return BytesIO(data)
+
+    def _refuse(self, name: str, kind: str) -> NoReturn:
+        raise StorageError(f"{self.location}: member {name} is {kind}, not a file")
+
+
+class _Member(RawIOBase):
+    """A large member. Where the archive is damaged it ends, which its decoder tells: an error could not be raised
+    through the libraries that call back for more bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception:
+            return 0
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class ZipArchive(Archive):
+    """See `Archive`.
+
+    Args:
+        location: How messages call it.
+        file: The archive.
+
+    Raises:
+        StorageError: It is no zip archive.
+    """
+
+    def __init__(self, location: str, file: IO[bytes]) -> None:
+        super().__init__(location, file)
+        try:
+            self._zip = zipfile.ZipFile(file)
+        except Exception as reason:  # zipfile meets a damaged directory with many kinds of errors
+            raise StorageError(f"{location}: no readable zip archive: {_told(reason)}") from None
+
+    def has(self, name: str) -> bool:
+        """See `Archive.has`."""
+        return name in self._zip.NameToInfo or name in self._folders
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        # Not every zip archive has entries of their own for folders.
+        return {str(folder) for name in self._zip.NameToInfo for folder in PurePosixPath(name).parents}
+
+    def files(self, below: str) -> Iterator[str]:
+        """See `Archive.files`."""
+        start = f"{below}/" if below else ""
+        for name, info in self._zip.NameToInfo.items():
+            if name.startswith(start) and not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
+                yield name.removeprefix(start)
+
+    def _size(self, name: str) -> int:
+        info = self._zip.NameToInfo.get(name)
+        if info is None or info.is_dir():
+            self._refuse(name, "a folder")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            self._refuse(name, "a link")
+        return info.file_size
+
+    def _opened(self, name: str) -> IO[bytes]:
+        return self._zip.open(name)
+
+
+class TarArchive(Archive):
+    """See `Archive`; its index is kept in the user's cache folder, under a name that changes when the archive does.
+
+    Args:
+        location: How messages call it.
+        open_file: Opens the archive.
+        identity: What the archive is called wherever it is used from.
+        version: Changes when the archive's content changes.
+
+    Raises:
+        StorageError: It is no tar archive, or the index cannot be written.
+    """
+
+    def __init__(self, location: str, open_file: Callable[[], IO[bytes]], identity: str, version: str) -> None:
+        super().__init__(location, open_file())
+        folder = user_cache_path("moelora_ad") / "archives"
+        name = f"{Path(location).name}-{_digest(identity)}"
+        index = folder / f"{name}-{_digest(f'{version} {_SEEK_POINTS}')}.sqlite"
+        try:
+            if not index.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(folder / f"{name}.lock"):  # one process makes it, the others wait
+                    if not index.exists():
+                        _build(location, open_file, index)
+                        for outdated in set(folder.glob(f"{glob.escape(name)}-*.sqlite")) - {index}:
+                            outdated.unlink(missing_ok=True)
+            self._tar = _indexed(self._file, index)
+        except OSError as reason:
+            what = f"cannot keep the index of {location}: {_told(reason)}; set XDG_CACHE_HOME to a folder for it"
+            raise StorageError(f"{folder}: {what}") from None
+
+    def has(self, name: str) -> bool:
+        """See `Archive.has`."""
+        return self._tar.lookup(f"/{name}") is not None
+
+    def files(self, below: str) -> Iterator[str]:
+        """See `Archive.files`."""
+        entries = self._tar.list(f"/{below}")
+        infos = cast(dict[str, FileInfo], entries) if isinstance(entries, dict) else {}
+        for name, info in infos.items():
+            if stat.S_ISDIR(info.mode):
+                yield from (f"{name}/{file}" for file in self.files(f"{below}/{name}".strip("/")))
+            elif stat.S_ISREG(info.mode) and not info.linkname:
+                yield name
+
+    def _size(self, name: str) -> int:
+        info = self._info(name)
+        if info.linkname or stat.S_ISLNK(info.mode):
+            self._refuse(name, "a link")
+        if not stat.S_ISREG(info.mode):
+            self._refuse(name, "a folder or a device")
+        return info.size
+
+    def _opened(self, name: str) -> IO[bytes]:
+        return self._tar.open(self._info(name))
+
+    def _info(self, name: str) -> FileInfo:
+        info = self._tar.lookup(f"/{name}")
+        assert info is not None
+        return info
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _build(location: str, open_file: Callable[[], IO[bytes]], index: Path) -> None:
+    with open_file() as file, tempfile.TemporaryDirectory(dir=index.parent) as unfinished:
+        if (size := file.seek(0, os.SEEK_END)) > _WORTH_A_WORD:
+            print(f"indexing {location} ({size / 1e9:.1f} GB); this is done once", file=sys.stderr)
+        path = Path(unfinished) / "index"
+        try:
+            _check_format(file)
+            with contextlib.redirect_stdout(sys.stderr):  # its progress bar
+                _indexed(file, path).close()
+        except Exception as reason:  # whatever ratarmountcore and its decompressors meet in a damaged archive
+            raise StorageError(f"{location}: no readable tar archive: {_told(reason)}") from None
+        os.replace(path, index)
+
+
+def _check_format(file: IO[bytes]) -> None:
+    """Raise `tarfile.TarError` or `OSError` unless a file begins as a tar archive does, plain or in gzip."""
+    file.seek(0)
+    compressed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    start = gzip.GzipFile(fileobj=file).read(tarfile.BLOCKSIZE) if compressed else file.read(tarfile.BLOCKSIZE)
+    tarfile.TarInfo.frombuf(start, tarfile.ENCODING, "surrogateescape")
+    file.seek(0)
+
+
+def _indexed(file: IO[bytes], index: Path) -> SQLiteIndexedTar:
+    # It tells on the terminal that it makes an index.
+    logging.getLogger("ratarmountcore").setLevel(logging.ERROR)
+    return SQLiteIndexedTar(
+        fileObject=file,
+        indexFilePath=str(index),
+        writeIndex=True,
+        gzipSeekPointSpacing=_SEEK_POINTS,
+        prioritizedBackends=["indexed_gzip"],  # rapidgzip is faster, but a damaged archive makes it abort the process
+    )
+
+
+def _told(reason: Exception) -> str:
+    return " ".join(str(reason).split()) or type(reason).__name__

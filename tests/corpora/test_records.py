@@ -1,0 +1,153 @@
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from moelora_ad.corpora import ProtocolError, records
+from moelora_ad.corpora.collecting import Collector
+from moelora_ad.corpora.records import Block, read_csv, read_lines, read_table
+from moelora_ad.errors import InputError
+
+TWO = ("utterance", "label")
+THREE = ("speaker", "utterance", "label")
+SPACES = " \t\r\v\f\x1c\x85\u2003"
+WORDS = st.sampled_from(["a", "bb", "é", "\U0001f600", '"', ",", *SPACES, "\n", "\n", " ", "a b\n", "a b\n"])
+SOUP = st.binary(max_size=60) | st.lists(WORDS, max_size=40).map(lambda words: "".join(words).encode())
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("records") / "protocol.txt"
+
+
+def rows(blocks, names):
+    return [
+        (line, list(row))
+        for block in blocks
+        for line, row in zip(block.lines, zip(*(block.columns[name] for name in names), strict=True), strict=True)
+    ]
+
+
+def result(read, path, data):
+    """What reading ``data`` gives, or its error, which must be one line that begins with the file."""
+    path.write_bytes(data)
+    try:
+        return read(path)
+    except ProtocolError as error:
+        message = str(error)
+        assert message.startswith(str(path))
+        assert len(message.splitlines()) == 1
+        return message.removeprefix(str(path))
+
+
+def is_text(data):
+    try:
+        return "\0" not in data.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+@settings(deadline=None)
+@given(SOUP, st.sampled_from([(TWO,), (THREE, TWO)]), st.sampled_from([1, 5, 2**16]))
+@example(b"a b\nc  d\n\n \r\ne f", (TWO,), 1)
+@example(b"\n\na  b c\na\tb", (TWO,), 2**16)
+@example(b"a b c d\n\xc2\x85\na\n", (TWO,), 5)
+@example(b"a b c\nd", (TWO,), 2**16)  # as many fields as two good lines
+def test_lines_are_what_splitting_each_of_them_gives(path, data, layouts, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_CHUNK", chunk)
+        read = result(lambda path: list(read_lines(path, *layouts)), path, data)
+    if not is_text(data):
+        assert read.startswith(", line ")
+        return
+    lines = enumerate(data.decode().removeprefix("\ufeff").split("\n"), 1)
+    expected = [(line, text.split()) for line, text in lines if text.split()]
+    layout = next((layout for layout in layouts if expected and len(layout) == len(expected[0][1])), layouts[-1])
+    faulty = [(line, len(row)) for line, row in expected if len(row) != len(layout)]
+    if faulty:
+        line, size = faulty[0]
+        assert read == f", line {line}: {size} columns where {len(layout)} are needed: {' '.join(layout)}"
+    else:
+        assert rows(read, layout) == expected
+        assert all(len(block.lines) for block in read)
+
+
+def test_line_numbers_over_many_chunks(path):
+    text = "".join(f"speaker{n} u{n} spoof\n" + "\n" * (n % 1000 == 0) for n in range(20_000))
+    path.write_text(text)
+    blocks = list(read_lines(path, THREE))
+    assert len(blocks) > 3
+    numbered = [(line, words.split()) for line, words in enumerate(text.split("\n"), 1) if words]
+    assert rows(blocks, THREE) == numbered
+    path.write_text(text + "u v\n")
+    with pytest.raises(ProtocolError, match=r"line 20021: 2 columns where 3 are needed: speaker utterance label$"):
+        list(read_lines(path, THREE))
+
+
+@settings(deadline=None)
+@given(st.sampled_from([b"a,b\n", b"a\n", b'"a","b\n"\n', b""]), SOUP)
+def test_any_bytes_give_a_table_or_an_error_with_its_line(path, header, rest):
+    data = header + rest
+
+    def read(path):
+        names, blocks = read_table(path)
+        return names, list(blocks)
+
+    def read_rows(path):
+        names, records = read_csv(path)
+        return names, list(records)
+
+    table, plain = result(read, path, data), result(read_rows, path, data)
+    if isinstance(table, str):
+        assert table == plain
+        assert table.startswith(", line ") or table == ": is empty; the first line must name the columns"
+        return
+    (names, blocks), (same, numbered) = table, plain
+    assert names == same
+    lines = [line for block in blocks for line in block.lines]
+    assert lines == [line for line, _ in numbered] == sorted(set(lines))
+    assert all(1 < line <= len(data.decode().splitlines()) for line in lines)
+    for block in blocks:
+        assert {len(column) for column in block.columns.values()} == {len(block.lines)}
+    for name in set(names) - {""}:
+        stripped = [field for block in blocks for field in block.columns[name]]
+        assert stripped == [record[name].strip() for _, record in numbered]
+
+
+def test_csv_tells_the_lines_where_records_start_and_raises_what_is_asked_for(path):
+    path.write_text('a, b\n1,"x\ny"\n\n2, z \n3\n')
+    header, numbered = read_csv(path, InputError)
+    assert header == ["a", "b"]
+    assert next(numbered) == (2, {"a": "1", "b": "x\ny"})
+    assert next(numbered) == (5, {"a": "2", "b": " z "})
+    with pytest.raises(InputError, match="line 6: 1 fields where the header has 2") as error:
+        next(numbered)
+    assert type(error.value) is InputError
+
+
+def test_some_of_a_block():
+    block = Block(range(5, 8), {"a": ["x", "y", "z"], "b": "123"})
+    assert block.where([True, False, True]) == Block((5, 7), {"a": ("x", "z"), "b": ("1", "3")})
+
+
+def test_an_utterance_that_is_repeated_far_away(path):
+    words = [f"u{n} spoof\n" for n in range(20_000)]
+    path.write_text("\n" + "".join(words) + "u7 bonafide\nu7 spoof\nu3 spoof\n")
+    collector = Collector(path)
+    for lines, columns in read_lines(path, TWO):
+        collector.add(lines, columns["utterance"], columns["label"])
+    with pytest.raises(ProtocolError, match=r"line 20002: utterance 'u7' was already in line 9$"):
+        collector.trials("", "")
+
+
+class SameHash(str):
+    def __hash__(self):
+        return 7
+
+
+def test_utterances_that_share_a_hash_are_not_repeated():
+    collector = Collector("protocol.txt")
+    collector.add(range(1, 4), [SameHash(text) for text in "abc"], ["spoof"] * 3)
+    assert [trial.utterance for trial in collector.trials("", "")] == ["a", "b", "c"]
+    collector.add([4], [SameHash("b")], ["spoof"])
+    with pytest.raises(ProtocolError, match=r"line 4: utterance 'b' was already in line 2$"):
+        collector.trials("", "")
