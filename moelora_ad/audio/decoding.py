@@ -1,7 +1,11 @@
-"""Audio files -> 16 kHz mono float32, through libsndfile."""
+"""Audio files -> 16 kHz mono float32: libsndfile first, FFmpeg for what it refuses."""
 
+import io
 import math
 import os
+from contextlib import nullcontext
+from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -9,91 +13,201 @@ import torch
 import torchaudio.functional
 from numpy.typing import NDArray
 
+from moelora_ad.audio.ffmpeg import MOST_FRAMES, UndecodableError, decode
 from moelora_ad.errors import InputError
 
 SAMPLE_RATE = 16_000
 """Hertz. Every waveform in this package has this rate."""
 
-MOST_FRAMES = 2**31
 LOWEST_RATE = 1_000
 MOST_TAPS = 20_000_000
 """Size of the resampling filter. Any usual rate needs under 300,000; 44,101 Hz would need 700 million (13 GB)."""
+_LENGTH_UNKNOWN = 2**60  # what libsndfile says of a FLAC stream whose header leaves the length open
+_IN_MEMORY = 16 * 2**20  # bytes; libsndfile reads a Python file object piece by piece, which is slow
+
+Source = str | os.PathLike[str] | BinaryIO
 
 
 class AudioError(InputError):
     """An audio file that is missing or does not hold usable sound."""
 
 
-def read_audio(path: str | os.PathLike[str], start: int = 0, samples: int | None = None) -> NDArray[np.float32]:
-    """Decode an audio file, or the part of it that is needed.
+class AudioReader:
+    """An open audio file, to be used in a ``with`` statement.
 
-    Channels are averaged and other rates resampled. The result equals ``read_audio(path)[start:start + samples]``
-    bit for bit.
+    Channels are averaged and other rates resampled. libsndfile decodes if it can, otherwise FFmpeg, which reads the
+    whole file first. Samples that a container declares to be the codec's padding are left out.
 
     Args:
-        path: A file in any format that libsndfile reads (FLAC, WAV, Ogg, MP3, ...).
-        start: The first sample wanted, counted at 16 kHz.
-        samples: How many at most; to the end of the file if ``None``.
+        source: A path, or a binary file object that can seek, which is closed in the end: FLAC, WAV, Ogg, MP3, M4A, the
+            sound of MP4, ...
+        name: How messages call it; the path if not given.
 
-    Returns:
-        (n,) float32 at 16 kHz, n >= 1; full scale is 1.
+    Attributes:
+        name: See above.
+        source_rate: The file's own sample rate in hertz.
+        length: Number of samples at 16 kHz.
 
     Raises:
-        AudioError: The file is missing, not audio, damaged, has no sample from ``start`` on, or has NaN or infinite
-            samples.
+        AudioError: The file is missing, not audio, damaged, has no samples, or cannot be brought to 16 kHz.
     """
-    if start < 0 or (samples is not None and samples < 1):
-        raise ValueError(f"start must be >= 0 and samples >= 1, not {start} and {samples}")
-    stop = None if samples is None else start + samples
-    with _open(path) as sound:
-        if sound.samplerate == SAMPLE_RATE and _seeks_exactly(sound):
-            waveform = _decode(sound, path, start, stop)
+
+    name: str
+    source_rate: int
+    length: int
+
+    def __init__(self, source: Source, name: str | None = None) -> None:
+        self.name = str(source) if name is None else name
+        self._source = source if isinstance(source, str | os.PathLike) else _in_memory(source)
+        self._whole: NDArray[np.float32] | None = None  # at 16 kHz
+        self._sound: soundfile.SoundFile | None = None
+        refused = self._open()
+        if self._sound is not None:
+            self.source_rate = int(self._sound.samplerate)
+            self.length = _length_at_16_khz(self._sound.frames, self.source_rate)
         else:
-            waveform = _resample(_decode(sound, path), sound.samplerate)[start:stop]
-    if len(waveform) == 0:
-        raise AudioError(f"cannot use {path}: no sample from number {start} on")
-    return waveform
+            self._whole = self._decode_whole(refused)
+            self.length = len(self._whole)
+
+    def __enter__(self) -> "AudioReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._sound is not None:
+            self._sound.close()
+        if not isinstance(self._source, str | os.PathLike):
+            self._source.close()
+
+    def read(self, start: int = 0, samples: int | None = None) -> NDArray[np.float32]:
+        """Decode the file, or the part of it that is needed: ``read()[start:start + samples]`` bit for bit.
+
+        Args:
+            start: The first sample wanted, counted at 16 kHz.
+            samples: How many at most; to the end of the file if ``None``.
+
+        Returns:
+            (n,) float32 at 16 kHz, n >= 1; full scale is 1.
+
+        Raises:
+            AudioError: The file is damaged or cut short, has no sample from ``start`` on, has NaN or infinite samples,
+                or is too long to be decoded as a whole where it must be.
+        """
+        if start < 0 or (samples is not None and samples < 1):
+            raise ValueError(f"start must be >= 0 and samples >= 1, not {start} and {samples}")
+        stop = None if samples is None else start + samples
+        waveform = self._part(start, stop)
+        if len(waveform) == 0:
+            raise AudioError(f"cannot use {self.name}: no sample from number {start} on")
+        if not np.isfinite(waveform).all():
+            raise AudioError(f"cannot use {self.name}: it has NaN or infinite samples")
+        return waveform
+
+    def _open(self) -> str:
+        """Open with libsndfile; what it says if it refuses."""
+        if not isinstance(self._source, str | os.PathLike):
+            self._source.seek(0)
+        try:
+            sound = soundfile.SoundFile(self._source)
+        except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
+            self._check_there()
+            return _reason(error)
+        if sound.frames >= _LENGTH_UNKNOWN:
+            sound.close()
+            return "its header does not tell its length"
+        if sound.frames == 0:
+            sound.close()
+            raise AudioError(f"cannot use {self.name}: it has zero samples")
+        self._check_rate(int(sound.samplerate))
+        self._sound = sound
+        return ""
+
+    def _check_there(self) -> None:
+        path = self._source
+        if not isinstance(path, str | os.PathLike):
+            if path.seek(0, os.SEEK_END) == 0:
+                raise AudioError(f"cannot decode {self.name}: the file is empty")
+        elif not os.path.exists(path):
+            raise AudioError(f"no such audio file: {self.name}")
+        elif not os.path.isfile(path):
+            raise AudioError(f"cannot decode {self.name}: this is a {'folder' if os.path.isdir(path) else 'device'}")
+        elif not os.access(path, os.R_OK):
+            raise AudioError(f"cannot decode {self.name}: no permission to read it")
+        elif os.path.getsize(path) == 0:
+            raise AudioError(f"cannot decode {self.name}: the file is empty")
+
+    def _check_rate(self, rate: int) -> None:
+        common = math.gcd(rate, SAMPLE_RATE)
+        if rate < LOWEST_RATE or (rate // common) * (SAMPLE_RATE // common) > MOST_TAPS:
+            problem = f"its sample rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; convert the file"
+            raise AudioError(f"cannot use {self.name}: {problem}")
+
+    def _part(self, start: int, stop: int | None) -> NDArray[np.float32]:
+        sound = self._sound
+        if self._whole is None:
+            assert sound is not None
+            try:
+                if self.source_rate == SAMPLE_RATE and _seeks_exactly(sound):
+                    return self._read_frames(sound, start, self.length if stop is None else min(stop, self.length))
+                self._whole = _resample(self._read_frames(sound, 0, sound.frames), self.source_rate)
+            except soundfile.SoundFileError as error:
+                whole = self._decode_whole(_reason(error))
+                if len(whole) != self.length:
+                    told = f"its header says {self.length} samples, and it has {len(whole)}"
+                    raise AudioError(f"cannot decode {self.name}: {told}; is it damaged?") from None
+                self._whole = whole
+        return self._whole[start:stop]
+
+    def _read_frames(self, sound: soundfile.SoundFile, start: int, stop: int) -> NDArray[np.float32]:
+        """The frames [start, stop) at the file's own rate, channels averaged: (n,)."""
+        if start >= stop:
+            return np.empty(0, np.float32)
+        if stop - start > MOST_FRAMES:
+            raise AudioError(f"cannot use {self.name}: {stop - start:,} samples are too many; cut it into pieces")
+        if sound.tell() != start:
+            sound.seek(start)
+        frames = sound.read(stop - start, dtype="float32", always_2d=True)
+        if len(frames) < stop - start:
+            missing = stop - start - len(frames)
+            raise AudioError(f"cannot decode {self.name}: it ends {missing} samples early; is it truncated?")
+        return _mono(frames)
+
+    def _decode_whole(self, refused: str) -> NDArray[np.float32]:
+        """Decode with FFmpeg what libsndfile refused."""
+        source = self._source
+        try:
+            with open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source) as file:
+                frames, self.source_rate = decode(file)
+        except UndecodableError as error:
+            told = f"{refused} (libsndfile), {error} (FFmpeg)"
+            raise AudioError(f"cannot decode {self.name}: {told}; is it an audio file?") from None
+        self._check_rate(self.source_rate)
+        return _resample(_mono(frames), self.source_rate)
 
 
-def audio_length(path: str | os.PathLike[str]) -> int:
-    """Number of samples that `read_audio` gives for the whole file, from its header alone.
-
-    Raises:
-        AudioError: The file is missing, not audio, or has no samples.
-    """
-    with _open(path) as sound:
-        return _length_at_16_khz(sound.frames, sound.samplerate)
+def read_audio(
+    source: Source, start: int = 0, samples: int | None = None, name: str | None = None
+) -> NDArray[np.float32]:
+    """Decode an audio file or a part of it; see `AudioReader` and its ``read``."""
+    with AudioReader(source, name) as sound:
+        return sound.read(start, samples)
 
 
-def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
-    try:
-        sound = soundfile.SoundFile(os.fspath(path))
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
-        raise AudioError(_why_not_opened(path, error)) from None
-    rate, frames = sound.samplerate, sound.frames
-    common = math.gcd(rate, SAMPLE_RATE)
-    if frames == 0:
-        problem = "it has zero samples"
-    elif frames > MOST_FRAMES:  # a stream's FLAC header may leave the length open
-        problem = "its header does not tell its length; write the file anew, for example with ffmpeg"
-    elif rate < LOWEST_RATE or (rate // common) * (SAMPLE_RATE // common) > MOST_TAPS:
-        problem = f"its sample rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; convert the file"
-    else:
-        return sound
-    sound.close()
-    raise AudioError(f"cannot use {path}: {problem}")
+def audio_length(source: Source, name: str | None = None) -> int:
+    """Number of samples that `read_audio` gives for the whole file; from its header alone if libsndfile reads it."""
+    with AudioReader(source, name) as sound:
+        return sound.length
 
 
-def _why_not_opened(path: str | os.PathLike[str], error: Exception) -> str:
-    if not os.path.exists(path):
-        return f"no such audio file: {path}"
-    if os.path.isdir(path):
-        return f"cannot decode {path}: this is a folder"
-    if not os.access(path, os.R_OK):
-        return f"cannot decode {path}: no permission to read it"
-    if os.path.getsize(path) == 0:
-        return f"cannot decode {path}: the file is empty"
-    return f"cannot decode {path}: {_reason(error)}; is it an audio file?"
+def _in_memory(source: BinaryIO) -> BinaryIO:
+    """A file object as it is, or in memory if it is small."""
+    size = source.seek(0, os.SEEK_END)
+    if size > _IN_MEMORY or isinstance(source, io.BytesIO):
+        return source
+    source.seek(0)
+    with source:
+        return io.BytesIO(source.read(size))
 
 
 def _reason(error: Exception) -> str:
@@ -107,32 +221,17 @@ def _seeks_exactly(sound: soundfile.SoundFile) -> bool:
     return memoryless and sound.seekable()
 
 
-def _decode(
-    sound: soundfile.SoundFile, path: str | os.PathLike[str], start: int = 0, stop: int | None = None
-) -> NDArray[np.float32]:
-    """The frames [start, stop) at the file's own rate, channels averaged: (n,) float32."""
-    stop = sound.frames if stop is None else min(stop, sound.frames)
-    if start >= stop:
-        return np.empty(0, np.float32)
-    try:
-        if start:
-            sound.seek(start)
-        frames = sound.read(stop - start, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise AudioError(f"cannot decode {path}: {_reason(error)}; is the file damaged?") from None
-    if len(frames) < stop - start:
-        raise AudioError(f"cannot decode {path}: it ends {stop - start - len(frames)} samples early; is it truncated?")
-    waveform: NDArray[np.float32] = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
-    if not np.isfinite(waveform).all():
-        raise AudioError(f"cannot use {path}: it has NaN or infinite samples")
-    return waveform
+def _mono(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean over channels of (n, channels): (n,)."""
+    mono: NDArray[np.float32] = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
+    return mono
 
 
 def _resample(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     if rate == SAMPLE_RATE:
         return waveform
     # Trailing zeros change no sample; they make up for torchaudio's rounding of the length in float32.
-    padded = torch.nn.functional.pad(torch.from_numpy(waveform), (0, rate // 100))
+    padded = torch.nn.functional.pad(torch.from_numpy(np.ascontiguousarray(waveform)), (0, rate // 100))
     resampled: torch.Tensor = torchaudio.functional.resample(padded, rate, SAMPLE_RATE)
     return resampled[: _length_at_16_khz(len(waveform), rate)].numpy()
 
