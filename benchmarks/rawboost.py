@@ -1,6 +1,6 @@
 """How long RawBoost takes against its usual formulation, on one thread.
 
-    python benchmarks/rawboost.py [--repeats 15] [--samples 64600]
+    python benchmarks/rawboost.py [--repeats 31] [--samples 64600]
 
 The usual formulation designs one filter after the other with `scipy.signal.firwin`, convolves them into a cascade,
 finds its peak with `freqz`, and filters with `lfilter`, all in float64. Both sides get the same parameters and the same
@@ -82,7 +82,7 @@ def full_scale(waveform: Waveform) -> Waveform:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=31)
     parser.add_argument("--samples", type=int, default=TRAINING_SAMPLES)
     arguments = parser.parse_args()
     waveform = np.random.default_rng(0).uniform(-0.7, 0.7, arguments.samples).astype(np.float32)

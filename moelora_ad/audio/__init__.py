@@ -1,19 +1,39 @@
 """Files -> 16 kHz mono float32 waveforms of the length that a detector takes, augmented for training."""
 
 from moelora_ad.audio.augmentation import Augmentation
-from moelora_ad.audio.decoding import SAMPLE_RATE, AudioError, audio_length, read_audio
+from moelora_ad.audio.codecs import AAC, G722, GSM, MP3, ALaw, MuLaw, Opus, Vorbis
+from moelora_ad.audio.composition import Chain, OneOf, WithProbability
+from moelora_ad.audio.decoding import SAMPLE_RATE, AudioError, AudioReader, audio_length, read_audio
+from moelora_ad.audio.noise import AdditiveNoise, RoomResponse
 from moelora_ad.audio.randomness import keyed_generator
 from moelora_ad.audio.rawboost import NotchFilters, RawBoost
-from moelora_ad.audio.segments import TRAINING_SAMPLES, Segment, read_segment
+from moelora_ad.audio.segments import TRAINING_SAMPLES, Crops, Excerpt, FullUtterance, Segment, read_segment
 
 __all__ = [
+    "AAC",
+    "G722",
+    "GSM",
+    "MP3",
     "SAMPLE_RATE",
     "TRAINING_SAMPLES",
+    "ALaw",
+    "AdditiveNoise",
     "AudioError",
+    "AudioReader",
     "Augmentation",
+    "Chain",
+    "Crops",
+    "Excerpt",
+    "FullUtterance",
+    "MuLaw",
     "NotchFilters",
+    "OneOf",
+    "Opus",
     "RawBoost",
+    "RoomResponse",
     "Segment",
+    "Vorbis",
+    "WithProbability",
     "audio_length",
     "keyed_generator",
     "read_audio",
