@@ -1,7 +1,7 @@
 """Metrics that gather their inputs over batches and processes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -137,3 +137,40 @@ class TrialScores(_Gathered):
         # torchmetrics makes scalars of results with one element; a set of one trial must stay a list.
         wrapped = super()._wrap_compute(compute)
         return functools.wraps(compute)(lambda: tuple(value.reshape(-1) for value in wrapped()))
+
+
+class TrialFailures(_Gathered):
+    """Why trials could not be read, from batches in any order and on any process.
+
+    Example:
+        >>> metric = TrialFailures()
+        >>> metric.update([(4, "no such file: a.flac"), (1, "b.flac is empty")])
+        >>> metric.compute()
+        {1: 'b.flac is empty', 4: 'no such file: a.flac'}
+    """
+
+    higher_is_better = None
+    indices: list[Tensor]
+    reasons: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._add_list("indices")
+        self._add_list("reasons")
+
+    def _state_type(self, name: str) -> torch.dtype:
+        return torch.int64 if name == "indices" else torch.uint8
+
+    def update(self, failures: Sequence[tuple[int, str]]) -> None:
+        """Add trials' indices, each with the reason, which is one line."""
+        if failures:
+            text = "".join(f"{reason}\n" for _, reason in failures)
+            self._append("indices", torch.tensor([index for index, _ in failures]))
+            self._append("reasons", torch.tensor(list(text.encode())))
+
+    def compute(self) -> dict[int, str]:
+        """The reasons by index, ascending; of a trial that was added twice, the last one counts."""
+        if not len(self.indices):
+            return {}
+        reasons = bytes(self._joined("reasons").tolist()).decode().split("\n")
+        return dict(sorted(zip(self._joined("indices").tolist(), reasons[:-1], strict=True)))

@@ -17,7 +17,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.run import is_fast_dev_run, run_directory
-from moelora_ad.training.summary import print_evaluation, print_fit
+from moelora_ad.training.summary import any_failures, print_evaluation, print_fit, unscored
 from moelora_ad.training.usage import OneLineParser
 
 FAILED, INTERRUPTED = 1, 130
@@ -27,6 +27,7 @@ _SILENCED = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*lightning.pytorch.* due to potential conflicts.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*ended before the epoch ended and your dataloader is not resumable.*",  # TrainingBatches resumes
     ".*The dirpath has changed from.*",  # a test of an earlier run's checkpoint
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen means frozen
 )
@@ -38,7 +39,7 @@ def run(program: str) -> int:
     for message in _SILENCED:
         warnings.filterwarnings("ignore", message=message)
     try:
-        DetectionCommand(
+        command = DetectionCommand(
             DetectionModule,
             AudioDeepfakeDataModule,
             save_config_callback=_SaveRunConfig,
@@ -55,7 +56,12 @@ def run(program: str) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    # One process tells: Lightning takes another one's exit code for a crash.
+    if not command.trainer.is_global_zero:
+        return 0
+    for problem in unscored(command.model):
+        print(f"{program}: error: {problem}", file=sys.stderr)
+    return FAILED if any_failures(command.model) else 0
 
 
 class _SaveRunConfig(SaveConfigCallback):

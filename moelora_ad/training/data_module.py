@@ -1,79 +1,111 @@
 """The corpora of an experiment as Lightning data."""
 
+from typing import Any, Literal
+
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from moelora_ad.audio import Augmentation, Segment
-from moelora_ad.corpora import BONA_FIDE, SPOOF, Corpus, TrialList
+from moelora_ad.audio import Augmentation, Excerpt, Segment
+from moelora_ad.corpora import Corpus, TrialList
 from moelora_ad.errors import InputError
-from moelora_ad.training.dataset import Batch, TrialDataset
-from moelora_ad.training.samplers import EvaluationBatches, TrainingBatches
+from moelora_ad.training.dataset import Batch, OnError, TrialDataset
+from moelora_ad.training.joining import check_labels, check_weights, training_trials
+from moelora_ad.training.lengths import lengths_of
+from moelora_ad.training.resuming import TrainingLoader
+from moelora_ad.training.samplers import EvaluationBatches, Group, TrainingBatches
 
 DEV = "dev"
+TRAIN = "train"
 
 
 class AudioDeepfakeDataModule(LightningDataModule):
     """Training and development corpora, and any number of named test sets.
 
     Args:
-        train: corpus to train on.
+        train: corpus to train on, or several by name, joined.
         val: corpus whose EER selects the checkpoint; never augmented.
         test: corpora to test on, by the names that figures and score files carry.
         batch_size: training utterances of a batch, for each process.
         eval_batch_size: the same in validation, test and prediction; None for ``batch_size``.
         num_workers: processes that read audio, for each training process.
-        train_segment: the part of each utterance that is trained on.
-        eval_segment: the part that is scored.
+        multiprocessing_context: how they are started; None for the system's way.
+        train_weights: shares of an epoch that fall to the joined corpora, in proportion; None for their sizes.
+        class_balanced: draw bona fide and spoof in equal shares, within the share of each corpus.
+        train_segment: what is taken of each utterance to train on.
+        eval_segment: what is taken of it to be scored.
         train_augmentation: changes the training segments, such as ``RawBoost``; the others are never augmented.
+        train_on_error: what becomes of a training file that cannot be read: it stops the run, or is reported at the end
+            and left out of the loss.
+        eval_on_error: the same for ``validate``, ``test`` and ``predict``; reported files get no score. Validation
+            within ``fit`` always stops: selection needs all of the development set.
         seed: fixes the order of trials and every random draw for an utterance; ``seed_everything`` on the command line.
 
     Raises:
-        InputError: from ``setup``: a corpus cannot be read or lacks a class that its use needs.
+        InputError: a name, a size or a weight that cannot work; from ``setup``: a corpus cannot be read or lacks a
+            class that its use needs.
     """
 
     def __init__(
         self,
-        train: Corpus | None = None,
+        train: Corpus | dict[str, Corpus] | None = None,
         val: Corpus | None = None,
         test: dict[str, Corpus] | None = None,
         batch_size: int = 14,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
-        train_segment: Segment | None = None,
-        eval_segment: Segment | None = None,
+        multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = None,
+        train_weights: dict[str, float] | None = None,
+        class_balanced: bool = False,
+        train_segment: Segment | Excerpt | None = None,
+        eval_segment: Segment | Excerpt | None = None,
         train_augmentation: Augmentation | None = None,
+        train_on_error: OnError = "raise",
+        eval_on_error: OnError = "report",
         seed: int = 1,
     ) -> None:
         super().__init__()
         for name in test or {}:
-            if name == DEV or not name or name.startswith(".") or set(name) & set("/\\"):
-                raise InputError(f"data.test: {name!r} cannot name a test set: it names a score file, 'dev' is taken")
+            taken = name in (DEV, TRAIN) or name.endswith(".failed")
+            if taken or not name or name.startswith(".") or set(name) & set("/\\"):
+                raise InputError(
+                    f"data.test: {name!r} cannot name a test set: it names a score file; 'dev' and 'train' are taken"
+                )
         for size in (batch_size, eval_batch_size or 1):
             if size < 1:
                 raise InputError(f"data: a batch size of {size} is too small")
+        check_weights(train, train_weights)
         self.train = train
         self.val = val
         self.test = test or {}
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
+        self.multiprocessing_context = multiprocessing_context
+        self.train_weights = train_weights
+        self.class_balanced = class_balanced
         self.train_segment = train_segment or Segment()
         self.eval_segment = eval_segment or Segment()
         self.train_augmentation = train_augmentation
+        self.train_on_error = train_on_error
+        self.eval_on_error = eval_on_error
         self.seed = seed
         self.train_trials: TrialList | None = None
         self.eval_trials: dict[str, TrialList] = {}
+        self._groups: list[Group] | None = None
+        self._on_error: OnError = "raise"
 
     def setup(self, stage: str) -> None:
         """Read the protocols of a stage ("fit", "validate", "test" or "predict")."""
+        self._on_error = "raise" if stage == "fit" else self.eval_on_error
         if stage == "fit":
-            if self.train is None:
+            if not self.train:
                 raise InputError("data.train is not given: fit needs a corpus to train on")
-            self.train_trials = _both_classes(self.train, "data.train")
+            self.train_trials, self._groups = training_trials(self.train, self.train_weights, self.class_balanced)
         if stage in ("fit", "validate"):
             if self.val is None:
                 raise InputError("data.val is not given: its EER selects the checkpoint")
-            self.eval_trials = {DEV: _both_classes(self.val, "data.val")}
+            self.eval_trials = {DEV: self.val.trials()}
+            check_labels(self.eval_trials[DEV], self.val.name, "data.val")
         else:
             if not self.test:
                 raise InputError("data.test is not given: name at least one test set")
@@ -82,10 +114,18 @@ class AudioDeepfakeDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.train_trials is not None
         rank, world_size = self._place()
-        batches = TrainingBatches(len(self.train_trials), self.batch_size, self.seed, rank, world_size)
-        return self._loader(
-            TrialDataset(self.train_trials, self.train_segment, self.seed, self.train_augmentation), batches
+        batches = TrainingBatches(
+            len(self.train_trials),
+            self.batch_size,
+            self.seed,
+            rank,
+            world_size,
+            groups=self._groups,
         )
+        dataset = TrialDataset(
+            self.train_trials, self.train_segment, self.seed, self.train_augmentation, self.train_on_error
+        )
+        return TrainingLoader(self.trainer, batches, dataset=dataset, **self._reading())
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         return self._evaluation_loaders()
@@ -98,34 +138,27 @@ class AudioDeepfakeDataModule(LightningDataModule):
 
     def _evaluation_loaders(self) -> list[DataLoader[Batch]]:
         rank, world_size = self._place()
-        return [
-            self._loader(
-                TrialDataset(trials, self.eval_segment, self.seed),
-                EvaluationBatches(len(trials), self.eval_batch_size, rank, world_size),
+        loaders = []
+        for name, trials in self.eval_trials.items():
+            # Rows of one length need no order by length.
+            lengths = lengths_of(trials, name, self.trainer) if self.eval_segment.samples is None else None
+            loaders.append(
+                DataLoader(
+                    TrialDataset(trials, self.eval_segment, self.seed, on_error=self._on_error),
+                    sampler=EvaluationBatches(len(trials), self.eval_batch_size, rank, world_size, lengths),
+                    **self._reading(),
+                )
             )
-            for trials in self.eval_trials.values()
-        ]
+        return loaders
 
-    def _loader(self, dataset: TrialDataset, batches: TrainingBatches | EvaluationBatches) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            sampler=batches,
-            batch_size=None,  # the sampler makes the batches
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
+    def _reading(self) -> dict[str, Any]:
+        return {
+            "batch_size": None,  # the sampler makes the batches
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "multiprocessing_context": self.multiprocessing_context if self.num_workers > 0 else None,
+            "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        }
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-
-def _both_classes(corpus: Corpus, where: str) -> TrialList:
-    trials = corpus.trials()
-    labels = trials.labels
-    for label, word in ((BONA_FIDE, "bona fide"), (SPOOF, "spoof")):
-        if not (labels == label).any():
-            raise InputError(f"{where}: {corpus.name} has no {word} trials among {len(trials)}; it needs both classes")
-    if (labels < 0).any():
-        raise InputError(f"{where}: {corpus.name} has {int((labels < 0).sum())} trials without a label")
-    return trials

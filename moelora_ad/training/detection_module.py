@@ -11,14 +11,19 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from moelora_ad.adapters import AdaptationMethod, CallWatch
+from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation import ScoreTable
+from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
-from moelora_ad.training.data_module import DEV
+from moelora_ad.training.data_module import DEV, TRAIN
 from moelora_ad.training.dataset import Batch
+from moelora_ad.training.failures import write_failures
+from moelora_ad.training.resuming import redo_what_was_cut_off
 from moelora_ad.training.run import is_fast_dev_run, score_folder
 from moelora_ad.training.schedule import WarmupCosine
-from moelora_ad.training.scoring import SetFigures, SetScores, evaluation_sets
+from moelora_ad.training.scoring import SetFigures, SetResult, SetScores, evaluation_sets
+
+IGNORED = -100  # a label that has no part in the loss
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -66,6 +71,8 @@ class DetectionModule(LightningModule):
         # Frozen weights are not in a checkpoint; on_load_checkpoint checks the names that must be.
         self.strict_loading = False
         self.evaluated: dict[str, SetFigures] = {}
+        self.train_failures: dict[int, str] = {}
+        self._gathered_failures: TrialFailures | None = None
         self._sets: list[SetScores] = []
         self._watch: CallWatch | None = None
 
@@ -89,20 +96,35 @@ class DetectionModule(LightningModule):
         return [optimizer], [{"scheduler": self.schedule(optimizer), "interval": "epoch", "monitor": f"{DEV}/eer"}]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._loss(self(batch.waveforms, batch.lengths), batch.labels)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.labels))
+        loss = self._loss(self(batch.waveforms, batch.lengths), batch)
+        assert self._gathered_failures is not None
+        self._gathered_failures.update(batch.failures)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=max(1, batch.num_read))
         return loss
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(logits.float(), labels, weight=self.class_weights)
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Over the clips of trials that could be read; exactly zero if there are none."""
+        if len(batch.failures) == len(batch.trials):
+            return 0.0 * logits.float().sum()  # the other processes wait for this one's gradients
+        labels = batch.labels.where(batch.read(), IGNORED).repeat_interleave(len(logits) // len(batch.trials))
+        return functional.cross_entropy(logits.float(), labels, weight=self.class_weights, ignore_index=IGNORED)
 
     def on_train_start(self) -> None:
         self._watch = CallWatch(self.detector.backbone.encoder)
+        self._gathered_failures = TrialFailures().to(self.device)
 
     def on_after_backward(self) -> None:
         if self._watch is not None:
             watch, self._watch = self._watch, None
             watch.finish()
+
+    def on_train_epoch_end(self) -> None:
+        assert self._gathered_failures is not None
+        self._gathered_failures.update([])  # a run may continue at the end of an epoch
+        self.train_failures |= self._gathered_failures.compute()
+        self._gathered_failures.reset()
+        trials: TrialList = self.trainer.datamodule.train_trials  # type: ignore[attr-defined]
+        self._list_failures(TRAIN, trials, self.train_failures)
 
     # Evaluation
 
@@ -112,8 +134,8 @@ class DetectionModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self(batch.waveforms, batch.lengths)
         self._sets[0].update(batch, logits)
-        loss = self._loss(logits, batch.labels)
-        self.log(f"{DEV}/loss", loss, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
+        loss = self._loss(logits, batch)
+        self.log(f"{DEV}/loss", loss, on_epoch=True, batch_size=max(1, batch.num_read), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         self._finish("", write=self.trainer.state.fn == "validate")
@@ -137,29 +159,37 @@ class DetectionModule(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         for part in self._sets:
-            self._write(part)
+            self.evaluated[part.name] = self._write(part).figures()
 
     def _finish(self, prefix: str, write: bool) -> None:
         """EER of every set that has both classes; its score file if wanted."""
         if self.trainer.sanity_checking:
             return
         for part in self._sets:
-            table = self._write(part) if write else part.table()
-            counts = table.trials.num_bona_fide, table.trials.num_spoof
-            if part.name == DEV and not all(counts) and not is_fast_dev_run(self.trainer):
+            figures = (self._write(part) if write else part.result()).figures()
+            counts = figures.num_bona_fide, figures.num_spoof
+            if part.name == DEV and not all(counts) and not figures.num_failed and not is_fast_dev_run(self.trainer):
                 raise InputError(
                     f"{DEV} was scored in part, {counts[0]} bona fide and {counts[1]} spoof: raise the limit"
                 )
-            eer = table.equal_error_rate().eer if all(counts) and min(table.labels) >= 0 else None
-            self.evaluated[part.name] = SetFigures(*counts, eer)
-            if eer is not None:
-                self.log(f"{prefix}{part.name}/eer", eer, prog_bar=part.name == DEV, sync_dist=True)
+            self.evaluated[part.name] = figures
+            if figures.eer is not None:
+                self.log(f"{prefix}{part.name}/eer", figures.eer, prog_bar=part.name == DEV, sync_dist=True)
 
-    def _write(self, part: SetScores) -> ScoreTable:
-        table = part.table()
+    def _write(self, part: SetScores) -> SetResult:
+        result = part.result()
+        path = score_folder(self.trainer) / f"{part.name}.csv"
         if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
-            table.write(score_folder(self.trainer) / f"{part.name}.csv")
-        return table
+            if result.table is None:
+                path.unlink(missing_ok=True)
+            else:
+                result.table.write(path)
+        self._list_failures(part.name, part.trials, result.reasons)
+        return result
+
+    def _list_failures(self, name: str, trials: TrialList, reasons: dict[int, str]) -> None:
+        if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
+            write_failures(score_folder(self.trainer) / f"{name}.failed.csv", trials, reasons)
 
     # Checkpoints
 
@@ -176,6 +206,8 @@ class DetectionModule(LightningModule):
                     f"the checkpoint does not fit the model: it {what} {len(names)} tensors, first {first}; "
                     "give the configuration that it was trained with"
                 )
+        if self._trainer is not None:
+            redo_what_was_cut_off(checkpoint, by_steps=self._trainer.max_steps != -1)
 
     def _kept_names(self) -> set[str]:
         return {f"detector.{name}" for name in self.detector.kept_names()}

@@ -1,37 +1,73 @@
 """Which trials make up which batch, in every process.
 
-Both samplers yield whole batches of keys ``(epoch, trial index)``: the epoch travels with the index, so that a worker
-draws the same random numbers however many workers there are and however long they live. They derive from torch's
+Both samplers yield whole batches of keys, in which the epoch travels with the trial's index, so that a worker draws the
+same random numbers however many workers there are and however long they live. They derive from torch's
 ``DistributedSampler`` so that Lightning leaves them in place.
 """
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, DistributedSampler
 
 from moelora_ad.errors import InputError
 
-Key = tuple[int, int]
+
+class Key(NamedTuple):
+    """One draw of a trial: its index in the list of trials, in which epoch, and how often it came up in it before."""
+
+    epoch: int
+    trial: int
+    repeat: int = 0
+
+
+class Group(NamedTuple):
+    """Trials that are drawn alike: their indices (n,), and the share of an epoch's draws that falls to them."""
+
+    trials: NDArray[np.int64]
+    share: float
 
 
 class TrainingBatches(DistributedSampler):
     """Shuffled batches of one size, a new order each epoch, drawn from (seed, epoch) alone.
 
-    Batch i of the W processes together is batch i of a single process with W times the batch size. The trials that do
-    not fill a last batch wait for another epoch's order.
+    An epoch has as many draws as there are trials. A group gets its share of them: all its trials, as often as that
+    goes, and a random choice of them for the rest. Batch i of the W processes together is batch i of a single process
+    with W times the batch size. What does not fill a last batch is left out.
+
+    Args:
+        num_trials: in all groups together.
+        batch_size: of each process.
+        seed: with the epoch, it fixes the draws and their order.
+        rank: of this process.
+        world_size: number of processes.
+        groups: None for each trial once an epoch.
+
+    Attributes:
+        first: number of the batch that an epoch begins with, 0 but for the rest of an interrupted one.
 
     Raises:
         InputError: there are fewer trials than one batch of all processes.
     """
 
-    def __init__(self, num_trials: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_trials: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        groups: Sequence[Group] | None = None,
+    ) -> None:
         super().__init__(
             cast(Dataset, range(num_trials)), num_replicas=world_size, rank=rank, seed=seed, drop_last=True
         )
         self.num_trials = num_trials
         self.batch_size = batch_size
+        self.groups = groups or [Group(np.arange(num_trials), 1.0)]
+        self.first = 0
         self.num_batches = num_trials // (batch_size * world_size)
         if not self.num_batches:
             raise InputError(
@@ -40,31 +76,61 @@ class TrainingBatches(DistributedSampler):
             )
 
     def __len__(self) -> int:
+        """Batches of a whole epoch."""
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_trials)
-        order = order[: self.num_batches * self.batch_size * self.num_replicas]
-        for batch in order[self.rank :: self.num_replicas].reshape(self.num_batches, self.batch_size):
-            yield [(self.epoch, int(index)) for index in batch]
+        trials, repeats = self._draws()
+        used = np.arange(self.num_batches * self.batch_size * self.num_replicas)
+        own = used[self.rank :: self.num_replicas].reshape(self.num_batches, self.batch_size)
+        for batch in own[self.first :]:
+            yield [Key(self.epoch, int(trials[draw]), int(repeats[draw])) for draw in batch]
+
+    def _draws(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's trials in their order, and how often each had been drawn before: both (num_trials,)."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        counts = _apportioned(self.num_trials, [group.share for group in self.groups])
+        trials, repeats = [], []
+        for (members, _), count in zip(self.groups, counts, strict=True):
+            passes, rest = divmod(count, len(members))
+            more = generator.choice(members, rest, replace=False) if rest else members[:0]
+            trials += [np.tile(members, passes), more]
+            repeats.append(np.arange(count) // len(members))
+        order = generator.permutation(self.num_trials)
+        return np.concatenate(trials)[order], np.concatenate(repeats)[order]
 
 
 class EvaluationBatches(DistributedSampler):
-    """Every trial exactly once, in order, over all processes; each process gets the same number of batches.
+    """Every trial exactly once over all processes; each process gets the same number of batches.
 
     Equal numbers matter: strategies synchronise at every forward pass of a validation epoch. Nothing is repeated to
     reach them. Instead the batches of a process differ by at most one trial, and never exceed ``batch_size``, save that
     with ``batch_size`` 1 and a number of trials that the processes do not divide, some batches hold 2.
 
+    Args:
+        num_trials: of the set.
+        batch_size: of each process, at most.
+        rank: of this process.
+        world_size: number of processes.
+        lengths: (num_trials,) samples of each trial: batches then hold trials of like length, the longest first, so
+            that what does not fit into memory shows at once. None keeps the order of the trials.
+
     Raises:
         InputError: there are fewer trials than processes.
     """
 
-    def __init__(self, num_trials: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_trials: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        lengths: NDArray[np.int64] | None = None,
+    ) -> None:
         super().__init__(cast(Dataset, range(num_trials)), num_replicas=world_size, rank=rank, shuffle=False)
         if num_trials < world_size:
             raise InputError(f"{num_trials} trials cannot be shared by {world_size} processes: use fewer devices")
-        self.num_trials = num_trials
+        self.order = np.arange(num_trials) if lengths is None else np.argsort(-lengths, kind="stable")
         most, fewest = -(-num_trials // world_size), num_trials // world_size
         self.num_batches = min(-(-most // batch_size), fewest)
 
@@ -72,6 +138,14 @@ class EvaluationBatches(DistributedSampler):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
-        own = np.arange(self.rank, self.num_trials, self.num_replicas)
-        for batch in np.array_split(own, self.num_batches):
-            yield [(0, int(index)) for index in batch]
+        for batch in np.array_split(self.order[self.rank :: self.num_replicas], self.num_batches):
+            yield [Key(0, int(trial)) for trial in batch]
+
+
+def _apportioned(total: int, shares: Sequence[float]) -> list[int]:
+    """``total`` in whole numbers in proportion to ``shares``, by largest remainders (Hamilton's method)."""
+    exact = np.asarray(shares) * (total / sum(shares))
+    counts = np.floor(exact + 1e-9).astype(int)
+    missing = total - int(counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+    return [int(count) for count in counts]

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from moelora_ad.training.data_module import DEV
+from moelora_ad.training.data_module import DEV, TRAIN
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.run import run_directory, score_folder
 
@@ -29,6 +29,7 @@ def print_fit(trainer: Trainer, model: DetectionModule, checkpoint: str, tested:
     _line(console, "checkpoint", f"{_shown(checkpoint)} ({os.path.getsize(checkpoint) / 1e6:.1f} MB with optimiser)")
     if tested:
         _line(console, "scores", _shown(score_folder(trainer)))
+    _print_failures(console, trainer, model)
     config = run_directory(trainer) / "config.yaml"
     _line(console, "next", f"lightning test --config {_shown(config)} --ckpt_path {_shown(checkpoint)}")
 
@@ -37,9 +38,34 @@ def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
     """The figures of ``validate``, ``test`` or ``predict``, and where the scores are."""
     console = Console(soft_wrap=True)
     console.print()
-    if model.evaluated:
+    if trainer.state.fn != "predict":
         console.print(_figures(model, "EER"))
     _line(console, "scores", _shown(score_folder(trainer)))
+    _print_failures(console, trainer, model)
+
+
+def unscored(model: DetectionModule) -> list[str]:
+    """An error line for each evaluated set that has no score at all."""
+    return [
+        f"{name}: none of its {figures.num_failed} files could be read; the first: {figures.first_failure}"
+        for name, figures in model.evaluated.items()
+        if figures.num_failed and not figures.num_scored
+    ]
+
+
+def any_failures(model: DetectionModule) -> bool:
+    """Whether a file of training or of an evaluated set could not be read."""
+    return bool(model.train_failures) or any(figures.num_failed for figures in model.evaluated.values())
+
+
+def _print_failures(console: Console, trainer: Trainer, model: DetectionModule) -> None:
+    """A line for each set with files that have no part in its figures."""
+    counts = {TRAIN: len(model.train_failures)}
+    counts |= {name: figures.num_failed for name, figures in model.evaluated.items()}
+    for name, count in counts.items():
+        if count:
+            listed = _shown(score_folder(trainer) / f"{name}.failed.csv")
+            _line(console, "could not be read", f"{count:,} of {name}, listed in {listed}")
 
 
 def _figures(model: DetectionModule, title: str) -> Table:

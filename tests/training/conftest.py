@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
+
+from moelora_ad.audio import Segment
+from moelora_ad.corpora import Manifest
+from moelora_ad.training import AudioDeepfakeDataModule
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart"
 
@@ -81,3 +86,34 @@ def write_config(tmp_path: Path):
         return path
 
     return write
+
+
+@pytest.fixture
+def data(experiment):
+    """The tiny experiment's data module."""
+
+    def build(**arguments) -> AudioDeepfakeDataModule:
+        corpora = experiment["data"]
+        parts = {
+            "train": Manifest(**corpora["train"]["init_args"]),
+            "val": Manifest(**corpora["val"]["init_args"]),
+            "test": {name: Manifest(**corpus["init_args"]) for name, corpus in corpora["test"].items()},
+            "batch_size": 4,
+            "train_segment": Segment(8_000, "random"),
+            "eval_segment": Segment(8_000),
+        }
+        return AudioDeepfakeDataModule(**(parts | arguments))
+
+    return build
+
+
+@pytest.fixture
+def trainer():
+    """Makes a quiet trainer of one epoch on the CPU that keeps everything in a folder."""
+
+    def build(folder: Path, **arguments) -> Trainer:
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        once = {"max_epochs": 1, "num_sanity_val_steps": 0}
+        return Trainer(accelerator="cpu", default_root_dir=folder, **(quiet | once | arguments))
+
+    return build

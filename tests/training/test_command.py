@@ -95,6 +95,43 @@ def test_predict_scores_without_labels(lightning, experiment, write_config, tmp_
     assert set(table.labels) == {-1}
 
 
+def test_joined_corpora_and_excerpts_by_class_path(lightning, experiment, write_config, tmp_path):
+    data = experiment["data"]
+    data["train"] = {"one": data["train"], "two": data["val"]}
+    data |= {"train_weights": {"one": 1, "two": 2.5}, "class_balanced": True, "eval_batch_size": 2}
+    data["eval_segment"] = {"class_path": "moelora_ad.audio.FullUtterance", "init_args": {"longest": 320_000}}
+    data["train_segment"] = {"class_path": "moelora_ad.audio.Crops", "init_args": {"count": 2, "samples": 4_000}}
+    code, out, _ = lightning("fit", "--config", write_config(experiment), "--trainer.max_epochs", 1)
+    assert code == 0
+    assert "epochs:               1 (5 steps)" in out  # 20 draws in batches of 4
+
+
+def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightning, experiment, write_config, tmp_path):
+    """One of 12 in training, one of 8 and all of 6 in test; everything else is done."""
+    train, some, all_of_it = (
+        Path(corpus["init_args"]["path"])
+        for corpus in (experiment["data"]["train"], *experiment["data"]["test"].values())
+    )
+    for manifest, count in ((train, 1), (some, 1), (all_of_it, 6)):
+        manifest.write_text(manifest.read_text().replace(".flac", ".nowhere.flac", count))
+    experiment["data"]["train_on_error"] = "report"
+    code, out, err = lightning("fit", "--config", write_config(experiment), "--trainer.max_epochs", 1)
+    assert code == 1
+    assert "out_of_domain: none of its 6 files could be read; the first: " in error_line(err)
+    scores = tmp_path / "runs" / "tiny" / "version_0" / "scores"
+    for name, count in (("train", 1), ("in_domain", 1), ("out_of_domain", 6)):
+        line = next(line for line in out.splitlines() if f"{count} of {name}, listed in" in line)
+        assert line.startswith("could not be read:")
+        assert len((scores / f"{name}.failed.csv").read_text().splitlines()) == 1 + count
+    assert len(ScoreTable.read(scores / "in_domain.csv")) == 7
+    assert not (scores / "out_of_domain.csv").exists()
+    assert (scores / "dev.csv").exists()
+    code, out, err = lightning("predict", "--config", write_config(experiment))
+    assert code == 1
+    assert "out_of_domain: none of its 6 files could be read" in error_line(err)
+    assert "1 of in_domain, listed in" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,6 +147,10 @@ def test_predict_scores_without_labels(lightning, experiment, write_config, tmp_
         (["--model.backbone.init_args.source", "./nowhere"], "backbone ./nowhere: no such folder"),
         (["--trainer.max_epoch", "1"], "did you mean 'trainer.max_epochs'?"),
         (["--data.batch_size", "0"], "a batch size of 0 is too small"),
+        (["--data.train_weights", "{a: 1}"], "data.train_weights needs data.train to be several corpora with names"),
+        (["--data.eval_segment", "moelora_ad.audio.FullUterance"], "did you mean 'FullUtterance'?"),
+        (["--data.eval_segment", "{sampels: 3}"], "moelora_ad.audio.Segment has no argument 'sampels'"),
+        (["--data.eval_segment.samples", "0"], "segment: samples must be at least 1, not 0"),
         (["--config", "nowhere.yaml"], "File does not exist"),
     ],
 )
@@ -214,28 +255,36 @@ def test_a_checkpoint_of_another_model_is_refused(lightning, experiment, write_c
     assert code == 2
 
 
-def run_processes(config: Path, verb: str, processes: int, *more: str) -> subprocess.CompletedProcess[str]:
+def run_processes(config: Path, verb: str, processes: int, *more: str, code: int = 0) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "moelora_ad", verb, "--config", str(config)]
     command += ["--trainer.devices", str(processes), *(("--trainer.strategy", "ddp") if processes > 1 else ()), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done
 
 
 def test_two_processes_give_the_scores_of_one(experiment, write_config, tmp_path, lightning):
-    """Odd numbers of trials: 7 and 5, in batches of 3, over two gloo processes, in fit's validation and in test."""
+    """Odd numbers of trials: 7 and 5, in batches of 3, over two gloo processes, in fit's validation and in test. Two of
+    the 7 cannot be read, one by each process."""
     for corpus in (experiment["data"]["val"], *experiment["data"]["test"].values()):
         path = Path(corpus["init_args"]["path"])
         path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     experiment["data"]["batch_size"] = 2
-    run_processes(write_config(experiment), "fit", 2, "--trainer.max_epochs", "1")
+    path = Path(experiment["data"]["test"]["in_domain"]["init_args"]["path"])
+    path.write_text(path.read_text().replace(".flac", ".nowhere.flac", 2))
+    done = run_processes(write_config(experiment), "fit", 2, "--trainer.max_epochs", "1", code=1)
+    assert "2 of in_domain, listed in" in done.stdout
     first = tmp_path / "runs" / "tiny" / "version_0"
     checkpoint = str(next((first / "checkpoints").glob("epoch*.ckpt")))
-    assert lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)[0] == 0
-    for name, count in (("in_domain", 7), ("out_of_domain", 5)):
+    assert lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)[0] == 1
+    second = tmp_path / "runs" / "tiny" / "version_1"
+    listed = [(run / "scores" / "in_domain.failed.csv").read_bytes() for run in (first, second)]
+    assert listed[0] == listed[1]
+    assert listed[0].count(b"no such") == 2
+    for name, count in (("in_domain", 5), ("out_of_domain", 5)):
         both = ScoreTable.read(first / "scores" / f"{name}.csv")
-        one = ScoreTable.read(tmp_path / "runs" / "tiny" / "version_1" / "scores" / f"{name}.csv")
+        one = ScoreTable.read(second / "scores" / f"{name}.csv")
         assert len(both) == count
         assert [trial.utterance for trial in both.trials] == [trial.utterance for trial in one.trials]
         assert both.scores == pytest.approx(one.scores, abs=1e-5)

@@ -2,47 +2,23 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import StepLR
 
 from moelora_ad.adapters import InjectionError, LoRA, MoELoRA
-from moelora_ad.audio import RawBoost, Segment
-from moelora_ad.corpora import Manifest
+from moelora_ad.audio import RawBoost
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
-from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule, WarmupCosine
+from moelora_ad.training import Batch, DetectionModule, WarmupCosine
+from moelora_ad.training.samplers import Key
 
 
 def module(source, **arguments) -> DetectionModule:
     torch.manual_seed(0)
     parts = {"adaptation": MoELoRA(2, 2), "classifier": MeanPooling} | arguments
     return DetectionModule(WhisperBackbone(source), **parts)
-
-
-@pytest.fixture
-def data(experiment):
-    """The tiny experiment's data module."""
-
-    def build(**arguments) -> AudioDeepfakeDataModule:
-        corpora = experiment["data"]
-        parts = {
-            "train": Manifest(**corpora["train"]["init_args"]),
-            "val": Manifest(**corpora["val"]["init_args"]),
-            "test": {name: Manifest(**corpus["init_args"]) for name, corpus in corpora["test"].items()},
-            "batch_size": 4,
-            "train_segment": Segment(8_000, "random"),
-            "eval_segment": Segment(8_000),
-        }
-        return AudioDeepfakeDataModule(**(parts | arguments))
-
-    return build
-
-
-def trainer(folder, **arguments) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
-    return Trainer(accelerator="cpu", default_root_dir=folder, **(quiet | {"max_epochs": 1} | arguments))
 
 
 def test_every_part_has_its_learning_rate(small_whisper):
@@ -53,7 +29,7 @@ def test_every_part_has_its_learning_rate(small_whisper):
     assert counted == sum(p.numel() for p in module(small_whisper).parameters() if p.requires_grad)
 
 
-def test_warm_up_and_cosine_reach_zero_at_the_end(small_whisper, data, tmp_path):
+def test_warm_up_and_cosine_reach_zero_at_the_end(small_whisper, data, tmp_path, trainer):
     model = module(small_whisper, schedule=WarmupCosine(0.5), gate_lr=0.01)
     seen = []
     run = trainer(tmp_path, max_epochs=2, callbacks=[ModelCheckpoint(monitor=None)])
@@ -78,10 +54,11 @@ def test_the_loss_weighs_spoof_and_bona_fide(small_whisper):
     logits, labels = torch.randn(6, 2), torch.tensor([0, 0, 0, 0, 1, 1])
     weights = torch.tensor([0.1, 0.9])[labels]
     wanted = -(weights * logits.log_softmax(1)[range(6), labels]).sum() / weights.sum()
-    torch.testing.assert_close(model._loss(logits, labels), wanted)
+    batch = Batch(torch.zeros(6, 1), None, labels, torch.arange(6), [])
+    torch.testing.assert_close(model._loss(logits, batch), wanted)
 
 
-def test_fit_selects_by_dev_eer_and_tests_write_score_files(small_whisper, data, tmp_path):
+def test_fit_selects_by_dev_eer_and_tests_write_score_files(small_whisper, data, tmp_path, trainer):
     model, source = module(small_whisper), data()
     run = trainer(tmp_path, max_epochs=2, callbacks=[ModelCheckpoint(monitor="dev/eer", save_last=True)])
     run.fit(model, datamodule=source)
@@ -101,7 +78,7 @@ def test_fit_selects_by_dev_eer_and_tests_write_score_files(small_whisper, data,
     )
 
 
-def test_a_checkpoint_is_small_strict_and_holds_no_code(small_whisper, data, tmp_path):
+def test_a_checkpoint_is_small_strict_and_holds_no_code(small_whisper, data, tmp_path, trainer):
     model = module(small_whisper, classifier=AASIST)
     run = trainer(tmp_path)
     run.fit(model, datamodule=data())
@@ -124,7 +101,7 @@ def test_a_checkpoint_is_small_strict_and_holds_no_code(small_whisper, data, tmp
             trainer(tmp_path).test(other, datamodule=data(), ckpt_path=path, weights_only=True, verbose=False)
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small_whisper, data, tmp_path):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small_whisper, data, tmp_path, trainer):
     def fit(folder, epochs, path=None):
         seed_everything(4)
         model = module(small_whisper, adaptation=LoRA(2), schedule=WarmupCosine(0.25))
@@ -149,7 +126,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small_whisp
         assert torch.equal(resumed[name], tensor), name
 
 
-def test_adapters_that_the_model_bypasses_stop_the_first_step(small_whisper, data, tmp_path):
+def test_adapters_that_the_model_bypasses_stop_the_first_step(small_whisper, data, tmp_path, trainer):
     model = module(small_whisper, adaptation=LoRA(2, targets=["fc1"]))
     layer = model.detector.backbone.layers()[1]
     original = layer.forward
@@ -166,29 +143,13 @@ def test_adapters_that_the_model_bypasses_stop_the_first_step(small_whisper, dat
         trainer(tmp_path).fit(model, datamodule=data())
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(data):
-    def batches(workers):
-        source = data(num_workers=workers)
-        source.setup("fit")
-        loader = source.train_dataloader()
-        drawn = []
-        for epoch in range(2):
-            loader.sampler.set_epoch(epoch)
-            drawn += [(batch.trials, batch.waveforms) for batch in loader]
-        return drawn
-
-    for alone, shared in zip(batches(0), batches(2), strict=True):
-        assert torch.equal(alone[0], shared[0])
-        assert torch.equal(alone[1], shared[1])
-
-
 def test_random_crops_change_with_the_epoch_and_evaluation_does_not(data):
     source = data()
     source.setup("fit")
     dataset = source.train_dataloader().dataset
-    assert not torch.equal(dataset[[(0, 0)]].waveforms, dataset[[(1, 0)]].waveforms)
+    assert not torch.equal(dataset[[Key(0, 0)]].waveforms, dataset[[Key(1, 0)]].waveforms)
     validation = source.val_dataloader()[0].dataset
-    assert torch.equal(validation[[(0, 0)]].waveforms, validation[[(1, 0)]].waveforms)
+    assert torch.equal(validation[[Key(0, 0)]].waveforms, validation[[Key(1, 0)]].waveforms)
 
 
 def test_augmentation_is_keyed_and_for_training_only(data):
@@ -196,9 +157,9 @@ def test_augmentation_is_keyed_and_for_training_only(data):
     for source in (plain, boosted):
         source.setup("fit")
     clean, changed = (source.train_dataloader().dataset for source in (plain, boosted))
-    assert not torch.equal(clean[[(0, 0)]].waveforms, changed[[(0, 0)]].waveforms)
-    assert torch.equal(changed[[(0, 0)]].waveforms, changed[[(0, 1), (0, 0)]].waveforms[1:])
-    assert not torch.equal(changed[[(0, 0)]].waveforms, changed[[(1, 0)]].waveforms)
+    assert not torch.equal(clean[[Key(0, 0)]].waveforms, changed[[Key(0, 0)]].waveforms)
+    assert torch.equal(changed[[Key(0, 0)]].waveforms, changed[[Key(0, 1), Key(0, 0)]].waveforms[1:])
+    assert not torch.equal(changed[[Key(0, 0)]].waveforms, changed[[Key(1, 0)]].waveforms)
     for one, two in zip(plain.val_dataloader()[0], boosted.val_dataloader()[0], strict=True):
         assert torch.equal(one.waveforms, two.waveforms)
 

@@ -1,11 +1,15 @@
 """Batches: every trial once in evaluation, the same global batches for any number of processes in training."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moelora_ad.errors import InputError
 from moelora_ad.training import EvaluationBatches, TrainingBatches
+from moelora_ad.training.samplers import Group
 
 
 @given(st.integers(1, 200), st.integers(1, 17), st.integers(1, 9))
@@ -16,7 +20,7 @@ def test_evaluation_sees_every_trial_once_in_equally_many_batches(num_trials, ba
         return
     ranks = [list(EvaluationBatches(num_trials, batch_size, rank, world_size)) for rank in range(world_size)]
     assert {len(batches) for batches in ranks} == {len(EvaluationBatches(num_trials, batch_size, 0, world_size))}
-    seen = sorted(index for batches in ranks for batch in batches for _, index in batch)
+    seen = sorted(index for batches in ranks for batch in batches for _, index, _ in batch)
     assert seen == list(range(num_trials))
     largest = max(len(batch) for batches in ranks for batch in batches)
     assert largest <= (2 if batch_size == 1 and num_trials % world_size else batch_size)
@@ -37,7 +41,7 @@ def test_processes_together_train_on_the_batches_of_one(num_trials, batch_size, 
     for whole, *parts in zip(one, *ranks, strict=True):
         assert sorted(whole) == sorted(key for part in parts for key in part)
         assert {key[0] for key in whole} == {epoch}
-    indices = [index for batch in one for _, index in batch]
+    indices = [index for batch in one for _, index, _ in batch]
     assert len(set(indices)) == len(indices)
 
 
@@ -45,8 +49,81 @@ def test_the_order_comes_from_seed_and_epoch_alone():
     def order(seed, epoch):
         sampler = TrainingBatches(50, 5, seed)
         sampler.set_epoch(epoch)
-        return [index for batch in sampler for _, index in batch]
+        return [index for batch in sampler for _, index, _ in batch]
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
+
+
+@st.composite
+def grouped(draw):
+    """Groups that share out some trials, each with a positive share of an epoch."""
+    sizes = draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
+    shares = draw(st.lists(st.floats(0.01, 100), min_size=len(sizes), max_size=len(sizes)))
+    members = np.split(np.random.default_rng(0).permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    return [Group(part, share) for part, share in zip(members, shares, strict=True)]
+
+
+def epoch_of(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return [key for batch in sampler for key in batch]
+
+
+@given(grouped(), st.integers(0, 3))
+def test_a_group_gets_its_share_and_repeats_a_trial_only_after_all_others(groups, epoch):
+    num_trials = sum(len(group.trials) for group in groups)
+    keys = epoch_of(TrainingBatches(num_trials, 1, 7, groups=groups), epoch)
+    assert len(keys) == num_trials
+    for members, share in groups:
+        own = [key for key in keys if key.trial in set(members.tolist())]
+        exact = num_trials * share / sum(group.share for group in groups)
+        assert abs(len(own) - exact) < 1
+        drawn = Counter(key.trial for key in own)
+        often = [drawn[trial] for trial in members.tolist()]
+        assert max(often) - min(often) <= 1
+        for trial, times in drawn.items():
+            assert sorted(key.repeat for key in own if key.trial == trial) == list(range(times))
+
+
+@given(grouped(), st.integers(1, 5), st.integers(1, 3))
+def test_processes_together_train_on_the_batches_of_one_with_groups_too(groups, batch_size, world_size):
+    num_trials = sum(len(group.trials) for group in groups)
+    if num_trials < batch_size * world_size:
+        return
+    one = TrainingBatches(num_trials, batch_size * world_size, 7, groups=groups)
+    ranks = [TrainingBatches(num_trials, batch_size, 7, rank, world_size, groups) for rank in range(world_size)]
+    for whole, *parts in zip(one, *ranks, strict=True):
+        assert sorted(whole) == sorted(key for part in parts for key in part)
+
+
+def test_the_random_choice_of_a_large_group_changes_with_the_epoch():
+    groups = [Group(np.arange(90), 1.0), Group(np.arange(90, 100), 1.0)]
+    sampler = TrainingBatches(100, 1, 7, groups=groups)
+    chosen = [{key.trial for key in epoch_of(sampler, epoch) if key.trial < 90} for epoch in range(3)]
+    assert [len(part) for part in chosen] == [50, 50, 50]
+    assert chosen[0] != chosen[1] != chosen[2]
+    assert {key.trial for key in epoch_of(sampler, 0)} >= set(range(90, 100))
+
+
+def test_the_rest_of_an_epoch_is_what_was_left_of_it():
+    sampler = TrainingBatches(50, 5, 1)
+    whole = list(sampler)
+    sampler.first = 7
+    assert list(sampler) == whole[7:]
+    assert len(sampler) == 10
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=80), st.integers(1, 9), st.integers(1, 4))
+def test_batches_by_length_hold_every_trial_once_and_like_lengths(lengths, batch_size, world_size):
+    if len(lengths) < world_size:
+        return
+    ranks = [
+        list(EvaluationBatches(len(lengths), batch_size, rank, world_size, np.array(lengths)))
+        for rank in range(world_size)
+    ]
+    assert sorted(key.trial for batches in ranks for batch in batches for key in batch) == list(range(len(lengths)))
+    assert len({len(batches) for batches in ranks}) == 1
+    for batches in ranks:
+        in_order = [lengths[key.trial] for batch in batches for key in batch]
+        assert in_order == sorted(in_order, reverse=True)

@@ -1,0 +1,264 @@
+"""What the data module makes of corpora: joined, weighed, in batches that are the same for any kind of worker."""
+
+import itertools
+import pickle
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moelora_ad.adapters import LoRA
+from moelora_ad.audio import Crops, FullUtterance, RawBoost, Segment, read_audio
+from moelora_ad.corpora import Manifest, Trial, TrialList
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation import ScoreTable
+from moelora_ad.models import AttentiveStatistics, MeanPooling, Wav2Vec2Backbone
+from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule, TrialDataset
+from moelora_ad.training.dataset import padded
+from moelora_ad.training.samplers import Key
+
+
+@pytest.fixture
+def corpora(tmp_path, data) -> dict[str, Manifest]:
+    """8 trials (4 bona fide) and 12 trials (6 bona fide)."""
+    source = data()
+    return {"small": source.val, "large": source.train}
+
+
+def keys(source: AudioDeepfakeDataModule, epoch: int = 0) -> list[Key]:
+    source.setup("fit")
+    sampler = source.train_dataloader().sampler
+    sampler.set_epoch(epoch)
+    return [key for batch in sampler for key in batch]
+
+
+# Joined corpora
+
+
+def test_joined_corpora_are_drawn_by_their_sizes(data, corpora):
+    source = data(train=corpora, batch_size=5)
+    drawn = [key.trial for key in keys(source)]
+    assert sorted(drawn) == list(range(20))
+    assert [trial.utterance.split("/")[0] for trial in source.train_trials] == ["small"] * 8 + ["large"] * 12
+
+
+def test_weights_are_shares_of_an_epoch(data, corpora):
+    source = data(train=corpora, train_weights={"large": 1.0, "small": 3.0}, batch_size=5)
+    drawn = Counter(key.trial for key in keys(source))
+    assert sum(drawn[trial] for trial in range(8)) == 15
+    assert {drawn[trial] for trial in range(8)} == {1, 2}
+    assert sum(drawn[trial] for trial in range(8, 20)) == 5
+
+
+def test_classes_in_balance_within_each_corpus(data, corpora, tmp_path):
+    path = tmp_path / "uneven.csv"
+    rows = Path(corpora["large"].path).read_text().splitlines()
+    path.write_text("\n".join([rows[0], *rows[1:3], *rows[7:]]) + "\n")  # 2 bona fide, 6 spoofs
+    source = data(train={"uneven": Manifest(path), "even": corpora["small"]}, class_balanced=True, batch_size=4)
+    drawn = [source.train_trials[key.trial] for key in keys(source)]
+    counts = Counter((trial.utterance.split("/")[0], trial.label) for trial in drawn)
+    assert counts == {("uneven", 1): 4, ("uneven", 0): 4, ("even", 1): 4, ("even", 0): 4}
+    alone = data(train=Manifest(path), class_balanced=True, batch_size=4)
+    assert Counter(alone.train_trials[key.trial].label for key in keys(alone)) == {0: 4, 1: 4}
+
+
+def test_a_trial_that_comes_up_again_is_cropped_anew(data, corpora):
+    source = data(train=corpora, train_weights={"large": 1.0, "small": 9.0}, batch_size=5)
+    again = next(key for key in keys(source) if key.repeat)
+    dataset = source.train_dataloader().dataset
+    assert not torch.equal(dataset[[again]].waveforms, dataset[[again._replace(repeat=0)]].waveforms)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train_weights": {"small": 1.0}}, "no weight for 'large'; give one for each of 'large', 'small'"),
+        ({"train_weights": {"small": 1.0, "large": 1.0, "x": 1.0}}, "no corpus 'x' in data.train"),
+        ({"train_weights": {"small": 1.0, "large": -1.0}}, "the weight of 'large' is -1.0; give a positive number"),
+        ({"train_weights": {"small": 0.0, "large": 1.0}}, "the weight of 'small' is 0.0; give a positive number"),
+        ({"train_weights": {"small": float("nan"), "large": 1.0}}, "the weight of 'small' is nan"),
+    ],
+)
+def test_weights_that_cannot_work_are_refused(data, corpora, arguments, message):
+    with pytest.raises(InputError, match=message):
+        data(train=corpora, **arguments)
+    with pytest.raises(InputError, match=r"needs data\.train to be several corpora"):
+        data(train_weights={"small": 1.0})
+
+
+def test_joined_corpora_that_cannot_work_are_named(data, corpora, tmp_path):
+    path = tmp_path / "spoofs.csv"
+    path.write_text(
+        "".join(line for line in Path(corpora["large"].path).read_text().splitlines(True) if "bonafide" not in line)
+    )
+    joined = {"small": corpora["small"], "spoofs": Manifest(path)}
+    data(train=joined).setup("fit")  # one class alone will do if the whole has both
+    with pytest.raises(InputError, match=r"data\.train\.spoofs: spoofs has no bona fide trials among 6"):
+        data(train=joined, class_balanced=True).setup("fit")
+    with pytest.raises(InputError, match=r"data\.train: .*no bona fide trials among 12"):
+        data(train={"a": Manifest(path), "b": Manifest(path)}).setup("fit")
+    with pytest.raises(InputError, match="'a/b' cannot name a list"):
+        data(train={"a/b": corpora["small"]}).setup("fit")
+
+
+# Batches
+
+
+def batches(source: AudioDeepfakeDataModule) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    source.setup("fit")
+    loader = source.train_dataloader()
+    drawn = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        drawn += [(batch.trials, batch.waveforms) for batch in loader]
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("workers", "context"), [(1, None), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)]
+)
+def test_batches_are_the_same_bit_for_bit_for_any_workers(data, corpora, workers, context):
+    def drawn(**arguments):
+        joined = {"train": corpora, "train_weights": {"small": 2.0, "large": 1.0}, "class_balanced": True}
+        return batches(data(train_augmentation=RawBoost(algorithm=5), **joined, **arguments))
+
+    alone, shared = drawn(), drawn(num_workers=workers, multiprocessing_context=context)
+    assert len(alone) == 10
+    for one, two in zip(alone, shared, strict=True):
+        assert torch.equal(one[0], two[0])
+        assert torch.equal(one[1], two[1])
+
+
+def test_clips_of_different_lengths_are_padded_and_their_lengths_told():
+    clips = [np.full(n, 1.0, np.float32) for n in (2, 3)]
+    rows, lengths = padded(clips, None)
+    assert rows.tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert lengths.tolist() == [2, 3]
+    rows, lengths = padded(clips[:1], 4)
+    assert rows.tolist() == [[1, 1, 0, 0]]
+    assert lengths.tolist() == [2]
+    assert padded(clips[:1], 2)[1] is None
+    assert padded([clips[0], clips[0]], None)[1] is None
+
+
+def test_a_segment_that_is_padded_keeps_its_width_and_augmentation_leaves_the_padding(data):
+    source = data(train_segment=Segment(200_000, short="pad"), train_augmentation=RawBoost(algorithm=5))
+    source.setup("fit")
+    batch = source.train_dataloader().dataset[[Key(0, 0), Key(0, 1)]]
+    assert batch.waveforms.shape == (2, 200_000)
+    for row, length, trial in zip(batch.waveforms, batch.lengths, batch.trials.tolist(), strict=True):
+        assert length == len(read_audio(source.train_trials[trial].audio))
+        assert row[length - 1] != 0
+        assert not row[length:].any()
+
+
+# Scores of whole utterances and of several crops
+
+
+def score(data, model, folder, trainer, **arguments) -> dict[str, float]:
+    source = data(test={"eval": data().test["in_domain"]}, **arguments)
+    trainer(folder).test(model, datamodule=source, verbose=False)
+    table = ScoreTable.read(folder / "scores" / "eval.csv")
+    return {trial.utterance: value for trial, value in zip(table.trials, table.scores.tolist(), strict=True)}
+
+
+@pytest.fixture
+def wav2vec2(small_wav2vec2):
+    def build(classifier=MeanPooling) -> DetectionModule:
+        torch.manual_seed(0)
+        return DetectionModule(Wav2Vec2Backbone(small_wav2vec2), LoRA(2), classifier)
+
+    return build
+
+
+@pytest.mark.parametrize("classifier", [MeanPooling, AttentiveStatistics])
+def test_whole_utterances_in_batches_of_like_length_score_as_one_by_one(data, wav2vec2, tmp_path, trainer, classifier):
+    model = wav2vec2(classifier)
+    whole = {"eval_segment": FullUtterance()}
+    alone = score(data, model, tmp_path / "alone", trainer, eval_batch_size=1, **whole)
+    together = score(data, model, tmp_path / "together", trainer, eval_batch_size=3, **whole)
+    assert list(together) == list(alone)
+    assert list(together.values()) == pytest.approx(list(alone.values()), abs=1e-5)
+    assert len(set(alone.values())) == 8
+
+
+def test_batches_of_whole_utterances_come_longest_first(data):
+    source = data(eval_segment=FullUtterance(), eval_batch_size=3)
+    source.setup("test")
+    loader = source.test_dataloader()[0]
+    lengths = [
+        batch.lengths.tolist() if batch.lengths is not None else [batch.waveforms.shape[1]] * len(batch.trials)
+        for batch in loader
+    ]
+    flat = list(itertools.chain(*lengths))
+    assert flat == sorted(flat, reverse=True)
+    trials = source.eval_trials["in_domain"]
+    assert sorted(flat) == sorted(len(read_audio(trial.audio)) for trial in trials)
+
+
+def test_the_score_of_several_crops_is_their_mean(data, wav2vec2, tmp_path, trainer):
+    model = wav2vec2()
+    crops = Crops(3, samples=16_000)
+    scores = score(data, model, tmp_path, trainer, eval_batch_size=3, eval_segment=crops)
+    model.eval()
+    for trial in data().test["in_domain"].trials():
+        whole = read_audio(trial.audio)
+        odds = []
+        for start in crops.starts(len(whole)):
+            with torch.no_grad():
+                logits = model(torch.from_numpy(np.resize(whole[start : start + 16_000], 16_000))[None])[0]
+            odds.append(float(logits[1] - logits[0]))
+        assert scores[trial.utterance] == pytest.approx(sum(odds) / 3, abs=1e-5)
+
+
+def test_training_on_several_crops_of_an_utterance(data, wav2vec2, tmp_path, trainer):
+    trainer(tmp_path).fit(wav2vec2(), datamodule=data(train_segment=Crops(2, samples=4_000)))
+
+
+# Memory
+
+
+def many(count: int, files: list[str]) -> TrialList:
+    return TrialList(
+        Trial(f"LA_T_{i:07d}", files[i % len(files)], i % 2, f"LA_{i % 50:04d}", f"A{i % 19:02d}", corpus="many")
+        for i in range(count)
+    )
+
+
+def own_memory(process: int) -> int:
+    """Bytes that a process shares with no other."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_a_workers_memory_is_flat_over_an_epoch(data, context):
+    """A worker that kept its batches would grow by 97 MB, first calls into libraries cost some 15."""
+    small = data()
+    small.setup("fit")
+    files = [trial.audio for trial in small.train_trials]
+
+    class Many(Manifest):
+        def trials(self) -> TrialList:
+            return many(100_000, files)
+
+    source = data(train=Many("many.csv"), num_workers=1, multiprocessing_context=context, batch_size=16)
+    source.setup("fit")
+    loader = source.train_dataloader()
+    used = []
+    for number, _ in enumerate(loader):
+        if number in (10, 200):
+            used.append(own_memory(loader._iterator._workers[0].pid))
+        if number == 200:
+            break
+    loader._iterator._shutdown_workers()
+    assert used[1] - used[0] < 40e6
+
+
+def test_a_list_of_trials_is_sent_to_a_worker_in_few_bytes():
+    trials = many(100_000, ["corpora/LA/flac/LA_T_0000000.flac"])
+    assert len(pickle.dumps(TrialDataset(trials, Segment(), 1))) < 100 * len(trials)

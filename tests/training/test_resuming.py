@@ -1,0 +1,113 @@
+"""A run that was cut off anywhere continues with exactly the batches and the weights of an uninterrupted one."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from moelora_ad.adapters import LoRA
+from moelora_ad.audio import RawBoost
+from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.training import DetectionModule, WarmupCosine
+
+STEPS = 4  # batches of an epoch
+
+
+class Recorder(Callback):
+    """Keeps what was trained on, and the epochs that were validated; may cut the run off."""
+
+    def __init__(self, cut: str | None = None, time: int = 1) -> None:
+        self.trained: list[tuple[int, list[int], str]] = []
+        self.validated: list[tuple[int, float]] = []
+        self.cut = cut
+        self.times_left = time
+
+    def on_train_batch_start(self, trainer, module, batch, number):
+        waveforms = hashlib.sha256(batch.waveforms.numpy().tobytes()).hexdigest()
+        self.trained.append((trainer.current_epoch, batch.trials.tolist(), waveforms))
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self._here("step")
+
+    def on_validation_batch_end(self, *_):
+        self._here("validation")
+
+    def on_validation_end(self, trainer, module):
+        self.validated.append((trainer.current_epoch, float(trainer.callback_metrics["dev/eer"])))
+
+    def _here(self, place: str) -> None:
+        if place == self.cut:
+            self.times_left -= 1
+            if self.times_left == 0:
+                raise ConnectionAbortedError
+
+
+@pytest.fixture
+def fit(small_whisper, data, trainer, tmp_path):
+    """Three epochs of four batches, RawBoost and random crops on; returns the final weights."""
+
+    def run(*callbacks: Callback, checkpoint: Path | None = None, workers: int = 0, **arguments) -> dict:
+        seed_everything(4)
+        model = DetectionModule(WhisperBackbone(small_whisper), LoRA(2), MeanPooling, schedule=WarmupCosine(0.25))
+        source = data(batch_size=3, eval_batch_size=3, num_workers=workers, train_augmentation=RawBoost(algorithm=5))
+        limits = {"max_epochs": 3} | arguments
+        trainer(tmp_path, callbacks=list(callbacks), **limits).fit(
+            model, datamodule=source, ckpt_path=checkpoint, weights_only=True
+        )
+        return model.state_dict()
+
+    return run
+
+
+def check_resumed(fit, checkpoint: Path, done: int, whole: Recorder, weights: dict, **arguments) -> Recorder:
+    rest = Recorder()
+    resumed = fit(rest, checkpoint=checkpoint, **arguments)
+    assert rest.trained == whole.trained[done:]
+    for name, tensor in weights.items():
+        assert torch.equal(resumed[name], tensor), name
+    return rest
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_epochs": None, "max_steps": 3 * STEPS}])
+def test_from_a_checkpoint_of_any_step_and_of_any_epochs_end(fit, tmp_path, limit):
+    folder, whole = tmp_path / "checkpoints", Recorder()
+    every = {"dirpath": folder, "monitor": "dev/eer", "save_top_k": -1, "auto_insert_metric_name": False}
+    steps = ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    validated = ModelCheckpoint(**every, filename="validated-step={step}", save_on_train_epoch_end=False)
+    ended = ModelCheckpoint(**every, filename="ended-step={step}", save_on_train_epoch_end=True, mode="max")
+    weights = fit(whole, steps, validated, ended, **limit)
+    assert len(whole.trained) == 3 * STEPS
+    chosen = [f"step={step}" for step in (1, 3, 4, 6)] + ["validated-step=4", "ended-step=4"]
+    for name in chosen:
+        done = int(name.rpartition("=")[2])
+        rest = check_resumed(fit, folder / f"{name}.ckpt", done, whole, weights, **limit)
+        again = whole.validated if name.startswith("step") and done <= STEPS else whole.validated[1:]
+        assert rest.validated == again, name
+
+
+@pytest.mark.parametrize(
+    ("cut", "time", "done", "validations"), [("step", 6, 5, 2), ("step", 4, 3, 3), ("validation", 2, 4, 3)]
+)
+def test_from_what_was_saved_when_the_run_was_cut_off(fit, tmp_path, cut, time, done, validations):
+    """Within a step, within the last step of an epoch, within validation."""
+    whole, folder = Recorder(), tmp_path / "cut"
+    weights = fit(whole)
+    saved = ModelCheckpoint(dirpath=folder, save_last=True, save_on_exception=True, every_n_epochs=100)
+    with pytest.raises(ConnectionAbortedError):
+        fit(Recorder(cut, time), saved)
+    rest = check_resumed(fit, folder / "last.ckpt", done, whole, weights)
+    assert rest.validated == whole.validated[3 - validations :]
+
+
+def test_with_workers_that_read_ahead(fit, tmp_path):
+    whole = Recorder()
+    steps = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    weights = fit(whole, steps, workers=2)
+    alone = Recorder()
+    fit(alone)
+    assert alone.trained == whole.trained
+    for step in (2, 4):
+        check_resumed(fit, tmp_path / f"step={step}.ckpt", step, whole, weights, workers=2)
