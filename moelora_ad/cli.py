@@ -17,6 +17,7 @@ VERBS = {
     "validate": ("EER and scores of a checkpoint on the development set", "training.command"),
     "test": ("EER and scores of a checkpoint on every test set", "training.command"),
     "predict": ("scores alone, for test sets without labels", "training.command"),
+    "corpus": ("list the corpora, or check those of a configuration", "training.corpus_command"),
 }
 
 

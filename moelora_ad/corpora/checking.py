@@ -1,0 +1,144 @@
+"""Is a corpus what its publishers say, and is all of its audio there and readable?"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from moelora_ad.audio import SAMPLE_RATE, AudioReader
+from moelora_ad.corpora.corpus import ClassCounts, Corpus
+from moelora_ad.corpora.storage import exists, open_file
+from moelora_ad.corpora.trial import TrialList
+from moelora_ad.errors import InputError
+
+Progress = Callable[[Iterable[int], str, int], Iterable[int]]
+"""Passes indices on and shows how far it is: (indices, what is done, how many)."""
+
+
+_NOTHING = ClassCounts(0, 0, 0)
+
+
+@dataclass
+class CorpusReport:
+    """What was found of a corpus.
+
+    Args:
+        name: Of the corpus.
+        found: Trials by class.
+        official: What there should be, if it is known.
+        splits: Trials by split.
+        attacks: Trials by attack.
+        missing: Utterances without an audio file.
+        decoded: How many files were decoded.
+        undecodable: Utterances that could not be, and why.
+        rates: Files by their own sample rate in hertz, of those decoded.
+        seconds: Shortest, median and longest duration of those decoded.
+        hours: Of all trials, estimated from those decoded.
+        problems: What is off, a line each.
+    """
+
+    name: str
+    found: ClassCounts = _NOTHING
+    official: ClassCounts | None = None
+    splits: dict[str, int] = field(default_factory=dict)
+    attacks: dict[str, int] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    decoded: int = 0
+    undecodable: dict[str, str] = field(default_factory=dict)
+    rates: dict[int, int] = field(default_factory=dict)
+    seconds: tuple[float, float, float] | None = None
+    hours: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.found.total or 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        official = None if self.official is None else self.official._asdict()
+        return asdict(self) | {"found": self.found._asdict(), "official": official}
+
+
+def check_corpus(corpus: Corpus, most_decoded: int | None, progress: Progress) -> CorpusReport:
+    """Count the trials of a corpus, look for the audio of each, and decode some or all of it.
+
+    Args:
+        corpus: Its protocol is parsed here.
+        most_decoded: How many files to decode, evenly spread over the list; None for all.
+        progress: Shows how far it is.
+
+    Returns:
+        The report. A corpus that cannot be parsed is a problem of the report, not an error.
+    """
+    report = CorpusReport(corpus.name, official=corpus.official_counts())
+    try:
+        trials = corpus.trials()
+    except InputError as error:
+        report.problems.append(str(error))
+        return report
+    report.found = ClassCounts(len(trials), trials.num_bona_fide, trials.num_spoof)
+    report.splits = _counts(trial.split for trial in trials)
+    report.attacks = _counts(trial.attack for trial in trials)
+    _compare(report)
+    _look_for_audio(report, trials, progress)
+    _decode(report, trials, most_decoded, progress)
+    return report
+
+
+def _counts(values: Iterable[str | None]) -> dict[str, int]:
+    return dict(sorted((value or "-", count) for value, count in Counter(values).items()))
+
+
+def _compare(report: CorpusReport) -> None:
+    for what, found, official in zip(
+        ("trials", "bona fide", "spoof"), report.found, report.official or (None,) * 3, strict=True
+    ):
+        if official is not None and found != official:
+            report.problems.append(f"{what}: {official:,} expected, {found:,} found")
+
+
+def _look_for_audio(report: CorpusReport, trials: TrialList, progress: Progress) -> None:
+    total = len(trials)
+    for index in progress(range(total), f"{report.name}: looking for audio", total):
+        trial = trials[index]
+        try:
+            there = exists(trial.audio)
+        except InputError as error:  # of an archive: no other file of it can be read either
+            report.problems.append(str(error))
+            return
+        if not there:
+            report.missing.append(trial.utterance)
+    if report.missing:
+        present = f"{total:,} expected, {total - len(report.missing):,} found"
+        report.problems.append(f"audio: {present}, {len(report.missing):,} missing, first {report.missing[0]}")
+
+
+def _decode(report: CorpusReport, trials: TrialList, most: int | None, progress: Progress) -> None:
+    absent = set(report.missing)
+    total = len(trials)
+    chosen = range(total) if most is None else np.unique(np.linspace(0, total - 1, min(most, total)).round()).tolist()
+    seconds: list[float] = []
+    rates: Counter[int] = Counter()
+    for index in progress(chosen, f"{report.name}: decoding", len(chosen)):
+        trial = trials[int(index)]
+        if trial.utterance in absent:
+            continue
+        try:
+            with AudioReader(open_file(trial.audio), trial.audio) as sound:
+                sound.read()
+                seconds.append(sound.length / SAMPLE_RATE)
+                rates[sound.source_rate] += 1
+        except InputError as error:
+            report.undecodable[trial.utterance] = str(error)
+        report.decoded += 1
+    report.rates = dict(sorted(rates.items()))
+    if seconds:
+        report.seconds = min(seconds), float(np.median(seconds)), max(seconds)
+        report.hours = float(np.mean(seconds)) * total / 3600
+    if report.undecodable:
+        first = next(iter(report.undecodable.values()))
+        report.problems.append(
+            f"decoding: {len(report.undecodable):,} of {report.decoded:,} files cannot be read; the first: {first}"
+        )
