@@ -42,6 +42,21 @@ def test_the_papers_model_has_its_published_size(monkeypatch):
     assert command.trainer.checkpoint_callback.monitor == "dev/eer"
 
 
+def test_the_papers_test_sets(monkeypatch):
+    with torch.device("meta"):
+        command = build(monkeypatch, "paper.yaml", "corpora/paper_test_sets.yaml")
+    test = command.datamodule.test
+    assert list(test) == [
+        "ASVspoof2019_LA",
+        "ASVspoof2021_LA",
+        "ASVspoof2021_DF",
+        "ASVspoof5",
+        "InTheWild",
+        "FakeAVCeleb_all",
+    ]
+    assert [corpus.name for corpus in test.values()] == list(test)
+
+
 @pytest.mark.parametrize(
     ("overlay", "method", "sites"),
     [(None, MoELoRA, 16), ("adapters/frozen.yaml", FrozenBackbone, 0), ("adapters/lora_r8.yaml", LoRA, 16)],
@@ -59,7 +74,8 @@ def test_the_quickstart_and_its_variants(monkeypatch, overlay, method, sites):
 
 def test_every_configuration_is_one_of_these():
     names = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
-    assert names == {"paper.yaml", "quickstart.yaml", "adapters/frozen.yaml", "adapters/lora_r8.yaml"}
+    adapters = {"adapters/frozen.yaml", "adapters/lora_r8.yaml"}
+    assert names == {"paper.yaml", "quickstart.yaml", "corpora/paper_test_sets.yaml"} | adapters
 
 
 def test_the_quickstarts_audio_is_all_there():
