@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moelora_ad.errors import InputError
 from moelora_ad.models.classifier import Classifier
 from moelora_ad.models.graph_attention import GraphAttention, GraphPooling, HeterogeneousGraphAttention
 
@@ -96,12 +97,16 @@ class AASIST(Classifier):
             lengths: (B,) valid frames; only equal lengths are accepted, since the graph has a node for every frame.
 
         Raises:
-            ValueError: fewer than 3 frames, or clips of different lengths in one batch.
+            ValueError: fewer than 3 frames.
+            InputError: clips of different lengths in one batch.
         """
         if features.shape[1] < 3:
             raise ValueError(f"AASIST needs at least 3 frames, got {features.shape[1]}: give longer clips")
         if lengths is not None:
-            raise ValueError("AASIST takes clips of one length: crop them, or batch clips of equal length")
+            raise InputError(
+                "AASIST takes clips of one length: set data.eval_batch_size to 1, or take a Segment or Crops "
+                "(with short: repeat)"
+            )
         image = functional.max_pool2d(self.front(features).transpose(1, 2).unsqueeze(1), 3)
         image = self.blocks(functional.selu(self.front_norm(image)))
         image = functional.selu(self.blocks_norm(image))  # (B, 64, 42, frames // 3)

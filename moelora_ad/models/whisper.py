@@ -58,6 +58,11 @@ class WhisperBackbone(Backbone):
         self.encoder.layer_norm = nn.Identity()
 
     def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        if lengths is not None:
+            raise InputError(
+                "Whisper hears the padding of a batch: set data.eval_batch_size to 1, or take a Segment or Crops "
+                "(with short: repeat)"
+            )
         encoder = self.encoder
         hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms)))
         hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (B, frames, width)
@@ -69,8 +74,7 @@ class WhisperBackbone(Backbone):
         for layer in encoder.layers:
             states.append(layer(states[-1], None))
         states[-1] = encoder.layer_norm(states[-1])
-        frames = None if lengths is None else (lengths // HOP - 1) // 2 + 1
-        return states, frames
+        return states, None
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
         """Whisper's log-mel spectrogram, (B, samples) -> (B, mel bands, samples // 160)."""

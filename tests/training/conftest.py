@@ -1,6 +1,8 @@
 """A tiny experiment on real speech: a few utterances, a small random encoder."""
 
 import csv
+import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from moelora_ad.audio import Segment
+from moelora_ad.cli import main
 from moelora_ad.corpora import Manifest
 from moelora_ad.training import AudioDeepfakeDataModule
 
@@ -117,3 +120,22 @@ def trainer():
         return Trainer(accelerator="cpu", default_root_dir=folder, **(quiet | once | arguments))
 
     return build
+
+
+@pytest.fixture
+def lightning(monkeypatch, capsys):
+    """Runs the command in this process; returns exit code, standard output and standard error."""
+
+    # Log handlers made in an earlier call hold that call's captured stream.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lightning", *map(str, arguments)])
+        try:
+            code = main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call

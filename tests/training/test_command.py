@@ -1,7 +1,6 @@
 """fit and test from the command line: figures, files, and one clear line for every mistake."""
 
 import csv
-import logging
 import os
 import pickle
 import signal
@@ -14,27 +13,7 @@ import pytest
 import torch
 import yaml
 
-from moelora_ad.cli import main
 from moelora_ad.evaluation import ScoreTable
-
-
-@pytest.fixture
-def lightning(monkeypatch, capsys):
-    """Runs the command in this process; returns exit code, standard output and standard error."""
-
-    # Log handlers made in an earlier call hold that call's captured stream.
-    monkeypatch.setattr(logging, "raiseExceptions", False)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lightning", *map(str, arguments)])
-        try:
-            code = main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
 
 
 def error_line(printed: str) -> str:
