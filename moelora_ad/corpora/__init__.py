@@ -5,8 +5,9 @@ from moelora_ad.corpora.asvspoof2019 import ASVspoof2019, ASVspoof2019Protocol
 from moelora_ad.corpora.asvspoof2021 import ASVspoof2021DF, ASVspoof2021LA
 from moelora_ad.corpora.corpus import ClassCounts, Corpus
 from moelora_ad.corpora.fakeavceleb import FakeAVCeleb
-from moelora_ad.corpora.further import ADD, MLAAD, DeepfakeEval2024, FakeOrReal, LibriSeVoc, SpoofCeleb, WaveFake
+from moelora_ad.corpora.foldered_sets import DFADD, HABLA, JSUT, MLAAD, FakeOrReal, LibriSeVoc, LJSpeech, WaveFake
 from moelora_ad.corpora.in_the_wild import InTheWild
+from moelora_ad.corpora.listed_sets import ADD, ASVspoofLaundered, Codecfake, DeepfakeEval2024, SpoofCeleb
 from moelora_ad.corpora.manifest import Folder, Manifest
 from moelora_ad.corpora.records import ProtocolError
 from moelora_ad.corpora.storage import StorageError
@@ -15,6 +16,9 @@ from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, Trial, TrialList, parse_l
 __all__ = [
     "ADD",
     "BONA_FIDE",
+    "DFADD",
+    "HABLA",
+    "JSUT",
     "MLAAD",
     "SPOOF",
     "ASVspoof5",
@@ -22,13 +26,16 @@ __all__ = [
     "ASVspoof2019Protocol",
     "ASVspoof2021DF",
     "ASVspoof2021LA",
+    "ASVspoofLaundered",
     "ClassCounts",
+    "Codecfake",
     "Corpus",
     "DeepfakeEval2024",
     "FakeAVCeleb",
     "FakeOrReal",
     "Folder",
     "InTheWild",
+    "LJSpeech",
     "LibriSeVoc",
     "Manifest",
     "ProtocolError",

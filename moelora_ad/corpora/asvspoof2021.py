@@ -28,7 +28,7 @@ class _ASVspoof2021(Corpus):
     layouts: ClassVar[tuple[Sequence[str], ...]]
     """The columns of each generation of keys."""
     fields: ClassVar[dict[str, str]]
-    """Fields of a trial, and the columns where they are."""
+    """Fields of a trial, and the columns where they are; some layouts lack some."""
     counts: ClassVar[dict[str, ClassCounts]]
     """Of each phase."""
 
@@ -48,7 +48,7 @@ class _ASVspoof2021(Corpus):
                 keep = [phase == self.phase for phase in phases]
                 block, phases = block.where(keep), [self.phase] * sum(keep)
             columns = block.columns
-            fields = {field: columns[column] for field, column in self.fields.items()}
+            fields = {field: columns[column] for field, column in self.fields.items() if column in columns}
             collector.add(block.lines, columns["trial"], columns["label"], corpus=self.name, split=phases, **fields)
         return collector.trials(before=joined(located(self.root), f"{self.name}_eval/flac/"), after=".flac")
 
@@ -106,7 +106,8 @@ class ASVspoof2021DF(_ASVspoof2021):
     Args:
         root: The folder that has ``ASVspoof2021_DF_eval`` and ``keys``.
         phase: Which part; papers quote ``eval``.
-        keys: The file ``trial_metadata.txt``, if it is elsewhere; the first keys, with eight columns, will do.
+        keys: The file ``trial_metadata.txt``, if it is elsewhere; the first keys, with eight columns, will do, but they
+            lack the language.
     """
 
     track = "DF"
@@ -122,4 +123,5 @@ class ASVspoof2021DF(_ASVspoof2021):
         "codec": "compression",
         "source": "source",
         "attack": "attack",
+        "language": "language",
     }

@@ -1,38 +1,43 @@
-"""Further public sets, each a few facts over one of two readers: a list of files, or folders that say what is in them.
-
-Layouts: as the distributions unpack, and as the protocol scripts of AntiDeepfake (Ge et al., 2025) read them.
-"""
+"""Two readers for further public sets: a list of files, or folders that say what is in them. A set is a few facts."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import Corpus
 from moelora_ad.corpora.records import Block, ProtocolError, read_lines, read_table
-from moelora_ad.corpora.storage import audio_files, joined, located
-from moelora_ad.corpora.trial import TrialList
+from moelora_ad.corpora.storage import audio_files, exists, joined, located
+from moelora_ad.corpora.trial import TrialList, parse_label
 
 
-class _Listed(Corpus):
+class ListedCorpus(Corpus):
     """A set with a file that lists its audio.
 
     Args:
-        root: The folder that has what ``listing`` and ``audio`` name.
+        root: The folder that has what ``listing`` and ``audio`` name, or one that contains it as ``top``.
     """
 
-    listing: ClassVar[str]
+    top: ClassVar[str] = ""
+    """The folder that the distribution unpacks to."""
+    listing: str
     """The list, below root; ``{split}`` is the split."""
-    audio: ClassVar[str]
-    """The folder of audio, below root."""
+    audio: Sequence[str]
+    """The folder of audio, below root: the first of these that is there."""
+    ending: ClassVar[str] = ""
+    """What follows the names of the list in the files' names."""
     columns: ClassVar[Sequence[str]] = ()
     """The names of the columns of a list without header; a list with a header is CSV."""
     file: ClassVar[str] = "file"
     """The column of the files' names, which are the utterance ids."""
-    label: ClassVar[str] = "label"
-    """The column of labels."""
-    bona_fide: ClassVar[str | None] = None
-    """What the column of labels has for bona fide, if all else in it is spoofed."""
+    label: ClassVar[str | None] = "label"
+    """The column of labels; if there is none, what has no attack is bona fide."""
+    unknown: ClassVar[str | None] = None
+    """What the column of labels has where nobody knows, if that occurs."""
+    no_attack: ClassVar[str] = "-"
+    """What the column of attacks has for bona fide."""
+    part: ClassVar[str | None] = None
+    """The column of splits, if one list has them all."""
     fields: ClassVar[dict[str, str]] = {}
     """Other fields of a trial, and the columns where they are."""
 
@@ -42,44 +47,59 @@ class _Listed(Corpus):
         self.root = root
 
     def trials(self) -> TrialList:
-        """See `Corpus.trials`. Utterance ids are the names of files in the list."""
-        root = located(self.root)
+        """See `Corpus.trials`. Utterance ids are the names in the list."""
+        root = _first_folder(located(self.root), (self.top, ""))
         path = joined(root, self.listing.format(split=self.split))
-        folder = joined(root, self.audio.format(split=self.split))
-        collector = Collector(path)
-        for lines, columns in self._blocks(path):
-            labels = columns[self.label]
-            fields = {field: columns[column] for field, column in self.fields.items()}
-            if self.bona_fide is not None:
-                fields["attack"] = ["" if word == self.bona_fide else word for word in labels]
-                labels = ["bonafide" if word == self.bona_fide else "spoof" for word in labels]
-            audio = [joined(folder, name) for name in columns[self.file]]
-            collector.add(lines, columns[self.file], labels, audio, corpus=self.name, split=self.split, **fields)
-        return collector.trials()
+        collector = Collector(path, unlabelled=self.unknown is not None)
+        for block in self._blocks(path):
+            columns = block.columns
+            fields: dict[str, Sequence[str]] = {field: columns[column] for field, column in self.fields.items()}
+            if "attack" in fields:
+                fields["attack"] = ["" if attack == self.no_attack else attack for attack in fields["attack"]]
+            split = self.split if self.part is None else columns[self.part]
+            collector.add(
+                block.lines, columns[self.file], self._labels(block, fields), corpus=self.name, split=split, **fields
+            )
+        audio = _first_folder(root, self.audio, self.split)
+        return collector.trials(before=joined(audio, ""), after=self.ending)
+
+    def _labels(self, block: Block, fields: dict[str, Sequence[str]]) -> Sequence[str]:
+        if self.label is None:
+            return ["spoof" if attack else "bonafide" for attack in fields["attack"]]
+        return ["" if word == self.unknown else word for word in block.columns[self.label]]
 
     def _blocks(self, path: str) -> Iterator[Block]:
         if self.columns:
-            return read_lines(path, self.columns)
+            yield from read_lines(path, self.columns)
+            return
         header, blocks = read_table(path)
-        missing = [name for name in (self.file, self.label, *self.fields.values()) if name not in header]
-        if missing:
+        needed = (self.file, self.label, self.part, *self.fields.values())
+        if missing := [name for name in needed if name is not None and name not in header]:
             raise ProtocolError.at(path, f"no column {', '.join(map(repr, missing))}", line=1)
-        return blocks
+        for block in blocks:
+            if self.part is None or self.split is None:
+                yield block
+            else:
+                yield block.where([word.lower() == self.split for word in block.columns[self.part]])
 
 
-class _Foldered(Corpus):
+class FolderedCorpus(Corpus):
     """A set whose folders say what is in them.
 
     Args:
         root: The folder that has what ``audio`` names.
     """
 
-    audio: ClassVar[str]
-    """The folder of audio, below root; ``{split}`` is the split."""
-    levels: ClassVar[Sequence[str]]
+    audio: ClassVar[Sequence[str]]
+    """The folder of audio, below root: the first of these that is there; ``{split}`` is the split."""
+    levels: ClassVar[Sequence[str]] = ()
     """What the folders below ``audio`` are, from the outermost: ``label``, a field of a trial, or empty."""
+    label: ClassVar[str] = "spoof"
+    """The label of all, unless a level is the label or ``bona_fide`` tells it."""
     bona_fide: ClassVar[str | None] = None
-    """The attack that is none; everything else is spoofed, unless a level is the label."""
+    """The attack that is none; everything else is spoofed."""
+    speaker_ends: ClassVar[str | None] = None
+    """What stands behind the speaker's id at the start of a file's name, if it is there."""
 
     split: str | None = None
 
@@ -88,121 +108,45 @@ class _Foldered(Corpus):
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`. Utterance ids are the files' paths."""
-        folder = joined(located(self.root), self.audio.format(split=self.split))
-        files = [name for name in audio_files(folder) if name.count("/") == len(self.levels)]
-        parts = zip(*(name.split("/") for name in files), strict=True)
-        fields: dict[str, Sequence[str]] = dict(zip(self.levels, parts, strict=False))
-        labels = fields.pop("label", ["spoof"] * len(files))
-        fields.pop("", None)
+        collector = Collector(self.root)
+        self.collect(collector, self.name)
+        return collector.trials()
+
+    def collect(self, collector: Collector, name: str) -> None:
+        """Add the trials to those of a corpus of that name."""
+        folder = _first_folder(located(self.root), self.audio, self.split)
+        files, fields = self._fields(folder, audio_files(folder))
+        labels = fields.pop("label", [self.label] * len(files))
+        for file, label in zip(files, labels, strict=True):
+            try:
+                parse_label(label)
+            except ValueError as error:
+                raise ProtocolError.at(joined(folder, file), str(error)) from None
         if self.bona_fide is not None:
             labels = ["bonafide" if attack == self.bona_fide else "spoof" for attack in fields["attack"]]
             fields["attack"] = ["" if attack == self.bona_fide else attack for attack in fields["attack"]]
-        collector = Collector(folder)
-        audio = [joined(folder, name) for name in files]
-        collector.add(range(len(files)), files, labels, audio, corpus=self.name, split=self.split, **fields)
-        return collector.trials()
+        audio = [joined(folder, file) for file in files]
+        texts: dict[str, Sequence[str] | str | None] = {"split": self.split, **fields}
+        collector.add(range(len(files)), files, labels, audio, corpus=name, **texts)
+
+    def _fields(self, folder: str, names: Sequence[str]) -> tuple[list[str], dict[str, Sequence[str]]]:
+        """The files of the split, and what their paths say of them."""
+        rows = []
+        for name in names:
+            *above, file = name.split("/")
+            if len(above) < len(self.levels):
+                wanted = "/".join(level or "..." for level in self.levels)
+                raise ProtocolError.at(joined(folder, name), f"is not in folders {wanted}; is root right?")
+            row = dict(zip(self.levels, above, strict=False))
+            if self.speaker_ends is not None:
+                row["speaker"] = file.partition(self.speaker_ends)[0]
+            if self.split is None or row.get("split", self.split) == self.split:
+                rows.append((name, row))
+        known = [*filter(None, self.levels), *(() if self.speaker_ends is None else ("speaker",))]
+        fields: dict[str, Sequence[str]] = {field: [row[field] for _, row in rows] for field in known}
+        return [name for name, _ in rows], fields
 
 
-class SpoofCeleb(_Listed):
-    """SpoofCeleb (Jung et al., IEEE Open J. Signal Process., 2025): speech of VoxCeleb1 and of synthesis made from it.
-
-    Args:
-        root: The folder ``spoofceleb``, which has ``flac`` and ``metadata``.
-        split: Which part.
-    """
-
-    name = "SpoofCeleb"
-    listing = "metadata/{split}.csv"
-    audio = "flac/{split}"
-    label = "attack"
-    bona_fide = "a00"
-    fields: ClassVar[dict[str, str]] = {"speaker": "speaker"}
-
-    def __init__(self, root: str | Path, split: Literal["train", "development", "evaluation"]) -> None:
-        super().__init__(root)
-        self.split = split
-
-
-class ADD(_Listed):
-    """A labelled set of the ADD challenges (Yi et al., ICASSP 2022; Yi et al., DADA workshop at IJCAI, 2023).
-
-    Args:
-        root: The folder of one set, such as ``Track1.2/testR2``, which has ``label.txt`` and ``wav``.
-        name: How reports call it; each set is a corpus of its own.
-    """
-
-    listing = "label.txt"
-    audio = "wav"
-    columns = ("file", "label")
-
-    def __init__(self, root: str | Path, name: str = "ADD") -> None:
-        super().__init__(root)
-        self.name = name
-
-
-class DeepfakeEval2024(_Listed):
-    """The audio of Deepfake-Eval-2024 (Chandra et al., 2025): fakes that went round in 2024; long recordings.
-
-    Args:
-        root: The folder that has ``audio-metadata-publish.csv`` and ``audio-data``.
-    """
-
-    name = "DeepfakeEval2024"
-    listing = "audio-metadata-publish.csv"
-    audio = "audio-data"
-    file = "Filename"
-    label = "Ground Truth"
-
-
-class FakeOrReal(_Foldered):
-    """One version of the Fake-or-Real set (Reimao and Tzerpos, SpeD 2019).
-
-    Args:
-        root: The folder of the version, such as ``for-norm`` or ``for-original``.
-        split: Which part.
-    """
-
-    name = "FakeOrReal"
-    audio = "{split}"
-    levels = ("label",)
-
-    def __init__(self, root: str | Path, split: Literal["training", "validation", "testing"]) -> None:
-        super().__init__(root)
-        self.split = split
-
-
-class LibriSeVoc(_Foldered):
-    """LibriSeVoc (Sun et al., CVPR workshops, 2023): one folder a vocoder, and ``gt``, the speech they copied.
-
-    Args:
-        root: The folder that has ``gt``, ``diffwave`` and so on.
-    """
-
-    name = "LibriSeVoc"
-    audio = ""
-    levels = ("attack",)
-    bona_fide = "gt"
-
-
-class MLAAD(_Foldered):
-    """MLAAD (Müller et al., IJCNN 2024): ``fake/<language>/<model>/``; fakes only.
-
-    Args:
-        root: The folder that has ``fake``.
-    """
-
-    name = "MLAAD"
-    audio = "fake"
-    levels = ("", "attack")
-
-
-class WaveFake(_Foldered):
-    """WaveFake (Frank and Schönherr, NeurIPS Datasets and Benchmarks, 2021): one folder a generator; fakes only.
-
-    Args:
-        root: The folder that has the generators' folders, ``generated_audio``.
-    """
-
-    name = "WaveFake"
-    audio = ""
-    levels = ("attack",)
+def _first_folder(root: str, names: Sequence[str], split: str | None = None) -> str:
+    places = [joined(root, name.format(split=split)) if name else root for name in names]
+    return next(filter(exists, places[:-1]), places[-1])

@@ -17,8 +17,8 @@ class Manifest(Corpus):
     ``.tsv`` is the same with tabs, ``.jsonl`` has a JSON object a line, ``.parquet`` needs pyarrow.
 
     Only ``path`` is needed; ``label`` (``bonafide`` or ``spoof``, in any spelling of `parse_label`), ``utterance``,
-    ``speaker``, ``attack``, ``codec`` and ``split`` are taken if they are there, and may be empty in some lines. Other
-    columns are ignored, unless their name looks like a misspelling of one of these.
+    ``speaker``, ``attack``, ``codec``, ``split`` and ``language`` are taken if they are there, and may be empty in some
+    lines. Other columns are ignored, unless their name looks like a misspelling of one of these.
 
     Args:
         path: The table.

@@ -11,7 +11,7 @@ from typing import Any
 
 from moelora_ad.corpora.records import Block, ProtocolError, read_bytes, read_table, read_text
 
-COLUMNS = ("path", "label", "utterance", "speaker", "attack", "codec", "split")
+COLUMNS = ("path", "label", "utterance", "speaker", "attack", "codec", "split", "language")
 _BLOCK = 10_000  # records
 
 
@@ -65,7 +65,7 @@ def _read_parquet(path: str) -> tuple[Sequence[str], Iterable[Block]]:
     try:
         table = parquet.read_table(BytesIO(data))
         given = {name: table[name].to_pylist() for name in COLUMNS if name in table.column_names}
-    except (arrow.ArrowException, OSError, ValueError) as reason:
+    except (arrow.ArrowException, OSError, OverflowError, ValueError) as reason:
         raise ProtocolError.at(path, f"not valid Parquet: {' '.join(str(reason).split())}") from None
     columns: dict[str, Sequence[str]] = {name: [_text(value) for value in values] for name, values in given.items()}
     return table.column_names, [Block(range(1, len(table) + 1), columns)] if len(table) else []

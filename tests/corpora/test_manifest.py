@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from moelora_ad.corpora import Manifest, ProtocolError, Trial
 
 FULL = """\
-path,label,utterance,speaker,attack,codec,split
-a/1.wav,bona-fide,one,"Obama, Barack",,opus,eval
-a/2.wav,Fake,two,Ü,A01,-,dev
-/abs/3.mp3,,,,,,
+path,label,utterance,speaker,attack,codec,split,language
+a/1.wav,bona-fide,one,"Obama, Barack",,opus,eval,en
+a/2.wav,Fake,two,Ü,A01,-,dev,
+/abs/3.mp3,,,,,,,
 """
 
 
@@ -31,14 +31,14 @@ def told(tmp_path, text, **arguments):
 @pytest.mark.parametrize("text", [FULL, "\ufeff" + FULL, FULL.replace("\n", "\r\n")])
 def test_every_column_finds_its_field(tmp_path, text):
     assert list(manifest(tmp_path, text).trials()) == [
-        Trial("one", str(tmp_path / "a/1.wav"), 1, "Obama, Barack", None, "opus", "mine", "eval"),
+        Trial("one", str(tmp_path / "a/1.wav"), 1, "Obama, Barack", None, "opus", "mine", "eval", language="en"),
         Trial("two", str(tmp_path / "a/2.wav"), 0, "Ü", "A01", None, "mine", "dev"),
         Trial("/abs/3", "/abs/3.mp3", None, None, None, None, "mine", None),
     ]
 
 
 def test_path_alone_is_enough_and_other_columns_are_ignored(tmp_path):
-    trials = manifest(tmp_path, "language,path,duration,\nde, x/a.b.flac ,3.1,\n\nfr,y/noending,2,0\n").trials()
+    trials = manifest(tmp_path, "room,path,duration,\nA, x/a.b.flac ,3.1,\n\nB,y/noending,2,0\n").trials()
     assert [trial.utterance for trial in trials] == ["x/a.b", "y/noending"]
     assert [trial.label for trial in trials] == [None, None]
     assert trials[0].audio == str(tmp_path / "x/a.b.flac")

@@ -1,5 +1,8 @@
 import csv
+import io
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from moelora_ad import corpora
 from moelora_ad.corpora import (
     ASVspoof5,
+    ASVspoof2019,
     ASVspoof2021DF,
     ASVspoof2021LA,
     FakeAVCeleb,
@@ -31,6 +35,12 @@ AV_ROWS = [
     ("id1", "fsgan", "D", "FakeVideo-FakeAudio", "African", "men", "4.mp4"),
     ("id1", "fsgan", "D", "FakeVideo-FakeAudio", "African", "men", "4.mp4"),
 ]
+
+
+def parquet():
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["a.wav", "b.wav"], "label": ["real", None]}), file)
+    return file.getvalue()
 
 
 def write(path, text):
@@ -66,12 +76,13 @@ def test_asvspoof2021_la(tmp_path, phase, ids, place):
         assert (trials[1].transmission, trials[1].attack, trials[1].label) == (None, None, 1)
 
 
-@pytest.mark.parametrize("more", ["", " traditional_vocoder - - - -"])
-def test_asvspoof2021_df_in_both_generations_of_keys(tmp_path, more):
+@pytest.mark.parametrize(("more", "language"), [("", None), (" traditional_vocoder - - - en", "en")])
+def test_asvspoof2021_df_in_both_generations_of_keys(tmp_path, more, language):
     keys = write(tmp_path / "mine.txt", DF.format(more, more))
     first, second = ASVspoof2021DF(tmp_path, keys=keys).trials()
     assert (first.codec, first.source, first.attack, first.split) == ("mp3m4a", "vcc2020", "Task1-team20", "eval")
     assert (second.label, second.attack, second.corpus) == (1, None, "ASVspoof2021_DF")
+    assert (first.language, first.speaker) == (language, "LA_0043")
 
 
 def test_asvspoof2021_faults(tmp_path):
@@ -119,76 +130,133 @@ def test_fakeavceleb_rows_of_one_file_must_agree(tmp_path):
         FakeAVCeleb(tmp_path).trials()
 
 
-def test_listed_sets(tmp_path):
-    write(tmp_path / "metadata/train.csv", "file,speaker,attack\na00/i/1.flac,i,a00\na06/i/2.flac,i,a06\n")
-    first, second = corpora.SpoofCeleb(tmp_path, "train").trials()
-    assert (first.label, first.attack, first.speaker, second.label, second.attack) == (1, None, "i", 0, "a06")
-    assert first.audio == str(tmp_path / "flac/train/a00/i/1.flac")
-    write(tmp_path / "label.txt", "x.wav genuine\ny.wav fake\n")
-    add = corpora.ADD(tmp_path, "ADD2023").trials()
-    assert (add.labels.tolist(), add[0].audio, add[0].corpus) == ([1, 0], str(tmp_path / "wav/x.wav"), "ADD2023")
-    write(tmp_path / "audio-metadata-publish.csv", "Filename,Ground Truth,Other\na.mp3,Real,\nb.mp3,Fake,\n")
-    long = corpora.DeepfakeEval2024(tmp_path).trials()
-    assert (long.labels.tolist(), long[1].audio) == ([1, 0], str(tmp_path / "audio-data/b.mp3"))
+# Papers and key files: total, bona fide, spoof; None where only part of it is published.
+OFFICIAL = [
+    (ASVspoof2019("", "train"), (25380, 2580, 22800)),
+    (ASVspoof2019("", "dev"), (24844, 2548, 22296)),
+    (ASVspoof2019("", "eval"), (71237, 7355, 63882)),
+    (ASVspoof2019("", "train", "PA"), (54000, 5400, 48600)),
+    (ASVspoof2019("", "dev", "PA"), (29700, 5400, 24300)),
+    (ASVspoof2019("", "eval", "PA"), (134730, 18090, 116640)),
+    (ASVspoof2021LA(""), (148176, 14816, 133360)),
+    (ASVspoof2021LA("", "progress"), (16464, 1676, 14788)),
+    (ASVspoof2021LA("", "hidden"), (16926, 1960, 14966)),
+    (ASVspoof2021LA("", "all"), (181566, 18452, 163114)),
+    (ASVspoof2021DF(""), (533928, 14869, 519059)),
+    (ASVspoof2021DF("", "progress"), (59325, None, None)),
+    (ASVspoof2021DF("", "hidden"), (18576, None, None)),
+    (ASVspoof2021DF("", "all"), (611829, None, None)),
+    (ASVspoof5("", "train"), (182357, None, None)),
+    (ASVspoof5("", "dev"), (140950, None, None)),
+    (ASVspoof5("", "eval"), (680774, 138688, 542086)),
+    (InTheWild(""), (31779, 19963, 11816)),
+    (FakeAVCeleb(""), (21544, None, None)),
+    (FakeAVCeleb("", "a_vs_fake"), (None, 500, None)),
+    (FakeAVCeleb("", "a_vs_b"), (1000, 500, 500)),
+    (corpora.Codecfake("", "train"), (740747, None, None)),
+    (corpora.Codecfake("", "C7"), (145505, None, None)),
+    (corpora.ASVspoofLaundered("", "Filtering"), (71237, 7355, 63882)),
+    (corpora.ASVspoofLaundered("", "Noise_Addition"), (1068555, 110325, 958230)),
+    (corpora.HABLA(""), (80816, 22816, 58000)),
+    (corpora.LibriSeVoc(""), (92407, 13201, 79206)),
+    (corpora.LJSpeech(""), (13100, 13100, 0)),
+    (corpora.JSUT(""), (5000, 5000, 0)),
+    (corpora.WaveFake(""), None),
+    (corpora.MLAAD(""), None),
+    (corpora.Manifest("m.csv"), None),
+]
 
 
-@pytest.mark.parametrize(
-    ("make", "files", "labels", "attacks"),
-    [
-        (
-            lambda r: corpora.FakeOrReal(r, "testing"),
-            ["testing/fake/a.wav", "testing/real/a.mp3"],
-            [0, 1],
-            [None, None],
-        ),
-        (corpora.LibriSeVoc, ["gt/a.wav", "melgan/a_gen.wav"], [1, 0], [None, "melgan"]),
-        (corpora.MLAAD, ["fake/de/bark/a.wav", "fake/de/vits/b.wav"], [0, 0], ["bark", "vits"]),
-        (corpora.WaveFake, ["jsut_melgan/a.wav", "ljspeech_melgan/a.wav"], [0, 0], ["jsut_melgan", "ljspeech_melgan"]),
-        (corpora.Folder, ["a.wav", "b/c.flac"], [-1, -1], [None, None]),
-    ],
-)
-def test_sets_in_folders(tmp_path, make, files, labels, attacks):
-    for file in [*files, "readme.txt"]:
-        write(tmp_path / file, "")
-    trials = make(tmp_path).trials()
-    assert trials.labels.tolist() == labels
-    assert [trial.attack for trial in trials] == attacks
-    assert [trial.audio for trial in trials] == [str(tmp_path / file) for file in files]
-    with pytest.raises(StorageError):
-        make(tmp_path / "nowhere").trials()
+@pytest.mark.parametrize(("corpus", "counts"), OFFICIAL)
+def test_official_counts(corpus, counts):
+    assert corpus.official_counts() == counts
+    if counts is not None and None not in counts:
+        total, bona_fide, spoof = counts
+        assert bona_fide + spoof == total
 
 
+@pytest.mark.parametrize("track", [ASVspoof2021LA, ASVspoof2021DF])
+def test_the_phases_of_2021_add_up(track):
+    parts = [track("", phase).official_counts().total for phase in ("eval", "progress", "hidden")]
+    assert sum(parts) == track("", "all").official_counts().total
+
+
+DF_FULL = DF.format(*[" traditional_vocoder - - - en"] * 2)
+AV_FULL = AV + ",filename,path\nid1,-,-,real,A,RealVideo-RealAudio,x,y,1.mp4,F/G\n"
 READERS = {
+    "LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.dev.trl.txt": (
+        lambda r: ASVspoof2019(r, "dev"),
+        "LA_1 LA_D_1 - - bonafide\nLA_1 LA_D_2 - A01 spoof\n",
+    ),
     "keys/CM/trial_metadata.txt": (lambda r: ASVspoof2021LA(r, "all"), LA),
-    "keys/DF/CM/trial_metadata.txt": (lambda r: ASVspoof2021DF(r, "all"), DF.format("", "")),
+    "keys/LA/CM/trial_metadata.txt": (lambda r: ASVspoof2021LA(r, "eval"), LA),
+    "first/trial_metadata.txt": (
+        lambda r: ASVspoof2021DF(r, "all", r / "first/trial_metadata.txt"),
+        DF.format("", ""),
+    ),
+    "keys/DF/CM/trial_metadata.txt": (lambda r: ASVspoof2021DF(r, "eval"), DF_FULL),
     "ASVspoof5.dev.track_1.tsv": (lambda r: ASVspoof5(r, "dev"), V5),
     "meta.csv": (InTheWild, "file,speaker,label\n0.wav,a,spoof\n"),
     "meta_data.csv": (FakeAVCeleb, AV + ",path,\nid1,-,-,real,A,RealVideo-RealAudio,x,y,1.mp4,F/G\n"),
+    "FakeAVCeleb_v1.2/meta_data.csv": (lambda r: FakeAVCeleb(r, "a_vs_b"), AV_FULL),
     "metadata/train.csv": (lambda r: corpora.SpoofCeleb(r, "train"), "file,speaker,attack\na,b,a00\n"),
     "label.txt": (corpora.ADD, "a.wav fake\n"),
+    "label/C1.txt": (lambda r: corpora.Codecfake(r, "C1"), "a.wav real 0\nb.wav fake 1\n"),
+    "audio-metadata-publish.csv": (
+        lambda r: corpora.DeepfakeEval2024(r, "test"),
+        "Filename,Ground Truth,Finetuning Set\na.mp3,Real,Test\n",
+    ),
+    "protocols/ASVspoofLauneredDatabase_Filtering.txt": (
+        lambda r: corpora.ASVspoofLaundered(r, "Filtering"),
+        "LA_1 LA_E_1 A11 spoof Filtering lpf_7000\n",
+    ),
+    "m.csv": (lambda r: corpora.Manifest(r / "m.csv"), "path,label,language\na.wav,fake,en\n"),
     "m.tsv": (lambda r: corpora.Manifest(r / "m.tsv"), "path\tlabel\na.wav\tfake\n"),
     "m.jsonl": (lambda r: corpora.Manifest(r / "m.jsonl"), '{"path": "a.wav", "label": "fake"}\n'),
+    "m.parquet": (lambda r: corpora.Manifest(r / "m.parquet"), parquet()),
 }
+WORDS = st.sampled_from(
+    [
+        b" ",
+        b",",
+        b"\t",
+        b"\n",
+        b"\r",
+        b'"',
+        b"-",
+        b"\0",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"spoof",
+        b"[[",
+        b'{"path": 1}',
+        b"1e9",
+    ]
+)
+SOUP = st.binary(max_size=20) | st.lists(WORDS, max_size=8).map(b"".join)
+
+
+def test_every_reader_reads_what_is_then_spoiled(tmp_path):
+    for file, (make, good) in READERS.items():
+        write(tmp_path / file.replace("/", "_") / file, good)
+        assert len(make(tmp_path / file.replace("/", "_")).trials()) >= 1
 
 
 @pytest.mark.parametrize("file", READERS)
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data())
-def test_any_bytes_give_trials_or_a_protocol_error(tmp_path_factory, file, data):
+def test_any_bytes_give_trials_or_an_error_with_the_file(tmp_path_factory, file, data):
     make, good = READERS[file]
     folder = tmp_path_factory.getbasetemp() / "soup" / file.replace("/", "_")
-    good = good.encode()
-    cut = data.draw(st.integers(0, len(good)))
-    write(
-        folder / file, good[:cut] + data.draw(st.binary(max_size=20)) + good[data.draw(st.integers(cut, len(good))) :]
-    )
+    good = good if isinstance(good, bytes) else good.encode()
+    start = data.draw(st.integers(0, len(good)))
+    stop = data.draw(st.integers(start, len(good)))
+    write(folder / file, good[:start] + data.draw(SOUP) + good[stop:] * data.draw(st.sampled_from([1, 1, 2])))
     try:
         assert len(make(folder).trials()) >= 1
     except ProtocolError as error:
-        message = str(error)
-    else:
-        message = ""
-    assert len(message.splitlines()) <= 1
+        (line,) = str(error).splitlines()
+        assert line.startswith(str(folder / file))
 
 
 def test_manifests_in_other_formats(tmp_path):
@@ -210,7 +278,11 @@ def test_parquet(tmp_path):
     path = write(tmp_path / "m.parquet", "not parquet")
     with pytest.raises(ProtocolError, match="Parquet"):
         corpora.Manifest(path).trials()
-    arrow = pytest.importorskip("pyarrow")
-    columns = {"path": ["a.wav", "b.wav"], "label": ["real", None]}
-    pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns), path)
-    assert corpora.Manifest(path).trials().labels.tolist() == [1, -1]
+    assert corpora.Manifest(write(path, parquet())).trials().labels.tolist() == [1, -1]
+
+
+def test_a_parquet_date_that_python_lacks_is_told(tmp_path):
+    days = pyarrow.array([2**31 - 1], pyarrow.int32()).view(pyarrow.date32())
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["a.wav"], "split": days}), tmp_path / "m.parquet")
+    with pytest.raises(ProtocolError, match=r"m\.parquet: not valid Parquet: days"):
+        corpora.Manifest(tmp_path / "m.parquet").trials()
