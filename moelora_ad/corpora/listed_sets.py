@@ -70,7 +70,7 @@ class ADD(ListedCorpus):
 class Codecfake(ListedCorpus):
     """Codecfake (Xie et al., IEEE Trans. Audio, Speech, Language Process., 2025): speech that neural codecs made.
 
-    Layout and counts: github.com/xieyuankun/Codecfake. The archives in parts (``.z01`` and so on) must be unpacked.
+    Layout and counts: the publishers' repository. The archives in parts (``.z01`` and so on) must be unpacked.
 
     Args:
         root: The folder that has ``label``, ``train``, ``dev`` and ``test`` (or what is in ``test``).
@@ -79,7 +79,6 @@ class Codecfake(ListedCorpus):
 
     name = "Codecfake"
     listing = "label/{split}.txt"
-    audio = ("test/{split}", "{split}")
     columns = ("file", "label", "attack")
     no_attack = "0"
     fields: ClassVar[dict[str, str]] = {"attack": "attack"}
@@ -87,6 +86,7 @@ class Codecfake(ListedCorpus):
     def __init__(self, root: str | Path, split: CodecfakeSplit) -> None:
         super().__init__(root)
         self.split = split
+        self.audio = ("{split}",) if split in ("train", "dev") else ("test/{split}", "{split}")
 
     def official_counts(self) -> ClassCounts:
         """See `Corpus.official_counts`."""
@@ -118,7 +118,7 @@ class ASVspoofLaundered(ListedCorpus):
     """ASVspoof Laundered (Ali et al., IH&MMSec 2024): the evaluation set of ASVspoof 2019 LA after common processing.
 
     The kind and strength of the processing are the trials' ``codec``, for example ``lpf_7000``; every strength has all
-    71,237 utterances. Layout: the publishers' README at deepblue.lib.umich.edu; the names are really spelled so.
+    71,237 utterances. Layout: the README of its data set; the names are really spelled so.
 
     Args:
         root: The folder ``ASVspoofLauneredDatabase``, which has ``flac`` and ``protocols``, or one that contains it.

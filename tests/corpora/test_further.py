@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from moelora_ad import corpora
 from moelora_ad.corpora import ProtocolError, StorageError
+from moelora_ad.corpora.storage import open_file
 from moelora_ad.errors import InputError
 
 
@@ -48,6 +49,14 @@ def test_codecfake(tmp_path, folder):
     trials = corpora.Codecfake(tmp_path, "C1").trials()
     assert values(trials, "utterance", "label", "attack") == [("a.wav", 1, None), ("F01_a.wav", 0, "1")]
     assert trials[1].audio == str(tmp_path / folder / "F01_a.wav")
+
+
+def test_codecfake_unpacked_beside_its_archives_in_parts(tmp_path):
+    write(tmp_path / "label/train.txt", "a.wav real 0\n")
+    audio = write(tmp_path / "train/a.wav", "sound")
+    write(tmp_path / "train_split.zip", "the last part of a zip archive, which cannot be read alone")
+    (trial,) = corpora.Codecfake(tmp_path, "train").trials()
+    assert open_file(trial.audio) == str(audio)
 
 
 def test_deepfake_eval_2024(tmp_path):

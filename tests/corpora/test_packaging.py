@@ -1,9 +1,10 @@
-"""The official packagings: the same trials and the same samples from what was downloaded as from what it unpacks to."""
+"""Each distribution as it is published, and unpacked: the same trials and the same samples."""
 
 import io
 import tarfile
 import zipfile
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -12,132 +13,223 @@ import pytest
 import soundfile
 
 from moelora_ad.audio import read_audio
-from moelora_ad.corpora import ASVspoof5, ASVspoof2019, ASVspoof2021DF, ASVspoof2021LA, FakeAVCeleb, InTheWild
+from moelora_ad.corpora import (
+    DFADD,
+    ASVspoof5,
+    ASVspoof2019,
+    ASVspoof2021DF,
+    ASVspoof2021LA,
+    FakeAVCeleb,
+    InTheWild,
+    StorageError,
+    WaveFake,
+)
 from moelora_ad.corpora.storage import open_file
 
-SPEECH = sorted((Path(__file__).parents[2] / "experiments/quickstart/corpus").rglob("*.flac"))[:6]
+SPEECH = sorted((Path(__file__).parents[2] / "experiments/quickstart/corpus/MiniLA/flac").glob("*.flac"))[:4]
+FLAC = [path.read_bytes() for path in SPEECH]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def wav(flac):
+    """As In-the-Wild has it: 16 kHz, float."""
+    file = io.BytesIO()
+    samples, rate = soundfile.read(io.BytesIO(flac), dtype="float32")
+    soundfile.write(file, samples, rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()
 
 
-def pack(folder, archive, members):
-    """Write members of ``{name: bytes}`` to an archive in a folder."""
-    folder.mkdir(exist_ok=True)
-    if archive.endswith(".zip"):
-        with zipfile.ZipFile(folder / archive, "w", zipfile.ZIP_DEFLATED) as file:
-            for name, data in members.items():
-                file.writestr(name, data)
-        return
-    with tarfile.open(folder / archive, "w:gz" if archive.endswith("gz") else "w") as file:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
+def mp4(flac):
+    """As FakeAVCeleb has it: AAC in MP4."""
+    file = io.BytesIO()
+    samples, rate = soundfile.read(io.BytesIO(flac), dtype="float32")
+    with av.open(file, "w", format="mp4") as video:
+        track = video.add_stream("aac", rate=rate, layout="mono")
+        for start in range(0, len(samples) - 1024, 1024):
+            frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
+            frame.sample_rate = rate
+            video.mux(track.encode(frame))
+        video.mux(track.encode(None))
+    return file.getvalue()
 
 
-def unpack(folder, members):
-    for name, data in members.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+@dataclass(frozen=True)
+class Distribution:
+    """Files by their name, and the archives that they are published in by the start of their names."""
+
+    make: Callable
+    files: dict[str, bytes]
+    archives: dict[str, tuple[str, ...]]
 
 
-def flac(ids, folder):
-    return {f"{folder}/{name}.flac": path.read_bytes() for name, path in zip(ids, SPEECH, strict=False)}
-
-
-def asvspoof2019():
-    ids = [f"LA_E_{n}" for n in range(6)]
-    lines = [f"LA_0039 {name} - {'A07 spoof' if n else '- bonafide'}" for n, name in enumerate(ids)]
-    protocol = {"LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.eval.trl.txt": "\n".join(lines).encode()}
-    return lambda root: ASVspoof2019(root, "eval"), {"LA.zip": protocol | flac(ids, "LA/ASVspoof2019_LA_eval/flac")}
+def asvspoof2019(access):
+    folder = f"{access}/ASVspoof2019_{access}_cm_protocols"
+    rows = [f"{access}_1 {access}_D_1 aaa - bonafide", f"{access}_2 {access}_D_2 bbb AB spoof"]
+    files = {f"{folder}/ASVspoof2019.{access}.cm.dev.trl.txt": "\n".join(rows).encode()}
+    files |= {f"{access}/ASVspoof2019_{access}_dev/flac/{access}_D_{i}.flac": FLAC[i] for i in (1, 2)}
+    return Distribution(lambda root: ASVspoof2019(root, "dev", access), files, {f"{access}.zip": (access,)})
 
 
 def asvspoof2021_la():
-    ids = [f"LA_E_{n}" for n in range(6)]
-    lines = [f"LA_0009 {name} alaw ita_tx A07 {'spoof' if n else 'bonafide'} notrim eval" for n, name in enumerate(ids)]
-    return ASVspoof2021LA, {
-        "LA-keys-full.tar.gz": {"keys/LA/CM/trial_metadata.txt": "\n".join(lines).encode()},
-        "ASVspoof2021_LA_eval.tar.gz": flac(ids, "ASVspoof2021_LA_eval/flac"),
-    }
+    rows = ["LA_9 LA_E_1 alaw ita_tx A07 spoof notrim eval", "LA_8 LA_E_2 none loc_tx bonafide bonafide notrim eval"]
+    files = {"keys/LA/CM/trial_metadata.txt": "\n".join(rows).encode()}
+    files |= {f"ASVspoof2021_LA_eval/flac/LA_E_{i}.flac": FLAC[i] for i in (1, 2)}
+    archives = {"ASVspoof2021_LA_eval.tar.gz": ("ASVspoof2021_LA_eval",), "LA-keys-full.tar.gz": ("keys",)}
+    return Distribution(ASVspoof2021LA, files, archives)
 
 
 def asvspoof2021_df():
-    ids = [f"DF_E_{n}" for n in range(6)]
-    rest = "notrim eval neural_vocoder_autoregressive Task1 team20 F-F en"
-    lines = [f"L {name} mp3m4a vcc2020 T20 {'spoof' if n else 'bonafide'} {rest}" for n, name in enumerate(ids)]
-    audio = list(flac(ids, "ASVspoof2021_DF_eval/flac").items())
-    parts = {f"ASVspoof2021_DF_eval_part0{n}.tar.gz": dict(audio[n::4]) for n in range(4)}
-    return ASVspoof2021DF, parts | {"DF-keys-full.tar.gz": {"keys/DF/CM/trial_metadata.txt": "\n".join(lines).encode()}}
+    row = "LA_43 DF_E_{} mp3m4a vcc2020 Task1-team20 spoof trim eval neural_vocoder Task1 team20 FF en"
+    files = {"keys/DF/CM/trial_metadata.txt": "\n".join(map(row.format, range(4))).encode()}
+    files |= {f"ASVspoof2021_DF_eval/flac/DF_E_{i}.flac": FLAC[i] for i in range(4)}
+    parts = {f"ASVspoof2021_DF_eval_part0{i}.tar.gz": (f"ASVspoof2021_DF_eval/flac/DF_E_{i}.flac",) for i in range(4)}
+    return Distribution(ASVspoof2021DF, files, {**parts, "DF-keys-full.tar.gz": ("keys",)})
 
 
 def asvspoof5():
-    ids = [f"E_{n:010d}" for n in range(6)]
-    lines = [f"E_1 {name} F - - - AC1 {'A17 spoof' if n else 'bonafide bonafide'} -" for n, name in enumerate(ids)]
-    audio = list(flac(ids, "flac_E_eval").items())
-    parts = {f"flac_E_a{letter}.tar": dict(audio[n::3]) for n, letter in enumerate("abj")}
-    protocols = {"ASVspoof5.eval.track_1.tsv": "\n".join(lines).encode()}
-    return lambda root: ASVspoof5(root, "eval"), parts | {"ASVspoof5_protocols.tar.gz": protocols}
+    rows = [f"E_1607 E_{i} M C05 2 E_77 AC1 A26 spoof -" for i in range(3)] + ["E_9 E_3 F - 0 - - bonafide bonafide -"]
+    files = {"ASVspoof5.eval.track_1.tsv": "\n".join(rows).encode(), "ASVspoof5.train.tsv": b"not needed"}
+    files |= {f"flac_E_eval/E_{i}.flac": FLAC[i] for i in range(4)}
+    archives = {
+        "flac_E_aa.tar": ("flac_E_eval/E_0", "flac_E_eval/E_1"),
+        "flac_E_ab.tar": ("flac_E_eval/E_2",),
+        "flac_E_aj.tar": ("flac_E_eval/E_3",),
+        "ASVspoof5_protocols.tar.gz": ("ASVspoof5.",),
+    }
+    return Distribution(lambda root: ASVspoof5(root, "eval"), files, archives)
 
 
 def in_the_wild():
-    lines = ["file,speaker,label"]
-    members = {}
-    for n, path in enumerate(SPEECH):
-        data = io.BytesIO()
-        soundfile.write(data, *soundfile.read(path), format="WAV", subtype="FLOAT")
-        members[f"release_in_the_wild/{n}.wav"] = data.getvalue()
-        lines.append(f'{n}.wav,"Martin Luther King, Jr.",{"spoof" if n else "bona-fide"}')
-    return InTheWild, {"release_in_the_wild.zip": members | {"release_in_the_wild/meta.csv": "\n".join(lines).encode()}}
+    rows = ['0.wav,"Barack Obama",spoof', '1.wav,"Smith, J. K.",bona-fide']
+    files = {"release_in_the_wild/meta.csv": "\n".join(["file,speaker,label", *rows]).encode()}
+    files |= {f"release_in_the_wild/{i}.wav": wav(FLAC[i]) for i in range(2)}
+    return Distribution(InTheWild, files, {"release_in_the_wild.zip": ("release_in_the_wild",)})
 
 
 def fakeavceleb():
-    lines = ["source,target1,target2,method,category,type,race,gender,filename,path"]
-    members = {}
-    for n, (kind, category) in enumerate([("RealVideo-RealAudio", "A"), ("RealVideo-FakeAudio", "B")] * 3):
-        folder = f"{kind}/African/men/id0007{n}"
-        members[f"FakeAVCeleb_v1.2/{folder}/00109.mp4"] = video(SPEECH[n])
-        method = "real" if category == "A" else "rtvc"
-        lines.append(f"id{n},-,-,{method},{category},{kind},African,men,00109.mp4,FakeAVCeleb_v1.2/{folder}")
-    members["FakeAVCeleb_v1.2/meta_data.csv"] = "\n".join(lines).encode()
-    return lambda root: FakeAVCeleb(root, "a_vs_b"), {"FakeAVCeleb_v1.2.zip": members}
+    kinds = {"RealVideo-RealAudio": ("A", "real"), "FakeVideo-FakeAudio": ("D", "wav2lip")}
+    rows = ["source,target1,target2,method,category,type,race,gender,filename,path"]
+    files = {}
+    for i, (kind, (category, method)) in enumerate(kinds.items()):
+        place = f"FakeAVCeleb_v1.2/{kind}/Asian (East)/women/id0001{i}"
+        rows.append(f"id0001{i},-,-,{method},{category},{kind},Asian (East),women,0001{i}_1.mp4,{place}")
+        files[f"{place}/0001{i}_1.mp4"] = mp4(FLAC[i])
+    files["FakeAVCeleb_v1.2/meta_data.csv"] = "\n".join(rows).encode()
+    return Distribution(FakeAVCeleb, files, {"FakeAVCeleb_v1.2.zip": ("FakeAVCeleb_v1.2",)})
 
 
-def video(speech):
-    """An MP4 with a few pictures and the speech as AAC."""
-    data, (waveform, rate) = io.BytesIO(), soundfile.read(speech, dtype="float32")
-    with av.open(data, "w", format="mp4") as container:
-        pictures, sound = container.add_stream("mpeg4", rate=25), container.add_stream("aac", rate=rate, layout="mono")
-        pictures.width = pictures.height = 32
-        frame = av.AudioFrame.from_ndarray(waveform[None], "fltp", "mono")
-        frame.sample_rate = rate
-        for stream, picture in ((pictures, av.VideoFrame(32, 32, "yuv420p")), (sound, frame)):
-            container.mux(stream.encode(picture))
-            container.mux(stream.encode(None))
-    return data.getvalue()
+def dfadd():
+    files = {"DATASET_VCTK_BONAFIDE/test/p225_001.wav": wav(FLAC[0]), "DATASET_GradTTS/test/p225_1.wav": wav(FLAC[1])}
+    archives = {"VCTK_BONAFIDE.zip": ("DATASET_VCTK",), "DATASET_GradTTS.zip": ("DATASET_GradTTS",)}
+    return Distribution(lambda root: DFADD(root, "test"), files, archives)
 
 
-@pytest.mark.parametrize("make", [asvspoof2019, asvspoof2021_la, asvspoof2021_df, asvspoof5, in_the_wild, fakeavceleb])
-def test_archives_and_what_they_unpack_to(tmp_path, make):
-    corpus, archives = make()
-    for archive, members in archives.items():
-        pack(tmp_path / "packed", archive, members)
-        unpack(tmp_path / "unpacked", members)
-    packed, unpacked = corpus(tmp_path / "packed").trials(), corpus(tmp_path / "unpacked").trials()
-    assert [replace(trial, audio="") for trial in packed] == [replace(trial, audio="") for trial in unpacked]
-    assert len(packed) == 6
-    assert packed.num_bona_fide > 0
-    assert packed.num_spoof > 0
-    for one, other in zip(packed, unpacked, strict=True):
-        assert "!" in one.audio
-        assert "!" not in other.audio
-        samples = read_audio(open_file(one.audio), name=one.audio)
-        np.testing.assert_array_equal(samples, read_audio(open_file(other.audio)))
-        assert np.abs(samples).max() > 0.01
-    if len(archives) == 1:  # the archive itself is a root, too
-        alone = corpus(tmp_path / "packed" / next(iter(archives))).trials()
-        assert list(alone.labels) == list(packed.labels)
-        assert len(read_audio(open_file(alone[5].audio))) == len(read_audio(open_file(packed[5].audio)))
+def wavefake():
+    files = {f"generated_audio/{kind}_melgan/{i}_gen.wav": wav(FLAC[i]) for i, kind in enumerate(("jsut", "ljspeech"))}
+    return Distribution(WaveFake, files, {"generated_audio.zip": ("generated_audio",)})
+
+
+DISTRIBUTIONS = {
+    "LA.zip": asvspoof2019("LA"),
+    "PA.zip": asvspoof2019("PA"),
+    "2021 LA": asvspoof2021_la(),
+    "2021 DF": asvspoof2021_df(),
+    "ASVspoof 5": asvspoof5(),
+    "In-the-Wild": in_the_wild(),
+    "FakeAVCeleb": fakeavceleb(),
+    "DFADD": dfadd(),
+    "WaveFake": wavefake(),
+}
+ONE_ARCHIVE = [name for name, one in DISTRIBUTIONS.items() if len(one.archives) == 1]
+
+
+def unpacked(folder, files):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def packed(folder, one, prefix=""):
+    """The archives of a distribution; ``prefix`` is what tar puts before each name."""
+    folder.mkdir(exist_ok=True)
+    for archive, starts in one.archives.items():
+        inside = {name: data for name, data in one.files.items() if name.startswith(starts)}
+        if archive.endswith(".zip"):
+            with zipfile.ZipFile(folder / archive, "w", zipfile.ZIP_DEFLATED) as file:
+                for name, data in inside.items():
+                    file.writestr(name, data)
+        else:
+            with tarfile.open(folder / archive, "w:gz" if archive.endswith("gz") else "w") as file:
+                for name, data in inside.items():
+                    member = tarfile.TarInfo(prefix + name)
+                    member.size = len(data)
+                    file.addfile(member, io.BytesIO(data))
+    return folder
+
+
+def samples(trial):
+    return read_audio(open_file(trial.audio), name=trial.audio)
+
+
+def assert_same(published, expected):
+    """Two corpora have the same trials, apart from where their audio is, and the same samples."""
+    one, other = published.trials(), expected.trials()
+    assert [replace(trial, audio="") for trial in one] == [replace(trial, audio="") for trial in other]
+    for trial, wanted in zip(one, other, strict=True):
+        assert "!/" in trial.audio
+        np.testing.assert_array_equal(samples(trial), samples(wanted))
+        assert len(samples(trial)) > 8_000
+
+
+@pytest.fixture(autouse=True)
+def index_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_a_folder_of_what_was_downloaded(tmp_path, name, prefix):
+    one = DISTRIBUTIONS[name]
+    downloaded = packed(tmp_path / "downloaded", one, prefix)
+    assert_same(one.make(downloaded), one.make(unpacked(tmp_path / "unpacked", one.files)))
+    assert {path.name for path in downloaded.iterdir()} == one.archives.keys()
+
+
+@pytest.mark.parametrize("name", ONE_ARCHIVE)
+def test_the_archive_itself(tmp_path, name):
+    one = DISTRIBUTIONS[name]
+    (archive,) = packed(tmp_path / "downloaded", one).iterdir()
+    assert_same(one.make(archive), one.make(unpacked(tmp_path / "unpacked", one.files)))
+
+
+def test_keys_in_an_archive_elsewhere(tmp_path):
+    one = DISTRIBUTIONS["2021 DF"]
+    downloaded = packed(tmp_path / "downloaded", one)
+    (tmp_path / "keys").mkdir()
+    keys = (downloaded / "DF-keys-full.tar.gz").rename(tmp_path / "keys/DF-keys-full.tar.gz")
+    expected = ASVspoof2021DF(unpacked(tmp_path / "unpacked", one.files))
+    assert_same(ASVspoof2021DF(downloaded, keys=keys), expected)
+    assert_same(ASVspoof2021DF(downloaded, keys=keys.parent), expected)
+    with pytest.raises(StorageError, match=r"put DF-keys-full\.tar\.gz there"):
+        ASVspoof2021DF(downloaded).trials()
+
+
+def test_some_parts_unpacked_beside_the_others(tmp_path):
+    one = DISTRIBUTIONS["ASVspoof 5"]
+    downloaded = packed(tmp_path / "downloaded", one)
+    for archive in ("flac_E_aa.tar", "ASVspoof5_protocols.tar.gz"):
+        with tarfile.open(downloaded / archive) as file:
+            file.extractall(downloaded, filter="data")
+        (downloaded / archive).unlink()
+    assert_same(one.make(downloaded), one.make(unpacked(tmp_path / "unpacked", one.files)))
+
+
+def test_a_part_that_was_not_downloaded_is_told_for_each_of_its_files(tmp_path):
+    one = DISTRIBUTIONS["2021 DF"]
+    downloaded = packed(tmp_path / "downloaded", one)
+    (downloaded / "ASVspoof2021_DF_eval_part02.tar.gz").unlink()
+    trials = one.make(downloaded).trials()
+    assert len(trials) == 4
+    with pytest.raises(StorageError, match=r"no such file: .*DF_E_2\.flac"):
+        open_file(trials[2].audio)
+    assert len(samples(trials[3])) > 8_000

@@ -77,7 +77,7 @@ def test_predict_scores_without_labels(lightning, experiment, write_config, tmp_
 def test_joined_corpora_and_excerpts_by_class_path(lightning, experiment, write_config, tmp_path):
     data = experiment["data"]
     data["train"] = {"one": data["train"], "two": data["val"]}
-    data |= {"train_weights": {"one": 1, "two": 2.5}, "class_balanced": True, "eval_batch_size": 2}
+    data |= {"train_weights": {"one": 1, "two": 2.5}, "class_balanced": True, "eval_batch_size": 1}
     data["eval_segment"] = {"class_path": "moelora_ad.audio.FullUtterance", "init_args": {"longest": 320_000}}
     data["train_segment"] = {"class_path": "moelora_ad.audio.Crops", "init_args": {"count": 2, "samples": 4_000}}
     code, out, _ = lightning("fit", "--config", write_config(experiment), "--trainer.max_epochs", 1)
