@@ -62,7 +62,7 @@ def exists(place: str) -> bool:
         return bool(_remote(place, "exists"))
     if _is_folder(container) and exists(joined(container, inside)):
         return True
-    return any(archive.has(_checked(place, inside)) for archive in _archives(container))
+    return any(archive.has(_checked(place, inside)) for archive in _archives(container, inside))
 
 
 def first_of(root: str | Path, names: tuple[str, ...], hint: str) -> str:
@@ -92,7 +92,7 @@ def open_file(place: str) -> str | BinaryIO:
     if _is_folder(container) and exists(outside := joined(container, inside)):
         return open_file(outside)
     name = _checked(place, inside)
-    for archive in _archives(container):
+    for archive in _archives(container, inside):
         if archive.has(name):
             return archive.open(name)
     raise StorageError(f"no such file: {place}")
@@ -119,7 +119,7 @@ def _files(folder: str) -> Iterator[str]:
     found = _is_folder(container) and exists(outside)
     if found:
         yield from _files(outside)
-    for archive in _archives(container):
+    for archive in _archives(container, inside):
         if not inside or archive.has(inside):
             found = True
             yield from archive.files(inside)
@@ -197,9 +197,19 @@ _OPEN = _OpenArchives()
 atexit.register(_OPEN.close)
 
 
-def _archives(container: str) -> Iterator[Archive]:
+def _archives(container: str, inside: str) -> Iterator[Archive]:
     # One after another, as an archive that was not needed need not be indexed.
-    return map(_OPEN.get, _archives_in(container))
+    return map(_OPEN.get, _likely_first(tuple(_archives_in(container)), inside.partition("/")[0]))
+
+
+@lru_cache(maxsize=256)
+def _likely_first(archives: tuple[str, ...], folder: str) -> Sequence[str]:
+    """Archives that are called like a folder come first: ``flac_E_eval`` is in ``flac_E_aa.tar``."""
+
+    def alike(path: str) -> int:
+        return len(os.path.commonprefix([os.path.basename(path), folder]))  # noqa: RUF071 - characters are meant
+
+    return sorted(archives, key=alike, reverse=True)
 
 
 def _archives_in(container: str) -> Sequence[str]:

@@ -157,7 +157,7 @@ OFFICIAL = [
     (corpora.Codecfake("", "C7"), (145505, None, None)),
     (corpora.ASVspoofLaundered("", "Filtering"), (71237, 7355, 63882)),
     (corpora.ASVspoofLaundered("", "Noise_Addition"), (1068555, 110325, 958230)),
-    (corpora.HABLA(""), (80816, 22816, 58000)),
+    (corpora.HABLA(""), (80816, None, None)),
     (corpora.LibriSeVoc(""), (92407, 13201, 79206)),
     (corpora.LJSpeech(""), (13100, 13100, 0)),
     (corpora.JSUT(""), (5000, 5000, 0)),

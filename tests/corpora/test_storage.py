@@ -116,6 +116,13 @@ def test_small_archives_are_looked_into_first(tmp_path, cache):
     assert [path.name.partition("-")[0] for path in cache.rglob("*.sqlite")] == ["keys.tar.gz"]
 
 
+def test_archives_that_are_called_like_the_folder_are_looked_into_first(tmp_path, cache):
+    pack(tmp_path / "flac_D_aa.tar", {"flac_D/x.flac": b"small"})
+    pack(tmp_path / "flac_E_aa.tar", {"flac_E_eval/x.flac": bytes(50_000)})
+    assert content(joined(located(tmp_path), "flac_E_eval/x.flac")) == bytes(50_000)
+    assert [path.name.partition("-")[0] for path in cache.rglob("*.sqlite")] == ["flac_E_aa.tar"]
+
+
 def test_places(tmp_path):
     assert located("~/x") == os.path.expanduser("~/x")
     assert joined("a/b", "c/d.wav") == "a/b/c/d.wav"
