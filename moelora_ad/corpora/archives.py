@@ -73,6 +73,10 @@ class Archive(ABC):
     @abstractmethod
     def _opened(self, name: str) -> IO[bytes]: ...
 
+    def _read(self, name: str, size: int) -> bytes:
+        with self._opened(name) as file:
+            return file.read(size)
+
     def open(self, name: str) -> BinaryIO:
         """A member for reading and seeking.
 
@@ -89,8 +93,7 @@ class Archive(ABC):
                 )
             if size > _IN_MEMORY:
                 return cast(BinaryIO, BufferedReader(_Member(self._opened(name))))
-            with self._opened(name) as file:
-                data = file.read(size)
+            data = self._read(name, size)
         except InputError:
             raise
         except Exception as reason:  # whatever the readers meet in a damaged archive
@@ -195,6 +198,7 @@ class TarArchive(Archive):
 
     def __init__(self, location: str, open_file: Callable[[], IO[bytes]], identity: str, version: str) -> None:
         super().__init__(location, open_file())
+        self._last: tuple[str | None, FileInfo | None] = None, None
         folder = user_cache_path("moelora_ad") / "archives"
         name = f"{Path(location).name}-{_digest(identity)}"
         index = folder / f"{name}-{_digest(f'{version} {_SEEK_POINTS}')}.sqlite"
@@ -213,7 +217,7 @@ class TarArchive(Archive):
 
     def has(self, name: str) -> bool:
         """See `Archive.has`."""
-        return self._tar.lookup(f"/{name}") is not None
+        return self._lookup(name) is not None
 
     def files(self, below: str) -> Iterator[str]:
         """See `Archive.files`."""
@@ -237,9 +241,17 @@ class TarArchive(Archive):
         return self._tar.open(self._info(name))
 
     def _info(self, name: str) -> FileInfo:
-        info = self._tar.lookup(f"/{name}")
+        info = self._lookup(name)
         assert info is not None
         return info
+
+    def _read(self, name: str, size: int) -> bytes:
+        return bytes(self._tar.read(self._info(name), size, 0))
+
+    def _lookup(self, name: str) -> FileInfo | None:
+        if self._last[0] != name:  # opening a member asks several times
+            self._last = name, self._tar.lookup(f"/{name}")
+        return self._last[1]
 
 
 def _digest(text: str) -> str:
