@@ -3,7 +3,7 @@
 import io
 import math
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import BinaryIO
 
@@ -13,7 +13,8 @@ import torch
 import torchaudio.functional
 from numpy.typing import NDArray
 
-from moelora_ad.audio.ffmpeg import MOST_FRAMES, UndecodableError, decode
+from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, UndecodableError, decode
+from moelora_ad.audio.truncation import missing_frames, ogg_is_cut
 from moelora_ad.errors import InputError
 
 SAMPLE_RATE = 16_000
@@ -36,7 +37,8 @@ class AudioReader:
     """An open audio file, to be used in a ``with`` statement.
 
     Channels are averaged and other rates resampled. libsndfile decodes if it can, otherwise FFmpeg, which reads the
-    whole file first. Samples that a container declares to be the codec's padding are left out.
+    whole file first. Samples that a container declares to be the codec's padding are left out. What is cut short is an
+    error if more than 0.1 s is missing (FLAC: a sample); raw AAC and live recordings have no length to tell it from.
 
     Args:
         source: A path, or a binary file object that can seek, which is closed in the end: FLAC, WAV, Ogg, MP3, M4A, the
@@ -58,16 +60,21 @@ class AudioReader:
 
     def __init__(self, source: Source, name: str | None = None) -> None:
         self.name = str(source) if name is None else name
-        self._source = source if isinstance(source, str | os.PathLike) else _in_memory(source)
+        self._source = source
         self._whole: NDArray[np.float32] | None = None  # at 16 kHz
         self._sound: soundfile.SoundFile | None = None
-        refused = self._open()
-        if self._sound is not None:
-            self.source_rate = int(self._sound.samplerate)
-            self.length = _length_at_16_khz(self._sound.frames, self.source_rate)
-        else:
-            self._whole = self._decode_whole(refused)
-            self.length = len(self._whole)
+        try:
+            self._bring_into_memory()
+            refused = self._open()
+            if self._sound is not None:
+                self.source_rate = int(self._sound.samplerate)
+                self.length = _length_at_16_khz(self._sound.frames, self.source_rate)
+            else:
+                self._whole = self._decode_whole(refused)
+                self.length = len(self._whole)
+        except BaseException:
+            self._close()
+            raise
 
     def __enter__(self) -> "AudioReader":
         return self
@@ -75,6 +82,9 @@ class AudioReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._sound is not None:
             self._sound.close()
         if not isinstance(self._source, str | os.PathLike):
@@ -97,12 +107,29 @@ class AudioReader:
         if start < 0 or (samples is not None and samples < 1):
             raise ValueError(f"start must be >= 0 and samples >= 1, not {start} and {samples}")
         stop = None if samples is None else start + samples
-        waveform = self._part(start, stop)
+        try:
+            waveform = self._part(start, stop)
+        except MemoryError:
+            raise AudioError(f"cannot use {self.name}: too long for the memory; cut it into pieces") from None
         if len(waveform) == 0:
             raise AudioError(f"cannot use {self.name}: no sample from number {start} on")
         if not np.isfinite(waveform).all():
             raise AudioError(f"cannot use {self.name}: it has NaN or infinite samples")
         return waveform
+
+    def _bring_into_memory(self) -> None:
+        """Read a small file object, which is then closed."""
+        source = self._source
+        if isinstance(source, str | os.PathLike | io.BytesIO):
+            return
+        try:
+            size = source.seek(0, os.SEEK_END)
+            if size <= _IN_MEMORY:
+                source.seek(0)
+                with source:
+                    self._source = io.BytesIO(source.read(size))
+        except Exception as reason:  # every kind of storage has errors of its own
+            raise AudioError(f"cannot read {self.name}: {_reason(reason)}") from None
 
     def _open(self) -> str:
         """Open with libsndfile; what it says if it refuses."""
@@ -116,11 +143,11 @@ class AudioReader:
         if sound.frames >= _LENGTH_UNKNOWN:
             sound.close()
             return "its header does not tell its length"
+        self._sound = sound
         if sound.frames == 0:
-            sound.close()
             raise AudioError(f"cannot use {self.name}: it has zero samples")
         self._check_rate(int(sound.samplerate))
-        self._sound = sound
+        self._check_end(sound)
         return ""
 
     def _check_there(self) -> None:
@@ -142,6 +169,21 @@ class AudioReader:
         if rate < LOWEST_RATE or (rate // common) * (SAMPLE_RATE // common) > MOST_TAPS:
             problem = f"its sample rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; convert the file"
             raise AudioError(f"cannot use {self.name}: {problem}")
+
+    def _check_end(self, sound: soundfile.SoundFile) -> None:
+        if sound.format in ("WAV", "WAVEX", "AIFF", "AU"):
+            if (missing := missing_frames(sound)) > sound.samplerate * TOLERANCE:
+                raise AudioError(f"cannot decode {self.name}: it ends {missing} samples early; is it truncated?")
+        elif sound.format == "OGG":
+            with self._file() as file:
+                position = file.tell()
+                if ogg_is_cut(file):
+                    raise AudioError(f"cannot decode {self.name}: its last page is missing; is it truncated?")
+                file.seek(position)
+
+    def _file(self) -> AbstractContextManager[BinaryIO]:
+        source = self._source
+        return open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source)
 
     def _part(self, start: int, stop: int | None) -> NDArray[np.float32]:
         sound = self._sound
@@ -175,9 +217,8 @@ class AudioReader:
 
     def _decode_whole(self, refused: str) -> NDArray[np.float32]:
         """Decode with FFmpeg what libsndfile refused."""
-        source = self._source
         try:
-            with open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source) as file:
+            with self._file() as file:
                 frames, self.source_rate = decode(file)
         except UndecodableError as error:
             told = f"{refused} (libsndfile), {error} (FFmpeg)"
@@ -198,16 +239,6 @@ def audio_length(source: Source, name: str | None = None) -> int:
     """Number of samples that `read_audio` gives for the whole file; from its header alone if libsndfile reads it."""
     with AudioReader(source, name) as sound:
         return sound.length
-
-
-def _in_memory(source: BinaryIO) -> BinaryIO:
-    """A file object as it is, or in memory if it is small."""
-    size = source.seek(0, os.SEEK_END)
-    if size > _IN_MEMORY or isinstance(source, io.BytesIO):
-        return source
-    source.seek(0)
-    with source:
-        return io.BytesIO(source.read(size))
 
 
 def _reason(error: Exception) -> str:

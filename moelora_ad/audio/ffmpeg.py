@@ -1,5 +1,6 @@
 """Decoding with FFmpeg, through PyAV: what libsndfile refuses, and the sound of videos."""
 
+import re
 from typing import BinaryIO, NamedTuple
 
 import av
@@ -9,9 +10,13 @@ from numpy.typing import NDArray
 MOST_FRAMES = 2**28
 """Most samples a channel that are decoded into memory: 4.6 hours at 16 kHz, 1.5 hours at 48 kHz."""
 
+TOLERANCE = 0.1
+"""Seconds by which a file may be shorter than its header says, except FLAC: encoders round to blocks."""
+
 # Containers only: a playlist could make FFmpeg open other files.
 _FORMATS = "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,gsm,matroska,webm,mov,mp4,m4a,mp3,mpeg,mpegts,ogg,wav,w64,wv"
 _LENGTH_IS_SURE = ("flac", "mov,mp4,m4a,3gp,3g2,mj2", "wav")  # elsewhere the header's length is a guess
+_TOO_MANY_PLANES = 8  # from here on PyAV reads past a frame's list of planes, and may crash
 _FULL_SCALE = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 
 
@@ -52,11 +57,13 @@ def _decoded(container: av.container.InputContainer) -> Sound:
     stream.codec_context.thread_count = 1  # data loaders run many processes
     stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
     blocks: list[NDArray[np.float32]] = []
-    rate, total = 0, 0
+    rate, total, begin = 0, 0, 0.0
     for frame in container.decode(stream):
         block = _samples(frame)
         if blocks and (frame.sample_rate != rate or block.shape[1] != blocks[0].shape[1]):
             raise UndecodableError("its sample rate or number of channels changes")
+        if not blocks:
+            begin = frame.time or 0.0
         rate = frame.sample_rate
         total += len(block)
         if total > MOST_FRAMES:
@@ -64,17 +71,30 @@ def _decoded(container: av.container.InputContainer) -> Sound:
         blocks.append(block)
     if not blocks:
         raise UndecodableError("it has zero samples")
-    if container.format.name in _LENGTH_IS_SURE and stream.duration and stream.time_base:
-        missing = round(stream.duration * stream.time_base * rate) - total
-        if missing > (0 if container.format.name == "flac" else rate // 10):
-            raise UndecodableError(f"it ends {missing} samples early; is it truncated?")
+    missing = round(_promised_seconds(container, stream, begin) * rate) - total
+    if missing > (0 if container.format.name == "flac" else rate * TOLERANCE):
+        raise UndecodableError(f"it ends {missing} samples early; is it truncated?")
     return Sound(np.concatenate(blocks), rate)
+
+
+def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream, begin: float) -> float:
+    """How long the header says that a stream is; 0 if it does not say, or guesses."""
+    if container.format.name in _LENGTH_IS_SURE and stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if container.format.name == "matroska,webm":  # its writers note there when the stream ends
+        noted = re.fullmatch(r"(\d\d):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", ""))
+        if noted:
+            hours, minutes, seconds = map(float, noted.groups())
+            return 3_600 * hours + 60 * minutes + seconds - begin
+    return 0.0
 
 
 def _samples(frame: av.AudioFrame) -> NDArray[np.float32]:
     """(n, channels) float32."""
-    values = frame.to_ndarray()
     channels = len(frame.layout.channels)
+    if frame.format.is_planar and channels >= _TOO_MANY_PLANES:
+        (frame,) = av.AudioResampler(frame.format.packed.name, frame.layout, frame.sample_rate).resample(frame)
+    values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(-1, channels)
     kind = frame.format.name.removesuffix("p")
     if kind == "u8":

@@ -1,4 +1,7 @@
+import contextlib
+import io
 import math
+import os
 import pickle
 import re
 import struct
@@ -130,6 +133,59 @@ def test_folder_empty_file_and_headerless_samples(tmp_path):
     (tmp_path / "headerless.raw").write_bytes(bytes(100))
     with pytest.raises(AudioError, match=re.escape("headerless.raw")):
         read_audio(tmp_path / "headerless.raw")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path):
+    soundfile.write(tmp_path / "a.flac", noise(100), 16_000)
+    (tmp_path / "a.flac").chmod(0)
+    with pytest.raises(AudioError, match="no permission to read it"):
+        read_audio(tmp_path / "a.flac")
+
+
+class Unreadable(io.BytesIO):
+    """A remote file whose connection breaks."""
+
+    def read(self, size=-1):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+class Wrapped(io.BufferedIOBase):
+    """A file object that is not in memory."""
+
+    def __init__(self, inner):
+        self.seek, self.tell, self.read, self.readinto = inner.seek, inner.tell, inner.read, inner.readinto
+
+
+def test_storage_that_fails_is_named():
+    with pytest.raises(AudioError) as error:
+        read_audio(Wrapped(Unreadable(b"fLaC" * 100)), name="s3://bucket/a.flac")
+    assert only_line(error) == "cannot read s3://bucket/a.flac: [Errno 104] Connection reset by peer"
+
+
+@pytest.mark.parametrize("limit", [10, 2**24])
+@pytest.mark.parametrize(("samples", "rate"), [(100, 16_000), (0, 16_000), (100, 44_101)])
+def test_file_objects_are_closed_whatever_happens(tmp_path, monkeypatch, limit, samples, rate):
+    monkeypatch.setattr("moelora_ad.audio.decoding._IN_MEMORY", limit)
+    soundfile.write(tmp_path / "a.wav", noise(samples), rate)
+    (tmp_path / "text.wav").write_text("text " * 100)
+    usable = samples and rate == 16_000
+    for name, right in (("a.wav", usable), ("text.wav", False)):
+        file = open(tmp_path / name, "rb")  # noqa: SIM115
+        with contextlib.nullcontext() if right else pytest.raises(AudioError):
+            assert len(read_audio(file, name="a")) == samples
+        assert file.closed
+
+
+def test_more_channels_than_the_memory_holds(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.flac", noise(100), 16_000)
+
+    def no_room(*args, **kwargs):
+        raise MemoryError("Unable to allocate 8.00 GiB")
+
+    monkeypatch.setattr("soundfile.SoundFile.read", no_room)
+    with pytest.raises(AudioError, match=r"a\.flac: too long for the memory"):
+        read_audio(tmp_path / "a.flac")
 
 
 def test_zero_samples(tmp_path):

@@ -107,6 +107,24 @@ def test_file_objects_are_read_like_paths(tmp_path, monkeypatch, form):
         read_audio(io.BytesIO(b"text " * 100), name="x.zip!/a")
 
 
+@pytest.mark.parametrize(("layout", "channels"), [("5.1", 6), ("7.1", 8)])
+def test_sound_of_many_channels(tmp_path, layout, channels):
+    sound = speech(48_000)[:96_000] / 2
+    frames = np.zeros((len(sound), channels), np.float32)
+    frames[:, 1] = sound
+    packed = av.AudioFrame.from_ndarray(frames.reshape(1, -1), "flt", layout)
+    packed.sample_rate = 48_000
+    with av.open(str(tmp_path / "a.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=48_000, layout=layout)
+        stream.bit_rate = 512_000
+        for part in av.AudioResampler("fltp", layout, 48_000, 1_024).resample(packed):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    waveform, mean = read_audio(tmp_path / "a.m4a")[:32_000], speech()[:32_000] / 2 / channels
+    match = scipy.signal.correlate(waveform, mean) / np.dot(mean, mean)  # the encoder's delay is unknown
+    assert match.max() == pytest.approx(1, abs=0.05)
+
+
 def test_a_video_without_sound(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
@@ -149,6 +167,7 @@ def test_a_header_that_claims_very_much_takes_no_memory(tmp_path):
     flac[21] |= 0x0F
     flac[22:26] = b"\xff" * 4
     (tmp_path / "a.flac").write_bytes(flac)
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), read_audio(SPEECH))  # a stream's header
     with pytest.raises(AudioError, match=r"too many|early|cannot decode"):
         read_audio(tmp_path / "a.flac")
     np.testing.assert_array_equal(read_audio(tmp_path / "a.flac", 0, 16_000), read_audio(SPEECH, 0, 16_000))
@@ -159,14 +178,13 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from moelora_ad.audio import AudioError, read_audio
-resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30,) * 2)
 folder, outcomes = Path(sys.argv[1]), {"decoded": 0, "refused": 0}
 files = sorted(folder.glob("whole.*"))
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 for file in files:
     read_audio(file)
-before = peak()
 for number in range(int(sys.argv[2])):
     generator = np.random.default_rng(number)
     file = files[number % len(files)]
@@ -190,23 +208,24 @@ for number in range(int(sys.argv[2])):
     except AudioError as error:
         assert str(path) in str(error) and "\\n" not in str(error)
         outcomes["refused"] += 1
-print(outcomes["decoded"], outcomes["refused"], round(peak() - before))
+print(outcomes["decoded"], outcomes["refused"], round(peak()))
 """
 
 
 @pytest.mark.slow
 def test_files_tampered_with_are_decoded_or_refused(tmp_path):
     clip = speech()[:16_000]
-    for form in ("flac", "wav", "mp3", "ogg"):
+    for form in ("flac", "wav", "aiff", "mp3", "ogg"):
         soundfile.write(tmp_path / f"whole.{form}", clip, 16_000)
     encode(tmp_path / "whole.m4a", "aac", 16_000, clip)
+    encode(tmp_path / "whole.aac", "aac", 16_000, clip, form="adts")
     encode(tmp_path / "whole.mp4", "aac", 16_000, clip, video=True)
     encode(tmp_path / "whole.webm", "libopus", 48_000, speech(48_000)[:48_000])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-c", MUTATIONS, str(tmp_path), "2100"]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    decoded, refused, grown = map(int, done.stdout.split())
+    decoded, refused, peak = map(int, done.stdout.split())
     assert decoded + refused == 2_100
     assert min(decoded, refused) > 300
-    assert grown < 1_500  # MiB
+    assert peak < 1_500  # MiB, with torch's own
