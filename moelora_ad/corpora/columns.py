@@ -40,10 +40,12 @@ class Texts(Sequence[str]):
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, index: slice) -> "Texts": ...
-    def __getitem__(self, index: int | slice) -> "str | Texts":
+    def __getitem__(self, index: "slice | NDArray[np.integer]") -> "Texts": ...
+    def __getitem__(self, index: "int | slice | NDArray[np.integer]") -> "str | Texts":
         if isinstance(index, slice):
             return self._slice(*index.indices(len(self)))
+        if isinstance(index, np.ndarray):
+            return self._chosen(index.tolist())
         index = range(len(self.ends))[index]
         text = self.data[self.ends[index - 1] if index else 0 : self.ends[index]]
         return f"{self.before}{text.decode(*_ENCODING)}{self.after}"
@@ -53,8 +55,11 @@ class Texts(Sequence[str]):
             first = int(self.ends[start - 1]) if start else 0
             ends = self.ends[start:stop]
             return replace(self, data=self.data[first : int(ends[-1])], ends=ends - first)
+        return self._chosen(range(start, stop, step))
+
+    def _chosen(self, indices: Iterable[int]) -> "Texts":
         bare = self.around("", "")
-        return Texts.of([bare[index] for index in range(start, stop, step)]).around(self.before, self.after)
+        return Texts.of([bare[index] for index in indices]).around(self.before, self.after)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -81,9 +86,9 @@ class Categories(Sequence[str | None]):
     @overload
     def __getitem__(self, index: int) -> str | None: ...
     @overload
-    def __getitem__(self, index: slice) -> "Categories": ...
-    def __getitem__(self, index: int | slice) -> "str | Categories | None":
-        if isinstance(index, slice):
+    def __getitem__(self, index: "slice | NDArray[np.integer]") -> "Categories": ...
+    def __getitem__(self, index: "int | slice | NDArray[np.integer]") -> "str | Categories | None":
+        if isinstance(index, slice | np.ndarray):
             return replace(self, codes=self.codes[index])
         return self.values[int(self.codes[index])]
 

@@ -22,7 +22,7 @@ def joined_trials(lists: Mapping[str, TrialList]) -> TrialList:
             raise InputError(f"{name!r} cannot name a list of trials that is joined to others: give a word without '/'")
     if not lists:
         raise InputError("no lists of trials to join")
-    columns = [trials._columns for trials in lists.values()]
+    columns = [trials.columns for trials in lists.values()]
     return TrialList.from_columns(
         TrialColumns(
             utterance=_texts([(f"{name}/", part.utterance) for name, part in zip(lists, columns, strict=True)]),

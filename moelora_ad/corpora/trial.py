@@ -136,9 +136,7 @@ class TrialList(Sequence[Trial]):
     def __getitem__(self, index: int | slice) -> "Trial | TrialList":
         columns = self._columns
         if isinstance(index, slice):
-            parts = tuple(column[index] for column in columns.texts)
-            part = TrialColumns(columns.utterance[index], columns.audio[index], columns.label[index], parts)
-            return TrialList.from_columns(part)
+            return self._part(index)
         texts = [column.values[column.codes[index]] for column in columns.texts]
         return Trial(columns.utterance[index], columns.audio[index], _LABELS[columns.label[index]], *texts)
 
@@ -149,6 +147,26 @@ class TrialList(Sequence[Trial]):
         columns = self._columns
         labels = map(_LABELS.__getitem__, columns.label.tolist())
         return map(Trial, columns.utterance, columns.audio, labels, *columns.texts)
+
+    def select(self, indices: NDArray[np.integer]) -> "TrialList":
+        """The trials at ``indices`` (n,), which do not repeat, in that order."""
+        return self._part(indices)
+
+    def _part(self, which: slice | NDArray[np.integer]) -> "TrialList":
+        columns = self._columns
+        texts = tuple(column[which] for column in columns.texts)
+        return TrialList.from_columns(
+            TrialColumns(columns.utterance[which], columns.audio[which], columns.label[which], texts)
+        )
+
+    @property
+    def columns(self) -> TrialColumns:
+        """The same trials column by column; not to be changed."""
+        return self._columns
+
+    def column(self, field: str) -> Categories:
+        """One of ``TEXT_FIELDS``: its values, and which of them each trial has."""
+        return self._columns.texts[TEXT_FIELDS.index(field)]
 
     def __repr__(self) -> str:
         return f"TrialList({len(self)} trials: {self.num_bona_fide} bona fide, {self.num_spoof} spoof)"

@@ -1,7 +1,6 @@
 """Scores with what is known of their trials: what models hand over and figures are made of."""
 
 import csv
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from moelora_ad.corpora.records import read_csv
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, Trial, TrialList, parse_label
 from moelora_ad.evaluation.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
+from moelora_ad.files import written_whole
 
 COLUMNS = ("utterance", "label", "speaker", "attack", "codec", "corpus", "split", "score")
 _LABELS = {BONA_FIDE: "bonafide", SPOOF: "spoof", None: ""}
@@ -67,19 +67,12 @@ class ScoreTable:
             (t.utterance, _LABELS[t.label], t.speaker, t.attack, t.codec, t.corpus, t.split, repr(score))
             for t, score in zip(self.trials, self.scores.tolist(), strict=True)
         ]
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(unfinished, "w", encoding="utf-8", newline="") as file:
-                # Before Python 3.13 a carriage return alone is not quoted unless all fields are.
-                returns = any("\r" in field for row in rows for field in row if field)
-                writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
-                writer.writerow(COLUMNS)
-                writer.writerows(rows)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with written_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
+            # Before Python 3.13 a carriage return alone is not quoted unless all fields are.
+            returns = any("\r" in field for row in rows for field in row if field)
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
+            writer.writerow(COLUMNS)
+            writer.writerows(rows)
 
     @classmethod
     def read(cls, path: str | Path) -> "ScoreTable":

@@ -3,11 +3,9 @@
 import argparse
 import inspect
 import json
-import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from rich.console import Console
@@ -15,9 +13,11 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from moelora_ad import corpora
+from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.corpora import Corpus
 from moelora_ad.corpora.checking import CorpusReport, check_corpus
 from moelora_ad.errors import InputError
+from moelora_ad.files import written_whole
 from moelora_ad.training.data_module import DEV, TRAIN, AudioDeepfakeDataModule
 from moelora_ad.training.usage import OneLineParser
 
@@ -27,7 +27,7 @@ _LISTED = 10  # problems of one kind on the terminal; JSON has all
 
 def run(program: str) -> int:
     """Run the verb in ``sys.argv``; returns the exit code: 1 if a corpus is not as it should be."""
-    parser = _OneLine(prog=f"{program} corpus", description=__doc__)
+    parser = OneLineArgumentParser(prog=f"{program} corpus", description=__doc__)
     verbs = parser.add_subparsers(dest="what", required=True)
     listing = verbs.add_parser("list", help="every corpus class, with its class_path")
     listing.add_argument("--json", metavar="FILE", help="write the list there, as JSON")
@@ -46,11 +46,6 @@ def run(program: str) -> int:
     except InputError as error:
         check.error(str(error))
     return _check(found, None if arguments.all else arguments.samples, arguments.json)
-
-
-class _OneLine(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def _list(json_path: str | None) -> int:
@@ -173,6 +168,5 @@ def _empty_table(*columns: str) -> Table:
 def _write(path: str | None, content: Any) -> None:
     if path is None:
         return
-    unfinished = Path(f"{path}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.corpora.columns import CategoryPool, TextPool, Texts
 
 TEXT = st.text(st.characters(), max_size=5)  # lone surrogates too: a file's name may have them
@@ -88,3 +89,13 @@ def test_pickle_is_compact():
     data = pickle.dumps(categories(["a", "b", None, "c"] * 2500))
     assert len(data) < 10_000 + 1000
     assert pickle.loads(data).codes.dtype == np.uint8
+
+
+def test_selecting_trials_keeps_their_order_and_every_field():
+    trials = TrialList(
+        Trial(f"ü{i}" * i, f"{i}.flac", (1, 0, None)[i % 3], speaker=f"s{i % 2}" if i else None) for i in range(1, 9)
+    )
+    chosen = trials.select(np.array([5, 0, 3]))
+    assert list(chosen) == [trials[5], trials[0], trials[3]]
+    assert list(chosen.column("speaker")) == [trials[i].speaker for i in (5, 0, 3)]
+    assert list(trials.columns.utterance) == [trial.utterance for trial in trials]

@@ -1,0 +1,14 @@
+"""The command lines of our own verbs."""
+
+import argparse
+from typing import Any, NoReturn
+
+
+class OneLineArgumentParser(argparse.ArgumentParser):
+    """A mistake is one line on standard error and exit code 2; options are never abbreviated."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{"allow_abbrev": False} | arguments)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
