@@ -5,7 +5,7 @@ import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import soundfile
@@ -61,6 +61,7 @@ class AudioReader:
     def __init__(self, source: Source, name: str | None = None) -> None:
         self.name = str(source) if name is None else name
         self._source = source
+        self._guarded: _Guarded | None = None
         self._whole: NDArray[np.float32] | None = None  # at 16 kHz
         self._sound: soundfile.SoundFile | None = None
         try:
@@ -72,8 +73,9 @@ class AudioReader:
             else:
                 self._whole = self._decode_whole(refused)
                 self.length = len(self._whole)
-        except BaseException:
+        except BaseException as error:
             self._close()
+            self._tell_broken(error)
             raise
 
     def __enter__(self) -> "AudioReader":
@@ -111,14 +113,22 @@ class AudioReader:
             waveform = self._part(start, stop)
         except MemoryError:
             raise AudioError(f"cannot use {self.name}: too long for the memory; cut it into pieces") from None
+        except AudioError as error:
+            self._tell_broken(error)
+            raise
         if len(waveform) == 0:
             raise AudioError(f"cannot use {self.name}: no sample from number {start} on")
         if not np.isfinite(waveform).all():
             raise AudioError(f"cannot use {self.name}: it has NaN or infinite samples")
         return waveform
 
+    def _tell_broken(self, error: BaseException) -> None:
+        """Raise what the storage said, if that is why decoding failed."""
+        if isinstance(error, AudioError) and self._guarded is not None and self._guarded.error is not None:
+            raise AudioError(f"cannot read {self.name}: {_reason(self._guarded.error)}") from None
+
     def _bring_into_memory(self) -> None:
-        """Read a small file object, which is then closed."""
+        """Read a small file object, which is then closed; guard a large one."""
         source = self._source
         if isinstance(source, str | os.PathLike | io.BytesIO):
             return
@@ -128,6 +138,9 @@ class AudioReader:
                 source.seek(0)
                 with source:
                     self._source = io.BytesIO(source.read(size))
+            else:
+                self._guarded = _Guarded(source)
+                self._source = cast(BinaryIO, io.BufferedReader(self._guarded))
         except Exception as reason:  # every kind of storage has errors of its own
             raise AudioError(f"cannot read {self.name}: {_reason(reason)}") from None
 
@@ -239,6 +252,37 @@ def audio_length(source: Source, name: str | None = None) -> int:
     """Number of samples that `read_audio` gives for the whole file; from its header alone if libsndfile reads it."""
     with AudioReader(source, name) as sound:
         return sound.length
+
+
+class _Guarded(io.RawIOBase):
+    """A large file object that ends where reading fails, and keeps the error: none can be raised through the libraries
+    that call back for more bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:
+            self.error = error
+            return 0
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _reason(error: Exception) -> str:

@@ -92,7 +92,7 @@ class Archive(ABC):
                     f"{self.location}: member {name} claims {size:,} bytes; at most {MOST_BYTES:,} are read"
                 )
             if size > _IN_MEMORY:
-                return cast(BinaryIO, BufferedReader(_Member(self._opened(name))))
+                return cast(BinaryIO, BufferedReader(_Member(self._opened(name), f"{self.location}: member {name}")))
             data = self._read(name, size)
         except InputError:
             raise
@@ -109,11 +109,11 @@ class Archive(ABC):
 
 
 class _Member(RawIOBase):
-    """A large member. Where the archive is damaged it ends, which its decoder tells: an error could not be raised
-    through the libraries that call back for more bytes."""
+    """A large member, whatever its reader meets in a damaged archive being a `StorageError`."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], place: str) -> None:
         self._file = file
+        self._place = place
 
     def readable(self) -> bool:
         return True
@@ -127,8 +127,8 @@ class _Member(RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         try:
             data = self._file.read(len(buffer))
-        except Exception:
-            return 0
+        except Exception as reason:
+            raise StorageError(f"{self._place} cannot be read: {_told(reason)}") from None
         buffer[: len(data)] = data
         return len(data)
 

@@ -157,6 +157,24 @@ class Wrapped(io.BufferedIOBase):
         self.seek, self.tell, self.read, self.readinto = inner.seek, inner.tell, inner.read, inner.readinto
 
 
+class BreaksOff(io.BytesIO):
+    def read(self, size=-1):
+        if self.tell() > 50_000:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg"])
+def test_a_large_remote_file_whose_connection_breaks(tmp_path, monkeypatch, capfd, form):
+    monkeypatch.setattr("moelora_ad.audio.decoding._IN_MEMORY", 10)
+    soundfile.write(tmp_path / f"a.{form}", noise(200_000), 16_000)
+    data = (tmp_path / f"a.{form}").read_bytes()
+    with pytest.raises(AudioError) as error:
+        read_audio(Wrapped(BreaksOff(data)), name="s3://bucket/a")
+    assert only_line(error) == "cannot read s3://bucket/a: [Errno 104] Connection reset by peer"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_storage_that_fails_is_named():
     with pytest.raises(AudioError) as error:
         read_audio(Wrapped(Unreadable(b"fLaC" * 100)), name="s3://bucket/a.flac")
