@@ -1,5 +1,6 @@
 """Low-rank adapters and their mixtures for any PyTorch model; knows nothing of audio."""
 
+from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.gate import Gate, GatePolicy
 from moelora_ad.adapters.injection import CallWatch, InjectionError, adapted_sites, adapter_modules, inject
 from moelora_ad.adapters.layer import MoELoRALinear
@@ -26,6 +27,7 @@ __all__ = [
     "LoRAExpert",
     "MoELoRA",
     "MoELoRALinear",
+    "RemembersArguments",
     "adapted_sites",
     "adapter_modules",
     "inject",

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.gate import Gate, GatePolicy
 from moelora_ad.adapters.injection import inject
 from moelora_ad.adapters.layer import MoELoRALinear
@@ -18,7 +19,7 @@ from moelora_ad.adapters.lora import LoRAExpert
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class AdaptationMethod(ABC):
+class AdaptationMethod(RemembersArguments, ABC):
     """Prepares an encoder for training: freezes, injects, and leaves ``requires_grad`` on what is to be trained."""
 
     @abstractmethod

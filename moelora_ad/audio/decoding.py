@@ -3,6 +3,7 @@
 import io
 import math
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -14,6 +15,7 @@ import torchaudio.functional
 from numpy.typing import NDArray
 
 from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, UndecodableError, decode
+from moelora_ad.audio.streaming import StreamingResampler
 from moelora_ad.audio.truncation import missing_frames, ogg_is_cut
 from moelora_ad.errors import InputError
 
@@ -24,6 +26,7 @@ LOWEST_RATE = 1_000
 MOST_TAPS = 20_000_000
 """Size of the resampling filter. Any usual rate needs under 300,000; 44,101 Hz would need 700 million (13 GB)."""
 _LENGTH_UNKNOWN = 2**60  # what libsndfile says of a FLAC stream whose header leaves the length open
+_AT_ONCE = 2**20  # samples of all channels that are decoded at once for blocks
 _IN_MEMORY = 16 * 2**20  # bytes; libsndfile reads a Python file object piece by piece, which is slow
 
 Source = str | os.PathLike[str] | BinaryIO
@@ -118,6 +121,46 @@ class AudioReader:
             raise
         if len(waveform) == 0:
             raise AudioError(f"cannot use {self.name}: no sample from number {start} on")
+        return self._finite(waveform)
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """The whole file, one block after another: joined, they are ``read()``, up to rounding at other rates.
+
+        However long the file is, this takes some megabytes; more is needed only for what FFmpeg has decoded.
+
+        Returns:
+            (n,) float32 at 16 kHz, n >= 0; full scale is 1.
+
+        Raises:
+            AudioError: As for ``read``, but when the faulty place is reached.
+        """
+        try:
+            for block in self._blocks():
+                yield self._finite(block)
+        except AudioError as error:
+            self._tell_broken(error)
+            raise
+
+    def _blocks(self) -> Iterator[NDArray[np.float32]]:
+        sound, given = self._sound, 0
+        if self._whole is None:
+            assert sound is not None
+            resample = None if self.source_rate == SAMPLE_RATE else StreamingResampler(self.source_rate, SAMPLE_RATE)
+            step = max(1, _AT_ONCE // sound.channels)
+            try:
+                for start in range(0, sound.frames, step):
+                    stop = min(start + step, sound.frames)
+                    frames = self._read_frames(sound, start, stop)
+                    block = frames if resample is None else resample(frames, last=stop == sound.frames)
+                    yield block
+                    given += len(block)
+                return
+            except soundfile.SoundFileError as error:
+                self._whole = self._decode_instead(error)
+        for start in range(given, self.length, _AT_ONCE):
+            yield self._whole[start : start + _AT_ONCE]
+
+    def _finite(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         if not np.isfinite(waveform).all():
             raise AudioError(f"cannot use {self.name}: it has NaN or infinite samples")
         return waveform
@@ -149,7 +192,11 @@ class AudioReader:
         if not isinstance(self._source, str | os.PathLike):
             self._source.seek(0)
         try:
-            sound = soundfile.SoundFile(self._source)
+            source = self._source
+            if os.name == "posix" and isinstance(source, str | os.PathLike):
+                sound = soundfile.SoundFile(os.fsencode(source))  # as text, names that are not UTF-8 are refused
+            else:
+                sound = soundfile.SoundFile(source)
         except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
             self._check_there()
             return _reason(error)
@@ -178,10 +225,7 @@ class AudioReader:
             raise AudioError(f"cannot decode {self.name}: the file is empty")
 
     def _check_rate(self, rate: int) -> None:
-        common = math.gcd(rate, SAMPLE_RATE)
-        if rate < LOWEST_RATE or (rate // common) * (SAMPLE_RATE // common) > MOST_TAPS:
-            problem = f"its sample rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; convert the file"
-            raise AudioError(f"cannot use {self.name}: {problem}")
+        check_rate(self.name, rate)
 
     def _check_end(self, sound: soundfile.SoundFile) -> None:
         if sound.format in ("WAV", "WAVEX", "AIFF", "AU"):
@@ -205,14 +249,18 @@ class AudioReader:
             try:
                 if self.source_rate == SAMPLE_RATE and _seeks_exactly(sound):
                     return self._read_frames(sound, start, self.length if stop is None else min(stop, self.length))
-                self._whole = _resample(self._read_frames(sound, 0, sound.frames), self.source_rate)
+                self._whole = resampled(self._read_frames(sound, 0, sound.frames), self.source_rate)
             except soundfile.SoundFileError as error:
-                whole = self._decode_whole(_reason(error))
-                if len(whole) != self.length:
-                    told = f"its header says {self.length} samples, and it has {len(whole)}"
-                    raise AudioError(f"cannot decode {self.name}: {told}; is it damaged?") from None
-                self._whole = whole
+                self._whole = self._decode_instead(error)
         return self._whole[start:stop]
+
+    def _decode_instead(self, error: soundfile.SoundFileError) -> NDArray[np.float32]:
+        """Decode with FFmpeg what libsndfile has opened and then fails at."""
+        whole = self._decode_whole(_reason(error))
+        if len(whole) != self.length:
+            told = f"its header says {self.length} samples, and it has {len(whole)}"
+            raise AudioError(f"cannot decode {self.name}: {told}; is it damaged?") from None
+        return whole
 
     def _read_frames(self, sound: soundfile.SoundFile, start: int, stop: int) -> NDArray[np.float32]:
         """The frames [start, stop) at the file's own rate, channels averaged: (n,)."""
@@ -220,7 +268,7 @@ class AudioReader:
             return np.empty(0, np.float32)
         if stop - start > MOST_FRAMES:
             raise AudioError(f"cannot use {self.name}: {stop - start:,} samples are too many; cut it into pieces")
-        if sound.tell() != start:
+        if sound.seekable() and sound.tell() != start:  # GSM is not; then all parts are read in their order
             sound.seek(start)
         frames = sound.read(stop - start, dtype="float32", always_2d=True)
         if len(frames) < stop - start:
@@ -229,15 +277,23 @@ class AudioReader:
         return _mono(frames)
 
     def _decode_whole(self, refused: str) -> NDArray[np.float32]:
-        """Decode with FFmpeg what libsndfile refused."""
+        """Decode with FFmpeg what libsndfile refused: at 16 kHz and one channel, an hour takes 230 MB."""
+        parts: list[NDArray[np.float32]] = []
+        resample: StreamingResampler | None = None
         try:
             with self._file() as file:
-                frames, self.source_rate = decode(file)
+                for frames, rate in decode(file):
+                    if not parts:
+                        self._check_rate(rate)
+                        self.source_rate = rate
+                        resample = None if rate == SAMPLE_RATE else StreamingResampler(rate, SAMPLE_RATE)
+                    parts.append(_mono(frames) if resample is None else resample(_mono(frames), last=False))
         except UndecodableError as error:
             told = f"{refused} (libsndfile), {error} (FFmpeg)"
             raise AudioError(f"cannot decode {self.name}: {told}; is it an audio file?") from None
-        self._check_rate(self.source_rate)
-        return _resample(_mono(frames), self.source_rate)
+        if resample is not None:
+            parts.append(resample(np.empty(0, np.float32), last=True))
+        return np.concatenate(parts)
 
 
 def read_audio(
@@ -252,6 +308,18 @@ def audio_length(source: Source, name: str | None = None) -> int:
     """Number of samples that `read_audio` gives for the whole file; from its header alone if libsndfile reads it."""
     with AudioReader(source, name) as sound:
         return sound.length
+
+
+def check_rate(name: str, rate: int) -> None:
+    """Make sure that the sound that messages call ``name`` can be brought to 16 kHz from ``rate`` in hertz.
+
+    Raises:
+        AudioError: The rate is too low, or has too little in common with 16,000.
+    """
+    common = math.gcd(rate, SAMPLE_RATE)
+    if rate < LOWEST_RATE or (rate // common) * (SAMPLE_RATE // common) > MOST_TAPS:
+        problem = f"its sample rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; convert the file"
+        raise AudioError(f"cannot use {name}: {problem}")
 
 
 class _Guarded(io.RawIOBase):
@@ -302,13 +370,14 @@ def _mono(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     return mono
 
 
-def _resample(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """``waveform`` (n,), n >= 1, from ``rate`` in hertz to 16 kHz."""
     if rate == SAMPLE_RATE:
         return waveform
     # Trailing zeros change no sample; they make up for torchaudio's rounding of the length in float32.
     padded = torch.nn.functional.pad(torch.from_numpy(np.ascontiguousarray(waveform)), (0, rate // 100))
-    resampled: torch.Tensor = torchaudio.functional.resample(padded, rate, SAMPLE_RATE)
-    return resampled[: _length_at_16_khz(len(waveform), rate)].numpy()
+    at_16_khz: torch.Tensor = torchaudio.functional.resample(padded, rate, SAMPLE_RATE)
+    return at_16_khz[: _length_at_16_khz(len(waveform), rate)].numpy()
 
 
 def _length_at_16_khz(frames: int, rate: int) -> int:

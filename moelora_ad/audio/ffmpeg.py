@@ -1,6 +1,7 @@
 """Decoding with FFmpeg, through PyAV: what libsndfile refuses, and the sound of videos."""
 
 import re
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import av
@@ -16,6 +17,7 @@ TOLERANCE = 0.1
 # Containers only: a playlist could make FFmpeg open other files.
 _FORMATS = "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,gsm,matroska,webm,mov,mp4,m4a,mp3,mpeg,mpegts,ogg,wav,w64,wv"
 _LENGTH_IS_SURE = ("flac", "mov,mp4,m4a,3gp,3g2,mj2", "wav")  # elsewhere the header's length is a guess
+_AT_ONCE = 2**17  # samples a channel of a block
 _TOO_MANY_PLANES = 8  # from here on PyAV reads past a frame's list of planes, and may crash
 _FULL_SCALE = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 
@@ -31,8 +33,10 @@ class UndecodableError(Exception):
     """FFmpeg cannot decode a file; ``str()`` says why, without the file's name."""
 
 
-def decode(file: BinaryIO) -> Sound:
-    """All of the first audio stream. What a container says of the codec's padding (MP4's edit list) is left out.
+def decode(file: BinaryIO) -> Iterator[Sound]:
+    """All of the first audio stream, block by block: some samples at least, of one rate and number of channels.
+
+    What a container says of the codec's padding (MP4's edit list) is left out.
 
     Integers are scaled as libsndfile does: FLAC and PCM give the same samples bit for bit.
 
@@ -42,7 +46,7 @@ def decode(file: BinaryIO) -> Sound:
     file.seek(0)
     try:
         with av.open(file, options={"format_whitelist": _FORMATS, "protocol_whitelist": ""}) as container:
-            return _decoded(container)
+            yield from _decoded(container)
     except UndecodableError:
         raise
     except Exception as reason:  # damaged files lead PyAV to many kinds of errors
@@ -50,31 +54,36 @@ def decode(file: BinaryIO) -> Sound:
         raise UndecodableError(" ".join(text.split())) from None
 
 
-def _decoded(container: av.container.InputContainer) -> Sound:
+def _decoded(container: av.container.InputContainer) -> Iterator[Sound]:
     if not container.streams.audio:
         raise UndecodableError("it has no audio stream")
     stream = container.streams.audio[0]
     stream.codec_context.thread_count = 1  # data loaders run many processes
     stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
     blocks: list[NDArray[np.float32]] = []
-    rate, total, begin = 0, 0, 0.0
+    rate, channels, total, waiting, begin = 0, 0, 0, 0, 0.0
     for frame in container.decode(stream):
         block = _samples(frame)
-        if blocks and (frame.sample_rate != rate or block.shape[1] != blocks[0].shape[1]):
+        if total and (frame.sample_rate != rate or block.shape[1] != channels):
             raise UndecodableError("its sample rate or number of channels changes")
-        if not blocks:
+        if not total:
             begin = frame.time or 0.0
-        rate = frame.sample_rate
+        rate, channels = frame.sample_rate, block.shape[1]
         total += len(block)
         if total > MOST_FRAMES:
             raise UndecodableError(f"it is longer than {MOST_FRAMES:,} samples")
         blocks.append(block)
-    if not blocks:
+        waiting += len(block)
+        if waiting >= _AT_ONCE:  # a codec's own blocks are small
+            yield Sound(np.concatenate(blocks), rate)
+            blocks, waiting = [], 0
+    if not total:
         raise UndecodableError("it has zero samples")
     missing = round(_promised_seconds(container, stream, begin) * rate) - total
     if missing > (0 if container.format.name == "flac" else rate * TOLERANCE):
         raise UndecodableError(f"it ends {missing} samples early; is it truncated?")
-    return Sound(np.concatenate(blocks), rate)
+    if blocks:
+        yield Sound(np.concatenate(blocks), rate)
 
 
 def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream, begin: float) -> float:

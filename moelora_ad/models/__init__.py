@@ -4,6 +4,7 @@ from moelora_ad.models.aasist import AASIST, load_public_aasist
 from moelora_ad.models.backbone import Backbone
 from moelora_ad.models.classifier import AttentiveStatistics, Classifier, MeanPooling
 from moelora_ad.models.detector import Detector
+from moelora_ad.models.onnx_export import export_onnx
 from moelora_ad.models.wav2vec2 import Wav2Vec2Backbone
 from moelora_ad.models.whisper import WhisperBackbone
 
@@ -16,5 +17,6 @@ __all__ = [
     "MeanPooling",
     "Wav2Vec2Backbone",
     "WhisperBackbone",
+    "export_onnx",
     "load_public_aasist",
 ]

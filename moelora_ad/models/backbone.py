@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moelora_ad.adapters import RemembersArguments
 from moelora_ad.errors import InputError
 
 HiddenStates = Literal["last", "weighted"] | int
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(RemembersArguments, nn.Module, ABC):
     """A speech encoder with its input normalisation, and the choice of its hidden states.
 
     ``encoder`` is the pretrained module that an adaptation method changes; everything else of a backbone is its own:

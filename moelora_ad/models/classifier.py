@@ -5,8 +5,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from moelora_ad.adapters import RemembersArguments
 
-class Classifier(nn.Module, ABC):
+
+class Classifier(RemembersArguments, nn.Module, ABC):
     """From frames to two logits: index 0 spoof, index 1 bona fide."""
 
     @abstractmethod

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from moelora_ad.adapters import AdaptationMethod, Gate, adapted_sites, adapter_modules
 from moelora_ad.models.backbone import Backbone
 from moelora_ad.models.classifier import Classifier
+from moelora_ad.models.keeping import KeptModule
 
 ENCODER = "backbone.encoder."
 
 
-class Detector(nn.Module):
+class Detector(KeptModule):
     """Waveforms to two logits, index 0 spoof, index 1 bona fide.
 
     Args:
@@ -28,6 +29,7 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.adaptation = adaptation
         self.sites = adaptation.adapt(backbone.encoder)
         backbone.after_adaptation()
         self.classifier = classifier(backbone.width)
@@ -68,6 +70,11 @@ class Detector(nn.Module):
             if parameter.requires_grad:
                 parts[_part(name, owners)].append(parameter)
         return parts
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Number of all parameters (``total``), and of the trainable ones of each part."""
+        trained = {part: sum(p.numel() for p in members) for part, members in self.parameters_by_part().items()}
+        return trained | {"total": sum(p.numel() for p in self.parameters())}
 
     def kept_names(self) -> set[str]:
         """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors."""

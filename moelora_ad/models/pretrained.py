@@ -1,11 +1,13 @@
 """Finding and loading pretrained encoders through transformers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from moelora_ad.errors import InputError
 
@@ -48,9 +50,10 @@ def load_encoder(
         InputError: the checkpoint is not there, or lacks weights.
     """
     try:
-        model, report = model_class.from_pretrained(
-            source, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
-        )
+        with _without_progress_bar():
+            model, report = model_class.from_pretrained(
+                source, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError) as error:
         raise _unavailable(source, revision, error) from None
     lacking = sorted(set(report["missing_keys"]) - set(may_miss)) + sorted(str(k) for k in report["mismatched_keys"])
@@ -58,6 +61,18 @@ def load_encoder(
         name = model_class.__name__
         raise InputError(f"backbone {source} lacks {len(lacking)} weights of a {name}, first {lacking[0]}")
     return model
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers would show one on standard error for the moment that it takes to read a file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def has_file(folder: str | Path, name: str) -> bool:

@@ -1,0 +1,36 @@
+"""Objects that remember what they were built with."""
+
+import inspect
+from typing import Any, TypeVar
+
+Made = TypeVar("Made", bound="RemembersArguments")
+
+
+class _SignatureOfInit:
+    """Lets ``inspect.signature`` of a class look at its ``__init__``, not at the ``__new__`` below."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        signature = inspect.signature(owner.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+class RemembersArguments:
+    """Base of whatever a saved model builds again: every instance remembers the arguments of its constructor.
+
+    Attributes:
+        init_args: argument by name, defaults included, as they were given; they stay what they were if ``__init__``
+            keeps something else. Copies and unpickled instances have those of the original.
+    """
+
+    __signature__ = _SignatureOfInit()
+    init_args: dict[str, Any]
+
+    def __new__(cls: type[Made], *args: Any, **kwargs: Any) -> Made:
+        made = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls).bind(*args, **kwargs)
+        except TypeError:  # a copy is being made, without arguments; or __init__ is about to say what is wrong
+            return made
+        bound.apply_defaults()
+        made.__dict__["init_args"] = dict(bound.arguments)  # modules refuse attributes before their own __init__
+        return made

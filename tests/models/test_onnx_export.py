@@ -1,0 +1,112 @@
+"""The ONNX file gives PyTorch's logits, in onnxruntime, on real speech."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from moelora_ad.adapters import LoRA, MoELoRA
+from moelora_ad.audio import Segment
+from moelora_ad.audio.segments import read_segment
+from moelora_ad.errors import InputError
+from moelora_ad.models import AASIST, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone, onnx_export
+from moelora_ad.models.onnx_export import export_onnx
+
+CORPUS = Path(__file__).parents[2] / "experiments" / "quickstart" / "corpus"
+
+
+def speech(rows: int, samples: int) -> np.ndarray:
+    files = sorted(CORPUS.rglob("*.flac"))
+    step = len(files) // rows
+    return np.stack([read_segment(path, Segment(samples)) for path in files[::step][:rows]])
+
+
+def disturbed(detector: Detector) -> Detector:
+    """With experts, gates and layer weights that have an effect, as after training."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return detector
+
+
+def largest_difference(detector: Detector, path: Path, clips: np.ndarray) -> float:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"waveforms": clips})
+    with torch.inference_mode():
+        wanted = detector.eval()(torch.from_numpy(clips)).numpy()
+    assert len(clips) == 1 or np.ptp(wanted[:, 1]) > 1e-3  # the detector hears the difference between clips
+    return float(np.abs(found - wanted).max())
+
+
+def test_a_small_detector_of_any_batch(tmp_path, small_wav2vec2):
+    backbone = Wav2Vec2Backbone(small_wav2vec2, hidden_states=1)
+    detector = disturbed(Detector(backbone, MoELoRA(3, 2, top_k=2), MeanPooling)).train()
+    path = tmp_path / "model.onnx"
+    export_onnx(detector, path, samples=4_000)
+    assert detector.training
+    for rows in (1, 2, 7):
+        assert largest_difference(detector, path, speech(7, 4_000)[:rows]) < 1e-4
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert facts["samples"] == "4000"
+    assert json.loads(facts["labels"]) == ["spoof", "bonafide"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # the weights are in the file
+    clips = torch.from_numpy(speech(2, 4_000))
+    with torch.inference_mode():
+        wanted = detector.eval()(clips)
+    onnx_export._compare(path, clips, wanted)
+    with pytest.raises(RuntimeError, match="would be wrong"):
+        onnx_export._compare(path, clips, wanted + 0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2"])
+def test_the_whole_detector_with_aasist(name, tmp_path, small_wav2vec2, whisper_tiny):
+    backbone = WhisperBackbone(whisper_tiny) if name == "whisper" else Wav2Vec2Backbone(small_wav2vec2)
+    detector = disturbed(Detector(backbone, MoELoRA(3, 8, top_k=2), AASIST))
+    export_onnx(detector, tmp_path / "model.onnx")
+    assert largest_difference(detector, tmp_path / "model.onnx", speech(8, 64_600)) < 1e-4
+
+
+def test_the_exported_spectrogram_is_the_same(whisper_tiny):
+    """The matrix products that stand for the Fourier transform in the file, against it, on real speech."""
+    backbone = WhisperBackbone(whisper_tiny)
+    clips = torch.from_numpy(speech(6, 32_000))
+    usual = backbone.log_mel(clips)
+    traced = torch.export.export(_LogMel(backbone), (clips,)).module()(clips)
+    assert (usual - traced).abs().max() < 1e-4
+    exact = torch.stft(
+        clips.double(), 400, 160, window=torch.hann_window(400, dtype=torch.float64), return_complex=True
+    )[..., :-1]
+    log_mel = (backbone.mel_filters.double() @ exact.abs().square()).clamp(min=1e-10).log10()
+    log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0)
+    assert ((log_mel + 4) / 4 - traced).abs().max() < 1e-4
+
+
+class _LogMel(torch.nn.Module):
+    def __init__(self, backbone: WhisperBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        return self.backbone.log_mel(waveforms)
+
+
+def test_what_cannot_be_exported(tmp_path, small_whisper, monkeypatch):
+    detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling)
+    with pytest.raises(InputError, match="exceeds the 30 s"):
+        export_onnx(detector, tmp_path / "model.onnx", samples=16_000 * 31)
+    monkeypatch.setattr(onnx_export, "MOST_BYTES", 1_000)
+    with pytest.raises(InputError, match="GB"):
+        export_onnx(detector, tmp_path / "model.onnx")
+    monkeypatch.setattr(onnx_export.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(InputError, match="pip install"):
+        export_onnx(detector, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
