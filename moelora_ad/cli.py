@@ -17,6 +17,10 @@ VERBS = {
     "validate": ("EER and scores of a checkpoint on the development set", "training.command"),
     "test": ("EER and scores of a checkpoint on every test set", "training.command"),
     "predict": ("scores alone, for test sets without labels", "training.command"),
+    "evaluate": ("figures, plots and a report from score files", "evaluation.evaluate_command"),
+    "score": ("scores of your own audio files", "inference.score_command"),
+    "export": ("a small model to keep, from a checkpoint", "inference.export_command"),
+    "calibrate": ("make a model's scores log-likelihood ratios", "inference.calibrate_command"),
     "corpus": ("list the corpora, or check those of a configuration", "training.corpus_command"),
 }
 

@@ -1,0 +1,124 @@
+"""The verb calibrate: make a model's scores log-likelihood ratios."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from moelora_ad.arguments import OneLineArgumentParser
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.calibration import Calibration, fit_calibration
+from moelora_ad.evaluation.curve import ScoreCurve
+from moelora_ad.evaluation.figures import FigureOptions, evaluate_set
+from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.models.kept_files import read_config, store_calibration
+
+FAILED = 1
+_CARD = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}
+
+
+def run(program: str) -> int:
+    """Run the verb in ``sys.argv``; returns the exit code."""
+    parser = OneLineArgumentParser(
+        prog=f"{program} calibrate",
+        description="Fit an affine calibration on a development score file of a model, and store it with the model.",
+        epilog="Calibrate on data that you report nothing on: never on a test set.",
+    )
+    parser.add_argument(
+        "scores", metavar="DEV_SCORES.csv", help="raw scores of the model on a development set, as validate writes them"
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
+    arguments = parser.parse_args(sys.argv[2:])
+    try:
+        before = read_config(arguments.model)["calibration"]
+        calibration = fitted(arguments.scores)
+        table = ScoreTable.read(arguments.scores)
+        store_calibration(arguments.model, calibration.as_dict())
+    except InputError as error:
+        parser.error(str(error))
+    except OSError as error:
+        print(f"{parser.prog}: error: {error.filename or arguments.model}: {error.strerror}", file=sys.stderr)
+        return FAILED
+    counts = f"{calibration.num_bona_fide:,} bona fide and {calibration.num_spoof:,} spoof"
+    print(f"{calibration.fitted_on}: {counts}; the figures are on the scores that it was fitted on")
+    Console().print(_table(table, calibration))
+    replaced = " in the place of another one" if before else ""
+    print(
+        f"stored in {arguments.model}{replaced}: log-likelihood ratio = {calibration.scale:.6g} * score "
+        f"{calibration.offset:+.6g}"
+    )
+    return 0
+
+
+def fitted(path: str | Path) -> Calibration:
+    """The calibration of a development score file.
+
+    Raises:
+        ScoreError: the file is missing or faulty, or has one class only.
+        InputError: its scores do not rank bona fide above spoof.
+    """
+    table = ScoreTable.read(path)
+    calibration = fit_calibration(table.scores, table.labels, fitted_on=_named(path, table))
+    if calibration.scale <= 0:
+        raise InputError(f"{path}: its scores do not rank bona fide above spoof, so they cannot be calibrated")
+    return calibration
+
+
+def figures_of_sets(
+    paths: Sequence[str | Path], calibration: Calibration | None, fitted_on: str | Path | None
+) -> list[dict[str, Any]]:
+    """Figures of score files for the model card, see `models.model_card`; a set is named by its file.
+
+    Args:
+        paths: score files of the model, raw scores.
+        calibration: what is stored with the model, if anything: then actDCF and Cllr too.
+        fitted_on: the score file that it was fitted on. A set that shares trials with it gets neither: they would say
+            nothing of other data.
+
+    Raises:
+        InputError: a file is missing or faulty, or two have the same name.
+    """
+    names = [Path(path).stem for path in paths]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{len(names)} score files, but {twice[0]!r} names more than one: rename them")
+    seen = set() if fitted_on is None else _utterances(ScoreTable.read(fitted_on))
+    results = []
+    for name, path in zip(names, paths, strict=True):
+        table = ScoreTable.read(path)
+        calibrated = calibration is not None and seen.isdisjoint(_utterances(table))
+        if calibration is not None:
+            table = table.with_scores(calibration.apply(table.scores))
+        figures = evaluate_set(name, table, FigureOptions(calibrated=calibrated)).overall
+        shown = {}
+        for field, title in _CARD.items():
+            value = getattr(figures, field)
+            if value is not None:
+                low, high = figures.intervals.get(field, (None, None))
+                shown[title] = {"value": value, "low": low, "high": high}
+        counts = {"num_bona_fide": figures.num_bona_fide, "num_spoof": figures.num_spoof}
+        results.append({"set": name, **counts, "figures": shown})
+    return results
+
+
+def _utterances(table: ScoreTable) -> set[tuple[str, str]]:
+    return {(trial.corpus, trial.utterance) for trial in table.trials}
+
+
+def _named(path: str | Path, table: ScoreTable) -> str:
+    """A score file in words that stay true when it is moved: its name, its corpora and splits."""
+    parts = sorted({" ".join(filter(None, (trial.corpus, trial.split))) for trial in table.trials})
+    return f"{Path(path).name} ({', '.join(parts)})"
+
+
+def _table(table: ScoreTable, calibration: Calibration) -> Table:
+    shown = Table()
+    for column in ("", "Cllr", "actDCF"):
+        shown.add_column(column, justify="right" if column else "left")
+    for name, scores in (("before", table.scores), ("after", calibration.apply(table.scores))):
+        curve = ScoreCurve(scores, table.labels)
+        shown.add_row(name, f"{curve.cllr():.4f}", f"{curve.act_dcf():.4f}")
+    shown.add_row("least possible", f"{curve.min_cllr():.4f}", f"{curve.min_dcf().cost:.4f}")
+    return shown

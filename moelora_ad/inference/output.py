@@ -1,0 +1,182 @@
+"""Scores as rows: for a person, or for a program."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from moelora_ad.inference.scorer import Failure, FileScore, default_threshold, probability
+
+FILE_COLUMNS = (
+    "path",
+    "score",
+    "scale",
+    "prior",
+    "probability",
+    "threshold",
+    "verdict",
+    "seconds",
+    "windows",
+    "error",
+)
+WINDOW_COLUMNS = ("path", "start", "end", "score", "probability")
+LLR, LOG_ODDS = "llr", "log_odds"
+"""What a score is: a calibrated log-likelihood ratio, or raw log-odds."""
+
+Row = dict[str, Any]
+
+
+class Decision(NamedTuple):
+    """How scores are judged: the prior of bona fide, and the score from which on a sound is taken for bona fide."""
+
+    is_calibrated: bool
+    prior: float
+    threshold: float
+
+    @classmethod
+    def of(cls, is_calibrated: bool, prior: float, threshold: float | None) -> "Decision":
+        """The default threshold if none is given."""
+        default = default_threshold(is_calibrated, prior)
+        return cls(is_calibrated, prior, default if threshold is None else threshold)
+
+    @property
+    def scale(self) -> str:
+        return LLR if self.is_calibrated else LOG_ODDS
+
+    def explained(self) -> str:
+        """What scores mean, in a line or two for a person."""
+        if self.is_calibrated:
+            return (
+                "score: log-likelihood ratio of bona fide against spoof (natural logarithm, calibrated); "
+                f"P(bona fide) at a prior of {self.prior:g}; verdict: bona fide from a score of {self.threshold:.3g} on"
+            )
+        return (
+            "score: raw log-odds of a model that is not calibrated: higher is more bona fide, but no probability can "
+            f"be given; verdict: bona fide from {self.threshold:.3g} on, a point that fits no particular use"
+        )
+
+
+def file_row(result: FileScore | Failure, decision: Decision) -> Row:
+    """One file, by ``FILE_COLUMNS``."""
+    if isinstance(result, Failure):
+        return dict.fromkeys(FILE_COLUMNS) | {"path": result.name, "error": result.reason}
+    return {
+        "path": result.name,
+        "score": result.score,
+        "scale": decision.scale,
+        "prior": decision.prior if decision.is_calibrated else None,
+        "probability": result.probability(decision.prior),
+        "threshold": decision.threshold,
+        "verdict": result.verdict(threshold=decision.threshold),
+        "seconds": result.seconds,
+        "windows": len(result.windows),
+        "error": None,
+    }
+
+
+def window_rows(result: FileScore, decision: Decision) -> list[Row]:
+    """The windows of one file, by ``WINDOW_COLUMNS``; times in seconds."""
+    return [
+        {
+            "path": result.name,
+            "start": window.start,
+            "end": window.end,
+            "score": window.score,
+            "probability": probability(window.score, decision.prior) if decision.is_calibrated else None,
+        }
+        for window in result.windows
+    ]
+
+
+def as_json_line(row: Row) -> bytes:
+    """One object a line, in ASCII."""
+    return json.dumps(row).encode("ascii") + b"\n"
+
+
+def as_csv_line(values: Iterable[object]) -> bytes:
+    """Numbers at full precision; file names get the bytes that they have on the disk."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow("" if value is None else value for value in values)
+    try:
+        return line.getvalue().encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a name that no file can have
+        return line.getvalue().encode("utf-8", "backslashreplace")
+
+
+class RowWriter:
+    """Writes rows as they come.
+
+    Args:
+        form: "jsonl" or "csv".
+        columns: Of the rows.
+        write: Gets whole lines.
+    """
+
+    def __init__(self, form: str, columns: tuple[str, ...], write: Callable[[bytes], object]) -> None:
+        self._write = write
+        self._is_csv = form == "csv"
+        if self._is_csv:
+            write(as_csv_line(columns))
+
+    def __call__(self, row: Row) -> None:
+        self._write(as_csv_line(row.values()) if self._is_csv else as_json_line(row))
+
+
+def score_table(rows: Sequence[Row]) -> Table:
+    """The files that have a score, for a person."""
+    folder = _shared_folder([row["path"] for row in rows])
+    title = Text(f"in {printable(folder)}", style="dim") if folder else None
+    table = Table(Column("file", overflow="fold"), title=title, title_justify="left")
+    for name in ("score", "P(bona fide)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name in ("length", "windows"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        name = row["path"][len(folder) :]
+        verdict = Text("bona fide") if row["verdict"] == "bonafide" else Text("spoof", style="bold red")
+        numbers = f"{row['score']:.3f}", chance(row["probability"]), verdict, clock(row["seconds"])
+        table.add_row(Text(printable(name)), *numbers, f"{row['windows']:,}")
+    return table
+
+
+def _shared_folder(paths: Sequence[str]) -> str:
+    """The folder that all of several files are in or below, with its slash; empty if there is none."""
+    try:
+        folder = os.path.join(os.path.commonpath([os.path.dirname(path) for path in paths]), "")
+    except ValueError:  # relative and absolute paths
+        return ""
+    return folder if len(paths) > 1 and all(path.startswith(folder) for path in paths) else ""
+
+
+def print_table(rows: list[Row], decision: Decision, console: Console) -> None:
+    """The table, and what its scores mean."""
+    if rows:
+        console.print(score_table(rows))
+    console.print(Text(decision.explained(), style="dim"), soft_wrap=True)
+
+
+def chance(probability: float | None) -> str:
+    """0.123, <0.001, >0.999; empty for None."""
+    if probability is None:
+        return ""
+    return f"{probability:.3f}" if 0.0005 <= probability < 0.9995 else "<0.001" if probability < 0.5 else ">0.999"
+
+
+def clock(seconds: float) -> str:
+    """0:04.0, 12:31.5, 1:00:02.3."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest / 10:04.1f}" if hours else f"{minutes}:{rest / 10:04.1f}"
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters and broken ones spelled out, so that a name cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,349 @@
+"""Scores of sounds of any length: three lines from a model to a number."""
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError, AudioReader
+from moelora_ad.audio.segments import Clip
+from moelora_ad.corpora.storage import open_file
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.calibration import Calibration, probability_of_bona_fide
+from moelora_ad.inference.windows import Envelope, Sound, sound_of_array, windows_of
+from moelora_ad.models import Detector
+
+Verdict = Literal["bonafide", "spoof"]
+
+
+class WindowScore(NamedTuple):
+    """A stretch of a sound, from ``start`` to ``end`` in seconds, and its score, on the scale of the file's."""
+
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True)
+class FileScore:
+    """What a detector says of a sound.
+
+    Attributes:
+        name: Of the file.
+        score: Higher is more bona fide. If ``is_calibrated``, the log-likelihood ratio of bona fide against spoof
+            (natural logarithm); otherwise the model's raw log-odds, on a scale of its own.
+        is_calibrated: See above.
+        seconds: Length of the sound.
+        windows: At least one; ``score`` is their mean.
+        envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
+    """
+
+    name: str
+    score: float
+    is_calibrated: bool
+    seconds: float
+    windows: tuple[WindowScore, ...]
+    envelope: NDArray[np.float32] = field(repr=False, compare=False)
+    envelope_step: float = field(repr=False)
+
+    def probability(self, prior: float = 0.5) -> float | None:
+        """The probability that the sound is bona fide; None if the score is not calibrated.
+
+        Args:
+            prior: How probable that is before the sound is heard, above 0 and below 1.
+        """
+        return probability(self.score, prior) if self.is_calibrated else None
+
+    def verdict(self, prior: float = 0.5, threshold: float | None = None) -> Verdict:
+        """Bona fide if the score reaches a threshold, see `default_threshold`."""
+        if threshold is None:
+            threshold = default_threshold(self.is_calibrated, prior)
+        return "bonafide" if self.score >= threshold else "spoof"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sound that has no score."""
+
+    name: str
+    error: Exception
+
+    @property
+    def reason(self) -> str:
+        """One line that has the name."""
+        if isinstance(self.error, InputError):
+            return str(self.error)
+        return str(InputError(f"cannot use {self.name}: {type(self.error).__name__}: {self.error}"))
+
+
+def probability(score: float, prior: float) -> float:
+    """The probability of bona fide for a log-likelihood ratio; ``prior`` as in `FileScore.probability`."""
+    return float(probability_of_bona_fide(np.array([score]), prior)[0])
+
+
+def default_threshold(is_calibrated: bool, prior: float) -> float:
+    """The threshold with the fewest expected errors for calibrated scores, -logit(prior); 0 for raw ones.
+
+    Raises:
+        InputError: ``prior`` is not above 0 and below 1.
+    """
+    if not 0 < prior < 1:
+        raise InputError(f"prior: must be above 0 and below 1, not {prior}")
+    return math.log1p(-prior) - math.log(prior) if is_calibrated else 0.0
+
+
+Opened = Callable[[], AbstractContextManager[Sound]]
+Progress = Callable[[float], None]
+
+
+class Scorer:
+    """Scores files and arrays with a detector.
+
+    A sound is cut into windows of the length that the detector was evaluated on; they overlap, and the last one ends
+    where the sound ends. A shorter sound is repeated. A score is the mean of its windows' log-odds: a sound of at most
+    one window has the score that `lightning test` gives it. All is computed in float32.
+
+    Args:
+        detector: It is put in evaluation mode.
+        calibration: Makes log-odds log-likelihood ratios; without it, scores are raw log-odds.
+        window: Length of a window in samples at 16 kHz.
+        hop: Samples from one window to the next; half a window if not given.
+        batch_size: Windows that the detector gets at once, of several files if these are short.
+        device: "cpu", "cuda", ...; the first GPU if not given and if there is one.
+
+    Raises:
+        InputError: A value is out of range, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        calibration: Calibration | None = None,
+        window: int = TRAINING_SAMPLES,
+        hop: int | None = None,
+        batch_size: int = 16,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.hop = max(1, window // 2) if hop is None else hop
+        if not 1 <= self.hop <= window:
+            seconds = window / SAMPLE_RATE
+            raise InputError(f"hop: must be above 0 and at most a window, {window} samples ({seconds:g} s), not {hop}")
+        if batch_size < 1:
+            raise InputError(f"batch size: must be at least 1, not {batch_size}")
+        self.device = _usable(device)
+        self.detector = detector.to(self.device, torch.float32).eval()
+        self.calibration = calibration
+        self.window = window
+        self.batch_size = batch_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        backbone: str | Path | None = None,
+        hop: int | None = None,
+        batch_size: int = 16,
+        device: str | torch.device | None = None,
+    ) -> "Scorer":
+        """The scorer of a model that was kept, with its calibration and its window.
+
+        Args:
+            source: A folder, or a model id of the Hugging Face hub.
+            revision: Commit, tag or branch of the hub repository.
+            backbone: Where the pretrained encoder is, if not where the model says.
+            hop: As for the class; the others too.
+
+        Raises:
+            InputError: The model is missing or does not fit, or see the class.
+        """
+        device = _usable(device)
+        detector = Detector.from_pretrained(source, revision=revision, backbone=backbone, device=device)
+        kept = detector.calibration
+        calibration = None if kept is None else Calibration.from_dict(kept)
+        return cls(detector, calibration, detector.window, hop, batch_size, device)
+
+    def __call__(
+        self, sound: str | os.PathLike[str] | BinaryIO | ArrayLike, sample_rate: int = SAMPLE_RATE
+    ) -> FileScore:
+        """The score of one sound.
+
+        Args:
+            sound: A path, a place in an archive (``x.zip!/a.wav``), a binary file object, which is closed; or an array
+                or tensor, (samples,) or (channels, samples): floats with full scale 1, or int16, int32 or uint8.
+            sample_rate: Of an array, in hertz; files know theirs.
+
+        Raises:
+            AudioError: The sound is missing, damaged or empty, or has NaN or infinite samples.
+            StorageError: An archive or a remote file cannot be read.
+        """
+        opened: Opened
+        if isinstance(sound, str | os.PathLike):
+            name, opened = os.fspath(sound), _opener(os.fspath(sound))
+        elif hasattr(sound, "read"):
+            name = str(getattr(sound, "name", "the file"))
+            opened = partial(AudioReader, cast(BinaryIO, sound), name)
+        else:
+            name = "the array"
+            of_array: AbstractContextManager[Sound] = nullcontext(sound_of_array(sound, sample_rate, name))
+            opened = lambda: of_array  # noqa: E731
+        (result,) = self._score([(name, opened)], None)
+        if isinstance(result, Failure):
+            raise result.error
+        return result
+
+    def score_files(self, places: Iterable[str], progress: Progress | None = None) -> Iterator[FileScore | Failure]:
+        """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
+
+        Args:
+            places: Paths, or places in archives.
+            progress: Is told how many files are read, with the part of the one that is being read.
+
+        Raises:
+            InputError: The device has too little memory. A file that cannot be used is a `Failure`.
+        """
+        return self._score(((place, _opener(place)) for place in places), progress)
+
+    def _score(self, sounds: Iterable[tuple[str, Opened]], progress: Progress | None) -> Iterator[FileScore | Failure]:
+        waiting: deque[_Sound] = deque()
+        batch: list[tuple[_Sound, Clip]] = []
+        for number, (name, opened) in enumerate(sounds):
+            sound = _Sound(name)
+            waiting.append(sound)
+            for clip in sound.clips(opened, self.window, self.hop):
+                batch.append((sound, clip))
+                if len(batch) == self.batch_size:
+                    self._run(batch)
+                    if progress is not None:
+                        progress(number + sound.part_read(self.window))
+            while waiting and waiting[0].is_complete:
+                yield self._result(waiting.popleft())
+            if progress is not None:
+                progress(number + 1)
+        self._run(batch)
+        yield from map(self._result, waiting)
+
+    def _run(self, batch: list[tuple["_Sound", Clip]]) -> None:
+        """Give the windows of a batch to their sounds, and empty it."""
+        if batch:
+            waveforms = torch.from_numpy(np.stack([clip for _, clip in batch]))
+            for (sound, _), log_odds in zip(batch, self._log_odds(waveforms), strict=True):
+                sound.log_odds.append(log_odds)
+            batch.clear()
+
+    def _log_odds(self, waveforms: torch.Tensor) -> list[float]:
+        try:
+            with torch.inference_mode(), _full_precision(self.device):
+                logits = self.detector(waveforms.to(self.device))
+                return (logits[:, 1] - logits[:, 0]).tolist()
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"{self.device} has too little memory for {len(waveforms)} windows at once: take a smaller batch size"
+            ) from None
+
+    def _result(self, sound: "_Sound") -> FileScore | Failure:
+        if sound.error is not None:
+            return Failure(sound.name, sound.error)
+        scores = np.array(sound.log_odds, np.float64)
+        if not np.isfinite(scores).all():
+            told = "the detector's output is not finite; are its samples within full scale?"
+            return Failure(sound.name, AudioError(f"cannot score {sound.name}: {told}"))
+        if self.calibration is not None:
+            scores = self.calibration.apply(scores)
+        assert sound.envelope is not None
+        windows = (
+            WindowScore(start / SAMPLE_RATE, min(start + self.window, sound.length) / SAMPLE_RATE, score)
+            for start, score in zip(sound.starts, scores.tolist(), strict=True)
+        )
+        return FileScore(
+            sound.name,
+            float(scores.mean()),
+            self.calibration is not None,
+            sound.length / SAMPLE_RATE,
+            tuple(windows),
+            sound.envelope.extremes(),
+            sound.envelope.seconds,
+        )
+
+
+class _Sound:
+    """A sound on its way through the batches."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.length = 0
+        self.starts: list[int] = []
+        self.log_odds: list[float] = []
+        self.envelope: Envelope | None = None
+        self.error: Exception | None = None
+        self.is_read = False
+
+    def clips(self, opened: Opened, window: int, hop: int) -> Iterator[Clip]:
+        """Its windows; what goes wrong ends them and is kept."""
+        try:
+            with opened() as sound:
+                self.length = sound.length
+                self.envelope = Envelope(sound.length)
+                for start, clip in windows_of(sound, window, hop, self.envelope):
+                    self.starts.append(start)
+                    yield clip
+        except Exception as error:  # a file must not stop those after it
+            self.error = error
+        self.is_read = True
+
+    def part_read(self, window: int) -> float:
+        return min(1.0, (self.starts[-1] + window) / self.length)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.error is not None or (self.is_read and len(self.log_odds) == len(self.starts))
+
+
+def _opener(place: str) -> Opened:
+    def opened() -> AudioReader:
+        if os.path.isfile(place):
+            return AudioReader(place)
+        if os.path.exists(place):  # opening a pipe would wait for a writer
+            raise AudioError(f"cannot decode {place}: this is a {'folder' if os.path.isdir(place) else 'device'}")
+        source = open_file(place)
+        if source == place:  # libsndfile would end a name at NUL
+            raise AudioError(f"no such audio file: {place}")
+        return AudioReader(source, place)
+
+    return opened
+
+
+def _usable(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for; the first GPU, or else the CPU, if none was."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as reason:
+        told = str(reason).strip().splitlines()[0]
+        raise InputError(f"device {str(device)!r} cannot be used: {told}") from None
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor TF32, whatever the caller has set: scores of CPU and GPU agree."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)

@@ -1,0 +1,211 @@
+"""Scores over time as a picture, and as a page that needs nothing else."""
+
+import base64
+import io
+import math
+import re
+import warnings
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MultipleLocator
+from numpy.typing import NDArray
+
+from moelora_ad.files import written_whole
+from moelora_ad.inference.output import Decision, Row, chance, clock, printable, window_rows
+from moelora_ad.inference.scorer import FileScore
+
+BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # told apart by colour-blind readers, too
+_ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
+_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def write_timeline(result: FileScore, decision: Decision, stem: Path) -> None:
+    """Write ``stem`` with .png (the plot) and with .html (a self-contained page, readable on a phone)."""
+    with written_whole(stem.with_name(f"{stem.name}.png")) as unfinished:
+        unfinished.write_bytes(_png(timeline_figure(result, decision, (10, 4), title=True), 150))
+    with written_whole(stem.with_name(f"{stem.name}.html")) as unfinished:
+        unfinished.write_text(timeline_page(result, decision), encoding="utf-8")
+
+
+def timeline_figure(result: FileScore, decision: Decision, size: tuple[float, float], title: bool = False) -> Figure:
+    """The waveform in grey, and the score of each window as a step around the window's centre.
+
+    Args:
+        result: What is drawn.
+        decision: Gives the threshold.
+        size: Width and height in inches.
+        title: Whether the file's name and verdict stand above.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    waves: Axes = figure.add_subplot()
+    _draw_envelope(waves, result)
+    axes = waves.twinx()
+    axes.yaxis.tick_left()
+    axes.yaxis.set_label_position("left")
+    _draw_scores(axes, result, decision.threshold)
+    axes.set_ylabel("score (log-likelihood ratio)" if decision.is_calibrated else "score (raw log-odds)")
+    waves.set_xlim(0, max(result.seconds, 1e-3))
+    waves.set_xlabel("time (h:mm:ss)" if result.seconds >= 3_600 else "time (mm:ss)")
+    waves.xaxis.set_major_locator(MultipleLocator(_tick_step(result.seconds / size[0])))
+    waves.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _tick(seconds, result.seconds)))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, columnspacing=1.2, handlelength=1.5)
+    for spines in (waves.spines, axes.spines):
+        spines[["top", "right"]].set_visible(False)
+    if title:
+        words = f"{_shortened(printable(result.name))}\nscore {result.score:.3f}: {_verdict(result, decision)}"
+        axes.set_title(words, loc="left", fontsize=11, color=_INK, parse_math=False)
+    return figure
+
+
+def _draw_envelope(axes: Axes, result: FileScore) -> None:
+    low, high = result.envelope[:, 0], result.envelope[:, 1]
+    loudest = max(float(np.abs(result.envelope).max()), 1e-9)
+    edges = np.minimum(np.arange(len(low) + 1) * result.envelope_step, result.seconds)
+    axes.fill_between(edges, np.append(low, low[-1]), np.append(high, high[-1]), step="post", color=_ENVELOPE, lw=0)
+    axes.set_ylim(-1.1 * loudest, 1.1 * loudest)
+    axes.set_yticks([])
+
+
+def _draw_scores(axes: Axes, result: FileScore, threshold: float) -> None:
+    edges, scores = steps(result)
+    values = np.append(scores, scores[-1])
+    for side, colour in ((np.maximum, BONA_FIDE), (np.minimum, SPOOF)):
+        axes.fill_between(edges, threshold, side(values, threshold), step="post", color=colour, alpha=0.18, lw=0)
+    is_bona_fide = scores >= threshold
+    for mask, colour, name in ((is_bona_fide, BONA_FIDE, "bona fide"), (~is_bona_fide, SPOOF, "spoof")):
+        drawn = np.flatnonzero(mask)
+        axes.hlines(scores[drawn], edges[drawn], edges[drawn + 1], color=colour, lw=2.2, label=f"window: {name}")
+    axes.vlines(edges[1:-1], scores[:-1], scores[1:], color=_INK, lw=0.6, alpha=0.6)
+    axes.axhline(threshold, color=_INK, lw=1, ls=(0, (4, 3)), label=f"threshold {threshold:.3g}")
+    low, high = min(scores.min(), threshold), max(scores.max(), threshold)
+    margin = 0.08 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    axes.grid(axis="y", color=_GRID)
+    axes.set_axisbelow(True)
+
+
+def steps(result: FileScore) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Edges (n + 1,) in seconds and scores (n,): a score holds from midway to the centre of the window before it to
+    midway to that after it."""
+    centres = np.array([(window.start + window.end) / 2 for window in result.windows])
+    edges = np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [result.seconds]])
+    return edges, np.array([window.score for window in result.windows])
+
+
+def timeline_page(result: FileScore, decision: Decision) -> str:
+    """An HTML page with the plot for wide and for narrow screens, and all windows."""
+    return _PAGE.from_string(_TEMPLATE).render(
+        name=printable(result.name),
+        score=f"{result.score:.3f}",
+        chance=chance(result.probability(decision.prior)),
+        verdict=_verdict(result, decision),
+        colour=BONA_FIDE if result.verdict(threshold=decision.threshold) == "bonafide" else SPOOF,
+        length=clock(result.seconds),
+        explained=decision.explained(),
+        wide=_embedded(timeline_figure(result, decision, (11, 4.2))),
+        narrow=_embedded(timeline_figure(result, decision, (4.4, 4.4))),
+        windows=[_shown(row) for row in window_rows(result, decision)],
+    )
+
+
+def _shown(row: Row) -> list[str]:
+    return [clock(row["start"]), clock(row["end"]), f"{row['score']:.3f}", chance(row["probability"])]
+
+
+def _embedded(figure: Figure) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(figure, 220)).decode("ascii")
+
+
+def _png(figure: Figure, dots_per_inch: int) -> bytes:
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure.savefig(content, format="png", dpi=dots_per_inch)
+    return content.getvalue()
+
+
+def _verdict(result: FileScore, decision: Decision) -> str:
+    return "bona fide" if result.verdict(threshold=decision.threshold) == "bonafide" else "spoof"
+
+
+def _tick_step(least: float) -> float:
+    """A time between ticks, round to the eye, in seconds."""
+    small = [digit * 10.0**power for power in (-4, -3, -2, -1) for digit in (1, 2, 5)]
+    large = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600]
+    return next((step for step in (*small, *large) if step >= least), 3_600 * math.ceil(least / 3_600))
+
+
+def _tick(seconds: float, length: float) -> str:
+    whole = math.floor(seconds + 1e-6)
+    hours, minutes = divmod(whole // 60, 60)
+    text = f"{minutes:02}:{whole % 60:02}" if length < 3_600 else f"{hours}:{minutes:02}:{whole % 60:02}"
+    return text + f"{seconds - whole:.4f}".removeprefix("0").rstrip("0").rstrip(".")
+
+
+def _shortened(name: str, most: int = 90) -> str:
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+class FileNames:
+    """A name for each file's timeline, that any disk takes and none other has."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def __call__(self, place: str) -> str:
+        """For example ``speech.wav``, or ``speech.wav-2`` for the second of that name."""
+        stem = re.sub(r"[^\w.-]", "_", re.split(r"[/\\]", place.rstrip("/"))[-1], flags=re.ASCII).lstrip(".")[-80:]
+        stem = stem or "sound"
+        number, name = 1, stem
+        while name.lower() in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name.lower())
+        return name
+
+
+_TEMPLATE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ name }}: {{ verdict }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #333; background: #fff; max-width: 70rem; margin: 0 auto;
+  padding: 1rem; }
+h1 { font-size: 1.2rem; overflow-wrap: anywhere; margin: 0; }
+img { width: 100%; height: auto; display: block; }
+.facts { margin: .3rem 0 1rem; }
+.verdict { color: {{ colour }}; font-weight: 700; }
+.note { color: #666; font-size: .9rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { text-align: right; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid #eee; }
+summary { cursor: pointer; }
+</style>
+</head>
+<body>
+<h1>{{ name }}</h1>
+<p class="facts"><span class="verdict">{{ verdict }}</span>, score {{ score }}\
+{% if chance %}, P(bona fide) {{ chance }}{% endif %}, length {{ length }}</p>
+<picture>
+<source media="(max-width: 640px)" srcset="{{ narrow }}">
+<img src="{{ wide }}" alt="Score over time; the windows are listed below">
+</picture>
+<p class="note">{{ explained }}. Grey: the waveform. Each step is a window of the sound, drawn around its centre.</p>
+<details>
+<summary>{{ windows | length }} window{{ "" if windows | length == 1 else "s" }}</summary>
+<table>
+<tr><th>from</th><th>to</th><th>score</th><th>P(bona fide)</th></tr>
+{% for row in windows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+</details>
+</body>
+</html>
+"""

@@ -1,0 +1,138 @@
+"""Sound of any length as overlapping windows of one length, in bounded memory."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moelora_ad.audio import SAMPLE_RATE, AudioError
+from moelora_ad.audio.decoding import check_rate, resampled
+from moelora_ad.audio.segments import Clip, repeated
+
+ENVELOPE_POINTS = 1_000
+_FULL_SCALE = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}
+
+
+class Sound(Protocol):
+    """What windows are taken of: an open file, or an array."""
+
+    @property
+    def length(self) -> int:
+        """Number of samples at 16 kHz."""
+
+    def blocks(self) -> Iterator[Clip]:
+        """The sound from its beginning to its end, each block (n,) float32 at 16 kHz."""
+
+
+class ArraySound(NamedTuple):
+    """An array as a `Sound`."""
+
+    waveform: Clip
+
+    @property
+    def length(self) -> int:
+        return len(self.waveform)
+
+    def blocks(self) -> Iterator[Clip]:
+        yield self.waveform
+
+
+def sound_of_array(values: object, rate: int, name: str) -> ArraySound:
+    """An array or tensor, channels averaged, at 16 kHz.
+
+    Args:
+        values: (samples,) or (channels, samples): floats with full scale 1, or int16, int32 or uint8 as WAV has them.
+        rate: Its sample rate in hertz.
+        name: How messages call it.
+
+    Raises:
+        AudioError: It is empty, has other dimensions, another type, NaN or infinite samples, or a rate that cannot be
+            brought to 16 kHz.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.size == 0:
+        raise AudioError(f"cannot use {name}: it has zero samples")
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[0] > array.shape[1]):
+        raise AudioError(f"cannot use {name}: its shape must be (samples,) or (channels, samples), not {array.shape}")
+    if array.dtype.kind != "f" and array.dtype.name not in _FULL_SCALE:
+        known = ", ".join(_FULL_SCALE)
+        raise AudioError(f"cannot use {name}: samples must be floats with full scale 1, or {known}, not {array.dtype}")
+    if rate != int(rate):
+        raise AudioError(f"cannot use {name}: its sample rate must be a whole number of hertz, not {rate}")
+    check_rate(name, int(rate))
+    # Integers are scaled as libsndfile does.
+    scale = _FULL_SCALE.get(array.dtype.name, 1)
+    middle = 128 if array.dtype.name == "uint8" else 0
+    with np.errstate(over="ignore"):
+        waveform = ((array.astype(np.float64) - middle) / scale).astype(np.float32)
+    mono: Clip = waveform if array.ndim == 1 else waveform.mean(axis=0)
+    if not np.isfinite(mono).all():
+        raise AudioError(f"cannot use {name}: it has NaN or infinite samples")
+    return ArraySound(resampled(mono, int(rate)))
+
+
+def window_starts(length: int, window: int, hop: int) -> Iterator[int]:
+    """The first sample of each window of a sound of ``length`` samples: every ``hop``, and the last one at the end."""
+    yield from range(0, length - window, hop)
+    yield max(0, length - window)
+
+
+def windows_of(sound: Sound, window: int, hop: int, envelope: "Envelope") -> Iterator[tuple[int, Clip]]:
+    """Each window's first sample and its sound (window,); a sound shorter than one is repeated whole.
+
+    Args:
+        sound: It is read once, and no more of it is held than a block and a window.
+        window: In 16 kHz samples.
+        hop: From one window to the next, in samples, 1 to ``window``.
+        envelope: Gets all of the sound.
+    """
+    starts = window_starts(sound.length, window, hop)
+    start: int | None = next(starts)
+    kept, begin = np.empty(0, np.float32), 0  # what is still needed, and which sample it begins with
+    for block in sound.blocks():
+        envelope.add(block)
+        kept = np.concatenate([kept, block])
+        while start is not None and begin + len(kept) >= min(start + window, sound.length):
+            yield start, repeated(kept[start - begin : start - begin + window], window)
+            start = next(starts, None)
+        unneeded = (begin + len(kept) if start is None else start) - begin
+        kept, begin = kept[unneeded:], begin + unneeded
+
+
+class Envelope:
+    """The lowest and highest sample of equal stretches of a sound, for drawing it.
+
+    Args:
+        length: Samples that will come.
+
+    Attributes:
+        seconds: Length of a stretch.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._stretch = max(1, -(-length // ENVELOPE_POINTS))
+        self.seconds = self._stretch / SAMPLE_RATE
+        self._parts: list[NDArray[np.float32]] = []
+        self._rest = np.empty(0, np.float32)
+
+    def add(self, block: Clip) -> None:
+        """The next samples (n,)."""
+        sound = np.concatenate([self._rest, block])
+        whole = len(sound) - len(sound) % self._stretch
+        self._parts.append(_extremes(sound[:whole].reshape(-1, self._stretch)))
+        self._rest = sound[whole:]
+
+    def extremes(self) -> NDArray[np.float32]:
+        """(stretches, 2): lowest and highest."""
+        return np.concatenate([*self._parts, _extremes(self._rest[None, :])] if len(self._rest) else self._parts)
+
+
+def _extremes(stretches: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, samples) -> (n, 2)."""
+    if stretches.size == 0:
+        return np.empty((0, 2), np.float32)
+    return np.stack([stretches.min(axis=1), stretches.max(axis=1)], axis=1)

@@ -1,0 +1,150 @@
+"""The verb calibrate, and the calibration and figures that export stores."""
+
+import json
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moelora_ad.adapters import LoRA
+from moelora_ad.corpora import Trial
+from moelora_ad.evaluation.calibration import Calibration
+from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.inference import calibrate_command
+from moelora_ad.inference.calibrate_command import figures_of_sets, fitted
+from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
+
+
+@pytest.fixture
+def model(tmp_path: Path, small_whisper: Path) -> Path:
+    Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def score_file(path: Path, split: str = "dev", reverse: bool = False, seed: int = 0) -> Path:
+    """Scores of 400 trials whose log-likelihood ratio is known: with N(+-2, 4) it is the score itself, and the file
+    holds (score - 3) / 5."""
+    random = np.random.default_rng(seed)
+    labels = np.tile([1, 0], 200)
+    ratios = random.normal(np.where(labels == 1, 2.0, -2.0), 2.0)
+    trials = [
+        Trial(utterance=f"{split}{n}", audio="", label=int(label), corpus="LA", split=split, speaker=f"s{n % 20}")
+        for n, label in enumerate(labels)
+    ]
+    ScoreTable(trials, (ratios - 3.0) / 5.0 * (-1 if reverse else 1)).write(path)
+    return path
+
+
+def cllr(ratios: np.ndarray, labels: np.ndarray) -> float:
+    """Brümmer and du Preez 2006, eq. 3, as it is written there."""
+    bona_fide = [math.log2(1 + math.exp(-one)) for one in ratios[labels == 1]]
+    spoof = [math.log2(1 + math.exp(one)) for one in ratios[labels == 0]]
+    return (sum(bona_fide) / len(bona_fide) + sum(spoof) / len(spoof)) / 2
+
+
+@pytest.fixture
+def calibrate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moelora-ad", "calibrate", *map(str, arguments)])
+        try:
+            code = calibrate_command.run("moelora-ad")
+        except SystemExit as exit_:
+            code = exit_.code
+        printed = capsys.readouterr()
+        assert printed.err.count("\n") <= 1
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_scores_become_log_likelihood_ratios(model, calibrate, tmp_path):
+    path = score_file(tmp_path / "dev.csv")
+    weights = (model / "model.safetensors").read_bytes()
+    code, printed, error = calibrate(path, "--model", model)
+    assert (code, error) == (0, "")
+    stored = Detector.from_pretrained(model).calibration
+    calibration = Calibration.from_dict(stored)
+    assert stored == json.loads((model / "config.json").read_text())["calibration"]
+    assert (calibration.scale, calibration.offset) == pytest.approx((5.0, 3.0), abs=0.8)
+    assert (calibration.num_bona_fide, calibration.num_spoof) == (200, 200)
+    assert calibration.fitted_on == "dev.csv (LA dev)"
+    assert (model / "model.safetensors").read_bytes() == weights
+    table = ScoreTable.read(path)
+    before, after = cllr(table.scores, table.labels), cllr(calibration.apply(table.scores), table.labels)
+    shown = {row[0]: row[1] for row in re.findall(r"(before|after)\W+([\d.]+)", printed)}
+    assert shown == {"before": f"{before:.4f}", "after": f"{after:.4f}"}
+    assert after < before
+    assert "on the scores that it was fitted on" in printed
+    assert "calibrated on dev.csv (LA dev)" in (model / "README.md").read_text()
+    # Once more: the other calibration takes its place, and that is said.
+    _, printed, _ = calibrate(score_file(tmp_path / "other.csv", seed=1), "--model", model)
+    assert "in the place of another one" in printed
+    assert Detector.from_pretrained(model).calibration["fitted_on"] == "other.csv (LA dev)"
+
+
+def test_a_model_card_that_somebody_wrote_stays(model, calibrate, tmp_path):
+    (model / "README.md").write_text("my own words\n")
+    assert calibrate(score_file(tmp_path / "dev.csv"), "--model", model)[0] == 0
+    assert (model / "README.md").read_text() == "my own words\n"
+
+
+def test_figures_of_another_calibration_are_taken_out(model, calibrate, tmp_path):
+    detector = Detector.from_pretrained(model)
+    figures = {name: {"value": 0.1, "low": None, "high": None} for name in ("EER", "minDCF", "actDCF", "Cllr")}
+    result = {"set": "ITW", "num_bona_fide": 1, "num_spoof": 2, "figures": figures}
+    detector.about = {"data": {"training": "LA"}, "results": [result]}
+    detector.save_pretrained(model)
+    assert calibrate(score_file(tmp_path / "dev.csv"), "--model", model)[0] == 0
+    about = Detector.from_pretrained(model).about
+    assert about["data"] == {"training": "LA"}
+    assert list(about["results"][0]["figures"]) == ["EER", "minDCF"]
+    assert "| set | bona fide | spoof | EER | minDCF |\n" in (model / "README.md").read_text()
+
+
+def test_mistakes_change_nothing(model, calibrate, tmp_path):
+    good, before = score_file(tmp_path / "dev.csv"), (model / "config.json").read_bytes()
+    bona_fide = tmp_path / "one.csv"
+    table = ScoreTable.read(good)
+    keep = np.flatnonzero(table.labels == 1)
+    ScoreTable([table.trials[int(n)] for n in keep], table.scores[keep]).write(bona_fide)
+    for path, expected in {
+        tmp_path / "absent.csv": "absent.csv",
+        bona_fide: "",
+        score_file(tmp_path / "reversed.csv", reverse=True): "reversed.csv",
+        model / "config.json": "config.json",
+    }.items():
+        code, printed, error = calibrate(path, "--model", model)
+        assert (code, printed) == (2, "")
+        assert expected in error
+        assert (model / "config.json").read_bytes() == before
+    code, _, error = calibrate(good, "--model", tmp_path / "nowhere")
+    assert code == 2
+    assert "cannot be read" in error
+
+
+def test_figures_for_the_card(tmp_path):
+    dev, test = score_file(tmp_path / "dev.csv"), score_file(tmp_path / "test.csv", "eval", seed=7)
+    calibration = fitted(dev)
+    copy = tmp_path / "renamed.csv"
+    shutil.copy(dev, copy)
+    raw = figures_of_sets([test], None, None)[0]
+    results = {result["set"]: result for result in figures_of_sets([dev, copy, test], calibration, dev)}
+    assert set(results) == {"dev", "renamed", "test"}
+    assert set(results["test"]["figures"]) == {"EER", "minDCF", "actDCF", "Cllr"}
+    # Nothing that the calibration has seen is reported as calibrated, whatever the file's name.
+    assert set(results["dev"]["figures"]) == set(results["renamed"]["figures"]) == {"EER", "minDCF"}
+    assert set(raw["figures"]) == {"EER", "minDCF"}
+    table = ScoreTable.read(test)
+    eer = results["test"]["figures"]["EER"]
+    assert eer["value"] == raw["figures"]["EER"]["value"] == table.equal_error_rate().eer
+    assert eer["low"] < eer["value"] < eer["high"]
+    wanted = cllr(calibration.apply(table.scores), table.labels)
+    assert results["test"]["figures"]["Cllr"]["value"] == pytest.approx(wanted, abs=1e-12)
+    assert (results["test"]["num_bona_fide"], results["test"]["num_spoof"]) == (200, 200)
+    json.dumps(results)
+    with pytest.raises(ValueError, match="'dev' names more than one"):
+        figures_of_sets([dev, tmp_path / "other" / "dev.csv"], None, None)

@@ -1,0 +1,237 @@
+"""The verb export: from a checkpoint of a training run to a model that scores the same."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from moelora_ad.adapters import GatePolicy, MoELoRA
+from moelora_ad.inference import export_command
+from moelora_ad.models import AttentiveStatistics, Detector, WhisperBackbone
+from moelora_ad.training.detection_module import DetectionModule
+
+CORPUS = Path(__file__).parents[2] / "experiments" / "quickstart" / "corpus" / "MiniLA"
+
+
+class Run:
+    """A training run of a small detector: its folder, its configuration, its module."""
+
+    def __init__(self, folder: Path, encoder: Path) -> None:
+        torch.manual_seed(3)
+        self.module = DetectionModule(
+            WhisperBackbone(encoder, hidden_states="weighted"),
+            MoELoRA(3, 2, gate=GatePolicy(top_k=2)),
+            lambda width: AttentiveStatistics(width, hidden=5),
+        ).eval()
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.05 * torch.randn(parameter.shape))
+        self.folder = folder
+        self.checkpoint = folder / "checkpoints" / "last.ckpt"
+        self.checkpoint.parent.mkdir(parents=True)
+        checkpoint = {"state_dict": self.module.state_dict(), "epoch": 3}
+        self.module.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, self.checkpoint)
+        corpus = {
+            "class_path": "moelora_ad.corpora.ASVspoof2019Protocol",
+            "init_args": {"name": "MiniLA", "protocol": "absent.txt", "audio": "absent", "split": "train"},
+        }
+        self.config = {
+            "seed_everything": 1,
+            "trainer": {"max_epochs": 3},
+            "model": {
+                "backbone": {
+                    "class_path": "moelora_ad.models.WhisperBackbone",
+                    "init_args": {"source": str(encoder), "hidden_states": "weighted"},
+                },
+                "adaptation": {
+                    "class_path": "moelora_ad.adapters.MoELoRA",
+                    "init_args": {"num_experts": 3, "rank": 2, "gate": {"top_k": 2}},
+                },
+                "classifier": {
+                    "class_path": "moelora_ad.models.AttentiveStatistics",
+                    "init_args": {"hidden": 5},
+                },
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
+                "adapter_lr": 0.1,
+            },
+            "data": {"train": corpus, "seed": 1, "eval_segment": {"samples": 16_000}},
+            "checkpoint": {"save_last": True},
+        }
+        self.write()
+
+    def write(self) -> None:
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
+
+
+@pytest.fixture
+def run(tmp_path: Path, small_whisper: Path) -> Run:
+    return Run(tmp_path / "run", small_whisper)
+
+
+@pytest.fixture
+def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the verb; returns its exit code, what it printed, and its error line."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moelora-ad", "export", *map(str, arguments)])
+        try:
+            code = export_command.run("moelora-ad")
+        except SystemExit as exit_:
+            code = exit_.code
+        printed = capsys.readouterr()
+        assert printed.err.count("\n") <= 1
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_an_exported_model_gives_the_logits_of_its_run(run, export, tmp_path):
+    code, printed, error = export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
+    assert (code, error) == (0, "")
+    assert f"moelora-ad score FILES --model {tmp_path / 'model'}" in printed
+    loaded = Detector.from_pretrained(tmp_path / "model")
+    clips = 0.1 * torch.randn(3, 16_000)
+    with torch.inference_mode():
+        assert torch.equal(loaded(clips), run.module(clips))
+    assert loaded.window == 16_000
+    assert loaded.about == {"data": {"training": "MiniLA train", "augmentation in training": "none"}}
+    assert loaded.calibration is None
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "- training: MiniLA train" in text
+    assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")[0] == 0  # again, over it
+
+
+@pytest.mark.parametrize(
+    ("segment", "window"),
+    [
+        (None, 64_600),
+        ({"samples": 8_000}, 8_000),
+        ({"class_path": "moelora_ad.audio.Crops", "init_args": {"count": 3, "samples": 20_000}}, 20_000),
+        ({"class_path": "moelora_ad.audio.FullUtterance"}, 32_000),  # then what it was trained on
+    ],
+)
+def test_the_window_is_what_was_evaluated(run, export, tmp_path, segment, window):
+    run.config["data"] |= {"eval_segment": segment, "train_segment": {"samples": 32_000}}
+    run.write()
+    assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")[0] == 0
+    assert Detector.from_pretrained(tmp_path / "model").window == window
+
+
+def test_configurations_compose_as_for_fit(run, export, tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    wrong = run.config["model"] | {"classifier": "moelora_ad.models.MeanPooling"}
+    third = tmp_path / "third.yaml"
+    third.write_text(yaml.safe_dump({"model": {"backbone": wrong["backbone"], "adaptation": wrong["adaptation"]}}))
+    first.write_text(yaml.safe_dump({"model": wrong}))
+    second.write_text(yaml.safe_dump({"model": {"classifier": run.config["model"]["classifier"]}}))
+    arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model", "--config", first)
+    code, _, error = export(*arguments)
+    assert code == 2
+    assert "does not fit the configuration" in error
+    assert export(*arguments, "--config", second)[0] == 0
+    base = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
+    assert export(*base, "--config", second, "--config", third)[0] == 0  # neither is whole
+    assert "no model.classifier" in export(*base, "--config", third)[2]
+
+
+def test_the_encoder_may_have_moved(run, export, tmp_path, small_whisper):
+    run.config["model"]["backbone"]["init_args"]["source"] = str(tmp_path / "gone")
+    run.write()
+    arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
+    code, _, error = export(*arguments)
+    assert code == 2
+    assert "gone: no such folder; give its place now with --backbone" in error
+    assert export(*arguments, "--backbone", small_whisper)[0] == 0
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["backbone"]["init_args"]["source"] == str(small_whisper)
+
+
+def test_nothing_but_a_model_is_overwritten(run, export, tmp_path):
+    target = tmp_path / "thesis"
+    target.mkdir()
+    assert export("--checkpoint", run.checkpoint, "--to", target)[0] == 0  # it is empty
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    (tmp_path / "file").write_text("x")
+    for name in ("other", "file"):
+        code, _, error = export("--checkpoint", run.checkpoint, "--to", tmp_path / name)
+        assert code == 2
+        assert "is no model of ours" in error
+    assert (tmp_path / "other" / "config.json").read_text() == "{}"
+
+
+def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatch):
+    arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
+    monkeypatch.setattr(export_command, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    code, printed, _ = export(*arguments, "--onnx")
+    assert code == 0
+    assert "model.onnx" in printed
+    code, _, error = export(*arguments)
+    assert code == 2
+    assert "give --onnx too" in error
+
+    def fail(_detector, _path):
+        raise RuntimeError("no such\noperator")
+
+    monkeypatch.setattr(export_command, "export_onnx", fail)
+    code, printed, error = export(*arguments, "--onnx")
+    assert code == 1
+    assert "no such operator" in error
+    assert not (tmp_path / "model" / "model.onnx").exists()
+    Detector.from_pretrained(tmp_path / "model")
+
+
+def test_a_folder_that_cannot_be_made(run, export, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, error = export("--checkpoint", run.checkpoint, "--to", tmp_path / "file" / "model")
+    assert code in (1, 2)
+    assert "file" in error
+
+
+def test_mistakes_are_one_line(run, export, tmp_path):
+    def error(checkpoint: object = run.checkpoint, *arguments: object) -> str:
+        code, printed, line = export("--checkpoint", checkpoint, "--to", tmp_path / "model", *arguments)
+        assert (code, printed) == (2, "")
+        return line
+
+    assert "is no file" in error(tmp_path / "absent.ckpt")
+    assert "is no checkpoint" in error(run.folder / "config.yaml")
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(run.checkpoint.read_bytes()[:-100])
+    assert "is no checkpoint, or is cut off" in error(cut)
+    alone = tmp_path / "alone.ckpt"
+    torch.save({"a": 1}, alone)
+    assert "no state_dict" in error(alone)
+    elsewhere = tmp_path / "deep" / "er" / "last.ckpt"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_bytes(run.checkpoint.read_bytes())
+    assert "give the one of the run with --config" in error(elsewhere)
+    assert "cannot be read" in error(run.checkpoint, "--config", tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    for content, expected in {
+        "a: [": "is not YAML",
+        "- 1": "is no configuration",
+        "model: 3": "is no mapping",
+        "model: {adaptation: moelora_ad.adapters.LoRa}": "LoRA",
+        "data: {eval_segment: {samples: -1}}": "samples",
+    }.items():
+        broken.write_text(content)
+        assert expected in error(run.checkpoint, "--config", run.folder / "config.yaml", "--config", broken), content
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_checkpoint_executes_nothing(run, export, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "pwned",))
+
+    torch.save({"state_dict": {}, "evil": Evil()}, run.checkpoint)
+    code, _, error = export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
+    assert code == 2
+    assert "is no readable checkpoint" in error
+    assert not (tmp_path / "pwned").exists()

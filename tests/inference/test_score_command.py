@@ -1,0 +1,272 @@
+"""The verb score, as a person or a program meets it."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from moelora_ad.adapters import LoRA
+from moelora_ad.cli import main
+from moelora_ad.inference.scorer import Scorer
+from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
+
+CALIBRATION = {"scale": 3.0, "offset": 0.25, "fitted_on": "dev", "num_bona_fide": 5, "num_spoof": 6}
+SECOND = 16_000
+
+
+@pytest.fixture(scope="module")
+def models(small_whisper, tmp_path_factory):
+    """Folders of one small model, as it is and calibrated."""
+    torch.manual_seed(0)
+    detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling).eval()
+    detector.window = SECOND
+    folder = tmp_path_factory.mktemp("models")
+    detector.save_pretrained(folder / "raw")
+    detector.calibration = CALIBRATION
+    detector.save_pretrained(folder / "calibrated")
+    return folder
+
+
+@pytest.fixture
+def sounds(tmp_path, monkeypatch):
+    """Two sounds, of half a second and of 2.5 seconds, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    soundfile.write("short.wav", generator.uniform(-0.1, 0.1, SECOND // 2), SECOND)
+    soundfile.write("long.flac", generator.uniform(-0.5, 0.5, (5 * SECOND // 2, 2)), SECOND)
+    return tmp_path
+
+
+@pytest.fixture
+def score(monkeypatch, models, capfd):
+    """Runs the verb in this process: exit code, standard output, standard error."""
+
+    def run(*arguments, model="calibrated", lines=b""):
+        monkeypatch.setattr(sys, "argv", ["/bin/moelora-ad", "score", *arguments, "--model", str(models / model)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        capfd.readouterr()
+        try:
+            code = main()
+        except SystemExit as left:
+            code = left.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def records(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_row_for_each_file_with_all_that_is_said(score, sounds, models):
+    code, out, err = score("long.flac", "short.wav", "--prior", "0.2", "--format", "csv")
+    assert (code, err) == (0, "")
+    scorer = Scorer.from_pretrained(models / "calibrated")
+    for row, (name, seconds, windows) in zip(records(out), [("long.flac", 2.5, 4), ("short.wav", 0.5, 1)], strict=True):
+        score_alone = scorer(name).score
+        assert row["path"] == name
+        assert float(row["score"]) == pytest.approx(score_alone, abs=1e-5)
+        odds = math.exp(float(row["score"])) * 0.2 / 0.8
+        assert float(row["probability"]) == pytest.approx(odds / (1 + odds))
+        assert float(row["threshold"]) == pytest.approx(math.log(0.8 / 0.2))
+        assert row["verdict"] == ("bonafide" if odds >= 1 else "spoof")
+        assert (row["scale"], float(row["prior"])) == ("llr", 0.2)
+        assert (float(row["seconds"]), int(row["windows"]), row["error"]) == (seconds, windows, "")
+
+
+def test_json_lines_and_csv_have_the_same_content(score, sounds):
+    _, as_csv, _ = score(".", "gone.wav", "--format", "csv")
+    code, as_json, _ = score(".", "gone.wav", "--output", "out.jsonl")
+    assert (code, as_json) == (1, "")
+    rows = [json.loads(line) for line in (sounds / "out.jsonl").read_text().splitlines()]
+    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == records(as_csv)
+    assert rows[-1]["path"] == "gone.wav"
+    assert rows[-1]["error"] == "no such audio file: gone.wav"
+    assert rows[-1]["score"] is None
+
+
+def test_the_threshold_makes_the_verdict(score, sounds):
+    for threshold, verdict in (("-1e3", "bonafide"), ("1e3", "spoof")):
+        code, out, _ = score("short.wav", f"--threshold={threshold}", "--format", "jsonl")
+        assert (code, json.loads(out)["verdict"], json.loads(out)["threshold"]) == (0, verdict, float(threshold))
+
+
+def test_raw_scores_are_said_to_be_raw(score, sounds, models):
+    code, out, err = score("short.wav", "--format", "csv", model="raw")
+    (row,) = records(out)
+    assert (code, row["scale"], row["probability"], row["prior"]) == (0, "log_odds", "", "")
+    assert float(row["score"]) == pytest.approx(
+        (Scorer.from_pretrained(models / "calibrated")("short.wav").score - 0.25) / 3
+    )
+    assert "not calibrated" in err
+    code, out, err = score("short.wav", model="raw")
+    assert "not calibrated" in " ".join(out.split())
+    assert err == ""
+
+
+def test_a_table_for_a_person(score, sounds):
+    code, out, err = score("long.flac", "short.wav", "--prior", "0.3")
+    assert (code, err) == (0, "")
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in out.splitlines() if line[0] in "│┃"]
+    assert cells[0] == ["file", "score", "P(bona fide)", "verdict", "length", "windows"]
+    assert [row[0] for row in cells[1:]] == ["long.flac", "short.wav"]
+    assert [row[4:] for row in cells[1:]] == [["0:02.5", "4"], ["0:00.5", "1"]]
+    assert all(row[3] == ("bona fide" if float(row[1]) >= 0.847 else "spoof") for row in cells[1:])
+    said = " ".join(out.split())
+    assert "score: log-likelihood ratio of bona fide against spoof" in said
+    assert "at a prior of 0.3; verdict: bona fide from a score of 0.847 on" in said
+    assert score("long.flac", "short.wav", "--prior", "0.3", "--output", "table.txt")[1] == ""
+    assert "0:02.5" in (sounds / "table.txt").read_text()
+
+
+def test_names_reach_neither_the_terminal_nor_the_lines_as_commands(score, sounds):
+    name = "a\x1b[31m[bold]x\n.wav"
+    os.rename("short.wav", name)
+    _, out, _ = score(name)
+    assert "\x1b" not in out
+    assert "[bold]" in out
+    _, out, _ = score(name, "--format", "jsonl")
+    assert json.loads(out)["path"] == name
+    _, out, _ = score(name, "--format", "csv")
+    assert records(out)[0]["path"] == name
+    code, out, err = score("\x1b]gone\n.wav")
+    assert (code, err.count("\n")) == (1, 2)
+    assert "\x1b" not in err + out
+
+
+def test_names_that_are_not_unicode_come_back_byte_for_byte(score, sounds):
+    os.rename("short.wav", b"\xff.wav")
+    score(os.fsdecode(b"\xff.wav"), "--output", "out.csv")
+    assert (sounds / "out.csv").read_bytes().splitlines()[1].startswith(b"\xff.wav,")
+    _, out, _ = score("-", "--format", "jsonl", lines=b"\xff.wav\n")
+    assert os.fsencode(json.loads(out)["path"]) == b"\xff.wav"
+
+
+def test_the_timeline(score, sounds):
+    code, out, _ = score("long.flac", "short.wav", "--hop", "0.5", "--format", "csv", "--timeline", "lines")
+    assert code == 0
+    whole = {row["path"]: row for row in records(out)}
+    rows = records((sounds / "lines" / "windows.csv").read_text())
+    assert [(row["path"], float(row["start"]), float(row["end"])) for row in rows] == [
+        *(("long.flac", start, start + 1) for start in (0, 0.5, 1.0, 1.5)),
+        ("short.wav", 0, 0.5),
+    ]
+    mean = np.mean([float(row["score"]) for row in rows[:4]])
+    assert float(whole["long.flac"]["score"]) == pytest.approx(mean)
+    assert float(rows[4]["probability"]) == float(whole["short.wav"]["probability"])
+    assert sorted(os.listdir("lines")) == [
+        f"{name}.{ending}" for name in ("long.flac", "short.wav") for ending in ("html", "png")
+    ] + ["windows.csv"]
+    score("short.wav", "--format", "jsonl", "--timeline")
+    assert json.loads((sounds / "timeline" / "windows.jsonl").read_text())["path"] == "short.wav"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "the following arguments are required: PATH"),
+        (["x.wav", "--prior", "1"], "--prior: must be above 0 and below 1, not 1.0"),
+        (["x.wav", "--prior", "nan"], "--prior: must be above 0"),
+        (["x.wav", "--threshold", "inf"], "--threshold: must be a finite number"),
+        (["x.wav", "--hop", "0"], "--hop: must be above 0"),
+        (["x.wav", "--hop", "1.5"], "at most a window"),
+        (["x.wav", "--batch-size", "0"], "--batch-size: must be at least 1"),
+        (["x.wav", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["x.wav", "--model", "gone"], "gone"),
+        (["x.wav", "--format", "xml"], "invalid choice: 'xml'"),
+        (["*.ogg"], "no audio file in *.ogg"),
+        (["-"], "no files to score: standard input is empty"),
+        (["gone.csv"], "gone.csv: no such file"),
+        (["x.wav", "--output", "."], "--output: . is a folder"),
+        (["--timeline", "short.wav", "x.wav"], "--timeline: short.wav is no folder; name the files first"),
+    ],
+)
+def test_mistakes_in_use_are_one_line_and_exit_code_2(score, sounds, monkeypatch, arguments, told):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = arguments if "--model" not in arguments else arguments[:-2]
+    code, out, err = score(*given, model="../gone" if given != arguments else "calibrated")
+    assert (code, out) == (2, "")
+    assert err.startswith("moelora-ad score: error: ")
+    assert err.count("\n") == 1
+    assert told in err
+
+
+def test_what_fails_is_told_and_counted_and_the_rest_is_scored(score, sounds):
+    (sounds / "text.wav").write_text("no sound")
+    (sounds / "empty").mkdir()
+    code, out, err = score("gone.wav", "empty", "short.wav", "text.wav", "short.wav", "--format", "csv")
+    rows = records(out)
+    assert code == 1
+    assert [(row["path"], row["score"] != "", row["error"] != "") for row in rows] == [
+        ("gone.wav", False, True),
+        ("short.wav", True, False),
+        ("text.wav", False, True),
+    ]
+    lines = err.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("no audio file in empty")
+    assert lines[1:3] == [rows[0]["error"], rows[2]["error"]]
+    assert lines[3] == "3 of 4 inputs could not be scored"
+
+
+@pytest.mark.parametrize("form", ["csv", "table"])
+def test_ctrl_c_keeps_what_was_scored(score, sounds, monkeypatch, form):
+    original = Scorer.score_files
+
+    def interrupted(self, places, progress):
+        results = original(self, places, progress)
+        yield next(results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Scorer, "score_files", interrupted)
+    code, _, err = score("short.wav", "long.flac", "--format", form, "--output", "out")
+    assert (code, err) == (130, "interrupted; the files before are scored\n")
+    text = (sounds / "out").read_text()
+    assert "short.wav" in text
+    assert "long.flac" not in text
+    assert not [name for name in os.listdir() if name.endswith(".tmp")]
+
+
+def test_a_device_without_memory_ends_the_work_and_keeps_what_was_scored(score, sounds, monkeypatch):
+    original, calls = Scorer._log_odds, []
+
+    def full(self, waveforms):
+        calls.append(len(waveforms))
+        if len(calls) > 1:
+            monkeypatch.setattr(self.detector, "forward", lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+        return original(self, waveforms)
+
+    monkeypatch.setattr(Scorer, "_log_odds", full)
+    code, out, err = score("short.wav", "long.flac", "--format", "csv", "--batch-size", "1")
+    assert (code, [row["path"] for row in records(out)]) == (1, ["short.wav"])
+    assert "too little memory for 1 windows at once: take a smaller batch size" in err
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away(sounds, models):
+    command = [sys.executable, "-m", "moelora_ad", "score", "short.wav", "--model", str(models / "raw")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, "--format", "csv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as run:
+        run.stdout.close()
+        told = run.stderr.read().decode()
+    assert run.returncode == 1
+    assert "Traceback" not in told
+    assert "BrokenPipe" not in told
+
+
+def test_an_output_that_cannot_be_written(score, sounds):
+    code, out, err = score("short.wav", "--output", "long.flac/out.csv")
+    assert (code, out) == (1, "")
+    assert err.startswith("moelora-ad score: error: cannot write: ")
+    assert err.count("\n") == 1
