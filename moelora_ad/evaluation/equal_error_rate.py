@@ -1,9 +1,11 @@
 """The equal error rate, as ASVspoof defines it."""
 
+import bisect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from moelora_ad.errors import InputError
 
@@ -35,36 +37,63 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRateResu
         ScoreError: Scores and labels differ in length, a score is not finite, a label is neither 0 nor 1, or one of the
             classes has no trial.
     """
-    scores, is_bona_fide = _checked(scores, labels)
-    order = np.argsort(scores, kind="stable")
-    scores = scores[order]
-    bona_fide_rejected = np.cumsum(is_bona_fide[order])
-    spoof_rejected = np.arange(1, len(scores) + 1) - bona_fide_rejected
-    num_bona_fide, num_spoof = bona_fide_rejected[-1], spoof_rejected[-1]
-    # Rejecting up to and including the i-th score is a threshold only where a run of tied scores ends.
-    ends = np.append(scores[1:] != scores[:-1], True)
-    miss = np.append(0.0, bona_fide_rejected[ends] / num_bona_fide)
-    false_alarm = np.append(1.0, (num_spoof - spoof_rejected[ends]) / num_spoof)
-    thresholds = np.append(scores[0] - 0.001, scores[ends])
-    best = np.argmin(np.abs(miss - false_alarm))
-    return EqualErrorRateResult(float((miss[best] + false_alarm[best]) / 2), float(thresholds[best]))
+    return equal_error_rate_of_sorted(*sorted_by_class(scores, labels))
 
 
-def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) float64 scores and (n,) bool, true for bona fide."""
+def sorted_by_class(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The bona fide and the spoofed scores, each ascending; raises what `equal_error_rate` raises."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ScoreError(f"scores and labels must be two lists of one length, not {scores.shape} and {labels.shape}")
+    is_bona_fide, is_spoof = labels == 1, labels == 0
+    known = is_bona_fide | is_spoof
+    # Two sorts of the classes, and no permutation, take a third of the time of one argsort of all.
+    sides = scores.compress(is_bona_fide), scores.compress(is_spoof)
+    for side in sides:
+        side.sort()
+    # Sorting puts NaN last, so the ends of a side tell whether all of it is finite.
+    if not (known.all() and all(np.isfinite(side[[0, -1]]).all() for side in sides if len(side))):
+        _refuse(scores, labels[~known])
+    if not (len(sides[0]) and len(sides[1])):
+        found = f"{len(sides[0])} bona fide and {len(sides[1])} spoof"
+        raise ScoreError(f"an equal error rate needs trials of both classes, but there are {found}")
+    return sides
+
+
+def _refuse(scores: NDArray[np.float64], odd_labels: NDArray[np.generic]) -> None:
     finite = np.isfinite(scores)
     if not finite.all():
         first = int(np.argmin(finite))
         raise ScoreError(f"{int((~finite).sum())} scores are not finite; the first is number {first}: {scores[first]}")
-    is_bona_fide = labels == 1
-    odd = labels[~(is_bona_fide | (labels == 0))]
-    if len(odd):
-        raise ScoreError(f"labels must be 1 (bona fide) or 0 (spoof); {len(odd)} are not, for example {odd[0]}")
-    num_bona_fide = int(is_bona_fide.sum())
-    if num_bona_fide in (0, len(labels)):
-        found = f"{num_bona_fide} bona fide and {len(labels) - num_bona_fide} spoof"
-        raise ScoreError(f"an equal error rate needs trials of both classes, but there are {found}")
-    return scores, is_bona_fide
+    raise ScoreError(
+        f"labels must be 1 (bona fide) or 0 (spoof); {len(odd_labels)} are not, for example {odd_labels[0]}"
+    )
+
+
+def equal_error_rate_of_sorted(bona_fide: NDArray[np.float64], spoof: NDArray[np.float64]) -> EqualErrorRateResult:
+    """`equal_error_rate` of two ascending arrays, neither empty, in a time that is logarithmic in their lengths."""
+
+    def rates(threshold: float) -> tuple[float, float]:
+        accepted_spoofs = len(spoof) - int(spoof.searchsorted(threshold, "right"))
+        return int(bona_fide.searchsorted(threshold, "right")) / len(bona_fide), accepted_spoofs / len(spoof)
+
+    def misses_prevail(threshold: float) -> bool:
+        miss, false_alarm = rates(threshold)
+        return miss >= false_alarm
+
+    # Miss rate - false alarm rate rises with the threshold, from -1 to 1: it is closest to zero at the first score
+    # where it is not negative, or at the score before.
+    sides = (bona_fide, spoof)
+    above = min(_first(misses_prevail, side) for side in sides)
+    before = [float(side[place - 1]) for side in sides if (place := int(side.searchsorted(above))) > 0]
+    lowest = min(float(side[0]) for side in sides)
+    below = max(before) if before else min(lowest - 0.001, float(np.nextafter(lowest, -np.inf)))
+    candidates = [(below, rates(below)), (above, rates(above))]
+    threshold, (miss, false_alarm) = min(candidates, key=lambda one: abs(one[1][0] - one[1][1]))
+    return EqualErrorRateResult((miss + false_alarm) / 2, threshold)
+
+
+def _first(holds: Callable[[float], bool], ascending: NDArray[np.float64]) -> float:
+    """The lowest value at which ``holds``, or infinity; it holds at all higher values too."""
+    place = bisect.bisect_left(range(len(ascending)), True, key=lambda i: holds(float(ascending[i])))
+    return float(ascending[place]) if place < len(ascending) else np.inf

@@ -1,6 +1,7 @@
 """Metrics that gather their inputs over batches and processes."""
 
 import functools
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from moelora_ad.evaluation.equal_error_rate import equal_error_rate
+from moelora_ad.evaluation.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
+from moelora_ad.evaluation.curve import ScoreCurve
 
 
 class _Gathered(Metric):
@@ -39,18 +41,11 @@ class _Gathered(Metric):
         super().sync(*args, **kwargs)
 
 
-class EqualErrorRate(_Gathered):
-    """`equal_error_rate` over batches and processes.
+class _ScoreFigure(_Gathered):
+    """A figure of `ScoreCurve` over batches and processes.
 
     Call ``update`` for every batch and ``compute`` at the end; calling the metric itself also computes the figure of
     the one batch, which fails if the batch has one class only.
-
-    Example:
-        >>> metric = EqualErrorRate()
-        >>> metric.update(torch.tensor([2.0, -1.0]), torch.tensor([1, 0]))
-        >>> metric.update(torch.tensor([0.5, 1.0]), torch.tensor([1, 0]))
-        >>> metric.compute()
-        tensor(0.5000, dtype=torch.float64)
     """
 
     higher_is_better = False
@@ -68,13 +63,98 @@ class EqualErrorRate(_Gathered):
         self._append("labels", labels)
 
     def compute(self) -> Tensor:
-        """The rate in [0, 1] over all that was added, a scalar.
+        """The figure over all that was added, a scalar.
 
         Raises:
             ScoreError: see `equal_error_rate`.
         """
-        result = equal_error_rate(self._joined("scores").numpy(), self._joined("labels").numpy())
-        return torch.tensor(result.eer, dtype=self._state_type("scores"), device=self.device)
+        curve = ScoreCurve(self._joined("scores").numpy(), self._joined("labels").numpy())
+        return torch.tensor(self._figure(curve), dtype=self._state_type("scores"), device=self.device)
+
+    @abstractmethod
+    def _figure(self, curve: ScoreCurve) -> float: ...
+
+
+class EqualErrorRate(_ScoreFigure):
+    """`equal_error_rate`, in [0, 1], over batches and processes.
+
+    Example:
+        >>> metric = EqualErrorRate()
+        >>> metric.update(torch.tensor([2.0, -1.0]), torch.tensor([1, 0]))
+        >>> metric.update(torch.tensor([0.5, 1.0]), torch.tensor([1, 0]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    def _figure(self, curve: ScoreCurve) -> float:
+        return curve.equal_error_rate().eer
+
+
+class MinDetectionCost(_ScoreFigure):
+    """`ScoreCurve.min_dcf`, the least normalised detection cost, over batches and processes."""
+
+    def __init__(self, costs: DetectionCosts | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.costs = costs or DetectionCosts()
+
+    def _figure(self, curve: ScoreCurve) -> float:
+        return curve.min_dcf(self.costs).cost
+
+
+class ActualDetectionCost(_ScoreFigure):
+    """`ScoreCurve.act_dcf`, the normalised detection cost at the Bayes threshold, over batches and processes.
+
+    The scores must be log-likelihood ratios, that is calibrated.
+    """
+
+    def __init__(self, costs: DetectionCosts | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.costs = costs or DetectionCosts()
+
+    def _figure(self, curve: ScoreCurve) -> float:
+        return curve.act_dcf(self.costs)
+
+
+class MinTandemDetectionCost(_ScoreFigure):
+    """`ScoreCurve.min_tdcf`, the least normalised tandem detection cost, over batches and processes.
+
+    Args:
+        asv: The errors of the speaker verification system.
+        costs: The form of 2019 or, if not given, that of 2021.
+    """
+
+    def __init__(
+        self, asv: AsvErrorRates, costs: TandemCosts2019 | TandemCosts2021 | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.asv = asv
+        self.costs = costs or TandemCosts2021()
+
+    def _figure(self, curve: ScoreCurve) -> float:
+        return curve.min_tdcf(self.asv, self.costs).cost
+
+
+class LogLikelihoodRatioCost(_ScoreFigure):
+    """`ScoreCurve.cllr`, in bits, over batches and processes; the scores must be calibrated."""
+
+    def _figure(self, curve: ScoreCurve) -> float:
+        return curve.cllr()
+
+
+class MinLogLikelihoodRatioCost(_ScoreFigure):
+    """`ScoreCurve.min_cllr`, in bits, over batches and processes."""
+
+    def _figure(self, curve: ScoreCurve) -> float:
+        return curve.min_cllr()
+
+
+class AreaUnderCurve(_ScoreFigure):
+    """`ScoreCurve.auc`, in [0, 1], over batches and processes."""
+
+    higher_is_better = True
+
+    def _figure(self, curve: ScoreCurve) -> float:
+        return curve.auc()
 
 
 class TrialScores(_Gathered):

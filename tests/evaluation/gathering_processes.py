@@ -9,13 +9,35 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from moelora_ad.evaluation import EqualErrorRate, TrialScores
+from moelora_ad.evaluation import (
+    ActualDetectionCost,
+    AreaUnderCurve,
+    AsvErrorRates,
+    EqualErrorRate,
+    LogLikelihoodRatioCost,
+    MinDetectionCost,
+    MinLogLikelihoodRatioCost,
+    MinTandemDetectionCost,
+    TrialScores,
+)
 
 
 def seven_trials():
     """Scores that float32 would tie, and labels; process 0 has five of them and process 1 two."""
     scores = torch.tensor([0.3, 1.0, -2.0, 1.0 + 1e-12, 0.25, -0.5, 1.0 - 1e-12], dtype=torch.float64)
     return scores, torch.tensor([0, 1, 0, 1, 1, 0, 0])
+
+
+def figures():
+    """All metrics of a figure, fresh."""
+    return {
+        "auc": AreaUnderCurve(),
+        "min_dcf": MinDetectionCost(),
+        "act_dcf": ActualDetectionCost(),
+        "cllr": LogLikelihoodRatioCost(),
+        "min_cllr": MinLogLikelihoodRatioCost(),
+        "min_tdcf": MinTandemDetectionCost(AsvErrorRates(0.02, 0.03, 0.4)),
+    }
 
 
 def results(rank):
@@ -39,6 +61,11 @@ def results(rank):
         twice.compute()
     except RuntimeError as error:
         found["twice"] = str(error)
+
+    metrics = figures()
+    for metric in metrics.values():
+        metric.update(scores[mine], labels[mine])
+    found["figures"] = {name: metric.compute().item() for name, metric in metrics.items()}
 
     part = TrialScores(num_trials=7, complete=False)
     part.update(torch.tensor([5 - rank]), torch.tensor([rank + 0.5]))

@@ -10,7 +10,27 @@ import pytest
 import torch
 
 import moelora_ad
-from moelora_ad.evaluation import EqualErrorRate, ScoreError, TrialScores, equal_error_rate
+from moelora_ad.evaluation import (
+    ActualDetectionCost,
+    AreaUnderCurve,
+    AsvErrorRates,
+    DetectionCosts,
+    EqualErrorRate,
+    LogLikelihoodRatioCost,
+    MinDetectionCost,
+    MinLogLikelihoodRatioCost,
+    MinTandemDetectionCost,
+    ScoreError,
+    TandemCosts2019,
+    TrialScores,
+    act_dcf,
+    auc,
+    cllr,
+    equal_error_rate,
+    min_cllr,
+    min_dcf,
+    min_tdcf,
+)
 
 
 def test_equal_error_rate_over_batches_is_that_of_the_whole():
@@ -24,6 +44,45 @@ def test_equal_error_rate_over_batches_is_that_of_the_whole():
     metric.reset()
     metric.update(torch.tensor([1.0, 0.0]), torch.tensor([1, 0]))
     assert metric.compute() == 0.0
+
+
+ASV = AsvErrorRates(0.02, 0.03, 0.4)
+COSTS = DetectionCosts(0.5, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "function", "higher_is_better"),
+    [
+        (AreaUnderCurve(), auc, True),
+        (LogLikelihoodRatioCost(), cllr, False),
+        (MinLogLikelihoodRatioCost(), min_cllr, False),
+        (MinDetectionCost(), lambda *trials: min_dcf(*trials).cost, False),
+        (MinDetectionCost(COSTS), lambda *trials: min_dcf(*trials, COSTS).cost, False),
+        (ActualDetectionCost(), act_dcf, False),
+        (ActualDetectionCost(COSTS), lambda *trials: act_dcf(*trials, COSTS), False),
+        (MinTandemDetectionCost(ASV), lambda *trials: min_tdcf(*trials, ASV).cost, False),
+        (
+            MinTandemDetectionCost(ASV, TandemCosts2019()),
+            lambda *trials: min_tdcf(*trials, ASV, TandemCosts2019()).cost,
+            False,
+        ),
+    ],
+)
+def test_figures_over_batches_are_those_of_the_whole(metric, function, higher_is_better):
+    generator = torch.Generator().manual_seed(1)
+    labels = (torch.rand(500, generator=generator) < 0.3).long()
+    scores = 2 * torch.randn(500, generator=generator) + labels
+    for batch in torch.arange(500).split(64):
+        metric.update(scores[batch], labels[batch])
+    found = pickle.loads(pickle.dumps(metric)).compute()
+    assert found.dtype == torch.float64
+    assert found.shape == ()
+    assert found.item() == function(scores.numpy(), labels.numpy())
+    assert metric.higher_is_better is higher_is_better
+    metric.reset()
+    metric.update(torch.tensor([1.0]), torch.tensor([1]))
+    with pytest.raises(ScoreError, match="both classes"):
+        metric.compute()
 
 
 def test_float64_scores_are_not_rounded():
@@ -132,6 +191,20 @@ def test_two_processes_agree_with_one(from_two_processes, rank, case):
         "indices": list(range(7)),
         "scores": [0.3, 1.0, -2.0, 1.0 + 1e-12, 0.25, -0.5, 1.0 - 1e-12],
     }
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_have_the_figures_of_all_trials(from_two_processes, rank):
+    scores, labels = [0.3, 1.0, -2.0, 1.0 + 1e-12, 0.25, -0.5, 1.0 - 1e-12], [0, 1, 0, 1, 1, 0, 0]
+    assert from_two_processes[rank]["figures"] == {
+        "auc": auc(scores, labels),
+        "min_dcf": min_dcf(scores, labels).cost,
+        "act_dcf": act_dcf(scores, labels),
+        "cllr": pytest.approx(cllr(scores, labels), rel=1e-14),
+        "min_cllr": min_cllr(scores, labels),
+        "min_tdcf": min_tdcf(scores, labels, ASV).cost,
+    }
+    assert from_two_processes[rank]["figures"]["auc"] == 10 / 12  # of 3 x 4 pairs, 0.25 loses two
 
 
 @pytest.mark.parametrize("rank", [0, 1])
