@@ -13,6 +13,12 @@ QUICKSTART = PROJECT / "experiments" / "quickstart"
 
 
 @pytest.fixture(scope="session")
+def quickstart() -> Path:
+    """The quickstart's folder: corpora and backbone."""
+    return QUICKSTART
+
+
+@pytest.fixture(scope="session")
 def whisper_tiny() -> Path:
     """The pretrained encoder of the quickstart."""
     return QUICKSTART / "backbone"

@@ -47,21 +47,35 @@ class ASVspoof5(Corpus):
         """See `Corpus.trials`."""
         root = located(self.root)
         path = first_of(root, (f"ASVspoof5.{_PROTOCOLS[self.split]}.tsv",), "put ASVspoof5_protocols.tar.gz there")
-        collector = Collector(path)
-        for lines, columns in read_lines(path, _COLUMNS):
-            collector.add(
-                lines,
-                columns["file"],
-                columns["key"],
-                speaker=columns["speaker"],
-                gender=columns["gender"],
-                codec=columns["codec"],
-                attack=columns["attack_label"],
-                corpus=self.name,
-                split=self.split,
-            )
-        return collector.trials(before=joined(root, _AUDIO[self.split]), after=".flac")
+        return read_asvspoof5_protocol(path, joined(root, _AUDIO[self.split]), self.split)
 
     def official_counts(self) -> ClassCounts:
         """See `Corpus.official_counts`."""
         return _COUNTS[self.split]
+
+
+def read_asvspoof5_protocol(path: str | Path, audio: str = "", split: str | None = None) -> TrialList:
+    """The trials of a protocol of track 1.
+
+    Args:
+        path: Such as ``ASVspoof5.eval.track_1.tsv``.
+        audio: What stands before the files' names.
+        split: Of all trials.
+
+    Raises:
+        ProtocolError: The protocol is faulty.
+    """
+    collector = Collector(path)
+    for lines, columns in read_lines(path, _COLUMNS):
+        collector.add(
+            lines,
+            columns["file"],
+            columns["key"],
+            speaker=columns["speaker"],
+            gender=columns["gender"],
+            codec=columns["codec"],
+            attack=columns["attack_label"],
+            corpus=ASVspoof5.name,
+            split=split,
+        )
+    return collector.trials(before=audio, after=".flac")

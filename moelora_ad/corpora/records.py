@@ -71,19 +71,20 @@ class Block(NamedTuple):
         return Block(tuple(compress(self.lines, keep)), columns)
 
 
-def read_lines(path: str | Path, *layouts: Sequence[str]) -> Iterator[Block]:
+def read_lines(path: str | Path, *layouts: Sequence[str], error: type[InputError] = ProtocolError) -> Iterator[Block]:
     """The space-separated fields of all lines that are not blank.
 
     Args:
         path: The file; it has no header.
         layouts: The names of the columns; of several layouts, the one that has as many as the first line.
+        error: What is raised if the file is faulty.
     """
-    text = read_text(path)
+    text = read_text(path, error)
     layout = _layout(text, layouts)
     for numbers, chunk in _chunks(text):
         fields = f"{chunk}\n".replace("\n", " \0 ").split()  # `read_text` refuses NUL: every NUL here ends a line
         if fields[len(layout) :: len(layout) + 1] != ["\0"] * len(numbers):
-            numbers, fields = _careful_fields(path, layout, numbers, chunk)
+            numbers, fields = _careful_fields(path, layout, numbers, chunk, error)
         if numbers:
             yield Block(numbers, {name: fields[i :: len(layout) + 1] for i, name in enumerate(layout)})
 
@@ -106,14 +107,14 @@ def _chunks(text: str) -> Iterator[tuple[Sequence[int], str]]:
 
 
 def _careful_fields(
-    path: str | Path, layout: Sequence[str], numbers: Sequence[int], chunk: str
+    path: str | Path, layout: Sequence[str], numbers: Sequence[int], chunk: str, error: type[InputError]
 ) -> tuple[Sequence[int], list[str]]:
     """The numbers of the lines that are not blank, and the fields of all of them, with a NUL after each line."""
     rows = [(number, row) for number, row in zip(numbers, map(str.split, chunk.split("\n")), strict=True) if row]
     for number, row in rows:
         if len(row) != len(layout):
             wanted = f"{len(layout)} are needed: {' '.join(layout)}"
-            raise ProtocolError.at(path, f"{len(row)} columns where {wanted}", line=number)
+            raise error.at(path, f"{len(row)} columns where {wanted}", line=number)
     return [number for number, _ in rows], [field for _, row in rows for field in (*row, "\0")]
 
 
@@ -133,13 +134,20 @@ def _table_blocks(header: list[str], rows: Iterator[tuple[int, list[str]]]) -> I
         )
 
 
-def read_csv(
-    path: str | Path, error: type[InputError] = ProtocolError
-) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
-    """The header of a CSV file, and its records with the numbers of the lines where they start."""
-    rows = _csv_rows(path, error)
+def read_columns(
+    path: str | Path, error: type[InputError] = ProtocolError, delimiter: str = ","
+) -> tuple[list[str], list[int], dict[str, list[str]]]:
+    """The header of a CSV file, the line where each record starts, and the columns as they are."""
+    rows = _csv_rows(path, error, delimiter)
     header = _header(path, rows, error)
-    return header, ((line, dict(zip(header, row, strict=True))) for line, row in _checked(path, header, rows, error))
+    lines: list[int] = []
+    columns: list[list[str]] = [[] for _ in header]
+    checked = _checked(path, header, rows, error)
+    while block := list(islice(checked, _BLOCK)):
+        lines += [line for line, _ in block]
+        for column, values in zip(columns, zip(*(row for _, row in block), strict=True), strict=True):
+            column += values
+    return header, lines, dict(zip(header, columns, strict=True))
 
 
 def _header(path: str | Path, rows: Iterator[tuple[int, list[str]]], error: type[InputError]) -> list[str]:

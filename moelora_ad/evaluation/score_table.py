@@ -1,20 +1,27 @@
 """Scores with what is known of their trials: what models hand over and figures are made of."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moelora_ad.corpora.records import read_csv
-from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, Trial, TrialList, parse_label
+from moelora_ad.corpora.columns import Categories, CategoryPool, Texts
+from moelora_ad.corpora.records import read_bytes, read_columns
+from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, TEXT_FIELDS, Trial, TrialColumns, TrialList, parse_label
 from moelora_ad.evaluation.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
 from moelora_ad.files import written_whole
 
 COLUMNS = ("utterance", "label", "speaker", "attack", "codec", "corpus", "split", "score")
-_LABELS = {BONA_FIDE: "bonafide", SPOOF: "spoof", None: ""}
+FURTHER = ("transmission", "source", "gender", "race", "language")
+"""Columns that a file has only if a trial has the field."""
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_LABELS = {BONA_FIDE: "bonafide", SPOOF: "spoof", -1: ""}
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -58,21 +65,57 @@ class ScoreTable:
         """See `equal_error_rate`; every trial needs a label."""
         return equal_error_rate(self.scores, self.labels)
 
-    def write(self, path: str | Path) -> None:
-        """Write a CSV file (UTF-8) with the header ``COLUMNS``; scores keep their full precision.
+    def with_scores(self, scores: ArrayLike) -> "ScoreTable":
+        """The same trials with other scores (n,)."""
+        return ScoreTable(self.trials, scores)
 
-        The file appears whole or not at all.
+    def select(self, indices: NDArray[np.integer]) -> "ScoreTable":
+        """The trials at ``indices`` (m,), which do not repeat, in that order."""
+        return ScoreTable(self.trials.select(indices), self.scores[indices])
+
+    def write(self, path: str | Path) -> None:
+        """Write a file with the columns ``COLUMNS``, and those of ``FURTHER`` that have any value; whole or not at all.
+
+        The path's ending chooses: ``.csv`` or ``.tsv`` (UTF-8, a header, scores in the shortest form that gives the
+        same float64 again), or ``.parquet`` (needs pyarrow).
+
+        Raises:
+            ScoreError: The ending is another one, or pyarrow is absent.
         """
-        rows = [
-            (t.utterance, _LABELS[t.label], t.speaker, t.attack, t.codec, t.corpus, t.split, repr(score))
-            for t, score in zip(self.trials, self.scores.tolist(), strict=True)
-        ]
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            arrow, parquet = _pyarrow(path)
+            with written_whole(path) as unfinished:
+                parquet.write_table(arrow.table(dict(self._columns())), unfinished)
+            return
+        if suffix not in DELIMITERS:
+            raise ScoreError.at(path, f"a score table is a {', '.join(DELIMITERS)} or .parquet file")
+        columns = dict(self._columns())
+        columns["score"] = list(map(repr, self.scores.tolist()))
+        # Before Python 3.13 a carriage return alone is not quoted unless all fields are.
+        returns = any("\r" in text for name, column in columns.items() if name != "score" for text in column if text)
+        quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
         with written_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
-            # Before Python 3.13 a carriage return alone is not quoted unless all fields are.
-            returns = any("\r" in field for row in rows for field in row if field)
-            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
-            writer.writerow(COLUMNS)
-            writer.writerows(rows)
+            writer = csv.writer(file, delimiter=DELIMITERS[suffix], lineterminator="\n", quoting=quoting)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+    def _columns(self) -> Iterable[tuple[str, Sequence[Any]]]:
+        """Every column of the file in its order, as Python values."""
+        trials = self.trials.columns
+        for name in COLUMNS[:-1]:
+            if name == "utterance":
+                yield name, list(trials.utterance)
+            elif name == "label":
+                yield name, [_LABELS[label] for label in trials.label.tolist()]
+            else:
+                yield name, list(self.trials.column(name))
+        for name in FURTHER:
+            column = self.trials.column(name)
+            if any(column.values[code] for code in np.unique(column.codes)):
+                yield name, list(column)
+        yield "score", self.scores.tolist()
 
     @classmethod
     def read(cls, path: str | Path) -> "ScoreTable":
@@ -81,44 +124,104 @@ class ScoreTable:
         Raises:
             ScoreError: The file is missing or faulty; the message has the file, the line and the column.
         """
-        header, records = read_csv(path, ScoreError)
+        header, lines, columns = read_score_columns(path)
         missing = [column for column in COLUMNS if column not in header]
         if missing:
             raise ScoreError.at(path, f"no column {', '.join(map(repr, missing))}", line=1)
-        trials, scores, lines = [], [], dict[str, int]()
-        for line, record in records:
-            utterance = record["utterance"]
-            if lines.setdefault(utterance, line) != line:
-                raise ScoreError.at(path, f"utterance {utterance!r} was already in line {lines[utterance]}", line=line)
-            trials.append(_trial(path, line, record))
-            scores.append(_score(path, line, record["score"]))
-        if not trials:
+        utterances = columns["utterance"]
+        if not utterances:
             raise ScoreError.at(path, "has no scores")
-        return cls(trials, scores)
+        refuse_repeated(path, lines, utterances)
+        trials = TrialColumns(
+            utterance=Texts.of(utterances),
+            audio=Texts.of([""] * len(utterances)),
+            label=_labels(path, lines, columns["label"]),
+            texts=tuple(_texts(name, columns.get(name), len(utterances)) for name in TEXT_FIELDS),
+        )
+        return cls(TrialList.from_columns(trials), parse_scores(path, lines, columns["score"]))
 
 
-def _trial(path: str | Path, line: int, record: dict[str, str]) -> Trial:
+Columns = tuple[Sequence[str], Sequence[int], Mapping[str, Sequence[str]]]
+
+
+def read_score_columns(path: str | Path) -> Columns:
+    """The header of a CSV, TSV or Parquet file, the line of each record, and all columns as text."""
+    suffix = Path(path).suffix.lower()
+    if suffix != ".parquet":
+        return read_columns(path, ScoreError, DELIMITERS.get(suffix, ","))
+    arrow, parquet = _pyarrow(path)
+    data = read_bytes(path, ScoreError)
     try:
-        label = parse_label(record["label"]) if record["label"] else None
-    except ValueError as error:
-        raise ScoreError.at(path, str(error), line=line, column="label") from None
-    return Trial(
-        utterance=record["utterance"],
-        audio="",
-        label=label,
-        speaker=record["speaker"] or None,
-        attack=record["attack"] or None,
-        codec=record["codec"] or None,
-        corpus=record["corpus"],
-        split=record["split"] or None,
-    )
+        table = parquet.read_table(BytesIO(data))
+        header = table.column_names
+        columns = {name: ["" if v is None else str(v) for v in table[name].to_pylist()] for name in set(header)}
+    except (arrow.ArrowException, KeyError, OSError, OverflowError, ValueError) as reason:
+        raise ScoreError.at(path, f"not valid Parquet: {' '.join(str(reason).split())}") from None
+    return header, range(1, len(table) + 1), columns
 
 
-def _score(path: str | Path, line: int, text: str) -> float:
+def refuse_repeated(path: str | Path, lines: Sequence[int], utterances: Sequence[str]) -> None:
+    """See that no utterance has two scores.
+
+    Raises:
+        ScoreError: One has; the message has both lines.
+    """
+    if len(set(utterances)) == len(utterances):
+        return
+    seen: dict[str, int] = {}
+    for line, utterance in zip(lines, utterances, strict=True):
+        if seen.setdefault(utterance, line) != line:
+            raise ScoreError.at(path, f"utterance {utterance!r} was already in line {seen[utterance]}", line=line)
+
+
+def parse_scores(path: str | Path, lines: Sequence[int], texts: Sequence[str]) -> NDArray[np.float64]:
+    """The numbers (n,).
+
+    Raises:
+        ScoreError: One is no finite number.
+    """
     try:
-        score = float(text)
+        scores = np.fromiter(map(float, texts), np.float64, len(texts))
     except ValueError:
+        line, text = next((line, t) for line, t in zip(lines, texts, strict=True) if not _is_number(t))
         raise ScoreError.at(path, f"{text!r} is not a number", line=line, column="score") from None
-    if not np.isfinite(score):
-        raise ScoreError.at(path, f"{text} is not finite", line=line, column="score")
-    return score
+    finite = np.isfinite(scores)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise ScoreError.at(path, f"{texts[first]} is not finite", line=lines[first], column="score")
+    return scores
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _labels(path: str | Path, lines: Sequence[int], words: Sequence[str]) -> NDArray[np.int8]:
+    numbers = {"": -1}
+    for word in dict.fromkeys(words):
+        if word:
+            try:
+                numbers[word] = parse_label(word)
+            except ValueError as error:
+                raise ScoreError.at(path, str(error), line=lines[words.index(word)], column="label") from None
+    return np.fromiter(map(numbers.__getitem__, words), np.int8, len(words))
+
+
+def _texts(name: str, column: Sequence[str] | None, number: int) -> Categories:
+    pool = CategoryPool(absent=() if name == "corpus" else ("",))
+    if column is None:
+        pool.repeat(None, number)
+    else:
+        pool.extend(column)
+    return pool.packed()
+
+
+def _pyarrow(path: str | Path) -> tuple[Any, Any]:
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError:
+        raise ScoreError.at(path, "Parquet needs pyarrow: pip install pyarrow") from None

@@ -1,0 +1,128 @@
+"""Keys in the formats that are published, and strict joining."""
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moelora_ad.corpora import Trial, TrialList
+from moelora_ad.evaluation import ScoreError, Scores, ScoreTable, join_scores, read_key
+
+LA_2021 = (
+    "LA_0009 LA_E_9332881 alaw ita_tx A07 spoof notrim eval\n"
+    "LA_0020 LA_E_6866159 alaw loc_tx bonafide bonafide notrim progress\n"
+    "LA_0021 LA_E_6866160 none loc_tx bonafide bonafide notrim eval\n"
+)
+DF_2021 = (
+    "LA_0043 DF_E_2000026 mp3m4a asvspoof A09 spoof notrim eval traditional_vocoder - - - -\n"
+    "TEF2 DF_E_2000027 low_m4a vcc2020 - bonafide notrim eval - Task1 team20 FF E\n"
+)
+KEYS = {
+    "2019": ("LA_0079 LA_T_1138215 - - bonafide\nLA_0079 LA_T_2 - A01 spoof\n", [("LA_T_1138215", 1), ("LA_T_2", 0)]),
+    "2021_LA": (LA_2021, [("LA_E_9332881", 0), ("LA_E_6866160", 1)]),
+    "2021_DF": (DF_2021, [("DF_E_2000026", 0), ("DF_E_2000027", 1)]),
+    "asvspoof5": ("E_1607 E_0009538969 M - - - - bonafide bonafide -\nE_2 E_3 F C01 1 2 - A17 spoof -\n", None),
+    "asvspoof5_key": ("filename\tcm-label\nE_1\tspoof\nE_2\tbonafide\n", [("E_1", 0), ("E_2", 1)]),
+    "arena": ("file_name,label\n/a/b.wav,spoof\n/a/c.wav,bonafide\n", [("/a/b.wav", 0), ("/a/c.wav", 1)]),
+    "manifest": ("path,label\nd/b.wav,spoof\nd/c.wav,bonafide\n", [("d/b", 0), ("d/c", 1)]),
+    "table": ("utterance,label,attack\nu1,spoof,A09\nu2,genuine,\n", [("u1", 0), ("u2", 1)]),
+}
+KEYS["asvspoof5"] = (KEYS["asvspoof5"][0], [("E_0009538969", 1), ("E_3", 0)])
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_official_keys_are_known_by_their_content(tmp_path, name):
+    text, wanted = KEYS[name]
+    (tmp_path / "key").write_text(text)
+    trials = read_key(tmp_path / "key")
+    assert [(trial.utterance, trial.label) for trial in trials] == wanted
+
+
+def test_fields_of_keys_and_other_phases(tmp_path):
+    (tmp_path / "key").write_text(LA_2021)
+    (trial,) = read_key(tmp_path / "key", "progress")
+    assert (trial.utterance, trial.speaker, trial.codec) == ("LA_E_6866159", "LA_0020", "alaw")
+    assert len(read_key(tmp_path / "key", "all")) == 3
+    (tmp_path / "table.tsv").write_text("utterance\tlabel\tattack\tcorpus\nu1\tspoof\tA09\tX\n")
+    (trial,) = read_key(tmp_path / "table.tsv")
+    assert (trial.attack, trial.corpus, trial.speaker) == ("A09", "X", None)
+
+
+def test_a_score_table_is_a_key(tmp_path):
+    trials = [Trial("u1", "", 1, "s1"), Trial("u2", "", 0, attack="A01")]
+    for suffix in ("csv", "parquet"):
+        ScoreTable(trials, [1.0, 2.0]).write(tmp_path / f"key.{suffix}")
+        read = read_key(tmp_path / f"key.{suffix}")
+        assert [(t.utterance, t.label, t.attack) for t in read] == [("u1", 1, None), ("u2", 0, "A01")]
+
+
+@pytest.mark.parametrize(
+    ("text", "phase", "told"),
+    [
+        ("", "eval", "is no key; accepted are"),
+        ("what is this\n", "eval", "is no key; accepted are"),
+        ("name,label\nu,spoof\n", "eval", "no column 'utterance'"),
+        (LA_2021, "evil", "phase 'evil' is none of eval, progress"),
+        ("utterance,label\nu,spof\n", "eval", "line 2, column 'label': 'spof' is not a label"),
+    ],
+)
+def test_faulty_keys_are_told(tmp_path, text, phase, told):
+    (tmp_path / "key").write_text(text)
+    with pytest.raises(ValueError, match=told) as error:
+        read_key(tmp_path / "key", phase)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def key(*utterances):
+    return TrialList(Trial(u, "", i % 2, attack="A01" if i % 2 == 0 else None) for i, u in enumerate(utterances))
+
+
+@given(st.permutations(list(range(7))), st.sets(st.integers(0, 6)), st.integers(0, 3))
+def test_joining_equals_a_dictionary(order, left_out, num_extra):
+    scores = {f"u{i}": float(i) for i in order if i not in left_out} | {f"x{i}": 9.0 for i in range(num_extra)}
+    trials = key(*(f"u{i}" for i in range(7)))
+    given_scores = Scores(list(scores), np.array(list(scores.values())))
+    wanted = [t for t in trials if t.utterance in scores]
+    if left_out or num_extra:
+        with pytest.raises(ScoreError):
+            join_scores(given_scores, trials)
+    if wanted:
+        table, missing, extra = join_scores(given_scores, trials, allow_partial=True)
+        assert list(table.trials) == wanted
+        assert table.scores.tolist() == [scores[t.utterance] for t in wanted]
+        assert (missing, extra) == (len(left_out), num_extra)
+
+
+def test_what_differs_is_counted_and_named():
+    trials = key(*(f"u{i}" for i in range(9)))
+    with pytest.raises(ScoreError) as error:
+        join_scores(Scores(["u1", "x1"], np.zeros(2)), trials)
+    assert str(error.value) == (
+        "8 of 9 trials of the key have no score: u0, u2, u3, u4, u5, ...; 1 of 2 scores are not of the key: x1; "
+        "give --allow-partial to use the trials that both have"
+    )
+    with pytest.raises(ScoreError, match="is it the key of another set"):
+        join_scores(Scores(["x1"], np.zeros(1)), trials, allow_partial=True)
+    with pytest.raises(ScoreError, match="the ids differ in folders or endings"):
+        join_scores(Scores(["a/u1.flac"], np.zeros(1)), trials)
+
+
+def test_labels_that_contradict_the_key_are_refused():
+    mine = ScoreTable([Trial("u0", "", 1), Trial("u1", "", None)], [1.0, 2.0])
+    with pytest.raises(ScoreError, match="1 labels in the scores contradict the key: u0"):
+        join_scores(mine, key("u0", "u1"))
+    right = mine.select(np.array([1]))
+    assert join_scores(right, key("u0", "u1"), allow_partial=True).table.labels.tolist() == [1]
+
+
+def test_a_real_protocol_of_the_quickstart(tmp_path, quickstart):
+    protocol = quickstart / "corpus/MiniLA/protocols/MiniLA.cm.dev.trl.txt"
+    rows = [line.split() for line in protocol.read_text().splitlines()]
+    with open(tmp_path / "scores.txt", "w", newline="") as file:
+        csv.writer(file, delimiter=" ").writerows((row[1], i) for i, row in enumerate(reversed(rows)))
+    trials = read_key(protocol)
+    assert (trials.num_bona_fide, trials.num_spoof) == (44, 66)
+    table = join_scores(Scores([row[1] for row in reversed(rows)], np.arange(len(rows))), trials).table
+    assert table.scores.tolist() == list(range(len(rows)))[::-1]
