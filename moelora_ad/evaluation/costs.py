@@ -178,7 +178,7 @@ def read_asv_error_rates(path: str | Path, phase: str = "eval") -> AsvErrorRates
 
     Args:
         path: The scores.
-        phase: The part of the trials of 2021: ``eval``, ``progress`` or ``hidden_track``. In 2019 a file is one part.
+        phase: The part of the trials of 2021: ``eval``, ``progress`` or ``hidden``. In 2019 a file is one part.
 
     Raises:
         ScoreError: The file, or its ``trial_metadata.txt``, is faulty or has no scores of one of the three kinds.
@@ -207,8 +207,8 @@ def _keyed_scores(path: str | Path, phase: str) -> Iterator[tuple[int, str, str]
     for (line, _, utterance, _), key in zip(trials, keys, strict=True):
         if utterance != key[2]:
             raise ScoreError.at(path, f"is of {utterance!r}, but {metadata} has {key[2]!r} there", line=line)
-    pairs = zip(trials, keys, strict=True)
-    return ((line, key[6], score) for (line, _, _, score), key in pairs if key[8] == phase)
+    pairs = zip(trials, keys, strict=True)  # older keys call the hidden phase hidden_track
+    return ((line, key[6], score) for (line, _, _, score), key in pairs if key[8].removesuffix("_track") == phase)
 
 
 def _rows(path: str | Path, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:

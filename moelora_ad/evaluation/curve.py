@@ -20,8 +20,6 @@ from moelora_ad.evaluation.equal_error_rate import (
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
-_BLOCK = 2**14  # scores, few enough that they stay in the cache
-
 
 class CostResult(NamedTuple):
     """A least cost, and the lowest bona fide score that is accepted for it (infinity if all are rejected)."""
@@ -65,7 +63,7 @@ class ScoreCurve:
     Example:
         >>> curve = ScoreCurve([2.0, 0.5, 1.0, -1.0], [1, 1, 0, 0])
         >>> curve.equal_error_rate().eer, curve.min_dcf().cost, curve.auc()
-        (0.5, 0.95, 0.75)
+        (0.5, 0.5, 0.75)
     """
 
     def __init__(self, scores: ArrayLike, labels: ArrayLike) -> None:
@@ -217,15 +215,11 @@ class ScoreCurve:
 
 def _mean_softplus(values: Floats) -> float:
     """The mean of ln(1 + e^x), with an error of 1e-15 at most beside that of its size."""
-    mean = 0.0
-    for start in range(0, len(values), _BLOCK):
-        block = values[start : start + _BLOCK]
-        # ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|), which cannot overflow; one logarithm of a product of many such
-        # numbers, none of them above 2, is faster than many logarithms. And so is torch's exponential than numpy's.
-        factors = torch.from_numpy(-np.abs(block)).exp_().add_(1).numpy()
-        products = np.multiply.reduceat(factors, np.arange(0, len(factors), 64))
-        mean += float((np.maximum(block, 0) / len(values)).sum() + np.log(products).sum() / len(values))
-    return mean
+    # ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|), which cannot overflow. One logarithm of a product of 64 such numbers,
+    # none of them above 2, is faster than 64 logarithms; torch's exponential is several times as fast as numpy's.
+    factors = torch.from_numpy(values).abs().neg_().exp_().add_(1).numpy()
+    products = np.multiply.reduceat(factors, np.arange(0, len(factors), 64))
+    return float((np.maximum(values, 0) / len(values)).sum() + np.log(products).sum() / len(values))
 
 
 def min_dcf(scores: ArrayLike, labels: ArrayLike, costs: DetectionCosts = _ASVSPOOF_5) -> CostResult:

@@ -56,7 +56,7 @@ def sorted_by_class(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.fl
         _refuse(scores, labels[~known])
     if not (len(sides[0]) and len(sides[1])):
         found = f"{len(sides[0])} bona fide and {len(sides[1])} spoof"
-        raise ScoreError(f"an equal error rate needs trials of both classes, but there are {found}")
+        raise ScoreError(f"figures need trials of both classes, but there are {found}")
     return sides
 
 

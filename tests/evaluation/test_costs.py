@@ -160,6 +160,10 @@ def test_the_scores_of_2021_with_the_key_two_folders_up(tmp_path, monkeypatch):
     assert read_asv_error_rates("score.txt") == read_asv_error_rates(path)
     with pytest.raises(ScoreError, match="has no target and no nontarget and no spoof trial"):
         read_asv_error_rates(path, phase="hidden")
+    key = tmp_path / "keys/LA/ASV/trial_metadata.txt"
+    key.write_text(key.read_text().replace(" eval\n", " hidden_track\n"))
+    expected = rates_of([kinds[i] for i in evaluated], [scores[i] for i in evaluated])
+    assert read_asv_error_rates(path, phase="hidden") == expected
 
 
 @pytest.mark.parametrize(
