@@ -1,6 +1,8 @@
 """Scores -> figures. No model is needed: a score file is enough."""
 
 from moelora_ad.evaluation.calibration import Calibration, fit_calibration, probability_of_bona_fide
+from moelora_ad.evaluation.clusters import default_clusters
+from moelora_ad.evaluation.confidence import Difference, Interval, bootstrap, compare
 from moelora_ad.evaluation.costs import (
     AsvErrorRates,
     DetectionCosts,
@@ -11,6 +13,18 @@ from moelora_ad.evaluation.costs import (
 )
 from moelora_ad.evaluation.curve import ScoreCurve, accuracy, act_dcf, auc, cllr, min_cllr, min_dcf, min_tdcf
 from moelora_ad.evaluation.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
+from moelora_ad.evaluation.figures import (
+    FigureOptions,
+    Figures,
+    MacroAverage,
+    SeedSummary,
+    SetEvaluation,
+    evaluate_set,
+    macro_averages,
+    over_seeds,
+    pooled,
+)
+from moelora_ad.evaluation.keys import Joined, join_scores, read_key
 from moelora_ad.evaluation.metrics import (
     ActualDetectionCost,
     AreaUnderCurve,
@@ -22,6 +36,7 @@ from moelora_ad.evaluation.metrics import (
     TrialFailures,
     TrialScores,
 )
+from moelora_ad.evaluation.score_formats import Scores, read_scores, write_scores
 from moelora_ad.evaluation.score_table import ScoreTable
 
 __all__ = [
@@ -30,15 +45,24 @@ __all__ = [
     "AsvErrorRates",
     "Calibration",
     "DetectionCosts",
+    "Difference",
     "EqualErrorRate",
     "EqualErrorRateResult",
+    "FigureOptions",
+    "Figures",
+    "Interval",
+    "Joined",
     "LogLikelihoodRatioCost",
+    "MacroAverage",
     "MinDetectionCost",
     "MinLogLikelihoodRatioCost",
     "MinTandemDetectionCost",
     "ScoreCurve",
     "ScoreError",
     "ScoreTable",
+    "Scores",
+    "SeedSummary",
+    "SetEvaluation",
     "TandemCosts2019",
     "TandemCosts2021",
     "TrialFailures",
@@ -47,12 +71,23 @@ __all__ = [
     "act_dcf",
     "asv_error_rates",
     "auc",
+    "bootstrap",
     "cllr",
+    "compare",
+    "default_clusters",
     "equal_error_rate",
+    "evaluate_set",
     "fit_calibration",
+    "join_scores",
+    "macro_averages",
     "min_cllr",
     "min_dcf",
     "min_tdcf",
+    "over_seeds",
+    "pooled",
     "probability_of_bona_fide",
     "read_asv_error_rates",
+    "read_key",
+    "read_scores",
+    "write_scores",
 ]

@@ -131,7 +131,7 @@ def _table(path: str | Path) -> ScoreTable | Scores:
     if missing:
         raise ScoreError.at(path, f"no column {', '.join(map(repr, missing))}", line=1)
     if set(COLUMNS) <= set(header):
-        return ScoreTable.read(path)
+        return ScoreTable.from_columns(path, header, lines, columns)
     return _scores(path, lines, columns["utterance"], columns["score"])
 
 

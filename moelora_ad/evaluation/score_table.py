@@ -124,7 +124,17 @@ class ScoreTable:
         Raises:
             ScoreError: The file is missing or faulty; the message has the file, the line and the column.
         """
-        header, lines, columns = read_score_columns(path)
+        return cls.from_columns(path, *read_score_columns(path))
+
+    @classmethod
+    def from_columns(
+        cls, path: str | Path, header: Sequence[str], lines: Sequence[int], columns: Mapping[str, Sequence[str]]
+    ) -> "ScoreTable":
+        """The table of what `read_score_columns` read from ``path``.
+
+        Raises:
+            ScoreError: It is faulty.
+        """
         missing = [column for column in COLUMNS if column not in header]
         if missing:
             raise ScoreError.at(path, f"no column {', '.join(map(repr, missing))}", line=1)

@@ -1,0 +1,87 @@
+"""Which trials belong together: a bootstrap must draw them together, for they are far from independent."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelora_ad.corpora.trial import TrialList
+
+_SPEAKER_AND_ATTACK = ("speaker", "attack")
+_CLIP = ("source",)
+_OF_CLIPS = "FakeAVCeleb"  # its videos are made from 500 clips, and it names no speakers
+
+
+class Clusters(NamedTuple):
+    """Of n trials.
+
+    Args:
+        codes: (n,) the number of each trial's cluster, from 0 on without gaps.
+        notes: What a reader of the intervals must know, one sentence each.
+    """
+
+    codes: NDArray[np.int64]
+    notes: list[str]
+
+
+def default_clusters(trials: TrialList) -> NDArray[np.int64]:
+    """(n,) the number of each trial's cluster: by speaker and attack, or by source clip in FakeAVCeleb.
+
+    See `clusters_of`.
+    """
+    return clusters_of(trials).codes
+
+
+def clusters_of(trials: TrialList, fields: tuple[str, ...] | None = None) -> Clusters:
+    """Trials of one corpus whose fields agree are a cluster.
+
+    A trial of which a field is unknown is a cluster of its own. Only the attack, which bona fide trials do not have,
+    may be missing beside a field that is known; so if no attack is known, a cluster is all of a speaker.
+
+    Args:
+        trials: n trials, of one or several corpora.
+        fields: Of a trial; None for the speaker and the attack, but the source clip in FakeAVCeleb.
+    """
+    if fields is not None:
+        return _clusters(trials, [(np.ones(len(trials), bool), fields)])
+    corpus = trials.column("corpus")
+    of_clips = np.array([(value or "").startswith(_OF_CLIPS) for value in corpus.values])[corpus.codes]
+    return _clusters(trials, [(of_clips, _CLIP), (~of_clips, _SPEAKER_AND_ATTACK)])
+
+
+def _clusters(trials: TrialList, parts: list[tuple[NDArray[np.bool_], tuple[str, ...]]]) -> Clusters:
+    """Clusters by other fields in each part of the trials."""
+    codes = np.empty(len(trials), np.int64)
+    start, notes = 0, []
+    for part, fields in parts:
+        if not part.any():
+            continue
+        combined, alone = _combinations(trials, fields, part)
+        combined[alone] = len(combined) + np.arange(alone.sum())
+        codes[part] = start + combined
+        start += 2 * len(combined)
+        if alone.any():
+            notes.append(_note(int(alone.sum()), len(alone), fields))
+    return Clusters(np.unique(codes, return_inverse=True)[1].astype(np.int64), notes)
+
+
+def _combinations(
+    trials: TrialList, fields: tuple[str, ...], part: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """A number below m for each of the m trials of a part, the same where corpus and fields agree; and who is alone."""
+    combined = trials.column("corpus").codes[part].astype(np.int64)
+    lacking, nothing = np.zeros(len(combined), bool), np.ones(len(combined), bool)
+    for field in fields:
+        column = trials.column(field)
+        codes = column.codes[part]
+        unknown = np.array([value is None for value in column.values])[codes]
+        lacking |= unknown & (field != "attack")
+        nothing &= unknown
+        combined = np.unique(combined * len(column.values) + codes, return_inverse=True)[1]
+    return combined, lacking | nothing
+
+
+def _note(num: int, of: int, fields: tuple[str, ...]) -> str:
+    needed = " and ".join(field for field in fields if field != "attack" or len(fields) == 1)
+    which = f"no trial has a known {needed}" if num == of else f"{num:,} of {of:,} trials have no known {needed}"
+    return f"{which}: each is resampled on its own, so intervals are too narrow where trials are alike"

@@ -1,0 +1,193 @@
+"""Which score files a command line means: files, folders, sets and runs."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.tables import shown
+
+SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
+FAILED = ".failed"
+OWN_FILES = ("figures.csv", "comparison.csv")
+"""What evaluate writes itself; in a folder these are no scores."""
+_DEV = "dev"
+_MOST_PROVENANCE = 200_000  # characters on a page
+
+
+class PathError(InputError):
+    """Paths on the command line that name no scores."""
+
+
+class FoundFile(NamedTuple):
+    """A score file, the set it is of, and the run that made it (empty if there is only one)."""
+
+    path: Path
+    set_name: str
+    run: str
+
+
+class FoundFiles(NamedTuple):
+    """Score files in the order given, and notes on what was left out."""
+
+    files: list[FoundFile]
+    notes: list[str]
+
+
+class Pair(NamedTuple):
+    """The score files of two systems for one set."""
+
+    set_name: str
+    files: tuple[FoundFile, FoundFile]
+
+
+class Compared(NamedTuple):
+    """Two systems by the sets that both have."""
+
+    systems: tuple[str, str] = ("", "")
+    pairs: Sequence[Pair] = ()
+    notes: Sequence[str] = ()
+
+
+def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> FoundFiles:
+    """The score files of files and folders.
+
+    A set is called after its file; files of one name in several folders are several runs of the set. In a folder, lists
+    of failures and the development set, which a model was selected on, are left out.
+
+    Args:
+        paths: Files, or folders that have score files.
+        names: Names of the sets instead of the files', one for each file.
+
+    Raises:
+        PathError: Nothing is there, files are given twice, or names do not fit.
+    """
+    files: list[Path] = []
+    notes = []
+    for path in map(Path, paths):
+        try:
+            if path.is_dir():
+                of_folder, left_out = _of_folder(path)
+                files += of_folder
+                notes += left_out
+            elif path.exists():
+                files.append(path)
+            else:
+                raise PathError(f"{path}: no such file or folder")
+        except OSError as reason:
+            raise PathError(f"{path}: cannot be read: {reason.strerror}") from None
+    twice = [path for path, count in Counter(path.resolve() for path in files).items() if count > 1]
+    if twice:
+        raise PathError(f"{twice[0]} is given more than once")
+    if names and len(names) != len(files):
+        raise PathError(f"--names has {len(names)} names for {len(files)} score files")
+    if not all(name.strip() for name in names):
+        raise PathError("--names has an empty name")
+    sets = [shown(name) for name in names] or [shown(path.stem) for path in files]
+    runs = _runs(files, sets)
+    return FoundFiles([FoundFile(*one) for one in zip(files, sets, runs, strict=True)], notes)
+
+
+def _of_folder(folder: Path) -> tuple[list[Path], list[str]]:
+    found = [path for path in sorted(folder.iterdir()) if _has_scores(path)]
+    kept = [path for path in found if path.stem != _DEV]
+    if kept:
+        note = f"{folder / _DEV} is left out: models are selected on the development set; name the file to include it"
+        return kept, [note] * (len(kept) < len(found))
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(map(_has_scores, path.iterdir()))]
+    hint = f"; its folder {inside[0].name!r} has some" if inside else ""
+    raise PathError(f"{folder}: no score files ({', '.join(SUFFIXES)}) in this folder{hint}")
+
+
+def _has_scores(path: Path) -> bool:
+    own = path.name in OWN_FILES or path.stem.endswith(FAILED) or path.name.startswith(".")
+    return path.suffix in SUFFIXES and not own and path.is_file()
+
+
+def _runs(files: Sequence[Path], sets: Sequence[str]) -> list[str]:
+    """What tells files of one set apart: the parts of their folders' paths that differ, or else the files' names."""
+    if len(set(sets)) == len(sets):
+        return [""] * len(sets)
+    runs = _tell_apart([path.absolute().parent for path in files])
+    if len(set(zip(sets, runs, strict=True))) < len(sets):
+        runs = [f"{run}/{path.name}".lstrip("/") for run, path in zip(runs, files, strict=True)]
+    repeated = [one for one, count in Counter(zip(sets, runs, strict=True)).items() if count > 1]
+    if repeated:
+        raise PathError(f"several files are set {repeated[0][0]!r} of one run; give other --names")
+    return [shown(run) for run in runs]
+
+
+def find_pairs(first: str, second: str) -> Compared:
+    """The score files of two systems: two files, or two folders with the same sets.
+
+    Raises:
+        PathError: Nothing is there, or the folders have different sets.
+    """
+    found = [find_score_files([path]) for path in (first, second)]
+    ones, others = ({file.set_name: file for file in files.files} for files in found)
+    if Path(first).is_file() and Path(second).is_file():
+        (one,), (other,) = ones.values(), others.values()
+        same = one.set_name == other.set_name
+        pairs = [Pair(one.set_name if same else f"{one.set_name} / {other.set_name}", (one, other))]
+    elif set(ones) != set(others):
+        odd = sorted(set(ones) ^ set(others))
+        raise PathError(f"--compare: {first} and {second} must have the same sets; only one has {', '.join(odd)}")
+    else:
+        pairs = [Pair(name, (one, others[name])) for name, one in ones.items()]
+    return Compared(_systems(Path(first), Path(second)), pairs, [note for files in found for note in files.notes])
+
+
+def _systems(first: Path, second: Path) -> tuple[str, str]:
+    bare = [path.absolute().with_suffix("") if path.is_file() else path.absolute() for path in (first, second)]
+    one, other = (shown(name) or shown(path.name) for name, path in zip(_tell_apart(bare), bare, strict=True))
+    return (one, other) if one != other else (f"{one} (first)", f"{other} (second)")
+
+
+def _tell_apart(paths: Sequence[Path]) -> list[str]:
+    """For each path its parts without those that all begin or end with; all may be empty."""
+    parts = [path.parts for path in paths]
+    start = _common(parts)
+    end = _common([part[start:][::-1] for part in parts])
+    return ["/".join(part[start : len(part) - end]) for part in parts]
+
+
+def _common(parts: Sequence[Sequence[str]]) -> int:
+    """How many first parts all have in common."""
+    return next((i for i, same in enumerate(zip(*parts, strict=False)) if len(set(same)) > 1), min(map(len, parts)))
+
+
+def failed_note(path: Path) -> str | None:
+    """How many trials the list of failures beside a score file has; None without such a list."""
+    beside = path.with_name(f"{path.stem}{FAILED}.csv")
+    try:
+        with open(beside, encoding="utf-8", newline="") as file:
+            number = max(0, sum(1 for _ in csv.reader(file)) - 1)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, csv.Error):
+        return f"{beside.name} beside the scores cannot be read; some trials may have no score"
+    return f"{number:,} trials could not be scored ({beside.name}) and are in no figure" if number else None
+
+
+class Provenance(NamedTuple):
+    """The content of a JSON file laid out for reading, and what a reader must know of it."""
+
+    text: str | None
+    note: str | None
+
+
+def provenance_of(path: Path) -> Provenance:
+    """Where scores come from, as the JSON file beside them tells."""
+    beside = path.with_suffix(".json")
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+    except FileNotFoundError:
+        return Provenance(None, None)
+    except (OSError, ValueError, RecursionError):
+        return Provenance(None, f"{beside.name} beside the scores cannot be read")
+    lines = [shown(line) for line in text.split("\n")]
+    return Provenance("\n".join(lines)[:_MOST_PROVENANCE], None)

@@ -1,0 +1,344 @@
+"""The verb evaluate: what it prints, what it writes, and what it refuses."""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moelora_ad.evaluation import (
+    ScoreCurve,
+    ScoreTable,
+    TandemCosts2019,
+    TandemCosts2021,
+    equal_error_rate,
+    read_asv_error_rates,
+)
+from moelora_ad.evaluation.evaluate_command import run
+
+Evaluate = Callable[..., int]
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["moelora-ad", "evaluate", *map(str, arguments)])
+        try:
+            return run("moelora-ad")
+        except SystemExit as ended:
+            return int(ended.code or 0)
+
+    return call
+
+
+@pytest.fixture
+def runs(tmp_path: Path, make_scores: Callable[..., ScoreTable]) -> Path:
+    """Three runs with two sets each, a development set, a list of failures and provenance."""
+    for seed in (1, 2, 3):
+        folder = tmp_path / f"runs/seed{seed}/scores"
+        make_scores(seed, "In", shift=2.0).write(folder / "in_domain.csv")
+        make_scores(seed + 10, "Out", shift=1.0).write(folder / "out_of_domain.csv")
+        make_scores(seed + 20, "Dev", shift=2.0).write(folder / "dev.csv")
+    folder = tmp_path / "runs/seed1/scores"
+    (folder / "in_domain.failed.csv").write_text("utterance,reason\nx,broken\ny,broken\n")
+    (folder / "in_domain.json").write_text('{"seed": 4711}')
+    return tmp_path / "runs"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_figures_are_those_of_the_scores_in_every_form(
+    evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores, to = runs / "seed1/scores", tmp_path / "to"
+    assert evaluate(scores, "--own", "in_domain", "--resamples", 20, "--to", to) == 0
+    printed = capsys.readouterr().out
+    rows = rows_of(to / "figures.csv")
+    from_json = json.loads((to / "figures.json").read_text())
+    markdown, latex = (to / "figures.md").read_text(), (to / "figures.tex").read_text()
+    page = (to / "report.html").read_text()
+    eers = {}
+    for name in ("in_domain", "out_of_domain"):
+        table = ScoreTable.read(scores / f"{name}.csv")
+        eers[name], threshold = table.equal_error_rate()
+        (row,) = [row for row in rows if (row["set"], row["part"]) == (name, "all")]
+        assert (float(row["eer"]), float(row["eer_threshold"])) == (eers[name], threshold)
+        assert float(row["eer_low"]) <= eers[name] <= float(row["eer_high"])
+        (figures,) = [one for one in from_json["figures"] if (one["set"], one["part"]) == (name, "all")]
+        assert figures["eer"] == eers[name]
+        for text in (printed, markdown, latex, page):
+            assert f"{100 * eers[name]:.2f} [" in text
+        is_a1 = np.array([trial.attack == "A1" for trial in table.trials])
+        kept = (table.labels == 1) | is_a1
+        (attack,) = [r for r in rows if (r["set"], r["part"], r["group"]) == (name, "attack", "A1")]
+        assert float(attack["eer"]) == equal_error_rate(table.scores[kept], table.labels[kept]).eer
+    by_part = {row["part"]: row for row in rows if not row["set"]}
+    assert float(by_part["macro_all"]["eer"]) == pytest.approx(sum(eers.values()) / 2, abs=1e-12)
+    assert by_part["macro_all"]["group"] == "in_domain + out_of_domain"
+    assert (float(by_part["macro_ood"]["eer"]), by_part["macro_ood"]["group"]) == (
+        eers["out_of_domain"],
+        "out_of_domain",
+    )
+    assert "macro_ood: mean of out_of_domain" in printed
+    assert "dev is left out" in printed
+    assert "2 trials could not be scored (in_domain.failed.csv)" in printed
+    assert "4711" in page
+    stems = {path.stem for path in to.iterdir() if path.suffix in (".png", ".svg")}
+    assert stems >= {"det", "scores-in_domain", "attacks-out_of_domain", "codecs-in_domain"}
+    assert all((to / f"{stem}.png").read_bytes()[:4] == b"\x89PNG" for stem in stems)
+
+
+def test_the_same_input_gives_the_same_bytes(evaluate: Evaluate, runs: Path, tmp_path: Path) -> None:
+    for to in ("a", "b"):
+        assert evaluate(runs / "seed1/scores/in_domain.csv", "--resamples", 20, "--to", tmp_path / to) == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert {"report.html", "det.svg", "det.png"} <= set(first)
+
+
+def test_runs_are_summed_up(evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [runs / f"seed{seed}/scores/in_domain.csv" for seed in (1, 2, 3)]
+    assert evaluate(*files, "--resamples", 0, "--to", tmp_path / "to") == 0
+    eers = [ScoreTable.read(file).equal_error_rate().eer for file in files]
+    rows = {(row["run"], row["part"]): row for row in rows_of(tmp_path / "to/figures.csv") if row["set"] == "in_domain"}
+    assert [float(rows[f"seed{seed}", "all"]["eer"]) for seed in (1, 2, 3)] == eers
+    assert float(rows["", "mean"]["eer"]) == pytest.approx(np.mean(eers), abs=1e-12)
+    assert float(rows["", "std"]["eer"]) == pytest.approx(np.std(eers, ddof=1), abs=1e-12)
+    assert (float(rows["", "best"]["eer"]), float(rows["", "worst"]["eer"])) == (min(eers), max(eers))
+    assert float(rows["", "best"]["auc"]) == max(float(rows[f"seed{seed}", "all"]["auc"]) for seed in (1, 2, 3))
+    assert f"{100 * np.mean(eers):.2f}" in capsys.readouterr().out.partition("Over runs")[2]
+
+
+def test_two_systems_are_compared_on_the_same_trials(
+    evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (runs / f"seed{seed}/scores" for seed in (1, 2))
+    assert evaluate("--compare", first, second, "--resamples", 50, "--to", tmp_path / "to") == 0
+    printed = capsys.readouterr().out
+    rows = {(row["set"], row["figure"]): row for row in rows_of(tmp_path / "to/comparison.csv")}
+    for name in ("in_domain", "out_of_domain"):
+        one, other = (ScoreTable.read(folder / f"{name}.csv").equal_error_rate().eer for folder in (first, second))
+        row = rows[name, "eer"]
+        assert (row["system_1"], row["system_2"]) == ("seed1", "seed2")
+        assert (float(row["value_1"]), float(row["value_2"])) == (one, other)
+        assert float(row["difference"]) == pytest.approx(one - other, abs=1e-12)
+        assert float(row["difference_low"]) <= float(row["difference_high"])
+        assert f"{name}: " in printed
+    assert not (tmp_path / "to/figures.csv").exists()
+    page = (tmp_path / "to/report.html").read_text()
+    assert "seed1 against seed2" in page
+
+
+def test_a_system_is_no_better_than_itself(evaluate: Evaluate, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = runs / "seed1/scores/in_domain.csv"
+    assert evaluate("--compare", path, path, "--resamples", 50) == 0
+    printed = capsys.readouterr().out
+    assert "0.00 [0.00, 0.00]" in printed
+    assert "no difference is shown between in_domain (first) and in_domain (second)" in printed
+
+
+def test_a_clearly_better_system_is_called_better(
+    evaluate: Evaluate, tmp_path: Path, make_scores: Callable[..., ScoreTable], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_scores(1, num=600, shift=4.0).write(tmp_path / "good.csv")
+    make_scores(2, num=600, shift=0.5).write(tmp_path / "bad.csv")
+    assert evaluate("--compare", tmp_path / "bad.csv", tmp_path / "good.csv", "--resamples", 100) == 0
+    assert "good is better than bad: its EER is" in capsys.readouterr().out
+
+
+def test_other_trials_are_not_compared(
+    evaluate: Evaluate, tmp_path: Path, make_scores: Callable[..., ScoreTable], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_scores(1, num=60).write(tmp_path / "a.csv")
+    make_scores(1, num=63).write(tmp_path / "b.csv")
+    assert evaluate("--compare", tmp_path / "a.csv", tmp_path / "b.csv", "--to", tmp_path / "to") == 1
+    assert one_line(capsys).startswith("moelora-ad evaluate: error: ")
+    assert not (tmp_path / "to").exists()
+
+
+def test_calibration_is_fitted_on_development_scores_and_reported(
+    evaluate: Evaluate, runs: Path, tmp_path: Path
+) -> None:
+    scores = runs / "seed1/scores"
+    # Scores that are far too sure and off: calibrated ones must cost less.
+    for name in ("dev", "in_domain"):
+        table = ScoreTable.read(scores / f"{name}.csv")
+        ScoreTable(table.trials, 8 * table.scores + 3).write(tmp_path / f"{name}.csv")
+    arguments = (tmp_path / "in_domain.csv", "--calibration", tmp_path / "dev.csv", "--resamples", 0)
+    assert evaluate(*arguments, "--to", tmp_path / "to") == 0
+    content = json.loads((tmp_path / "to/figures.json").read_text())
+    (before,) = content["before_calibration"]
+    raw = ScoreTable.read(tmp_path / "in_domain.csv")
+    bona_fide, spoof = raw.scores[raw.labels == 1], raw.scores[raw.labels == 0]
+    cllr = (np.logaddexp(0, -bona_fide).mean() + np.logaddexp(0, spoof).mean()) / (2 * np.log(2))
+    assert before["cllr"] == pytest.approx(cllr, abs=1e-12)
+    (after,) = [row for row in content["figures"] if row["part"] == "all"]
+    assert after["cllr"] < before["cllr"]
+    assert after["min_cllr"] <= after["cllr"]
+    assert after["eer"] == raw.equal_error_rate().eer
+    assert content["calibration"]["fitted_on"] == "dev.csv"
+    assert "dev.csv" in (tmp_path / "to/report.html").read_text()
+
+
+def test_a_set_is_never_calibrated_on_itself(
+    evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = runs / "seed1/scores/in_domain.csv"
+    assert evaluate(path, "--calibration", path, "--to", tmp_path / "to") == 1
+    assert str(path) in one_line(capsys)
+    assert not (tmp_path / "to").exists()
+
+
+def test_scores_without_labels_need_a_key(
+    evaluate: Evaluate,
+    tmp_path: Path,
+    make_scores: Callable[..., ScoreTable],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = make_scores()
+    table.write(tmp_path / "key.csv")
+    lines = [f"{trial.utterance} {score!r}" for trial, score in zip(table.trials, table.scores.tolist(), strict=True)]
+    (tmp_path / "scores.txt").write_text("\n".join(lines) + "\n")
+    assert evaluate(tmp_path / "scores.txt") == 1
+    assert "--key" in one_line(capsys)
+    assert evaluate(tmp_path / "scores.txt", "--key", tmp_path / "key.csv", "--resamples", 0) == 0
+    assert f"{100 * table.equal_error_rate().eer:.2f}" in capsys.readouterr().out
+    (tmp_path / "scores.txt").write_text("\n".join(lines[:-5]) + "\n")
+    assert evaluate(tmp_path / "scores.txt", "--key", tmp_path / "key.csv") == 1
+    assert "5" in one_line(capsys)
+    partial = ("--key", tmp_path / "key.csv", "--allow-partial", "--resamples", 0)
+    assert evaluate(tmp_path / "scores.txt", *partial) == 0
+    assert "only 115 trials are in the figures: 5 of the key have no score" in capsys.readouterr().out
+
+
+def test_every_faulty_file_is_named_and_nothing_is_written(
+    evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = ScoreTable.read(runs / "seed1/scores/in_domain.csv")
+    (tmp_path / "empty.csv").write_text("")
+    table.select(np.flatnonzero(table.labels == 1)).write(tmp_path / "one_class.csv")
+    good = runs / "seed1/scores/in_domain.csv"
+    assert evaluate(tmp_path / "empty.csv", good, tmp_path / "one_class.csv", "--to", tmp_path / "to") == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "empty.csv") in first
+    assert str(tmp_path / "one_class.csv") in second
+    assert not (tmp_path / "to").exists()
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "name score files"),
+        (("nosuch.csv",), "nosuch.csv: no such file or folder"),
+        (("S", "--own", "in_domian"), "no set is called 'in_domian'"),
+        (("S", "--cluster", "speaker,attac"), "no field 'attac'"),
+        (("S", "--names", "a"), "1 names for 2 score files"),
+        (("S", "--resamples", "-1"), "-1 is negative"),
+        (("S", "--resamples", "many"), "many"),
+        (("S", "--threshold", "nan"), "not finite"),
+        (("S", "--tandem", "2019"), "--tandem needs --asv"),
+        (("S", "--asv", "nosuch"), "--asv: no such file"),
+        (("S", "--key", "nosuch"), "--key: no such file"),
+        (("S", "--allow-partial"), "--allow-partial needs --key"),
+        (("S", "--calibrated", "--calibration", "x"), "not allowed with"),
+        (("S", "S"), "given more than once"),
+        (("S", "--to", "S/in_domain.csv"), "is not a folder"),
+        (("--compare", "S", "S/in_domain.csv"), "only one has out_of_domain"),
+        (("--compare", "S"), "expected 2 arguments"),
+        (("..",), "no score files"),
+        (("S", "--format-in", "nosuch"), "invalid choice"),
+    ],
+)
+def test_usage_errors(
+    evaluate: Evaluate,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    told: str,
+) -> None:
+    monkeypatch.chdir(runs / "seed1")
+    (runs / "seed1/S").symlink_to("scores")
+    assert evaluate(*arguments) == 2
+    line = one_line(capsys)
+    assert line.startswith("moelora-ad evaluate: error: ")
+    assert told in line
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(
+    evaluate: Evaluate, tmp_path: Path, make_scores: Callable[..., ScoreTable], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_scores(attacks=("\x1b[31mA1", "A2")).write(tmp_path / "\x1b[31mred.csv")
+    assert evaluate(tmp_path / "\x1b[31mred.csv", "--resamples", 0, "--to", tmp_path / "to") == 0
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    for path in (tmp_path / "to").iterdir():
+        if path.suffix != ".png":
+            assert "\x1b" not in path.read_text(), path.name
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_after_the_table(
+    evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert evaluate(runs / "seed1/scores/in_domain.csv", "--resamples", 0, "--to", tmp_path / "file/to") == 1
+    printed = capsys.readouterr()
+    assert "in_domain" in printed.out
+    (line,) = printed.err.splitlines()
+    assert "cannot be written: Not a directory" in line
+
+
+def test_a_narrow_terminal_loses_no_figure(
+    evaluate: Evaluate, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (runs / "seed1/scores", "--calibrated", "--threshold", 0, "--resamples", 20)
+    assert evaluate(*arguments) == 0
+    wide = capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "50")
+    assert evaluate(*arguments) == 0
+    narrow = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", capsys.readouterr().out)
+    figures = re.findall(r"\d+\.\d+", wide)
+    assert len(figures) > 20
+    assert re.findall(r"\d+\.\d+", narrow) == figures
+
+
+def test_an_interruption_is_told_in_one_line(
+    evaluate: Evaluate, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moelora_ad.evaluation.evaluate_command.evaluate_files", interrupted)
+    assert evaluate(runs / "seed1/scores") == 130
+    assert one_line(capsys) == "moelora-ad evaluate: interrupted"
+
+
+def test_asv_scores_give_the_tandem_cost_of_the_year(
+    evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(1)
+    kinds = {"target": 3.0, "nontarget": -3.0, "spoof": 2.0}
+    lines = [f"x {kind} {score!r}" for kind, mean in kinds.items() for score in draw.normal(mean, 1, 200).tolist()]
+    (tmp_path / "asv.txt").write_text("\n".join(lines) + "\n")
+    path = runs / "seed1/scores/in_domain.csv"
+    rates, table = read_asv_error_rates(tmp_path / "asv.txt"), ScoreTable.read(path)
+    for year, costs in (("2019", TandemCosts2019()), ("2021", TandemCosts2021())):
+        options = ("--asv", tmp_path / "asv.txt", "--tandem", year, "--resamples", 0, "--to", tmp_path / year)
+        assert evaluate(path, *options) == 0
+        (row,) = [row for row in rows_of(tmp_path / year / "figures.csv") if row["part"] == "all"]
+        expected = ScoreCurve(table.scores, table.labels).min_tdcf(rates, costs).cost
+        assert float(row["min_tdcf"]) == expected
+        assert f" {expected:.4f}" in capsys.readouterr().out

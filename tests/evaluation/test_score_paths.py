@@ -1,0 +1,99 @@
+"""Files and folders on the command line: sets, runs, and what is left out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moelora_ad.evaluation.score_paths import PathError, failed_note, find_pairs, find_score_files, provenance_of
+
+
+def made(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("")
+    return folder
+
+
+def test_a_folder_has_sets_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    folder = made(
+        tmp_path / "scores",
+        *("b.csv", "a.tsv", "c.parquet", "d.txt", "dev.csv"),
+        *("a.failed.csv", "a.json", ".hidden.csv", "figures.csv", "comparison.csv", "report.html"),
+    )
+    found = find_score_files([str(folder)])
+    assert [(file.set_name, file.run) for file in found.files] == [("a", ""), ("b", ""), ("c", ""), ("d", "")]
+    (note,) = found.notes
+    assert f"{folder / 'dev'} is left out" in note
+    named = find_score_files([str(folder), str(folder / "dev.csv")])
+    assert [file.set_name for file in named.files] == ["a", "b", "c", "d", "dev"]
+
+
+def test_a_folder_without_scores_points_to_the_one_that_has_them(tmp_path: Path) -> None:
+    made(tmp_path / "scores/best", "a.csv")
+    with pytest.raises(PathError, match=r"no score files.*its folder 'best' has some"):
+        find_score_files([str(tmp_path / "scores")])
+
+
+def test_runs_are_told_apart_by_what_differs_in_their_paths(tmp_path: Path) -> None:
+    folders = [made(tmp_path / f"x/{run}/scores/best", "a.csv", "b.csv") for run in ("seed1", "seed2", "deep/seed3")]
+    found = find_score_files(list(map(str, folders)))
+    assert [file.run for file in found.files] == ["seed1"] * 2 + ["seed2"] * 2 + ["deep/seed3"] * 2
+    one_set = find_score_files([str(folders[0] / "a.csv"), str(folders[1] / "a.csv")])
+    assert [(file.set_name, file.run) for file in one_set.files] == [("a", "seed1"), ("a", "seed2")]
+
+
+def test_different_sets_of_different_folders_are_one_run(tmp_path: Path) -> None:
+    folders = [made(tmp_path / name, f"{name}.csv") for name in ("p", "q")]
+    assert [file.run for file in find_score_files(list(map(str, folders))).files] == ["", ""]
+
+
+def test_names_replace_the_files_names(tmp_path: Path) -> None:
+    folder = made(tmp_path, "a.csv", "b.csv", "c.txt")
+    paths = [str(folder / name) for name in ("a.csv", "b.csv", "c.txt")]
+    assert [file.set_name for file in find_score_files(paths, ("X", "Y", "Z")).files] == ["X", "Y", "Z"]
+    same = find_score_files(paths, ("X", "X", "X"))
+    assert [(file.set_name, file.run) for file in same.files] == [("X", "a.csv"), ("X", "b.csv"), ("X", "c.txt")]
+    with pytest.raises(PathError, match="2 names for 3 score files"):
+        find_score_files(paths, ("X", "Y"))
+    with pytest.raises(PathError, match="empty name"):
+        find_score_files(paths, ("X", "", "Z"))
+
+
+def test_a_file_given_twice_is_refused_by_any_path(tmp_path: Path) -> None:
+    folder = made(tmp_path / "s", "a.csv")
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(PathError, match="more than once"):
+        find_score_files([str(folder / "a.csv"), str(tmp_path / "link/a.csv")])
+
+
+def test_pairs_match_by_set(tmp_path: Path) -> None:
+    one, other = made(tmp_path / "one/scores", "a.csv", "b.csv"), made(tmp_path / "two/scores", "b.csv", "a.tsv")
+    compared = find_pairs(str(one), str(other))
+    assert compared.systems == ("one", "two")
+    names = [(pair.set_name, *(file.path.name for file in pair.files)) for pair in compared.pairs]
+    assert names == [("a", "a.csv", "a.tsv"), ("b", "b.csv", "b.csv")]
+    made(other, "c.csv")
+    with pytest.raises(PathError, match="only one has c"):
+        find_pairs(str(one), str(other))
+    (pair,) = find_pairs(str(one / "a.csv"), str(one / "b.csv")).pairs
+    assert pair.set_name == "a / b"
+
+
+def test_failures_and_provenance_beside_the_scores(tmp_path: Path) -> None:
+    path = made(tmp_path, "a.csv") / "a.csv"
+    assert failed_note(path) is None
+    assert provenance_of(path) == (None, None)
+    (tmp_path / "a.failed.csv").write_text('utterance,reason\nx,"two\nlines"\ny,broken\n')
+    (tmp_path / "a.json").write_text(json.dumps({"seed": 7, "name": "\x1b[31m"}))
+    note = failed_note(path)
+    assert note is not None
+    assert note.startswith("2 trials could not be scored")
+    text, note = provenance_of(path)
+    assert note is None
+    assert text is not None
+    assert json.loads(text) == {"seed": 7, "name": "\x1b[31m"}
+    assert "\x1b" not in text
+    for faulty in (b"{", b"\xff", b"[" * 100_000):
+        (tmp_path / "a.json").write_bytes(faulty)
+        assert provenance_of(path) == (None, "a.json beside the scores cannot be read")

@@ -1,0 +1,122 @@
+"""Tables for people and programs: the same figures, and names that break nothing."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from moelora_ad.evaluation import ScoreTable
+from moelora_ad.evaluation.evaluating import evaluate_files, summarise_runs
+from moelora_ad.evaluation.figures import FigureOptions
+from moelora_ad.evaluation.results import Results
+from moelora_ad.evaluation.score_paths import FoundFile
+from moelora_ad.evaluation.tables import (
+    FIGURE_ROW,
+    TextTable,
+    as_csv,
+    as_json,
+    as_latex,
+    as_markdown,
+    as_rich,
+    figure_rows,
+    group_tables,
+    rounded,
+    sets_table,
+    shown,
+    tables,
+)
+
+
+@pytest.fixture(scope="module")
+def results(make_scores: Callable[..., ScoreTable]) -> Results:
+    options = FigureOptions(resamples=20, threshold=0.5)
+    names = {"In": ("A|1", "A_2", "50% & $x"), "Out": ("B1", "B2")}
+    found = {
+        FoundFile(Path(f"{name}.csv"), name, ""): make_scores(number, name, attacks=attacks)
+        for number, (name, attacks) in enumerate(names.items())
+    }
+    files = evaluate_files(found, options)
+    return Results(files, summarise_runs(files, ["In"], options), options={"seed": 1}, notes=("a note",))
+
+
+def test_csv_and_json_have_every_figure_at_full_precision(results: Results) -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(figure_rows(results), FIGURE_ROW))))
+    from_json = json.loads(as_json(results))
+    assert from_json["notes"] == ["a note"]
+    assert len(rows) == len(from_json["figures"]) == 2 + 5 + 4 + 3
+    for row, figures in zip(rows, from_json["figures"], strict=True):
+        assert {name: str(value) for name, value in figures.items() if value != ""} == {
+            k: v for k, v in row.items() if v
+        }
+    for file in results.files:
+        accuracy = ((file.table.scores >= 0.5) == (file.table.labels == 1)).mean()
+        (row,) = [row for row in rows if (row["set"], row["part"]) == (file.set_name, "all")]
+        assert float(row["accuracy"]) == pytest.approx(accuracy, abs=1e-12)
+        assert float(row["threshold"]) == 0.5
+
+
+def test_markdown_keeps_names_within_their_cells(results: Results) -> None:
+    (attacks,) = [table for table in tables(results) if table.title == "Attacks of In"]
+    lines = as_markdown(attacks).splitlines()
+    cells = [line.replace("\\|", "").count("|") for line in lines if line.startswith("|")]
+    assert set(cells) == {len(attacks.columns) + 1}
+    assert any(line.startswith("| A\\|1 |") for line in lines)
+
+
+def test_latex_is_escaped_and_has_whole_rows(results: Results) -> None:
+    text = "\n".join(map(as_latex, tables(results)))
+    assert r"50\% \& \$x & " in text
+    assert r"A\_2 & " in text
+    for row in text.splitlines():
+        if row.endswith(r"\\"):
+            assert row.replace(r"\&", "").count("&") >= 5
+    bracket = as_latex(TextTable("t", ("a", "b"), [("x", "1"), ("[y]", "2"), ("*", "3")]))
+    assert "\n{}[y] & 2" in bracket  # a bracket after the end of a row would be its argument
+    assert "\n{}* & 3" in bracket
+
+
+def test_the_terminal_has_rows_for_sets_averages_and_pool(results: Results) -> None:
+    console = Console(width=120, file=io.StringIO(), force_terminal=False)
+    brief = sets_table(results, brief=True)
+    console.print(as_rich(brief))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [row[0] for row in brief.rows] == ["In", "Out", "macro_ood", "macro_all", "pooled"]
+    for row in brief.rows:
+        assert all(cell in printed for cell in row)
+    assert set(brief.notes) == {"macro_all: mean of In, Out", "macro_ood: mean of Out"}
+
+
+def test_long_lists_are_cut_and_say_so(results: Results) -> None:
+    table = group_tables(results.files[0], most=2)["attacks"]
+    eers = [float(row[3].split()[0]) for row in table.rows[:2]]
+    assert eers == sorted(eers, reverse=True)
+    assert table.rows[2][0] == "… and 1 more in figures.csv"
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_figures_are_rounded_for_people() -> None:
+    assert rounded("eer", 0.123456) == "12.35"
+    assert rounded("min_dcf", 0.123456) == "0.1235"
+    assert rounded("cllr", None) == ""
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
+def test_any_name_can_stand_in_any_table(names: list[str]) -> None:
+    table = TextTable("t", ("name", "number"), [(shown(name), "1.0") for name in names])
+    rows = as_markdown(table).split("\n")[2:-1]
+    assert len(rows) == len(names) + 2
+    assert all(shown(name).isprintable() for name in names)
+    latex = as_latex(table).split("\n")
+    assert len(latex) == len(names) + 8
+    console = Console(width=200, file=io.StringIO())
+    console.print(as_rich(table))
+    assert console.file.getvalue().count("1.0") >= len(names)  # type: ignore[attr-defined]
+    rows_of_csv = [{"set": name, "eer": 0.1} for name in names]
+    read = list(csv.DictReader(io.StringIO(as_csv(rows_of_csv, ("set", "eer")))))
+    assert [row["set"] for row in read] == [shown(name) for name in names]
