@@ -143,7 +143,7 @@ def _refuse_contradictions(scores: ScoreTable, joined: TrialList, places: np.nda
 
 
 def _listed(utterances: Iterable[str]) -> str:
-    some = []
+    some: list[str] = []
     for utterance in utterances:
         if len(some) == _SHOWN:
             return f"{', '.join(some)}, ..."

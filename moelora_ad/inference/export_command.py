@@ -65,7 +65,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
         from moelora_ad.inference.calibrate_command import figures_of_sets, fitted
 
         calibration = fitted(arguments.calibrate) if arguments.calibrate else None
-        run.detector.calibration = calibration and calibration.as_dict()
+        run.detector.calibration = None if calibration is None else calibration.as_dict()
         run.detector.about["results"] = figures_of_sets(arguments.scores, calibration, arguments.calibrate)
     (folder / ONNX).unlink(missing_ok=True)  # of the model that was there
     run.detector.save_pretrained(folder)
