@@ -96,8 +96,12 @@ class ScoreTable:
         # Before Python 3.13 a carriage return alone is not quoted unless all fields are.
         returns = any("\r" in text for name, column in columns.items() if name != "score" for text in column if text)
         with written_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
-            quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-            writer = csv.writer(file, delimiter=DELIMITERS[suffix], lineterminator="\n", quoting=quoting)
+            writer = csv.writer(
+                file,
+                delimiter=DELIMITERS[suffix],
+                lineterminator="\n",
+                quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL,
+            )
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
 
