@@ -47,6 +47,25 @@ _ASVSPOOF_5 = DetectionCosts()
 _ASVSPOOF_2021 = TandemCosts2021()
 
 
+def pooled_cllr(bona_fide: Counts, spoof: Counts) -> float:
+    """The Cllr after the monotone map of the scores that makes it least, found by pooling adjacent violators.
+
+    Args:
+        bona_fide: (n,) how many bona fide trials have each score, ascending.
+        spoof: (n,) how many spoofs; no score is without trials.
+    """
+    trials = bona_fide + spoof
+    blocks = isotonic_regression(bona_fide / trials, weights=trials).blocks[:-1]
+    # The map gives each block the ratio of its shares of the two classes.
+    hits = np.add.reduceat(bona_fide, blocks) / bona_fide.sum()
+    false_alarms = np.add.reduceat(spoof, blocks) / spoof.sum()
+    # A block of one class has a ratio of 0 or infinity, which costs its trials nothing.
+    mixed = (hits > 0) & (false_alarms > 0)
+    hits, false_alarms = hits[mixed], false_alarms[mixed]
+    bits = hits * np.log2(1 + false_alarms / hits) + false_alarms * np.log2(1 + hits / false_alarms)
+    return float(bits.sum()) / 2
+
+
 class ScoreCurve:
     """Scores of both classes, each sorted once. Tied scores are accepted or rejected together.
 
@@ -114,17 +133,7 @@ class ScoreCurve:
 
     def min_cllr(self) -> float:
         """`cllr` after the monotone map of the scores that makes it least, found by pooling adjacent violators."""
-        bona_fide, spoof = self._groups
-        trials = bona_fide + spoof
-        blocks = isotonic_regression(bona_fide / trials, weights=trials).blocks[:-1]
-        # The map gives each block the ratio of its shares of the two classes.
-        hits = np.add.reduceat(bona_fide, blocks) / self.num_bona_fide
-        false_alarms = np.add.reduceat(spoof, blocks) / self.num_spoof
-        # A block of one class has a ratio of 0 or infinity, which costs its trials nothing.
-        mixed = (hits > 0) & (false_alarms > 0)
-        hits, false_alarms = hits[mixed], false_alarms[mixed]
-        bits = hits * np.log2(1 + false_alarms / hits) + false_alarms * np.log2(1 + hits / false_alarms)
-        return float(bits.sum()) / 2
+        return pooled_cllr(*self._groups)
 
     def auc(self) -> float:
         """The area under the receiver operating characteristic: the share of pairs that are ranked right, ties half."""

@@ -5,8 +5,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
+from moelora_ad.evaluation.curve import pooled_cllr
 from moelora_ad.evaluation.figure_options import FigureOptions
 
 Counts = NDArray[np.int64]
@@ -182,16 +182,8 @@ class _Resample:
         """As `ScoreCurve.min_cllr`, over groups that have trials in this resample."""
         missed, rejected = self.corners
         bona_fide, spoof = np.diff(missed), np.diff(rejected)
-        trials = bona_fide + spoof
-        some = trials > 0
-        bona_fide, spoof, trials = bona_fide[some], spoof[some], trials[some]
-        blocks = isotonic_regression(bona_fide / trials, weights=trials).blocks[:-1]
-        hits = np.add.reduceat(bona_fide, blocks) / self.num_bona_fide
-        false_alarms = np.add.reduceat(spoof, blocks) / self.num_spoof
-        mixed = (hits > 0) & (false_alarms > 0)
-        hits, false_alarms = hits[mixed], false_alarms[mixed]
-        bits = hits * np.log2(1 + false_alarms / hits) + false_alarms * np.log2(1 + hits / false_alarms)
-        return float(bits.sum()) / 2
+        some = bona_fide + spoof > 0
+        return pooled_cllr(bona_fide[some], spoof[some])
 
 
 def _running(counts: Counts, clusters: Counts) -> Counts:
