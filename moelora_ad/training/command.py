@@ -3,10 +3,12 @@
 import os
 import sys
 import warnings
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -85,6 +87,12 @@ class DetectionCommand(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="fit ends with a test of the best checkpoint"
         )
+        parser.add_argument(
+            "--score_folder",
+            type=str | None,
+            default=None,
+            help="folder of score files (default: scores/NAME of the run of the checkpoint NAME.ckpt)",
+        )
         parser.set_defaults(
             {
                 "checkpoint.monitor": f"{DEV}/eer",
@@ -112,10 +120,15 @@ class DetectionCommand(LightningCLI):
         }
 
     def instantiate_classes(self) -> None:
+        parser = self._parser(self.subcommand)
+        configuration = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_validation=True))
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            self._parser(self.subcommand).error(str(error))
+            parser.error(str(error))
+        self.model.configuration = {part: configuration.get(part) for part in ("model", "data")}
+        folder = self._get(self.config, "score_folder")
+        self.model.score_folder = None if folder is None else Path(folder)
 
     def _parse_ckpt_path(self) -> None:
         """Refuse a checkpoint that cannot be read, before anything is built (Lightning would look for

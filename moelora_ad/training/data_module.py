@@ -10,7 +10,9 @@ from moelora_ad.corpora import Corpus, TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.training.dataset import Batch, OnError, TrialDataset
 from moelora_ad.training.joining import check_labels, check_weights, training_trials
+from moelora_ad.training.kept_scores import KeptScores
 from moelora_ad.training.lengths import lengths_of
+from moelora_ad.training.provenance import kept_scores
 from moelora_ad.training.resuming import TrainingLoader
 from moelora_ad.training.samplers import EvaluationBatches, Group, TrainingBatches
 
@@ -91,12 +93,14 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self.seed = seed
         self.train_trials: TrialList | None = None
         self.eval_trials: dict[str, TrialList] = {}
+        self.kept: dict[str, KeptScores] = {}
         self._groups: list[Group] | None = None
         self._on_error: OnError = "raise"
 
     def setup(self, stage: str) -> None:
         """Read the protocols of a stage ("fit", "validate", "test" or "predict")."""
         self._on_error = "raise" if stage == "fit" else self.eval_on_error
+        self.kept = {}
         if stage == "fit":
             if not self.train:
                 raise InputError("data.train is not given: fit needs a corpus to train on")
@@ -138,14 +142,20 @@ class AudioDeepfakeDataModule(LightningDataModule):
 
     def _evaluation_loaders(self) -> list[DataLoader[Batch]]:
         rank, world_size = self._place()
+        self.kept = kept_scores(self.trainer)
         loaders = []
         for name, trials in self.eval_trials.items():
             # Rows of one length need no order by length.
             lengths = lengths_of(trials, name, self.trainer) if self.eval_segment.samples is None else None
+            kept = self.kept.get(name)
+            done = None if kept is None else kept.found.indices
+            batches = EvaluationBatches(len(trials), self.eval_batch_size, rank, world_size, lengths, done)
+            if kept is not None:
+                kept.found = kept.found.without(batches.trials)
             loaders.append(
                 DataLoader(
                     TrialDataset(trials, self.eval_segment, self.seed, on_error=self._on_error),
-                    sampler=EvaluationBatches(len(trials), self.eval_batch_size, rank, world_size, lengths),
+                    sampler=batches,
                     **self._reading(),
                 )
             )

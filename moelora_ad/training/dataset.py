@@ -27,6 +27,8 @@ class Failure(NamedTuple):
 class Batch(NamedTuple):
     """What the detector sees: B trials with C clips of each, mostly one. A trial that failed is silence.
 
+    An idle pass, of a process that waits for others, has no trials, and silence in place of one.
+
     Attributes:
         waveforms: (B C, samples) float32, 16 kHz mono; the clips of a trial are neighbours.
         lengths: (B C,) int64 valid samples of each row; None when all rows are full.
@@ -82,7 +84,7 @@ class TrialDataset(Dataset[Batch]):
         return len(self.trials)
 
     def __getitem__(self, keys: list[Key]) -> Batch:
-        """Read a batch.
+        """Read a batch; that of no keys is an idle pass.
 
         Raises:
             AudioError: audio cannot be read and ``on_error`` is "raise".
@@ -100,9 +102,15 @@ class TrialDataset(Dataset[Batch]):
                 if self.on_error == "raise":
                     raise
                 failures.append(Failure(key.trial, str(error)))
-                clips += [np.zeros(self.excerpt.samples or SAMPLE_RATE, np.float32)] * self.excerpt.count
+                clips += self._silence()
+        if not keys:
+            clips = self._silence()
         waveforms, lengths = padded(clips, self.excerpt.samples)
-        return Batch(waveforms, lengths, torch.tensor(labels), torch.tensor([key.trial for key in keys]), failures)
+        trials = torch.tensor([key.trial for key in keys], dtype=torch.int64)
+        return Batch(waveforms, lengths, torch.tensor(labels, dtype=torch.int64), trials, failures)
+
+    def _silence(self) -> list[Clip]:
+        return [np.zeros(self.excerpt.samples or SAMPLE_RATE, np.float32)] * self.excerpt.count
 
     def _clips(self, trial: Trial, key: Key) -> list[Clip]:
         # Draws of a trial that comes up again in an epoch differ.

@@ -1,6 +1,7 @@
 """The detector in training, validation and test."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.training.data_module import DEV, TRAIN
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.failures import write_failures
+from moelora_ad.training.provenance import about
 from moelora_ad.training.resuming import redo_what_was_cut_off
-from moelora_ad.training.run import is_fast_dev_run, score_folder
+from moelora_ad.training.run import is_fast_dev_run, score_folder, training_folder
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.scoring import SetFigures, SetResult, SetScores, evaluation_sets
 
@@ -43,6 +45,10 @@ class DetectionModule(LightningModule):
         classifier_lr: learning rate of the classifier.
         class_weights: weights of spoof and bona fide in the cross entropy.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
+
+    Attributes:
+        score_folder: where score files go; None for the place that `run.score_folder` tells.
+        configuration: what this experiment was built from, for the provenance of scores.
     """
 
     class_weights: Tensor
@@ -70,6 +76,8 @@ class DetectionModule(LightningModule):
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
         # Frozen weights are not in a checkpoint; on_load_checkpoint checks the names that must be.
         self.strict_loading = False
+        self.score_folder: Path | None = None
+        self.configuration: dict[str, Any] | None = None
         self.evaluated: dict[str, SetFigures] = {}
         self.train_failures: dict[int, str] = {}
         self._gathered_failures: TrialFailures | None = None
@@ -124,24 +132,25 @@ class DetectionModule(LightningModule):
         self.train_failures |= self._gathered_failures.compute()
         self._gathered_failures.reset()
         trials: TrialList = self.trainer.datamodule.train_trials  # type: ignore[attr-defined]
-        self._list_failures(TRAIN, trials, self.train_failures)
+        self._list_failures(training_folder(self.trainer), TRAIN, trials, self.train_failures)
 
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._sets = evaluation_sets(self.trainer, self.trainer.limit_val_batches)
+        self._sets = evaluation_sets(self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self(batch.waveforms, batch.lengths)
         self._sets[0].update(batch, logits)
         loss = self._loss(logits, batch)
-        self.log(f"{DEV}/loss", loss, on_epoch=True, batch_size=max(1, batch.num_read), sync_dist=True)
+        # What could not be read, and an idle pass, weigh nothing.
+        self.log(f"{DEV}/loss", loss, on_epoch=True, batch_size=batch.num_read, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         self._finish("", write=self.trainer.state.fn == "validate")
 
     def on_test_epoch_start(self) -> None:
-        self._sets = evaluation_sets(self.trainer, self.trainer.limit_test_batches)
+        self._sets = evaluation_sets(self.trainer)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._sets[dataloader_idx].update(batch, self(batch.waveforms, batch.lengths))
@@ -150,12 +159,12 @@ class DetectionModule(LightningModule):
         self._finish("test/", write=True)
 
     def on_predict_epoch_start(self) -> None:
-        self._sets = evaluation_sets(self.trainer, self.trainer.limit_predict_batches)
+        self._sets = evaluation_sets(self.trainer)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         logits = self(batch.waveforms, batch.lengths)
         self._sets[dataloader_idx].update(batch, logits)
-        return logits
+        return logits if len(batch.trials) else logits[:0]
 
     def on_predict_epoch_end(self) -> None:
         for part in self._sets:
@@ -178,18 +187,15 @@ class DetectionModule(LightningModule):
 
     def _write(self, part: SetScores) -> SetResult:
         result = part.result()
-        path = score_folder(self.trainer) / f"{part.name}.csv"
-        if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
-            if result.table is None:
-                path.unlink(missing_ok=True)
-            else:
-                result.table.write(path)
-        self._list_failures(part.name, part.trials, result.reasons)
+        if part.kept is not None and self.trainer.is_global_zero:
+            described = about(self.trainer, part.name, len(result.reasons), result.num_found, part.started)
+            part.kept.finish(result.table, result.indices, described)
+        self._list_failures(score_folder(self.trainer), part.name, part.trials, result.reasons)
         return result
 
-    def _list_failures(self, name: str, trials: TrialList, reasons: dict[int, str]) -> None:
+    def _list_failures(self, folder: Path, name: str, trials: TrialList, reasons: dict[int, str]) -> None:
         if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
-            write_failures(score_folder(self.trainer) / f"{name}.failed.csv", trials, reasons)
+            write_failures(folder / f"{name}.failed.csv", trials, reasons)
 
     # Checkpoints
 

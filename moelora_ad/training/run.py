@@ -1,4 +1,4 @@
-"""Where a run keeps what it makes."""
+"""Where a run keeps what it makes, and how much of its data it goes over."""
 
 from pathlib import Path
 
@@ -8,6 +8,14 @@ from lightning.pytorch import Trainer
 def is_fast_dev_run(trainer: Trainer) -> bool:
     """Whether the trainer only tries one batch of everything (it declares the attribute at run time)."""
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def is_limited(trainer: Trainer) -> bool:
+    """Whether the trainer was told to evaluate a part of the batches only."""
+    limits = {"test": trainer.limit_test_batches, "predict": trainer.limit_predict_batches}
+    limit = limits.get(str(trainer.state.fn and trainer.state.fn.value), trainer.limit_val_batches)
+    whole = limit == 1.0 and isinstance(limit, float)
+    return not whole or trainer.sanity_checking or is_fast_dev_run(trainer)
 
 
 def run_directory(trainer: Trainer) -> Path:
@@ -22,6 +30,24 @@ def run_directory(trainer: Trainer) -> Path:
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 
 
-def score_folder(trainer: Trainer) -> Path:
-    """Where a run's score files go."""
+def training_folder(trainer: Trainer) -> Path:
+    """Where training lists what it could not read, and scores go if there is no checkpoint."""
     return run_directory(trainer) / "scores"
+
+
+def score_folder(trainer: Trainer) -> Path:
+    """Where score files go: the module's ``score_folder`` if it is set; for the checkpoint
+    ``RUN/checkpoints/NAME.ckpt``, wherever it is tested, ``RUN/scores/NAME``, so that the same command finds again what
+    it has computed; without a checkpoint, below the folder of this run.
+    """
+    chosen: Path | None = getattr(trainer.lightning_module, "score_folder", None)
+    if chosen is not None:
+        return chosen
+    checkpoint = trainer.ckpt_path
+    if checkpoint is None:
+        return training_folder(trainer)
+    name = Path(checkpoint).name.removesuffix(".ckpt")
+    if "://" in str(checkpoint):
+        return run_directory(trainer) / "scores" / name
+    above = Path(checkpoint).parent
+    return (above.parent if above.name == "checkpoints" else above) / "scores" / name

@@ -101,11 +101,12 @@ class TrainingBatches(DistributedSampler):
 
 
 class EvaluationBatches(DistributedSampler):
-    """Every trial exactly once over all processes; each process gets the same number of batches.
+    """Every trial exactly once over all processes, in batches that do not depend on how many there are.
 
-    Equal numbers matter: strategies synchronise at every forward pass of a validation epoch. Nothing is repeated to
-    reach them. Instead the batches of a process differ by at most one trial, and never exceed ``batch_size``, save that
-    with ``batch_size`` 1 and a number of trials that the processes do not divide, some batches hold 2.
+    The whole list is cut into batches, and the processes take turns: a score is computed in the same batch, and so is
+    the same bit for bit, whichever process computes it. Each process gets the same number of batches, since strategies
+    synchronise at every forward pass: one that is short gets an empty batch, which is an idle pass. There is at least
+    one batch, an idle one if all is done, so that the end of an evaluation is reached.
 
     Args:
         num_trials: of the set.
@@ -114,9 +115,11 @@ class EvaluationBatches(DistributedSampler):
         world_size: number of processes.
         lengths: (num_trials,) samples of each trial: batches then hold trials of like length, the longest first, so
             that what does not fit into memory shows at once. None keeps the order of the trials.
+        done: (n,) indices of trials that need not be scored again. Batches of such trials alone are left out.
 
-    Raises:
-        InputError: there are fewer trials than processes.
+    Attributes:
+        trials: (n,) indices of the trials that all processes together score, those in batches that are done in part
+            included.
     """
 
     def __init__(
@@ -126,20 +129,26 @@ class EvaluationBatches(DistributedSampler):
         rank: int = 0,
         world_size: int = 1,
         lengths: NDArray[np.int64] | None = None,
+        done: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__(cast(Dataset, range(num_trials)), num_replicas=world_size, rank=rank, shuffle=False)
-        if num_trials < world_size:
-            raise InputError(f"{num_trials} trials cannot be shared by {world_size} processes: use fewer devices")
-        self.order = np.arange(num_trials) if lengths is None else np.argsort(-lengths, kind="stable")
-        most, fewest = -(-num_trials // world_size), num_trials // world_size
-        self.num_batches = min(-(-most // batch_size), fewest)
+        order = np.arange(num_trials) if lengths is None else np.argsort(-lengths, kind="stable")
+        left = np.ones(num_trials, bool)
+        left[[] if done is None else done] = False
+        batches = [order[start : start + batch_size] for start in range(0, num_trials, batch_size)]
+        batches = [batch for batch in batches if left[batch].any()]
+        self.trials = np.concatenate(batches) if batches else order[:0]
+        self.own = batches[rank::world_size]
+        self.num_batches = max(1, -(-len(batches) // world_size))
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for batch in np.array_split(self.order[self.rank :: self.num_replicas], self.num_batches):
+        for batch in self.own:
             yield [Key(0, int(trial)) for trial in batch]
+        for _ in range(self.num_batches - len(self.own)):
+            yield []
 
 
 def _apportioned(total: int, shares: Sequence[float]) -> list[int]:

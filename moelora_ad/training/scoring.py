@@ -1,15 +1,19 @@
 """Scores of one evaluation set while they are being computed."""
 
+from datetime import datetime, timezone
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moelora_ad.corpora import TrialList
 from moelora_ad.evaluation import ScoreTable, TrialFailures, TrialScores
 from moelora_ad.training.dataset import Batch
-from moelora_ad.training.run import is_fast_dev_run
+from moelora_ad.training.kept_scores import Found, KeptScores
+from moelora_ad.training.run import is_limited
 
 
 class SetFigures(NamedTuple):
@@ -22,6 +26,7 @@ class SetFigures(NamedTuple):
         num_scored: trials that were scored, with or without a label.
         num_failed: trials that could not be read.
         first_failure: why the first of them could not.
+        num_found: scores that were there already, and were not computed again.
     """
 
     num_bona_fide: int
@@ -30,23 +35,33 @@ class SetFigures(NamedTuple):
     num_scored: int
     num_failed: int
     first_failure: str
+    num_found: int = 0
 
 
 class SetResult(NamedTuple):
-    """The scores of a set, None if all trials failed, and the reasons of those that did, by index."""
+    """The scores of a set.
+
+    Attributes:
+        table: None if all trials failed.
+        indices: (n,) int64 of its trials, ascending.
+        reasons: why trials failed, by index.
+        num_found: scores that were there already.
+    """
 
     table: ScoreTable | None
+    indices: NDArray[np.int64]
     reasons: dict[int, str]
+    num_found: int = 0
 
     def figures(self) -> SetFigures:
         """Counts of what was scored, and its EER."""
         failed = len(self.reasons), next(iter(self.reasons.values()), "")
         if self.table is None:
-            return SetFigures(0, 0, None, 0, *failed)
+            return SetFigures(0, 0, None, 0, *failed, self.num_found)
         counts = self.table.trials.num_bona_fide, self.table.trials.num_spoof
         labelled = all(counts) and min(self.table.labels) >= 0
         eer = self.table.equal_error_rate().eer if labelled else None
-        return SetFigures(*counts, eer, len(self.table), *failed)
+        return SetFigures(*counts, eer, len(self.table), *failed, self.num_found)
 
 
 class SetScores:
@@ -56,23 +71,37 @@ class SetScores:
         name: of the set.
         trials: all its trials.
         complete: whether every trial must be scored; False when the trainer was told to run a part only.
+        kept: where scores are kept as they come, with those that are there already; None where no file is written.
+        adds_found: whether this process brings the scores that are there already into the gathering; one must.
     """
 
-    def __init__(self, name: str, trials: TrialList, complete: bool) -> None:
+    def __init__(
+        self, name: str, trials: TrialList, complete: bool, kept: KeptScores | None = None, adds_found: bool = True
+    ) -> None:
         self.name = name
         self.trials = trials
         self.scores = TrialScores(len(trials), complete=complete)
         self.failures = TrialFailures()
+        self.kept = kept
+        self.started = datetime.now(timezone.utc)
+        found = kept.found if kept is not None and adds_found else Found.of({})
+        # Metrics warn if they are computed without an update: a process may have idle passes alone.
+        self.scores.update(torch.from_numpy(found.indices), torch.from_numpy(found.scores))
+        self.failures.update([])
 
     def update(self, batch: Batch, logits: Tensor) -> None:
         """Add a batch; a score is the log-odds of bona fide, the difference of the two logits, and the mean of those
         of a trial's clips."""
+        if not len(batch.trials):  # an idle pass
+            return
         logits = logits.detach().float()
         scores = (logits[:, 1] - logits[:, 0]).reshape(len(batch.trials), -1).mean(dim=1)
         # A trial that failed keeps its place in the count of trials, and its score is never used.
         scores = scores.where(batch.read(), float("nan"))
         self.scores.to(logits.device).update(batch.trials, scores)
         self.failures.to(logits.device).update(batch.failures)
+        if self.kept is not None:
+            self.kept.append(batch.trials.tolist(), scores.tolist())
 
     def result(self) -> SetResult:
         """The scores of all processes (a collective call: every process must make it).
@@ -82,20 +111,22 @@ class SetScores:
         """
         indices, scores = self.scores.compute()
         reasons = self.failures.compute()
+        if self.kept is not None:
+            self.kept.close()
         read = ~np.isin(indices.numpy(), list(reasons))
-        if not read.any():
-            return SetResult(None, reasons)
-        if read.all() and len(indices) == len(self.trials):
-            scored = self.trials
-        else:
-            scored = TrialList(self.trials[index] for index in indices.numpy()[read].tolist())
-        return SetResult(ScoreTable(scored, scores.double().numpy()[read]), reasons)
+        num_found = 0 if self.kept is None else len(self.kept.found.indices)
+        scored = indices.numpy()[read]
+        if not len(scored):
+            return SetResult(None, scored, reasons, num_found)
+        trials = self.trials if len(scored) == len(self.trials) else self.trials.select(scored)
+        return SetResult(ScoreTable(trials, scores.double().numpy()[read]), scored, reasons, num_found)
 
 
-def evaluation_sets(trainer: Trainer, limit: float | int | list[float | int]) -> list[SetScores]:
+def evaluation_sets(trainer: Trainer) -> list[SetScores]:
     """The sets that the trainer's data module evaluates in this stage, in the order of its data loaders."""
-    complete = (
-        limit == 1.0 and isinstance(limit, float) and not trainer.sanity_checking and not is_fast_dev_run(trainer)
-    )
-    trials: dict[str, TrialList] = trainer.datamodule.eval_trials  # type: ignore[attr-defined]
-    return [SetScores(name, part, complete) for name, part in trials.items()]
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    complete = not is_limited(trainer)
+    return [
+        SetScores(name, trials, complete, data.kept.get(name), adds_found=trainer.is_global_zero)
+        for name, trials in data.eval_trials.items()
+    ]

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from moelora_ad.training.data_module import DEV, TRAIN
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.run import run_directory, score_folder
+from moelora_ad.training.run import run_directory, score_folder, training_folder
 
 
 def print_fit(trainer: Trainer, model: DetectionModule, checkpoint: str, tested: bool) -> None:
@@ -32,6 +32,8 @@ def print_fit(trainer: Trainer, model: DetectionModule, checkpoint: str, tested:
     _print_failures(console, trainer, model)
     config = run_directory(trainer) / "config.yaml"
     _line(console, "next", f"lightning test --config {_shown(config)} --ckpt_path {_shown(checkpoint)}")
+    if tested:
+        _line(console, "next", f"moelora-ad evaluate {_shown(score_folder(trainer))}")
 
 
 def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
@@ -41,6 +43,9 @@ def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
     if trainer.state.fn != "predict":
         console.print(_figures(model, "EER"))
     _line(console, "scores", _shown(score_folder(trainer)))
+    for name, figures in model.evaluated.items():
+        if figures.num_found:
+            _line(console, "not computed again", f"{figures.num_found:,} of {name}, scored by an earlier run")
     _print_failures(console, trainer, model)
 
 
@@ -64,7 +69,8 @@ def _print_failures(console: Console, trainer: Trainer, model: DetectionModule) 
     counts |= {name: figures.num_failed for name, figures in model.evaluated.items()}
     for name, count in counts.items():
         if count:
-            listed = _shown(score_folder(trainer) / f"{name}.failed.csv")
+            folder = training_folder(trainer) if name == TRAIN else score_folder(trainer)
+            listed = _shown(folder / f"{name}.failed.csv")
             _line(console, "could not be read", f"{count:,} of {name}, listed in {listed}")
 
 

@@ -1,6 +1,7 @@
 """fit and test from the command line: figures, files, and one clear line for every mistake."""
 
 import csv
+import json
 import os
 import pickle
 import signal
@@ -24,20 +25,39 @@ def error_line(printed: str) -> str:
     return lines[0]
 
 
+def scores_of(run: Path) -> Path:
+    """The scores of the only checkpoint of a run that was evaluated."""
+    return next((run / "scores").glob("epoch*"))
+
+
 def test_fit_then_test_from_what_fit_prints(lightning, experiment, write_config, tmp_path):
     code, out, _ = lightning("fit", "--config", write_config(experiment))
     assert code == 0
     assert "dev (selects the checkpoint)" in out
     run = tmp_path / "runs" / "tiny" / "version_0"
-    assert {path.stem for path in (run / "scores").iterdir()} == {"dev", "in_domain", "out_of_domain"}
+    scores = scores_of(run)
+    names = {"dev", "in_domain", "out_of_domain"}
+    assert {path.name for path in scores.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("csv", "json")}
     assert (run / "checkpoints" / "last.ckpt").is_file()
     torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    command = next(line for line in out.splitlines() if line.startswith("next:")).split("lightning ")[1].split()
-    code, out, _ = lightning(*command)
+    test, evaluate = (line.split(":")[1].split() for line in out.splitlines() if line.startswith("next:"))
+    assert Path(evaluate.pop()).resolve() == scores.resolve()
+    assert evaluate == ["moelora-ad", "evaluate"]
+    first = {path.name: path.read_bytes() for path in scores.iterdir()}
+    told = json.loads(first["out_of_domain.json"])
+    assert told["configuration"]["model"]["adaptation"]["init_args"]["num_experts"] == 2
+    assert told["configuration"]["data"]["test"]["out_of_domain"] == experiment["data"]["test"]["out_of_domain"]
+    assert (told["seed"], told["trials"], told["complete"]) == (1, 6, True)
+    code, out, _ = lightning(*test[1:])
     assert code == 0
-    again = tmp_path / "runs" / "tiny" / "version_1" / "scores" / "in_domain.csv"
-    assert again.read_bytes() == (run / "scores" / "in_domain.csv").read_bytes()
-    table = ScoreTable.read(again)
+    # Nothing is computed again, unless other files are asked for.
+    assert "8 of in_domain, scored by an earlier run" in out
+    assert {path.name: path.read_bytes() for path in scores.iterdir()} == first
+    code, out, _ = lightning(*test[1:], "--score_folder", tmp_path / "again")
+    assert code == 0
+    assert "earlier run" not in out
+    assert (tmp_path / "again" / "in_domain.csv").read_bytes() == first["in_domain.csv"]
+    table = ScoreTable.read(tmp_path / "again" / "in_domain.csv")
     assert f"{100 * table.equal_error_rate().eer:.2f}" in out
 
 
@@ -97,11 +117,14 @@ def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightnin
     code, out, err = lightning("fit", "--config", write_config(experiment), "--trainer.max_epochs", 1)
     assert code == 1
     assert "out_of_domain: none of its 6 files could be read; the first: " in error_line(err)
-    scores = tmp_path / "runs" / "tiny" / "version_0" / "scores"
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    scores = scores_of(run)
     for name, count in (("train", 1), ("in_domain", 1), ("out_of_domain", 6)):
         line = next(line for line in out.splitlines() if f"{count} of {name}, listed in" in line)
         assert line.startswith("could not be read:")
-        assert len((scores / f"{name}.failed.csv").read_text().splitlines()) == 1 + count
+        listed = Path(line.split("listed in ")[1])
+        assert listed.resolve() == ((run / "scores" if name == "train" else scores) / f"{name}.failed.csv").resolve()
+        assert len(listed.read_text().splitlines()) == 1 + count
     assert len(ScoreTable.read(scores / "in_domain.csv")) == 7
     assert not (scores / "out_of_domain.csv").exists()
     assert (scores / "dev.csv").exists()
@@ -256,18 +279,14 @@ def test_two_processes_give_the_scores_of_one(experiment, write_config, tmp_path
     assert "2 of in_domain, listed in" in done.stdout
     first = tmp_path / "runs" / "tiny" / "version_0"
     checkpoint = str(next((first / "checkpoints").glob("epoch*.ckpt")))
-    assert lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)[0] == 1
-    second = tmp_path / "runs" / "tiny" / "version_1"
-    listed = [(run / "scores" / "in_domain.failed.csv").read_bytes() for run in (first, second)]
-    assert listed[0] == listed[1]
-    assert listed[0].count(b"no such") == 2
-    for name, count in (("in_domain", 5), ("out_of_domain", 5)):
-        both = ScoreTable.read(first / "scores" / f"{name}.csv")
-        one = ScoreTable.read(second / "scores" / f"{name}.csv")
-        assert len(both) == count
-        assert [trial.utterance for trial in both.trials] == [trial.utterance for trial in one.trials]
-        assert both.scores == pytest.approx(one.scores, abs=1e-5)
-        assert both.equal_error_rate().eer == one.equal_error_rate().eer
+    arguments = ("--config", write_config(experiment), "--ckpt_path", checkpoint, "--score_folder", tmp_path / "one")
+    assert lightning("test", *arguments)[0] == 1
+    assert lightning("validate", *arguments)[0] == 0
+    both = {path.name: path.read_bytes() for path in scores_of(first).glob("*.csv")}
+    assert both == {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.csv")}
+    assert both["in_domain.failed.csv"].count(b"no such") == 2
+    for name, count in (("dev", 7), ("in_domain", 5), ("out_of_domain", 5)):
+        assert len(ScoreTable.read(tmp_path / "one" / f"{name}.csv")) == count
 
 
 def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_config, tmp_path):

@@ -1,5 +1,7 @@
 """Optimiser groups, loss, checkpoints and resuming, in this process."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import seed_everything
@@ -64,8 +66,9 @@ def test_fit_selects_by_dev_eer_and_tests_write_score_files(small_whisper, data,
     run.fit(model, datamodule=source)
     assert 0 <= run.checkpoint_callback.best_model_score <= 1
     run.test(model, datamodule=source, ckpt_path="best", weights_only=True, verbose=False)
+    scores = tmp_path / "scores" / Path(run.checkpoint_callback.best_model_path).stem
     for name, count in (("in_domain", 8), ("out_of_domain", 6)):
-        table = ScoreTable.read(tmp_path / "scores" / f"{name}.csv")
+        table = ScoreTable.read(scores / f"{name}.csv")
         assert len(table) == count
         assert run.callback_metrics[f"test/{name}/eer"] == pytest.approx(table.equal_error_rate().eer)
     # A score is the log-odds of the two logits, at full precision.
@@ -73,9 +76,7 @@ def test_fit_selects_by_dev_eer_and_tests_write_score_files(small_whisper, data,
     with torch.no_grad():
         logits = model.eval()(batch.waveforms)
     wanted = (logits[:, 1] - logits[:, 0]).double().numpy()
-    assert ScoreTable.read(tmp_path / "scores" / "in_domain.csv").scores[: len(wanted)] == pytest.approx(
-        wanted, abs=1e-6
-    )
+    assert ScoreTable.read(scores / "in_domain.csv").scores[: len(wanted)] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_checkpoint_is_small_strict_and_holds_no_code(small_whisper, data, tmp_path, trainer):

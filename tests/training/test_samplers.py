@@ -1,5 +1,6 @@
 """Batches: every trial once in evaluation, the same global batches for any number of processes in training."""
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -12,19 +13,49 @@ from moelora_ad.training import EvaluationBatches, TrainingBatches
 from moelora_ad.training.samplers import Group
 
 
-@given(st.integers(1, 200), st.integers(1, 17), st.integers(1, 9))
-def test_evaluation_sees_every_trial_once_in_equally_many_batches(num_trials, batch_size, world_size):
-    if num_trials < world_size:
-        with pytest.raises(InputError, match=f"{num_trials} trials cannot be shared by {world_size} processes"):
-            EvaluationBatches(num_trials, batch_size, 0, world_size)
-        return
-    ranks = [list(EvaluationBatches(num_trials, batch_size, rank, world_size)) for rank in range(world_size)]
-    assert {len(batches) for batches in ranks} == {len(EvaluationBatches(num_trials, batch_size, 0, world_size))}
-    seen = sorted(index for batches in ranks for batch in batches for _, index, _ in batch)
-    assert seen == list(range(num_trials))
-    largest = max(len(batch) for batches in ranks for batch in batches)
-    assert largest <= (2 if batch_size == 1 and num_trials % world_size else batch_size)
-    assert all(batch for batches in ranks for batch in batches)
+@st.composite
+def evaluations(draw):
+    """Number of trials, batch size, number of processes, the trials' lengths or None, and which trials are done."""
+    num_trials = draw(st.integers(1, 120))
+    lengths = draw(st.none() | st.lists(st.integers(0, 1000), min_size=num_trials, max_size=num_trials).map(np.array))
+    done = draw(st.sets(st.integers(0, num_trials - 1)))
+    return num_trials, draw(st.integers(1, 17)), draw(st.integers(1, 9)), lengths, np.array(sorted(done), np.int64)
+
+
+def batches_of(num_trials, batch_size, world_size, lengths, done):
+    """The batches of each process, as lists of trials."""
+    samplers = [EvaluationBatches(num_trials, batch_size, r, world_size, lengths, done) for r in range(world_size)]
+    ranks = [[[key.trial for key in batch] for batch in sampler] for sampler in samplers]
+    assert [len(sampler) for sampler in samplers] == [len(ranks[0])] * world_size == [len(own) for own in ranks]
+    for sampler in samplers:
+        scored = [trial for own in ranks for batch in own for trial in batch]
+        assert sorted(sampler.trials.tolist()) == sorted(scored)
+    return ranks
+
+
+@given(evaluations())
+def test_evaluation_sees_every_trial_once_in_the_batches_of_one_process(evaluation):
+    num_trials, batch_size, world_size, lengths, _ = evaluation
+    (whole,) = batches_of(num_trials, batch_size, 1, lengths, None)
+    assert sorted(trial for batch in whole for trial in batch) == list(range(num_trials))
+    assert [len(batch) for batch in whole[:-1]] == [batch_size] * (len(whole) - 1)
+    ranks = batches_of(num_trials, batch_size, world_size, lengths, None)
+    assert [batch for turn in zip(*ranks, strict=True) for batch in turn if batch] == whole
+    idle = sum(not batch for own in ranks for batch in own)
+    assert idle < world_size
+    in_order = [trial for batch in whole for trial in batch]
+    assert in_order == sorted(in_order, key=lambda trial: (0 if lengths is None else -lengths[trial], trial))
+
+
+@given(evaluations())
+def test_evaluation_leaves_out_the_batches_that_are_done(evaluation):
+    num_trials, batch_size, world_size, lengths, done = evaluation
+    (whole,) = batches_of(num_trials, batch_size, 1, lengths, None)
+    left = [batch for batch in whole if not set(batch) <= set(done.tolist())]
+    ranks = batches_of(num_trials, batch_size, world_size, lengths, done)
+    assert [batch for turn in zip(*ranks, strict=True) for batch in turn if batch] == left
+    # Even if nothing is left, there is an idle pass.
+    assert len(ranks[0]) == max(1, math.ceil(len(left) / world_size))
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
@@ -112,18 +143,3 @@ def test_the_rest_of_an_epoch_is_what_was_left_of_it():
     sampler.first = 7
     assert list(sampler) == whole[7:]
     assert len(sampler) == 10
-
-
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=80), st.integers(1, 9), st.integers(1, 4))
-def test_batches_by_length_hold_every_trial_once_and_like_lengths(lengths, batch_size, world_size):
-    if len(lengths) < world_size:
-        return
-    ranks = [
-        list(EvaluationBatches(len(lengths), batch_size, rank, world_size, np.array(lengths)))
-        for rank in range(world_size)
-    ]
-    assert sorted(key.trial for batches in ranks for batch in batches for key in batch) == list(range(len(lengths)))
-    assert len({len(batches) for batches in ranks}) == 1
-    for batches in ranks:
-        in_order = [lengths[key.trial] for batch in batches for key in batch]
-        assert in_order == sorted(in_order, reverse=True)

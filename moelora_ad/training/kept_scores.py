@@ -1,0 +1,234 @@
+"""The scores of a set on disk: the score file with its provenance, and what a run that was cut off had computed."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelora_ad.corpora import TrialList
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation import ScoreTable
+from moelora_ad.files import written_whole
+from moelora_ad.models.kept_files import file_hash
+
+Origin = Mapping[str, str]
+"""All that decides on the scores of a set, by name: hashes, versions, settings."""
+
+
+class Found(NamedTuple):
+    """Scores that need not be computed again: indices (n,) int64, ascending, and their scores (n,) float64."""
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, scores: Mapping[int, float]) -> "Found":
+        indices = np.array(sorted(scores), np.int64)
+        return cls(indices, np.array([scores[index] for index in indices.tolist()], np.float64))
+
+    def without(self, indices: NDArray[np.int64]) -> "Found":
+        rest = ~np.isin(self.indices, indices)
+        return Found(self.indices[rest], self.scores[rest])
+
+
+class KeptScores:
+    """Where one set's scores are kept: ``NAME.csv``, its provenance ``NAME.json``, and while they are being computed a
+    hidden folder with a file of each process, to which it appends every batch. All of them name their origin; scores of
+    another origin are never used.
+
+    Args:
+        folder: of the score files.
+        name: of the set.
+        trials: all its trials.
+        origin: of the scores that are to be computed.
+        resumes: whether to use what is there. A run that does not, one over a part of the trials, leaves nothing to
+            resume from, and replaces a score file of the same origin only if it has more scores.
+
+    Attributes:
+        found: scores that need not be computed again, none before `find`.
+    """
+
+    def __init__(self, folder: Path, name: str, trials: TrialList, origin: Origin, resumes: bool = True) -> None:
+        self.path = folder / f"{name}.csv"
+        self.name = name
+        self.trials = trials
+        self.origin = dict(origin)
+        self.resumes = resumes
+        self.found = Found.of({})
+        self._provenance = folder / f"{name}.json"
+        self._parts = folder / f".{name}.parts"
+        self._part: int | None = None
+        self._in_file = self.found
+        self._corpus_in_file: Any = None
+
+    # What is there
+
+    def find(self) -> list[str]:
+        """Look for scores of the same origin; returns what is to be told, one line each.
+
+        Raises:
+            InputError: a file cannot be read, or none can be written.
+        """
+        told: list[str] = []
+        folder = self.path.parent
+        with self._reporting("written"):  # rather now than when all is computed
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        with self._reporting("read"):
+            scores = self._of_file(told)
+            self._in_file = Found.of(scores)
+            if not self.resumes:
+                return [f"{self.name}: {self.path} stays as it is unless this run has more scores"] if scores else told
+            scores = self._of_parts(told) | scores
+        self.found = Found.of(scores)
+        if len(self._in_file.indices) == len(self.trials):
+            return [f"{self.name}: all scores are in {self.path} already"]
+        if scores:
+            return [f"{self.name}: {len(scores):,} of {len(self.trials):,} scores are there already"]
+        return told[:1]
+
+    def _of_file(self, told: list[str]) -> dict[int, float]:
+        """The scores of the finished file, by index."""
+        provenance = self._read_provenance()
+        if provenance is None or not self.path.exists():
+            return {}
+        if changed := self._changes(provenance["origin"]):
+            told.append(f"{self.name}: {self.path} was made with {changed}; it is made anew")
+            return {}
+        if provenance["score_file_sha256"] != file_hash(self.path):
+            told.append(f"{self.name}: {self.path} was changed since it was written; it is made anew")
+            return {}
+        self._corpus_in_file = provenance.get("corpus")
+        table = ScoreTable.read(self.path)
+        index_of = {utterance: index for index, utterance in enumerate(self.trials.columns.utterance)}
+        of_utterance = zip(table.trials.columns.utterance, table.scores.tolist(), strict=True)
+        return {index_of[utterance]: score for utterance, score in of_utterance if utterance in index_of}
+
+    def _read_provenance(self) -> dict[str, Any] | None:
+        try:
+            content = json.loads(self._provenance.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError, RecursionError):
+            return None
+        whole = isinstance(content, dict) and isinstance(content.get("origin"), dict)
+        return content if whole and "score_file_sha256" in content else None
+
+    def _of_parts(self, told: list[str]) -> dict[int, float]:
+        """The scores that runs which were cut off have left, by index; what is of no use is removed."""
+        scores: dict[int, float] = {}
+        for path in sorted(self._parts.glob("*.csv")):
+            origin, lines = _read_part(path)
+            if changed := self._changes(origin):
+                told.append(f"{self.name}: an unfinished run was made with {changed}; its scores are not used")
+                path.unlink(missing_ok=True)
+            else:
+                scores |= lines
+        return {index: score for index, score in scores.items() if 0 <= index < len(self.trials)}
+
+    def _changes(self, origin: Mapping[str, Any]) -> str:
+        """What differs from our origin, empty if nothing does."""
+        names = [name for name in self.origin | dict(origin) if self.origin.get(name) != origin.get(name)]
+        return f"different {', '.join(name.replace('_', ' ') for name in names)}" if names else ""
+
+    # What is computed
+
+    def append(self, indices: Sequence[int], scores: Sequence[float]) -> None:
+        """Keep a batch of this process; a kill loses at most the batch that is being written. Scores that are not
+        finite, those of trials that could not be read among them, are left out: they are computed again.
+
+        Raises:
+            InputError: the disk is full, or the like.
+        """
+        if not self.resumes:
+            return
+        text = "".join(
+            f"{index},{score!r}\n" for index, score in zip(indices, scores, strict=True) if np.isfinite(score)
+        )
+        with self._reporting("written"):
+            if self._part is None:
+                self._parts.mkdir(parents=True, exist_ok=True)
+                path = self._parts / f"{uuid.uuid4().hex}.csv"
+                self._part = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+                text = f"{json.dumps(self.origin)}\n{text}"
+            data = text.encode()
+            while data:
+                data = data[os.write(self._part, data) :]
+
+    def close(self) -> None:
+        """No more scores come from this process."""
+        if self._part is not None:
+            os.close(self._part)
+            self._part = None
+
+    def finish(self, table: ScoreTable | None, indices: NDArray[np.int64], about: Mapping[str, Any]) -> None:
+        """Write the score file and its provenance; for one process, when all have closed.
+
+        A file that has these scores already, with what is now known of the trials, is left as it is.
+
+        Args:
+            table: the scores; None if no trial could be read, and then there is no score file.
+            indices: (n,) of its trials.
+            about: more to be told in the provenance; ``corpus`` changes with what is known of the trials.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
+        with self._reporting("written"):
+            if table is None:
+                self.path.unlink(missing_ok=True)
+                self._provenance.unlink(missing_ok=True)
+            elif self._is_to_be_written(indices, about["corpus"]):
+                table.write(self.path)
+                provenance = {
+                    "set": self.name,
+                    "trials": len(self.trials),
+                    "scored": len(table),
+                    "complete": len(table) == len(self.trials),
+                    **about,
+                    "origin": self.origin,
+                    "score_file_sha256": file_hash(self.path),
+                }
+                with written_whole(self._provenance) as unfinished:
+                    unfinished.write_text(json.dumps(provenance, indent=2, default=str) + "\n", encoding="utf-8")
+            if self.resumes:
+                shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _is_to_be_written(self, indices: NDArray[np.int64], corpus: Any) -> bool:
+        if self.resumes:
+            return not np.array_equal(self._in_file.indices, indices) or corpus != self._corpus_in_file
+        return len(indices) > len(self._in_file.indices)
+
+    @contextlib.contextmanager
+    def _reporting(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            place = error.filename or self._parts
+            raise InputError.at(
+                place, f"scores cannot be {what}: {error.strerror}; --score_folder takes another folder"
+            ) from None
+
+
+def _read_part(path: Path) -> tuple[dict[str, Any], dict[int, float]]:
+    """The origin and the scores in a part file, up to what a kill left half written."""
+    header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
+    try:
+        origin = json.loads(header)
+    except (ValueError, RecursionError):
+        return {}, {}
+    scores: dict[int, float] = {}
+    for line in lines:
+        index, _, score = line.partition(b",")
+        try:
+            scores[int(index)] = float(score)
+        except ValueError:
+            break
+    return (origin, scores) if isinstance(origin, dict) else ({}, {})

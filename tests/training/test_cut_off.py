@@ -1,0 +1,240 @@
+"""Evaluations that are cut off, for good or by kill -9, and what the same command makes of what they left."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from moelora_ad.adapters import LoRA
+from moelora_ad.evaluation import ScoreTable
+from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.training import DetectionModule
+
+# Kills the whole process group, as kill -9 would, when its process has scored so many batches.
+KILLER = """
+import os, signal
+from lightning.pytorch import Callback
+
+class KillAfter(Callback):
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_test_batch_end(self, *_) -> None:
+        self.left -= 1
+        if not self.left:
+            os.killpg(0, signal.SIGKILL)
+"""
+
+
+class Cut(Exception):
+    """An evaluation comes to a sudden end."""
+
+
+class CutAfter(Callback):
+    """Raises after so many batches, and counts the trials that were scored."""
+
+    def __init__(self, batches: int = 0) -> None:
+        self.left = batches
+        self.trials: list[int] = []
+
+    def on_test_batch_end(self, trainer, module, outputs, batch, *_) -> None:
+        self.trials += batch.trials.tolist()
+        self.left -= 1
+        if not self.left:
+            raise Cut
+
+
+@pytest.fixture
+def model(small_whisper):
+    def build(seed: int = 0, **arguments) -> DetectionModule:
+        torch.manual_seed(seed)
+        return DetectionModule(WhisperBackbone(small_whisper), LoRA(2, **arguments), MeanPooling)
+
+    return build
+
+
+@pytest.fixture
+def test(model, data, trainer, tmp_path):
+    """Tests a model in batches of 3; 8 trials in domain, 6 out of it. Returns the trials that it scored."""
+
+    def run(folder: str, cut: int = 0, seed: int = 0, trained=None, **arguments) -> list[int]:
+        watch = CutAfter(cut)
+        evaluated = trained or model(seed)
+        source = data(eval_batch_size=arguments.pop("eval_batch_size", 3))
+        made = trainer(tmp_path / folder, callbacks=[watch], **arguments)
+        if cut:
+            with pytest.raises(Cut):
+                made.test(evaluated, datamodule=source, verbose=False)
+        else:
+            made.test(evaluated, datamodule=source, verbose=False)
+        return watch.trials
+
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+
+
+def parts(scores: Path) -> list[Path]:
+    return sorted(scores.glob(".*.parts/*"))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 5])
+def test_a_run_continues_where_it_was_cut_off(test, tmp_path, cut):
+    assert test("whole") == [*range(8), *range(6)]
+    scored = test("cut", cut=cut)
+    assert files(tmp_path / "cut" / "scores") == {}
+    rest = test("cut")
+    assert scored + rest == [*range(8), *range(6)]
+    assert files(tmp_path / "cut" / "scores") == files(tmp_path / "whole" / "scores")
+    assert parts(tmp_path / "cut" / "scores") == []
+    assert test("cut") == []
+    provenance = json.loads((tmp_path / "cut" / "scores" / "in_domain.json").read_text())
+    assert provenance["taken_from_earlier_runs"] == min(8, 3 * cut)
+
+
+def test_scores_that_are_there_are_used_and_a_torn_line_is_not(test, tmp_path):
+    test("cut", cut=2)
+    (part,) = parts(tmp_path / "cut" / "scores")
+    header, *lines = part.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == list("012345")
+    lines[1] = "1,123.25"
+    part.write_text("\n".join([header, *lines[:5], "5,0.12"]))
+    # The torn line was in the second batch of three, which is computed again as a whole.
+    assert test("cut")[:5] == [3, 4, 5, 6, 7]
+    test("whole")
+    scores, whole = (ScoreTable.read(tmp_path / f / "scores" / "in_domain.csv").scores for f in ("cut", "whole"))
+    assert scores[1] == 123.25
+    assert [*scores[:1], *scores[2:]] == [*whole[:1], *whole[2:]]
+
+
+def test_another_model_or_other_batches_are_scored_anew(test, model, tmp_path, capsys):
+    test("x", cut=2)
+    for arguments, what in (
+        ({"seed": 1}, "weights"),
+        ({"seed": 1, "eval_batch_size": 4}, "eval batch size"),
+        ({"trained": model(1, alpha=1.0), "eval_batch_size": 4}, "architecture"),
+    ):
+        capsys.readouterr()
+        assert test("x", **arguments) == [*range(8), *range(6)]
+        assert f"with different {what};" in capsys.readouterr().err
+        assert test("x", **arguments) == []
+
+
+def test_another_recording_under_the_same_id_is_scored_anew(test, data, tmp_path):
+    test("x")
+    manifest = Path(data().test["in_domain"].path)
+    first, second = list(csv.reader(manifest.open()))[1:3]
+    manifest.write_text(manifest.read_text().replace(first[0], second[0]))
+    assert test("x") == [*range(8)]
+    scores = ScoreTable.read(tmp_path / "x" / "scores" / "in_domain.csv").scores
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_a_corrected_label_needs_no_new_scores(test, data, tmp_path):
+    test("x")
+    manifest = Path(data().test["in_domain"].path)
+    manifest.write_text(manifest.read_text().replace("bonafide", "spoof", 1))
+    assert test("x") == []
+    assert ScoreTable.read(tmp_path / "x" / "scores" / "in_domain.csv").labels[0] == 0
+
+
+def test_files_that_failed_are_tried_again(test, data, tmp_path):
+    manifest = Path(data().test["in_domain"].path)
+    audio = Path(list(csv.reader(manifest.open()))[5][0])
+    link = tmp_path / "link.flac"
+    manifest.write_text(manifest.read_text().replace(str(audio), str(link)))
+    test("x")
+    scores = tmp_path / "x" / "scores"
+    assert len(ScoreTable.read(scores / "in_domain.csv")) == 7
+    provenance = json.loads((scores / "in_domain.json").read_text())
+    assert (provenance["complete"], provenance["scored"], provenance["failed"]) == (False, 7, 1)
+    link.symlink_to(audio)
+    assert test("x") == [3, 4, 5]
+    assert not (scores / "in_domain.failed.csv").exists()
+    test("whole")
+    assert files(scores) == files(tmp_path / "whole" / "scores")
+
+
+def test_a_limited_run_is_marked_and_a_whole_one_continues_from_it(test, tmp_path):
+    assert test("x", limit_test_batches=1) == [0, 1, 2, 0, 1, 2]
+    scores = tmp_path / "x" / "scores"
+    assert json.loads((scores / "in_domain.json").read_text())["complete"] is False
+    assert len(ScoreTable.read(scores / "in_domain.csv")) == 3
+    assert test("x", limit_test_batches=1) == [0, 1, 2, 0, 1, 2]
+    assert test("x") == [3, 4, 5, 6, 7, 3, 4, 5]
+    assert test("x", limit_test_batches=1) == [0, 1, 2, 0, 1, 2]
+    assert len(ScoreTable.read(scores / "in_domain.csv")) == 8
+
+
+def test_who_asks_for_predictions_gets_all_of_them(model, data, trainer, tmp_path):
+    evaluated = model()
+    trainer(tmp_path).test(evaluated, datamodule=data(), verbose=False)
+    made = trainer(tmp_path).predict(evaluated, datamodule=data())
+    assert [sum(len(logits) for logits in part) for part in made] == [8, 6]
+
+
+def test_validation_within_fit_keeps_nothing(model, data, trainer, tmp_path):
+    trainer(tmp_path).fit(model(), datamodule=data())
+    assert not (tmp_path / "scores").exists()
+
+
+def test_provenance_names_the_checkpoint_and_where_its_scores_go(model, data, trainer, tmp_path):
+    evaluated = model()
+    made = trainer(tmp_path / "run")
+    made.fit(evaluated, datamodule=data())
+    path = tmp_path / "run" / "checkpoints" / "some.0.25.ckpt"
+    made.save_checkpoint(path)
+    trainer(tmp_path / "elsewhere").test(evaluated, datamodule=data(), ckpt_path=path, weights_only=True, verbose=False)
+    provenance = json.loads((tmp_path / "run" / "scores" / "some.0.25" / "in_domain.json").read_text())
+    digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert provenance["checkpoint"] == {"path": str(path), "sha256": digest}
+    assert provenance["corpus"]["class"] == "moelora_ad.corpora.manifest.Manifest"
+    assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert provenance["started"] <= provenance["finished"]
+    assert not (tmp_path / "elsewhere" / "scores").exists()
+
+
+@pytest.mark.parametrize("processes", [(1, 2), (2, 1)])
+def test_kill_9_in_the_middle_and_the_same_command_again(
+    lightning, experiment, write_config, tmp_path, processes, monkeypatch
+):
+    """Killed with some processes, finished with others: the files of an uninterrupted run, byte for byte. Five trials
+    in domain, three out of it, in batches of two."""
+    for name, count in (("in_domain", 5), ("out_of_domain", 3)):
+        path = Path(experiment["data"]["test"][name]["init_args"]["path"])
+        path.write_text("\n".join(path.read_text().splitlines()[: 1 + count]) + "\n")
+    experiment["data"]["eval_batch_size"] = 2
+    (tmp_path / "killer.py").write_text(KILLER)
+    config = write_config(experiment)
+    assert lightning("test", "--config", config, "--score_folder", tmp_path / "whole")[0] == 0
+
+    def run(devices: int, *more: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "moelora_ad", "test", "--config", str(config)]
+        command += ["--score_folder", str(tmp_path / "cut"), "--trainer.devices", str(devices)]
+        command += ["--trainer.strategy", "ddp"] if devices > 1 else []
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+        return subprocess.run(
+            [*command, *more], capture_output=True, text=True, env=environment, timeout=280, start_new_session=True
+        )
+
+    # One process: after the first batch out of domain. Two: somewhere in domain, each after one batch at most.
+    batches = 4 if processes[0] == 1 else 1
+    killed = run(processes[0], "--trainer.callbacks", "killer.KillAfter", "--trainer.callbacks.batches", str(batches))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert files(tmp_path / "cut") == {}
+    assert parts(tmp_path / "cut")
+    done = run(processes[1])
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "scores are there already" in done.stderr
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert parts(tmp_path / "cut") == []
