@@ -77,9 +77,13 @@ def run(program: str) -> int:
     try:
         notes = (*found.notes, *compared.notes)
         results = _results(given, found.files, compared.pairs, compared.systems, notes)
-        _print(results)
+        try:
+            if given.to is not None:
+                _write(results, given.to)
+        finally:  # last, since a reader that goes away ends the program; and figures are shown even if a disk is full
+            _print(results)
         if given.to is not None:
-            _write(results, given.to)
+            _line(f"report: {Path(given.to, 'report.html')}")
     except _Faulty as faulty:
         for line in faulty.args:
             print(f"{parser.prog}: error: {line}", file=sys.stderr)
@@ -246,7 +250,6 @@ def _write(results: Results, folder: str) -> None:
             write_results(results, folder, tick)
     except OSError as error:
         raise _Faulty(f"{folder}: cannot be written: {error.strerror}") from None
-    _line(f"report: {Path(folder, 'report.html')}")
 
 
 def _print(results: Results) -> None:

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -298,6 +300,18 @@ def test_a_folder_that_cannot_be_written_is_one_line_after_the_table(
     assert "in_domain" in printed.out
     (line,) = printed.err.splitlines()
     assert "cannot be written: Not a directory" in line
+
+
+def test_files_are_written_whoever_reads_the_table(runs: Path, tmp_path: Path) -> None:
+    scores, to = runs / "seed1/scores/in_domain.csv", tmp_path / "to"
+    command = [sys.executable, "-m", "moelora_ad", "evaluate", str(scores), "--resamples", "0", "--to", str(to)]
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does when it has seen enough
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert "Traceback" not in done.stderr
+    assert (to / "report.html").exists()
+    assert (to / "figures.json").exists()
 
 
 def test_a_narrow_terminal_loses_no_figure(
