@@ -1,7 +1,7 @@
 """Low-rank adapters and their mixtures for any PyTorch model; knows nothing of audio."""
 
 from moelora_ad.adapters.arguments import RemembersArguments
-from moelora_ad.adapters.gate import Gate, GatePolicy
+from moelora_ad.adapters.gate import Gate, GatePolicy, valid_tokens
 from moelora_ad.adapters.injection import CallWatch, InjectionError, adapted_sites, adapter_modules, inject
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
@@ -31,4 +31,5 @@ __all__ = [
     "adapted_sites",
     "adapter_modules",
     "inject",
+    "valid_tokens",
 ]

@@ -15,29 +15,72 @@ class GatePolicy:
 
     Args:
         top_k: experts kept for each token; None keeps all of them ("dense").
-        noise: "learned" adds N(0, 1) * softplus(W_noise x) to the logits in training (Shazeer et al., arXiv 1701.06538,
-            eq. 4); "none" adds nothing. There is never noise in evaluation.
+        noise: what is added to the logits in training, never in evaluation. "learned": N(0, 1) * softplus(W_noise x)
+            (Shazeer et al., arXiv 1701.06538, eq. 4); "fixed": N(noise_mean, noise_std^2); "none": nothing.
         renormalise: divide the kept weights by their sum. The paper's equation, read literally, does not.
+        order: "softmax_first" takes the softmax over all experts and keeps the k largest weights; "top_k_first" takes
+            it over the k largest logits alone, whose weights then sum to 1.
+        level: "token" decides for each token; "utterance" once for all tokens of a row, from the mean of their logits
+            (padding: see `valid_tokens`).
+        temperature: divides the logits, noise included.
+        noise_mean: of fixed noise, one number for each expert. (The same number for all of them would change nothing.)
+        noise_std: of fixed noise.
 
     Raises:
-        ValueError: the combination cannot be trained.
+        ValueError: the combination contradicts itself or cannot be trained.
     """
 
     top_k: int | None = None
-    noise: Literal["learned", "none"] = "learned"
+    noise: Literal["learned", "fixed", "none"] = "learned"
     renormalise: bool = False
+    order: Literal["softmax_first", "top_k_first"] = "softmax_first"
+    level: Literal["token", "utterance"] = "token"
+    temperature: float = 1.0
+    noise_mean: tuple[float, ...] | None = None
+    noise_std: float | None = None
 
     def __post_init__(self) -> None:
-        if self.noise not in ("learned", "none"):
-            raise ValueError(f"gate noise is {self.noise!r}: choose 'learned' or 'none'")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}: keep at least one expert, or null for all of them")
-        if self.top_k == 1 and self.renormalise:
-            raise ValueError("top_k 1 with renormalise gives every kept expert weight 1, so the gate gets no gradient")
+        self._check_noise()
+        if self.order not in ("softmax_first", "top_k_first"):
+            raise ValueError(f"gate order is {self.order!r}: choose 'softmax_first' or 'top_k_first'")
+        if self.level not in ("token", "utterance"):
+            raise ValueError(f"gate level is {self.level!r}: choose 'token' or 'utterance'")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"the gate's temperature is {self.temperature}: give a positive number")
+        if self.order == "top_k_first":
+            if self.top_k is None:
+                raise ValueError("order 'top_k_first' needs top_k: without it all experts are kept")
+            if self.renormalise:
+                raise ValueError("order 'top_k_first' with renormalise: the kept weights sum to 1 already")
+        if self.top_k == 1 and (self.renormalise or self.order == "top_k_first"):
+            how = "renormalise" if self.renormalise else "order 'top_k_first'"
+            raise ValueError(f"top_k 1 with {how} gives every kept expert weight 1, so the gate gets no gradient")
+
+    def _check_noise(self) -> None:
+        if self.noise not in ("learned", "fixed", "none"):
+            raise ValueError(f"gate noise is {self.noise!r}: choose 'learned', 'fixed' or 'none'")
+        if self.noise != "fixed":
+            if self.noise_mean is not None or self.noise_std is not None:
+                raise ValueError(f"noise_mean and noise_std belong to noise 'fixed', but noise is {self.noise!r}")
+        elif self.noise_std is None or not (self.noise_std >= 0 and math.isfinite(self.noise_std)):
+            raise ValueError(f"noise 'fixed' needs a noise_std of 0 or more, not {self.noise_std}")
+
+    def check_experts(self, num_experts: int) -> None:
+        """See that the policy fits a mixture.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.top_k is not None and self.top_k > num_experts:
+            raise ValueError(f"top_k is {self.top_k}, but there are {num_experts} experts")
+        if self.noise_mean is not None and len(self.noise_mean) != num_experts:
+            raise ValueError(f"noise_mean has {len(self.noise_mean)} numbers, but there are {num_experts} experts")
 
 
 class Gate(nn.Module):
-    """Noisy softmax top-k gate: softmax over all N experts, then the k largest weights, the others zero.
+    """Noisy softmax top-k gate.
 
     The gate owns the rows W_g and W_noise; the layer multiplies them with its input together with the experts' rows
     and hands the logits back. Observers hook this module: its output is the expert weights.
@@ -45,25 +88,31 @@ class Gate(nn.Module):
     Args:
         in_features: width of the layer's input.
         num_experts: N.
-        policy: noise, top-k, renormalisation.
+        policy: noise, top-k, renormalisation, level, temperature.
+
+    Attributes:
+        valid: (B, T) bool, the tokens that count in an utterance's mean; None for all. Set by ``valid_tokens``.
 
     Raises:
-        ValueError: top_k is larger than the number of experts.
+        ValueError: the policy does not fit the number of experts.
     """
 
     logit_offset: Tensor
+    noise_mean: Tensor | None
 
     def __init__(self, in_features: int, num_experts: int, policy: GatePolicy | None = None) -> None:
         super().__init__()
         policy = policy or GatePolicy()
-        if policy.top_k is not None and policy.top_k > num_experts:
-            raise ValueError(f"top_k is {policy.top_k}, but there are {num_experts} experts")
+        policy.check_experts(num_experts)
         self.policy = policy
+        self.valid: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(num_experts, in_features))
         if policy.noise == "learned":
             self.noise_weight: nn.Parameter | None = nn.Parameter(torch.empty(num_experts, in_features))
         else:
             self.register_parameter("noise_weight", None)
+        mean = None if policy.noise_mean is None else torch.tensor(policy.noise_mean, dtype=torch.float32)
+        self.register_buffer("noise_mean", mean, persistent=False)
         # Not trained: expert surgery silences or balances experts through it.
         self.register_buffer("logit_offset", torch.zeros(num_experts))
         self.reset_parameters()
@@ -88,23 +137,56 @@ class Gate(nn.Module):
         """Expert weights.
 
         Args:
-            logits: (..., N), or (..., 2 N) with the noise logits behind them: the input times ``rows()``.
+            logits: (..., T, N), or (..., T, 2 N) with the noise logits behind them: the input times ``rows()``.
 
         Returns:
-            (..., N) float32 weights, zero for experts that are not kept.
+            (..., T, N) float32 weights, zero for experts that are not kept; (..., 1, N) if the level is utterance.
         """
-        experts = self.num_experts
-        # float32 under autocast too: a softmax in half precision moves the routing.
-        scores = logits[..., :experts].float() + self.logit_offset
-        if logits.shape[-1] > experts:
-            scores = scores + torch.randn_like(scores) * functional.softplus(logits[..., experts:].float())
+        scores = self.scores(logits)
+        policy, experts = self.policy, self.num_experts
+        if policy.noise == "learned" and logits.shape[-1] > experts:
+            spread = functional.softplus(self._pooled(logits[..., experts:].float()))
+            scores = scores + torch.randn_like(scores) * (spread / policy.temperature)
+        elif policy.noise == "fixed" and self.training:
+            assert policy.noise_std is not None
+            noise = torch.randn_like(scores) * policy.noise_std
+            scores = scores + (noise if self.noise_mean is None else noise + self.noise_mean) / policy.temperature
+        if policy.top_k is None or policy.top_k == experts:
+            return torch.softmax(scores, dim=-1)
+        if policy.order == "top_k_first":
+            best = scores.topk(policy.top_k, dim=-1).indices
+            left_out = torch.ones_like(scores, dtype=torch.bool).scatter_(-1, best, False)
+            return torch.softmax(scores.masked_fill(left_out, -torch.inf), dim=-1)
         weights = torch.softmax(scores, dim=-1)
-        top_k = self.policy.top_k
-        if top_k is None or top_k == experts:
-            return weights
-        kept = torch.zeros_like(weights).scatter_(-1, weights.topk(top_k, dim=-1).indices, 1.0)
+        kept = torch.zeros_like(weights).scatter_(-1, weights.topk(policy.top_k, dim=-1).indices, 1.0)
         weights = weights * kept
-        return weights / weights.sum(dim=-1, keepdim=True) if self.policy.renormalise else weights
+        return weights / weights.sum(dim=-1, keepdim=True) if policy.renormalise else weights
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """What the softmax is taken of, without noise: (..., T, N) float32, or (..., 1, N) for utterances."""
+        # float32 under autocast too: a softmax in half precision moves the routing.
+        scores = self._pooled(logits[..., : self.num_experts].float()) + self.logit_offset
+        return scores if self.policy.temperature == 1.0 else scores / self.policy.temperature
+
+    def _pooled(self, logits: Tensor) -> Tensor:
+        if self.policy.level == "token":
+            return logits
+        if self.valid is None:
+            return logits.mean(dim=-2, keepdim=True)
+        valid = self.valid.unsqueeze(-1)
+        return logits.where(valid, 0.0).sum(dim=-2, keepdim=True) / valid.sum(dim=-2, keepdim=True).clamp(min=1)
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, {self.policy}"
+
+
+def valid_tokens(model: nn.Module, valid: Tensor | None) -> None:
+    """Tell the utterance-level gates of a model which tokens are not padding, for the forward passes to come.
+
+    Args:
+        model: with gates below it.
+        valid: (B, T) bool; None for all.
+    """
+    for module in model.modules():
+        if isinstance(module, Gate):
+            module.valid = valid

@@ -113,8 +113,7 @@ class MoELoRA(_LowRank):
         if top_k is not None and policy.top_k not in (None, top_k):
             raise ValueError(f"top_k is {top_k}, but the gate's top_k is {policy.top_k}: give one of the two")
         self.policy = policy if top_k is None else replace(policy, top_k=top_k)
-        if self.policy.top_k is not None and self.policy.top_k > num_experts:
-            raise ValueError(f"top_k is {self.policy.top_k}, but there are {num_experts} experts")
+        self.policy.check_experts(num_experts)
         self.num_experts = num_experts
         self.rank = rank
         self.alpha = alpha

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from moelora_ad.adapters import valid_tokens
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbone import Backbone, HiddenStates
 from moelora_ad.models.pretrained import has_file, is_meta, load_config, load_encoder, settings
@@ -93,9 +94,13 @@ class Wav2Vec2Backbone(Backbone):
             self.encoder.freeze_feature_encoder()
 
     def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        mask = None
+        mask, frames, valid = None, None, None
         if lengths is not None:
             mask = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths.unsqueeze(1)
+            frames = self.encoder._get_feat_extract_output_lengths(lengths)
+            most = int(self.encoder._get_feat_extract_output_lengths(waveforms.shape[1]))
+            valid = torch.arange(most, device=waveforms.device) < frames.unsqueeze(1)
+        valid_tokens(self.encoder, valid)
         if self.normalize:
             waveforms = _normalize(waveforms, mask)
         output = self.encoder(
@@ -103,7 +108,6 @@ class Wav2Vec2Backbone(Backbone):
             attention_mask=mask.long() if mask is not None and self.uses_mask else None,
             output_hidden_states=self.layer_weights is not None,
         )
-        frames = None if lengths is None else self.encoder._get_feat_extract_output_lengths(lengths)
         states = [output.last_hidden_state] if self.layer_weights is None else list(output.hidden_states)
         return states, frames
 

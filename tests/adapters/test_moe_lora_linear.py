@@ -263,7 +263,15 @@ def test_parts_that_do_not_fit_are_refused():
     [
         ({"top_k": 1, "renormalise": True}, "the gate gets no gradient"),
         ({"top_k": 0}, "keep at least one expert"),
-        ({"noise": "gaussian"}, "choose 'learned' or 'none'"),
+        ({"noise": "gaussian"}, "choose 'learned', 'fixed' or 'none'"),
+        ({"noise": "fixed"}, "needs a noise_std"),
+        ({"noise": "none", "noise_std": 1.0}, "belong to noise 'fixed'"),
+        ({"order": "top_k_first"}, "needs top_k"),
+        ({"order": "top_k_first", "top_k": 2, "renormalise": True}, "sum to 1 already"),
+        ({"order": "top_k_first", "top_k": 1}, "the gate gets no gradient"),
+        ({"order": "first"}, "choose 'softmax_first' or 'top_k_first'"),
+        ({"level": "clip"}, "choose 'token' or 'utterance'"),
+        ({"temperature": 0.0}, "give a positive number"),
     ],
 )
 def test_gate_policies_that_cannot_train_are_refused(arguments, message):
