@@ -57,7 +57,6 @@ from moelora_ad.evaluation.writing import write_results
 
 FAILED, INTERRUPTED = 1, 130
 _WIDE = 240  # characters of a line where there is no terminal
-_ASV_PHASES = {"hidden": "hidden_track"}  # as the ASV scores' own key calls it
 _TANDEM = {"2019": TandemCosts2019, "2021": TandemCosts2021}
 
 
@@ -179,7 +178,7 @@ def _results(
     """Everything that is asked for; all files are read before anything is computed."""
     try:
         key = None if given.key is None else read_key(given.key, given.phase)
-        asv = None if given.asv is None else read_asv_error_rates(given.asv, _ASV_PHASES.get(given.phase, given.phase))
+        asv = None if given.asv is None else read_asv_error_rates(given.asv, given.phase)
         reader = ScoreReader(key, given.format_in, given.allow_partial)
         labelled = _read_all(reader, [*found, *(file for pair in pairs for file in pair.files)])
         options = FigureOptions(

@@ -356,3 +356,24 @@ def test_asv_scores_give_the_tandem_cost_of_the_year(
         expected = ScoreCurve(table.scores, table.labels).min_tdcf(rates, costs).cost
         assert float(row["min_tdcf"]) == expected
         assert f" {expected:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["hidden", "hidden_track"])
+def test_asv_scores_of_the_hidden_phase(evaluate: Evaluate, runs: Path, tmp_path: Path, word: str) -> None:
+    folder = tmp_path / "keys/LA/ASV/ASVTorch_Kaldi"
+    folder.mkdir(parents=True)
+    scores, keys = [], []
+    for phase, shift in ((word, 0.0), ("eval", 1.0)):
+        for kind, value in (("target", 3.0 + shift), ("nontarget", -3.0), ("spoof", 4.0 - 9 * shift)):
+            utterance = f"LA_E_{len(keys)}"
+            scores.append(f"LA_0001 {utterance} {value}\n")
+            keys.append(f"LA_0001 {utterance} none loc_tx bonafide {kind} notrim {phase}\n")
+    (folder / "score.txt").write_text("".join(scores))
+    (folder.parent / "trial_metadata.txt").write_text("".join(keys))
+    table = ScoreTable.read(runs / "seed1/scores/in_domain.csv")
+    rates = read_asv_error_rates(folder / "score.txt", "hidden")
+    expected = ScoreCurve(table.scores, table.labels).min_tdcf(rates, TandemCosts2021()).cost
+    options = ("--asv", folder / "score.txt", "--phase", "hidden", "--resamples", 0, "--to", tmp_path / "to")
+    assert evaluate(runs / "seed1/scores/in_domain.csv", *options) == 0
+    (row,) = [row for row in rows_of(tmp_path / "to/figures.csv") if row["part"] == "all"]
+    assert float(row["min_tdcf"]) == expected
