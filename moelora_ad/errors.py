@@ -18,7 +18,7 @@ class InputError(ValueError):
             last = message.rstrip().rsplit("\n", 1)[-1]
             message = last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: ")
         # A message may quote a faulty file: that must not break the line or reach the terminal as control characters.
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+        super().__init__(printable(message))
 
     @classmethod
     def at(
@@ -36,3 +36,8 @@ class InputError(ValueError):
         if column is not None:
             place += f", column {column!r}"
         return cls(f"{place}: {what}")
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters and broken ones spelled out: what stands in a file must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, names that are free, and files behind others."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 
 @contextmanager
@@ -20,3 +22,50 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def unused_name(name: str, taken: set[str]) -> str:
+    """``name``, or ``name-2`` and so on if it is in ``taken``, where it is put; upper and lower case are one name."""
+    number, free = 1, name
+    while free.lower() in taken:
+        number += 1
+        free = f"{name}-{number}"
+    taken.add(free.lower())
+    return free
+
+
+class ReadThrough(io.RawIOBase):
+    """A file object that reads another one, which can seek; a subclass says what becomes of an error in reading.
+
+    Args:
+        file: Closed with this one.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def failed(self, error: Exception) -> None:
+        """Called when reading fails; the file ends there if this returns."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:  # every kind of storage has errors of its own
+            self.failed(error)
+            return 0
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

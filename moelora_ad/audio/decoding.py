@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 import soundfile
@@ -18,6 +18,7 @@ from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, UndecodableError, de
 from moelora_ad.audio.streaming import StreamingResampler
 from moelora_ad.audio.truncation import missing_frames, ogg_is_cut
 from moelora_ad.errors import InputError
+from moelora_ad.files import ReadThrough
 
 SAMPLE_RATE = 16_000
 """Hertz. Every waveform in this package has this rate."""
@@ -206,7 +207,7 @@ class AudioReader:
         self._sound = sound
         if sound.frames == 0:
             raise AudioError(f"cannot use {self.name}: it has zero samples")
-        self._check_rate(int(sound.samplerate))
+        check_rate(self.name, int(sound.samplerate))
         self._check_end(sound)
         return ""
 
@@ -223,9 +224,6 @@ class AudioReader:
             raise AudioError(f"cannot decode {self.name}: no permission to read it")
         elif os.path.getsize(path) == 0:
             raise AudioError(f"cannot decode {self.name}: the file is empty")
-
-    def _check_rate(self, rate: int) -> None:
-        check_rate(self.name, rate)
 
     def _check_end(self, sound: soundfile.SoundFile) -> None:
         if sound.format in ("WAV", "WAVEX", "AIFF", "AU"):
@@ -284,7 +282,7 @@ class AudioReader:
             with self._file() as file:
                 for frames, rate in decode(file):
                     if not parts:
-                        self._check_rate(rate)
+                        check_rate(self.name, rate)
                         self.source_rate = rate
                         resample = None if rate == SAMPLE_RATE else StreamingResampler(rate, SAMPLE_RATE)
                     parts.append(_mono(frames) if resample is None else resample(_mono(frames), last=False))
@@ -322,35 +320,14 @@ def check_rate(name: str, rate: int) -> None:
         raise AudioError(f"cannot use {name}: {problem}")
 
 
-class _Guarded(io.RawIOBase):
+class _Guarded(ReadThrough):
     """A large file object that ends where reading fails, and keeps the error: none can be raised through the libraries
     that call back for more bytes."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: Exception | None = None
+    error: Exception | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return self._file.seek(offset, whence)
-
-    def readinto(self, buffer: Any, /) -> int:
-        try:
-            data = self._file.read(len(buffer))
-        except Exception as error:
-            self.error = error
-            return 0
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+    def failed(self, error: Exception) -> None:
+        self.error = error
 
 
 def _reason(error: Exception) -> str:

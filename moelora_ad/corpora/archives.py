@@ -19,9 +19,9 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from io import BufferedReader, BytesIO, RawIOBase
+from io import BufferedReader, BytesIO
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, NoReturn, cast
+from typing import IO, BinaryIO, NoReturn, cast
 
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -29,6 +29,7 @@ from ratarmountcore.mountsource import FileInfo
 from ratarmountcore.mountsource.formats.tar import SQLiteIndexedTar
 
 from moelora_ad.errors import InputError
+from moelora_ad.files import ReadThrough
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 2**31
@@ -108,33 +109,15 @@ class Archive(ABC):
         raise StorageError(f"{self.location}: member {name} is {kind}, not a file")
 
 
-class _Member(RawIOBase):
+class _Member(ReadThrough):
     """A large member, whatever its reader meets in a damaged archive being a `StorageError`."""
 
     def __init__(self, file: IO[bytes], place: str) -> None:
-        self._file = file
+        super().__init__(file)
         self._place = place
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return self._file.seek(offset, whence)
-
-    def readinto(self, buffer: Any, /) -> int:
-        try:
-            data = self._file.read(len(buffer))
-        except Exception as reason:
-            raise StorageError(f"{self._place} cannot be read: {_told(reason)}") from None
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+    def failed(self, error: Exception) -> None:
+        raise StorageError(f"{self._place} cannot be read: {_told(error)}") from None
 
 
 class ZipArchive(Archive):

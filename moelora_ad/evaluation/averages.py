@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from moelora_ad.evaluation.equal_error_rate import ScoreError
+from moelora_ad.evaluation.figure_options import FIGURES
 from moelora_ad.evaluation.set_evaluation import SetEvaluation
-
-_FIGURES = ("eer", "min_dcf", "auc", "min_cllr", "act_dcf", "cllr", "accuracy", "min_tdcf")
 
 
 class MacroAverage(NamedTuple):
@@ -37,7 +36,7 @@ def macro_averages(evaluations: Mapping[str, SetEvaluation], own: Collection[str
     others = {name: one for name, one in evaluations.items() if name not in own}
     averages = []
     for name, sets in (("macro_ood", others), ("macro_all", evaluations)):
-        for figure in _FIGURES:
+        for figure in FIGURES:
             values = [getattr(one.overall, figure) for one in sets.values()]
             if values and None not in values:
                 averages.append(MacroAverage(name, figure, float(np.mean(values)), tuple(sets)))

@@ -18,7 +18,7 @@ from moelora_ad import __version__
 from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.corpora.asvspoof2021 import Phase
 from moelora_ad.corpora.trial import TEXT_FIELDS
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, printable
 from moelora_ad.evaluation.costs import TandemCosts2019, TandemCosts2021, read_asv_error_rates
 from moelora_ad.evaluation.evaluating import (
     Tick,
@@ -51,7 +51,6 @@ from moelora_ad.evaluation.tables import (
     comparison_table,
     over_runs_table,
     sets_table,
-    shown,
 )
 from moelora_ad.evaluation.writing import write_results
 
@@ -281,7 +280,7 @@ def _print_table(table: TextTable) -> None:
 
 
 def _line(text: str) -> None:
-    Console().print(shown(text), markup=False, highlight=False, soft_wrap=True)
+    Console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -295,6 +294,6 @@ def _progress(total: int) -> Iterator[Tick]:
         done = itertools.count()
 
         def tick(what: str) -> None:
-            bar.update(task, description=shown(what), completed=next(done))
+            bar.update(task, description=printable(what), completed=next(done))
 
         yield tick

@@ -7,6 +7,9 @@ from moelora_ad.corpora.trial import TEXT_FIELDS
 from moelora_ad.evaluation.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
 from moelora_ad.evaluation.equal_error_rate import ScoreError
 
+FIGURES = ("eer", "min_dcf", "auc", "min_cllr", "act_dcf", "cllr", "accuracy", "min_tdcf")
+"""The names of all figures, in the order of tables."""
+
 
 @dataclass(frozen=True)
 class FigureOptions:
@@ -47,9 +50,10 @@ class FigureOptions:
     @property
     def figures(self) -> tuple[str, ...]:
         """The names of the figures that these options define."""
-        return (
-            *("eer", "min_dcf", "auc", "min_cllr"),
-            *(("act_dcf", "cllr") if self.calibrated else ()),
-            *(("accuracy",) if self.threshold is not None else ()),
-            *(("min_tdcf",) if self.asv is not None else ()),
-        )
+        needed = {
+            "act_dcf": self.calibrated,
+            "cllr": self.calibrated,
+            "accuracy": self.threshold is not None,
+            "min_tdcf": self.asv is not None,
+        }
+        return tuple(name for name in FIGURES if needed.get(name, True))

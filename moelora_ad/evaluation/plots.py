@@ -16,9 +16,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from moelora_ad.errors import printable
 from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.figures import Figures
-from moelora_ad.evaluation.tables import by_eer, rounded, shown
+from moelora_ad.evaluation.tables import by_eer, rounded
 from moelora_ad.files import written_whole
 
 INK, GRID, PAPER = "#1d232b", "#dfe3e8", "#ffffff"
@@ -198,7 +199,7 @@ def _nearest_tick(x: float) -> float:
 
 
 def _short(name: str) -> str:
-    name = shown(name)
+    name = printable(name)
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 

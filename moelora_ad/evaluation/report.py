@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from moelora_ad.errors import printable
 from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.figures import Figures
 from moelora_ad.evaluation.plots import GRID, INK, LINES, MOST_BARS, PAPER, Plot, bars_plot, det_plot, histogram_plot
@@ -24,8 +25,8 @@ from moelora_ad.evaluation.tables import (
     over_runs_table,
     rounded,
     sets_table,
-    shown,
 )
+from moelora_ad.files import unused_name
 
 # The plots' colours on a dark page, in the order of LINES.
 _DARK_LINES = ("#6cb4f5", "#ff9a52", "#3ccfa0", "#e58fc4", "#d8c74a", "#62d3ec", "#b9c2cc")
@@ -72,7 +73,7 @@ def plots(results: Results, tick: Callable[[str], None] = lambda what: None) -> 
 
     def add(title: str, stem: str, draw: Callable[[], Plot], kind: str, run: str = "") -> None:
         tick(title)
-        stem = _unused(re.sub(r"[^\w.-]+", "_", stem, flags=re.ASCII), stems)
+        stem = unused_name(re.sub(r"[^\w.-]+", "_", stem, flags=re.ASCII)[:100], stems)
         made.append(NamedPlot(title, stem, draw(), kind, run))
 
     curves = {file.title: ScoreCurve(file.table.scores, file.table.labels) for file in results.files}
@@ -104,15 +105,6 @@ def number_of_plots(results: Results) -> int:
     return bool(results.files) + len(results.comparisons) + len(results.files) + bars
 
 
-def _unused(stem: str, used: set[str]) -> str:
-    number, free = 1, stem[:100]
-    while free.lower() in used:
-        number += 1
-        free = f"{stem[:100]}-{number}"
-    used.add(free.lower())
-    return free
-
-
 def report_page(results: Results, drawn: Iterable[NamedPlot]) -> str:
     """The page.
 
@@ -130,12 +122,12 @@ def report_page(results: Results, drawn: Iterable[NamedPlot]) -> str:
             listed = [tables for file in results.files if (tables := group_tables(file, MOST_BARS).get(kind))]
             kinds.append({"title": kind.capitalize(), "text": text, "charts": charts, "tables": listed})
     comparison, calibration = comparison_table(results), calibration_table(results)
-    one_run = f" Plots of {shown(runs[0])}; those of the other runs are files beside this page." if runs[1:] else ""
+    one_run = f" Plots of {printable(runs[0])}; those of the other runs are files beside this page." if runs[1:] else ""
     return _template().render(
         title=_title(results),
         subtitle=_subtitle(results),
         cards=cards(results),
-        notes=[shown(note) for note in results.notes],
+        notes=[printable(note) for note in results.notes],
         tables=[table for table in (sets_table(results), over_runs_table(results)) if table.rows],
         det=_charts(drawn, "det"),
         histograms=_charts(first, "scores"),
@@ -144,10 +136,10 @@ def report_page(results: Results, drawn: Iterable[NamedPlot]) -> str:
         calibration=calibration if calibration.rows else None,
         calibration_text=_calibration_text(results),
         comparison=comparison if comparison.rows else None,
-        sentences=[shown(sentence) for one in results.comparisons for sentence in one.sentences],
+        sentences=[printable(sentence) for one in results.comparisons for sentence in one.sentences],
         files=_files(results),
         options=TextTable("Options", ("option", "value"), [(k, _told(v)) for k, v in results.options.items()], 2),
-        provenance=[(shown(f.title), f.provenance) for f in results.files if f.provenance],
+        provenance=[(printable(f.title), f.provenance) for f in results.files if f.provenance],
         cost_text=_cost_text(results),
         interval_text=_interval_text(results),
         lines=list(zip(LINES, _DARK_LINES, strict=True)),
@@ -159,11 +151,11 @@ def cards(results: Results) -> list[Card]:
     if not results.files:
         return [
             Card(
-                f"EER difference: {shown(one.set_name)}",
+                f"EER difference: {printable(one.set_name)}",
                 f"{rounded('eer', one.differences['eer'].difference)} %",
                 (
                     _between(one.differences["eer"].interval),
-                    f"{shown(results.systems[0])} less {shown(results.systems[1])}",
+                    f"{printable(results.systems[0])} less {printable(results.systems[1])}",
                 ),
             )
             for one in results.comparisons[:4]
@@ -178,7 +170,7 @@ def cards(results: Results) -> list[Card]:
         Card(
             f"EER, {average.name}",
             f"{rounded('eer', average.value)} %",
-            (f"mean of {', '.join(map(shown, average.sets))}",),
+            (f"mean of {', '.join(map(printable, average.sets))}",),
         )
         for average in sorted(summary.averages, key=lambda average: average.name, reverse=True)
         if average.figure == "eer"
@@ -204,7 +196,7 @@ def _cards_over_runs(results: Results) -> list[Card]:
     averages = [name for name in ("macro_ood", "macro_all", "pooled") if name in summaries]
     return [
         Card(
-            f"EER, {shown(name)}",
+            f"EER, {printable(name)}",
             f"{rounded('eer', summaries[name].mean)} ± {rounded('eer', summaries[name].std)} %",
             (
                 f"mean ± standard deviation of {summaries[name].num} runs",
@@ -230,9 +222,9 @@ def _trials(figures: Figures) -> str:
 
 def _title(results: Results) -> str:
     if not results.files:
-        return f"{shown(results.systems[0])} against {shown(results.systems[1])}"
+        return f"{printable(results.systems[0])} against {printable(results.systems[1])}"
     sets = list(dict.fromkeys(file.set_name for file in results.files))
-    return f"Evaluation of {shown(sets[0])}" if len(sets) == 1 else f"Evaluation of {len(sets)} sets"
+    return f"Evaluation of {printable(sets[0])}" if len(sets) == 1 else f"Evaluation of {len(sets)} sets"
 
 
 def _subtitle(results: Results) -> str:
@@ -251,7 +243,7 @@ def _calibration_text(results: Results) -> str:
         return ""
     return (
         f"Scores were made log-likelihood ratios by {fitted.scale:.4g} · score {'+' if fitted.offset >= 0 else '-'} "
-        f"{abs(fitted.offset):.4g}, a logistic regression fitted on {shown(fitted.fitted_on)} "
+        f"{abs(fitted.offset):.4g}, a logistic regression fitted on {printable(fitted.fitted_on)} "
         f"({fitted.num_bona_fide:,} bona fide, {fitted.num_spoof:,} spoof), which is none of the sets reported. "
         "EER, minDCF, AUC and minCllr are the same before and after."
     )
@@ -279,21 +271,21 @@ def _interval_text(results: Results) -> str:
 
 
 def _files(results: Results) -> TextTable:
-    rows = [(shown(file.title), shown(str(file.path)), f"{len(file.table):,}") for file in results.files]
+    rows = [(printable(file.title), printable(str(file.path)), f"{len(file.table):,}") for file in results.files]
     for comparison in results.comparisons:
         for system, table in zip(results.systems, comparison.tables, strict=True):
-            rows.append((shown(comparison.set_name), shown(system), f"{len(table):,}"))
+            rows.append((printable(comparison.set_name), printable(system), f"{len(table):,}"))
     return TextTable("Score files", ("set", "file", "trials"), rows, 2)
 
 
 def _told(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {number:g}" for name, number in value.items())
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(str(value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else printable(str(value))
 
 
 def _charts(drawn: Iterable[NamedPlot], kind: str) -> list[_Chart]:
-    return [_Chart(shown(one.title), inline_svg(one.plot.svg, one.stem)) for one in drawn if one.kind == kind]
+    return [_Chart(printable(one.title), inline_svg(one.plot.svg, one.stem)) for one in drawn if one.kind == kind]
 
 
 def inline_svg(svg: str, prefix: str) -> Markup:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from moelora_ad.evaluation.calibration import Calibration
 from moelora_ad.evaluation.confidence import Difference
+from moelora_ad.evaluation.figure_options import FIGURES
 from moelora_ad.evaluation.figures import Figures, MacroAverage, SeedSummary, SetEvaluation, over_seeds
 from moelora_ad.evaluation.score_table import ScoreTable
 
 HIGHER_IS_BETTER = ("auc", "accuracy")
 OVER_RUNS = ("eer", "min_dcf", "auc")
 """Figures that are summed up over runs and compared in tables for people; CSV and JSON have all."""
-ALL_FIGURES = ("eer", "min_dcf", "auc", "min_cllr", "act_dcf", "cllr", "accuracy", "min_tdcf")
 
 
 class Uncalibrated(NamedTuple):
@@ -119,5 +119,5 @@ class Results:
 
 def figure_values(figures: Figures) -> dict[str, float]:
     """The figures that are defined, by name."""
-    found = {name: getattr(figures, name) for name in ALL_FIGURES}
+    found = {name: getattr(figures, name) for name in FIGURES}
     return {name: value for name, value in found.items() if value is not None}

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from moelora_ad.errors import InputError
-from moelora_ad.evaluation.tables import shown
+from moelora_ad.errors import InputError, printable
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 FAILED = ".failed"
@@ -86,7 +85,7 @@ def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> FoundFi
         raise PathError(f"--names has {len(names)} names for {len(files)} score files")
     if not all(name.strip() for name in names):
         raise PathError("--names has an empty name")
-    sets = [shown(name) for name in names] or [shown(path.stem) for path in files]
+    sets = [printable(name) for name in names] or [printable(path.stem) for path in files]
     runs = _runs(files, sets)
     return FoundFiles([FoundFile(*one) for one in zip(files, sets, runs, strict=True)], notes)
 
@@ -117,7 +116,7 @@ def _runs(files: Sequence[Path], sets: Sequence[str]) -> list[str]:
     repeated = [one for one, count in Counter(zip(sets, runs, strict=True)).items() if count > 1]
     if repeated:
         raise PathError(f"several files are set {repeated[0][0]!r} of one run; give other --names")
-    return [shown(run) for run in runs]
+    return [printable(run) for run in runs]
 
 
 def find_pairs(first: str, second: str) -> Compared:
@@ -142,7 +141,7 @@ def find_pairs(first: str, second: str) -> Compared:
 
 def _systems(first: Path, second: Path) -> tuple[str, str]:
     bare = [path.absolute().with_suffix("") if path.is_file() else path.absolute() for path in (first, second)]
-    one, other = (shown(name) or shown(path.name) for name, path in zip(_tell_apart(bare), bare, strict=True))
+    one, other = (printable(name) or printable(path.name) for name, path in zip(_tell_apart(bare), bare, strict=True))
     return (one, other) if one != other else (f"{one} (first)", f"{other} (second)")
 
 
@@ -189,5 +188,5 @@ def provenance_of(path: Path) -> Provenance:
         return Provenance(None, None)
     except (OSError, ValueError, RecursionError):
         return Provenance(None, f"{beside.name} beside the scores cannot be read")
-    lines = [shown(line) for line in text.split("\n")]
+    lines = [printable(line) for line in text.split("\n")]
     return Provenance("\n".join(lines)[:_MOST_PROVENANCE], None)

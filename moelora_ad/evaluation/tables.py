@@ -12,9 +12,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from moelora_ad.errors import printable
 from moelora_ad.evaluation.confidence import Interval
+from moelora_ad.evaluation.figure_options import FIGURES
 from moelora_ad.evaluation.figures import Figures, MacroAverage
-from moelora_ad.evaluation.results import ALL_FIGURES, OVER_RUNS, EvaluatedFile, Results, figure_values
+from moelora_ad.evaluation.results import OVER_RUNS, EvaluatedFile, Results, figure_values
 
 NAMES = {
     "eer": "EER %",
@@ -43,11 +45,6 @@ class TextTable:
     rows: Sequence[Sequence[str]]
     words: int = 1
     notes: Sequence[str] = ()
-
-
-def shown(text: str) -> str:
-    """Text of a file as a terminal or a page may show it: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def rounded(figure: str, value: float | None, interval: Interval | None = None) -> str:
@@ -82,7 +79,7 @@ def sets_table(results: Results, brief: bool = False) -> TextTable:
     """A row for each score file, each average and each pool; ``brief`` leaves out what a terminal has no room for."""
     several = any(file.run for file in results.files)
     found = [file.evaluation.overall for file in results.files]
-    figures = [name for name in ALL_FIGURES if any(getattr(one, name) is not None for one in found)]
+    figures = [name for name in FIGURES if any(getattr(one, name) is not None for one in found)]
     if brief and "cllr" not in figures:
         figures = [name for name in figures if name != "min_cllr"]
     intervals = [
@@ -90,7 +87,7 @@ def sets_table(results: Results, brief: bool = False) -> TextTable:
     ]
 
     def row(name: str, run: str, one: Figures) -> tuple[str, ...]:
-        place = (shown(name), shown(run))[: 1 + several]
+        place = (printable(name), printable(run))[: 1 + several]
         return (*place, f"{one.num_bona_fide:,}", f"{one.num_spoof:,}", *_cells(one, figures, intervals))
 
     rows = [row(file.set_name, file.run, file.evaluation.overall) for file in results.files]
@@ -98,9 +95,9 @@ def sets_table(results: Results, brief: bool = False) -> TextTable:
     for run, summary in results.runs.items():
         for name, averages in _by_name(summary.averages).items():
             values = {average.figure: average.value for average in averages}
-            place = (name, shown(run))[: 1 + several]
+            place = (name, printable(run))[: 1 + several]
             rows.append((*place, "", "", *(rounded(figure, values.get(figure)) for figure in figures)))
-            notes.append(f"{name}: mean of {', '.join(map(shown, averages[0].sets))}")
+            notes.append(f"{name}: mean of {', '.join(map(printable, averages[0].sets))}")
         rows.append(row("pooled", run, summary.pooled.overall))
     columns = ("set", *(("run",) if several else ()), "bona fide", "spoof")
     headings = [_heading(name, name in intervals) for name in figures]
@@ -126,7 +123,7 @@ def _by_name(averages: Iterable[MacroAverage]) -> dict[str, list[MacroAverage]]:
 def over_runs_table(results: Results, figures: Sequence[str] = OVER_RUNS) -> TextTable:
     """Mean, standard deviation, best and worst of each set that several runs have."""
     rows = [
-        (shown(name), NAMES[figure], *(rounded(figure, value) for value in summary[:4]), str(summary.num))
+        (printable(name), NAMES[figure], *(rounded(figure, value) for value in summary[:4]), str(summary.num))
         for (name, figure), summary in results.over_runs().items()
         if figure in figures
     ]
@@ -138,10 +135,10 @@ def group_tables(file: EvaluatedFile, most: int | None = None) -> dict[str, Text
     found = {}
     for kind, groups in groups_of(file).items():
         ordered = by_eer(groups)
-        figures = [name for name in ALL_FIGURES if any(getattr(row, name) is not None for row in groups.values())]
+        figures = [name for name in FIGURES if any(getattr(row, name) is not None for row in groups.values())]
         intervals = [name for name in figures if any(name in row.intervals for row in groups.values())]
         rows = [
-            (shown(name), f"{row.num_bona_fide:,}", f"{row.num_spoof:,}", *_cells(row, figures, intervals))
+            (printable(name), f"{row.num_bona_fide:,}", f"{row.num_spoof:,}", *_cells(row, figures, intervals))
             for name, row in list(ordered.items())[:most]
         ]
         left_out = len(groups) - len(rows)
@@ -149,7 +146,7 @@ def group_tables(file: EvaluatedFile, most: int | None = None) -> dict[str, Text
             rows.append((_MORE.format(left_out), *[""] * (2 + len(figures))))
         headings = [_heading(name, name in intervals) for name in figures]
         found[kind] = TextTable(
-            f"{kind.capitalize()} of {shown(file.title)}", (kind, "bona fide", "spoof", *headings), rows
+            f"{kind.capitalize()} of {printable(file.title)}", (kind, "bona fide", "spoof", *headings), rows
         )
     return found
 
@@ -173,17 +170,17 @@ def calibration_table(results: Results) -> TextTable:
         if file.before is not None:
             after = file.evaluation.overall
             costs = (file.before.act_dcf, after.act_dcf, after.min_dcf, file.before.cllr, after.cllr, after.min_cllr)
-            rows.append((shown(file.title), *(rounded("cllr", cost) for cost in costs)))
+            rows.append((printable(file.title), *(rounded("cllr", cost) for cost in costs)))
     columns = ("set", "actDCF before", "actDCF after", "minDCF", "Cllr before", "Cllr after", "minCllr")
     return TextTable("Calibration", columns, rows)
 
 
 def comparison_table(results: Results) -> TextTable:
     """Two systems, figure by figure, and the interval of the difference."""
-    first, second = map(shown, results.systems)
+    first, second = map(printable, results.systems)
     rows = [
         (
-            shown(comparison.set_name),
+            printable(comparison.set_name),
             NAMES[figure],
             rounded(figure, found.first),
             rounded(figure, found.second),
@@ -319,7 +316,7 @@ COMPARISON_ROW = (
     *("set", "figure", "system_1", "system_2", "value_1", "value_2"),
     *("difference", "difference_low", "difference_high"),
 )
-_FIGURE_COLUMNS = [column for name in ALL_FIGURES for column in (name, f"{name}_low", f"{name}_high")]
+_FIGURE_COLUMNS = [column for name in FIGURES for column in (name, f"{name}_low", f"{name}_high")]
 FIGURE_ROW = [
     "set",
     "run",
@@ -344,7 +341,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
-        return shown(value)
+        return printable(value)
     return repr(float(value)) if isinstance(value, float) else value
 
 

@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
 import torch
-import yaml
 from torch import Tensor
 
 from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.arguments import OneLineArgumentParser
+from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.corpora import Corpus
 from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier, Detector
-from moelora_ad.models.keeping import WINDOW
 from moelora_ad.models.kept_files import CONFIG, read_config
 from moelora_ad.models.onnx_export import export_onnx
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
-from moelora_ad.training.usage import OneLineParser
+from moelora_ad.training.joining import by_name
+from moelora_ad.training.usage import OneLineParser, read_yaml
 
 ClassifierOf = Callable[[int], Classifier]
 PARTS = ("backbone", "adaptation", "classifier")
@@ -111,7 +111,7 @@ def build_from_configs(paths: list[str], backbone: str | None, program: str) -> 
     parser.add_class_arguments(AudioDeepfakeDataModule, "data")
     parsed = parser.get_defaults()
     for path in paths:
-        config = _yaml(path)
+        config = _config(path)
         model, data = _part(config, "model", path), _part(config, "data", path)
         content = {
             "model": {name: model[name] for name in PARTS if name in model},
@@ -133,14 +133,13 @@ def build_from_configs(paths: list[str], backbone: str | None, program: str) -> 
         elsewhere = backbone is None and "no such folder" in line
         raise InputError(f"{line}; give its place now with --backbone" if elsewhere else line) from None
     data_module: AudioDeepfakeDataModule = built.data
-    window = data_module.eval_segment.samples or data_module.train_segment.samples or WINDOW
+    window = data_module.eval_segment.samples or data_module.train_segment.samples or TRAINING_SAMPLES
     return Run(detector, window, _corpora(data_module))
 
 
 def _corpora(data: AudioDeepfakeDataModule) -> dict[str, str]:
     """Which corpora a run used, in words."""
-    train = data.train if isinstance(data.train, dict) else {"": data.train} if data.train else {}
-    words = {"training": ", ".join(sorted({_corpus(corpus) for corpus in train.values()}))}
+    words = {"training": ", ".join(sorted({_corpus(corpus) for corpus in by_name(data.train).values()}))}
     words["selection of the checkpoint"] = _corpus(data.val) if data.val else ""
     words["augmentation in training"] = type(data.train_augmentation).__name__ if data.train_augmentation else "none"
     return {use: what for use, what in words.items() if what}
@@ -204,14 +203,8 @@ def _check_target(folder: Path, onnx: bool) -> None:
         raise InputError(f"--to: {folder} has the {ONNX} of another model: give --onnx too, or another folder")
 
 
-def _yaml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = yaml.safe_load(file)
-    except OSError as reason:
-        raise InputError(f"--config: {path} cannot be read: {reason.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise InputError(f"--config: {path} is not YAML: {' '.join(str(reason).split())}") from None
+def _config(path: str) -> dict[str, Any]:
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise InputError(f"--config: {path} is no configuration of a run")
     return config

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from moelora_ad.errors import printable
 from moelora_ad.inference.scorer import Failure, FileScore, default_threshold, probability
 
 FILE_COLUMNS = (
@@ -175,8 +176,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest / 10:04.1f}" if hours else f"{minutes}:{rest / 10:04.1f}"
-
-
-def printable(text: str) -> str:
-    """``text`` with control characters and broken ones spelled out, so that a name cannot steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 from numpy.typing import NDArray
 
-from moelora_ad.files import written_whole
-from moelora_ad.inference.output import Decision, Row, chance, clock, printable, window_rows
+from moelora_ad.errors import printable
+from moelora_ad.files import unused_name, written_whole
+from moelora_ad.inference.output import Decision, Row, chance, clock, window_rows
 from moelora_ad.inference.scorer import FileScore
 
 BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # told apart by colour-blind readers, too
@@ -159,13 +160,7 @@ class FileNames:
     def __call__(self, place: str) -> str:
         """For example ``speech.wav``, or ``speech.wav-2`` for the second of that name."""
         stem = re.sub(r"[^\w.-]", "_", re.split(r"[/\\]", place.rstrip("/"))[-1], flags=re.ASCII).lstrip(".")[-80:]
-        stem = stem or "sound"
-        number, name = 1, stem
-        while name.lower() in self._taken:
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name.lower())
-        return name
+        return unused_name(stem or "sound", self._taken)
 
 
 _TEMPLATE = """\

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from moelora_ad import __version__
 from moelora_ad.adapters import AdaptationMethod
+from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.models.backbone import Backbone
@@ -27,7 +28,6 @@ from moelora_ad.models.kept_files import (
     CONFIG,
     FORMAT,
     LABELS,
-    SAMPLE_RATE,
     WEIGHTS,
     check_finite,
     downloaded,
@@ -40,9 +40,6 @@ from moelora_ad.models.kept_files import (
 )
 from moelora_ad.models.model_card import model_card
 from moelora_ad.models.specification import describe, first_argument, maker
-
-WINDOW = 64_600
-"""Samples of a clip that a detector is trained and evaluated on, unless told otherwise."""
 
 Kept = TypeVar("Kept", bound="KeptModule")
 
@@ -63,7 +60,7 @@ class KeptModule(nn.Module):
     adaptation: AdaptationMethod
     classifier: Classifier
     sites: tuple[str, ...]
-    window: int = WINDOW
+    window: int = TRAINING_SAMPLES
     calibration: dict[str, Any] | None = None
     about: dict[str, Any] | None = None
 

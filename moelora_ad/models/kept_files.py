@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.models.model_card import model_card
@@ -22,7 +23,6 @@ WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FORMAT = 1
 LABELS = ["spoof", "bonafide"]
-SAMPLE_RATE = 16_000
 CALIBRATED_FIGURES = ("actDCF", "Cllr")
 """Figures of a model card that another calibration changes."""
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
+from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.models.detector import Detector
-from moelora_ad.models.kept_files import LABELS, SAMPLE_RATE
+from moelora_ad.models.kept_files import LABELS
 
 MOST_BYTES = 2_000_000_000
 """A protobuf file holds no more than 2 GiB: XLS-R 300M (1.3 GB) fits, 1B does not."""

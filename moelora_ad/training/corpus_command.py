@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
 
-import yaml
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
@@ -19,7 +18,8 @@ from moelora_ad.corpora.checking import CorpusReport, check_corpus
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.training.data_module import DEV, TRAIN, AudioDeepfakeDataModule
-from moelora_ad.training.usage import OneLineParser
+from moelora_ad.training.joining import by_name
+from moelora_ad.training.usage import OneLineParser, read_yaml
 
 FAILED = 1
 _LISTED = 10  # problems of one kind on the terminal; JSON has all
@@ -95,8 +95,7 @@ def _corpora(configs: list[str], check: argparse.ArgumentParser) -> dict[str, Co
     for path in configs:
         parsed = parser.parse_object({"data": _data(path)}, cfg_base=parsed)
     data: AudioDeepfakeDataModule = parser.instantiate_classes(parsed).data
-    train = data.train if isinstance(data.train, dict) else {"": data.train} if data.train else {}
-    found = {f"{TRAIN}.{name}".rstrip("."): corpus for name, corpus in train.items()}
+    found = {f"{TRAIN}.{name}".rstrip("."): corpus for name, corpus in by_name(data.train).items()}
     found |= {DEV: data.val} if data.val else {}
     found |= {f"test.{name}": corpus for name, corpus in data.test.items()}
     if not found:
@@ -105,13 +104,7 @@ def _corpora(configs: list[str], check: argparse.ArgumentParser) -> dict[str, Co
 
 
 def _data(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = yaml.safe_load(file)
-    except OSError as reason:
-        raise InputError(f"--config: {path} cannot be read: {reason.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise InputError(f"--config: {path} is not YAML: {' '.join(str(reason).split())}") from None
+    config = read_yaml(path)
     data = config.get("data", {}) if isinstance(config, dict) else None
     if not isinstance(data, dict):
         raise InputError(f"--config: {path} has no part 'data' with corpora")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -217,8 +217,3 @@ class DetectionModule(LightningModule):
 
     def _kept_names(self) -> set[str]:
         return {f"detector.{name}" for name in self.detector.kept_names()}
-
-    def parameter_count(self) -> tuple[int, int]:
-        """Number of all and of trainable parameters."""
-        parameters: list[nn.Parameter] = list(self.parameters())
-        return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

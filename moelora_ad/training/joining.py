@@ -13,6 +13,13 @@ from moelora_ad.training.samplers import Group
 _CLASSES = {BONA_FIDE: "bona fide", SPOOF: "spoof"}
 
 
+def by_name(train: Corpus | Mapping[str, Corpus] | None) -> Mapping[str, Corpus]:
+    """The corpora to train on; a single one has the empty name."""
+    if train is None or isinstance(train, Mapping):
+        return train or {}
+    return {"": train}
+
+
 def check_weights(train: Corpus | Mapping[str, Corpus] | None, weights: Mapping[str, float] | None) -> None:
     """See that there is a positive weight for each joined corpus and for nothing else.
 
@@ -46,7 +53,7 @@ def training_trials(
     Raises:
         InputError: a trial has no label, or a class is missing where it is needed.
     """
-    corpora = train if isinstance(train, Mapping) else {"": train}
+    corpora = by_name(train)
     lists = {name: corpus.trials() for name, corpus in corpora.items()}
     for name, trials in lists.items():
         where = f"data.train.{name}" if name else "data.train"

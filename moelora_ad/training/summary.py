@@ -21,10 +21,10 @@ def print_fit(trainer: Trainer, model: DetectionModule, checkpoint: str, tested:
     else:
         best = getattr(trainer.checkpoint_callback, "best_model_score", None)
         _line(console, "best dev EER", "none" if best is None else f"{100 * float(best):.2f} %")
-    total, trainable = model.parameter_count()
-    parts = {part: sum(p.numel() for p in ps) for part, ps in model.detector.parameters_by_part().items()}
+    parts = model.detector.parameter_counts()
+    total = parts.pop("total")
     detail = ", ".join(f"{part} {count:,}" for part, count in parts.items() if count)
-    _line(console, "trainable parameters", f"{trainable:,} of {total:,} ({detail})")
+    _line(console, "trainable parameters", f"{sum(parts.values()):,} of {total:,} ({detail})")
     _line(console, "epochs", f"{trainer.current_epoch} ({trainer.global_step} steps)")
     _line(console, "checkpoint", f"{_shown(checkpoint)} ({os.path.getsize(checkpoint) / 1e6:.1f} MB with optimiser)")
     if tested:

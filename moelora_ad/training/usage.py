@@ -5,8 +5,12 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
+
+from moelora_ad.errors import InputError
 
 
 class OneLineParser(LightningArgumentParser):
@@ -17,6 +21,21 @@ class OneLineParser(LightningArgumentParser):
             super().error(message, ex)
         verb = self.prog.replace(" [options]", "")
         self.exit(2, f"{verb}: error: {explain(message, self)}\n")
+
+
+def read_yaml(path: str) -> Any:
+    """The content of a configuration file, given as ``--config``.
+
+    Raises:
+        InputError: It cannot be read, or is not YAML.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except OSError as reason:
+        raise InputError(f"--config: {path} cannot be read: {reason.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as reason:
+        raise InputError(f"--config: {path} is not YAML: {' '.join(str(reason).split())}") from None
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from moelora_ad.errors import printable
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.evaluating import evaluate_files, summarise_runs
 from moelora_ad.evaluation.figures import FigureOptions
@@ -28,7 +29,6 @@ from moelora_ad.evaluation.tables import (
     group_tables,
     rounded,
     sets_table,
-    shown,
     tables,
 )
 
@@ -108,10 +108,10 @@ def test_figures_are_rounded_for_people() -> None:
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
 def test_any_name_can_stand_in_any_table(names: list[str]) -> None:
-    table = TextTable("t", ("name", "number"), [(shown(name), "1.0") for name in names])
+    table = TextTable("t", ("name", "number"), [(printable(name), "1.0") for name in names])
     rows = as_markdown(table).split("\n")[2:-1]
     assert len(rows) == len(names) + 2
-    assert all(shown(name).isprintable() for name in names)
+    assert all(printable(name).isprintable() for name in names)
     latex = as_latex(table).split("\n")
     assert len(latex) == len(names) + 8
     console = Console(width=200, file=io.StringIO())
@@ -119,4 +119,4 @@ def test_any_name_can_stand_in_any_table(names: list[str]) -> None:
     assert console.file.getvalue().count("1.0") >= len(names)  # type: ignore[attr-defined]
     rows_of_csv = [{"set": name, "eer": 0.1} for name in names]
     read = list(csv.DictReader(io.StringIO(as_csv(rows_of_csv, ("set", "eer")))))
-    assert [row["set"] for row in read] == [shown(name) for name in names]
+    assert [row["set"] for row in read] == [printable(name) for name in names]
