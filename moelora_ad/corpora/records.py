@@ -89,9 +89,14 @@ def read_lines(path: str | Path, *layouts: Sequence[str], error: type[InputError
             yield Block(numbers, {name: fields[i :: len(layout) + 1] for i, name in enumerate(layout)})
 
 
-def _layout(text: str, layouts: Sequence[Sequence[str]]) -> Sequence[str]:
+def first_line(text: str) -> str:
+    """The first line of a text that is not blank, from its first word on; empty if there is none."""
     first = re.search(r"\S.*", text)
-    size = len(first[0].split()) if first else 0
+    return first[0] if first else ""
+
+
+def _layout(text: str, layouts: Sequence[Sequence[str]]) -> Sequence[str]:
+    size = len(first_line(text).split())
     return next((layout for layout in layouts if len(layout) == size), layouts[-1])
 
 

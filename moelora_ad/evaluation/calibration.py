@@ -153,22 +153,26 @@ def probability_of_bona_fide(log_likelihood_ratios: ArrayLike, prior: float) -> 
 def refuse_own_calibration(calibration_table: ScoreTable, reported_table: ScoreTable) -> None:
     """A calibration fitted on trials that are reported would flatter actDCF and Cllr.
 
-    Trials are the same if utterance and corpus are; if a corpus is not known, the utterance decides.
-
     Raises:
-        ScoreError: The two tables share trials; the message tells how many, and the first.
+        ScoreError: The two tables have `shared_trials`; the message tells how many, and the first.
     """
-    fitted_on = dict(_names(calibration_table))
-    shared = [
-        utterance
-        for utterance, corpus in _names(reported_table)
-        if (other := fitted_on.get(utterance)) is not None and (other == corpus or not other or not corpus)
-    ]
+    shared = shared_trials(calibration_table, reported_table)
     if shared:
         raise ScoreError(
             f"{len(shared):,} of {len(reported_table):,} trials, the first of them {shared[0]!r}, are among those the"
             " calibration was fitted on; calibrate on a development set"
         )
+
+
+def shared_trials(one: ScoreTable, other: ScoreTable) -> list[str]:
+    """The utterances of ``other`` that ``one`` has too, in the same corpus; if a corpus is not known, the utterance
+    decides."""
+    corpora = dict(_names(one))
+    return [
+        utterance
+        for utterance, corpus in _names(other)
+        if (first := corpora.get(utterance)) is not None and (first == corpus or not first or not corpus)
+    ]
 
 
 def _names(table: ScoreTable) -> Iterator[tuple[str, str | None]]:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from moelora_ad.corpora.records import read_lines
 from moelora_ad.evaluation.equal_error_rate import ScoreError, equal_error_rate
+from moelora_ad.evaluation.score_table import parse_scores
 
 
 @dataclass(frozen=True)
@@ -184,15 +185,16 @@ def read_asv_error_rates(path: str | Path, phase: str = "eval") -> AsvErrorRates
         ScoreError: The file, or its ``trial_metadata.txt``, is faulty or has no scores of one of the three kinds.
         ProtocolError: One of the two is missing or has other columns.
     """
-    kinds: dict[str, list[float]] = {kind: [] for kind in _KINDS}
-    for line, key, text in _keyed_scores(path, phase):
-        if key not in kinds:
+    trials = list(_keyed_scores(path, phase))
+    for line, key, _ in trials:
+        if key not in _KINDS:
             raise ScoreError.at(path, f"{key!r} is none of {', '.join(_KINDS)}", line=line)
-        kinds[key].append(_score(path, line, text))
-    missing = [kind for kind, scores in kinds.items() if not scores]
+    keys = np.array([key for _, key, _ in trials])
+    scores = parse_scores(path, [line for line, _, _ in trials], [text for _, _, text in trials])
+    missing = [kind for kind in _KINDS if kind not in keys]
     if missing:
         raise ScoreError.at(path, f"has no {' and no '.join(missing)} trial, which a t-DCF needs")
-    return asv_error_rates(*kinds.values())
+    return asv_error_rates(*(scores[keys == kind] for kind in _KINDS))
 
 
 def _keyed_scores(path: str | Path, phase: str) -> Iterator[tuple[int, str, str]]:
@@ -216,13 +218,3 @@ def _rows(path: str | Path, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:
     return [
         row for block in read_lines(path, columns) for row in zip(block.lines, *block.columns.values(), strict=True)
     ]
-
-
-def _score(path: str | Path, line: int, text: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        raise ScoreError.at(path, f"{text!r} is not a number", line=line, column="score") from None
-    if not math.isfinite(score):
-        raise ScoreError.at(path, f"{text} is not finite", line=line, column="score")
-    return score

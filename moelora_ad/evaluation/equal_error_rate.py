@@ -54,10 +54,19 @@ def sorted_by_class(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.fl
     # Sorting puts NaN last, so the ends of a side tell whether all of it is finite.
     if not (known.all() and all(np.isfinite(side[[0, -1]]).all() for side in sides if len(side))):
         _refuse(scores, labels[~known])
-    if not (len(sides[0]) and len(sides[1])):
-        found = f"{len(sides[0])} bona fide and {len(sides[1])} spoof"
-        raise ScoreError(f"figures need trials of both classes, but there are {found}")
+    check_classes(len(sides[0]), len(sides[1]))
     return sides
+
+
+def check_classes(num_bona_fide: int, num_spoof: int) -> None:
+    """See that both classes have a trial.
+
+    Raises:
+        ScoreError: One has none.
+    """
+    if not (num_bona_fide and num_spoof):
+        found = f"{num_bona_fide} bona fide and {num_spoof} spoof"
+        raise ScoreError(f"figures need trials of both classes, but there are {found}")
 
 
 def _refuse(scores: NDArray[np.float64], odd_labels: NDArray[np.generic]) -> None:

@@ -31,7 +31,6 @@ from moelora_ad.evaluation.evaluating import (
 from moelora_ad.evaluation.figures import FigureOptions
 from moelora_ad.evaluation.keys import read_key
 from moelora_ad.evaluation.reading import Labelled, ScoreReader
-from moelora_ad.evaluation.report import number_of_plots
 from moelora_ad.evaluation.results import Results
 from moelora_ad.evaluation.score_formats import FORMATS
 from moelora_ad.evaluation.score_paths import (
@@ -52,7 +51,6 @@ from moelora_ad.evaluation.tables import (
     over_runs_table,
     sets_table,
 )
-from moelora_ad.evaluation.writing import write_results
 
 FAILED, INTERRUPTED = 1, 130
 _WIDE = 240  # characters of a line where there is no terminal
@@ -243,6 +241,9 @@ def _told(given: argparse.Namespace, options: FigureOptions) -> Mapping[str, Any
 
 
 def _write(results: Results, folder: str) -> None:
+    from moelora_ad.evaluation.report import number_of_plots  # matplotlib takes a second
+    from moelora_ad.evaluation.writing import write_results
+
     try:
         with _progress(number_of_plots(results)) as tick:
             write_results(results, folder, tick)

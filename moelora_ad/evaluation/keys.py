@@ -11,7 +11,7 @@ from moelora_ad.corpora.asvspoof2019 import ASVspoof2019Protocol
 from moelora_ad.corpora.asvspoof2021 import ASVspoof2021DF, ASVspoof2021LA, Phase
 from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.manifest import Manifest
-from moelora_ad.corpora.records import read_columns, read_text
+from moelora_ad.corpora.records import first_line, read_columns, read_text
 from moelora_ad.corpora.trial import TEXT_FIELDS, TrialList
 from moelora_ad.evaluation.equal_error_rate import ScoreError
 from moelora_ad.evaluation.score_formats import Scores
@@ -57,7 +57,7 @@ def read_key(path: str | Path, phase: str = "eval") -> TrialList:
         return Manifest(path).trials()
     if suffix == ".parquet":
         return _table(path, *read_score_columns(path))
-    first = next((line for line in read_text(path, ScoreError).split("\n") if line.strip()), "")
+    first = first_line(read_text(path, ScoreError))
     fields = first.split()
     if len(fields) == 5:
         return ASVspoof2019Protocol(Path(path).stem, path, audio="").trials()

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moelora_ad.corpora.trial import TrialList
-from moelora_ad.evaluation.curve import ScoreCurve
-from moelora_ad.evaluation.equal_error_rate import ScoreError
+from moelora_ad.evaluation.equal_error_rate import ScoreError, check_classes
 from moelora_ad.evaluation.keys import join_scores
 from moelora_ad.evaluation.score_formats import read_scores
 from moelora_ad.evaluation.score_table import ScoreTable
@@ -66,6 +65,6 @@ def _check(path: str | Path, table: ScoreTable) -> None:
         what = f"{unknown:,} of {len(table):,} trials have no label; name a file with the labels by --key"
         raise ScoreError.at(path, what)
     try:
-        ScoreCurve(table.scores, table.labels)
+        check_classes(table.trials.num_bona_fide, table.trials.num_spoof)
     except ScoreError as error:
         raise ScoreError(f"{path}: {error}") from None

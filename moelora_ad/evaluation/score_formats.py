@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelora_ad.corpora.collecting import Collector
-from moelora_ad.corpora.records import ProtocolError, read_columns, read_lines, read_text
-from moelora_ad.corpora.trial import BONA_FIDE, SPOOF
+from moelora_ad.corpora.records import ProtocolError, first_line, read_columns, read_lines, read_text
 from moelora_ad.evaluation.equal_error_rate import ScoreError
 from moelora_ad.evaluation.score_table import (
     COLUMNS,
+    LABEL_WORDS,
     ScoreTable,
     parse_scores,
     read_score_columns,
@@ -32,7 +32,6 @@ FORMATS: dict[ScoreFormat, str] = {
 """What `read_scores` reads and `write_scores` writes. None of these files has all of a trial's fields but the first."""
 
 _ASVSPOOF_5 = ("filename", "cm-score")
-_KEYS = {BONA_FIDE: "bonafide", SPOOF: "spoof"}
 
 
 class Scores(NamedTuple):
@@ -90,7 +89,7 @@ def write_scores(table: ScoreTable, path: str | Path, file_format: ScoreFormat) 
     elif file_format == "asvspoof2019":
         if (table.labels < 0).any():
             raise ScoreError(f"{path}: the format asvspoof2019 needs a label of every trial")
-        keys = [_KEYS[label] for label in table.labels.tolist()]
+        keys = [LABEL_WORDS[label] for label in table.labels.tolist()]
         attacks = [attack or "-" for attack in table.trials.column("attack")]
         rows = list(zip(names, attacks, keys, scores, strict=True))
     elif file_format == "arena":
@@ -107,8 +106,7 @@ def write_scores(table: ScoreTable, path: str | Path, file_format: ScoreFormat) 
 def _found_out(path: str | Path) -> ScoreFormat:
     if Path(path).suffix.lower() == ".parquet":
         return "table"
-    text = read_text(path, ScoreError)
-    first = next((line for line in text.split("\n") if line.strip()), "")
+    first = first_line(read_text(path, ScoreError))
     if not first:
         raise ScoreError.at(path, "is empty")
     header = [name.strip().strip('"') for name in first.replace("\t", ",").split(",")]

@@ -21,7 +21,7 @@ COLUMNS = ("utterance", "label", "speaker", "attack", "codec", "corpus", "split"
 FURTHER = ("transmission", "source", "gender", "race", "language")
 """Columns that a file has only if a trial has the field."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_LABELS = {BONA_FIDE: "bonafide", SPOOF: "spoof", -1: ""}
+LABEL_WORDS = {BONA_FIDE: "bonafide", SPOOF: "spoof", -1: ""}
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -112,7 +112,7 @@ class ScoreTable:
             if name == "utterance":
                 yield name, list(trials.utterance)
             elif name == "label":
-                yield name, [_LABELS[label] for label in trials.label.tolist()]
+                yield name, [LABEL_WORDS[label] for label in trials.label.tolist()]
             else:
                 yield name, list(self.trials.column(name))
         for name in FURTHER:

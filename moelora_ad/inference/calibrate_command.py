@@ -10,7 +10,7 @@ from rich.table import Table
 
 from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.calibration import Calibration, fit_calibration
+from moelora_ad.evaluation.calibration import Calibration, fit_calibration, shared_trials
 from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.figures import FigureOptions, evaluate_set
 from moelora_ad.evaluation.score_table import ScoreTable
@@ -34,8 +34,8 @@ def run(program: str) -> int:
     arguments = parser.parse_args(sys.argv[2:])
     try:
         before = read_config(arguments.model)["calibration"]
-        calibration = fitted(arguments.scores)
         table = ScoreTable.read(arguments.scores)
+        calibration = fitted(table, arguments.scores)
         store_calibration(arguments.model, calibration.as_dict())
     except InputError as error:
         parser.error(str(error))
@@ -53,29 +53,24 @@ def run(program: str) -> int:
     return 0
 
 
-def fitted(path: str | Path) -> Calibration:
-    """The calibration of a development score file.
+def fitted(table: ScoreTable, path: str | Path) -> Calibration:
+    """The calibration of a development score file ``path`` with the scores ``table``.
 
     Raises:
-        ScoreError: the file is missing or faulty, or has one class only.
-        InputError: its scores do not rank bona fide above spoof.
+        ScoreError: see `fit_calibration`.
     """
-    table = ScoreTable.read(path)
-    calibration = fit_calibration(table.scores, table.labels, fitted_on=_named(path, table))
-    if calibration.scale <= 0:
-        raise InputError(f"{path}: its scores do not rank bona fide above spoof, so they cannot be calibrated")
-    return calibration
+    return fit_calibration(table.scores, table.labels, fitted_on=_named(path, table))
 
 
 def figures_of_sets(
-    paths: Sequence[str | Path], calibration: Calibration | None, fitted_on: str | Path | None
+    paths: Sequence[str | Path], calibration: Calibration | None, fitted_on: ScoreTable | None
 ) -> list[dict[str, Any]]:
     """Figures of score files for the model card, see `models.model_card`; a set is named by its file.
 
     Args:
         paths: score files of the model, raw scores.
         calibration: what is stored with the model, if anything: then actDCF and Cllr too.
-        fitted_on: the score file that it was fitted on. A set that shares trials with it gets neither: they would say
+        fitted_on: the scores that it was fitted on. A set that shares trials with it gets neither: they would say
             nothing of other data.
 
     Raises:
@@ -84,11 +79,10 @@ def figures_of_sets(
     names = [Path(path).stem for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{len(names)} score files, but {twice[0]!r} names more than one: rename them")
-    seen = set() if fitted_on is None else _utterances(ScoreTable.read(fitted_on))
     results = []
     for name, path in zip(names, paths, strict=True):
         table = ScoreTable.read(path)
-        calibrated = calibration is not None and seen.isdisjoint(_utterances(table))
+        calibrated = calibration is not None and (fitted_on is None or not shared_trials(fitted_on, table))
         if calibration is not None:
             table = table.with_scores(calibration.apply(table.scores))
         figures = evaluate_set(name, table, FigureOptions(calibrated=calibrated)).overall
@@ -103,13 +97,10 @@ def figures_of_sets(
     return results
 
 
-def _utterances(table: ScoreTable) -> set[tuple[str, str]]:
-    return {(trial.corpus, trial.utterance) for trial in table.trials}
-
-
 def _named(path: str | Path, table: ScoreTable) -> str:
     """A score file in words that stay true when it is moved: its name, its corpora and splits."""
-    parts = sorted({" ".join(filter(None, (trial.corpus, trial.split))) for trial in table.trials})
+    fields = zip(table.trials.column("corpus"), table.trials.column("split"), strict=True)
+    parts = sorted({" ".join(filter(None, pair)) for pair in set(fields)})
     return f"{Path(path).name} ({', '.join(parts)})"
 
 

@@ -62,11 +62,13 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     run.detector.window = run.window
     run.detector.about = {"data": run.data}
     if arguments.calibrate or arguments.scores:
+        from moelora_ad.evaluation.score_table import ScoreTable
         from moelora_ad.inference.calibrate_command import figures_of_sets, fitted
 
-        calibration = fitted(arguments.calibrate) if arguments.calibrate else None
+        development = ScoreTable.read(arguments.calibrate) if arguments.calibrate else None
+        calibration = None if development is None else fitted(development, arguments.calibrate)
         run.detector.calibration = None if calibration is None else calibration.as_dict()
-        run.detector.about["results"] = figures_of_sets(arguments.scores, calibration, arguments.calibrate)
+        run.detector.about["results"] = figures_of_sets(arguments.scores, calibration, development)
     (folder / ONNX).unlink(missing_ok=True)  # of the model that was there
     run.detector.save_pretrained(folder)
     failure = _onnx_failure(run.detector, folder) if arguments.onnx else None

@@ -80,6 +80,7 @@ class Wav2Vec2Backbone(Backbone):
         self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
         # Models with group normalisation in the first convolution were trained without attention masks.
         self.uses_mask = config.feat_extract_norm == "layer"
+        self._gates_hear_of_padding = False
 
     def layers(self) -> nn.ModuleList:
         return self.encoder.encoder.layers
@@ -100,7 +101,9 @@ class Wav2Vec2Backbone(Backbone):
             frames = self.encoder._get_feat_extract_output_lengths(lengths)
             most = int(self.encoder._get_feat_extract_output_lengths(waveforms.shape[1]))
             valid = torch.arange(most, device=waveforms.device) < frames.unsqueeze(1)
-        valid_tokens(self.encoder, valid)
+        if lengths is not None or self._gates_hear_of_padding:
+            valid_tokens(self.encoder, valid)
+            self._gates_hear_of_padding = lengths is not None
         if self.normalize:
             waveforms = _normalize(waveforms, mask)
         output = self.encoder(

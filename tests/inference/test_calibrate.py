@@ -128,11 +128,12 @@ def test_mistakes_change_nothing(model, calibrate, tmp_path):
 
 def test_figures_for_the_card(tmp_path):
     dev, test = score_file(tmp_path / "dev.csv"), score_file(tmp_path / "test.csv", "eval", seed=7)
-    calibration = fitted(dev)
+    development = ScoreTable.read(dev)
+    calibration = fitted(development, dev)
     copy = tmp_path / "renamed.csv"
     shutil.copy(dev, copy)
     raw = figures_of_sets([test], None, None)[0]
-    results = {result["set"]: result for result in figures_of_sets([dev, copy, test], calibration, dev)}
+    results = {result["set"]: result for result in figures_of_sets([dev, copy, test], calibration, development)}
     assert set(results) == {"dev", "renamed", "test"}
     assert set(results["test"]["figures"]) == {"EER", "minDCF", "actDCF", "Cllr"}
     # Nothing that the calibration has seen is reported as calibrated, whatever the file's name.
