@@ -1,5 +1,6 @@
 """Scores -> figures. No model is needed: a score file is enough."""
 
+from moelora_ad.evaluation.averages import MacroAverage, SeedSummary, macro_averages, over_seeds
 from moelora_ad.evaluation.calibration import Calibration, fit_calibration, probability_of_bona_fide
 from moelora_ad.evaluation.clusters import default_clusters
 from moelora_ad.evaluation.confidence import Difference, Interval, bootstrap, compare
@@ -13,17 +14,8 @@ from moelora_ad.evaluation.costs import (
 )
 from moelora_ad.evaluation.curve import ScoreCurve, accuracy, act_dcf, auc, cllr, min_cllr, min_dcf, min_tdcf
 from moelora_ad.evaluation.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
-from moelora_ad.evaluation.figures import (
-    FigureOptions,
-    Figures,
-    MacroAverage,
-    SeedSummary,
-    SetEvaluation,
-    evaluate_set,
-    macro_averages,
-    over_seeds,
-    pooled,
-)
+from moelora_ad.evaluation.figure_options import FigureOptions
+from moelora_ad.evaluation.figures import evaluate_set, pooled
 from moelora_ad.evaluation.keys import Joined, join_scores, read_key
 from moelora_ad.evaluation.metrics import (
     ActualDetectionCost,
@@ -38,6 +30,7 @@ from moelora_ad.evaluation.metrics import (
 )
 from moelora_ad.evaluation.score_formats import Scores, read_scores, write_scores
 from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.evaluation.set_evaluation import Figures, SetEvaluation
 
 __all__ = [
     "ActualDetectionCost",

@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelora_ad.corpora.columns import Texts
-from moelora_ad.evaluation.clusters import clusters_of, default_clusters
+from moelora_ad.evaluation.clusters import clusters_of
 from moelora_ad.evaluation.equal_error_rate import ScoreError, sorted_by_class
 from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.resampling import ResampledCurve, Strata
 from moelora_ad.evaluation.score_table import ScoreTable
-
-__all__ = ["Difference", "Interval", "bootstrap", "compare", "default_clusters"]
 
 _MOST_THREADS = 8  # more only wait for the memory
 _BLOCK = 20  # resamples that a thread makes in a row

@@ -28,7 +28,7 @@ from moelora_ad.evaluation.evaluating import (
     evaluate_files,
     summarise_runs,
 )
-from moelora_ad.evaluation.figures import FigureOptions
+from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.keys import read_key
 from moelora_ad.evaluation.reading import Labelled, ScoreReader
 from moelora_ad.evaluation.results import Results

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from moelora_ad.evaluation.averages import macro_averages
 from moelora_ad.evaluation.calibration import Calibration, fit_calibration, refuse_own_calibration
 from moelora_ad.evaluation.clusters import clusters_of
 from moelora_ad.evaluation.confidence import Difference, compare
 from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.equal_error_rate import ScoreError
-from moelora_ad.evaluation.figures import FigureOptions, evaluate_set, macro_averages, pooled
+from moelora_ad.evaluation.figure_options import FigureOptions
+from moelora_ad.evaluation.figures import evaluate_set, pooled
 from moelora_ad.evaluation.reading import Labelled
 from moelora_ad.evaluation.results import EvaluatedFile, RunSummary, SetComparison, Uncalibrated
 from moelora_ad.evaluation.score_paths import FoundFile, Pair, provenance_of

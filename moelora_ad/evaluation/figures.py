@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moelora_ad.evaluation.averages import MacroAverage, SeedSummary, macro_averages, over_seeds
 from moelora_ad.evaluation.clusters import clusters_of
 from moelora_ad.evaluation.confidence import bootstrap
 from moelora_ad.evaluation.curve import ScoreCurve
@@ -14,18 +13,6 @@ from moelora_ad.evaluation.equal_error_rate import ScoreError
 from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.evaluation.set_evaluation import Figures, SetEvaluation
-
-__all__ = [
-    "FigureOptions",
-    "Figures",
-    "MacroAverage",
-    "SeedSummary",
-    "SetEvaluation",
-    "evaluate_set",
-    "macro_averages",
-    "over_seeds",
-    "pooled",
-]
 
 _OF_GROUPS = ("eer", "min_dcf")  # the figures of attacks, codecs and speakers that have intervals
 _SPEAKER_FIELDS = ("gender", "language", "race")

@@ -18,7 +18,7 @@ from scipy.special import ndtri
 
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.curve import ScoreCurve
-from moelora_ad.evaluation.figures import Figures
+from moelora_ad.evaluation.set_evaluation import Figures
 from moelora_ad.evaluation.tables import by_eer, rounded
 from moelora_ad.files import written_whole
 

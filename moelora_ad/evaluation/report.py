@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.curve import ScoreCurve
-from moelora_ad.evaluation.figures import Figures
 from moelora_ad.evaluation.plots import GRID, INK, LINES, MOST_BARS, PAPER, Plot, bars_plot, det_plot, histogram_plot
 from moelora_ad.evaluation.results import Results
+from moelora_ad.evaluation.set_evaluation import Figures
 from moelora_ad.evaluation.tables import (
     NAMES,
     TextTable,

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moelora_ad.evaluation.averages import MacroAverage, SeedSummary, over_seeds
 from moelora_ad.evaluation.calibration import Calibration
 from moelora_ad.evaluation.confidence import Difference
 from moelora_ad.evaluation.figure_options import FIGURES
-from moelora_ad.evaluation.figures import Figures, MacroAverage, SeedSummary, SetEvaluation, over_seeds
 from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.evaluation.set_evaluation import Figures, SetEvaluation
 
 HIGHER_IS_BETTER = ("auc", "accuracy")
 OVER_RUNS = ("eer", "min_dcf", "auc")

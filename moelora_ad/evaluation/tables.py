@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from moelora_ad.errors import printable
+from moelora_ad.evaluation.averages import MacroAverage
 from moelora_ad.evaluation.confidence import Interval
 from moelora_ad.evaluation.figure_options import FIGURES
-from moelora_ad.evaluation.figures import Figures, MacroAverage
 from moelora_ad.evaluation.results import OVER_RUNS, EvaluatedFile, Results, figure_values
+from moelora_ad.evaluation.set_evaluation import Figures
 
 NAMES = {
     "eer": "EER %",

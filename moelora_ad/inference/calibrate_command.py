@@ -12,7 +12,8 @@ from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.calibration import Calibration, fit_calibration, shared_trials
 from moelora_ad.evaluation.curve import ScoreCurve
-from moelora_ad.evaluation.figures import FigureOptions, evaluate_set
+from moelora_ad.evaluation.figure_options import FigureOptions
+from moelora_ad.evaluation.figures import evaluate_set
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.models.kept_files import read_config, store_calibration
 

@@ -15,7 +15,7 @@ from moelora_ad.evaluation.confidence import bootstrap, compare
 from moelora_ad.evaluation.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
 from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.equal_error_rate import ScoreError
-from moelora_ad.evaluation.figures import FigureOptions
+from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.resampling import ResampledCurve, Strata
 from moelora_ad.evaluation.score_table import ScoreTable
 

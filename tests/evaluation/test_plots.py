@@ -12,8 +12,8 @@ from scipy.special import ndtri
 
 from moelora_ad.evaluation.confidence import Interval
 from moelora_ad.evaluation.curve import ScoreCurve
-from moelora_ad.evaluation.figures import Figures
 from moelora_ad.evaluation.plots import LINES, Plot, bars_plot, det_plot, histogram_plot
+from moelora_ad.evaluation.set_evaluation import Figures
 
 _SVG = "{http://www.w3.org/2000/svg}"
 

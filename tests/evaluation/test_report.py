@@ -12,7 +12,7 @@ from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.calibration import Calibration
 from moelora_ad.evaluation.confidence import Difference, Interval
 from moelora_ad.evaluation.evaluating import conclusion, evaluate_files, summarise_runs
-from moelora_ad.evaluation.figures import FigureOptions
+from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.plots import INK, LINES
 from moelora_ad.evaluation.report import NamedPlot, number_of_plots, plots, report_page
 from moelora_ad.evaluation.results import Results, SetComparison, Uncalibrated

@@ -14,7 +14,7 @@ from rich.console import Console
 from moelora_ad.errors import printable
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.evaluating import evaluate_files, summarise_runs
-from moelora_ad.evaluation.figures import FigureOptions
+from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.results import Results
 from moelora_ad.evaluation.score_paths import FoundFile
 from moelora_ad.evaluation.tables import (

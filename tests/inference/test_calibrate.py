@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,18 +47,8 @@ def cllr(ratios: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.fixture
-def calibrate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moelora-ad", "calibrate", *map(str, arguments)])
-        try:
-            code = calibrate_command.run("moelora-ad")
-        except SystemExit as exit_:
-            code = exit_.code
-        printed = capsys.readouterr()
-        assert printed.err.count("\n") <= 1
-        return code, printed.out, printed.err
-
-    return call
+def calibrate(run_verb):
+    return partial(run_verb, calibrate_command)
 
 
 def test_scores_become_log_likelihood_ratios(model, calibrate, tmp_path):

@@ -1,7 +1,7 @@
 """The verb export: from a checkpoint of a training run to a model that scores the same."""
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,20 +74,8 @@ def run(tmp_path: Path, small_whisper: Path) -> Run:
 
 
 @pytest.fixture
-def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run the verb; returns its exit code, what it printed, and its error line."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moelora-ad", "export", *map(str, arguments)])
-        try:
-            code = export_command.run("moelora-ad")
-        except SystemExit as exit_:
-            code = exit_.code
-        printed = capsys.readouterr()
-        assert printed.err.count("\n") <= 1
-        return code, printed.out, printed.err
-
-    return call
+def export(run_verb):
+    return partial(run_verb, export_command)
 
 
 def test_an_exported_model_gives_the_logits_of_its_run(run, export, tmp_path):
