@@ -253,9 +253,8 @@ def test_a_workers_memory_is_flat_over_an_epoch(data, context):
     for number, _ in enumerate(loader):
         if number in (10, 200):
             used.append(own_memory(loader._iterator._workers[0].pid))
-        if number == 200:
-            break
-    loader._iterator._shutdown_workers()
+        if number == 200:  # no more batches: a worker that is stopped while it sends one can abort
+            loader._iterator._sampler_iter = iter(())
     assert used[1] - used[0] < 40e6
 
 
