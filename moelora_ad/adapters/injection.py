@@ -3,48 +3,95 @@
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from moelora_ad.adapters.errors import InjectionError
 from moelora_ad.adapters.gate import Gate
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
 
+Build = Callable[[nn.Linear, str], MoELoRALinear]
 
-class InjectionError(ValueError):
-    """The adapter does not fit the model; the message names the sites or the patterns."""
+
+@dataclass(frozen=True)
+class LayerRange:
+    """Some layers of a stack, by the number in their dotted paths (``encoder.layers.7.attention.q_proj``: 7).
+
+    Args:
+        first: number of the first one, from 0; a negative number counts from the end, -1 is the last layer.
+        last: number of the last one, which belongs to the range; None for the last layer of the model.
+    """
+
+    first: int = 0
+    last: int | None = None
+
+    def numbers(self, num_layers: int) -> range:
+        """The numbers of the range in a stack of so many layers."""
+        first, last = (
+            end + num_layers if end < 0 else end for end in (self.first, -1 if self.last is None else self.last)
+        )
+        return range(max(first, 0), min(last, num_layers - 1) + 1)
+
+
+def layer_of(site: str) -> str | None:
+    """The dotted path of the layer that a site belongs to, up to the first number; None if there is no number."""
+    found = re.match(r"(?:.*?\.)??\d+(?=\.|$)", site)
+    return found[0] if found else None
 
 
 def inject(
-    model: nn.Module, targets: str | Sequence[str], build: Callable[[nn.Linear], MoELoRALinear]
+    model: nn.Module, targets: str | Sequence[str], build: Build, layers: LayerRange | None = None
 ) -> tuple[str, ...]:
-    """Replace every targeted ``nn.Linear`` of the model by ``build(linear)``, in place.
+    """Replace every targeted ``nn.Linear`` of the model by ``build(linear, site)``, in place.
+
+    A projection that stands in several places is replaced in all of them by the same adapted one. In
+    ``nn.TransformerEncoderLayer`` the fused path of inference, which reads weights and calls nothing, is turned off.
 
     Args:
         model: any module that has the projections below it.
         targets: module names, each matching the end of a dotted path (``q_proj`` matches ``layers.0.attn.q_proj``);
             or one string, a regular expression that must match the whole path. (peft's convention.)
-        build: makes the adapted projection from the one that stands there.
+        build: makes the adapted projection from the one that stands there and its dotted path.
+        layers: which layers' projections; None for all, and for those that stand in no numbered layer.
 
     Returns:
         The dotted paths of the replaced projections, in the model's order.
 
     Raises:
-        InjectionError: a target matches no ``nn.Linear``, or the model is adapted already.
+        InjectionError: a target matches no ``nn.Linear``, or one that the model reads without calling it; the range is
+            empty; or the model is adapted already.
     """
     if adapted := [name for name, _ in adapted_sites(model)]:
         raise InjectionError(f"the model is adapted already, first at {adapted[0]}: inject into a fresh model")
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    sites = _matches(list(linears), targets)
+    sites = _matches(model, list(linears), targets)
+    if layers is not None:
+        sites = _in_range(sites, layers)
     for site in sites:
-        parent, _, child = site.rpartition(".")
-        with linears[site].weight.device:  # the adapter is made where the projection lies, the meta device included
-            setattr(model.get_submodule(parent), child, build(linears[site]))
+        if isinstance(model.get_submodule(site.rpartition(".")[0]), nn.MultiheadAttention):
+            raise InjectionError(
+                f"{site}: nn.MultiheadAttention reads this projection's weight and never calls it; choose other targets"
+            )
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
+    for site in sites:
+        linear = linears[site]
+        with linear.weight.device:  # the adapter is made where the projection lies, the meta device included
+            projection = build(linear, site)
+        for place in places[id(linear)]:
+            path, _, child = place.rpartition(".")
+            parent = model.get_submodule(path)
+            setattr(parent, child, projection)
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                parent.activation_relu_or_gelu = 0  # its fused path asks this first
     return tuple(sites)
 
 
-def _matches(names: list[str], targets: str | Sequence[str]) -> list[str]:
+def _matches(model: nn.Module, names: list[str], targets: str | Sequence[str]) -> list[str]:
     if isinstance(targets, str):
         try:
             pattern = re.compile(targets)
@@ -56,10 +103,26 @@ def _matches(names: list[str], targets: str | Sequence[str]) -> list[str]:
         return sites
     for target in targets:
         if not any(_ends_with(name, target) for name in names):
-            near = difflib.get_close_matches(target, sorted({name.rpartition(".")[2] for name in names}), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; the model has {_known(names)}"
-            raise InjectionError(f"targets: {target!r} matches no linear layer{hint}")
+            raise InjectionError(f"targets: {target!r} matches no linear layer{_hint(model, names, target)}")
     return [name for name in names if any(_ends_with(name, target) for target in targets)]
+
+
+def _hint(model: nn.Module, names: list[str], target: str) -> str:
+    others = {type(module).__name__ for name, module in model.named_modules() if _ends_with(name, target)}
+    if others:
+        return f", it is {', '.join(sorted(others))}; the model has {_known(names)}"
+    near = difflib.get_close_matches(target, sorted({name.rpartition(".")[2] for name in names}), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; the model has {_known(names)}"
+
+
+def _in_range(sites: list[str], layers: LayerRange) -> list[str]:
+    numbers = {site: int(layer.rpartition(".")[2]) for site in sites if (layer := layer_of(site)) is not None}
+    wanted = layers.numbers(1 + max(numbers.values(), default=-1))
+    chosen = [site for site, number in numbers.items() if number in wanted]
+    if not chosen:
+        have = f"layers {min(numbers.values())} to {max(numbers.values())}" if numbers else "no numbered layers"
+        raise InjectionError(f"layers: nothing lies in {layers}; the targets stand in {have}")
+    return chosen
 
 
 def _ends_with(name: str, target: str) -> bool:

@@ -23,6 +23,8 @@ class MoELoRALinear(nn.Module):
         experts: LoRA experts of one rank that fit the base.
         gate: required for two experts or more.
         alpha: the update is scaled by alpha / rank; None means alpha = rank, the paper's equation without a scale.
+        owns_gate: False if the gate belongs to another projection that shares it: then it is a submodule of that one
+            alone, and counted and saved there.
 
     Shapes: x (..., in_features) -> (..., out_features).
 
@@ -31,12 +33,21 @@ class MoELoRALinear(nn.Module):
     """
 
     def __init__(
-        self, base: nn.Linear, experts: Iterable[LoRAExpert], gate: Gate | None = None, alpha: float | None = None
+        self,
+        base: nn.Linear,
+        experts: Iterable[LoRAExpert],
+        gate: Gate | None = None,
+        alpha: float | None = None,
+        owns_gate: bool = True,
     ) -> None:
         super().__init__()
         self.base = base
         self.experts = nn.ModuleList(experts)
-        self.gate = gate
+        self.gate: Gate | None
+        if owns_gate:
+            self.gate = gate
+        else:
+            object.__setattr__(self, "gate", gate)  # past nn.Module, which would register it
         self._check(experts=self._experts())
         self.rank = self._experts()[0].rank
         self.scaling = 1.0 if alpha is None else alpha / self.rank

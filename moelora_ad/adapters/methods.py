@@ -11,8 +11,9 @@ from dataclasses import replace
 from torch import nn
 
 from moelora_ad.adapters.arguments import RemembersArguments
+from moelora_ad.adapters.errors import InjectionError
 from moelora_ad.adapters.gate import Gate, GatePolicy
-from moelora_ad.adapters.injection import inject
+from moelora_ad.adapters.injection import Build, LayerRange, inject, layer_of
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
 
@@ -49,18 +50,53 @@ class FullFineTuning(AdaptationMethod):
         return ()
 
 
+class TopLayers(AdaptationMethod):
+    """Train the top transformer layers whole; everything below and behind them is frozen.
+
+    Args:
+        num_layers: L, how many.
+        stack: the name of the list of layers, the end of its dotted path.
+
+    Raises:
+        ValueError: fewer than one layer.
+    """
+
+    def __init__(self, num_layers: int, stack: str = "layers") -> None:
+        if num_layers < 1:
+            raise ValueError(f"num_layers is {num_layers}: train at least one, or use FrozenBackbone")
+        self.num_layers = num_layers
+        self.stack = stack
+
+    def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
+        stacks = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)}
+        found = [name for name in stacks if name == self.stack or name.endswith(f".{self.stack}")]
+        if len(found) != 1:
+            which = (
+                f"several: {', '.join(found)}" if found else f"none; the model has {', '.join(stacks) or 'no lists'}"
+            )
+            raise InjectionError(f"stack: {self.stack!r} must be the name of one list of layers, there are {which}")
+        layers = stacks[found[0]]
+        if self.num_layers > len(layers):
+            raise InjectionError(f"num_layers is {self.num_layers}: {found[0]} has {len(layers)} layers")
+        trained = {id(parameter) for layer in list(layers)[-self.num_layers :] for parameter in layer.parameters()}
+        for parameter in encoder.parameters():  # what the model itself keeps fixed stays so
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in trained)
+        return ()
+
+
 class _LowRank(AdaptationMethod):
     """Freezes the encoder and puts an adapted projection in the place of each targeted one."""
 
     targets: str | Sequence[str]
+    layers: LayerRange | None
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         encoder.requires_grad_(False)
-        return inject(encoder, self.targets, self._build)
+        return inject(encoder, self.targets, self._builder(), self.layers)
 
     @abstractmethod
-    def _build(self, base: nn.Linear) -> MoELoRALinear:
-        """The adapted projection made from the one that stands there."""
+    def _builder(self) -> Build:
+        """Makes the adapted projections of one model from those that stand there."""
 
 
 class LoRA(_LowRank):
@@ -70,21 +106,30 @@ class LoRA(_LowRank):
         rank: r.
         alpha: the update is scaled by alpha / rank; None for no scale.
         targets: see ``moelora_ad.adapters.inject``.
+        layers: the layers to adapt; None for all.
     """
 
     def __init__(
-        self, rank: int = 8, alpha: float | None = None, targets: str | Sequence[str] = ATTENTION_PROJECTIONS
+        self,
+        rank: int = 8,
+        alpha: float | None = None,
+        targets: str | Sequence[str] = ATTENTION_PROJECTIONS,
+        layers: LayerRange | None = None,
     ) -> None:
         self.rank = rank
         self.alpha = alpha
         self.targets = targets
+        self.layers = layers
 
-    def _build(self, base: nn.Linear) -> MoELoRALinear:
-        return MoELoRALinear(base, [LoRAExpert(base.in_features, base.out_features, self.rank)], alpha=self.alpha)
+    def _builder(self) -> Build:
+        def build(base: nn.Linear, site: str) -> MoELoRALinear:
+            return MoELoRALinear(base, [LoRAExpert(base.in_features, base.out_features, self.rank)], alpha=self.alpha)
+
+        return build
 
 
 class MoELoRA(_LowRank):
-    """A mixture of low-rank experts with its own gate for each targeted projection (arXiv 2509.13878).
+    """A mixture of low-rank experts and a gate for each targeted projection (arXiv 2509.13878).
 
     Args:
         num_experts: N, at least 2 (one expert is ``LoRA``).
@@ -93,6 +138,9 @@ class MoELoRA(_LowRank):
         gate: the gate's policy.
         alpha: the update is scaled by alpha / rank; None for no scale.
         targets: see ``moelora_ad.adapters.inject``.
+        layers: the layers to adapt; None for all.
+        share_gate: one gate for all projections of a layer, each of which applies it to its own input; they must have
+            inputs of one width.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -106,6 +154,8 @@ class MoELoRA(_LowRank):
         gate: GatePolicy | None = None,
         alpha: float | None = None,
         targets: str | Sequence[str] = ATTENTION_PROJECTIONS,
+        layers: LayerRange | None = None,
+        share_gate: bool = False,
     ) -> None:
         if num_experts < 2:
             raise ValueError(f"num_experts is {num_experts}: a mixture has at least 2 (use LoRA for one)")
@@ -118,7 +168,26 @@ class MoELoRA(_LowRank):
         self.rank = rank
         self.alpha = alpha
         self.targets = targets
+        self.layers = layers
+        self.share_gate = share_gate
 
-    def _build(self, base: nn.Linear) -> MoELoRALinear:
-        experts = [LoRAExpert(base.in_features, base.out_features, self.rank) for _ in range(self.num_experts)]
-        return MoELoRALinear(base, experts, Gate(base.in_features, self.num_experts, self.policy), self.alpha)
+    def _builder(self) -> Build:
+        shared: dict[str, tuple[str, Gate]] = {}
+
+        def build(base: nn.Linear, site: str) -> MoELoRALinear:
+            experts = [LoRAExpert(base.in_features, base.out_features, self.rank) for _ in range(self.num_experts)]
+            layer = layer_of(site) if self.share_gate else site
+            if layer is None:
+                raise InjectionError(f"share_gate: {site} stands in no numbered layer; choose other targets")
+            owns = layer not in shared
+            if owns:
+                shared[layer] = site, Gate(base.in_features, self.num_experts, self.policy)
+            owner, gate = shared[layer]
+            if gate.weight.shape[1] != base.in_features:
+                raise InjectionError(
+                    f"share_gate: the input of {site} is {base.in_features} wide, that of {owner} "
+                    f"{gate.weight.shape[1]}; choose targets of one width"
+                )
+            return MoELoRALinear(base, experts, gate, self.alpha, owns)
+
+        return build

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from moelora_ad.adapters import InjectionError
+from moelora_ad.adapters import AdapterError
 from moelora_ad.errors import InputError
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
@@ -52,7 +52,7 @@ def run(program: str) -> int:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
-    except (InputError, InjectionError, MisconfigurationException) as error:
+    except (InputError, AdapterError, MisconfigurationException) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
