@@ -6,6 +6,7 @@ from moelora_ad.adapters.gate import Gate, GatePolicy, valid_tokens
 from moelora_ad.adapters.injection import CallWatch, LayerRange, adapted_sites, adapter_modules, inject
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
+from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.methods import (
     ATTENTION_PROJECTIONS,
     AdaptationMethod,
@@ -15,12 +16,17 @@ from moelora_ad.adapters.methods import (
     MoELoRA,
     TopLayers,
 )
+from moelora_ad.adapters.routing import Decision, RoutingRecord, SiteRouting, record_routing, watch_gates
+from moelora_ad.adapters.spectra import principal_angles, singular_values
 
 __all__ = [
     "ATTENTION_PROJECTIONS",
     "AdaptationMethod",
     "AdapterError",
+    "AuxiliaryLosses",
+    "AuxiliaryWeights",
     "CallWatch",
+    "Decision",
     "FrozenBackbone",
     "FullFineTuning",
     "Gate",
@@ -32,9 +38,15 @@ __all__ = [
     "MoELoRA",
     "MoELoRALinear",
     "RemembersArguments",
+    "RoutingRecord",
+    "SiteRouting",
     "TopLayers",
     "adapted_sites",
     "adapter_modules",
     "inject",
+    "principal_angles",
+    "record_routing",
+    "singular_values",
     "valid_tokens",
+    "watch_gates",
 ]

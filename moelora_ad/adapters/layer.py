@@ -48,11 +48,12 @@ class MoELoRALinear(nn.Module):
             self.gate = gate
         else:
             object.__setattr__(self, "gate", gate)  # past nn.Module, which would register it
-        self._check(experts=self._experts())
-        self.rank = self._experts()[0].rank
+        self._check(experts=self.lora_experts())
+        self.rank = self.lora_experts()[0].rank
         self.scaling = 1.0 if alpha is None else alpha / self.rank
 
-    def _experts(self) -> Sequence[LoRAExpert]:
+    def lora_experts(self) -> Sequence[LoRAExpert]:
+        """The experts, in order."""
         return cast(Sequence[LoRAExpert], self.experts)
 
     def _check(self, experts: Sequence[LoRAExpert]) -> None:
@@ -87,7 +88,7 @@ class MoELoRALinear(nn.Module):
         return self.base.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        experts = self._experts()
+        experts = self.lora_experts()
         rows: list[Tensor] = [expert.lora_A for expert in experts]
         up = torch.cat([expert.lora_B for expert in experts], dim=1)  # (out, N r)
         if self.gate is None:

@@ -16,6 +16,7 @@ from moelora_ad.adapters.gate import Gate, GatePolicy
 from moelora_ad.adapters.injection import Build, LayerRange, inject, layer_of
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
+from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -33,6 +34,10 @@ class AdaptationMethod(RemembersArguments, ABC):
         Raises:
             InjectionError: the method's targets do not fit the encoder.
         """
+
+    def auxiliary_losses(self) -> AuxiliaryLosses | None:
+        """What is added to the loss in training; None for nothing."""
+        return None
 
 
 class FrozenBackbone(AdaptationMethod):
@@ -141,6 +146,7 @@ class MoELoRA(_LowRank):
         layers: the layers to adapt; None for all.
         share_gate: one gate for all projections of a layer, each of which applies it to its own input; they must have
             inputs of one width.
+        auxiliary: weights of auxiliary losses in training; None for none.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -156,6 +162,7 @@ class MoELoRA(_LowRank):
         targets: str | Sequence[str] = ATTENTION_PROJECTIONS,
         layers: LayerRange | None = None,
         share_gate: bool = False,
+        auxiliary: AuxiliaryWeights | None = None,
     ) -> None:
         if num_experts < 2:
             raise ValueError(f"num_experts is {num_experts}: a mixture has at least 2 (use LoRA for one)")
@@ -170,6 +177,10 @@ class MoELoRA(_LowRank):
         self.targets = targets
         self.layers = layers
         self.share_gate = share_gate
+        self.auxiliary = auxiliary or AuxiliaryWeights()
+
+    def auxiliary_losses(self) -> AuxiliaryLosses | None:
+        return AuxiliaryLosses(self.auxiliary) if self.auxiliary.active() else None
 
     def _builder(self) -> Build:
         shared: dict[str, tuple[str, Gate]] = {}

@@ -70,6 +70,7 @@ class DetectionModule(LightningModule):
         self.detector = Detector(backbone, adaptation, classifier)
         if gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
+        self.auxiliary = adaptation.auxiliary_losses()
         self.optimizer = optimizer
         self.schedule = schedule
         self.learning_rates = {"experts": adapter_lr, "gates": gate_lr, "classifier": classifier_lr, "backbone": None}
@@ -104,10 +105,25 @@ class DetectionModule(LightningModule):
         return [optimizer], [{"scheduler": self.schedule(optimizer), "interval": "epoch", "monitor": f"{DEV}/eer"}]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._loss(self(batch.waveforms, batch.lengths), batch)
         assert self._gathered_failures is not None
         self._gathered_failures.update(batch.failures)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=max(1, batch.num_read))
+        return self.training_loss(batch)
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch with the auxiliary losses of the adaptation; each is logged by itself."""
+        logged: dict[str, Any] = {"on_step": True, "on_epoch": True, "batch_size": max(1, batch.num_read)}
+        if self.auxiliary is None:
+            loss = self._loss(self(batch.waveforms, batch.lengths), batch)
+            self.log("train/loss", loss, prog_bar=True, **logged)
+            return loss
+        with self.auxiliary.watch(self.detector.backbone.encoder):
+            logits = self(batch.waveforms, batch.lengths)
+        loss = self._loss(logits, batch)
+        self.log("train/loss", loss, prog_bar=True, **logged)
+        for name, term in self.auxiliary.terms().items():
+            self.log(f"train/auxiliary/{name}", term, **logged)
+            loss = loss + term
+        self.log("train/total_loss", loss, **logged)
         return loss
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:

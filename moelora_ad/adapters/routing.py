@@ -1,0 +1,236 @@
+"""Watching gates: what they decide, summed up while a model runs, with no code in any layer's forward."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moelora_ad.adapters.errors import AdapterError
+from moelora_ad.adapters.injection import adapted_sites
+from moelora_ad.adapters.layer import MoELoRALinear
+
+ALL = ""  # the group of utterances that no label was given for
+
+
+class Decision(NamedTuple):
+    """What a gate decided for one projection in one forward pass.
+
+    Attributes:
+        site: dotted path of the adapted projection.
+        layer: that projection.
+        inputs: (..., T, in_features), its input.
+        scores: (..., T, N) float32, what the softmax is taken of, without noise; (..., 1, N) for whole utterances.
+        weights: (..., T, N) float32, the experts' weights; (..., 1, N) for whole utterances.
+        valid: (B, T) bool, tokens that are not padding, as ``valid_tokens`` said; None for all.
+    """
+
+    site: str
+    layer: MoELoRALinear
+    inputs: Tensor
+    scores: Tensor
+    weights: Tensor
+    valid: Tensor | None
+
+
+@contextmanager
+def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[None]:
+    """Call a function with every decision of the model's gates, within the block.
+
+    A pass that gradient checkpointing repeats in the backward pass is not seen again. Nothing is left on the model
+    afterwards; a model that nobody watches pays nothing.
+
+    Args:
+        model: with adapted projections below it.
+        see: gets tensors that still belong to the autograd graph.
+
+    Raises:
+        AdapterError: the model has no gate.
+    """
+    sites = [(name, site) for name, site in adapted_sites(model) if site.gate is not None]
+    if not sites:
+        raise AdapterError("the model has no gates to watch: adapt it with MoELoRA")
+    current: list[tuple[str, MoELoRALinear, Tensor]] = []  # the projection that calls its gate, which may be shared
+
+    def enter(name: str) -> Callable[[MoELoRALinear, tuple[Tensor, ...]], None]:
+        def note(layer: MoELoRALinear, arguments: tuple[Tensor, ...]) -> None:
+            current[:] = [(name, layer, arguments[0])]
+
+        return note
+
+    def decided(gate: nn.Module, arguments: tuple[Tensor, ...], weights: Tensor) -> None:
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+            return
+        name, layer, inputs = current[0]
+        assert layer.gate is gate
+        see(Decision(name, layer, inputs, layer.gate.scores(arguments[0]), weights, layer.gate.valid))
+
+    handles: list[Any] = [site.register_forward_pre_hook(enter(name)) for name, site in sites]
+    for gate in {id(site.gate): site.gate for _, site in sites}.values():
+        assert gate is not None
+        handles.append(gate.register_forward_hook(decided))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator["RoutingRecord"]:
+    """Record how the model's gates use their experts, within the block.
+
+    Give ``record.label([...])`` before a forward pass to keep its utterances apart by attack, codec or anything else.
+    Padding is left out where ``valid_tokens`` has told the gates of it, as the backbones of this package do.
+
+    Raises:
+        AdapterError: see `watch_gates`.
+    """
+    record = RoutingRecord()
+    with watch_gates(model, record.add):
+        yield record
+
+
+@dataclass(frozen=True)
+class SiteRouting:
+    """How the gate of a projection used its experts: means over decisions, over tokens or whole utterances.
+
+    Attributes:
+        num_decisions: how many.
+        mean_gate: (N,) weight of each expert.
+        top1_share: (N,) share of the decisions whose largest weight is this expert's.
+        selection_share: (N,) share of the decisions that keep this expert; 1 for all experts of a dense gate.
+        output_norm: (N,) norm of an expert's own update, (alpha / r) ||B_i A_i x||, before the gate weights it.
+        entropy: of the weights, divided by their sum, in nats: 0 if one expert takes all, log N if all are alike.
+        kept_mass: sum of the weights: 1 for dense and renormalised gates, less where top-k cuts.
+    """
+
+    num_decisions: int
+    mean_gate: Tensor
+    top1_share: Tensor
+    selection_share: Tensor
+    output_norm: Tensor
+    entropy: float
+    kept_mass: float
+
+    @property
+    def effective_experts(self) -> float:
+        """exp of the entropy of the mean weights: N if all experts are used alike, 1 if one takes everything."""
+        share = self.mean_gate / self.mean_gate.sum()
+        return float(torch.special.entr(share).sum().exp())
+
+
+class RoutingRecord:
+    """Running sums of gate decisions, for each group of utterances and each projection.
+
+    It holds 4 N + 3 numbers for each group and projection, however many utterances pass.
+    """
+
+    def __init__(self) -> None:
+        self._labels: list[str] | None = None
+        self._rows: dict[str, int] = {}  # group -> row of the sums
+        self._sums: dict[str, Tensor] = {}  # site -> (groups, 4 N + 3)
+
+    def label(self, groups: Sequence[str] | None) -> None:
+        """Say to which groups the utterances of the forward passes to come belong.
+
+        Args:
+            groups: a label for each row of the batch; None for no groups.
+        """
+        self._labels = None if groups is None else [str(group) for group in groups]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The labels met, in the order of their first utterance; the empty label if utterances had none."""
+        return tuple(self._rows)
+
+    def sites(self, group: str | None = None) -> dict[str, SiteRouting]:
+        """The figures of every projection that decided something, by its dotted path.
+
+        Args:
+            group: of the utterances with this label; None for all.
+
+        Raises:
+            KeyError: no utterance had this label.
+        """
+        if group is None:
+            return {site: _figures(sums.sum(0)) for site, sums in self._sums.items()}
+        row = self._rows[group]
+        sums_of_group = {site: sums[row] for site, sums in self._sums.items() if row < len(sums)}
+        return {site: _figures(sums) for site, sums in sums_of_group.items() if sums[-1] > 0}
+
+    def mean_gates(self) -> dict[str, Tensor]:
+        """The mean weight (N,) of each expert at every projection: the weights of the static mixture."""
+        return {site: routing.mean_gate for site, routing in self.sites().items()}
+
+    @torch.no_grad()
+    def add(self, decision: Decision) -> None:
+        """Count a decision.
+
+        Raises:
+            AdapterError: the labels are not as many as the batch has rows.
+        """
+        numbers = _numbers(decision)  # (B, ..., 4 N + 3)
+        labels = self._labels
+        if labels is None:
+            rows, per_row = [self._row(ALL)], numbers.flatten(0, -2).sum(0, keepdim=True)
+        elif len(labels) == len(numbers):
+            rows = [self._row(group) for group in labels]
+            per_row = numbers if numbers.dim() == 2 else numbers.flatten(1, -2).sum(1)
+        else:
+            raise AdapterError(f"{len(labels)} labels were given for a batch of {len(numbers)} rows")
+        size = len(self._rows), numbers.shape[-1]
+        sums = torch.zeros(size, dtype=per_row.dtype, device=per_row.device)
+        sums.index_add_(0, torch.tensor(rows, device=per_row.device), per_row)
+        before = self._sums.get(decision.site)
+        if before is not None:
+            sums[: len(before)] += before.to(sums.device)
+        self._sums[decision.site] = sums
+
+    def _row(self, group: str) -> int:
+        return self._rows.setdefault(group, len(self._rows))
+
+
+def _numbers(decision: Decision) -> Tensor:
+    """What is summed up: (..., T, 4 N + 3), or (..., 1, 4 N + 3) of utterances; zero for padding."""
+    weights, valid = decision.weights.float(), decision.valid
+    norms = expert_norms(decision.layer, decision.inputs)
+    if norms.shape != weights.shape:  # one decision for all tokens of an utterance
+        norms = _mean_over_tokens(norms, valid)
+        valid = None
+    top1 = torch.zeros_like(weights).scatter_(-1, weights.argmax(-1, keepdim=True), 1.0)
+    mass = weights.sum(-1, keepdim=True)
+    entropy = torch.special.entr(weights / mass).sum(-1, keepdim=True)
+    parts = [weights, top1, (weights > 0).float(), norms, entropy, mass, torch.ones_like(mass)]
+    numbers = torch.cat(parts, -1)
+    if valid is not None:
+        numbers = numbers.where(valid.unsqueeze(-1), 0.0)  # whatever padding holds
+    return numbers.double() if numbers.device.type != "mps" else numbers  # which has no float64
+
+
+def _mean_over_tokens(values: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return values.mean(-2, keepdim=True)
+    kept = values.where(valid.unsqueeze(-1), 0.0).sum(-2, keepdim=True)
+    return kept / valid.sum(-1)[..., None, None].clamp(min=1)
+
+
+def expert_norms(layer: MoELoRALinear, inputs: Tensor) -> Tensor:
+    """(alpha / r) ||B_i A_i x|| of each expert, (..., in_features) -> (..., N); no (..., N, out_features) is made."""
+    with torch.autocast(inputs.device.type, enabled=False):
+        experts = [(expert.lora_A.float(), expert.lora_B.float()) for expert in layer.lora_experts()]
+        low = nn.functional.linear(inputs.float(), torch.cat([down for down, _ in experts]))
+        low = low.unflatten(-1, (len(experts), layer.rank))
+        gram = torch.stack([up.T @ up for _, up in experts])
+        squares = torch.einsum("...ni,nij,...nj->...n", low, gram, low)
+        return abs(layer.scaling) * squares.clamp(min=0).sqrt()
+
+
+def _figures(sums: Tensor) -> SiteRouting:
+    experts = (len(sums) - 3) // 4
+    count = int(sums[-1])
+    means = (sums / sums[-1]).float().cpu()
+    gate, top1, selected, norms = means[: 4 * experts].split(experts)
+    return SiteRouting(count, gate, top1, selected, norms, float(means[-3]), float(means[-2]))
