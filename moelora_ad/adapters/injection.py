@@ -81,7 +81,7 @@ def inject(
     for site in sites:
         linear = linears[site]
         with linear.weight.device:  # the adapter is made where the projection lies, the meta device included
-            projection = build(linear, site)
+            projection = build(linear, site).train(linear.training)
         for place in places[id(linear)]:
             path, _, child = place.rpartition(".")
             parent = model.get_submodule(path)

@@ -1,9 +1,11 @@
 """Injection into any model, and what each method trains."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
-from transformers import WavLMConfig, WavLMModel
+from transformers import GPT2Config, GPT2Model, WavLMConfig, WavLMModel
 
 from moelora_ad.adapters import (
     ATTENTION_PROJECTIONS,
@@ -12,11 +14,15 @@ from moelora_ad.adapters import (
     FullFineTuning,
     GatePolicy,
     InjectionError,
+    LayerRange,
     LoRA,
+    LoRAExpert,
     MoELoRA,
     MoELoRALinear,
+    TopLayers,
     adapted_sites,
     adapter_modules,
+    inject,
 )
 
 
@@ -134,3 +140,173 @@ def test_a_model_that_calls_all_its_projections_passes_the_watch():
     adapted(torch.randn(3, 8)).sum().backward()
     watch.finish()
     assert not any(site._forward_pre_hooks for _, site in adapted_sites(adapted))
+
+
+# Layers
+
+
+def stack(layers: int = 4) -> nn.ModuleDict:
+    torch.manual_seed(0)
+    blocks = nn.ModuleList(Block() for _ in range(layers))
+    return nn.ModuleDict({"head": nn.ModuleDict({"q_proj": nn.Linear(8, 8)}), "layers": blocks})
+
+
+@pytest.mark.parametrize(
+    ("layers", "numbers"),
+    [
+        (LayerRange(2), [2, 3]),
+        (LayerRange(last=1), [0, 1]),
+        (LayerRange(1, 2), [1, 2]),
+        (LayerRange(-1), [3]),
+        (LayerRange(-3, -2), [1, 2]),
+        (LayerRange(3, 99), [3]),
+    ],
+)
+def test_a_range_of_layers(layers, numbers):
+    sites = LoRA(2, targets=["q_proj"], layers=layers).adapt(stack())
+    assert sites == tuple(f"layers.{number}.q_proj" for number in numbers)
+
+
+def test_without_a_range_sites_outside_of_layers_are_adapted_too():
+    assert LoRA(2, targets=["q_proj"]).adapt(stack(1)) == ("head.q_proj", "layers.0.q_proj")
+
+
+@pytest.mark.parametrize("layers", [LayerRange(4), LayerRange(2, 1)])
+def test_an_empty_range_is_refused(layers):
+    with pytest.raises(InjectionError, match=r"nothing lies in LayerRange.*layers 0 to 3"):
+        MoELoRA(2, 2, targets=["q_proj"], layers=layers).adapt(stack())
+
+
+def test_the_top_layers_are_trained_whole_and_nothing_else():
+    model = stack()
+    model.layers[3].mlp.weight.requires_grad = False  # what the model keeps fixed
+    assert TopLayers(2).adapt(model) == ()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    wanted = {name for name, _ in model.named_parameters() if name.startswith(("layers.2", "layers.3"))}
+    assert trained == wanted - {"layers.3.mlp.weight"}
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (TopLayers(5), "num_layers is 5: layers has 4 layers"),
+        (TopLayers(1, stack="blocks"), "there are none; the model has layers"),
+    ],
+)
+def test_top_layers_that_are_not_there(method, message):
+    with pytest.raises(InjectionError, match=message):
+        method.adapt(stack())
+    with pytest.raises(ValueError, match="use FrozenBackbone"):
+        TopLayers(0)
+
+
+# Shared gates
+
+
+def shared() -> nn.Module:
+    model = stack(2).layers
+    MoELoRA(3, 2, targets=["q_proj", "k_proj"], share_gate=True, gate=GatePolicy(noise="none")).adapt(model)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+def test_a_shared_gate_is_one_gate_for_each_layer():
+    model = shared()
+    first, second = model
+    assert first.q_proj.gate is first.k_proj.gate
+    assert first.q_proj.gate is not second.q_proj.gate
+    gates = [name for name in model.state_dict() if ".gate.weight" in name]
+    assert gates == ["0.q_proj.gate.weight", "1.q_proj.gate.weight"]
+    assert sum("gate" in name for name, _ in model.named_parameters()) == 2
+
+
+def test_a_shared_gate_decides_on_each_projections_own_input_and_learns_from_all():
+    model, x = shared(), torch.randn(5, 8)
+    block = model[0]
+    gate = block.q_proj.gate
+    for site, value in ((block.q_proj, x), (block.k_proj, 2 * x)):
+        weights = torch.softmax(value @ gate.weight.T, -1)
+        updates = torch.stack([value @ e.lora_A.T @ e.lora_B.T for e in site.experts], -1)
+        wanted = site.base(value) + (updates * weights.unsqueeze(1)).sum(-1)
+        torch.testing.assert_close(site(value), wanted)
+    (block.q_proj(x).sum() + block.k_proj(2 * x).sum()).backward()
+    both = gate.weight.grad.clone()
+    gate.weight.grad = None
+    block.q_proj(x).sum().backward()
+    assert not torch.allclose(gate.weight.grad, both)
+
+
+def test_a_copy_shares_its_own_gate():
+    model = shared()
+    twin = copy.deepcopy(model)
+    assert twin[0].q_proj.gate is twin[0].k_proj.gate
+    assert twin[0].q_proj.gate is not model[0].q_proj.gate
+    twin.load_state_dict(model.state_dict())
+    assert twin.double()[0].k_proj.gate.weight.dtype == torch.float64
+
+
+def test_gates_cannot_be_shared_between_inputs_of_different_width():
+    model = nn.ModuleList([nn.ModuleDict({"up": nn.Linear(8, 16), "down": nn.Linear(16, 8)})])
+    with pytest.raises(InjectionError, match=r"input of 0\.down is 16 wide, that of 0\.up 8"):
+        MoELoRA(2, 2, targets=["up", "down"], share_gate=True).adapt(model)
+    with pytest.raises(InjectionError, match="stands in no numbered layer"):
+        MoELoRA(2, 2, targets=["q_proj"], share_gate=True).adapt(stack().head)
+
+
+# Projections that are not called as they stand
+
+
+def trained_b(model: nn.Module) -> nn.Module:
+    for _, site in adapted_sites(model):
+        for expert in site.experts:
+            nn.init.normal_(expert.lora_B)
+    return model
+
+
+def test_the_fused_path_of_inference_does_not_pass_an_adapter_by():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2).eval()
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        plain = encoder(x)
+        MoELoRA(2, 2, targets=["linear1", "linear2"]).adapt(encoder)
+        torch.testing.assert_close(encoder(x), plain)
+        fused_off = trained_b(encoder)(x)
+    assert not torch.allclose(fused_off, plain, atol=1e-2)
+    torch.testing.assert_close(fused_off, encoder(x).detach())  # with gradients nothing is fused
+
+
+def test_a_projection_that_pytorchs_attention_only_reads_is_refused_by_name():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    with pytest.raises(InjectionError, match=r"layers\.0\.self_attn\.out_proj: nn\.MultiheadAttention reads"):
+        LoRA(2, targets=["out_proj"]).adapt(encoder)
+    assert not list(adapted_sites(encoder))
+
+
+def test_a_projection_in_several_places_stays_one():
+    first, second = nn.ModuleDict({"proj": nn.Linear(8, 8)}), nn.ModuleDict()
+    second["proj"] = first["proj"]
+    model = nn.ModuleList([first, second])
+    assert LoRA(2, targets=["proj"]).adapt(model) == ("0.proj",)
+    assert model[0].proj is model[1].proj
+    assert isinstance(model[1].proj, MoELoRALinear)
+
+
+def test_a_layer_of_another_kind_is_told():
+    gpt = GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11))
+    with pytest.raises(InjectionError, match="'c_attn' matches no linear layer, it is Conv1D"):
+        LoRA(2, targets=["c_attn"]).adapt(gpt)
+
+
+def test_a_builder_of_ones_own_gets_the_projection_and_its_path():
+    model, seen = stack(2), []
+
+    def build(linear: nn.Linear, site: str) -> MoELoRALinear:
+        seen.append((linear.in_features, site))
+        return MoELoRALinear(linear, [LoRAExpert(8, 8, 1 + int(site.split(".")[1]))])
+
+    sites = inject(model, ["mlp"], build)
+    assert seen == [(8, site) for site in sites]
+    assert [site.rank for _, site in adapted_sites(model)] == [1, 2]

@@ -8,7 +8,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import StepLR
 
-from moelora_ad.adapters import InjectionError, LoRA, MoELoRA
+from moelora_ad.adapters import AuxiliaryWeights, InjectionError, LoRA, MoELoRA, adapted_sites, watch_gates
 from moelora_ad.audio import RawBoost
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
@@ -43,6 +43,40 @@ def test_warm_up_and_cosine_reach_zero_at_the_end(small_whisper, data, tmp_path,
     run.fit(model, datamodule=data())
     assert [rates[0] for rates in seen] == pytest.approx([0, 0.001 / 3, 0.002 / 3, 0.001, 0.00075, 0.00025])
     assert [rates[1] for rates in seen] == pytest.approx([10 * rates[0] for rates in seen])
+
+
+def test_auxiliary_losses_are_added_and_logged_by_name(small_whisper, data, tmp_path, trainer):
+    weights = AuxiliaryWeights(importance=0.5, z=0.25)
+    model, source = module(small_whisper, adaptation=MoELoRA(3, 2, auxiliary=weights)), data()
+    logged: dict[str, list[float]] = {}
+    model.log = lambda name, value, **_: logged.setdefault(name, []).append(float(value))
+    source.setup("fit")
+    batch = next(iter(source.train_dataloader()))
+    torch.manual_seed(5)
+    loss = model.training_loss(batch)
+    torch.manual_seed(5)
+    with watch_gates(model.detector.backbone.encoder, (seen := []).append):
+        logits = model(batch.waveforms)
+    sums = torch.stack([d.weights.sum((0, 1)) for d in seen])
+    importance = 0.5 * (sums.var(1, correction=0) / sums.mean(1) ** 2).mean()
+    z = 0.25 * torch.stack([d.scores.logsumexp(-1).square().mean() for d in seen]).mean()
+    torch.testing.assert_close(loss, model._loss(logits, batch) + importance + z)
+    assert logged["train/auxiliary/importance"] == [pytest.approx(float(importance), rel=1e-4)]
+    assert logged["train/total_loss"] == [float(loss)]
+    assert set(logged) == {"train/loss", "train/total_loss", "train/auxiliary/importance", "train/auxiliary/z"}
+    loss.backward()
+    gates = [site.gate.weight.grad for _, site in adapted_sites(model)]
+    assert all(gradient.any() for gradient in gates)  # lora_B is zero: from the auxiliary losses alone
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_with_auxiliary_losses(small_whisper, data, tmp_path, trainer, checkpointing):
+    weights = AuxiliaryWeights(importance=0.5, load_balance=0.1, orthogonality=0.1)
+    adaptation = MoELoRA(3, 2, top_k=2, auxiliary=weights)
+    model = module(small_whisper, adaptation=adaptation, gradient_checkpointing=checkpointing)
+    run = trainer(tmp_path, accumulate_grad_batches=2, precision="bf16-mixed")
+    run.fit(model, datamodule=data())
+    assert run.callback_metrics["train/auxiliary/load_balance"] == pytest.approx(0.1, rel=0.2)
 
 
 def test_any_torch_scheduler_steps_by_epoch(small_whisper):
