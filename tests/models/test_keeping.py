@@ -15,7 +15,16 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from moelora_ad.adapters import FrozenBackbone, FullFineTuning, GatePolicy, LoRA, MoELoRA
+from moelora_ad.adapters import (
+    AuxiliaryWeights,
+    FrozenBackbone,
+    FullFineTuning,
+    GatePolicy,
+    LayerRange,
+    LoRA,
+    MoELoRA,
+    TopLayers,
+)
 from moelora_ad.errors import InputError
 from moelora_ad.models import (
     AASIST,
@@ -68,6 +77,13 @@ CASES = {
     ),
     "whisper, frozen, statistics": (WhisperBackbone, {}, FrozenBackbone(), AttentiveStatistics),
     "whisper, dense, AASIST": (WhisperBackbone, {}, MoELoRA(2, 2, targets=["q_proj", "fc1"]), AASIST),
+    "whisper, shared gates of one layer": (
+        WhisperBackbone,
+        {},
+        MoELoRA(3, 2, layers=LayerRange(first=1), share_gate=True, auxiliary=AuxiliaryWeights(z=0.1)),
+        MeanPooling,
+    ),
+    "wav2vec2, top layer": (Wav2Vec2Backbone, {}, TopLayers(1), MeanPooling),
     "whisper, full": (WhisperBackbone, {}, FullFineTuning(), MeanPooling),
     "wav2vec2, full": (Wav2Vec2Backbone, {}, FullFineTuning(), MeanPooling),
     "wav2vec2, random encoder": (Wav2Vec2Backbone, {"pretrained": False}, LoRA(2), MeanPooling),
