@@ -6,7 +6,16 @@ from moelora_ad.adapters.gate import Gate, GatePolicy, valid_tokens
 from moelora_ad.adapters.injection import CallWatch, LayerRange, adapted_sites, adapter_modules, inject
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
+from moelora_ad.adapters.lora_files import LoRAUpdate, load_lora, lora_updates, read_lora
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
+from moelora_ad.adapters.merging import (
+    Merged,
+    StaticError,
+    merge,
+    merge_static_mixture,
+    static_mixture,
+    static_mixture_error,
+)
 from moelora_ad.adapters.methods import (
     ATTENTION_PROJECTIONS,
     AdaptationMethod,
@@ -16,6 +25,7 @@ from moelora_ad.adapters.methods import (
     MoELoRA,
     TopLayers,
 )
+from moelora_ad.adapters.peft_format import adapt_from_peft, save_peft
 from moelora_ad.adapters.routing import Decision, RoutingRecord, SiteRouting, record_routing, watch_gates
 from moelora_ad.adapters.spectra import principal_angles, singular_values
 
@@ -35,18 +45,30 @@ __all__ = [
     "LayerRange",
     "LoRA",
     "LoRAExpert",
+    "LoRAUpdate",
+    "Merged",
     "MoELoRA",
     "MoELoRALinear",
     "RemembersArguments",
     "RoutingRecord",
     "SiteRouting",
+    "StaticError",
     "TopLayers",
+    "adapt_from_peft",
     "adapted_sites",
     "adapter_modules",
     "inject",
+    "load_lora",
+    "lora_updates",
+    "merge",
+    "merge_static_mixture",
     "principal_angles",
+    "read_lora",
     "record_routing",
+    "save_peft",
     "singular_values",
+    "static_mixture",
+    "static_mixture_error",
     "valid_tokens",
     "watch_gates",
 ]

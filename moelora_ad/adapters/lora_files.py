@@ -1,0 +1,210 @@
+"""LoRAs outside of a model: read from folders, taken from models, put into models."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from moelora_ad.adapters.errors import AdapterError
+from moelora_ad.adapters.injection import adapted_sites
+
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KEPT_CONFIG, KEPT_WEIGHTS = "config.json", "model.safetensors"
+PEFT_PREFIX = "base_model.model."
+_HALF = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])\.weight")
+_KEPT_HALF = re.compile(r"backbone\.encoder\.(?P<site>.+)\.experts\.(?P<expert>\d+)\.lora_(?P<half>[AB])")
+# What changes the outputs beside W_0 x + scaling B A x; each must have the value of a plain LoRA.
+_NOT_PLAIN = (
+    *("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora"),
+    *("modules_to_save", "trainable_token_indices", "alora_invocation_tokens", "layer_replication"),
+    *("target_parameters", "megatron_config", "arrow_config", "kasa_config", "velora_config", "monteclora_config"),
+)
+
+
+class LoRAUpdate(NamedTuple):
+    """One low-rank update of a projection: Delta W = scaling * lora_B @ lora_A.
+
+    Attributes:
+        lora_A: (r, in_features).
+        lora_B: (out_features, r).
+        scaling: alpha / r.
+    """
+
+    lora_A: Tensor
+    lora_B: Tensor
+    scaling: float
+
+
+def lora_updates(model: nn.Module) -> dict[str, LoRAUpdate]:
+    """Copies of the updates of a model that is adapted with LoRA, by the dotted path of the projection.
+
+    Raises:
+        AdapterError: it is not adapted, or with mixtures.
+    """
+    sites = dict(adapted_sites(model))
+    if not sites:
+        raise AdapterError("the model has no adapted projections")
+    for site, layer in sites.items():
+        if len(layer.experts) != 1:
+            raise AdapterError(f"{site} is a mixture of {len(layer.experts)} experts, not one LoRA")
+    return {
+        site: LoRAUpdate(expert.lora_A.detach().clone(), expert.lora_B.detach().clone(), layer.scaling)
+        for site, layer in sites.items()
+        for expert in layer.lora_experts()
+    }
+
+
+def read_lora(folder: str | Path) -> dict[str, LoRAUpdate]:
+    """The updates in a folder, by the dotted path of the projection inside the encoder. Nothing in it is executed.
+
+    Args:
+        folder: an adapter folder of peft, or one that ``Detector.save_pretrained`` wrote for a LoRA.
+
+    Raises:
+        AdapterError: a file is missing or damaged, or what it holds is more than a plain LoRA.
+    """
+    folder = Path(folder)
+    if (folder / PEFT_CONFIG).is_file():
+        return _read_peft(folder)
+    if (folder / KEPT_CONFIG).is_file():
+        return _read_kept(folder)
+    if not folder.is_dir():
+        raise AdapterError(f"{folder}: no such folder with a LoRA; a checkpoint must be exported first")
+    raise AdapterError(f"{folder} has no {PEFT_CONFIG} of peft, and no {KEPT_CONFIG} of a kept detector")
+
+
+@torch.no_grad()
+def load_lora(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
+    """Put updates into a model that is adapted with LoRA; a scaling that differs is taken into lora_B.
+
+    Raises:
+        AdapterError: a projection is adapted on one side only, or the shapes differ. The model is unchanged then.
+    """
+    sites = dict(adapted_sites(model))
+    check_sites(sites, updates)
+    for site, layer in sites.items():
+        (expert, *others), update = layer.lora_experts(), updates[site]
+        if others:
+            raise AdapterError(f"{site} is a mixture of {len(layer.experts)} experts, not one LoRA")
+        shapes = [tuple(t.shape) for t in (expert.lora_A, expert.lora_B, update.lora_A, update.lora_B)]
+        if shapes[:2] != shapes[2:]:
+            raise AdapterError(f"{site}: lora_A, lora_B of the update are {shapes[2:]}, of the model {shapes[:2]}")
+    for site, layer in sites.items():
+        (expert,), update = layer.lora_experts(), updates[site]
+        expert.lora_A.copy_(update.lora_A)
+        expert.lora_B.copy_(update.lora_B.to(expert.lora_B.device) * (update.scaling / layer.scaling))
+
+
+def check_sites(sites: Mapping[str, Any], updates: Mapping[str, Any]) -> None:
+    """Refuse updates of other projections than a model has adapted.
+
+    Raises:
+        AdapterError: it names the first of them.
+    """
+    for names, what in (
+        ([site for site in sites if site not in updates], "adapted in the model, and the update lacks"),
+        ([site for site in updates if site not in sites], "in the update, and not adapted in the model:"),
+    ):
+        if names:
+            raise AdapterError(
+                f"{len(names)} projections are {what} {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+            )
+
+
+def _read_peft(folder: Path) -> dict[str, LoRAUpdate]:
+    path = folder / PEFT_CONFIG
+    config = _json(path)
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}, not 'LORA'")
+    for name in _NOT_PLAIN:
+        if config.get(name):
+            raise AdapterError(f"{path}: {name} is set: only plain LoRAs can be read")
+    if config.get("bias", "none") != "none":
+        raise AdapterError(f"{path}: bias is {config['bias']!r}: only LoRAs without trained biases can be read")
+    if not (folder / PEFT_WEIGHTS).is_file():
+        raise AdapterError(f"{folder} has no {PEFT_WEIGHTS}: save the adapter with safetensors")
+    halves = _halves(folder / PEFT_WEIGHTS, _HALF, PEFT_PREFIX)
+    updates = {}
+    for site, (down, up) in halves.items():
+        rank = _of_pattern(config, "rank_pattern", site, config.get("r"), path)
+        alpha = _of_pattern(config, "alpha_pattern", site, config.get("lora_alpha"), path)
+        if rank != down.shape[0]:
+            raise AdapterError(f"{path}: the rank of {site} is {rank}, but its lora_A has {down.shape[0]} rows")
+        updates[site] = LoRAUpdate(down, up, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return updates
+
+
+def _of_pattern(config: Mapping[str, Any], name: str, site: str, default: Any, path: Path) -> float:
+    """peft's convention: a key is a regular expression for the end of the dotted path; the first that fits counts."""
+    patterns = config.get(name) or {}
+    try:
+        value = next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", site)), default)
+    except (re.error, AttributeError):
+        raise AdapterError(f"{path}: {name} is not readable") from None
+    if not _is_positive(value):
+        raise AdapterError(f"{path}: the {'rank' if name == 'rank_pattern' else 'lora_alpha'} of {site} is {value!r}")
+    return value
+
+
+def _read_kept(folder: Path) -> dict[str, LoRAUpdate]:
+    path = folder / KEPT_CONFIG
+    adaptation = _json(path).get("adaptation")
+    if not isinstance(adaptation, dict) or not isinstance(adaptation.get("init_args"), dict):
+        raise AdapterError(f"{path} is no kept detector: it describes no adaptation")
+    arguments = adaptation["init_args"]
+    if "num_experts" in arguments:
+        raise AdapterError(f"{path}: the detector is adapted with {adaptation.get('class_path')}, not with one LoRA")
+    alpha = arguments.get("alpha")
+    if alpha is not None and not _is_positive(alpha):
+        raise AdapterError(f"{path}: alpha is {alpha!r}")
+    halves = _halves(folder / KEPT_WEIGHTS, _KEPT_HALF, "").items()
+    return {site: LoRAUpdate(down, up, 1.0 if alpha is None else alpha / down.shape[0]) for site, (down, up) in halves}
+
+
+def _is_positive(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
+def _halves(path: Path, pattern: re.Pattern[str], prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """lora_A and lora_B of every projection in a file; of a kept detector, other tensors are passed over."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = pattern.fullmatch(name.removeprefix(prefix))
+        if match is None:
+            if prefix:
+                raise AdapterError(f"{path}: {name} is no half of a LoRA of a linear layer")
+            continue
+        if match.groupdict().get("expert", "0") != "0":
+            raise AdapterError(f"{path}: {name} belongs to a mixture, not to one LoRA")
+        if tensor.dim() != 2 or not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise AdapterError(f"{path}: {name} is no matrix of finite numbers")
+        found.setdefault(match["site"], {})[match["half"]] = tensor
+    if not found:
+        raise AdapterError(f"{path} holds no LoRA")
+    for site, halves in found.items():
+        if len(halves) != 2:
+            raise AdapterError(f"{path}: {site} has lora_{next(iter(halves))} alone")
+        if halves["A"].shape[0] != halves["B"].shape[1]:
+            raise AdapterError(f"{path}: the ranks of lora_A and lora_B of {site} differ")
+    return {site: (halves["A"], halves["B"]) for site, halves in found.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} is no readable JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path} is no JSON object")
+    return content

@@ -1,0 +1,167 @@
+"""Merging adapters into the weights they adapt, and what a static mixture loses."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from moelora_ad.adapters.errors import AdapterError
+from moelora_ad.adapters.injection import adapted_sites
+from moelora_ad.adapters.layer import MoELoRALinear
+from moelora_ad.adapters.lora_files import LoRAUpdate, check_sites, lora_updates
+from moelora_ad.adapters.routing import Decision, watch_gates
+
+
+@torch.no_grad()
+def static_mixture(model: nn.Module, mean_gates: Mapping[str, Tensor]) -> dict[str, LoRAUpdate]:
+    """The mixtures of a model with constant gates, as one LoRA of rank N r each: sum_i g_i B_i A_i.
+
+    Args:
+        model: adapted with MoELoRA.
+        mean_gates: the weight g (N,) of each expert at every projection: ``record_routing(...).mean_gates()`` over the
+            data that the model is for.
+
+    Raises:
+        AdapterError: weights are missing, or there are others.
+    """
+    sites = dict(adapted_sites(model))
+    check_sites({site: layer for site, layer in sites.items() if layer.gate is not None}, mean_gates)
+    updates = {}
+    for site, layer in sites.items():
+        experts = layer.lora_experts()
+        weights = mean_gates[site] if site in mean_gates else torch.ones(1)
+        if weights.shape != (len(experts),):
+            raise AdapterError(f"{site} has {len(experts)} experts, the mean gates are {tuple(weights.shape)}")
+        ups = [weight.to(expert.lora_B) * expert.lora_B for weight, expert in zip(weights, experts, strict=True)]
+        downs = torch.cat([expert.lora_A for expert in experts])
+        updates[site] = LoRAUpdate(downs.detach().clone(), torch.cat(ups, dim=1), layer.scaling)
+    return updates
+
+
+class Merged:
+    """A model whose adapters are merged into its weights, until `undo`.
+
+    Attributes:
+        sites: the dotted paths of the merged projections.
+    """
+
+    def __init__(self, model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
+        self._model = model
+        self._adapted = dict(adapted_sites(model))
+        check_sites(self._adapted, updates)
+        self.sites = tuple(self._adapted)
+        for site, layer in self._adapted.items():
+            _put(model, layer, _merged_linear(layer, updates[site]))
+
+    def undo(self) -> None:
+        """Put the adapters and the untouched weights back: the model is what it was, bit for bit.
+
+        Raises:
+            AdapterError: it has been undone already.
+        """
+        if not self._adapted:
+            raise AdapterError("the merge has been undone already")
+        for site, layer in self._adapted.items():
+            _put(self._model, self._model.get_submodule(site), layer)
+        self._adapted = {}
+
+
+def merge(model: nn.Module) -> Merged:
+    """Replace every LoRA of a model by a plain ``nn.Linear`` with W_0 + (alpha / r) B A, computed in float64.
+
+    Raises:
+        AdapterError: the model has no adapters, or mixtures, which have no such weight: see `merge_static_mixture`.
+    """
+    return Merged(model, lora_updates(model))
+
+
+def merge_static_mixture(model: nn.Module, mean_gates: Mapping[str, Tensor]) -> Merged:
+    """Replace every mixture of a model by a plain ``nn.Linear`` with W_0 + (alpha / r) sum_i g_i B_i A_i.
+
+    What this changes is told by `static_mixture_error`. Args and errors: see `static_mixture`.
+    """
+    return Merged(model, static_mixture(model, mean_gates))
+
+
+@torch.no_grad()
+def _merged_linear(layer: MoELoRALinear, update: LoRAUpdate) -> nn.Linear:
+    base = layer.base
+    with torch.device("meta"):
+        merged = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None)
+    delta = update.scaling * (update.lora_B.double() @ update.lora_A.double())
+    weight = (base.weight.double() + delta.to(base.weight.device)).to(base.weight.dtype)
+    merged.weight = nn.Parameter(weight, requires_grad=base.weight.requires_grad)
+    merged.bias = base.bias
+    return merged.train(layer.training)
+
+
+def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put one module into all places of another."""
+    places = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
+    for place in places:
+        path, _, child = place.rpartition(".")
+        setattr(model.get_submodule(path), child, new)
+
+
+class StaticError:
+    """Relative error of static mixtures against what the gates decided, over the watched tokens."""
+
+    def __init__(self, mean_gates: Mapping[str, Tensor]) -> None:
+        self._gates = mean_gates
+        self._sums: dict[str, Tensor] = {}  # site -> (squared error, squared norm)
+
+    @property
+    def sites(self) -> dict[str, float]:
+        """sqrt(sum ||sum_i (G_i(x) - g_i) B_i A_i x||^2 / sum ||sum_i G_i(x) B_i A_i x||^2) of every projection."""
+        return {site: _ratio(sums) for site, sums in self._sums.items()}
+
+    @property
+    def overall(self) -> float:
+        """The same over all projections together."""
+        if not self._sums:
+            raise AdapterError("no forward pass was watched")
+        return _ratio(torch.stack([sums.cpu() for sums in self._sums.values()]).sum(0))
+
+    @torch.no_grad()
+    def add(self, decision: Decision) -> None:
+        """Count a decision."""
+        layer, weights = decision.layer, decision.weights.float()
+        experts = layer.lora_experts()
+        with torch.autocast(decision.inputs.device.type, enabled=False):
+            downs = torch.cat([expert.lora_A.float() for expert in experts])
+            ups = torch.cat([expert.lora_B.float() for expert in experts], dim=1)
+            low = nn.functional.linear(decision.inputs.float(), downs).unflatten(-1, (len(experts), -1))
+            gram = layer.scaling**2 * (ups.T @ ups)
+            gates = self._gates[decision.site].to(weights)
+            squares = []
+            for mix in (weights - gates, weights):
+                mixed = (mix.unsqueeze(-1) * low).flatten(-2)
+                squares.append(((mixed @ gram) * mixed).sum(-1).double())
+        numbers = torch.stack(squares, -1)
+        if decision.valid is not None:
+            numbers = numbers.where(decision.valid.unsqueeze(-1), 0.0)
+        sums = numbers.flatten(0, -2).sum(0)
+        self._sums[decision.site] = sums + self._sums.get(decision.site, 0.0)
+
+
+def _ratio(sums: Tensor) -> float:
+    error, norm = sums.tolist()
+    return float((max(error, 0.0) / norm) ** 0.5) if norm > 0 else 0.0
+
+
+@contextmanager
+def static_mixture_error(model: nn.Module, mean_gates: Mapping[str, Tensor]) -> Iterator[StaticError]:
+    """Measure, over the forward passes of the block, what constant gates would change.
+
+    Args:
+        model: adapted with MoELoRA, not merged.
+        mean_gates: as for `static_mixture`.
+
+    Raises:
+        AdapterError: the model has no gates, or the weights do not fit.
+    """
+    check_sites({site: layer for site, layer in adapted_sites(model) if layer.gate is not None}, mean_gates)
+    error = StaticError(mean_gates)
+    with watch_gates(model, error.add):
+        yield error
