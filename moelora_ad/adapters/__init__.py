@@ -28,6 +28,16 @@ from moelora_ad.adapters.methods import (
 from moelora_ad.adapters.peft_format import adapt_from_peft, save_peft
 from moelora_ad.adapters.routing import Decision, RoutingRecord, SiteRouting, record_routing, watch_gates
 from moelora_ad.adapters.spectra import principal_angles, singular_values
+from moelora_ad.adapters.surgery import (
+    add_expert,
+    drop_expert,
+    freeze_experts,
+    knocked_out,
+    mixture_of_loras,
+    set_logit_offset,
+    split_expert,
+    warm_start,
+)
 
 __all__ = [
     "ATTENTION_PROJECTIONS",
@@ -57,18 +67,26 @@ __all__ = [
     "adapt_from_peft",
     "adapted_sites",
     "adapter_modules",
+    "add_expert",
+    "drop_expert",
+    "freeze_experts",
     "inject",
+    "knocked_out",
     "load_lora",
     "lora_updates",
     "merge",
     "merge_static_mixture",
+    "mixture_of_loras",
     "principal_angles",
     "read_lora",
     "record_routing",
     "save_peft",
+    "set_logit_offset",
     "singular_values",
+    "split_expert",
     "static_mixture",
     "static_mixture_error",
     "valid_tokens",
+    "warm_start",
     "watch_gates",
 ]

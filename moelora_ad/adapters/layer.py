@@ -70,6 +70,11 @@ class MoELoRALinear(nn.Module):
         if self.gate is not None and self.gate.weight.shape != (len(experts), widths[0]):
             raise ValueError(f"a gate of shape {tuple(self.gate.weight.shape)} does not fit {len(experts)} experts")
 
+    def remove_gate(self) -> None:
+        """Without a gate one expert is a plain LoRA."""
+        self.__dict__.pop("gate", None)  # of another projection
+        self.gate = None
+
     # Models that look at their projection see the base: the adapted layer stands where an nn.Linear stood.
     @property
     def weight(self) -> Tensor:

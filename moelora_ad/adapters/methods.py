@@ -4,25 +4,35 @@ A method is a small class that a configuration builds by its class path. A new m
 ``AdaptationMethod`` and needs no edit elsewhere.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from torch import nn
 
+from moelora_ad.adapters import surgery
 from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.errors import InjectionError
 from moelora_ad.adapters.gate import Gate, GatePolicy
 from moelora_ad.adapters.injection import Build, LayerRange, inject, layer_of
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
+from moelora_ad.adapters.lora_files import load_lora, read_lora
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class AdaptationMethod(RemembersArguments, ABC):
-    """Prepares an encoder for training: freezes, injects, and leaves ``requires_grad`` on what is to be trained."""
+    """Prepares an encoder for training: freezes, injects, and leaves ``requires_grad`` on what is to be trained.
+
+    Attributes:
+        initial_arguments: names of arguments that only say how training starts; a kept detector does without them.
+    """
+
+    initial_arguments: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
@@ -33,6 +43,15 @@ class AdaptationMethod(RemembersArguments, ABC):
 
         Raises:
             InjectionError: the method's targets do not fit the encoder.
+        """
+
+    def initialise(self, encoder: nn.Module) -> None:
+        """Give the adapters of an adapted encoder the weights that training starts from, if not those of ``adapt``.
+
+        It is called once, before the first step of a training that does not continue an earlier one.
+
+        Raises:
+            AdapterError: the weights cannot be read, or do not fit.
         """
 
     def auxiliary_losses(self) -> AuxiliaryLosses | None:
@@ -112,7 +131,10 @@ class LoRA(_LowRank):
         alpha: the update is scaled by alpha / rank; None for no scale.
         targets: see ``moelora_ad.adapters.inject``.
         layers: the layers to adapt; None for all.
+        init_from: folder of a trained LoRA to start from, see `read_lora`; None for a new one.
     """
+
+    initial_arguments = ("init_from",)
 
     def __init__(
         self,
@@ -120,11 +142,17 @@ class LoRA(_LowRank):
         alpha: float | None = None,
         targets: str | Sequence[str] = ATTENTION_PROJECTIONS,
         layers: LayerRange | None = None,
+        init_from: str | None = None,
     ) -> None:
         self.rank = rank
         self.alpha = alpha
         self.targets = targets
         self.layers = layers
+        self.init_from = init_from
+
+    def initialise(self, encoder: nn.Module) -> None:
+        if self.init_from is not None:
+            load_lora(encoder, read_lora(self.init_from))
 
     def _builder(self) -> Build:
         def build(base: nn.Linear, site: str) -> MoELoRALinear:
@@ -147,10 +175,16 @@ class MoELoRA(_LowRank):
         share_gate: one gate for all projections of a layer, each of which applies it to its own input; they must have
             inputs of one width.
         auxiliary: weights of auxiliary losses in training; None for none.
+        init_from: one folder of a trained LoRA, to start all experts from (`warm_start`); or N folders, one for each
+            expert (`mixture_of_loras`); see `read_lora`. None for new experts.
+        perturbation: of a start from one LoRA, see `warm_start`.
+        freeze_experts: numbers of experts that are not trained.
 
     Raises:
         ValueError: the arguments contradict each other.
     """
+
+    initial_arguments = ("init_from", "perturbation")
 
     def __init__(
         self,
@@ -163,6 +197,9 @@ class MoELoRA(_LowRank):
         layers: LayerRange | None = None,
         share_gate: bool = False,
         auxiliary: AuxiliaryWeights | None = None,
+        init_from: str | Sequence[str] | None = None,
+        perturbation: float = 0.01,
+        freeze_experts: Sequence[int] = (),
     ) -> None:
         if num_experts < 2:
             raise ValueError(f"num_experts is {num_experts}: a mixture has at least 2 (use LoRA for one)")
@@ -171,13 +208,36 @@ class MoELoRA(_LowRank):
             raise ValueError(f"top_k is {top_k}, but the gate's top_k is {policy.top_k}: give one of the two")
         self.policy = policy if top_k is None else replace(policy, top_k=top_k)
         self.policy.check_experts(num_experts)
+        if not (init_from is None or isinstance(init_from, str) or len(init_from) == num_experts):
+            raise ValueError(
+                f"init_from names {len(init_from)} LoRAs: give one, or one for each of {num_experts} experts"
+            )
+        if not (perturbation >= 0 and math.isfinite(perturbation)):
+            raise ValueError(f"perturbation is {perturbation}: give 0 or more")
+        if wrong := [number for number in freeze_experts if not 0 <= number < num_experts]:
+            raise ValueError(f"freeze_experts: there is no expert {wrong[0]}, they are 0 to {num_experts - 1}")
         self.num_experts = num_experts
         self.rank = rank
         self.alpha = alpha
         self.targets = targets
         self.layers = layers
+        self.init_from = init_from
+        self.perturbation = perturbation
+        self.freeze_experts = freeze_experts
         self.share_gate = share_gate
         self.auxiliary = auxiliary or AuxiliaryWeights()
+
+    def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
+        sites = super().adapt(encoder)
+        if self.freeze_experts:
+            surgery.freeze_experts(encoder, self.freeze_experts)
+        return sites
+
+    def initialise(self, encoder: nn.Module) -> None:
+        if isinstance(self.init_from, str):
+            surgery.warm_start(encoder, read_lora(self.init_from), self.perturbation)
+        elif self.init_from is not None:
+            surgery.mixture_of_loras(encoder, [read_lora(folder) for folder in self.init_from], freeze=False)
 
     def auxiliary_losses(self) -> AuxiliaryLosses | None:
         return AuxiliaryLosses(self.auxiliary) if self.auxiliary.active() else None

@@ -206,7 +206,7 @@ class KeptModule(nn.Module):
             "window": self.window,
             "backbone": backbone,
             "backbone_sha256": self.frozen_hash(),
-            "adaptation": describe(self.adaptation),
+            "adaptation": describe(self.adaptation, leave_out=self.adaptation.initial_arguments),
             "sites": list(self.sites),
             "classifier": classifier,
             "weights_sha256": "",
