@@ -4,8 +4,11 @@ from moelora_ad.models.aasist import AASIST, load_public_aasist
 from moelora_ad.models.backbone import Backbone
 from moelora_ad.models.classifier import AttentiveStatistics, Classifier, MeanPooling
 from moelora_ad.models.detector import Detector
+from moelora_ad.models.hubert import HubertBackbone
 from moelora_ad.models.onnx_export import export_onnx
 from moelora_ad.models.wav2vec2 import Wav2Vec2Backbone
+from moelora_ad.models.wav2vec2_bert import Wav2Vec2BertBackbone
+from moelora_ad.models.wavlm import WavLMBackbone
 from moelora_ad.models.whisper import WhisperBackbone
 
 __all__ = [
@@ -14,8 +17,11 @@ __all__ = [
     "Backbone",
     "Classifier",
     "Detector",
+    "HubertBackbone",
     "MeanPooling",
     "Wav2Vec2Backbone",
+    "Wav2Vec2BertBackbone",
+    "WavLMBackbone",
     "WhisperBackbone",
     "export_onnx",
     "load_public_aasist",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moelora_ad.adapters import RemembersArguments
+from moelora_ad.adapters import RemembersArguments, valid_tokens
 from moelora_ad.errors import InputError
 
 HiddenStates = Literal["last", "weighted"] | int
@@ -44,6 +44,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             self.layer_weights = nn.Parameter(torch.zeros(len(layers) + 1))
         if hidden_states != "last":
             self.drop_final_norm()
+        self._gates_hear_of_padding = False
 
     @abstractmethod
     def layers(self) -> nn.ModuleList:
@@ -73,6 +74,26 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             return states[-1], frames
         weights = self.layer_weights.softmax(dim=0)
         return torch.einsum("l,lbtd->btd", weights, torch.stack(states)), frames
+
+    def run_encoder(self, inputs: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """What `encode` gives, of an encoder that transformers can run as it is.
+
+        Args:
+            inputs: what the encoder takes, (B, samples) or (B, frames, features).
+            mask: (B, samples) or (B, frames) bool, True for what is not padding; None for all.
+        """
+        output = self.encoder(
+            inputs,
+            attention_mask=None if mask is None else mask.long(),
+            output_hidden_states=self.layer_weights is not None,
+        )
+        return [output.last_hidden_state] if self.layer_weights is None else list(output.hidden_states)
+
+    def tell_gates(self, valid: Tensor | None) -> None:
+        """Tell utterance-level gates in the encoder which frames count, (B, frames) bool; None for all."""
+        if valid is not None or self._gates_hear_of_padding:
+            valid_tokens(self.encoder, valid)
+            self._gates_hear_of_padding = valid is not None
 
     def after_adaptation(self) -> None:
         """Called once the adaptation method has decided what is trained."""

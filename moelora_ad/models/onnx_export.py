@@ -54,7 +54,7 @@ def export_onnx(detector: Detector, path: str | Path, samples: int | None = None
         detector.eval()
         with torch.no_grad():  # first: it tells at once if the length does not fit
             wanted = detector(clips).cpu()
-        with _quiet():
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 detector,
                 (clips[:2],),
