@@ -17,6 +17,7 @@ VERBS = {
     "validate": ("EER and scores of a checkpoint on the development set", "training.command"),
     "test": ("EER and scores of a checkpoint on every test set", "training.command"),
     "predict": ("scores alone, for test sets without labels", "training.command"),
+    "inspect": ("parameters, operations and memory of a configuration, without weights", "training.inspect_command"),
     "evaluate": ("figures, plots and a report from score files", "evaluation.evaluate_command"),
     "score": ("scores of your own audio files", "inference.score_command"),
     "export": ("a small model to keep, from a checkpoint", "inference.export_command"),

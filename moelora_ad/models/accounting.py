@@ -1,0 +1,209 @@
+"""What a detector costs, counted without weights and without computing: parameters, operations, activations, files."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
+
+from moelora_ad.adapters import adapted_sites
+from moelora_ad.audio import SAMPLE_RATE
+from moelora_ad.models.detector import ENCODER, Detector
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The adapted projections.
+
+    Attributes:
+        wrapped: how many stand in the model.
+        expected: how many the adaptation method reported.
+        by_name: how many by the last part of their dotted path.
+        layers: how many numbered layers they stand in.
+        shapes: (in_features, out_features) of those that occur.
+        gates: how many gates there are; fewer than projections if they are shared.
+    """
+
+    wrapped: int
+    expected: int
+    by_name: dict[str, int]
+    layers: int
+    shapes: list[tuple[int, int]]
+    gates: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """The account of a detector in a training run.
+
+    Attributes:
+        parameters: ``experts``, ``gates`` (W_g), ``gate_noise`` (W_noise), ``classifier``, ``layer_weights``,
+            ``backbone_trained``, ``backbone_frozen`` and ``total``; of the first six what is trained.
+        sites: the adapted projections.
+        forward: floating-point operations for one second of audio, a multiplication and an addition being two:
+            ``backbone``, ``adapters``, ``classifier`` and ``total``.
+        training_step: the same, forward and backward, for one second of audio.
+        saved_bytes: what autograd keeps for the backward pass of one batch, without parameters and buffers; with the
+            copies of weights that mixed precision makes.
+        kept_bytes: tensors of a kept detector, ``model.safetensors``.
+        checkpoint_bytes: tensors of a checkpoint to resume from, the optimiser's included.
+    """
+
+    parameters: dict[str, int]
+    sites: Sites
+    forward: dict[str, float]
+    training_step: float
+    saved_bytes: int
+    kept_bytes: int
+    checkpoint_bytes: int
+
+
+def account(
+    detector: Detector,
+    optimizer: Callable[[Iterable[Any]], Optimizer],
+    samples: int,
+    batch_size: int,
+    precision: torch.dtype = torch.float32,
+) -> Account:
+    """The account of a detector that was built on the meta device. (It is of no use afterwards.)
+
+    Everything is measured on the code that trains, run on tensors without content. Matrix products and convolutions are
+    counted as operations; element-wise ones and Fourier transforms are not.
+
+    Args:
+        detector: built on the meta device.
+        optimizer: makes the optimiser from parameters.
+        samples: of a clip, 16 kHz.
+        batch_size: clips of a training step.
+        precision: torch.float32, or the half precision of mixed training.
+    """
+    parameters, sites = _parameters(detector), _sites(detector)
+    seconds = samples / SAMPLE_RATE
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        detector.to_empty(device="cpu")
+        clip = torch.zeros(1, samples)
+        forward = {part: count / seconds for part, count in _forward(detector, clip).items()}
+        training_step = _training(detector, clip) / seconds
+        saved = _saved(detector, torch.zeros(batch_size, samples), precision)
+        trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+        kept = detector.state_dict()
+        kept_bytes = _bytes(kept[name] for name in detector.kept_names())
+        checkpoint_bytes = kept_bytes + _bytes(_optimizer_state(optimizer(trained), trained))
+    return Account(parameters, sites, forward, training_step, saved, kept_bytes, checkpoint_bytes)
+
+
+def _parameters(detector: Detector) -> dict[str, int]:
+    parts = detector.parameters_by_part()
+    noise = {id(site.gate.noise_weight) for _, site in adapted_sites(detector) if site.gate is not None}
+    layer_weights = detector.backbone.layer_weights
+
+    def count(members: Iterable[nn.Parameter]) -> int:
+        return sum(parameter.numel() for parameter in members)
+
+    trained_encoder = count(parts["backbone"])
+    trained = {
+        "experts": count(parts["experts"]),
+        "gates": count(p for p in parts["gates"] if id(p) not in noise),
+        "gate_noise": count(p for p in parts["gates"] if id(p) in noise),
+        "classifier": count(p for p in parts["classifier"] if p is not layer_weights),
+        "layer_weights": count(p for p in parts["classifier"] if p is layer_weights),
+        "backbone_trained": trained_encoder,
+    }
+    total = count(detector.parameters())
+    return trained | {"backbone_frozen": total - sum(trained.values()), "total": total}
+
+
+def _sites(detector: Detector) -> Sites:
+    found = dict(adapted_sites(detector.backbone.encoder))
+    numbers = {next((part for part in site.split(".") if part.isdigit()), "") for site in found}
+    return Sites(
+        wrapped=len(found),
+        expected=len(detector.sites),
+        by_name=dict(Counter(site.rpartition(".")[2] for site in found)),
+        layers=len(numbers - {""}),
+        shapes=sorted({(layer.in_features, layer.out_features) for layer in found.values()}),
+        gates=len({id(layer.gate) for layer in found.values() if layer.gate is not None}),
+    )
+
+
+def _forward(detector: Detector, clip: Tensor) -> dict[str, int]:
+    detector.eval()
+    with _counted() as counter:
+        detector(clip)
+    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    root = type(detector).__name__
+
+    def of(path: str) -> int:
+        return by_module.get(f"{root}.{path}", 0)
+
+    sites = [f"{ENCODER}{site}" for site, _ in adapted_sites(detector.backbone.encoder)]
+    adapters = sum(of(site) - of(f"{site}.base") for site in sites)
+    total = counter.get_total_flops()
+    classifier = of("classifier")
+    return {
+        "backbone": total - adapters - classifier,
+        "adapters": adapters,
+        "classifier": classifier,
+        "total": total,
+    }
+
+
+def _training(detector: Detector, clip: Tensor) -> int:
+    detector.train()
+    with _counted() as counter:
+        _loss(detector, clip.expand(2, -1)).backward()  # batch statistics need two
+    detector.zero_grad()
+    return counter.get_total_flops() // 2
+
+
+def _saved(detector: Detector, batch: Tensor, precision: torch.dtype) -> int:
+    detector.train()
+    own = {_storage(tensor) for tensor in (*detector.parameters(), *detector.buffers())}
+    kept: dict[int, Any] = {}  # the storages themselves, so that none takes another's place
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (storage := _storage(tensor)) not in own:
+            kept[storage] = tensor.untyped_storage()
+        return tensor
+
+    mixed = torch.autocast("cpu", precision, enabled=precision != torch.float32)
+    with saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
+        loss = _loss(detector, batch)
+    assert loss.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _loss(detector: Detector, batch: Tensor) -> Tensor:
+    return functional.cross_entropy(detector(batch).float(), torch.zeros(len(batch), dtype=torch.long))
+
+
+@contextmanager
+def _counted() -> Iterator[FlopCounterMode]:
+    """Attention by plain products, because its fused kernels are not counted on every device."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+def _optimizer_state(optimizer: Optimizer, trained: Iterable[Tensor]) -> Iterator[Tensor]:
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

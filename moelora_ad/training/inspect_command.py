@@ -1,0 +1,149 @@
+"""The verb inspect: what the model of a configuration costs, without its weights."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from moelora_ad.adapters import AdapterError
+from moelora_ad.arguments import OneLineArgumentParser
+from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
+from moelora_ad.errors import InputError
+from moelora_ad.models.accounting import Account, account
+from moelora_ad.training.command import DetectionCommand
+from moelora_ad.training.data_module import AudioDeepfakeDataModule
+from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.usage import OneLineParser
+
+FAILED = 1
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+WIDTH = 80
+
+
+class _Parser(OneLineParser):
+    """The configuration is that of fit; a mistake in it is told under this verb's name."""
+
+    def exit(self, status: int = 0, message: str | None = None) -> Any:
+        super().exit(status, message and message.replace(" fit: error:", " inspect: error:", 1))
+
+
+class _Model(DetectionCommand):
+    """Builds what fit builds, on the meta device, and runs nothing."""
+
+    def instantiate_trainer(self, **_: Any) -> Trainer:
+        return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
+def run(program: str) -> int:
+    """Run the verb in ``sys.argv``; returns the exit code."""
+    parser = OneLineArgumentParser(
+        prog=f"{program} inspect",
+        description=f"{__doc__} It takes --config and all other options of {program} fit, and these:",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seconds", type=float, help="of a clip (default: the training segment's)")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    own, rest = parser.parse_known_args(sys.argv[2:])
+    if not any(argument == "--config" or argument.startswith("--config=") for argument in rest):
+        parser.error("give the configuration of a training run with --config")
+    if own.seconds is not None and not 0 < own.seconds < 3_600:
+        parser.error(f"--seconds is {own.seconds:g}: give the length of a clip")
+    try:
+        command = _built(rest)
+        result = _account(command, own)
+    except (InputError, AdapterError, MisconfigurationException) as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    samples, batch_size, precision = _segment(command, own), command.datamodule.batch_size, _precision(command)
+    setting = {"seconds": samples / SAMPLE_RATE, "batch_size": batch_size, "precision": precision}
+    if own.format == "json":
+        print(json.dumps({"setting": setting} | asdict(result), indent=2))
+    else:
+        _print(result, setting)
+    return 0
+
+
+def _built(arguments: list[str]) -> DetectionCommand:
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    before, sys.argv = sys.argv, [sys.argv[0], "fit", *arguments]
+    logging.disable(logging.WARNING)  # seeds and devices are not this verb's business
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            return _Model(
+                DetectionModule,
+                AudioDeepfakeDataModule,
+                save_config_callback=None,
+                seed_everything_default=False,
+                parser_class=_Parser,
+                parser_kwargs={"allow_abbrev": False},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+    finally:
+        sys.argv = before
+        logging.disable(logging.NOTSET)
+
+
+def _account(command: DetectionCommand, own: argparse.Namespace) -> Account:
+    half = HALF.get(_precision(command), torch.float32)
+    model, data = command.model, command.datamodule
+    return account(model.detector, model.optimizer, _segment(command, own), data.batch_size, half)
+
+
+def _segment(command: DetectionCommand, own: argparse.Namespace) -> int:
+    if own.seconds is not None:
+        return round(own.seconds * SAMPLE_RATE)
+    return command.datamodule.train_segment.samples or TRAINING_SAMPLES
+
+
+def _precision(command: DetectionCommand) -> str:
+    given = command._get(command.config, "trainer.precision")
+    return "32-true" if given is None else str(given)
+
+
+def _print(result: Account, setting: Mapping[str, Any]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    counts, sites = result.parameters, result.sites
+    trained = counts["total"] - counts["backbone_frozen"]
+    table = Table("parameters", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("number", justify="right")
+    table.add_column("share", justify="right")
+    for name, number in counts.items():
+        if number:
+            if name == "total":
+                table.add_section()
+            table.add_row(name.replace("_", " "), f"{number:,}", f"{100 * number / counts['total']:.2f} %")
+    table.add_row("trained", f"{trained:,}", f"{100 * trained / counts['total']:.2f} %")
+    console.print(table)
+    facts = Table.grid(padding=(0, 2))
+    if sites.wrapped:
+        names = ", ".join(f"{count} {name}" for name, count in sites.by_name.items())
+        shapes = ", ".join(f"{inner} -> {outer}" for inner, outer in sites.shapes)
+        facts.add_row("adapted", f"{sites.wrapped} of {sites.expected} projections, in {sites.layers} layers")
+        facts.add_row("", f"{names}; {shapes}")
+        facts.add_row("gates", f"{sites.gates}")
+    forward = result.forward
+    parts = ", ".join(f"{name} {forward[name] / 1e9:.2f}" for name in ("backbone", "adapters", "classifier"))
+    facts.add_row("forward", f"{forward['total'] / 1e9:.2f} GFLOP per second of audio: {parts}")
+    facts.add_row("training", f"{result.training_step / 1e9:.2f} GFLOP per second of audio, forward and backward")
+    clips = f"{setting['batch_size']} clips of {setting['seconds']:g} s, {setting['precision']}"
+    facts.add_row("activations", f"{result.saved_bytes / 2**20:,.0f} MiB kept for the backward pass: {clips}")
+    facts.add_row("model to keep", f"{result.kept_bytes / 1e6:,.1f} MB")
+    facts.add_row("checkpoint", f"{result.checkpoint_bytes / 1e6:,.1f} MB with optimiser")
+    console.print(facts)
+    console.print("FLOP: of products and convolutions; Fourier transforms and the like are left out")

@@ -1,0 +1,219 @@
+"""The verb inspect, and its account, against published counts, formulas, files and real runs."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from moelora_ad.adapters import FrozenBackbone, LayerRange, LoRA, MoELoRA, TopLayers
+from moelora_ad.models import AASIST, Backbone, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
+from moelora_ad.models.accounting import Account, Sites, account
+from moelora_ad.training import inspect_command
+
+PROJECT = Path(__file__).parents[2]
+SAMPLES = 16_000
+
+
+@pytest.fixture
+def inspected(monkeypatch, lightning):
+    """Runs the verb in the project's folder; returns its JSON."""
+    monkeypatch.chdir(PROJECT)
+
+    def call(*arguments: str) -> dict:
+        code, out, err = lightning("inspect", *arguments, "--format", "json")
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    return call
+
+
+@pytest.mark.slow
+def test_the_papers_counts(inspected):
+    options = ("--model.adaptation.init_args.num_experts", "7", "--model.adaptation.init_args.rank", "4")
+    given, trained = inspected("--config", "experiments/paper.yaml", *options), 7_328_522
+    counts = given["parameters"]
+    assert counts["total"] - counts["backbone_frozen"] == trained
+    assert counts["backbone_frozen"] == 315_438_720
+    assert counts["classifier"] == 447_242
+    assert given["sites"]["wrapped"] == given["sites"]["expected"] == 96
+    assert given["sites"]["by_name"] == dict.fromkeys(("k_proj", "v_proj", "q_proj", "out_proj"), 24)
+    assert given["setting"] == {"seconds": 4.0375, "batch_size": 14, "precision": "bf16-mixed"}
+    assert given["kept_bytes"] == 4 * trained + 4 * 96 * (counts["gates"] // 96 // 1024) + given_buffers()
+
+
+def given_buffers() -> int:
+    """Bytes of AASIST's batch statistics."""
+    return sum(buffer.numel() * buffer.element_size() for buffer in AASIST(1024).buffers())
+
+
+def on_meta(build) -> Detector:
+    with torch.device("meta"):
+        return build()
+
+
+class TwoLinears(nn.Module):
+    """Stands where an encoder stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[1](self.layers[0](x))
+
+
+class FramedLinear(Backbone):
+    """Frames of 8 samples through two linear layers: every operation is known."""
+
+    def __init__(self) -> None:
+        super().__init__(TwoLinears(), 8, "last")
+
+    def layers(self) -> nn.ModuleList:
+        return self.encoder.layers
+
+    def drop_final_norm(self) -> None:
+        """There is none."""
+
+    def encode(self, waveforms, lengths):
+        return [self.encoder(waveforms.unflatten(1, (-1, 8)))], None
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_operations_are_those_of_the_formulas(experts):
+    method = LoRA(2, targets=["0", "1"]) if experts == 1 else MoELoRA(experts, 2, targets=["0", "1"])
+    detector = on_meta(lambda: Detector(FramedLinear(), method, MeanPooling))
+    given = account(detector, torch.optim.SGD, SAMPLES, 3)
+    frames = SAMPLES // 8
+    base, head = 2 * 2 * frames * 8 * 8, 2 * 8 * 2
+    gate = experts if experts > 1 else 0
+    adapters = 2 * (2 * frames * 8 * (2 * experts + gate) + 2 * frames * 2 * experts * 8)
+    assert given.forward == {
+        "backbone": base,
+        "adapters": adapters,
+        "classifier": head,
+        "total": base + adapters + head,
+    }
+    # In training W_noise is a further product. Backwards: the input of the second layer gets a gradient, through its
+    # base too, that of the first one none; lora_A, lora_B and the gate get theirs at both.
+    noise = 2 * 2 * frames * 8 * gate
+    down, up = 2 * frames * 8 * (2 * experts + 2 * gate), 2 * frames * 2 * experts * 8
+    backward = 2 * head + base // 2 + (2 * down + 2 * up) + (down + 2 * up)
+    assert given.training_step == base + adapters + noise + head + backward
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", [MoELoRA(3, 2), LoRA(2, layers=LayerRange(first=1)), FrozenBackbone(), TopLayers(1)])
+def test_saved_bytes_are_those_of_a_real_run(small_whisper, method, precision):
+    given = account(
+        on_meta(lambda: Detector(WhisperBackbone(small_whisper), method, MeanPooling)),
+        torch.optim.AdamW,
+        SAMPLES,
+        4,
+        precision,
+    )
+    real = Detector(WhisperBackbone(small_whisper), method, MeanPooling).train()
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*real.parameters(), *real.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    mixed = torch.autocast("cpu", precision, enabled=precision != torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
+        logits = real(torch.randn(4, SAMPLES)).float()
+        loss = nn.functional.cross_entropy(logits, torch.zeros(4, dtype=torch.long))
+    assert loss.requires_grad
+    assert given.saved_bytes == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.01)
+
+
+def test_sizes_are_those_of_the_files(experiment, write_config, inspected, lightning, tmp_path):
+    experiment["model"]["classifier"] = "moelora_ad.models.AASIST"
+    config = str(write_config(experiment))
+    given = inspected("--config", config)
+    code, _, err = lightning(*("fit", "--config", config, "--trainer.max_steps", "1", "--test_after_fit", "false"))
+    assert code == 0, err
+    (path,) = (tmp_path / "runs").rglob("last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    state = [*checkpoint["state_dict"].values()]
+    for values in checkpoint["optimizer_states"][0]["state"].values():
+        state += [value for value in values.values() if isinstance(value, torch.Tensor)]
+    assert given["checkpoint_bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in state)
+    assert lightning("export", "--checkpoint", path, "--to", tmp_path / "kept")[0] == 0
+    data = (tmp_path / "kept" / "model.safetensors").read_bytes()
+    assert given["kept_bytes"] == len(data) - 8 - struct.unpack("<Q", data[:8])[0]
+
+
+def test_parts_of_the_parameters(small_wav2vec2):
+    method = MoELoRA(3, 2, share_gate=True, freeze_experts=[0])
+    detector = on_meta(
+        lambda: Detector(Wav2Vec2Backbone(small_wav2vec2, hidden_states="weighted"), method, MeanPooling)
+    )
+    given = account(detector, torch.optim.AdamW, SAMPLES, 2)
+    counts = given.parameters
+    assert (counts["experts"], counts["gates"], counts["gate_noise"]) == (3 * 4 * 2 * 2 * 64, 3 * 3 * 32, 3 * 3 * 32)
+    assert (counts["classifier"], counts["layer_weights"], counts["backbone_trained"]) == (66, 4, 0)
+    assert counts["total"] == sum(n for name, n in counts.items() if name != "total")
+    assert (given.sites.wrapped, given.sites.gates, given.sites.layers) == (12, 3, 3)
+
+
+def test_the_table_is_readable(experiment, write_config, lightning, monkeypatch):
+    monkeypatch.setattr(inspect_command, "account", lambda *_: ACCOUNT)
+    code, out, err = lightning("inspect", "--config", write_config(experiment), "--seconds", "2")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    for wanted in (
+        "experts 2,000 20.00 %",
+        "trained 3,000 30.00 %",
+        "adapted 16 of 16 projections, in 4 layers",
+        "forward 1.50 GFLOP per second of audio: backbone 1.00, adapters 0.25,",
+        "activations 3 MiB kept for the backward pass: 4 clips of 2 s, 32-true",
+        "model to keep 12.0 MB",
+    ):
+        assert wanted in lines
+    assert "gate noise" not in out  # there is none
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "give the configuration of a training run with --config"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "CONFIG", "--model.adaptation.init_args.rnk", "3"], "did you mean 'rank'?"),
+        (["--config", "CONFIG", "--seconds", "0"], "--seconds is 0"),
+        (["--config", "CONFIG", "--format", "xml"], "invalid choice: 'xml'"),
+    ],
+)
+def test_a_mistake_is_one_line(experiment, write_config, lightning, arguments, told):
+    config = str(write_config(experiment))
+    code, out, err = lightning("inspect", *(config if part == "CONFIG" else part for part in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("lightning inspect: error: ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_targets_that_do_not_fit_are_failed_work(experiment, write_config, lightning):
+    experiment["model"]["adaptation"]["init_args"]["layers"] = {"first": 9}
+    code, _, err = lightning("inspect", "--config", write_config(experiment))
+    assert code in (1, 2)
+    assert "nothing lies in LayerRange(first=9" in err
+    assert err.count("\n") == 1
+
+
+ACCOUNT = Account(
+    parameters={"experts": 2_000, "gates": 500, "gate_noise": 0, "classifier": 500, "layer_weights": 0}
+    | {"backbone_trained": 0, "backbone_frozen": 7_000, "total": 10_000},
+    sites=Sites(16, 16, {"q_proj": 8, "v_proj": 8}, 4, [(384, 384)], 16),
+    forward={"backbone": 1e9, "adapters": 0.25e9, "classifier": 0.25e9, "total": 1.5e9},
+    training_step=3e9,
+    saved_bytes=3 * 2**20,
+    kept_bytes=12_000_000,
+    checkpoint_bytes=36_000_000,
+)
