@@ -9,7 +9,7 @@ import yaml
 
 from moelora_ad.adapters import FrozenBackbone, LoRA, MoELoRA, adapted_sites
 from moelora_ad.corpora import ASVspoof2019
-from moelora_ad.training import DetectionModule
+from moelora_ad.training import MLDG, DetectionModule
 from moelora_ad.training.command import DetectionCommand
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 
@@ -72,10 +72,16 @@ def test_the_quickstart_and_its_variants(monkeypatch, overlay, method, sites):
     assert counts == {"in_domain": (60, 84), "out_of_domain": (60, 88)}
 
 
+def test_the_quickstart_with_meta_learning(monkeypatch):
+    command = build(monkeypatch, "quickstart.yaml", "mldg.yaml")
+    assert isinstance(command.model.meta_learning, MLDG)
+    assert command.trainer.gradient_clip_val == 1.0
+
+
 def test_every_configuration_is_one_of_these():
     names = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
     adapters = {"adapters/frozen.yaml", "adapters/lora_r8.yaml"}
-    assert names == {"paper.yaml", "quickstart.yaml", "corpora/paper_test_sets.yaml"} | adapters
+    assert names == {"paper.yaml", "quickstart.yaml", "mldg.yaml", "corpora/paper_test_sets.yaml"} | adapters
 
 
 def test_the_quickstarts_audio_is_all_there():

@@ -54,7 +54,7 @@ def export_onnx(detector: Detector, path: str | Path, samples: int | None = None
         detector.eval()
         with torch.no_grad():  # first: it tells at once if the length does not fit
             wanted = detector(clips).cpu()
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad():  # with gradients, other attention kernels are traced, and some not at all
             program = torch.onnx.export(
                 detector,
                 (clips[:2],),

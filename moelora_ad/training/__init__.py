@@ -3,10 +3,12 @@
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.dataset import Batch, TrialDataset
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.samplers import EvaluationBatches, TrainingBatches
 from moelora_ad.training.schedule import WarmupCosine
 
 __all__ = [
+    "MLDG",
     "AudioDeepfakeDataModule",
     "Batch",
     "DetectionModule",

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from moelora_ad.adapters import AdaptationMethod, CallWatch
+from moelora_ad.adapters import AdaptationMethod, AdapterError, CallWatch
 from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
@@ -19,6 +19,7 @@ from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.training.data_module import DEV, TRAIN
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.failures import write_failures
+from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.provenance import about
 from moelora_ad.training.resuming import redo_what_was_cut_off
 from moelora_ad.training.run import is_fast_dev_run, score_folder, training_folder
@@ -45,6 +46,7 @@ class DetectionModule(LightningModule):
         classifier_lr: learning rate of the classifier.
         class_weights: weights of spoof and bona fide in the cross entropy.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
+        meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
 
     Attributes:
         score_folder: where score files go; None for the place that `run.score_folder` tells.
@@ -65,6 +67,7 @@ class DetectionModule(LightningModule):
         classifier_lr: float | None = None,
         class_weights: tuple[float, float] = (0.1, 0.9),
         gradient_checkpointing: bool = False,
+        meta_learning: MLDG | None = None,
     ) -> None:
         super().__init__()
         self.detector = Detector(backbone, adaptation, classifier)
@@ -73,6 +76,7 @@ class DetectionModule(LightningModule):
         self.auxiliary = adaptation.auxiliary_losses()
         self.optimizer = optimizer
         self.schedule = schedule
+        self.meta_learning = meta_learning
         self.learning_rates = {"experts": adapter_lr, "gates": gate_lr, "classifier": classifier_lr, "backbone": None}
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
         # Frozen weights are not in a checkpoint; on_load_checkpoint checks the names that must be.
@@ -84,11 +88,22 @@ class DetectionModule(LightningModule):
         self._gathered_failures: TrialFailures | None = None
         self._sets: list[SetScores] = []
         self._watch: CallWatch | None = None
+        self._initialised = False
+        self._start_error: AdapterError | None = None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.detector(waveforms, lengths)
 
     # Training
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit" or self._initialised:
+            return
+        self._initialised = True  # a second fit goes on from the first
+        try:  # while parameters are whole; a checkpoint that is loaded afterwards replaces them
+            self.detector.adaptation.initialise(self.detector.backbone.encoder)
+        except AdapterError as error:
+            self._start_error = error
 
     def configure_optimizers(self) -> Any:
         groups: list[dict[str, Any]] = []
@@ -107,23 +122,32 @@ class DetectionModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self._gathered_failures is not None
         self._gathered_failures.update(batch.failures)
+        if self.meta_learning is not None:
+            return self.meta_learning.training_loss(self, batch)
         return self.training_loss(batch)
 
-    def training_loss(self, batch: Batch) -> Tensor:
-        """The loss of a batch with the auxiliary losses of the adaptation; each is logged by itself."""
+    def training_loss(self, batch: Batch, share: float = 1.0, prefix: str = "train/") -> Tensor:
+        """The loss of a batch with the auxiliary losses of the adaptation; each is logged by itself.
+
+        Args:
+            batch: the trials.
+            share: factor of the cross entropy, but not where it is logged.
+            prefix: of the names in the log.
+        """
         logged: dict[str, Any] = {"on_step": True, "on_epoch": True, "batch_size": max(1, batch.num_read)}
         if self.auxiliary is None:
             loss = self._loss(self(batch.waveforms, batch.lengths), batch)
-            self.log("train/loss", loss, prog_bar=True, **logged)
-            return loss
+            self.log(f"{prefix}loss", loss, prog_bar=True, **logged)
+            return share * loss
         with self.auxiliary.watch(self.detector.backbone.encoder):
             logits = self(batch.waveforms, batch.lengths)
         loss = self._loss(logits, batch)
-        self.log("train/loss", loss, prog_bar=True, **logged)
+        self.log(f"{prefix}loss", loss, prog_bar=True, **logged)
+        loss = share * loss
         for name, term in self.auxiliary.terms().items():
-            self.log(f"train/auxiliary/{name}", term, **logged)
+            self.log(f"{prefix}auxiliary/{name}", term, **logged)
             loss = loss + term
-        self.log("train/total_loss", loss, **logged)
+        self.log(f"{prefix}total_loss", loss, **logged)
         return loss
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -132,6 +156,12 @@ class DetectionModule(LightningModule):
             return 0.0 * logits.float().sum()  # the other processes wait for this one's gradients
         labels = batch.labels.where(batch.read(), IGNORED).repeat_interleave(len(logits) // len(batch.trials))
         return functional.cross_entropy(logits.float(), labels, weight=self.class_weights, ignore_index=IGNORED)
+
+    def on_fit_start(self) -> None:
+        if self._start_error is not None and self.trainer.ckpt_path is None:
+            raise self._start_error
+        if self.meta_learning is not None:
+            self.meta_learning.prepare(self)
 
     def on_train_start(self) -> None:
         self._watch = CallWatch(self.detector.backbone.encoder)

@@ -1,0 +1,305 @@
+"""Meta-learning for attacks that training does not know: in every step some attacks play the unknown ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from moelora_ad.corpora import BONA_FIDE, SPOOF, TrialList
+from moelora_ad.errors import InputError
+from moelora_ad.training.data_module import AudioDeepfakeDataModule
+from moelora_ad.training.dataset import Batch, Failure
+
+if TYPE_CHECKING:
+    from moelora_ad.training.detection_module import DetectionModule
+
+Result = TypeVar("Result")
+Gradients = Sequence[Tensor | None]  # of the trainable parameters in their order; None for one that had no part
+
+_BONA_FIDE, _FAILED = -1, -2  # in place of the number of an attack
+_OF_SPLITS = 1  # keeps these draws apart from the sampler's, which are keyed by (seed, epoch)
+
+
+class Part(NamedTuple):
+    """What of this process's batch is meta-train or meta-test, and the factor that makes the mean over the processes of
+    their losses the loss of all of that part."""
+
+    batch: Batch
+    share: float
+
+
+class MLDG:
+    """Meta-learning for domain generalisation with spoofing attacks as domains (Li et al., arXiv 1710.03463, algorithm
+    1; with low-rank adapters arXiv 2502.10838).
+
+    Each step splits the attacks of the batch into meta-train and meta-test and shares out the bona fide trials in
+    proportion, by draws that are keyed by (seed, step) alone. With F the loss of the meta-train part and G that of the
+    meta-test part, the optimiser gets the gradient of
+
+        F(theta) + beta G(theta - alpha grad F(theta)).
+
+    First order takes the gradient of G where G is evaluated; second order differentiates the inner step too. The inner
+    step is taken beside the parameters, which only the optimiser changes: clipping, accumulation, mixed precision,
+    schedules and checkpoints are Lightning's as ever. All processes share one split of their batches and one inner
+    step. A batch with spoofs of one attack alone makes an ordinary step.
+
+    Logged are F, ``train/loss``, and G, ``train/meta_test_loss``. Auxiliary losses are part of both.
+
+    Args:
+        inner_lr: alpha, learning rate of the inner step of gradient descent.
+        beta: weight of the meta-test loss.
+        meta_test_share: of the attacks of a batch; at least one is meta-test and one meta-train.
+        second_order: differentiate the inner step: exact, dearer, and without fused attention in meta-train.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+
+    def __init__(
+        self, inner_lr: float = 0.1, beta: float = 1.0, meta_test_share: float = 0.33, second_order: bool = False
+    ) -> None:
+        for name, value in (("inner_lr", inner_lr), ("beta", beta)):
+            if not (value >= 0 and np.isfinite(value)):
+                raise InputError(f"MLDG: {name} is {value}: give a number of at least 0")
+        if not 0 < meta_test_share < 1:
+            raise InputError(
+                f"MLDG: meta_test_share is {meta_test_share}: give a share of the attacks above 0, below 1"
+            )
+        self.inner_lr = inner_lr
+        self.beta = beta
+        self.meta_test_share = meta_test_share
+        self.second_order = second_order
+        self._attacks: NDArray[np.int64] = np.zeros(0, np.int64)  # (trials,) number of the attack, or _BONA_FIDE
+        self._weights: NDArray[np.float64] = np.zeros(0)  # (trials,) in the cross entropy
+
+    def prepare(self, module: DetectionModule) -> None:
+        """Read the attacks of the training set, once it is there.
+
+        Raises:
+            InputError: it has fewer than two attacks, or training is set up in a way that this does not work with.
+        """
+        trainer = module.trainer
+        strategy = trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy) and type(strategy) is not DDPStrategy:
+            raise InputError(f"MLDG does not work with {type(strategy).__name__}: use one device or the strategy ddp")
+        if self.second_order and module.auxiliary is not None and trainer.world_size > 1:
+            raise InputError("MLDG: second_order with auxiliary losses works in one process: use first order, or one")
+        trials = _datamodule(module).train_trials
+        assert trials is not None
+        self._attacks, names = attacks_of(trials)
+        if len(names) < 2:
+            raise InputError(
+                f"MLDG needs spoofs of two attacks to train on, data.train has {' and '.join(names) or 'none'}: "
+                "give a corpus that names more, or leave out model.meta_learning"
+            )
+        weights = module.class_weights.tolist()
+        self._weights = np.where(self._attacks == _BONA_FIDE, weights[BONA_FIDE], weights[SPOOF])
+
+    def training_loss(self, module: DetectionModule, batch: Batch) -> Tensor:
+        """F + beta G of a batch: a scalar whose backward pass hands the parameters the gradients of MLDG."""
+        parts = self._parts(module, batch)
+        if parts is None:
+            return module.training_loss(batch)
+        meta_train, meta_test = parts
+        names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        parameters: list[Tensor] = [module.get_parameter(name) for name in names]
+
+        # Fused attention has no second derivative.
+        with sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext():
+            loss = module.training_loss(*meta_train)
+            gradients = _gradients(module, loss, parameters, create_graph=self.second_order)
+        moved = self._inner_step(module, parameters, gradients)
+
+        def meta_test_pass() -> tuple[Tensor, Gradients]:
+            loss = module.training_loss(*meta_test, prefix="train/meta_test_")
+            return loss.detach(), _gradients(module, loss, moved)
+
+        meta_test_loss, there = with_parameters(module, dict(zip(names, moved, strict=True)), meta_test_pass)
+        if self.second_order:
+            there = self._through_inner_step(module, parameters, gradients, there)
+        totals = [_sum(f, g, self.beta) for f, g in zip(gradients, there, strict=True)]
+        used = [(p, total.detach()) for p, total in zip(parameters, totals, strict=True) if total is not None]
+        value = loss.detach() + self.beta * meta_test_loss
+        return cast(Tensor, _Hand.apply(value, [total for _, total in used], *(p for p, _ in used)))
+
+    def _inner_step(self, module: DetectionModule, parameters: Sequence[Tensor], gradients: Gradients) -> list[Tensor]:
+        """theta' = theta - alpha grad F(theta), leaves of a new graph."""
+        moved = []
+        for parameter, step in zip(parameters, _mean_over_processes(module, parameters, gradients), strict=True):
+            there = parameter.detach().clone()
+            if step is not None:
+                if _scaler(module) is not None:  # beyond half precision's range: the optimiser will skip this step
+                    step = step.where(step.isfinite(), 0.0)
+                there -= self.inner_lr * step
+            moved.append(there.requires_grad_())
+        return moved
+
+    def _through_inner_step(
+        self, module: DetectionModule, parameters: Sequence[Tensor], gradients: Gradients, there: Gradients
+    ) -> list[Tensor | None]:
+        """grad G(theta') - alpha H grad G(theta') with H the Hessian of F at theta, by a second backward pass."""
+        direction = _mean_over_processes(module, parameters, there)
+        pairs = [(f, v) for f, v in zip(gradients, direction, strict=True) if f is not None and v is not None]
+        product = torch.stack([(f * v).sum() for f, v in pairs]).sum()
+        if not product.requires_grad:  # a linear F: none of the trials of this process are meta-train
+            return list(there)
+        curvature = _gradients(module, product, parameters)
+        return [_sum(g, h, -self.inner_lr) for g, h in zip(there, curvature, strict=True)]
+
+    def _parts(self, module: DetectionModule, batch: Batch) -> tuple[Part, Part] | None:
+        """Meta-train and meta-test of this process; None if the processes together have fewer than two attacks."""
+        trainer = module.trainer
+        own = torch.where(batch.read(), batch.trials, -1)
+        # Processes take turns: in this order the batch is that of a single process.
+        trials = cast(Tensor, module.all_gather(own)).reshape(-1, len(own)).T.flatten().cpu().numpy()
+        attacks = np.where(trials < 0, _FAILED, self._attacks[trials])
+        generator = np.random.default_rng([_datamodule(module).seed, trainer.global_step, _OF_SPLITS])
+        meta_test = split(attacks, self.meta_test_share, generator)
+        if meta_test is None:
+            return None
+        weights = np.where(trials < 0, 0.0, self._weights[trials])
+        is_own = np.arange(len(trials)) % trainer.world_size == trainer.global_rank
+        parts = []
+        for chosen in (~meta_test & (attacks != _FAILED), meta_test):
+            total = weights[chosen].sum()
+            share = trainer.world_size * weights[chosen & is_own].sum() / total if total else 1.0
+            parts.append(Part(part_of(batch, np.flatnonzero(chosen[is_own])), float(share)))
+        return parts[0], parts[1]
+
+
+def attacks_of(trials: TrialList) -> tuple[NDArray[np.int64], list[str]]:
+    """The attack of each trial, (trials,) numbers or -1 for bona fide, and their names.
+
+    The same name in two corpora is two attacks, and the spoofs of a corpus that name none are one of their own.
+    """
+    spoofs = np.flatnonzero(trials.labels == SPOOF)
+    corpus, attack = trials.column("corpus"), trials.column("attack")
+    pairs = np.stack([corpus.codes[spoofs], attack.codes[spoofs]])
+    different, numbers = np.unique(pairs, axis=1, return_inverse=True)
+    attacks = np.full(len(trials), _BONA_FIDE, np.int64)
+    attacks[spoofs] = numbers.reshape(-1)
+    names = [f"{attack.values[a] or 'unnamed'} of {corpus.values[c] or 'an unnamed corpus'}" for c, a in different.T]
+    return attacks, names
+
+
+def split(attacks: NDArray[np.int64], share: float, generator: np.random.Generator) -> NDArray[np.bool_] | None:
+    """Which trials are meta-test.
+
+    Args:
+        attacks: (n,) number of the attack of each trial, -1 for bona fide, -2 for what could not be read.
+        share: of the attacks, in whole ones; at least one is meta-test, and one is not.
+        generator: draws the attacks, and as many of the bona fide trials in proportion to the spoofs; of two or more
+            bona fide trials, each part gets one at least.
+
+    Returns:
+        (n,) bool; None if there are fewer than two attacks.
+    """
+    present = np.unique(attacks[attacks >= 0])
+    if len(present) < 2:
+        return None
+    count = min(max(1, round(share * len(present))), len(present) - 1)
+    meta_test = np.isin(attacks, generator.permutation(present)[:count])
+    bona_fide = np.flatnonzero(attacks == _BONA_FIDE)
+    count = round(len(bona_fide) * meta_test.sum() / (attacks >= 0).sum())
+    if len(bona_fide) > 1:
+        count = min(max(1, count), len(bona_fide) - 1)
+    meta_test[generator.permutation(bona_fide)[:count]] = True
+    return meta_test
+
+
+def part_of(batch: Batch, chosen: NDArray[np.integer]) -> Batch:
+    """The trials of a batch at the places ``chosen`` (n,). Of none, the first trial as one that failed: the process
+    takes part in what all do together and adds nothing to the cross entropy; auxiliary losses do see its gates."""
+    rows = torch.from_numpy(chosen if len(chosen) else np.zeros(1, np.int64)).to(batch.trials.device)
+    clips = len(batch.waveforms) // len(batch.trials)
+    rows_of_clips = (rows.unsqueeze(1) * clips + torch.arange(clips, device=rows.device)).flatten()
+    trials = batch.trials[rows]
+    failures = [] if len(chosen) else [Failure(int(trials[0]), "not of this part")]
+    lengths = None if batch.lengths is None else batch.lengths[rows_of_clips]
+    return Batch(batch.waveforms[rows_of_clips], lengths, batch.labels[rows], trials, failures)
+
+
+class _At(nn.Module):
+    """Lets `functional_call` swap the parameters of a module while any function of it runs."""
+
+    def __init__(self, module: nn.Module, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.function = function
+
+    def forward(self) -> Any:
+        return self.function()
+
+
+def with_parameters(module: nn.Module, values: dict[str, Tensor], function: Callable[[], Result]) -> Result:
+    """What ``function()`` returns while ``values`` stand in the place of the module's parameters of these names.
+
+    A backward pass belongs inside the function: gradient checkpointing calls the module again from there.
+    """
+    swapped = {f"module.{name}": value for name, value in values.items()}
+    return functional_call(_At(module, function), swapped, ())
+
+
+class _Hand(torch.autograd.Function):
+    """A value whose backward pass hands out gradients that are there already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> Any:
+        return None, None, *(factor * gradient for gradient in ctx.gradients)
+
+
+def _gradients(
+    module: DetectionModule, loss: Tensor, parameters: Sequence[Tensor], create_graph: bool = False
+) -> Gradients:
+    """Of a loss of this process; taken through the gradient scaler, if there is one, and without its scale."""
+    scaler = _scaler(module)
+    scale = None if scaler is None else scaler.scale(torch.ones((), device=loss.device))
+    with torch.autocast(loss.device.type, enabled=False):  # the backward pass has the types of the forward pass
+        gradients = torch.autograd.grad(
+            loss if scale is None else loss * scale, list(parameters), create_graph=create_graph, allow_unused=True
+        )
+        if scale is None:
+            return gradients
+        return [None if gradient is None else gradient / scale for gradient in gradients]
+
+
+def _mean_over_processes(module: DetectionModule, parameters: Sequence[Tensor], gradients: Gradients) -> Gradients:
+    if module.trainer.world_size == 1:
+        return [None if gradient is None else gradient.detach() for gradient in gradients]
+    flat = torch.cat(
+        [
+            (torch.zeros_like(p) if g is None else g.detach()).flatten()
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
+    )
+    mean = cast(Tensor, module.trainer.strategy.reduce(flat, reduce_op="mean"))
+    pieces = mean.split([parameter.numel() for parameter in parameters])
+    return [piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)]
+
+
+def _sum(first: Tensor | None, second: Tensor | None, factor: float) -> Tensor | None:
+    if second is None:
+        return first
+    return factor * second if first is None else first + factor * second
+
+
+def _scaler(module: DetectionModule) -> torch.amp.GradScaler | None:
+    return getattr(module.trainer.precision_plugin, "scaler", None)
+
+
+def _datamodule(module: DetectionModule) -> AudioDeepfakeDataModule:
+    return module.trainer.datamodule  # type: ignore[attr-defined]
