@@ -65,7 +65,7 @@ class MLDG:
     """
 
     def __init__(
-        self, inner_lr: float = 0.1, beta: float = 1.0, meta_test_share: float = 0.33, second_order: bool = False
+        self, inner_lr: float = 0.01, beta: float = 1.0, meta_test_share: float = 0.33, second_order: bool = False
     ) -> None:
         for name, value in (("inner_lr", inner_lr), ("beta", beta)):
             if not (value >= 0 and np.isfinite(value)):
