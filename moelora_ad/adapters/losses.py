@@ -86,21 +86,23 @@ class AuxiliaryLosses:
             yield
 
     def terms(self) -> dict[str, Tensor]:
-        """The weighted losses by name, scalars that gradients flow from; a collective call if there are processes.
+        """The weighted losses of what was watched, by name, as scalars that gradients flow from; what was gathered is
+        used up by it. A collective call if there are processes.
 
         Raises:
-            AdapterError: no gate decided anything, or gradients are wanted and the passes were made without a graph.
+            AdapterError: no gate has decided anything since, or gradients are wanted and a pass was made without a
+                graph.
         """
         if not self._sums:
             raise AdapterError("auxiliary losses: no forward pass was watched")
         if torch.is_grad_enabled() and not self._graph:
             raise AdapterError("auxiliary losses: the pass had no graph; checkpoint layers with use_reentrant=False")
-        sums = _over_processes(torch.cat(list(self._sums.values())))
-        parts = sums.split([len(part) for part in self._sums.values()])
-        means = torch.stack([_losses(part) for part in parts]).mean(0)
-        overlaps = torch.stack(list(self._overlaps.values())).mean(0)
-        values = dict(zip((field.name for field in fields(self.weights)), [*means, *overlaps], strict=True))
-        return {name: weight * values[name] for name, weight in self.weights.active().items()}
+        gathered, overlaps = list(self._sums.values()), list(self._overlaps.values())
+        self._sums, self._overlaps = {}, {}  # they hold the graph of the pass
+        parts = _over_processes(torch.cat(gathered)).split([len(part) for part in gathered])
+        values = [*torch.stack([_losses(part) for part in parts]).mean(0), *torch.stack(overlaps).mean(0)]
+        by_name = dict(zip((field.name for field in fields(self.weights)), values, strict=True))
+        return {name: weight * by_name[name] for name, weight in self.weights.active().items()}
 
     def _see(self, decision: Decision) -> None:
         self._graph = self._graph and torch.is_grad_enabled()
