@@ -28,15 +28,14 @@ from moelora_ad.adapters.methods import (
 from moelora_ad.adapters.peft_format import adapt_from_peft, save_peft
 from moelora_ad.adapters.routing import Decision, RoutingRecord, SiteRouting, record_routing, watch_gates
 from moelora_ad.adapters.spectra import principal_angles, singular_values
+from moelora_ad.adapters.starting import mixture_of_loras, warm_start
 from moelora_ad.adapters.surgery import (
     add_expert,
     drop_expert,
     freeze_experts,
     knocked_out,
-    mixture_of_loras,
     set_logit_offset,
     split_expert,
-    warm_start,
 )
 
 __all__ = [

@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from moelora_ad.adapters import surgery
+from moelora_ad.adapters import starting, surgery
 from moelora_ad.adapters.arguments import RemembersArguments
-from moelora_ad.adapters.errors import InjectionError
+from moelora_ad.adapters.errors import AdapterError, InjectionError
 from moelora_ad.adapters.gate import Gate, GatePolicy
-from moelora_ad.adapters.injection import Build, LayerRange, inject, layer_of
+from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, inject, layer_of
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
 from moelora_ad.adapters.lora_files import load_lora, read_lora
@@ -52,6 +52,13 @@ class AdaptationMethod(RemembersArguments, ABC):
 
         Raises:
             AdapterError: the weights cannot be read, or do not fit.
+        """
+
+    def check(self, encoder: nn.Module) -> None:
+        """See that the adapters of an encoder are still those that this method makes: surgery changes them.
+
+        Raises:
+            AdapterError: they are others.
         """
 
     def auxiliary_losses(self) -> AuxiliaryLosses | None:
@@ -108,6 +115,11 @@ class TopLayers(AdaptationMethod):
         return ()
 
 
+def _check_alpha(alpha: float | None) -> None:
+    if alpha is not None and not (alpha > 0 and math.isfinite(alpha)):
+        raise ValueError(f"alpha is {alpha}: give a number above 0, or null for no scale")
+
+
 class _LowRank(AdaptationMethod):
     """Freezes the encoder and puts an adapted projection in the place of each targeted one."""
 
@@ -132,6 +144,9 @@ class LoRA(_LowRank):
         targets: see ``moelora_ad.adapters.inject``.
         layers: the layers to adapt; None for all.
         init_from: folder of a trained LoRA to start from, see `read_lora`; None for a new one.
+
+    Raises:
+        ValueError: alpha is not above 0.
     """
 
     initial_arguments = ("init_from",)
@@ -144,6 +159,7 @@ class LoRA(_LowRank):
         layers: LayerRange | None = None,
         init_from: str | None = None,
     ) -> None:
+        _check_alpha(alpha)
         self.rank = rank
         self.alpha = alpha
         self.targets = targets
@@ -212,8 +228,8 @@ class MoELoRA(_LowRank):
             raise ValueError(
                 f"init_from names {len(init_from)} LoRAs: give one, or one for each of {num_experts} experts"
             )
-        if not (perturbation >= 0 and math.isfinite(perturbation)):
-            raise ValueError(f"perturbation is {perturbation}: give 0 or more")
+        surgery.check_perturbation(perturbation)
+        _check_alpha(alpha)
         if wrong := [number for number in freeze_experts if not 0 <= number < num_experts]:
             raise ValueError(f"freeze_experts: there is no expert {wrong[0]}, they are 0 to {num_experts - 1}")
         self.num_experts = num_experts
@@ -235,9 +251,16 @@ class MoELoRA(_LowRank):
 
     def initialise(self, encoder: nn.Module) -> None:
         if isinstance(self.init_from, str):
-            surgery.warm_start(encoder, read_lora(self.init_from), self.perturbation)
+            starting.warm_start(encoder, read_lora(self.init_from), self.perturbation)
         elif self.init_from is not None:
-            surgery.mixture_of_loras(encoder, [read_lora(folder) for folder in self.init_from], freeze=False)
+            starting.mixture_of_loras(encoder, [read_lora(folder) for folder in self.init_from], freeze=False)
+
+    def check(self, encoder: nn.Module) -> None:
+        for site, layer in adapted_sites(encoder):
+            if len(layer.experts) != self.num_experts:
+                raise AdapterError(f"{site} has {len(layer.experts)} experts, the method makes {self.num_experts}")
+            if layer.gate is None or layer.gate.policy != self.policy:
+                raise AdapterError(f"the gate of {site} follows another policy than the method's")
 
     def auxiliary_losses(self) -> AuxiliaryLosses | None:
         return AuxiliaryLosses(self.auxiliary) if self.auxiliary.active() else None

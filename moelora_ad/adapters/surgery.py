@@ -1,11 +1,11 @@
-"""Changing the experts of an adapted model: start them, add, split, drop, freeze and knock them out.
+"""Changing the experts of an adapted model: add, split, drop, freeze, silence them and knock them out.
 
 Every function changes all mixtures of a model, or those at ``sites``, in place. New experts are new parameters: build
-the optimiser afterwards.
+the optimiser afterwards. What saves the model needs a method that makes as many experts as there are then.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,67 +17,6 @@ from moelora_ad.adapters.gate import Gate
 from moelora_ad.adapters.injection import adapted_sites
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
-from moelora_ad.adapters.lora_files import LoRAUpdate, check_sites
-
-
-@torch.no_grad()
-def warm_start(
-    model: nn.Module,
-    update: Mapping[str, LoRAUpdate],
-    perturbation: float = 0.01,
-    generator: torch.Generator | None = None,
-) -> None:
-    """Start all experts of every mixture from one trained LoRA.
-
-    Gates whose weights sum to 1 keep the LoRA's function exactly if the perturbation is 0; but then all experts get the
-    same gradient, up to their gates. The perturbations of a projection's experts sum to 0.
-
-    Args:
-        model: adapted with MoELoRA, at the LoRA's projections and of its rank.
-        update: see `read_lora` and `lora_updates`.
-        perturbation: standard deviation of what is added to each lora_A, in parts of lora_A's own root mean square.
-        generator: of the perturbation; None for torch's own.
-
-    Raises:
-        AdapterError: projections or shapes differ, or kept gate weights do not sum to 1. Nothing is changed then.
-    """
-    sites = _mixtures(model, None)
-    for site, layer in sites.items():
-        gate = _gate(layer)
-        policy, dense = gate.policy, _is_dense(gate)
-        if not (dense or policy.renormalise or policy.order == "top_k_first"):
-            raise AdapterError(
-                f"{site}: the kept weights of a top-{policy.top_k} gate sum to less than 1, so that the LoRA's update "
-                "would shrink: renormalise, or start from a dense gate"
-            )
-    _put(sites, [update] * max(len(layer.experts) for layer in sites.values()))
-    for layer in sites.values():
-        downs = torch.stack([expert.lora_A for expert in layer.lora_experts()])
-        noise = torch.randn(downs.shape, generator=generator, dtype=torch.float32).to(downs)
-        noise = perturbation * downs.square().mean().sqrt() * (noise - noise.mean(0))
-        for expert, change in zip(layer.lora_experts(), noise, strict=True):
-            expert.lora_A.add_(change)
-
-
-@torch.no_grad()
-def mixture_of_loras(model: nn.Module, updates: Sequence[Mapping[str, LoRAUpdate]], freeze: bool = True) -> None:
-    """Make each of N separately trained LoRAs an expert of every mixture.
-
-    Args:
-        model: adapted with MoELoRA, with N experts at the LoRAs' projections and of their rank.
-        updates: of expert 0 to N - 1.
-        freeze: train the gates alone.
-
-    Raises:
-        AdapterError: projections, shapes or the number of experts differ. Nothing is changed then.
-    """
-    sites = _mixtures(model, None)
-    for site, layer in sites.items():
-        if len(layer.experts) != len(updates):
-            raise AdapterError(f"{site} has {len(layer.experts)} experts, there are {len(updates)} LoRAs")
-    _put(sites, updates)
-    if freeze:
-        freeze_experts(model, range(len(updates)))
 
 
 def freeze_experts(
@@ -90,7 +29,7 @@ def freeze_experts(
     Raises:
         AdapterError: there is no such expert or site.
     """
-    for layer in _mixtures(model, sites, experts, gated=False).values():
+    for layer in chosen_mixtures(model, sites, experts, gated=False).values():
         for number in experts:
             for parameter in layer.lora_experts()[number].parameters():
                 parameter.requires_grad_(not frozen)
@@ -103,18 +42,20 @@ def add_expert(model: nn.Module, offset: float = -math.inf, sites: Collection[st
 
     Args:
         model: adapted with MoELoRA.
-        offset: of its gate logit. -inf silences it: the model's function stays, and the expert learns nothing until
-            `set_logit_offset` wakes it. Any other number gives it a share of the gate at once.
+        offset: of its gate logit. -inf silences it: its weight is exactly 0, so that the model's function stays, and it
+            learns nothing until `set_logit_offset` wakes it. Any other number gives it a share of the gate at once.
         sites: dotted paths; None for all mixtures.
 
     Raises:
-        AdapterError: there is no such site.
+        AdapterError: there is no such site, or the offset is no number.
     """
-    for layer in _mixtures(model, sites).values():
+    mixtures, gates = chosen_mixtures(model, sites), chosen_gates(model, sites)
+    _check_offset(offset)
+    for layer in mixtures.values():
         base, like = layer.base, layer.lora_experts()[-1].lora_A
         expert = LoRAExpert(base.in_features, base.out_features, layer.rank).to(like).train(layer.training)
         layer.experts.append(expert)
-    for gate in _gates(model, sites):
+    for gate in gates.values():
         new = Gate(gate.weight.shape[1], 1).to(gate.weight)
         rows = {"weight": torch.cat([gate.weight, new.weight])}
         if gate.noise_weight is not None and new.noise_weight is not None:
@@ -129,11 +70,14 @@ def set_logit_offset(model: nn.Module, expert: int, offset: float, sites: Collec
     """Set what is added to an expert's gate logit: 0 for nothing, -inf to silence it.
 
     Raises:
-        AdapterError: there is no such expert or site.
+        AdapterError: there is no such expert or site, the offset is no number, or all experts would be silent.
     """
-    _mixtures(model, sites, [expert])
-    for gate in _gates(model, sites):
-        gate.logit_offset[expert] = offset
+    chosen_mixtures(model, sites, [expert])
+    _check_offset(offset)
+    gates = chosen_gates(model, sites)
+    changed = {site: _offsets(site, gate, [expert], offset) for site, gate in gates.items()}
+    for site, gate in gates.items():
+        gate.logit_offset.copy_(changed[site])
 
 
 @torch.no_grad()
@@ -154,31 +98,31 @@ def split_expert(
         model: adapted with MoELoRA, with dense gates.
         expert: number of the expert.
         perturbation: standard deviation, in parts of the root mean square of lora_A.
-        generator: of the perturbation; None for torch's own.
+        generator: of the perturbation, on the CPU; None for torch's own.
         sites: dotted paths; None for all mixtures.
 
     Raises:
         AdapterError: there is no such expert or site; or a gate keeps the top k, where two halves would be chosen
-            instead of one expert and another.
+            instead of one expert and another; or the perturbation is no number of 0 or more.
     """
-    mixtures = _mixtures(model, sites, [expert])
+    check_perturbation(perturbation)
+    mixtures = chosen_mixtures(model, sites, [expert])
     for site, layer in mixtures.items():
-        if not _is_dense(_gate(layer)):
+        if not is_dense(gate_of(layer)):
             raise AdapterError(
-                f"{site}: a top-{_gate(layer).policy.top_k} gate would keep both halves in the place of one expert and "
-                "another; only experts of dense gates can be split"
+                f"{site}: a top-{gate_of(layer).policy.top_k} gate would keep both halves in the place of one expert "
+                "and another; only experts of dense gates can be split"
             )
     for layer in mixtures.values():
         one = layer.lora_experts()[expert]
         other = LoRAExpert(layer.in_features, layer.out_features, layer.rank).to(one.lora_A).train(layer.training)
-        noise = torch.randn(one.lora_A.shape, generator=generator, dtype=torch.float32).to(one.lora_A)
-        noise = perturbation * one.lora_A.square().mean().sqrt() * noise
+        noise = perturbation * relative_noise(one.lora_A, generator)
         other.lora_A.copy_(one.lora_A - noise)
         other.lora_B.copy_(one.lora_B)
         one.lora_A.add_(noise)
         other.requires_grad_(one.lora_A.requires_grad)
         layer.experts.append(other)
-    for gate in _gates(model, sites):
+    for gate in chosen_gates(model, sites).values():
         order = [*range(gate.num_experts), expert]
         gate.logit_offset[expert] -= math.log(2) * gate.policy.temperature
         if gate.policy.top_k is not None:  # as many as there were: all
@@ -191,19 +135,22 @@ def drop_expert(model: nn.Module, expert: int, sites: Collection[str] | None = N
     """Remove an expert; those behind it move up. The last one left loses its gate and is a plain LoRA.
 
     Raises:
-        AdapterError: there is no such expert or site, or a gate's top-k exceeds what would be left.
+        AdapterError: there is no such expert or site, a gate's top-k exceeds what would be left, or what would be left
+            is silent.
     """
-    mixtures = _mixtures(model, sites, [expert])
-    gates = _gates(model, sites)
-    for gate in gates:
+    mixtures = chosen_mixtures(model, sites, [expert])
+    gates = chosen_gates(model, sites)
+    for site, gate in gates.items():
         left = gate.num_experts - 1
         if gate.policy.top_k is not None and gate.policy.top_k > left:
             raise AdapterError(f"the gates keep the top {gate.policy.top_k}: {left} experts would be left")
+        if left > 1:
+            _offsets(site, gate, [expert], -math.inf)
     for layer in mixtures.values():
         layer.experts = nn.ModuleList([e for number, e in enumerate(layer.experts) if number != expert])
         if len(layer.experts) == 1:
             layer.remove_gate()
-    for gate in gates:
+    for gate in gates.values():
         _reorder(gate, [number for number in range(gate.num_experts) if number != expert])
 
 
@@ -223,31 +170,28 @@ def knocked_out(
     Raises:
         AdapterError: there is no such expert or site, or no expert remains for the gate to choose.
     """
-    mixtures = _mixtures(model, sites, experts, gated=redistribute)
-    tensors: list[tuple[Tensor, Tensor]] = []
-    if redistribute:
-        for site, layer in mixtures.items():
-            if len(set(experts)) >= len(layer.experts):
-                raise AdapterError(f"{site} has no other experts: take away their updates with redistribute=False")
-        tensors += [(gate.logit_offset, gate.logit_offset.clone()) for gate in _gates(model, sites)]
-    else:
-        ups = [layer.lora_experts()[number].lora_B for layer in mixtures.values() for number in experts]
-        tensors += [(up, up.detach().clone()) for up in ups]
+    mixtures = chosen_mixtures(model, sites, experts, gated=redistribute)
+    gates = chosen_gates(model, sites) if redistribute else {}
+    silenced = {site: _offsets(site, gate, experts, -math.inf) for site, gate in gates.items()}
+    offsets = {site: gate.logit_offset.clone() for site, gate in gates.items()}
+    chosen = [] if redistribute else [layer.lora_experts()[n] for layer in mixtures.values() for n in set(experts)]
+    ups = [expert.lora_B.detach().clone() for expert in chosen]
     try:
         with torch.no_grad():
-            for tensor, _ in tensors:
-                if redistribute:
-                    tensor[list(experts)] = -math.inf
-                else:
-                    tensor.zero_()
+            for site, gate in gates.items():
+                gate.logit_offset.copy_(silenced[site])
+            for expert in chosen:
+                expert.lora_B.zero_()
         yield
     finally:
         with torch.no_grad():
-            for tensor, before in tensors:
-                tensor.copy_(before)
+            for site, gate in gates.items():
+                gate.logit_offset.copy_(offsets[site])
+            for expert, up in zip(chosen, ups, strict=True):
+                expert.lora_B.copy_(up)
 
 
-def _mixtures(
+def chosen_mixtures(
     model: nn.Module, sites: Collection[str] | None, experts: Collection[int] = (), gated: bool = True
 ) -> dict[str, MoELoRALinear]:
     """The chosen projections, all of which have these experts."""
@@ -272,36 +216,48 @@ def _mixtures(
     return found
 
 
-def _gates(model: nn.Module, sites: Collection[str] | None) -> list[Gate]:
-    """The gates of the chosen projections, each once."""
-    gates = {id(layer.gate): _gate(layer) for layer in _mixtures(model, sites).values()}
-    return list(gates.values())
+def chosen_gates(model: nn.Module, sites: Collection[str] | None) -> dict[str, Gate]:
+    """The gates of the chosen projections, each once, by the first of its projections."""
+    gates: dict[int, tuple[str, Gate]] = {}
+    for site, layer in chosen_mixtures(model, sites).items():
+        gates.setdefault(id(layer.gate), (site, gate_of(layer)))
+    return dict(gates.values())
 
 
-def _gate(layer: MoELoRALinear) -> Gate:
+def gate_of(layer: MoELoRALinear) -> Gate:
     assert layer.gate is not None
     return layer.gate
 
 
-def _is_dense(gate: Gate) -> bool:
+def is_dense(gate: Gate) -> bool:
     return gate.policy.top_k is None or gate.policy.top_k == gate.num_experts
 
 
-def _put(sites: Mapping[str, MoELoRALinear], updates: Sequence[Mapping[str, LoRAUpdate]]) -> None:
-    """Put update i into expert i of every projection."""
-    for update in updates:
-        check_sites(sites, update)
-        for site, layer in sites.items():
-            given, own = update[site], layer.lora_experts()[0]
-            if (given.lora_A.shape, given.lora_B.shape) != (own.lora_A.shape, own.lora_B.shape):
-                raise AdapterError(
-                    f"{site}: the LoRA is {tuple(given.lora_A.shape)}, {tuple(given.lora_B.shape)}, the experts are "
-                    f"{tuple(own.lora_A.shape)}, {tuple(own.lora_B.shape)}"
-                )
-    for site, layer in sites.items():
-        for expert, update in zip(layer.lora_experts(), updates, strict=False):
-            expert.lora_A.copy_(update[site].lora_A)
-            expert.lora_B.copy_(update[site].lora_B.to(expert.lora_B) * (update[site].scaling / layer.scaling))
+def check_perturbation(perturbation: float) -> None:
+    if not (perturbation >= 0 and math.isfinite(perturbation)):
+        raise AdapterError(f"perturbation is {perturbation}: give 0 or more")
+
+
+def relative_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Gaussian noise in the shape of a tensor, with the tensor's own root mean square."""
+    return like.square().mean().sqrt() * torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
+
+
+def _check_offset(offset: float) -> None:
+    if math.isnan(offset) or offset == math.inf:
+        raise AdapterError(f"the logit offset is {offset}: give a number, or -inf for silence")
+
+
+def _offsets(site: str, gate: Gate, experts: Iterable[int], offset: float) -> Tensor:
+    """A gate's logit offsets with a new one for some experts."""
+    offsets = gate.logit_offset.clone()
+    offsets[list(experts)] = offset
+    if bool((offsets == -math.inf).all()):
+        raise AdapterError(
+            f"{site}: no expert would be left that its gate can choose; keep one, or take away updates alone with "
+            "knocked_out(..., redistribute=False)"
+        )
+    return offsets
 
 
 def _reorder(gate: Gate, order: Sequence[int]) -> None:

@@ -77,7 +77,8 @@ def account(
     """The account of a detector that was built on the meta device. (It is of no use afterwards.)
 
     Everything is measured on the code that trains, run on tensors without content. Matrix products and convolutions are
-    counted as operations; element-wise ones and Fourier transforms are not.
+    counted as operations; element-wise ones and Fourier transforms are not. The loss is the cross entropy; auxiliary
+    losses and meta-learning come on top.
 
     Args:
         detector: built on the meta device.
@@ -85,6 +86,9 @@ def account(
         samples: of a clip, 16 kHz.
         batch_size: clips of a training step.
         precision: torch.float32, or the half precision of mixed training.
+
+    Raises:
+        RuntimeError, ValueError: the clip is too short for a layer of the model.
     """
     parameters, sites = _parameters(detector), _sites(detector)
     seconds = samples / SAMPLE_RATE

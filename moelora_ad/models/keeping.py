@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moelora_ad import __version__
-from moelora_ad.adapters import AdaptationMethod
+from moelora_ad.adapters import AdaptationMethod, AdapterError
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
@@ -75,7 +75,8 @@ class KeptModule(nn.Module):
             folder: made if it is not there; files of these names in it are replaced.
 
         Raises:
-            InputError: a part cannot be described, or the weights are not finite float32.
+            InputError: a part cannot be described, the experts are not those of ``adaptation`` any more, or the
+                weights are not finite float32.
         """
         folder = Path(folder)
         kept, config = self._weights(), self._config()
@@ -189,10 +190,14 @@ class KeptModule(nn.Module):
             if tensor.is_floating_point() and tensor.dtype != torch.float32:
                 raise InputError(f"{name} is {tensor.dtype}, not float32: save the detector before you convert it")
         kept = {name: state[name].detach().cpu().contiguous().clone() for name in sorted(self._kept_names())}
-        check_finite(kept, "the detector")
+        check_finite(_without_silence(kept), "the detector")
         return kept
 
     def _config(self) -> dict[str, Any]:
+        try:
+            self.adaptation.check(self.backbone.encoder)
+        except AdapterError as error:
+            raise InputError(f"{error}: set the detector's adaptation to a method that makes its experts") from None
         backbone = describe(self.backbone)
         commit = getattr(self.backbone.encoder.config, "_commit_hash", None)  # transformers notes it for hub ids only
         if commit and "revision" in backbone["init_args"]:
@@ -265,7 +270,7 @@ class KeptModule(nn.Module):
                     f"{name} is {tensor.dtype} {tuple(tensor.shape)}, "
                     f"the model has {own[name].dtype} {tuple(own[name].shape)}",
                 )
-        check_finite(given, str(path))
+        check_finite(_without_silence(given), str(path))
         if file_hash(path) != config["weights_sha256"]:
             raise InputError.at(path, f"is not the file that {CONFIG} was written with: save or download it again")
         wanted, found = config["backbone_sha256"], self.frozen_hash()
@@ -277,3 +282,11 @@ class KeptModule(nn.Module):
                 "backbone= (--backbone)",
             )
         self.load_state_dict(given, strict=False)
+
+
+def _without_silence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gates silence an expert by a logit offset of -inf: the one number that may be infinite."""
+    return {
+        name: tensor.masked_fill(tensor == -torch.inf, 0.0) if name.endswith(".gate.logit_offset") else tensor
+        for name, tensor in tensors.items()
+    }

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +28,12 @@ from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.usage import OneLineParser
 
 FAILED = 1
-HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+# Lightning's names of the precisions that training has here.
+PRECISIONS = {
+    **dict.fromkeys(("None", "32", "32-true"), ("32-true", torch.float32)),
+    **dict.fromkeys(("16", "16-mixed"), ("16-mixed", torch.float16)),
+    **dict.fromkeys(("bf16", "bf16-mixed"), ("bf16-mixed", torch.bfloat16)),
+}
 WIDTH = 80
 
 
@@ -69,12 +74,15 @@ def run(program: str) -> int:
     except (InputError, AdapterError, MisconfigurationException) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
-    samples, batch_size, precision = _segment(command, own), command.datamodule.batch_size, _precision(command)
-    setting = {"seconds": samples / SAMPLE_RATE, "batch_size": batch_size, "precision": precision}
+    setting = {
+        "seconds": _segment(command, own) / SAMPLE_RATE,
+        "batch_size": command.datamodule.batch_size,
+        "precision": _precision(command)[0],
+    }
     if own.format == "json":
         print(json.dumps({"setting": setting} | asdict(result), indent=2))
     else:
-        _print(result, setting)
+        _print(result, setting, _left_out(command.model))
     return 0
 
 
@@ -100,9 +108,12 @@ def _built(arguments: list[str]) -> DetectionCommand:
 
 
 def _account(command: DetectionCommand, own: argparse.Namespace) -> Account:
-    half = HALF.get(_precision(command), torch.float32)
-    model, data = command.model, command.datamodule
-    return account(model.detector, model.optimizer, _segment(command, own), data.batch_size, half)
+    model, samples, (_, precision) = command.model, _segment(command, own), _precision(command)
+    try:
+        return account(model.detector, model.optimizer, samples, command.datamodule.batch_size, precision)
+    except (RuntimeError, ValueError) as error:  # too few frames, in the words of whichever layer lacks them
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"the model does not take clips of {samples / SAMPLE_RATE:g} s: {reason}") from None
 
 
 def _segment(command: DetectionCommand, own: argparse.Namespace) -> int:
@@ -111,12 +122,21 @@ def _segment(command: DetectionCommand, own: argparse.Namespace) -> int:
     return command.datamodule.train_segment.samples or TRAINING_SAMPLES
 
 
-def _precision(command: DetectionCommand) -> str:
-    given = command._get(command.config, "trainer.precision")
-    return "32-true" if given is None else str(given)
+def _precision(command: DetectionCommand) -> tuple[str, torch.dtype]:
+    """Its name, and what products are computed in."""
+    given = str(command._get(command.config, "trainer.precision"))
+    if given not in PRECISIONS:
+        raise InputError(f"trainer.precision {given}: give 32-true, 16-mixed or bf16-mixed, the ones that train here")
+    return PRECISIONS[given]
 
 
-def _print(result: Account, setting: Mapping[str, Any]) -> None:
+def _left_out(model: DetectionModule) -> list[str]:
+    """What a training step of this configuration does beyond what is counted."""
+    extra = {"meta-learning": model.meta_learning, "auxiliary losses": model.auxiliary}
+    return [name for name, used in extra.items() if used is not None]
+
+
+def _print(result: Account, setting: Mapping[str, Any], left_out: Sequence[str]) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     counts, sites = result.parameters, result.sites
     trained = counts["total"] - counts["backbone_frozen"]
@@ -147,3 +167,5 @@ def _print(result: Account, setting: Mapping[str, Any]) -> None:
     facts.add_row("checkpoint", f"{result.checkpoint_bytes / 1e6:,.1f} MB with optimiser")
     console.print(facts)
     console.print("FLOP: of products and convolutions; Fourier transforms and the like are left out")
+    if left_out:
+        console.print(f"training, activations: of the plain loss, without {' and '.join(left_out)}")

@@ -118,6 +118,39 @@ def test_a_warm_start_breaks_the_symmetry_as_stated():
             torch.testing.assert_close(expert.lora_B, single.experts[0].lora_B * (5 / RANK) / (3 / RANK))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_warm_start_in_other_types(dtype):
+    start, model = lora(), mixture(NONE, dtype)
+    warm_start(model, lora_updates(start), perturbation=0.0)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    tolerance = 1e-6 if dtype == torch.float64 else 0.1
+    torch.testing.assert_close(output(model, dtype), output(start.to(dtype), dtype), rtol=tolerance, atol=tolerance)
+
+
+def test_some_mixtures_alone_start_from_loras():
+    update, before, model = lora_updates(lora()), mixture().state_dict(), mixture()
+    warm_start(model, update, sites=["0.up"])
+    mixture_of_loras(model, [update] * EXPERTS, sites=["1.down"])
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.partition(".experts")[0] for name in moved} == {"0.up", "1.down"}
+    frozen = {name.partition(".experts")[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert "1.down" in frozen
+    assert "0.up" not in frozen
+    with pytest.raises(AdapterError, match=r"the update lacks 0\.down"):
+        warm_start(model, {"0.up": update["0.up"]}, sites=["0.up", "0.down"])
+
+
+@pytest.mark.parametrize("perturbation", [-1.0, float("nan"), float("inf")])
+def test_a_perturbation_that_is_none_is_refused(perturbation):
+    model = mixture()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(AdapterError, match=f"perturbation is {perturbation}: give 0 or more"):
+        warm_start(model, lora_updates(lora()), perturbation)
+    with pytest.raises(AdapterError, match=f"perturbation is {perturbation}: give 0 or more"):
+        split_expert(model, 0, perturbation)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_warm_start_under_weights_that_do_not_sum_to_one_is_refused():
     model = mixture(TOP_2)
     before = copy.deepcopy(model.state_dict())
@@ -184,6 +217,63 @@ def test_a_silent_expert_changes_nothing_until_it_is_woken(policy, share):
         layer.gate.logit_offset[EXPERTS] = 50.0
     model(x()).sum().backward()
     assert all(layer.experts[EXPERTS].lora_B.grad.any() for _, layer in adapted_sites(model))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_what_a_silent_expert_holds_has_no_part_in_the_output(policy):
+    model = mixture(policy)
+    add_expert(model)
+    before = output(model)
+    for _, layer in adapted_sites(model):
+        for tensor in (*layer.experts[EXPERTS].parameters(), layer.gate.weight[EXPERTS]):
+            tensor.data.normal_(std=3.0)
+    assert torch.equal(output(model), before)
+
+
+@pytest.mark.parametrize("policy", [NONE, TOP_2], ids=str)
+def test_a_silent_expert_does_not_disturb_the_training_of_the_others(policy):
+    grown, plain = mixture(policy, torch.float64), mixture(policy, torch.float64)
+    add_expert(grown)
+    for model in (grown, plain):
+        trained_parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained_parameters, lr=0.01, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.train()(x(torch.float64)).square().sum().backward()
+            optimizer.step()
+    for (_, layer), (_, other) in zip(adapted_sites(grown), adapted_sites(plain), strict=True):
+        assert not layer.experts[EXPERTS].lora_B.any()
+        for expert, wanted in zip(list(layer.experts)[:EXPERTS], other.experts, strict=True):
+            torch.testing.assert_close(expert.lora_A, wanted.lora_A, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(expert.lora_B, wanted.lora_B, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.gate.weight[:EXPERTS], other.gate.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_some_expert_must_be_left_to_choose():
+    model = mixture()
+    add_expert(model)
+    for number in (0, 1):
+        set_logit_offset(model, number, -torch.inf)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(AdapterError, match=r"0\.up: no expert would be left"):
+        set_logit_offset(model, 2, -torch.inf)
+    with pytest.raises(AdapterError, match=r"0\.up: no expert would be left"):
+        drop_expert(model, 2)
+    with pytest.raises(AdapterError, match=r"0\.up: no expert would be left"), knocked_out(model, [2]):
+        pass
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("offset", [float("nan"), float("inf")])
+def test_an_offset_that_is_none_is_refused(offset):
+    model = mixture()
+    with pytest.raises(AdapterError, match=f"the logit offset is {offset}: give a number, or -inf"):
+        set_logit_offset(model, 0, offset)
+    with pytest.raises(AdapterError, match=f"the logit offset is {offset}: give a number, or -inf"):
+        add_expert(model, offset)
+    assert len(model[0].up.experts) == EXPERTS
+    assert not model[0].up.gate.logit_offset.any()
 
 
 def test_a_new_expert_starts_like_any_other():
@@ -274,12 +364,15 @@ def test_types_and_what_is_trained_stay(dtype):
         assert [expert.lora_A.requires_grad for expert in layer.experts] == [True, False, True, False]
 
 
-def test_a_copy_is_not_changed():
-    model = mixture()
+@pytest.mark.parametrize("share", [False, True])
+def test_a_copy_is_not_changed(share):
+    model = mixture(share_gate=share)
     twin = copy.deepcopy(model)
     add_expert(twin)
     split_expert(twin, 0)
     assert {len(layer.experts) for _, layer in adapted_sites(model)} == {EXPERTS}
+    assert {layer.gate.num_experts for _, layer in adapted_sites(model)} == {EXPERTS}
+    assert {(len(layer.experts), layer.gate.num_experts) for _, layer in adapted_sites(twin)} == {(5, 5)}
     assert set(model.state_dict()) < set(twin.state_dict())
 
 
@@ -352,6 +445,15 @@ def test_what_is_knocked_out_comes_back_after_an_error():
         assert torch.equal(output(model), before)
 
 
+@pytest.mark.parametrize("redistribute", [True, False])
+def test_what_is_knocked_out_comes_back_where_the_model_was_moved_to(redistribute):
+    model = mixture()
+    before = copy.deepcopy(model.state_dict())
+    with knocked_out(model, [0], redistribute=redistribute):
+        model.double()
+    assert all(torch.equal(tensor, before[name].double()) for name, tensor in model.state_dict().items())
+
+
 def test_some_sites_alone():
     model = mixture()
     with knocked_out(model, [0], sites=["0.up"]):
@@ -368,7 +470,7 @@ def test_experts_and_sites_that_are_not_there_are_named():
         add_expert(mixture(), sites=["2.up"])
     with pytest.raises(AdapterError, match=r"0\.up shares its gate with 0\.down: choose both or neither"):
         split_expert(mixture(share_gate=True), 0, sites=["0.up"])
-    with pytest.raises(AdapterError, match="has no other experts"), knocked_out(mixture(), range(EXPERTS)):
+    with pytest.raises(AdapterError, match=r"0\.up: no expert would be left"), knocked_out(mixture(), range(EXPERTS)):
         pass
     with pytest.raises(AdapterError, match="no mixtures"), knocked_out(lora(), [0]):
         pass
@@ -379,6 +481,7 @@ def test_experts_and_sites_that_are_not_there_are_named():
     [
         ({"init_from": ["a", "b"]}, "init_from names 2 LoRAs: give one, or one for each of 3 experts"),
         ({"perturbation": -1.0}, "perturbation is -1"),
+        ({"alpha": 0}, "alpha is 0: give a number above 0"),
         ({"freeze_experts": [3]}, "there is no expert 3, they are 0 to 2"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from moelora_ad.adapters import FrozenBackbone, LayerRange, LoRA, MoELoRA, TopLayers
@@ -182,6 +183,52 @@ def test_the_table_is_readable(experiment, write_config, lightning, monkeypatch)
     ):
         assert wanted in lines
     assert "gate noise" not in out  # there is none
+    assert "plain loss" not in out
+
+
+def test_what_a_step_does_beyond_the_plain_loss_is_told(experiment, write_config, lightning, monkeypatch):
+    monkeypatch.setattr(inspect_command, "account", lambda *_: ACCOUNT)
+    experiment["model"]["meta_learning"] = {"class_path": "moelora_ad.training.MLDG"}
+    experiment["model"]["adaptation"]["init_args"]["auxiliary"] = {"importance": 0.1}
+    code, out, err = lightning("inspect", "--config", write_config(experiment))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == (
+        "training, activations: of the plain loss, without meta-learning and auxiliary losses"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "dtype"),
+    [
+        (None, "32-true", torch.float32),
+        (32, "32-true", torch.float32),
+        (16, "16-mixed", torch.float16),
+        ("bf16", "bf16-mixed", torch.bfloat16),
+        ("bf16-mixed", "bf16-mixed", torch.bfloat16),
+    ],
+)
+def test_precisions_are_those_of_lightning(experiment, write_config, inspected, monkeypatch, given, name, dtype):
+    asked = []
+    monkeypatch.setattr(inspect_command, "account", lambda *arguments: asked.append(arguments[-1]) or ACCOUNT)
+    experiment["trainer"]["precision"] = given
+    assert inspected("--config", str(write_config(experiment)))["setting"]["precision"] == name
+    assert asked == [dtype]
+    assert given is None or Trainer(accelerator="cpu", precision=given, logger=False).precision == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--seconds", "0.001"], "the model does not take clips of 0.001 s: "),
+        (["--seconds", "0.00001"], "the model does not take clips of 0 s: "),
+        (["--trainer.precision", "bf16-true"], "trainer.precision bf16-true: give 32-true, 16-mixed or bf16-mixed"),
+    ],
+)
+def test_what_cannot_be_counted_is_one_line(experiment, write_config, lightning, arguments, told):
+    code, out, err = lightning("inspect", "--config", write_config(experiment), *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"lightning inspect: error: {told}")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
