@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -193,8 +194,17 @@ def _loss(detector: Detector, batch: Tensor) -> Tensor:
 @contextmanager
 def _counted() -> Iterator[FlopCounterMode]:
     """Attention by plain products, because its fused kernels are not counted on every device."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         yield counter
+
+
+def _convolution_backward(grad: Any, inputs: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """Each gradient costs what the forward pass cost, from shapes. (PyTorch's own formula counts the weight gradient of
+    a grouped convolution once for each group.)"""
+    transposed, wanted = rest[4], rest[7]
+    positions = prod((inputs if transposed else grad)[2:])
+    return 2 * grad[0] * positions * prod(weight) * sum(wanted[:2])
 
 
 def _optimizer_state(optimizer: Optimizer, trained: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -89,9 +90,8 @@ def run(program: str) -> int:
 def _built(arguments: list[str]) -> DetectionCommand:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     before, sys.argv = sys.argv, [sys.argv[0], "fit", *arguments]
-    logging.disable(logging.WARNING)  # seeds and devices are not this verb's business
     try:
-        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        with torch.device("meta"), _quiet():
             return _Model(
                 DetectionModule,
                 AudioDeepfakeDataModule,
@@ -104,13 +104,25 @@ def _built(arguments: list[str]) -> DetectionCommand:
             )
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Seeds and devices are not this verb's business, and PyTorch logs an error that is told in a line anyway."""
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
         logging.disable(logging.NOTSET)
 
 
 def _account(command: DetectionCommand, own: argparse.Namespace) -> Account:
     model, samples, (_, precision) = command.model, _segment(command, own), _precision(command)
     try:
-        return account(model.detector, model.optimizer, samples, command.datamodule.batch_size, precision)
+        with _quiet():
+            return account(model.detector, model.optimizer, samples, command.datamodule.batch_size, precision)
     except (RuntimeError, ValueError) as error:  # too few frames, in the words of whichever layer lacks them
         reason = str(error).partition("\n")[0]
         raise InputError(f"the model does not take clips of {samples / SAMPLE_RATE:g} s: {reason}") from None
@@ -168,4 +180,4 @@ def _print(result: Account, setting: Mapping[str, Any], left_out: Sequence[str])
     console.print(facts)
     console.print("FLOP: of products and convolutions; Fourier transforms and the like are left out")
     if left_out:
-        console.print(f"training, activations: of the plain loss, without {' and '.join(left_out)}")
+        console.print(f"a step of the plain loss, without {' and '.join(left_out)}")
