@@ -114,7 +114,10 @@ def _found_out(path: str | Path) -> ScoreFormat:
         return "asvspoof5"
     if "score" in header:
         return "table"
-    fields = next(csv.reader([first], delimiter=" ", skipinitialspace=True))
+    try:
+        fields = next(csv.reader([first], delimiter=" ", skipinitialspace=True))
+    except csv.Error:  # a carriage return within the line, or a field that is far too long
+        fields = []
     if len(first.split()) == 4:
         return "asvspoof2019"
     if len([field for field in fields if field]) == 2:

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moelora_ad.corpora import Trial
@@ -118,6 +118,8 @@ def test_arena_files_hold_any_path(tmp_path_factory, paths, data):
 
 
 @settings(deadline=None)
+@example(b"\x01\r\x01", "csv")
+@example(b"u" * 200_000, "txt")
 @given(st.binary(max_size=60), st.sampled_from(["csv", "tsv", "txt", "parquet"]))
 def test_any_bytes_give_scores_or_one_line(tmp_path_factory, content, suffix):
     path = tmp_path_factory.getbasetemp() / f"soup.{suffix}"
