@@ -96,14 +96,17 @@ class MoELoRALinear(nn.Module):
         experts = self.lora_experts()
         rows: list[Tensor] = [expert.lora_A for expert in experts]
         up = torch.cat([expert.lora_B for expert in experts], dim=1)  # (out, N r)
+        # The base may be of lower precision than its adapters; autocast sees to that by itself.
+        given = x if torch.is_autocast_enabled(x.device.type) else x.to(up.dtype)
         if self.gate is None:
-            low = functional.linear(x, rows[0])
+            low = functional.linear(given, rows[0])
         else:
             width = up.shape[1]
-            down = functional.linear(x, torch.cat(rows + self.gate.rows()))  # (..., N r + N or 2 N)
+            down = functional.linear(given, torch.cat(rows + self.gate.rows()))  # (..., N r + N or 2 N)
             weights = self.gate(down[..., width:]).to(down.dtype)
             low = (down[..., :width].unflatten(-1, (-1, self.rank)) * weights.unsqueeze(-1)).flatten(-2)
-        return torch.add(self.base(x), functional.linear(low, up), alpha=self.scaling)
+        base = self.base(x)
+        return torch.add(base, functional.linear(low, up).to(base.dtype), alpha=self.scaling)
 
     def extra_repr(self) -> str:
         return f"num_experts={len(self.experts)}, rank={self.rank}, scaling={self.scaling:g}"

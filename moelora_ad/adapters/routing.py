@@ -121,6 +121,13 @@ class SiteRouting:
         share = self.mean_gate / self.mean_gate.sum()
         return float(torch.special.entr(share).sum().exp())
 
+    @property
+    def load_balance(self) -> float:
+        """N sum_i f_i P_i, with f_i the top-1 share of expert i and P_i its share of the weights (Fedus et al., arXiv
+        2101.03961, eq. 4 to 6): 1 if the experts are used alike, N if one takes everything."""
+        share = self.mean_gate / self.mean_gate.sum()
+        return float(len(share) * (self.top1_share * share).sum())
+
 
 class RoutingRecord:
     """Running sums of gate decisions, for each group of utterances and each projection.
@@ -156,7 +163,8 @@ class RoutingRecord:
             KeyError: no utterance had this label.
         """
         if group is None:
-            return {site: _figures(sums.sum(0)) for site, sums in self._sums.items()}
+            sums_of_all = {site: sums.sum(0) for site, sums in self._sums.items()}
+            return {site: _figures(sums) for site, sums in sums_of_all.items() if sums[-1] > 0}
         row = self._rows[group]
         sums_of_group = {site: sums[row] for site, sums in self._sums.items() if row < len(sums)}
         return {site: _figures(sums) for site, sums in sums_of_group.items() if sums[-1] > 0}
@@ -164,6 +172,24 @@ class RoutingRecord:
     def mean_gates(self) -> dict[str, Tensor]:
         """The mean weight (N,) of each expert at every projection: the weights of the static mixture."""
         return {site: routing.mean_gate for site, routing in self.sites().items()}
+
+    @torch.no_grad()
+    def reduce(self, model: nn.Module, total: Callable[[Tensor], Tensor]) -> None:
+        """Make this the record of all processes together, without labels. A collective call.
+
+        Args:
+            model: the one that was watched; it says which projections every process has, whatever each one met.
+            total: gives the sum of a vector over the processes.
+        """
+        own: dict[str, Tensor] = {}
+        for name, site in adapted_sites(model):
+            if site.gate is not None:
+                device = site.gate.weight.device
+                nothing = torch.zeros(1, 4 * len(site.experts) + 3, dtype=_summed_in(device), device=device)
+                own[name] = self._sums.get(name, nothing).to(device).sum(0)
+        together = total(torch.cat(list(own.values()))).split([len(sums) for sums in own.values()])
+        self._rows = {ALL: 0}
+        self._sums = {name: sums.unsqueeze(0) for name, sums in zip(own, together, strict=True)}
 
     @torch.no_grad()
     def add(self, decision: Decision) -> None:
@@ -207,7 +233,11 @@ def _numbers(decision: Decision) -> Tensor:
     numbers = torch.cat(parts, -1)
     if valid is not None:
         numbers = numbers.where(valid.unsqueeze(-1), 0.0)  # whatever padding holds
-    return numbers.double() if numbers.device.type != "mps" else numbers  # which has no float64
+    return numbers.to(_summed_in(numbers.device))
+
+
+def _summed_in(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # which mps has not
 
 
 def _mean_over_tokens(values: Tensor, valid: Tensor | None) -> Tensor:

@@ -12,11 +12,14 @@ from moelora_ad.adapters.layer import MoELoRALinear
 def singular_values(layer: MoELoRALinear) -> Tensor:
     """Singular values of each expert's update (alpha / r) B_i A_i: (N, r) float64, largest first.
 
-    With B = Q R and A^T = P S they are those of R S^T, so that no (out_features, in_features) matrix is made.
+    With B = Q R and A^T = P S they are those of R S^T, so that no (out_features, in_features) matrix is made. Those of
+    an expert whose weights are not finite are NaN.
     """
     downs, ups = _matrices(layer)
     cores = torch.linalg.qr(ups, mode="r").R @ torch.linalg.qr(downs, mode="r").R.transpose(-1, -2)
-    return abs(layer.scaling) * torch.linalg.svdvals(cores)
+    finite = cores.isfinite().all(-1).all(-1)[:, None]
+    values = torch.linalg.svdvals(cores.nan_to_num(0.0, 0.0, 0.0))
+    return (abs(layer.scaling) * values).where(finite, torch.nan)
 
 
 @torch.no_grad()
@@ -40,7 +43,10 @@ def principal_angles(layer: MoELoRALinear, side: Literal["input", "output"] = "o
 
 
 def _matrices(layer: MoELoRALinear) -> tuple[Tensor, Tensor]:
-    """All A_i^T, (N, in_features, r), and all B_i, (N, out_features, r), in float64."""
+    """All A_i^T, (N, in_features, r), and all B_i, (N, out_features, r), in float64, which Apple's devices lack."""
     experts = layer.lora_experts()
-    downs = torch.stack([expert.lora_A.T for expert in experts]).double()
-    return downs, torch.stack([expert.lora_B for expert in experts]).double()
+    downs = torch.stack([expert.lora_A.T for expert in experts])
+    ups = torch.stack([expert.lora_B for expert in experts])
+    if ups.device.type == "mps":
+        downs, ups = downs.cpu(), ups.cpu()
+    return downs.double(), ups.double()

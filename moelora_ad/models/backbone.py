@@ -70,6 +70,8 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             (B, frames, width), and the valid frames (B,), None when all are valid.
         """
         states, frames = self.encode(waveforms, lengths)
+        if not torch.is_autocast_enabled(waveforms.device.type):  # a half-precision encoder
+            states = [state.float() for state in states]
         if self.layer_weights is None:
             return states[-1], frames
         weights = self.layer_weights.softmax(dim=0)
@@ -83,7 +85,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             mask: (B, samples) or (B, frames) bool, True for what is not padding; None for all.
         """
         output = self.encoder(
-            inputs,
+            inputs.to(self.encoder.dtype),
             attention_mask=None if mask is None else mask.long(),
             output_hidden_states=self.layer_weights is not None,
         )

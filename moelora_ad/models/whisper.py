@@ -64,7 +64,7 @@ class WhisperBackbone(Backbone):
                 "(with short: repeat)"
             )
         encoder = self.encoder
-        hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms)))
+        hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms).to(encoder.conv1.weight.dtype)))
         hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (B, frames, width)
         if hidden.shape[1] > encoder.max_source_positions:
             seconds = waveforms.shape[1] / 16_000

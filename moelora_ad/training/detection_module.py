@@ -21,10 +21,12 @@ from moelora_ad.training.dataset import Batch
 from moelora_ad.training.failures import write_failures
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.provenance import about
+from moelora_ad.training.randomness import seed_batch
 from moelora_ad.training.resuming import redo_what_was_cut_off
 from moelora_ad.training.run import is_fast_dev_run, score_folder, training_folder
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.scoring import SetFigures, SetResult, SetScores, evaluation_sets
+from moelora_ad.training.stopping import check_loss, check_weights
 
 IGNORED = -100  # a label that has no part in the loss
 
@@ -51,6 +53,7 @@ class DetectionModule(LightningModule):
     Attributes:
         score_folder: where score files go; None for the place that `run.score_folder` tells.
         configuration: what this experiment was built from, for the provenance of scores.
+        parameter_counts: those of the detector, in training (see `Detector.parameter_counts`).
     """
 
     class_weights: Tensor
@@ -71,6 +74,7 @@ class DetectionModule(LightningModule):
     ) -> None:
         super().__init__()
         self.detector = Detector(backbone, adaptation, classifier)
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         self.auxiliary = adaptation.auxiliary_losses()
@@ -83,6 +87,7 @@ class DetectionModule(LightningModule):
         self.strict_loading = False
         self.score_folder: Path | None = None
         self.configuration: dict[str, Any] | None = None
+        self.parameter_counts: dict[str, int] = {}
         self.evaluated: dict[str, SetFigures] = {}
         self.train_failures: dict[int, str] = {}
         self._gathered_failures: TrialFailures | None = None
@@ -97,10 +102,13 @@ class DetectionModule(LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        if stage != "fit" or self._initialised:
+        if stage != "fit":
+            return
+        self.parameter_counts = self.detector.parameter_counts()  # while parameters are whole
+        if self._initialised:
             return
         self._initialised = True  # a second fit goes on from the first
-        try:  # while parameters are whole; a checkpoint that is loaded afterwards replaces them
+        try:  # a checkpoint that is loaded afterwards replaces them
             self.detector.adaptation.initialise(self.detector.backbone.encoder)
         except AdapterError as error:
             self._start_error = error
@@ -119,31 +127,49 @@ class DetectionModule(LightningModule):
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
         return [optimizer], [{"scheduler": self.schedule(optimizer), "interval": "epoch", "monitor": f"{DEV}/eer"}]
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        seed: int = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+        seed_batch(seed, self.current_epoch, batch_idx, self.global_rank)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self._gathered_failures is not None
         self._gathered_failures.update(batch.failures)
         if self.meta_learning is not None:
-            return self.meta_learning.training_loss(self, batch)
-        return self.training_loss(batch)
+            loss = self.meta_learning.training_loss(self, batch)
+        else:
+            loss = self.training_loss(batch, self._share(batch))
+        check_loss(self.trainer, loss, batch)
+        return loss
 
-    def training_loss(self, batch: Batch, share: float = 1.0, prefix: str = "train/") -> Tensor:
-        """The loss of a batch with the auxiliary losses of the adaptation; each is logged by itself.
+    def _share(self, batch: Batch) -> float | Tensor:
+        """The factor that makes the mean of the processes' losses the loss of all their trials in one batch: class
+        weights, and trials that could not be read, leave each process another sum of weights."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        own = self.class_weights[batch.labels.where(batch.read(), 0)].where(batch.read(), 0.0).sum()
+        mean = self.trainer.strategy.reduce(own.clone(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return own / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+
+    def training_loss(self, batch: Batch, share: float | Tensor = 1.0, prefix: str = "train/") -> Tensor:
+        """The loss of a batch with the auxiliary losses of the adaptation; each is logged by itself, as the mean over
+        processes.
 
         Args:
             batch: the trials.
-            share: factor of the cross entropy, but not where it is logged.
+            share: factor of the cross entropy of this process.
             prefix: of the names in the log.
         """
-        logged: dict[str, Any] = {"on_step": True, "on_epoch": True, "batch_size": max(1, batch.num_read)}
+        # Equal weights: the shares have made a mean over processes the mean over trials already.
+        logged: dict[str, Any] = {"on_step": True, "on_epoch": True, "batch_size": 1, "sync_dist": True}
         if self.auxiliary is None:
-            loss = self._loss(self(batch.waveforms, batch.lengths), batch)
+            loss = share * self._loss(self(batch.waveforms, batch.lengths), batch)
             self.log(f"{prefix}loss", loss, prog_bar=True, **logged)
-            return share * loss
+            return loss
         with self.auxiliary.watch(self.detector.backbone.encoder):
             logits = self(batch.waveforms, batch.lengths)
-        loss = self._loss(logits, batch)
+        loss = share * self._loss(logits, batch)
         self.log(f"{prefix}loss", loss, prog_bar=True, **logged)
-        loss = share * loss
         for name, term in self.auxiliary.terms().items():
             self.log(f"{prefix}auxiliary/{name}", term, **logged)
             loss = loss + term
@@ -248,6 +274,8 @@ class DetectionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self._kept_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        if self._trainer is not None:
+            check_weights(self._trainer, checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         given, kept = set(checkpoint["state_dict"]), self._kept_names()

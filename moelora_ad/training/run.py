@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:
@@ -16,6 +17,12 @@ def is_limited(trainer: Trainer) -> bool:
     limit = limits.get(str(trainer.state.fn and trainer.state.fn.value), trainer.limit_val_batches)
     whole = limit == 1.0 and isinstance(limit, float)
     return not whole or trainer.sanity_checking or is_fast_dev_run(trainer)
+
+
+def shards_the_model(trainer: Trainer) -> bool:
+    """Whether parameters lie in pieces on several processes after fit; then this process cannot test another
+    checkpoint."""
+    return isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
 
 
 def run_directory(trainer: Trainer) -> Path:

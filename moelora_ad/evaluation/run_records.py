@@ -1,0 +1,174 @@
+"""The record that every training run keeps of itself: what it was, how far it is, what came out of it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from moelora_ad.errors import InputError
+
+RECORD = "run.json"
+FORMAT = 1
+State = Literal["running", "finished", "failed", "interrupted"]
+
+
+class RecordedSet(NamedTuple):
+    """An evaluated set: its corpus, its EER as a share of 1 (None if it lacks a class), and its trials."""
+
+    corpus: str
+    eer: float | None
+    num_bona_fide: int
+    num_spoof: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The record of one run.
+
+    Attributes:
+        folder: of the run; the record is ``run.json`` in it.
+        state: a run that was killed still says "running".
+        reason: why it failed or was interrupted, in one line.
+        system: what is compared; its seeds share it.
+        seed: of everything.
+        started: of the first attempt, ISO 8601, UTC.
+        updated: when the record was written.
+        seconds: of all attempts together.
+        attempts: how often the run was started.
+        epoch: epochs that are done.
+        max_epochs: None without a limit.
+        step: optimiser steps that are done.
+        max_steps: as expected at the start; None without a limit.
+        dev_eer: of the last validation.
+        best_dev_eer: of the best one.
+        parameters: trained ones by part, and ``total``, all of the detector.
+        training_corpora: names of the corpora trained on.
+        sets: what was evaluated by the best checkpoint, by name.
+        checkpoint: the best one, from the run's folder on; None before there is one.
+        scores: folder of its score files, from the run's folder on; None before there are some.
+        peak_memory_bytes: of the largest attempt: ``host``, and ``cuda`` or None.
+        versions: of Python and of the packages that figures depend on.
+        git_commit: of the code, with ``-dirty`` if files differ from it; None outside a repository.
+        command: arguments of the command line.
+    """
+
+    folder: Path
+    state: State
+    reason: str | None
+    system: str
+    seed: int
+    started: str
+    updated: str
+    seconds: float
+    attempts: int
+    epoch: int
+    max_epochs: int | None
+    step: int
+    max_steps: int | None
+    dev_eer: float | None
+    best_dev_eer: float | None
+    parameters: Mapping[str, int]
+    training_corpora: tuple[str, ...]
+    sets: Mapping[str, RecordedSet]
+    checkpoint: str | None
+    scores: str | None
+    peak_memory_bytes: Mapping[str, int | None]
+    versions: Mapping[str, str]
+    git_commit: str | None
+    command: tuple[str, ...]
+
+    @property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        return sum(number for part, number in self.parameters.items() if part != "total")
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        return None if self.checkpoint is None else self.folder / self.checkpoint
+
+    @property
+    def score_folder(self) -> Path | None:
+        return None if self.scores is None else self.folder / self.scores
+
+    @property
+    def configuration(self) -> Path:
+        return self.folder / "config.yaml"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of the file."""
+        fields = {name: value for name, value in vars(self).items() if name != "folder"}
+        sets = {name: found._asdict() for name, found in self.sets.items()}
+        return {"format": FORMAT} | fields | {"sets": sets}
+
+
+def read_record(folder: str | Path) -> RunRecord:
+    """The record in a run's folder.
+
+    Raises:
+        InputError: there is none, or it is damaged or of another format.
+    """
+    path = Path(folder) / RECORD
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no {RECORD}: it is not the folder of a run") from None
+    except OSError as error:
+        raise InputError.at(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError.at(path, f"is not JSON: {error}") from None
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise InputError.at(path, f"is no record of a run in format {FORMAT}")
+    try:
+        sets = {str(name): RecordedSet(**found) for name, found in content.pop("sets").items()}
+        lists: dict[str, Any] = {name: tuple(map(str, content.pop(name))) for name in ("training_corpora", "command")}
+        record = RunRecord(folder=Path(folder), sets=sets, **lists, **content)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError.at(path, f"is damaged: {error}") from None
+    _check(record, path)
+    return record
+
+
+def find_records(paths: Iterable[str | Path]) -> list[RunRecord]:
+    """The records of runs, sorted by system, seed and folder, each once.
+
+    Args:
+        paths: folders of runs, or folders with such folders anywhere below them.
+
+    Raises:
+        InputError: a path is no folder or has no run, or a record is damaged.
+    """
+    folders: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder: give the folder of a run, or one above runs")
+        found = sorted(file.parent for file in path.rglob(RECORD))
+        if not found:
+            raise InputError(f"{path}: no run in it or below it: none has a {RECORD}")
+        folders |= {folder.resolve(): folder for folder in found}
+    records = [read_record(folder) for folder in folders.values()]
+    return sorted(records, key=lambda record: (record.system, record.seed, str(record.folder)))
+
+
+def _check(record: RunRecord, path: Path) -> None:
+    """The fields that decide on what is done with a record; a damaged one must not be taken for another run."""
+    kinds: dict[str, Any] = {
+        "system": str,
+        "seed": int,
+        "seconds": (int, float),
+        "attempts": int,
+        "epoch": int,
+        "step": int,
+        "parameters": dict,
+        "peak_memory_bytes": dict,
+        "versions": dict,
+        "checkpoint": (str, type(None)),
+        "scores": (str, type(None)),
+        "dev_eer": (int, float, type(None)),
+        "best_dev_eer": (int, float, type(None)),
+    }
+    for name, kind in kinds.items():
+        if not isinstance(getattr(record, name), kind):
+            raise InputError.at(path, f"is damaged: {name} is {getattr(record, name)!r}")
+    if record.state not in get_args(State):
+        raise InputError.at(path, f"is damaged: state is {record.state!r}")

@@ -1,0 +1,147 @@
+"""The detector and the data of a run, built again from its configuration, and its weights from a checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+from zipfile import is_zipfile
+
+import torch
+from torch import Tensor
+
+from moelora_ad.adapters import AdaptationMethod
+from moelora_ad.audio import TRAINING_SAMPLES
+from moelora_ad.errors import InputError
+from moelora_ad.models import Backbone, Classifier, Detector
+from moelora_ad.training.data_module import AudioDeepfakeDataModule
+from moelora_ad.training.usage import OneLineParser, read_yaml
+
+ClassifierOf = Callable[[int], Classifier]
+PARTS = ("backbone", "adaptation", "classifier")
+PREFIX = "detector."  # of the detector's tensors in a Lightning checkpoint
+
+
+class Built(NamedTuple):
+    """What a configuration describes.
+
+    Attributes:
+        detector: its weights are not those of any checkpoint.
+        data: the data module; nothing is read yet.
+        window: samples of the clips that the detector scores.
+    """
+
+    detector: Detector
+    data: AudioDeepfakeDataModule
+    window: int
+
+
+def build_from_configs(paths: list[str], backbone: str | None, program: str) -> Built:
+    """Build the detector and the data module of configurations.
+
+    Args:
+        paths: as for fit; later files change earlier ones. Of ``model`` the three parts are used, and all of ``data``.
+        backbone: where the encoder is, if not where the configurations say.
+        program: for error messages, which end the program.
+
+    Raises:
+        InputError: a file is missing or faulty, or the parts do not fit each other.
+    """
+    parser = OneLineParser(prog=program)
+    # Not required here: a file that others complete may lack any of them.
+    for name, kind in (("backbone", Backbone), ("adaptation", AdaptationMethod), ("classifier", ClassifierOf)):
+        parser.add_argument(f"--model.{name}", type=kind)
+    parser.add_class_arguments(AudioDeepfakeDataModule, "data")
+    parsed = parser.get_defaults()
+    for path in paths:
+        config = _config(path)
+        model, data = _part(config, "model", path), _part(config, "data", path)
+        if type(config.get("seed_everything")) is int:
+            data = data | {"seed": config["seed_everything"]}
+        content = {"model": {name: model[name] for name in PARTS if name in model}, "data": data}
+        parsed = parser.parse_object(content, cfg_base=parsed)
+    if missing := [name for name in PARTS if parsed.model.get(name) is None]:
+        raise InputError(f"{', '.join(paths)}: no model.{missing[0]}")
+    if backbone is not None:
+        given = parsed.model.backbone.init_args
+        if "source" not in given:
+            raise InputError(f"--backbone: a {parsed.model.backbone.class_path} is built from no source")
+        given["source"], given["revision"] = backbone, None
+    try:
+        built = parser.instantiate_classes(parsed)
+        detector = Detector(built.model.backbone, built.model.adaptation, built.model.classifier)
+    except (ValueError, TypeError) as error:
+        line = f"{', '.join(paths)}: {' '.join(str(error).split())}"
+        elsewhere = backbone is None and "no such folder" in line
+        raise InputError(f"{line}; give its place now with --backbone" if elsewhere else line) from None
+    data_module: AudioDeepfakeDataModule = built.data
+    window = data_module.eval_segment.samples or data_module.train_segment.samples or TRAINING_SAMPLES
+    return Built(detector, data_module, window)
+
+
+def config_beside(checkpoint: str) -> str:
+    """RUN/config.yaml of RUN/checkpoints/X.ckpt.
+
+    Raises:
+        InputError: it is not there.
+    """
+    path = Path(checkpoint).absolute().parent.parent / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"no configuration {path}: give the one of the run with --config")
+    return str(path)
+
+
+def detector_state(path: str) -> dict[str, Tensor]:
+    """The tensors of a detector in a Lightning checkpoint.
+
+    Raises:
+        InputError: the file is no readable checkpoint of a training run.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"--checkpoint: {path} is no file")
+    if not is_zipfile(path):
+        raise InputError(f"--checkpoint: {path} is no checkpoint, or is cut off")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"--checkpoint: {path} is no readable checkpoint: {reason}") from None
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError(f"--checkpoint: {path} is no checkpoint of a training run: it has no state_dict")
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+
+
+def load_weights(detector: Detector, state: dict[str, Tensor], path: str) -> None:
+    """Load what `detector_state` read.
+
+    Raises:
+        InputError: it does not fit the detector.
+    """
+    kept, own = detector.kept_names(), detector.state_dict()
+    for names, what in ((kept - state.keys(), "lacks"), (state.keys() - kept, "holds what the model has not:")):
+        if names:
+            raise InputError(
+                f"--checkpoint: {path} does not fit the configuration: it {what} {len(names)} tensors, "
+                f"first {min(names)}; give the configuration that it was trained with"
+            )
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise InputError(
+                f"--checkpoint: {path} does not fit the configuration: {name} is {tuple(tensor.shape)}, "
+                f"the model has {tuple(own[name].shape)}"
+            )
+    detector.load_state_dict(state, strict=False)
+
+
+def _config(path: str) -> dict[str, Any]:
+    config = read_yaml(path)
+    if not isinstance(config, dict):
+        raise InputError(f"--config: {path} is no configuration of a run")
+    return config
+
+
+def _part(config: dict[str, Any], name: str, path: str) -> dict[str, Any]:
+    part = config.get(name) or {}
+    if not isinstance(part, dict):
+        raise InputError(f"--config: the part {name!r} of {path} is no mapping")
+    return part

@@ -1,0 +1,94 @@
+"""Records of runs: what was written is read, what is damaged is told in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.run_records import find_records, read_record
+
+CONTENT = {
+    "format": 1,
+    "state": "finished",
+    "reason": None,
+    "system": "lora_r8",
+    "seed": 3,
+    "started": "2026-01-01T00:00:00+00:00",
+    "updated": "2026-01-01T00:10:00+00:00",
+    "seconds": 600.5,
+    "attempts": 1,
+    "epoch": 4,
+    "max_epochs": 4,
+    "step": 68,
+    "max_steps": 68,
+    "dev_eer": 0.25,
+    "best_dev_eer": 0.2,
+    "parameters": {"experts": 10, "gates": 2, "classifier": 3, "backbone": 0, "total": 100},
+    "training_corpora": ["MiniLA"],
+    "sets": {"dev": {"corpus": "MiniLA", "eer": 0.2, "num_bona_fide": 5, "num_spoof": 6}},
+    "checkpoint": "checkpoints/a.ckpt",
+    "scores": "scores/a",
+    "peak_memory_bytes": {"host": 7, "cuda": None},
+    "versions": {"python": "3.11.7"},
+    "git_commit": None,
+    "command": ["fit"],
+}
+
+
+def write(folder: Path, **changes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(CONTENT | changes))
+    return folder
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    folder = write(tmp_path / "run")
+    record = read_record(folder)
+    assert record.as_dict() == CONTENT | {"training_corpora": ("MiniLA",), "command": ("fit",)}
+    assert json.loads(json.dumps(record.as_dict())) == CONTENT
+    assert record.trained == 15
+    assert record.checkpoint_path == folder / "checkpoints/a.ckpt"
+    assert record.score_folder == folder / "scores/a"
+    assert record.sets["dev"].num_spoof == 6
+    assert read_record(write(folder, scores=None)).score_folder is None
+
+
+def test_runs_are_found_below_folders_each_once_and_in_order(tmp_path):
+    for system, seed in (("b", 1), ("a", 10), ("a", 2)):
+        write(tmp_path / system / f"seed_{seed}", system=system, seed=seed)
+    found = find_records([tmp_path, tmp_path / "a", tmp_path / "a" / "seed_2"])
+    assert [(record.system, record.seed) for record in found] == [("a", 2), ("a", 10), ("b", 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is no record of a run in format 1"),
+        (json.dumps(CONTENT | {"format": 2}), "is no record of a run in format 1"),
+        (json.dumps({k: v for k, v in CONTENT.items() if k != "seed"}), "'seed'"),
+        (json.dumps({k: v for k, v in CONTENT.items() if k != "sets"}), "'sets'"),
+        (json.dumps(CONTENT | {"more": 1}), "'more'"),
+        (json.dumps(CONTENT | {"seed": "3"}), "seed is '3'"),
+        (json.dumps(CONTENT | {"state": "lost"}), "state is 'lost'"),
+        (json.dumps(CONTENT | {"sets": {"dev": {"eer": 1}}}), "damaged"),
+        (json.dumps(CONTENT | {"sets": [1]}), "damaged"),
+    ],
+)
+def test_a_damaged_record_is_one_line(tmp_path, content, words):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        read_record(tmp_path)
+    assert words in str(error.value)
+    assert str(tmp_path / "run.json") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_folders_without_runs_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no run in it or below it"):
+        find_records([tmp_path])
+    with pytest.raises(InputError, match=r"no such folder"):
+        find_records([tmp_path / "none"])
+    with pytest.raises(InputError, match=r"it is not the folder of a run"):
+        read_record(tmp_path)
