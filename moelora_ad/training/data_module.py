@@ -13,6 +13,7 @@ from moelora_ad.training.joining import check_labels, check_weights, training_tr
 from moelora_ad.training.kept_scores import KeptScores
 from moelora_ad.training.lengths import lengths_of
 from moelora_ad.training.provenance import kept_scores
+from moelora_ad.training.reading import outlive_signals
 from moelora_ad.training.resuming import TrainingLoader
 from moelora_ad.training.samplers import EvaluationBatches, Group, TrainingBatches
 
@@ -166,6 +167,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
             "batch_size": None,  # the sampler makes the batches
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": outlive_signals,
             "multiprocessing_context": self.multiprocessing_context if self.num_workers > 0 else None,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }

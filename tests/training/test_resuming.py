@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from moelora_ad.adapters import LoRA
+from moelora_ad.adapters import LoRA, MoELoRA
 from moelora_ad.audio import RawBoost
-from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
 from moelora_ad.training import DetectionModule, WarmupCosine
 
 STEPS = 4  # batches of an epoch
@@ -49,9 +49,12 @@ class Recorder(Callback):
 def fit(small_whisper, data, trainer, tmp_path):
     """Three epochs of four batches, RawBoost and random crops on; returns the final weights."""
 
-    def run(*callbacks: Callback, checkpoint: Path | None = None, workers: int = 0, **arguments) -> dict:
+    def run(
+        *callbacks: Callback, checkpoint: Path | None = None, workers: int = 0, noisy: bool = False, **arguments
+    ) -> dict:
         seed_everything(4)
-        model = DetectionModule(WhisperBackbone(small_whisper), LoRA(2), MeanPooling, schedule=WarmupCosine(0.25))
+        parts = (MoELoRA(num_experts=3, rank=2, top_k=2), AASIST) if noisy else (LoRA(2), MeanPooling)
+        model = DetectionModule(WhisperBackbone(small_whisper), *parts, schedule=WarmupCosine(0.25))
         source = data(batch_size=3, eval_batch_size=3, num_workers=workers, train_augmentation=RawBoost(algorithm=5))
         limits = {"max_epochs": 3} | arguments
         trainer(tmp_path, callbacks=list(callbacks), **limits).fit(
@@ -111,3 +114,14 @@ def test_with_workers_that_read_ahead(fit, tmp_path):
     assert alone.trained == whole.trained
     for step in (2, 4):
         check_resumed(fit, tmp_path / f"step={step}.ckpt", step, whole, weights, workers=2)
+
+
+def test_with_gate_noise_dropout_half_precision_and_accumulated_batches(fit, tmp_path):
+    """From the end of an epoch's first step, of two batches, and from within the second epoch."""
+    whole = Recorder()
+    given = {"noisy": True, "workers": 1, "precision": "bf16-mixed", "accumulate_grad_batches": 2, "max_epochs": 2}
+    steps = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    weights = fit(whole, steps, **given)
+    assert len(whole.trained) == 2 * STEPS
+    for step in (1, 3):
+        check_resumed(fit, tmp_path / f"step={step}.ckpt", 2 * step, whole, weights, **given)

@@ -1,0 +1,207 @@
+"""Training that cannot go on says why, where and what to do, and keeps nothing spoilt."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from moelora_ad.adapters import LoRA, adapter_modules
+from moelora_ad.evaluation.run_records import read_record
+from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.training import DetectionModule
+from moelora_ad.training.stopping import DivergenceError
+
+
+class Spoil(Callback):
+    """Spoils the weights of a classifier, or the waveforms of one utterance, before a step."""
+
+    def __init__(self, step: int, what: str) -> None:
+        self.step = step
+        self.what = what
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            if self.what == "audio":
+                batch.waveforms[1, 7] = math.inf
+                trials = trainer.datamodule.train_trials.columns.utterance
+                self.utterance = trials[batch.trials[1]]
+            if self.what == "loss":
+                pl_module.detector.classifier.output.bias.data.fill_(math.nan)
+            if self.what == "explosion":
+                pl_module.detector.classifier.output.weight.data.mul_(1e9)
+            self.batch = [trainer.datamodule.train_trials.columns.utterance[t] for t in batch.trials.tolist()]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step and self.what == "weights":
+            _, expert = next(iter(adapter_modules(pl_module.detector.backbone.encoder)))
+            next(expert.parameters()).data[0] = math.nan
+
+
+class OutOfMemory(Callback):
+    """Raises what a device or a system without memory raises."""
+
+    def __init__(self, error: str, stage: str = "train") -> None:
+        kinds = {"cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "python": MemoryError()}
+        cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        self.error = (kinds | {"cpu": cpu, "worker": killed})[error]
+        self.stage = stage
+
+    def on_train_batch_start(self, trainer, *_):
+        if self.stage == "train" and trainer.global_step == 1:
+            raise self.error
+
+    def on_validation_batch_start(self, trainer, *_):
+        if self.stage == "dev" and not trainer.sanity_checking:
+            raise self.error
+
+
+@pytest.fixture
+def fit(lightning, experiment, write_config, tmp_path, monkeypatch):
+    """Runs fit with one more callback; returns the exit code, the error lines and the run's folder."""
+
+    def run(callback: Callback, *arguments: str) -> tuple[int, list[str], Path]:
+        # As an object, past the YAML.
+        monkeypatch.setattr(DetectionModule, "configure_callbacks", lambda self: [callback])
+        code, _, err = lightning("fit", "--config", write_config(experiment), *arguments)
+        told = [line for line in err.splitlines() if "error:" in line or line.startswith("saved")]
+        assert "Traceback" not in err
+        return code, told, tmp_path / "runs" / "tiny" / "version_0"
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("loss", "step 4: the loss is nan in the batch of "),
+        ("audio", "step 4: the loss is nan, because the audio of "),
+        ("explosion", r"step 4: the loss is \S+ in the batch of "),
+        ("weights", r"step \d: the weights detector\.\S+ are not finite any more, and were not saved"),
+    ],
+)
+def test_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(fit, what, words):
+    """In the second epoch of three steps each: the checkpoint of the first stays as it is."""
+    spoil = Spoil(6 if what == "weights" else 4, what)
+    code, told, folder = fit(spoil)
+    assert code == 1
+    (line,) = told
+    assert re.search(words, line)
+    last = folder / "checkpoints" / "last.ckpt"
+    assert f"the last good checkpoint is {os.path.relpath(last)}" in line
+    saved = torch.load(last, weights_only=True)
+    assert saved["global_step"] == 3
+    assert all(bool(torch.isfinite(t).all()) for t in saved["state_dict"].values() if t.is_floating_point())
+    if what == "audio":
+        assert f"the audio of {spoil.utterance} is not finite" in line
+    elif what != "weights":
+        assert ", ".join(spoil.batch) in line
+        assert "lower the learning rate" in line
+    record = read_record(folder)
+    assert record.state == "failed"
+    assert record.reason in line or what == "weights"  # which its scores gave away
+
+
+def test_the_last_checkpoint_is_of_every_epoch(lightning, experiment, write_config, tmp_path):
+    """Not only of those whose dev EER is among the best: here it cannot get better after the first."""
+    experiment["checkpoint"] = {"monitor": "constant"}
+    given = {**experiment, "trainer": {**experiment["trainer"], "max_epochs": 3}, "test_after_fit": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DetectionModule, "on_validation_start", lambda self: self.log("constant", 0.5))
+        code, _, err = lightning("fit", "--config", write_config(given))
+    assert code == 0, err
+    folder = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints"
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    (best,) = (path for path in folder.iterdir() if path.name != "last.ckpt")
+    assert (torch.load(best, weights_only=True)["global_step"], last["global_step"]) == (3, 9)
+
+
+def test_a_run_that_had_stopped_early_is_not_trained_on(lightning, experiment, write_config, tmp_path):
+    given = {**experiment, "trainer": {**experiment["trainer"], "max_epochs": 5}, "test_after_fit": False}
+    given["early_stopping"] = {"patience": 1, "min_delta": 2.0}  # no EER is that much better
+    folder = tmp_path / "runs" / "tiny"
+    for resumed in ((), ("--ckpt_path", folder / "version_0" / "checkpoints" / "last.ckpt")):
+        code, _, err = lightning("fit", "--config", write_config(given), *resumed)
+        assert code == 0, err
+    for version in (0, 1):
+        assert read_record(folder / f"version_{version}").step == 6
+    longer = ("--ckpt_path", folder / "version_0" / "checkpoints" / "last.ckpt", "--early_stopping.patience", 2)
+    assert lightning("fit", "--config", write_config(given), *longer)[0] == 0
+    assert read_record(folder / "version_2").step == 9
+
+
+def test_long_batches_are_named_in_part(data, trainer, small_whisper, tmp_path):
+    module = DetectionModule(WhisperBackbone(small_whisper), LoRA(2), MeanPooling)
+    with pytest.raises(DivergenceError, match=r"step 0: .* and 2 more; no checkpoint has been saved yet;"):
+        trainer(tmp_path, callbacks=[Spoil(0, "loss")]).fit(module, datamodule=data(batch_size=10))
+
+
+@pytest.mark.parametrize(
+    ("error", "stage", "words"),
+    [
+        ("cuda", "train", "out of memory in step 1 with a data.batch_size of 4 segments of 16,000 samples: lower"),
+        ("cpu", "train", "model.gradient_checkpointing true, or set trainer.precision bf16-mixed"),
+        ("python", "train", "trainer.accumulate_grad_batches keeps 4 for each step"),
+        ("cuda", "dev", "out of memory in evaluation with data.eval_batch_size 3: lower it"),
+        ("worker", "train", "a process that reads audio was killed"),
+    ],
+)
+def test_a_lack_of_memory_says_what_to_change(fit, error, stage, words):
+    code, told, _ = fit(OutOfMemory(error, stage))
+    assert code == 1
+    assert words in told[-1]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(fit):
+    callback = OutOfMemory("cpu")
+    callback.error = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        fit(callback)
+
+
+def test_sigterm_saves_and_the_run_goes_on_from_there(experiment, write_config, tmp_path):
+    """Sent once the first epoch is recorded; continued, the run ends with the weights of an uninterrupted one."""
+    experiment["trainer"]["max_epochs"] = 3
+    experiment["trainer"]["num_sanity_val_steps"] = 0
+    config = write_config(experiment)
+
+    def run(name: str, *more: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "moelora_ad", "fit", "--config", str(config), "--test_after_fit", "false"]
+        command += ["--trainer.logger.init_args.name", name, *more]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def state(name: str) -> dict:
+        path = tmp_path / "runs" / name / "version_0" / "checkpoints" / "last.ckpt"
+        return torch.load(path, weights_only=True)
+
+    whole, cut = run("whole"), run("cut")
+    record = tmp_path / "runs" / "cut" / "version_0" / "run.json"
+    watchdog = threading.Timer(250, cut.kill)
+    watchdog.start()
+    while cut.poll() is None and not (record.exists() and '"epoch": 1' in record.read_text()):
+        time.sleep(0.02)
+    cut.send_signal(signal.SIGTERM)
+    _, errors = cut.communicate()
+    watchdog.cancel()
+    assert cut.returncode == 143, errors
+    assert "Traceback" not in errors
+    assert read_record(record.parent).state == "interrupted"
+    saved = re.search(r"saved (\S+); give it as --ckpt_path to continue", errors)
+    assert saved is not None, errors
+    rest = run("rest", "--ckpt_path", saved[1])
+    for process in (whole, rest):
+        _, errors = process.communicate(timeout=280)
+        assert process.returncode == 0, errors
+    assert state("rest")["global_step"] == state("whole")["global_step"]
+    for name, tensor in state("whole")["state_dict"].items():
+        assert torch.equal(state("rest")["state_dict"][name], tensor), name

@@ -1,0 +1,73 @@
+"""Lightning's strategies train the same model as one process does."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+# FSDP's own classes on a machine without a GPU: Lightning looks for one by the name, and PyTorch by itself.
+ON_CPU = """
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+class OnCPU(FSDPStrategy):
+    def _setup_model(self, model):
+        return FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), sharding_strategy=self.sharding_strategy, **self.kwargs
+        )
+"""
+
+
+@pytest.fixture
+def trained(experiment, write_config, tmp_path):
+    """Trains by a strategy of two processes, or in one with twice the batch; returns what was printed, the training
+    losses of the steps, and the last checkpoint's weights."""
+    (tmp_path / "on_cpu.py").write_text(ON_CPU)
+    experiment["data"]["train_segment"]["position"] = "first"
+    experiment["model"]["class_weights"] = [0.1, 0.9]  # with unequal classes in the two processes
+    adaptation = experiment["model"]["adaptation"]["init_args"]
+    adaptation |= {"share_gate": True, "auxiliary": {"importance": 0.1}, "gate": {"noise": "none"}}
+
+    def run(strategy: str | None) -> tuple[str, list[dict[str, float]], dict[str, torch.Tensor]]:
+        name = str(strategy).rpartition(".")[2]
+        chosen = {"devices": 2, "strategy": {"class_path": strategy}} if strategy else {"devices": 1}
+        overlay = {
+            "data": {"batch_size": 2 if strategy else 4},
+            "trainer": chosen | {"logger": {"init_args": {"name": name}}},
+            "test_after_fit": False,
+        }
+        paths = [write_config(experiment), tmp_path / f"{name}.yaml"]
+        paths[1].write_text(yaml.safe_dump(overlay))
+        command = [sys.executable, "-m", "moelora_ad", "fit", *(f"--config={path}" for path in paths)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = tmp_path / "runs" / name / "version_0"
+        with (folder / "metrics.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["train/loss_step"]]
+        names = ("train/loss_step", "train/auxiliary/importance_step")
+        state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        return done.stdout, [{name: float(row[name]) for name in names} for row in rows], state
+
+    return run
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(trained):
+    """DDP, and FSDP with its shards; one gate for each layer, an auxiliary loss, unequal class weights."""
+    _, losses, weights = trained(None)
+    assert len(losses) == 6
+    for strategy in ("lightning.pytorch.strategies.DDPStrategy", "on_cpu.OnCPU"):
+        printed, of_two, weights_of_two = trained(strategy)
+        for one, two in zip(losses, of_two, strict=True):
+            assert two == pytest.approx(one, rel=1e-5), strategy
+        assert weights_of_two.keys() == weights.keys()
+        for name, tensor in weights.items():
+            torch.testing.assert_close(weights_of_two[name], tensor, rtol=1e-4, atol=1e-6, msg=f"{strategy} {name}")
+        # 2 layers, 4 projections, 2 experts of rank 2; a gate for each layer, without noise; a head of two logits.
+        assert "experts 2,048, gates 128, classifier 66" in printed
