@@ -5,26 +5,34 @@ import sys
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.errors import InputError
+from moelora_ad.training.announcing import with_start_block
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.run import is_fast_dev_run, run_directory
+from moelora_ad.training.precision import FrozenHalfPrecision
+from moelora_ad.training.progress import callbacks_of, silence_banners, with_progress
+from moelora_ad.training.recording import RunRecorder
+from moelora_ad.training.routing_log import RoutingLog
+from moelora_ad.training.run import is_fast_dev_run, run_directory, shards_the_model
+from moelora_ad.training.stopping import LastingEarlyStopping, WholeCheckpoint, last_saved, memory_told
 from moelora_ad.training.summary import any_failures, print_evaluation, print_fit, unscored
 from moelora_ad.training.usage import OneLineParser
+from moelora_ad.training.wandb_run import WandbRun, group_runs
 
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 # Advice that our own defaults answer already.
-_SILENCED = (
+SILENCED = (
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*lightning.pytorch.* due to potential conflicts.*",
@@ -32,13 +40,15 @@ _SILENCED = (
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # TrainingBatches resumes
     ".*The dirpath has changed from.*",  # a test of an earlier run's checkpoint
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen means frozen
+    ".*The `srun` command is available on your system but is not used.*",
 )
 
 
 def run(program: str) -> int:
     """Run the verb in ``sys.argv``; returns the exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for message in _SILENCED:
+    silence_banners()
+    for message in SILENCED:
         warnings.filterwarnings("ignore", message=message)
     try:
         command = DetectionCommand(
@@ -58,6 +68,9 @@ def run(program: str) -> int:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except SIGTERMException:
+        print(f"{program}: terminated", file=sys.stderr)
+        return TERMINATED
     # One process tells: Lightning takes another one's exit code for a crash.
     if not command.trainer.is_global_zero:
         return 0
@@ -75,6 +88,10 @@ class _SaveRunConfig(SaveConfigCallback):
         self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False)
 
 
+def _listed(plugins: Any) -> list[Any]:
+    return plugins if isinstance(plugins, list) else [plugins] if plugins is not None else []
+
+
 class DetectionCommand(LightningCLI):
     """LightningCLI with our defaults: selection by dev EER, a test of the best checkpoint after fit, plain errors."""
 
@@ -82,10 +99,16 @@ class DetectionCommand(LightningCLI):
     datamodule: AudioDeepfakeDataModule
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(WholeCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastingEarlyStopping, "early_stopping")
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="fit ends with a test of the best checkpoint"
+        )
+        parser.add_argument(
+            "--system",
+            type=str | None,
+            default=None,
+            help="name of what is compared, which its seeds share (default: the first logger's name)",
         )
         parser.add_argument(
             "--score_folder",
@@ -119,14 +142,34 @@ class DetectionCommand(LightningCLI):
             "predict": ours | {"dataloaders", "return_predictions"},
         }
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if self.subcommand == "fit":
+            self.recorder = RunRecorder(self._get(self.config, "system"), tuple(sys.argv[1:]))
+            callbacks = [*callbacks, self.recorder, *self._watching(callbacks_of(config))]
+            config = with_start_block(config)
+        precision = config.get("precision")
+        if precision in ("bf16-true", "16-true"):
+            config["precision"] = None
+            config["plugins"] = [*_listed(config.get("plugins")), FrozenHalfPrecision(precision)]
+        return super()._instantiate_trainer(with_progress(config, lines=self.subcommand == "fit"), callbacks)
+
+    def _watching(self, given: list[Callback]) -> list[Callback]:
+        """What watches a training run for its loggers, unless the configuration has such callbacks itself."""
+        ours = [RoutingLog(), WandbRun(self._get(self.config, "system"), self.configuration)]
+        return [callback for callback in ours if not any(isinstance(other, type(callback)) for other in given)]
+
     def instantiate_classes(self) -> None:
         parser = self._parser(self.subcommand)
-        configuration = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_validation=True))
+        system = self._get(self.config, "system") if self.subcommand == "fit" else None
+        if system is not None:
+            given = self.config[self.subcommand]
+            group_runs(given.trainer.logger, system, given.seed_everything)
+        self.configuration = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_validation=True))
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             parser.error(str(error))
-        self.model.configuration = {part: configuration.get(part) for part in ("model", "data")}
+        self.model.configuration = {part: self.configuration.get(part) for part in ("model", "data")}
         folder = self._get(self.config, "score_folder")
         self.model.score_folder = None if folder is None else Path(folder)
 
@@ -149,31 +192,40 @@ class DetectionCommand(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Train; then score the development set and every test set with the best checkpoint."""
         try:
-            self.trainer.fit(**arguments, weights_only=True)
+            with memory_told(self.trainer, self.datamodule):
+                self.trainer.fit(**arguments, weights_only=True)
+        except SIGTERMException:
+            self._tell_saved()
+            raise
         except SystemExit:  # Lightning's answer to Ctrl-C, after it has saved a checkpoint
-            self._interrupted()
+            self._tell_saved()
+            raise KeyboardInterrupt from None
         if is_fast_dev_run(self.trainer):
             return
         checkpoint = self._checkpoint()
-        tested = self._get(self.config, "test_after_fit")
+        tested = self._get(self.config, "test_after_fit") and not shards_the_model(self.trainer)
         if tested:
             evaluation = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": checkpoint}
             self.validate(**evaluation)
             if self.datamodule.test:
                 self.test(**evaluation)
+        self.recorder.finish(self.trainer, tested)
         if self.trainer.is_global_zero:
-            print_fit(self.trainer, self.model, checkpoint, tested)
+            print_fit(self.trainer, self.model, checkpoint, tested, self.recorder.record)
 
     def validate(self, **arguments: Any) -> None:
-        self.trainer.validate(**arguments, weights_only=True, verbose=False)
+        with memory_told(self.trainer, self.datamodule):
+            self.trainer.validate(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def test(self, **arguments: Any) -> None:
-        self.trainer.test(**arguments, weights_only=True, verbose=False)
+        with memory_told(self.trainer, self.datamodule):
+            self.trainer.test(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def predict(self, **arguments: Any) -> None:
-        self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
+        with memory_told(self.trainer, self.datamodule):
+            self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
         self._print_evaluation()
 
     def _print_evaluation(self) -> None:
@@ -185,9 +237,7 @@ class DetectionCommand(LightningCLI):
         assert isinstance(callback, ModelCheckpoint)
         return callback.best_model_path or callback.last_model_path
 
-    def _interrupted(self) -> NoReturn:
-        callback = self.trainer.checkpoint_callback
-        saved = callback.last_model_path if isinstance(callback, ModelCheckpoint) else ""
+    def _tell_saved(self) -> None:
+        saved = last_saved(self.trainer)
         if saved and self.trainer.is_global_zero:
-            print(f"\nsaved {os.path.relpath(saved)}; give it as --ckpt_path to continue", file=sys.stderr)
-        raise KeyboardInterrupt
+            print(f"\nsaved {saved}; give it as --ckpt_path to continue", file=sys.stderr)

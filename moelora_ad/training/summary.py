@@ -1,39 +1,56 @@
 """What a person reads at the end of a run."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from moelora_ad.evaluation.run_records import RunRecord
 from moelora_ad.training.data_module import DEV, TRAIN
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.progress import duration
 from moelora_ad.training.run import run_directory, score_folder, training_folder
 
 
-def print_fit(trainer: Trainer, model: DetectionModule, checkpoint: str, tested: bool) -> None:
-    """The figures of the best checkpoint, where everything is, and the next command."""
+def print_fit(
+    trainer: Trainer, model: DetectionModule, checkpoint: str, tested: bool, record: RunRecord | None = None
+) -> None:
+    """The figures of the best checkpoint, what the run took, where everything is, and the next commands.
+
+    Args:
+        trainer: of the run.
+        model: with the figures, if ``tested``.
+        checkpoint: the best one.
+        tested: whether it was evaluated.
+        record: of the run; None if none is kept.
+    """
     console = Console(soft_wrap=True)
     console.print()
     if tested:
         console.print(_figures(model, "EER of the best checkpoint"))
     else:
         best = getattr(trainer.checkpoint_callback, "best_model_score", None)
-        _line(console, "best dev EER", "none" if best is None else f"{100 * float(best):.2f} %")
-    parts = model.detector.parameter_counts()
-    total = parts.pop("total")
-    detail = ", ".join(f"{part} {count:,}" for part, count in parts.items() if count)
-    _line(console, "trainable parameters", f"{sum(parts.values()):,} of {total:,} ({detail})")
-    _line(console, "epochs", f"{trainer.current_epoch} ({trainer.global_step} steps)")
-    _line(console, "checkpoint", f"{_shown(checkpoint)} ({os.path.getsize(checkpoint) / 1e6:.1f} MB with optimiser)")
+        line(console, "best dev EER", "none" if best is None else f"{100 * float(best):.2f} %")
+    line(console, "trainable parameters", trainable(model.parameter_counts))
+    line(console, "epochs", f"{trainer.current_epoch} ({trainer.global_step} steps)")
+    if record is not None:
+        peak = {name: size for name, size in record.peak_memory_bytes.items() if size is not None}
+        memory = ", ".join(f"{size / 2**30:.2f} GiB ({name})" for name, size in peak.items())
+        line(console, "time", f"{duration(record.seconds)}; memory at most {memory or 'unknown'}")
+        line(console, "folder", shown(record.folder))
+    line(console, "checkpoint", f"{shown(checkpoint)} ({os.path.getsize(checkpoint) / 1e6:.1f} MB with optimiser)")
     if tested:
-        _line(console, "scores", _shown(score_folder(trainer)))
+        line(console, "scores", shown(score_folder(trainer)))
     _print_failures(console, trainer, model)
     config = run_directory(trainer) / "config.yaml"
-    _line(console, "next", f"lightning test --config {_shown(config)} --ckpt_path {_shown(checkpoint)}")
+    line(console, "next", f"lightning test --config {shown(config)} --ckpt_path {shown(checkpoint)}")
     if tested:
-        _line(console, "next", f"moelora-ad evaluate {_shown(score_folder(trainer))}")
+        line(console, "next", f"moelora-ad evaluate {shown(score_folder(trainer))}")
+    line(console, "next", f"moelora-ad export --checkpoint {shown(checkpoint)} --to MODEL")
 
 
 def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
@@ -42,10 +59,10 @@ def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
     console.print()
     if trainer.state.fn != "predict":
         console.print(_figures(model, "EER"))
-    _line(console, "scores", _shown(score_folder(trainer)))
+    line(console, "scores", shown(score_folder(trainer)))
     for name, figures in model.evaluated.items():
         if figures.num_found:
-            _line(console, "not computed again", f"{figures.num_found:,} of {name}, scored by an earlier run")
+            line(console, "not computed again", f"{figures.num_found:,} of {name}, scored by an earlier run")
     _print_failures(console, trainer, model)
 
 
@@ -70,8 +87,8 @@ def _print_failures(console: Console, trainer: Trainer, model: DetectionModule) 
     for name, count in counts.items():
         if count:
             folder = training_folder(trainer) if name == TRAIN else score_folder(trainer)
-            listed = _shown(folder / f"{name}.failed.csv")
-            _line(console, "could not be read", f"{count:,} of {name}, listed in {listed}")
+            listed = shown(folder / f"{name}.failed.csv")
+            line(console, "could not be read", f"{count:,} of {name}, listed in {listed}")
 
 
 def _figures(model: DetectionModule, title: str) -> Table:
@@ -80,17 +97,29 @@ def _figures(model: DetectionModule, title: str) -> Table:
         table.add_column(name, justify="left" if name == "set" else "right")
     for name, figures in model.evaluated.items():
         eer = "undefined" if figures.eer is None else f"{100 * figures.eer:.2f}"
-        shown = f"{name} (selects the checkpoint)" if name == DEV else name
-        table.add_row(shown, str(figures.num_bona_fide), str(figures.num_spoof), eer)
+        told = f"{name} (selects the checkpoint)" if name == DEV else name
+        table.add_row(told, str(figures.num_bona_fide), str(figures.num_spoof), eer)
     return table
 
 
-def _line(console: Console, name: str, text: str) -> None:
-    console.print(f"[bold]{name + ':':22}[/bold]", end="")
-    console.print(text, highlight=False, markup=False)
+def trainable(parameters: Mapping[str, int]) -> str:
+    """Numbers of trainable parameters in words.
+
+    Args:
+        parameters: as `Detector.parameter_counts` gives them.
+    """
+    parts = {part: count for part, count in parameters.items() if part != "total" and count}
+    detail = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+    share = 100 * sum(parts.values()) / parameters["total"]
+    return f"{sum(parts.values()):,} of {parameters['total']:,}, {share:.2f} % ({detail})"
 
 
-def _shown(path: str | Path) -> str:
+def line(console: Console, name: str, text: str) -> None:
+    """A name in bold, and what is told of it in one column with that of the other lines."""
+    console.print(Text.assemble((f"{name + ':':22}", "bold"), text), soft_wrap=True)
+
+
+def shown(path: str | Path) -> str:
     """The path from here, or the whole path when it is not below this folder."""
     relative = os.path.relpath(path)
     return str(Path(path).resolve()) if relative.startswith("..") else relative

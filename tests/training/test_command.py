@@ -40,9 +40,10 @@ def test_fit_then_test_from_what_fit_prints(lightning, experiment, write_config,
     assert {path.name for path in scores.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("csv", "json")}
     assert (run / "checkpoints" / "last.ckpt").is_file()
     torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    test, evaluate = (line.split(":")[1].split() for line in out.splitlines() if line.startswith("next:"))
+    test, evaluate, export = (line.split(":")[1].split() for line in out.splitlines() if line.startswith("next:"))
     assert Path(evaluate.pop()).resolve() == scores.resolve()
     assert evaluate == ["moelora-ad", "evaluate"]
+    assert export[:2] == ["moelora-ad", "export"]
     first = {path.name: path.read_bytes() for path in scores.iterdir()}
     told = json.loads(first["out_of_domain.json"])
     assert told["configuration"]["model"]["adaptation"]["init_args"]["num_experts"] == 2
@@ -316,4 +317,4 @@ def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_con
     done = run_processes(
         write_config(experiment), "fit", 1, "--ckpt_path", saved, "--trainer.max_epochs", str(epoch + 2)
     )
-    assert "Restoring states" in done.stdout + done.stderr
+    assert "Restored all states" in done.stdout + done.stderr
