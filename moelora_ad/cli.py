@@ -18,10 +18,14 @@ VERBS = {
     "test": ("EER and scores of a checkpoint on every test set", "training.command"),
     "predict": ("scores alone, for test sets without labels", "training.command"),
     "inspect": ("parameters, operations and memory of a configuration, without weights", "training.inspect_command"),
+    "plan": ("time, memory and disk of a training run, from a few measured steps", "training.plan_command"),
     "evaluate": ("figures, plots and a report from score files", "evaluation.evaluate_command"),
+    "results": ("systems over their seeds, from the folders of runs", "evaluation.results_command"),
+    "analyze": ("what the experts of trained models do", "analysis.analyze_command"),
     "score": ("scores of your own audio files", "inference.score_command"),
     "export": ("a small model to keep, from a checkpoint", "inference.export_command"),
     "calibrate": ("make a model's scores log-likelihood ratios", "inference.calibrate_command"),
+    "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweeps.sweep_command"),
     "corpus": ("list the corpora, or check those of a configuration", "training.corpus_command"),
 }
 

@@ -1,0 +1,1 @@
+"""Grids of training runs over systems and seeds, on this machine or on a cluster."""

@@ -1,0 +1,105 @@
+"""What a sweep shows while it goes: a table on a terminal, lines of changes elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from moelora_ad.errors import printable
+from moelora_ad.sweeps.planning import PlannedRun
+from moelora_ad.sweeps.states import State, Status
+
+# What a narrow screen shows first.
+_FIRST: tuple[State, ...] = ("running", "failed", "differs", "cut off", "interrupted", "queued", "waiting", "finished")
+_STYLES: dict[State, str] = {"running": "cyan", "finished": "green", "failed": "red", "differs": "red"}
+
+
+class LiveView:
+    """Statuses of the runs of a sweep, on standard error.
+
+    Args:
+        runs: that are shown, in their order.
+        statuses: to begin with, by the runs' labels; they are on the table, and no news.
+        console: where; None for standard error.
+    """
+
+    def __init__(
+        self, runs: Sequence[PlannedRun], statuses: Mapping[str, Status], console: Console | None = None
+    ) -> None:
+        self._runs = runs
+        self.statuses = dict(statuses)
+        self._told: dict[str, tuple[str, ...]] = {}
+        self._console = Console(stderr=True) if console is None else console
+        self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> "LiveView":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, run: PlannedRun, status: Status) -> None:
+        """Take in the status of a run."""
+        self.statuses[run.label] = status
+        # The time is not worth a line.
+        told = cells(run, status)[:-1]
+        if not self._console.is_terminal and self._told.get(run.label) != told:
+            self._told[run.label] = told
+            self.say(describe(run, status))
+
+    def say(self, line: str) -> None:
+        """A line for the reader, above the table."""
+        self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, heading in enumerate(("run", "state", "epoch", "dev EER %", "best", "time")):
+            table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
+        found = [(run, self.statuses[run.label]) for run in self._runs]
+        found.sort(key=lambda one: _FIRST.index(one[1].state))
+        room = max(1, self._console.height - 6)
+        for run, status in found[:room]:
+            label, state, *numbers = cells(run, status)
+            table.add_row(label, Text(state, style=_STYLES.get(status.state, "")), *numbers)
+        table.caption = counts([status for _, status in found])
+        table.caption_justify = "left"
+        return table
+
+
+def counts(statuses: Sequence[Status]) -> str:
+    """How many runs are in each state."""
+    states = [status.state for status in statuses]
+    return ", ".join(f"{states.count(state)} {state}" for state in _FIRST if state in states)
+
+
+def cells(run: PlannedRun, status: Status) -> tuple[str, ...]:
+    """Run, state, epochs done, EER of the last and of the best validation in percent, time of all attempts."""
+    record = status.record
+    if record is None:
+        return (run.label, status.state, "", "", "", "")
+    epochs = f"{record.epoch}/{record.max_epochs}" if record.max_epochs is not None else str(record.epoch)
+    eers = ["" if eer is None else f"{100 * eer:.2f}" for eer in (record.dev_eer, record.best_dev_eer)]
+    return (run.label, status.state, epochs, *eers, duration(record.seconds))
+
+
+def describe(run: PlannedRun, status: Status) -> str:
+    """One line about a run."""
+    label, state, epochs, eer, best, time = cells(run, status)
+    parts = [state]
+    if status.record is not None:
+        parts += [f"epoch {epochs}", *([f"dev EER {eer} % (best {best} %)"] if eer else []), time]
+    return f"{label}: {', '.join(parts)}{f': {status.reason}' if status.reason else ''}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,72 @@
+"""The runs of a sweep on this machine, some at a time."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from moelora_ad.errors import InputError
+from moelora_ad.sweeps.attempt import Attempt, start
+from moelora_ad.sweeps.live import LiveView
+from moelora_ad.sweeps.planning import PlannedRun
+from moelora_ad.sweeps.states import Status, readable_status_of
+
+_PAUSE = 0.25  # seconds between two looks at the processes
+
+
+def run_here(runs: Sequence[PlannedRun], jobs: int, retry: bool, view: LiveView) -> None:
+    """Run what is not finished, ``jobs`` at once; one that fails stops no other.
+
+    Args:
+        runs: in the order in which they start.
+        jobs: how many at once.
+        retry: try again what has failed.
+        view: is told of every change.
+
+    Raises:
+        KeyboardInterrupt: the runs that were going have been stopped; each has saved where it is.
+    """
+    waiting = deque(runs)
+    active: list[Attempt] = []
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                run = waiting.popleft()
+                begun = _start(run, retry)
+                if isinstance(begun, Attempt):
+                    active.append(begun)
+                else:
+                    view.show(run, begun)
+            ended = [attempt for attempt in active if attempt.ended()]
+            for attempt in active:
+                view.show(attempt.run, readable_status_of(attempt.run, running=attempt not in ended))
+            active = [attempt for attempt in active if attempt not in ended]
+            if active:
+                time.sleep(_PAUSE)
+    except KeyboardInterrupt:
+        _stop(active, view)
+        raise
+
+
+def _start(run: PlannedRun, retry: bool) -> Attempt | Status:
+    try:
+        return start(run, retry)
+    except (InputError, OSError) as error:
+        return Status("failed", str(error))
+
+
+def _stop(active: Sequence[Attempt], view: LiveView) -> None:
+    """Let the runs save and end; a second Ctrl-C ends them at once."""
+    view.say(f"stopping {len(active)} run{'s' * (len(active) != 1)}; once more to stop at once")
+    kill = False
+    for attempt in active:
+        attempt.stop()
+    while not all(attempt.ended() for attempt in active):
+        try:
+            time.sleep(_PAUSE)
+        except KeyboardInterrupt:
+            kill = True
+        if kill:
+            for attempt in active:
+                attempt.stop(kill=True)
+    for attempt in active:
+        view.show(attempt.run, readable_status_of(attempt.run, running=False))

@@ -1,0 +1,148 @@
+"""From a sweep to its runs, and from a run to its command line."""
+
+import fnmatch
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moelora_ad.errors import InputError
+from moelora_ad.sweeps.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep.
+
+    Attributes:
+        system: what is compared.
+        seed: of everything.
+        folder: of the run.
+        configs: configuration files of fit.
+        options: of fit, over those of the files.
+        environment: variables of the process.
+        wandb: arguments of a ``WandbLogger``; None for none.
+    """
+
+    system: str
+    seed: int
+    folder: Path
+    configs: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    wandb: Mapping[str, Any] | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.system}/{self.folder.name}"
+
+    def arguments(self, checkpoint: Path | None = None) -> list[str]:
+        """The command line of fit.
+
+        Args:
+            checkpoint: to go on from.
+        """
+        configs = [word for path in self.configs for word in ("--config", path)]
+        options = [f"--{name}={option_text(value)}" for name, value in self.options.items()]
+        return [
+            "fit",
+            *configs,
+            "--seed_everything",
+            str(self.seed),
+            "--system",
+            self.system,
+            *options,
+            f"--trainer.default_root_dir={self.folder}",
+            f"--trainer.logger={json.dumps(self._loggers())}",
+            *([f"--ckpt_path={checkpoint}"] if checkpoint is not None else []),
+        ]
+
+    def _loggers(self) -> list[dict[str, Any]]:
+        above = str(self.folder.parent.parent)
+        place = {"save_dir": above, "name": self.system, "version": self.folder.name}
+        loggers = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": place}]
+        if self.wandb is not None:
+            group = {"save_dir": str(self.folder), "group": self.system, "name": self.label.replace("/", "-")}
+            arguments = {**self.wandb, **group}
+            loggers.append({"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": arguments})
+        return loggers
+
+    def identity(self) -> dict[str, Any]:
+        """What decides on the figures of the run: a finished run with another identity is another run.
+
+        Raises:
+            InputError: a configuration file cannot be read.
+        """
+        return {
+            "system": self.system,
+            "seed": self.seed,
+            "configs": {path: _digest(path) for path in self.configs},
+            "options": {name: option_text(value) for name, value in self.options.items()},
+        }
+
+
+def plan_runs(sweep: Sweep) -> list[PlannedRun]:
+    """Every run of the sweep: seed by seed, so that all systems have a figure early.
+
+    Raises:
+        InputError: two systems have one name, or a name does not suit a folder.
+    """
+    systems: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
+    names = _short_names(sweep.grid)
+    for (name, system), values in itertools.product(sweep.systems.items(), itertools.product(*sweep.grid.values())):
+        chosen = dict(zip(sweep.grid, values, strict=True))
+        full = "-".join([name, *(f"{names[option]}={option_text(value)}" for option, value in chosen.items())])
+        if not re.fullmatch(r"[\w.+=,-]+", full, re.ASCII):
+            raise InputError.at(sweep.path, f"grid: {full} is no name for a folder: list such values as systems")
+        if full.lower() in map(str.lower, systems):
+            raise InputError.at(sweep.path, f"two systems would be called {full}")
+        systems[full] = ((*sweep.configs, *system.configs), {**sweep.options, **system.options, **chosen})
+    return [
+        PlannedRun(name, seed, sweep.folder / name / f"seed_{seed}", configs, options, sweep.environment, sweep.wandb)
+        for seed in sweep.seeds
+        for name, (configs, options) in systems.items()
+    ]
+
+
+def choose(runs: Iterable[PlannedRun], patterns: Iterable[str]) -> list[PlannedRun]:
+    """The runs whose ``SYSTEM/seed_S`` or ``SYSTEM`` matches one of the patterns (``*``, ``?``, ``[...]``).
+
+    Raises:
+        InputError: a pattern matches none.
+    """
+    runs, found = list(runs), set()
+    for pattern in patterns:
+        matching = {
+            run.label for run in runs if any(fnmatch.fnmatchcase(name, pattern) for name in (run.label, run.system))
+        }
+        if not matching:
+            some = ", ".join(run.label for run in runs[:3])
+            raise InputError(f"no run of the sweep matches {pattern!r}; its runs are {some}, ...")
+        found |= matching
+    return [run for run in runs if run.label in found]
+
+
+def option_text(value: Any) -> str:
+    """A value as it stands on a command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short_names(options: Iterable[str]) -> dict[str, str]:
+    """The last part of each dotted name; the whole one where two share it."""
+    last = {option: option.rpartition(".")[2] for option in options}
+    return {option: name if list(last.values()).count(name) == 1 else option for option, name in last.items()}
+
+
+def _digest(path: str) -> str:
+    """Of the content: comments and layout change nothing."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError.at(path, f"is no readable YAML: {' '.join(str(error).split())}") from None
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,128 @@
+"""What a sweep keeps in the folder of a run, beside what fit writes there: ``sweep.json``, a lock, outputs."""
+
+import fcntl
+import json
+import os
+import time
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moelora_ad.errors import InputError
+from moelora_ad.files import written_whole
+
+NOTES = "sweep.json"
+_LOCK = "sweep.lock"
+_FORMAT = 1
+_PATIENCE = 1.0  # seconds; somebody who only looks holds a lock for an instant
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The last attempt at a run.
+
+    Attributes:
+        identity: of the run (see `PlannedRun.identity`).
+        attempts: how often fit was started.
+        exit_code: of the last attempt; negative: killed by that signal; None: nobody saw it end.
+        reason: the last line that it printed, if it failed.
+        wandb_run: name of the run at Weights & Biases, which all attempts share.
+    """
+
+    identity: dict[str, Any]
+    attempts: int = 0
+    exit_code: int | None = None
+    reason: str | None = None
+    wandb_run: str | None = None
+
+
+def read_notes(folder: Path) -> Notes | None:
+    """The notes in a run's folder; None if no sweep has started it.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    path = folder / NOTES
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != _FORMAT:
+            raise ValueError
+        return Notes(**content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError.at(path, f"is damaged; move or delete {folder} to run it anew") from None
+
+
+def write_notes(folder: Path, notes: Notes) -> None:
+    with written_whole(folder / NOTES) as path:
+        path.write_text(json.dumps({"format": _FORMAT} | asdict(notes), indent=2) + "\n", encoding="utf-8")
+
+
+def take_lock(folder: Path) -> int | None:
+    """Lock the run for as long as the returned file descriptor, or a process that inherited it, is open.
+
+    So a run whose sweep was killed still counts as running.
+
+    Returns:
+        None if the run is locked already.
+
+    Raises:
+        InputError: the file system has no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    until = time.monotonic() + _PATIENCE
+    while not _locked(descriptor, fcntl.LOCK_EX, folder):
+        if time.monotonic() > until:
+            os.close(descriptor)
+            return None
+        time.sleep(0.05)
+    return descriptor
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process of this machine, or of one that shares the file system and its locks, runs it now."""
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _locked(descriptor, fcntl.LOCK_SH, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise InputError.at(folder, f"cannot be locked: {error.strerror}; use another file system") from None
+    return True
+
+
+def resumable(folder: Path) -> Path | None:
+    """The newest whole checkpoint to go on from: the last one, or the one that Lightning saves before SLURM ends or
+    requeues a job; None if there is none."""
+    found = [*folder.glob("checkpoints/last*.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
+    return max(filter(_is_whole, found), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """A file's directory stands at its end; a sharded checkpoint's index is written last."""
+    return (checkpoint / ".metadata").is_file() if checkpoint.is_dir() else zipfile.is_zipfile(checkpoint)
+
+
+def output_path(folder: Path, attempt: int) -> Path:
+    """Where an attempt's output goes."""
+    return folder / f"output-{attempt}.log"
+
+
+def keep_metrics(folder: Path, attempt: int) -> None:
+    """Put aside the figures of an earlier attempt: Lightning's ``CSVLogger`` would delete them."""
+    metrics = folder / "metrics.csv"
+    if metrics.exists():
+        metrics.rename(folder / f"metrics-{attempt}.csv")

@@ -1,0 +1,215 @@
+"""The description of a sweep: a YAML file that names systems, options and seeds."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moelora_ad.errors import InputError
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.+=,-]*", re.ASCII)
+_OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*\+?", re.ASCII)
+# What a run gets from the sweep itself.
+_OURS = ("config", "seed_everything", "system", "ckpt_path", "trainer.default_root_dir", "trainer.logger")
+_WANDB = {"project": str, "entity": str, "offline": bool, "tags": list, "notes": str}
+
+
+@dataclass(frozen=True)
+class System:
+    """What is compared, a row of the results.
+
+    Attributes:
+        configs: configuration files of fit, after the common ones.
+        options: of fit, over those of the files.
+    """
+
+    configs: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Systems times grid times seeds.
+
+    Attributes:
+        path: of the file.
+        folder: a run's folder is ``folder/SYSTEM/seed_S``.
+        configs: configuration files of every run.
+        options: of fit for every run, by dotted name.
+        systems: by name.
+        grid: options and the values that each of them takes, crossed with the systems.
+        seeds: of everything.
+        environment: variables of every run.
+        wandb: arguments of a ``WandbLogger`` beside the ``CSVLogger``; None for none.
+        slurm: what submitit asks of the cluster, and lines of ``setup``.
+    """
+
+    path: Path
+    folder: Path
+    configs: tuple[str, ...]
+    systems: Mapping[str, System]
+    seeds: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    wandb: Mapping[str, Any] | None = None
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read and check the description.
+
+    Raises:
+        InputError: the file, the key, and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError.at(path, f"cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError.at(path, f"is not YAML: {' '.join(str(error).split())}") from None
+    reader = _Reader(path)
+    names = [one.name for one in fields(Sweep) if one.name != "path"]
+    top = reader.mapping(content, "the file", names)
+    for needed in ("folder", "configs", "systems", "seeds"):
+        if needed not in top:
+            raise InputError.at(path, f"{needed} is missing")
+    return Sweep(
+        path=path,
+        folder=Path(reader.text(top["folder"], "folder")),
+        configs=reader.configs(top["configs"], "configs"),
+        systems=reader.systems(top["systems"]),
+        seeds=reader.seeds(top["seeds"]),
+        options=reader.options(top.get("options"), "options"),
+        grid=reader.grid(top.get("grid")),
+        environment=reader.environment(top.get("environment")),
+        wandb=reader.wandb(top["wandb"]) if top.get("wandb") is not None else None,
+        slurm=reader.mapping(top.get("slurm"), "slurm"),
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """Numbers as in YAML 1.2 (1e-3 is one, the time 24:00:00 is none), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag not in (_INT, _FLOAT, "tag:yaml.org,2002:timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    list("-+.0123456789"),
+)
+
+
+class _Reader:
+    """Checks the values of the file at ``path``; an error names the key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def error(self, key: str, what: str) -> InputError:
+        return InputError.at(self.path, f"{key} {what}")
+
+    def mapping(self, value: Any, key: str, names: list[str] | None = None) -> dict[str, Any]:
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self.error(key, f"must map names to values, not be {value!r}")
+        for name in value:
+            if not isinstance(name, str):
+                raise self.error(key, f"has the key {name!r}, which is no name: put it in quotes")
+            if names is not None and name not in names:
+                raise self.error(key, f"has the unknown key {name!r}; known: {', '.join(names)}")
+        return value
+
+    def text(self, value: Any, key: str) -> str:
+        if not isinstance(value, str) or not value:
+            raise self.error(key, f"must be text, not {value!r}")
+        return value
+
+    def list(self, value: Any, key: str) -> list[Any]:
+        if not isinstance(value, list) or not value:
+            raise self.error(key, f"must be a list with something in it, not {value!r}")
+        return value
+
+    def configs(self, value: Any, key: str) -> tuple[str, ...]:
+        paths = tuple(self.text(path, key) for path in self.list(value, key))
+        for path in paths:
+            if not Path(path).is_file():
+                raise self.error(key, f"names {path}, and there is no such file (seen from {Path.cwd()})")
+        return paths
+
+    def options(self, value: Any, key: str) -> dict[str, Any]:
+        options = self.mapping(value, key)
+        for name in options:
+            self.option(name, key)
+        return options
+
+    def option(self, name: str, key: str) -> None:
+        if not _OPTION.fullmatch(name):
+            raise self.error(key, f"has {name!r}, which is no dotted name of an option of fit")
+        if any(name == ours or name.startswith((f"{ours}.", f"{ours}+")) for ours in _OURS):
+            raise self.error(key, f"sets {name}, which the sweep sets itself")
+
+    def systems(self, value: Any) -> dict[str, System]:
+        found = {}
+        for name, parts in self.mapping(value, "systems").items():
+            key = f"systems.{name}"
+            if not _NAME.fullmatch(name):
+                raise self.error(key, "is no name for a folder: use letters, digits and . _ - + = ,")
+            parts = self.mapping(parts, key, ["configs", "options"])
+            configs = self.configs(parts["configs"], f"{key}.configs") if parts.get("configs") is not None else ()
+            found[name] = System(configs, self.options(parts.get("options"), f"{key}.options"))
+        if not found:
+            raise self.error("systems", "is empty: name what is to be compared")
+        return found
+
+    def seeds(self, value: Any) -> tuple[int, ...]:
+        seeds = tuple(self.list(value, "seeds"))
+        for seed in seeds:
+            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+                raise self.error("seeds", f"has {seed!r}; a seed is a whole number from 0 to 4294967295")
+            if seeds.count(seed) > 1:
+                raise self.error("seeds", f"has {seed} twice")
+        return seeds
+
+    def grid(self, value: Any) -> dict[str, tuple[Any, ...]]:
+        grid = {name: tuple(self.list(values, f"grid.{name}")) for name, values in self.mapping(value, "grid").items()}
+        for name, values in grid.items():
+            self.option(name, "grid")
+            for one in values:
+                if isinstance(one, dict | list):
+                    raise self.error(f"grid.{name}", f"has {one!r}; only plain values name a system")
+        return grid
+
+    def environment(self, value: Any) -> dict[str, str]:
+        found = self.mapping(value, "environment")
+        for name, one in found.items():
+            if isinstance(one, dict | list | bool | None):
+                raise self.error(f"environment.{name}", f"must be text, not {one!r}: put it in quotes")
+        return {name: str(one) for name, one in found.items()}
+
+    def wandb(self, value: Any) -> dict[str, Any]:
+        found = self.mapping(value, "wandb", list(_WANDB))
+        self.text(found.get("project"), "wandb.project")
+        for name, one in found.items():
+            if not isinstance(one, _WANDB[name]):
+                raise self.error(f"wandb.{name}", f"must be {_WANDB[name].__name__}, not {one!r}")
+        return found

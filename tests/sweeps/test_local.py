@@ -1,0 +1,117 @@
+"""Sweeps on this machine, with real processes of fit."""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from moelora_ad.sweeps import sweep_command
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # several processes load torch one after the other
+
+
+@pytest.fixture
+def sweep(monkeypatch, capfd):
+    """The verb in this process: exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moelora-ad", "sweep", *map(str, arguments)])
+        capfd.readouterr()
+        code = sweep_command.run("moelora-ad")
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "run.json").read_text())
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_killed_runs_go_on_finished_ones_are_skipped_and_failed_ones_told(tmp_path, write_sweep, callback, sweep):
+    kill = callback("KillOnce", step=5, marker=tmp_path / "killed")  # in the second epoch of three steps
+    systems = {"plain": {}, "bad": {"options": {"model.nonsense": 1}}, "killed": {"options": kill}}
+    every_epoch = {"trainer.max_epochs": 3, "checkpoint.save_top_k": -1}
+    path = write_sweep(systems=systems, options=every_epoch)
+    plain, bad, killed = (tmp_path / "runs" / name / "seed_1" for name in systems)
+    code, out, err = sweep(path, "--jobs", 3)
+    assert code == 1
+    assert "plain/seed_1: finished" in err
+    assert "bad/seed_1: failed" in err
+    assert "model.nonsense" in err
+    assert "killed/seed_1: cut off" in err
+    assert "in_domain EER %" in out
+    finished = (plain / "run.json").read_bytes()
+
+    code, out, err = sweep(path)
+    assert code == 1  # the bad one
+    assert not (bad / "output-2.log").exists()
+    assert (plain / "run.json").read_bytes() == finished
+    assert "last.ckpt" in (killed / "output-2.log").read_text().splitlines()[0]
+    found = record(killed)
+    assert (found["state"], found["attempts"], found["epoch"], found["system"]) == ("finished", 2, 3, "killed")
+    assert "0,4," in (killed / "metrics-1.csv").read_text().replace("1,4,", "0,4,")
+    # As if it had never been killed.
+    ours, theirs = weights(killed), weights(plain)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for name in ("dev", "in_domain", "out_of_domain"):
+        first, second = ((run / record(run)["scores"] / f"{name}.csv").read_bytes() for run in (killed, plain))
+        assert first == second
+
+    code, out, _ = sweep(path, "--retry", "--dry-run")
+    assert [shlex.split(line)[0] for line in out.splitlines() if not line.startswith("#")] == ["env"]
+    assert "--model.nonsense=1" in out
+
+    # The same system with another option is another run.
+    path.write_text(path.read_text().replace("trainer.max_epochs: 3", "trainer.max_epochs: 4"))
+    code, _, err = sweep(path, "--only", "plain")
+    assert code == 1
+    assert "trainer.max_epochs was 3, is 4" in err
+    assert (plain / "run.json").read_bytes() == finished
+
+
+def test_ctrl_c_saves_and_another_sweep_leaves_a_running_run_alone(tmp_path, write_sweep, callback, sweep, start_sweep):
+    reached, go = tmp_path / "reached", tmp_path / "go"
+    path = write_sweep(options=callback("Hold", step=4, reached=reached, go=go))
+    run = tmp_path / "runs" / "plain" / "seed_1"
+    first = start_sweep(path)
+    try:
+        until = time.monotonic() + 200
+        while not reached.exists():
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        before = sorted(os.listdir(run))
+        code, _, err = sweep(path)
+        assert code == 0
+        assert "plain/seed_1: running" in err
+        assert sorted(os.listdir(run)) == before
+        first.send_signal(signal.SIGINT)
+        line = ""
+        while "stopping" not in line:
+            line = first.stderr.readline()
+        go.touch()
+        _, err = first.communicate(timeout=200)
+    finally:
+        first.kill()
+        go.touch()
+    assert first.returncode == 130
+    assert "Traceback" not in err
+    assert "1 interrupted" in err
+    assert record(run)["state"] == "interrupted"
+    code, out, _ = sweep(path, "--dry-run")
+    told, line = out.splitlines()
+    assert "interrupted" in told
+    assert shlex.split(line)[-1] == f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 5  # the step that was going was ended

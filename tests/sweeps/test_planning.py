@@ -1,0 +1,196 @@
+"""From systems, grid and seeds to command lines."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+import yaml
+
+from moelora_ad.errors import InputError
+from moelora_ad.sweeps import sweep_command
+from moelora_ad.sweeps.planning import choose, option_text, plan_runs
+from moelora_ad.sweeps.slurm import _parameters
+from moelora_ad.sweeps.sweep import Sweep, System, read_sweep
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text("a: 1  # one\n")
+    return str(path)
+
+
+def make(config: str, **parts) -> Sweep:
+    common = {"path": Path("sweep.yaml"), "folder": Path("runs"), "configs": (config,), "systems": {"lora": System()}}
+    return Sweep(**(common | {"seeds": (1,)} | parts))
+
+
+def test_systems_times_grid_times_seeds(config):
+    systems = {"lora": System((), {"x.rank": 4}), "moe": System((config,), {"trainer.max_epochs": 9})}
+    grid = {"model.optimizer.init_args.lr": (0.001, "1e-2"), "model.top_k": (None,)}
+    runs = plan_runs(make(config, systems=systems, grid=grid, seeds=(7, 5), options={"trainer.max_epochs": 4}))
+    assert [run.label for run in runs] == [
+        f"{system}-lr={lr}-top_k=null/seed_{seed}"
+        for seed in (7, 5)
+        for system in ("lora", "moe")
+        for lr in ("0.001", "1e-2")
+    ]
+    first, last = runs[0], runs[-1]
+    assert first.folder == Path("runs/lora-lr=0.001-top_k=null/seed_7")
+    assert first.configs == (config,)
+    assert first.options == {
+        "trainer.max_epochs": 4,
+        "x.rank": 4,
+        "model.optimizer.init_args.lr": 0.001,
+        "model.top_k": None,
+    }
+    assert last.configs == (config, config)
+    assert last.options["trainer.max_epochs"] == 9
+    assert len({run.folder for run in runs}) == 8
+
+
+def test_options_with_one_last_name_are_told_apart(config):
+    runs = plan_runs(make(config, grid={"a.rank": (1,), "b.rank": (2,)}))
+    assert [run.system for run in runs] == ["lora-a.rank=1-b.rank=2"]
+
+
+def test_names_that_clash_or_suit_no_folder(config):
+    with pytest.raises(InputError, match="two systems would be called Lora"):  # one folder on some file systems
+        plan_runs(make(config, systems={"lora": System(), "Lora": System()}))
+    with pytest.raises(InputError, match="two systems would be called lora-a=1"):
+        plan_runs(make(config, grid={"x.a": (1, "1")}))
+    with pytest.raises(InputError, match="no name for a folder"):
+        plan_runs(make(config, grid={"x.a": ("b/c",)}))
+
+
+def test_patterns(config):
+    runs = plan_runs(make(config, systems={"lora_r4": System(), "lora_r8": System(), "moe": System()}, seeds=(1, 2)))
+
+    def labels(*patterns: str) -> list[str]:
+        return [run.label for run in choose(runs, patterns)]
+
+    assert labels("moe") == ["moe/seed_1", "moe/seed_2"]
+    assert labels("lora_*/seed_2", "moe/seed_1") == ["moe/seed_1", "lora_r4/seed_2", "lora_r8/seed_2"]
+    with pytest.raises(InputError, match="no run of the sweep matches 'mo'"):
+        labels("moe", "mo")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        3,
+        0.5,
+        1e-5,
+        [1, "a", 1e-5],
+        {"class_path": "x.Y", "init_args": {"a": None, "lr": 1e-5}},
+        "a b",
+        "x.Y",
+    ],
+)
+def test_options_are_read_back_as_they_were(value):
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--x", type=Any)
+    assert parser.parse_args([f"--x={option_text(value)}"]).x == value
+
+
+def test_the_identity_is_of_the_content(config):
+    (run,) = plan_runs(make(config))
+    before = run.identity()
+    Path(config).write_text("# another remark\na:   1\n")
+    assert run.identity() == before
+    Path(config).write_text("a: 2\n")
+    assert run.identity() != before
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The verb in this process: exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moelora-ad", "sweep", *map(str, arguments)])
+        try:
+            code = sweep_command.run("moelora-ad")
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_the_lines_of_a_dry_run_are_commands_of_fit(tmp_path, write_sweep, command, lightning):
+    lora = {"model.adaptation": "moelora_ad.adapters.LoRA", "model.adaptation.init_args.rank": 3}
+    path = write_sweep(
+        systems={"moe": {"options": {"model.adaptation.init_args.top_k": None}}, "lora": {"options": lora}},
+        grid={"model.optimizer.init_args.lr": [0.001]},
+        seeds=[3],
+        wandb={"project": "p q", "offline": True},
+    )
+    code, out, err = command(path, "--dry-run")
+    assert (code, err) == (0, "")
+    assert not (tmp_path / "runs").exists()
+    lines = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
+    assert len(lines) == 2
+    for words, system in zip(lines, ("moe-lr=0.001", "lora-lr=0.001"), strict=True):
+        place = words.index("lightning")
+        assert words[0] == "env"
+        code, printed, err = lightning(*words[place + 1 :], "--print_config")
+        assert code == 0, err
+        config = yaml.safe_load(printed)
+        assert config["seed_everything"] == 3
+        assert config["system"] == system
+        csv, wandb = config["trainer"]["logger"]
+        run = tmp_path / "runs" / system / "seed_3"
+        assert Path(csv["init_args"]["save_dir"], csv["init_args"]["name"], csv["init_args"]["version"]) == run
+        assert wandb["init_args"]["project"] == "p q"
+        assert (wandb["init_args"]["group"], wandb["init_args"]["name"]) == (system, f"{system}-seed_3")
+        assert wandb["init_args"]["save_dir"] == str(run)
+        assert config["trainer"]["default_root_dir"] == str(run)
+        adaptation = config["model"]["adaptation"]["init_args"]
+        assert adaptation["rank"] == (3 if "lora-" in system else 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--only", "absent"], "no run of the sweep matches 'absent'"),
+        (["--run", "absent/seed_1"], "no run 'absent/seed_1'; the first one is 'plain/seed_1'"),
+        (["--run", "plain/seed_1", "--only", "plain"], "--run takes neither"),
+        (["--jobs", "0"], "'0' is no whole number of at least 1"),
+        (["--jobs", "two"], "'two' is no whole number of at least 1"),
+        (["--slurm", "--jobs", "2"], "--jobs is for this machine"),
+        (["--wandb-agent-config"], "wandb is missing"),
+    ],
+)
+def test_usage(write_sweep, command, arguments, told):
+    code, out, err = command(write_sweep(), *arguments)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_sweep_of_the_project(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    for path in sorted(Path("experiments/sweeps").glob("*.yaml")):
+        for run in plan_runs(read_sweep(path)):
+            assert json.loads(json.dumps(run.identity()))["seed"] == run.seed
+
+
+@pytest.mark.parametrize(
+    ("given", "minutes"),
+    [(90, 90), ("24:00:00", 1440), ("0:00:30", 1), ("10:30", 11), ("2-12", 3600), ("1-00:05:00", 1445)],
+)
+def test_time_limits_of_slurm(config, given, minutes):
+    assert _parameters(make(config, slurm={"time": given}))["time"] == minutes
+
+
+@pytest.mark.parametrize("slurm", [{}, {"time": "a day"}, {"time": "1:2:3:4"}, {"time": 1.5}])
+def test_no_time_limit_of_slurm(config, slurm):
+    with pytest.raises(InputError, match=r"sweep.yaml: slurm\.time"):
+        _parameters(make(config, slurm=slurm))
