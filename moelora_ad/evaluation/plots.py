@@ -84,7 +84,7 @@ def det_plot(curves: Mapping[str, ScoreCurve]) -> Plot:
     largest = max(min(curve.num_bona_fide, curve.num_spoof) for curve in curves.values())
     low = min(0.1, max(0.00005, 0.5 / largest))
     high = min(0.9995, max(0.5, 1.5 * max(rates.values())))
-    with _style():
+    with style():
         rows = -(-len(curves) // 2)
         figure = Figure(figsize=(_WIDTH, _WIDTH * 0.92 + 0.17 * rows), layout="constrained")
         axes: Axes = figure.add_subplot()
@@ -92,7 +92,7 @@ def det_plot(curves: Mapping[str, ScoreCurve]) -> Plot:
             points = curve.operating_points()
             x, y = _staircase(points.false_alarm, points.miss, low / 2)
             colour, dash = LINES[number % len(LINES)], _DASHES[number // len(LINES) % len(_DASHES)]
-            label = f"{_short(name)} ({rounded('eer', rates[name])} %)"
+            label = f"{short_name(name)} ({rounded('eer', rates[name])} %)"
             axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, label=label)
             mark = ndtri(np.clip(rates[name], low, high))  # an EER of 0 is marked in the corner
             axes.plot([mark], [mark], "o", color=colour, markersize=6.5, markeredgecolor=PAPER, zorder=3, clip_on=False)
@@ -105,7 +105,7 @@ def det_plot(curves: Mapping[str, ScoreCurve]) -> Plot:
             axis.set_major_locator(FixedLocator([float(ndtri(tick)) for tick in _spread(ticks)]))
             axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * _nearest_tick(x):g}"))
         figure.legend(loc="outside lower center", ncols=min(2, len(curves)), fontsize=8, handlelength=2.4)
-        return _drawn(figure)
+        return drawn(figure)
 
 
 def histogram_plot(scores: ArrayLike, labels: ArrayLike, thresholds: Mapping[str, float]) -> Plot:
@@ -125,7 +125,7 @@ def histogram_plot(scores: ArrayLike, labels: ArrayLike, thresholds: Mapping[str
         margin = max(0.5, 1e-6 * abs(low))
         low, high = low - margin, high + margin
     edges = np.linspace(low, high, 1 + int(np.clip(np.sqrt(len(scores)), 12, 48)))
-    with _style():
+    with style():
         figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
         axes: Axes = figure.add_subplot()
         for class_label, name, colour in ((0, "spoof", ORANGE), (1, "bona fide", BLUE)):
@@ -142,7 +142,7 @@ def histogram_plot(scores: ArrayLike, labels: ArrayLike, thresholds: Mapping[str
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         figure.legend(loc="outside lower center", ncols=2 if len(thresholds) > 1 else 3, fontsize=8, handlelength=1.8)
-        return _drawn(figure)
+        return drawn(figure)
 
 
 def bars_plot(groups: Mapping[str, Figures], overall: float | None = None) -> Plot:
@@ -156,7 +156,7 @@ def bars_plot(groups: Mapping[str, Figures], overall: float | None = None) -> Pl
     names = list(ordered)[:MOST_BARS]
     values = np.array([100 * ordered[name].eer for name in names])
     intervals = [ordered[name].intervals.get("eer") for name in names]
-    with _style():
+    with style():
         figure = Figure(figsize=(_WIDTH, 0.75 + 0.2 * len(names)), layout="constrained")
         axes: Axes = figure.add_subplot()
         axes.barh(range(len(names)), values, height=0.66, color=BLUE, alpha=0.85)
@@ -165,14 +165,14 @@ def bars_plot(groups: Mapping[str, Figures], overall: float | None = None) -> Pl
                 axes.plot([100 * interval.low, 100 * interval.high], [place, place], color=INK, linewidth=1.2)
         if overall is not None:
             axes.axvline(100 * overall, color=ORANGE, linewidth=1.4, linestyle=_DASHES[1])
-        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set_yticks(range(len(names)), [short_name(name) for name in names])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(names) - 0.4, -0.6)
         ends = [100 * interval.high for interval in intervals if interval is not None]
         axes.set_xlim(0, max(1.04 * max([*values, *ends, 100 * (overall or 0)]), 1.0))
         axes.set_xlabel("EER (%)" if overall is None else f"EER (%); dashed: all together, {rounded('eer', overall)} %")
         axes.grid(axis="y", visible=False)
-        return _drawn(figure)
+        return drawn(figure)
 
 
 def _staircase(x: NDArray[np.float64], y: NDArray[np.float64], least: float) -> tuple[NDArray, NDArray]:
@@ -198,19 +198,22 @@ def _nearest_tick(x: float) -> float:
     return min(_TICKS, key=lambda tick: abs(float(ndtri(tick)) - x))
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A name that has room beside a plot."""
     name = printable(name)
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """How every plot looks, whatever a user's own style is; a figure is made and drawn within."""
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # boxes in the PNG; the SVG has the text
         yield
 
 
-def _drawn(figure: Figure) -> Plot:
+def drawn(figure: Figure) -> Plot:
+    """A figure in both forms, without anything that changes from one time to the next."""
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -29,7 +29,7 @@ from moelora_ad.evaluation.tables import (
 from moelora_ad.files import unused_name
 
 # The plots' colours on a dark page, in the order of LINES.
-_DARK_LINES = ("#6cb4f5", "#ff9a52", "#3ccfa0", "#e58fc4", "#d8c74a", "#62d3ec", "#b9c2cc")
+DARK_LINES = ("#6cb4f5", "#ff9a52", "#3ccfa0", "#e58fc4", "#d8c74a", "#62d3ec", "#b9c2cc")
 _KIND_TEXTS = {
     "attacks": "EER of each attack against all bona fide trials of its set, the highest first.",
     "codecs": "EER of each codec or transmission condition, bona fide against spoof within it.",
@@ -123,7 +123,7 @@ def report_page(results: Results, drawn: Iterable[NamedPlot]) -> str:
             kinds.append({"title": kind.capitalize(), "text": text, "charts": charts, "tables": listed})
     comparison, calibration = comparison_table(results), calibration_table(results)
     one_run = f" Plots of {printable(runs[0])}; those of the other runs are files beside this page." if runs[1:] else ""
-    return _template().render(
+    return template("report.html.j2").render(
         title=_title(results),
         subtitle=_subtitle(results),
         cards=cards(results),
@@ -142,7 +142,7 @@ def report_page(results: Results, drawn: Iterable[NamedPlot]) -> str:
         provenance=[(printable(f.title), f.provenance) for f in results.files if f.provenance],
         cost_text=_cost_text(results),
         interval_text=_interval_text(results),
-        lines=list(zip(LINES, _DARK_LINES, strict=True)),
+        lines=list(zip(LINES, DARK_LINES, strict=True)),
     )
 
 
@@ -311,9 +311,14 @@ def _with_names(style: str, names: dict[str, str]) -> str:
     return re.sub("|".join(names), lambda colour: f"var(--{names[colour[0]]})", style)
 
 
-def _template() -> jinja2.Template:
-    text = files("moelora_ad.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+def template(name: str) -> jinja2.Template:
+    """A page's template beside this module, which may extend others there."""
+    folder = files("moelora_ad.evaluation")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(text)
+    return environment.get_template(name)

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ _MORE = "… and {} more in figures.csv"
 class TextTable:
     """A table for people; the first ``words`` columns are aligned to the left, the others are numbers.
 
-    ``notes`` are lines that stand below it.
+    ``notes`` are lines that stand below it; ``bold`` has the places (row, column) of cells that stand out.
     """
 
     title: str
@@ -46,6 +46,10 @@ class TextTable:
     rows: Sequence[Sequence[str]]
     words: int = 1
     notes: Sequence[str] = ()
+    bold: Collection[tuple[int, int]] = ()
+
+    def is_bold(self, row: int, column: int) -> bool:
+        return (row, column) in self.bold
 
 
 def rounded(figure: str, value: float | None, interval: Interval | None = None) -> str:
@@ -207,8 +211,8 @@ def as_rich(table: TextTable) -> Table:
             made.add_column(Text(column), overflow="fold", min_width=min(longest, _NARROWEST))
         else:
             made.add_column(Text(column), justify="right", min_width=longest)  # figures are never cut
-    for row in table.rows:
-        made.add_row(*map(Text, row))
+    for place, row in enumerate(table.rows):
+        made.add_row(*(Text(cell, "bold" if table.is_bold(place, at) else "") for at, cell in enumerate(row)))
     return made
 
 
@@ -220,16 +224,32 @@ def as_markdown(table: TextTable) -> str:
 
     rules = [":--" if number < table.words else "--:" for number in range(len(table.columns))]
     lines = [f"## {_markdown(table.title)}", "", line(map(_markdown, table.columns)), line(rules)]
-    lines += [line(map(_markdown, row)) for row in table.rows]
+    for place, row in enumerate(table.rows):
+        cells = [
+            f"**{_markdown(cell)}**" if table.is_bold(place, at) else _markdown(cell) for at, cell in enumerate(row)
+        ]
+        lines.append(line(cells))
     return "\n".join(lines + [f"\n{_markdown(note)}" for note in table.notes]) + "\n"
 
 
-def as_latex(table: TextTable) -> str:
-    """A plain ``tabular`` that needs no package; title and notes are comments."""
+def as_latex(table: TextTable, booktabs: bool = False) -> str:
+    """A ``tabular`` whose title and notes are comments.
+
+    Args:
+        table: What to write.
+        booktabs: Whether the rules are those of the package booktabs; otherwise no package is needed.
+    """
     layout = "l" * table.words + "r" * (len(table.columns) - table.words)
-    heading, *rows = [" & ".join(map(_latex, cells)) + r" \\" for cells in (table.columns, *table.rows)]
+    heading = " & ".join(map(_latex, table.columns)) + r" \\"
+    rows = []
+    for place, row in enumerate(table.rows):
+        cells = [
+            rf"\textbf{{{_latex(cell)}}}" if table.is_bold(place, at) else _latex(cell) for at, cell in enumerate(row)
+        ]
+        rows.append(" & ".join(cells) + r" \\")
+    top, middle, bottom = (r"\toprule", r"\midrule", r"\bottomrule") if booktabs else (r"\hline",) * 3
     lines = [f"% {_latex(words)}" for words in (table.title, *table.notes)]
-    lines += [rf"\begin{{tabular}}{{{layout}}}", r"\hline", heading, r"\hline", *rows, r"\hline", r"\end{tabular}"]
+    lines += [rf"\begin{{tabular}}{{{layout}}}", top, heading, middle, *rows, bottom, r"\end{tabular}"]
     return "\n".join(lines) + "\n"
 
 
@@ -246,6 +266,7 @@ _LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "…": r"\ldots{}",
+    "±": r"$\pm$",
 }
 
 

@@ -1,0 +1,66 @@
+"""The configurations that runs were made with, and what differs between two of them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moelora_ad.errors import InputError
+
+# What may differ between the seeds of one system: the seed, names, and places that files are put or taken up from.
+_FREE = ("seed_everything", "system", "ckpt_path", "score_folder", "data.seed", "trainer.logger")
+_FREE_PLACES = ("trainer.default_root_dir", "checkpoint.dirpath")
+_MISSING = object()
+
+
+def read_configuration(path: str | Path) -> Mapping[str, Any]:
+    """The ``config.yaml`` of a run.
+
+    Raises:
+        InputError: it is missing, no YAML, or no mapping.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError.at(path, "is missing: a run is compared by its configuration") from None
+    except OSError as error:
+        raise InputError.at(path, f"cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError.at(path, f"is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError.at(path, "is no configuration: it has no fields")
+    return content
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """What differs besides the seed and the places of files, one ``field (value, other value)`` each."""
+    ones, others = (dict(_fields(one)) for one in (first, second))
+    return [
+        f"{name} ({_told(ones, name)}, {_told(others, name)})"
+        for name in dict.fromkeys((*ones, *others))
+        if not _is_free(name) and ones.get(name, _MISSING) != others.get(name, _MISSING)
+    ]
+
+
+def _fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that holds no others, by its dotted name."""
+    if isinstance(value, dict) and value:
+        parts = value.items()
+    elif isinstance(value, list) and value:
+        parts = enumerate(value)  # type: ignore[assignment]
+    else:
+        yield name, value
+        return
+    for key, part in parts:
+        yield from _fields(part, f"{name}.{key}" if name else str(key))
+
+
+def _is_free(name: str) -> bool:
+    within_callbacks = name.startswith("trainer.callbacks") and name.endswith(".dirpath")
+    return within_callbacks or any(name == free or name.startswith(f"{free}.") for free in (*_FREE, *_FREE_PLACES))
+
+
+def _told(fields: Mapping[str, Any], name: str) -> str:
+    return str(fields[name]) if name in fields else "not there"

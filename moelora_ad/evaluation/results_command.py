@@ -1,0 +1,137 @@
+"""The verb results: systems over their seeds (table 1 and figure 3 of the paper) from the folders of runs."""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from moelora_ad.arguments import OneLineArgumentParser
+from moelora_ad.errors import InputError, printable
+from moelora_ad.evaluation.run_records import find_records
+from moelora_ad.evaluation.scored_runs import read_runs
+from moelora_ad.evaluation.systems import MACRO_OOD, Comparison
+from moelora_ad.evaluation.table_one import against_table, table_one
+from moelora_ad.evaluation.tables import TextTable, as_rich
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def run(program: str) -> int:
+    """Run the verb in ``sys.argv``; returns the exit code: 1 a run is faulty or a file cannot be written, 130
+    interrupted."""
+    parser = _parser(f"{program} results")
+    given = parser.parse_args(sys.argv[2:])
+    _check(parser, given)
+    try:
+        comparison = _comparison(parser, given)
+        try:
+            if given.to is not None:
+                _write(comparison, given)
+        finally:  # figures are shown even if a disk is full
+            _print(comparison, given.against)
+        if given.to is not None:
+            _line(f"report: {Path(given.to, 'report.html')}")
+    except InputError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser(program: str) -> OneLineArgumentParser:
+    parser = OneLineArgumentParser(prog=program, description=__doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders above runs")
+    add("--own", nargs="+", metavar="SET", help="sets that macro_ood leaves out (default: those of a training corpus)")
+    add("--against", metavar="SYSTEM", help="what the others' macro_ood is compared with, seed by seed")
+    add("--to", metavar="DIR", help="write results.csv, .json, table.md, .tex, the plot and report.html there")
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    for path in given.runs:
+        if not Path(path).is_dir():
+            parser.error(f"{path}: no such folder: give the folder of a run, or one above runs")
+    if given.to is not None and Path(given.to).exists() and not Path(given.to).is_dir():
+        parser.error(f"--to: {given.to} is not a folder")
+
+
+def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Comparison:
+    records = find_records(given.runs)
+    with _progress(len(records)) as tick:
+        runs, notes = read_runs(records, tick)
+    comparison = Comparison(runs, given.own, tuple(notes))
+    strangers = sorted(set(given.own or ()) - set(comparison.sets))
+    if strangers:
+        parser.error(f"--own: no set is called {strangers[0]!r}; there are {', '.join(comparison.sets)}")
+    if given.against is not None:
+        if given.against not in comparison.systems:
+            parser.error(f"--against: no system is called {given.against!r}; there are {', '.join(comparison.systems)}")
+        if MACRO_OOD not in comparison.averages:
+            parser.error("--against: there is no macro_ood: every set that all runs have is of a training corpus")
+        if not comparison.against(given.against):
+            parser.error(f"--against: no other system has a seed of {given.against!r}")
+    return comparison
+
+
+def _write(comparison: Comparison, given: argparse.Namespace) -> None:
+    from moelora_ad.evaluation.results_writing import write_comparison  # matplotlib takes a second
+
+    try:
+        write_comparison(comparison, given.to, given.against)
+    except OSError as error:
+        raise InputError(f"{given.to}: cannot be written: {error.strerror}") from None
+
+
+def _print(comparison: Comparison, reference: str | None) -> None:
+    _print_table(table_one(comparison))
+    if reference is not None:
+        _print_table(against_table(comparison, reference))
+    for note in comparison.notes:
+        _line(f"note: {note}")
+
+
+def _print_table(table: TextTable) -> None:
+    console = Console()
+    if not console.is_terminal:  # nothing is bold there
+        rows = [
+            [f"*{c}" if table.is_bold(at, n) else c for n, c in enumerate(row)] for at, row in enumerate(table.rows)
+        ]
+        table = replace(table, rows=rows)
+    made = as_rich(table)
+    # A table is never cut; on a narrow terminal its lines wrap.
+    needed = Measurement.get(console, console.options.update(max_width=10_000), made)
+    console.width = max(console.width, needed.minimum if console.is_terminal else needed.maximum)
+    console.print(made)
+    for note in table.notes:
+        _line(note)
+    _line("")
+
+
+def _line(text: str) -> None:
+    Console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on a terminal: score files may be large."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task("", total=total)
+        done = itertools.count()
+
+        def tick(what: str) -> None:
+            bar.update(task, description=printable(what), completed=next(done))
+
+        yield tick
