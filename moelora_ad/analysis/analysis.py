@@ -1,0 +1,102 @@
+"""What an analysis hands over, and its files."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from moelora_ad.errors import printable
+from moelora_ad.evaluation.plots import drawn, style
+from moelora_ad.evaluation.tables import TextTable, as_csv, as_markdown
+from moelora_ad.files import written_whole
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The outcome of an analysis.
+
+    Attributes:
+        name: of the analysis, which its files are called after.
+        finding: what it found, with figures; one line.
+        tables: for people.
+        rows: for programs, one figure or one thing measured a row, at full precision.
+        data: for programs, what rows cannot hold: plain JSON values at full precision; null for what is not finite.
+        figures: by name, each made when it is needed.
+        notes: on how to read it, a line each.
+    """
+
+    name: str
+    finding: str
+    tables: Sequence[TextTable] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def write(analysis: Analysis, folder: str | Path) -> list[Path]:
+    """Write an analysis; each file appears whole or not at all.
+
+    NAME.json has finding, notes, data and rows, NAME.csv the rows, NAME.md finding, notes and tables; each figure is
+    NAME-FIGURE.png and .svg.
+
+    Args:
+        analysis: what was found.
+        folder: made if it is missing.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder = Path(folder)
+    texts = {".json": _as_json(analysis), ".md": _as_markdown(analysis)}
+    if analysis.rows:
+        columns = list(dict.fromkeys(column for row in analysis.rows for column in row))
+        texts[".csv"] = as_csv(analysis.rows, columns)
+    written = []
+    for ending, text in texts.items():
+        path = folder / f"{analysis.name}{ending}"
+        with written_whole(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8", newline="")
+        written.append(path)
+    for name, make in analysis.figures.items():
+        with style():
+            plot = drawn(make())
+        written += plot.write(folder / f"{analysis.name}-{name}")
+    return written
+
+
+def _as_json(analysis: Analysis) -> str:
+    content = {
+        "analysis": analysis.name,
+        "finding": analysis.finding,
+        "notes": list(analysis.notes),
+        **analysis.data,
+        "rows": list(analysis.rows),
+    }
+    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Values of NumPy and PyTorch as those of Python; JSON has no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _as_markdown(analysis: Analysis) -> str:
+    notes = "\n".join(f"- {printable(note)}" for note in analysis.notes)
+    parts = (f"# {analysis.name}", printable(analysis.finding), notes, *map(as_markdown, analysis.tables))
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"

@@ -1,0 +1,117 @@
+"""Whether the choice of experts depends on what an utterance is: mutual information, tested by permutation."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MOST_CODES = 4_000_000  # that are counted at once
+
+
+class Dependence(NamedTuple):
+    """Mutual information between experts and classes.
+
+    Attributes:
+        information: (S,) bits at every site, as counted, which is biased upwards.
+        by_chance: (S,) bits, mean over permutations of the classes: the bias.
+        p_value: that the mean over sites is as large by chance.
+        p_values: (groups,) the same for the mean over the sites of each group, corrected for their number (Holm).
+        permutations: how many were drawn.
+    """
+
+    information: NDArray[np.float64]
+    by_chance: NDArray[np.float64]
+    p_value: float
+    p_values: NDArray[np.float64]
+    permutations: int
+
+    @property
+    def excess(self) -> NDArray[np.float64]:
+        """(S,) bits above chance."""
+        return self.information - self.by_chance
+
+
+def dependence(
+    experts: NDArray[np.integer],
+    classes: NDArray[np.integer],
+    num_experts: int,
+    groups: Sequence[NDArray[np.intp]],
+    permutations: int,
+    seed: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Dependence:
+    """Test whether experts and classes are independent.
+
+    A permutation gives the utterances' classes to other utterances, the same ones at all sites, so that sites stay as
+    alike as they are. p = (1 + #{permuted >= observed}) / (1 + permutations) (Phipson and Smyth, Statistical
+    Applications in Genetics and Molecular Biology 9, 2010).
+
+    Args:
+        experts: (n, S) the expert that leads, for every utterance at every site.
+        classes: (n,) from 0.
+        num_experts: N.
+        groups: numbers of the sites of each group.
+        permutations: at least 1.
+        seed: of the permutations.
+        advance: told of every permutation.
+    """
+    num_classes = int(classes.max()) + 1
+    members = np.stack([np.bincount(group, minlength=experts.shape[1]) / len(group) for group in groups])
+    observed = mutual_information(experts, classes, num_experts, num_classes)
+    statistics = np.append(members @ observed, observed.mean())
+    exceeded = np.zeros(len(groups) + 1, np.int64)
+    total = np.zeros_like(observed)
+    generator = np.random.default_rng(seed)
+    for _ in range(permutations):
+        permuted = mutual_information(experts, generator.permutation(classes), num_experts, num_classes)
+        # Equal tables may differ in the last bits: their sums run in another order.
+        exceeded += np.append(members @ permuted, permuted.mean()) >= statistics - 1e-12
+        total += permuted
+        advance(1)
+    p_values = (1 + exceeded) / (1 + permutations)
+    return Dependence(observed, total / permutations, float(p_values[-1]), holm(p_values[:-1]), permutations)
+
+
+def mutual_information(
+    experts: NDArray[np.integer], classes: NDArray[np.integer], num_experts: int, num_classes: int
+) -> NDArray[np.float64]:
+    """Mutual information in bits between the expert at each site and the class, as counted: (n, S), (n,) -> (S,)."""
+    counts = _contingency(experts, classes, num_experts, num_classes)
+    joint = counts / len(classes)  # (S, classes, N)
+    of_class, of_expert = joint.sum(2, keepdims=True), joint.sum(1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(counts > 0, joint * np.log2(joint / (of_class * of_expert)), 0.0)
+    return np.maximum(terms.sum((1, 2)), 0.0)
+
+
+def entropy(classes: NDArray[np.integer]) -> float:
+    """Of the classes, in bits: no expert can tell more of them."""
+    shares = np.bincount(classes) / len(classes)
+    shares = shares[shares > 0]
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    order = np.argsort(p_values)
+    steps = p_values[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
+def _contingency(
+    experts: NDArray[np.integer], classes: NDArray[np.integer], num_experts: int, num_classes: int
+) -> NDArray[np.int64]:
+    """How often class and expert meet: (S, classes, N)."""
+    num_sites = experts.shape[1]
+    size = num_sites * num_classes * num_experts
+    offsets = np.arange(num_sites) * (num_classes * num_experts)
+    counts = np.zeros(size, np.int64)
+    step = max(1, _MOST_CODES // num_sites)
+    for start in range(0, len(classes), step):
+        part = slice(start, start + step)
+        codes = offsets + classes[part, None] * num_experts + experts[part]
+        counts += np.bincount(codes.ravel(), minlength=size)
+    return counts.reshape(num_sites, num_classes, num_experts)

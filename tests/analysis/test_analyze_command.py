@@ -1,0 +1,89 @@
+"""The verb analyze around its analyses: files, help, and what goes wrong on the way."""
+
+import csv
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from moelora_ad.analysis import analyze_command
+from moelora_ad.analysis.analysis import Analysis
+from moelora_ad.evaluation.tables import TextTable
+
+
+def made(**changes) -> Analysis:
+    fields = {
+        "name": "count",
+        "finding": "there are 2",
+        "tables": [TextTable("Counted", ("what", "number"), [("experts", "2")])],
+        "rows": [{"what": "a", "value": np.float64(1 / 3)}, {"what": "b", "more": 2}],
+        "data": {"array": np.array([1.0, np.nan]), "nested": {"inf": [float("inf")], "count": np.int64(3)}},
+        "figures": {"empty": Figure},
+        "notes": ["by eye"],
+    }
+    return Analysis(**(fields | changes))
+
+
+@pytest.fixture
+def analysis(monkeypatch):
+    """Puts an analysis of our own in the place of routing."""
+
+    def use(run) -> None:
+        module = SimpleNamespace(add_arguments=lambda parser: None, run=run)
+        monkeypatch.setitem(sys.modules, "moelora_ad.analysis.routing_usage", module)
+
+    return use
+
+
+def test_an_analysis_is_printed_and_written(analysis, run_verb, tmp_path):
+    analysis(lambda given: made())
+    code, printed, err = run_verb(analyze_command, "routing", "--to", tmp_path)
+    assert (code, err) == (0, "")
+    assert [word for word in ("Counted", "experts", "note: by eye", "there are 2") if word not in printed] == []
+    content = json.loads((tmp_path / "count.json").read_text())
+    assert content == {
+        "analysis": "count",
+        "finding": "there are 2",
+        "notes": ["by eye"],
+        "array": [1.0, None],
+        "nested": {"inf": [None], "count": 3},
+        "rows": [{"what": "a", "value": 1 / 3}, {"what": "b", "more": 2}],
+    }
+    with (tmp_path / "count.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"what": "a", "value": repr(1 / 3), "more": ""}, {"what": "b", "value": "", "more": "2"}]
+    assert "| experts | 2 |" in (tmp_path / "count.md").read_text()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"count.json", "count.csv", "count.md", "count-empty.png", "count-empty.svg"}
+
+
+def test_what_was_found_is_shown_even_if_it_cannot_be_written(analysis, run_verb, tmp_path):
+    (tmp_path / "file").write_text("")
+    analysis(lambda given: made())
+    code, printed, err = run_verb(analyze_command, "routing", "--to", tmp_path / "file" / "inside")
+    assert code == 1
+    assert "there are 2" in printed
+    assert "cannot be written: Not a directory" in err
+
+
+def test_an_interrupted_analysis(analysis, run_verb):
+    def interrupt(given):
+        raise KeyboardInterrupt
+
+    analysis(interrupt)
+    code, _, err = run_verb(analyze_command, "routing")
+    assert (code, err) == (130, "moelora-ad analyze routing: interrupted\n")
+
+
+def test_help_names_every_analysis(run_verb):
+    for arguments in ((), ("--help",)):
+        code, printed, _ = run_verb(analyze_command, *arguments)
+        assert code == 0
+        assert all(name in printed for name in analyze_command.ANALYSES)
+    for name in analyze_command.ANALYSES:
+        code, printed, _ = run_verb(analyze_command, name, "--help")
+        assert code == 0
+        assert "--to DIR" in printed

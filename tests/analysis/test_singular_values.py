@@ -1,0 +1,89 @@
+"""Singular values against dense products, and where projections are said to be active."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from moelora_ad.adapters import adapted_sites
+from moelora_ad.analysis import analyze_command
+from moelora_ad.analysis.places import Places
+from moelora_ad.analysis.singular_values import analysis_of, num_last
+from moelora_ad.analysis.trained import load_trained
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+@pytest.mark.parametrize("system", ["mixture", "lora"])
+def test_the_verb_gives_those_of_the_dense_updates(fitted, run_verb, tmp_path, system):
+    run = fitted[system, 1]
+    code, printed, _ = run_verb(analyze_command, "singular-values", run, "--to", tmp_path)
+    content = json.loads((tmp_path / "singular-values.json").read_text())
+    assert code == 0
+    assert content["finding"] in printed
+    sites = dict(adapted_sites(load_trained(run).detector.backbone.encoder))
+    assert list(content["singular_values"]) == list(sites)
+    for site, layer in sites.items():
+        scale = 2.0 if system == "lora" else 1.0  # alpha / rank
+        dense = torch.stack([scale * expert.lora_B.double() @ expert.lora_A.double() for expert in layer.experts])
+        expected = torch.linalg.svdvals(dense)[:, :2].detach()
+        np.testing.assert_allclose(content["singular_values"][site], expected, atol=1e-10)
+        largest = [row["largest"] for row in content["rows"] if row["site"] == site]
+        np.testing.assert_allclose(largest, expected[:, 0], atol=1e-10)
+
+
+def planted(levels: dict[str, list[float]]) -> dict[str, np.ndarray]:
+    """Singular values (2 experts, rank 2) whose largest are ``levels`` of each layer, times 0.9 and 1.1."""
+    return {
+        f"layers.{layer}.self_attn.{name}": np.array([[0.9 * level, 0.0], [1.1 * level, 0.1 * level]])
+        for layer in range(len(next(iter(levels.values()))))
+        for name, level in ((name, levels[name][layer]) for name in levels)
+    }
+
+
+def test_the_published_pattern_is_recognised():
+    late, flat = [0.1, 0.1, 0.2, 0.1, 1.0, 2.0], [1.0, 1.2, 1.0, 0.8, 1.5, 1.0]
+    levels = dict(zip(PROJECTIONS, (late, late, flat, flat), strict=True))
+    found = analysis_of(planted(levels), "x")
+    # Of 6 layers the last 2 against the first 4: 1.5 / 0.125 and 1.25 / 1.
+    assert found.data["late_to_early"]["q_proj"] == pytest.approx(12)
+    assert found.data["late_to_early"]["v_proj"] == pytest.approx(1.25)
+    assert found.data["active_in"] == {
+        "q_proj": "the last layers",
+        "k_proj": "the last layers",
+        "v_proj": "all layers",
+        "out_proj": "all layers",
+    }
+    assert "this is the published pattern" in found.finding
+    found = analysis_of(planted(levels | {"k_proj": flat, "v_proj": late[::-1], "out_proj": [0.0] * 6}), "x")
+    assert "q_proj in the last layers" in found.finding
+    assert "v_proj in the first layers" in found.finding
+    assert "out_proj in no layer" in found.finding
+    assert "not the published pattern" in found.finding
+
+
+def test_models_that_say_nothing():
+    assert "not trained" in analysis_of(planted({"q_proj": [0.0, 0.0]}), "x").finding
+    assert "no early and late part" in analysis_of(planted({"q_proj": [1.0]}), "x").finding
+    assert [num_last(number) for number in (1, 2, 4, 6, 12, 24)] == [0, 1, 1, 2, 4, 8]
+
+
+def test_a_model_without_updates_is_a_mistake(fitted, run_verb, monkeypatch):
+    monkeypatch.setattr("moelora_ad.analysis.singular_values.adapted_sites", lambda encoder: iter(()))
+    code, _, err = run_verb(analyze_command, "singular-values", fitted["lora", 1])
+    assert code == 1
+    assert "no LoRA and no experts" in err
+
+
+def test_places():
+    places = Places(["layers.0.q_proj", "layers.0.fc.0", "layers.1.q_proj", "head"])
+    assert places.of["layers.1.q_proj"] == ("1", "q_proj")
+    assert places.of["head"] == ("", "head")
+    assert places.layers == ("0", "1", "")
+    grid = places.grid([1.0, 2.0, 3.0, 4.0])
+    assert grid[1, places.projections.index("q_proj")] == 3.0
+    assert np.isnan(grid[1, places.projections.index("head")])
+    assert places.in_layer("0").tolist() == [0, 1]
+    two = Places(["text.layers.0.q", "audio.layers.0.q"])
+    assert two.layers == ("text.layers.0", "audio.layers.0")

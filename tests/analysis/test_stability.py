@@ -1,0 +1,105 @@
+"""Seeds compared: by their score files, by formulas at hand, and by the gates of copies of one model."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from moelora_ad.adapters import record_routing
+from moelora_ad.analysis import analyze_command
+from moelora_ad.analysis.stability import SetScores, routing_of
+from moelora_ad.analysis.trained import batches, load_trained, trials_of
+from moelora_ad.corpora.trial import Trial
+from moelora_ad.evaluation import ScoreTable
+from moelora_ad.evaluation.run_records import read_record
+
+
+def test_the_verb_on_two_seeds(fitted, run_verb, tmp_path):
+    runs = [fitted["mixture", 1], fitted["mixture", 2]]
+    code, printed, err = run_verb(analyze_command, "stability", runs[0].parent, "--permutations", 20, "--to", tmp_path)
+    assert (code, err) == (0, "")
+    content = json.loads((tmp_path / "stability.json").read_text())
+    assert content["finding"] in printed
+    assert content["seeds"] == [1, 2]
+    for name in ("dev", "other"):
+        tables = [ScoreTable.read(read_record(run).score_folder / f"{name}.csv") for run in runs]
+        eers = [table.equal_error_rate().eer for table in tables]
+        one = content["sets"][name]
+        np.testing.assert_allclose(one["eers"], eers)
+        assert one["summary"]["std"] == pytest.approx(np.std(eers, ddof=1))
+        assert one["rank_correlation"] == pytest.approx(spearmanr(*(table.scores for table in tables)).statistic)
+        of_rows = [row["value"] for row in content["rows"] if row["what"] == "eer" and row["set"] == name]
+        np.testing.assert_allclose(of_rows, eers)
+
+    # Mean gates of each model, recorded by themselves; their spread by number is that of the table.
+    means = []
+    for run in runs:
+        trained = load_trained(run)
+        with torch.inference_mode(), record_routing(trained.detector.backbone.encoder) as record:
+            for batch in batches(trained, trials_of(trained, "dev")):
+                trained.detector(batch.waveforms, batch.lengths)
+        means.append(np.stack([gate.numpy() for gate in record.mean_gates().values()]))
+    spread = np.std(means, axis=0, ddof=1).mean()
+    assert content["routing"]["spread_of_mean_gate_unmatched"] == pytest.approx(spread, abs=1e-5)
+    assert -1 <= content["routing"]["similarity"] <= 1
+    assert (tmp_path / "stability-routing.png").stat().st_size > 1000
+
+
+def test_models_without_gates_are_compared_by_scores_alone(fitted, run_verb, tmp_path):
+    for seed in (1, 2):
+        shutil.copytree(fitted["lora", 1], tmp_path / f"seed_{seed}")
+    path = tmp_path / "seed_2" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 2}))
+    code, printed, _ = run_verb(analyze_command, "stability", tmp_path)
+    assert code == 0
+    assert "no gates" in printed
+    assert "+- 0.00 (std, the widest), and two seeds decide 0.0 % of its trials differently" in printed
+
+
+def table(scores: list[float]) -> ScoreTable:
+    return ScoreTable([Trial(str(number), "", label=int(number > 2)) for number in range(6)], scores)
+
+
+def test_scores_by_hand():
+    first, second = table([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), table([0.0, 1.0, 4.0, 3.0, 2.0, 5.0])
+    found = SetScores.between([first, second])
+    # The first has no error; the second's best threshold misses one bona fide of 3 and accepts one spoof of 3.
+    np.testing.assert_allclose(found.eers, [0, 1 / 3])
+    assert found.rank_correlation == pytest.approx(1 - 6 * (2**2 + 2**2) / (6 * 35))
+    assert found.disagreement == pytest.approx(2 / 6)
+    assert SetScores.between([first, table([1.0] * 6)]).rank_correlation == 0
+
+
+def test_the_spread_of_matched_experts_forgets_their_numbers():
+    logits = np.random.default_rng(2).normal([0.0, 0.5, 1.0], 1.0, (80, 2, 3))
+    gates = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).astype(np.float32)
+    turned = gates[..., [2, 0, 1]]
+    found = routing_of([gates, turned], ["layers.0.q", "layers.1.q"], permutations=10, seed=1)
+    np.testing.assert_allclose(found.agreement.similarity, 1, atol=1e-5)
+    np.testing.assert_allclose(found.spread, 0, atol=1e-6)
+    means = gates.mean(0)
+    expected = np.std([means, means[:, [2, 0, 1]]], axis=0, ddof=1).mean(1)
+    np.testing.assert_allclose(found.unmatched_spread, expected, atol=1e-6)
+
+
+def test_mistakes(fitted, run_verb, tmp_path):
+    both = fitted["mixture", 1].parent.parent
+    shutil.copytree(fitted["mixture", 1], tmp_path / "a")
+    shutil.copytree(fitted["mixture", 1], tmp_path / "b")
+    shutil.copytree(fitted["mixture", 2], tmp_path / "other")
+    (scores,) = (tmp_path / "other" / "scores").glob("*/dev.csv")
+    lines = scores.read_text().splitlines(keepends=True)
+    scores.write_text("".join(lines[:-1]))
+    for runs, words in (
+        ([both], "runs of 2 systems, lora, mixture: name those of one"),
+        ([fitted["mixture", 1]], "at least two finished runs of a system, there is one"),
+        ([tmp_path / "a", tmp_path / "b"], "with seed 1: name one of them"),
+        ([tmp_path / "a", tmp_path / "other"], "have scores of other trials in dev"),
+        ([tmp_path / "a" / "scores"], "no run in it or below it"),
+    ):
+        code, _, err = run_verb(analyze_command, "stability", *runs)
+        assert (code, err.count("\n")) == (1, 1)
+        assert words in err

@@ -1,0 +1,52 @@
+"""A run's detector and its corpora, read back."""
+
+import numpy as np
+import pytest
+import torch
+
+from moelora_ad.analysis.trained import batches, load_trained, trials_of
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation import ScoreTable
+
+
+@pytest.fixture
+def run(lightning, experiment, write_config, tmp_path):
+    """The folder of a small finished run."""
+    config = write_config(experiment)
+    assert lightning("fit", "--config", config, "--system", "mixture", "--seed_everything", 7)[0] == 0
+    return tmp_path / "runs" / "tiny" / "version_0"
+
+
+def test_the_scores_are_those_of_the_run(run):
+    trained = load_trained(run)
+    assert (trained.name, trained.seed, trained.folder) == ("mixture", 7, run)
+    assert not trained.detector.training
+    assert list(trials_of(trained, "train").columns.utterance)
+    counts = []
+    for name in ("dev", "in_domain", "out_of_domain"):
+        trials = trials_of(trained, name)
+        read = list(batches(trained, trials, batch_size=3, progress=counts.append))
+        assert torch.cat([batch.trials for batch in read]).tolist() == list(range(len(trials)))
+        with torch.inference_mode():
+            logits = torch.cat([trained.detector(batch.waveforms, batch.lengths) for batch in read])
+        (path,) = (run / "scores").glob(f"*/{name}.csv")
+        np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).numpy(), ScoreTable.read(path).scores, atol=1e-6)
+    assert sum(counts) == 8 + 8 + 6
+
+    # A checkpoint by its path, and one that a run without a record leaves no doubt about.
+    (best,) = [path for path in (run / "checkpoints").glob("*.ckpt") if path.name != "last.ckpt"]
+    assert trained.checkpoint == best
+    assert load_trained(run / "checkpoints" / "last.ckpt").checkpoint.name == "last.ckpt"
+    (run / "run.json").unlink()
+    again = load_trained(run)
+    assert (again.checkpoint, again.name) == (best, run.name)
+    (best.parent / "another.ckpt").write_bytes(best.read_bytes())
+    for given, words in (
+        (run, "2 checkpoints to choose from"),
+        (run / "checkpoints" / "none.ckpt", "no such checkpoint"),
+        (run / "config.yaml", "no configuration"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_trained(given)
+    with pytest.raises(InputError, match="no set 'other': choose from in_domain, out_of_domain, dev, train"):
+        trials_of(trained, "other")
