@@ -7,8 +7,10 @@ import pytest
 import torch
 import yaml
 
-from moelora_ad.adapters import FrozenBackbone, LoRA, MoELoRA, adapted_sites
+from moelora_ad.adapters import FrozenBackbone, GatePolicy, LoRA, MoELoRA, adapted_sites
 from moelora_ad.corpora import ASVspoof2019
+from moelora_ad.corpora.storage import located
+from moelora_ad.errors import InputError
 from moelora_ad.training import MLDG, DetectionModule
 from moelora_ad.training.command import DetectionCommand
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
@@ -20,7 +22,9 @@ EXPERIMENTS = PROJECT / "experiments"
 def build(monkeypatch, *configs: str) -> DetectionCommand:
     """Instantiate configurations as ``fit`` does, without running."""
     monkeypatch.chdir(PROJECT)
-    arguments = [part for config in configs for part in ("--config", f"experiments/{config}")]
+    files = [name for name in configs if name.endswith(".yaml")]
+    options = [name for name in configs if not name.endswith(".yaml")]
+    arguments = [part for name in files for part in ("--config", f"experiments/{name}")] + options
     # The machine's accelerator is not the configuration's business.
     monkeypatch.setattr(sys, "argv", ["lightning", "fit", *arguments, "--trainer.accelerator", "cpu"])
     monkeypatch.setattr(DetectionCommand, "_run_subcommand", lambda *_: None)
@@ -29,7 +33,67 @@ def build(monkeypatch, *configs: str) -> DetectionCommand:
     )
 
 
-def test_the_papers_model_has_its_published_size(monkeypatch):
+GATES = 24 * 4 * 2 * 1024  # W_g and W_noise of the 96 gates, for one expert
+LORA = 24 * 4 * 2 * 1024  # A and B of the 96 projections, for rank 1
+HEAD = 447_242
+LAYER = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024  # of the encoder, with two norms
+# Published where the paper has the row (arXiv 2509.13878, table 1), by hand for the others.
+TRAINED = {
+    "frozen": HEAD,
+    "full_fine_tuning": 315_438_720 + HEAD,
+    "top_layers_4": 4 * LAYER + HEAD,
+    "lora_r4": 1_233_674,
+    "lora_r8": 2_020_106,
+    "lora_r16": 3_592_970,
+    "moe_lora_e3_r4": 3_396_362,
+    "moe_lora_e3_r8": 5_755_658,
+    "moe_lora_e5_r4": 5_362_442,
+    "moe_lora_e5_r8": 9_294_602,
+    "moe_lora_e7_r4": 7_328_522,
+    "moe_lora_e7_r8": 12_833_546,
+    "moe_lora_load_balance": 5_755_658,
+    "moe_lora_orthogonal": 5_755_658,
+    "moe_lora_shared_gate": 3 * 8 * LORA + 3 * GATES // 4 + HEAD,
+    "moe_lora_utterance_gate": 5_755_658,
+    "moe_lora_warm_start": 5_755_658,
+    "moe_lora_frozen_experts": 3 * GATES + HEAD,
+    "mldg_lora_r16": 3_592_970,
+}
+ADAPTERS = sorted((EXPERIMENTS / "adapters").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
+def test_every_row_composes_with_the_papers_configuration(monkeypatch, path):
+    with torch.device("meta"):
+        command = build(monkeypatch, "paper.yaml", f"adapters/{path.name}", "--seed_everything", "3")
+    method = command.model.detector.adaptation
+    trained = sum(p.numel() for p in command.model.parameters() if p.requires_grad)
+    stem, _, gate = path.stem.rpartition("_") if path.stem.endswith(("_dense", "_top2")) else (path.stem, "", "")
+    assert trained == TRAINED[stem]
+    assert command.config.fit.system == path.stem
+    assert command.datamodule.seed == 3
+    if isinstance(method, MoELoRA):
+        assert method.policy == GatePolicy(
+            top_k={"top2": 2}.get(gate), level="utterance" if "utterance" in stem else "token"
+        )
+        assert (method.share_gate, method.alpha) == (stem == "moe_lora_shared_gate", None)
+        assert (command.model.auxiliary is not None) == (stem in ("moe_lora_load_balance", "moe_lora_orthogonal"))
+        assert (method.init_from is not None) == (stem in ("moe_lora_warm_start", "moe_lora_frozen_experts"))
+    assert isinstance(command.model.meta_learning, MLDG) == path.stem.startswith("mldg")
+    assert isinstance(command.datamodule.train, ASVspoof2019)
+
+
+def test_an_overlay_leaves_nothing_of_the_one_below(monkeypatch):
+    order = ("moe_lora_shared_gate", "moe_lora_orthogonal", "moe_lora_e5_r4_top2", "moe_lora_e3_r8_dense")
+    with torch.device("meta"):
+        last = build(monkeypatch, "paper.yaml", *(f"adapters/{name}.yaml" for name in order))
+        alone = build(monkeypatch, "paper.yaml", f"adapters/{order[-1]}.yaml")
+    assert vars(last.config.fit.model.adaptation.init_args) == vars(alone.config.fit.model.adaptation.init_args)
+    assert not last.model.detector.adaptation.share_gate
+    assert last.model.auxiliary is None
+
+
+def test_the_papers_configuration_is_its_best_system(monkeypatch):
     with torch.device("meta"):
         command = build(monkeypatch, "paper.yaml")
     trained = [p for p in command.model.parameters() if p.requires_grad]
@@ -37,9 +101,43 @@ def test_the_papers_model_has_its_published_size(monkeypatch):
     sites = [site for _, site in adapted_sites(command.model.detector)]
     assert len(sites) == 96
     assert all(site.gate.policy.top_k is None and site.scaling == 1.0 for site in sites)
-    assert isinstance(command.datamodule.train, ASVspoof2019)
     assert command.trainer.early_stopping_callback.monitor == "dev/eer"
     assert command.trainer.checkpoint_callback.monitor == "dev/eer"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "optimizer", "rate", "algorithm", "position", "epochs"),
+    [
+        ("tak2022", torch.optim.Adam, 1e-6, 5, "first", 100),
+        ("tak2022_df", torch.optim.Adam, 1e-6, 3, "first", 100),
+        ("adapters", torch.optim.AdamW, 1e-4, None, "random", 30),
+    ],
+)
+def test_recipes(monkeypatch, recipe, optimizer, rate, algorithm, position, epochs):
+    with torch.device("meta"):
+        command = build(monkeypatch, "paper.yaml", "adapters/lora_r4.yaml", f"recipes/{recipe}.yaml")
+    module, data = command.model, command.datamodule
+    made = module.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert type(made) is optimizer
+    assert (made.defaults["lr"], made.defaults["weight_decay"]) == (rate, 1e-4)
+    assert (module.schedule is None) == recipe.startswith("tak2022")
+    assert module.class_weights.shape == (2,)
+    assert (data.batch_size, data.train_segment.samples, data.train_segment.position) == (14, 64_600, position)
+    assert getattr(data.train_augmentation, "algorithm", None) == algorithm
+    assert command.trainer.max_epochs == epochs
+    assert command.trainer.gradient_clip_val == (1.0 if recipe == "adapters" else None)
+
+
+@pytest.mark.parametrize("name", ["paper.yaml", "corpora/paper_test_sets.yaml"])
+def test_one_variable_says_where_the_corpora_are(monkeypatch, tmp_path, name):
+    data = yaml.safe_load((EXPERIMENTS / name).read_text())["data"]
+    corpora = [data[part] for part in ("train", "val") if part in data] + list(data["test"].values())
+    roots = [corpus["init_args"]["root"] for corpus in corpora]
+    monkeypatch.delenv("CORPORA", raising=False)
+    with pytest.raises(InputError, match=r"the environment variable CORPORA is not set"):
+        ASVspoof2019(root=roots[0], split="train").trials()
+    monkeypatch.setenv("CORPORA", str(tmp_path))
+    assert all(located(root) == str(tmp_path / Path(root).name) for root in roots)
 
 
 def test_the_papers_test_sets(monkeypatch):
@@ -80,8 +178,12 @@ def test_the_quickstart_with_meta_learning(monkeypatch):
 
 def test_every_configuration_is_one_of_these():
     names = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
-    adapters = {"adapters/frozen.yaml", "adapters/lora_r8.yaml"}
-    assert names == {"paper.yaml", "quickstart.yaml", "mldg.yaml", "corpora/paper_test_sets.yaml"} | adapters
+    apart = {"paper.yaml", "quickstart.yaml", "mldg.yaml", "corpora/paper_test_sets.yaml"}
+    recipes = {f"recipes/{name}.yaml" for name in ("tak2022", "tak2022_df", "adapters")}
+    rows = {f"adapters/{path.name}" for path in ADAPTERS}
+    elsewhere = {name for name in names if name.startswith(("sweeps/", "loggers/"))}  # tested with what reads them
+    assert names == apart | recipes | rows | elsewhere
+    assert {path.stem.removesuffix("_dense").removesuffix("_top2") for path in ADAPTERS} == set(TRAINED)
 
 
 def test_the_quickstarts_audio_is_all_there():

@@ -9,6 +9,7 @@ is already unpacked there.
 import atexit
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +24,18 @@ _INSIDE = "!/"
 
 
 def located(root: str | Path) -> str:
-    """The place for a path or URL of a configuration: ``~`` becomes the home folder, and an archive, a pattern of
-    archives or a folder that has archives is marked as such."""
+    """The place for a path or URL of a configuration: ``~`` becomes the home folder, ``$NAME`` and ``${NAME}`` the
+    environment variable; an archive, a pattern of archives or a folder that has archives is marked as such.
+
+    Raises:
+        StorageError: a variable is not set.
+    """
     place = os.path.expanduser(root)
+    if not os.path.exists(place):  # a name may have dollars
+        place = os.path.expandvars(place)
+    if not os.path.exists(place) and (unset := re.search(r"\$(\w+|\{\w+\})", place)):
+        name = unset[1].strip("{}")
+        raise StorageError(f"{root}: the environment variable {name} is not set: export {name}=...")
     if _INSIDE in place:
         return place
     if "::" in place:  # fsspec's way to say the same
