@@ -9,12 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.measure import Measurement
-
 from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.errors import InputError, printable
-from moelora_ad.evaluation.tables import TextTable, as_rich
+from moelora_ad.evaluation.printing import print_line, print_table
 
 if TYPE_CHECKING:
     from moelora_ad.analysis.analysis import Analysis
@@ -75,33 +72,16 @@ def _analyse(analyse: "Callable[[argparse.Namespace], Analysis]", given: argpars
     finally:  # what was found is shown even if a disk is full
         _print(analysis)
     if given.to is not None:
-        _line(f"files: {Path(given.to, analysis.name)}.json, .csv, .md, and figures beside them")
+        print_line(f"files: {Path(given.to, analysis.name)}.json, .csv, .md, and figures beside them")
     return 0
 
 
 def _print(analysis: "Analysis") -> None:
     for table in analysis.tables:
-        _print_table(table)
+        print_table(table)
     for note in analysis.notes:
-        _line(f"note: {note}")
-    _line(analysis.finding)
-
-
-def _print_table(table: TextTable) -> None:
-    console = Console()
-    made = as_rich(table)
-    # A table is never cut; on a narrow terminal its lines wrap.
-    needed = Measurement.get(console, console.options.update(max_width=10_000), made)
-    console.width = max(console.width, needed.minimum if console.is_terminal else needed.maximum)
-    console.print(made)
-    for note in table.notes:
-        _line(note)
-    if table.notes:
-        _line("")
-
-
-def _line(text: str) -> None:
-    Console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        print_line(f"note: {note}")
+    print_line(analysis.finding)
 
 
 def _help(program: str) -> str:

@@ -1,27 +1,20 @@
 """The verb evaluate: figures, plots and a report from score files."""
 
 import argparse
-import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
-
-from rich.console import Console
-from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from moelora_ad import __version__
 from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.corpora.asvspoof2021 import Phase
 from moelora_ad.corpora.trial import TEXT_FIELDS
-from moelora_ad.errors import InputError, printable
+from moelora_ad.errors import InputError
 from moelora_ad.evaluation.costs import TandemCosts2019, TandemCosts2021, read_asv_error_rates
 from moelora_ad.evaluation.evaluating import (
-    Tick,
     all_notes,
     calibrated,
     compare_pairs,
@@ -30,6 +23,7 @@ from moelora_ad.evaluation.evaluating import (
 )
 from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.keys import read_key
+from moelora_ad.evaluation.printing import print_line, print_table, progress
 from moelora_ad.evaluation.reading import Labelled, ScoreReader
 from moelora_ad.evaluation.results import Results
 from moelora_ad.evaluation.score_formats import FORMATS
@@ -44,8 +38,6 @@ from moelora_ad.evaluation.score_paths import (
     provenance_of,
 )
 from moelora_ad.evaluation.tables import (
-    TextTable,
-    as_rich,
     calibration_table,
     comparison_table,
     over_runs_table,
@@ -53,7 +45,6 @@ from moelora_ad.evaluation.tables import (
 )
 
 FAILED, INTERRUPTED = 1, 130
-_WIDE = 240  # characters of a line where there is no terminal
 _TANDEM = {"2019": TandemCosts2019, "2021": TandemCosts2021}
 
 
@@ -79,7 +70,7 @@ def run(program: str) -> int:
         finally:  # last, since a reader that goes away ends the program; and figures are shown even if a disk is full
             _print(results)
         if given.to is not None:
-            _line(f"report: {Path(given.to, 'report.html')}")
+            print_line(f"report: {Path(given.to, 'report.html')}")
     except _Faulty as faulty:
         for line in faulty.args:
             print(f"{parser.prog}: error: {line}", file=sys.stderr)
@@ -193,7 +184,7 @@ def _results(
             development = ScoreReader(None, given.format_in).read(given.calibration).table
             raw = tables
             calibration, tables = calibrated(tables, development, given.calibration)
-        with _progress(len(found) + len({file.run for file in found}) + len(pairs)) as tick:
+        with progress(len(found) + len({file.run for file in found}) + len(pairs)) as tick:
             files = evaluate_files(tables, options, raw, tick)
             runs = summarise_runs(files, given.own, options, tick)
             comparisons = compare_pairs(pairs, labelled, systems, options, tick)
@@ -245,7 +236,7 @@ def _write(results: Results, folder: str) -> None:
     from moelora_ad.evaluation.writing import write_results
 
     try:
-        with _progress(number_of_plots(results)) as tick:
+        with progress(number_of_plots(results)) as tick:
             write_results(results, folder, tick)
     except OSError as error:
         raise _Faulty(f"{folder}: cannot be written: {error.strerror}") from None
@@ -259,42 +250,9 @@ def _print(results: Results) -> None:
         comparison_table(results),
     ):
         if table.rows:
-            _print_table(table)
+            print_table(table)
     for comparison in results.comparisons:
         for sentence in comparison.sentences:
-            _line(sentence)
+            print_line(sentence)
     for note in results.notes:
-        _line(f"note: {note}")
-
-
-def _print_table(table: TextTable) -> None:
-    console = Console()
-    made = as_rich(table)
-    # A table is never cut; on a narrow terminal its lines wrap.
-    least = Measurement.get(console, console.options.update(max_width=10_000), made).minimum
-    console = Console(width=max(console.width, least) if console.is_terminal else _WIDE)
-    console.print(made)
-    for note in table.notes:
-        _line(note)
-    if table.notes:
-        _line("")
-
-
-def _line(text: str) -> None:
-    Console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Tick]:
-    """A progress bar on a terminal, which a long bootstrap needs."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task("", total=total)
-        done = itertools.count()
-
-        def tick(what: str) -> None:
-            bar.update(task, description=printable(what), completed=next(done))
-
-        yield tick
+        print_line(f"note: {note}")

@@ -1,24 +1,20 @@
 """The verb results: systems over their seeds (table 1 and figure 3 of the paper) from the folders of runs."""
 
 import argparse
-import itertools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from moelora_ad.arguments import OneLineArgumentParser
-from moelora_ad.errors import InputError, printable
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.printing import print_line, print_table, progress
 from moelora_ad.evaluation.run_records import find_records
 from moelora_ad.evaluation.scored_runs import read_runs
 from moelora_ad.evaluation.systems import MACRO_OOD, Comparison
 from moelora_ad.evaluation.table_one import against_table, table_one
-from moelora_ad.evaluation.tables import TextTable, as_rich
+from moelora_ad.evaluation.tables import TextTable
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -37,7 +33,7 @@ def run(program: str) -> int:
         finally:  # figures are shown even if a disk is full
             _print(comparison, given.against)
         if given.to is not None:
-            _line(f"report: {Path(given.to, 'report.html')}")
+            print_line(f"report: {Path(given.to, 'report.html')}")
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
@@ -67,7 +63,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Comparison:
     records = find_records(given.runs)
-    with _progress(len(records)) as tick:
+    with progress(len(records)) as tick:
         runs, notes = read_runs(records, tick)
     comparison = Comparison(runs, given.own, tuple(notes))
     strangers = sorted(set(given.own or ()) - set(comparison.sets))
@@ -97,7 +93,7 @@ def _print(comparison: Comparison, reference: str | None) -> None:
     if reference is not None:
         _print_table(against_table(comparison, reference))
     for note in comparison.notes:
-        _line(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 def _print_table(table: TextTable) -> None:
@@ -107,31 +103,6 @@ def _print_table(table: TextTable) -> None:
             [f"*{c}" if table.is_bold(at, n) else c for n, c in enumerate(row)] for at, row in enumerate(table.rows)
         ]
         table = replace(table, rows=rows)
-    made = as_rich(table)
-    # A table is never cut; on a narrow terminal its lines wrap.
-    needed = Measurement.get(console, console.options.update(max_width=10_000), made)
-    console.width = max(console.width, needed.minimum if console.is_terminal else needed.maximum)
-    console.print(made)
-    for note in table.notes:
-        _line(note)
-    _line("")
-
-
-def _line(text: str) -> None:
-    Console().print(printable(text), markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on a terminal: score files may be large."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task("", total=total)
-        done = itertools.count()
-
-        def tick(what: str) -> None:
-            bar.update(task, description=printable(what), completed=next(done))
-
-        yield tick
+    print_table(table)
+    if not table.notes:
+        print_line("")
