@@ -71,7 +71,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         """
         states, frames = self.encode(waveforms, lengths)
         if not torch.is_autocast_enabled(waveforms.device.type):  # a half-precision encoder
-            states = [state.float() for state in states]
+            states = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
         if self.layer_weights is None:
             return states[-1], frames
         weights = self.layer_weights.softmax(dim=0)
