@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -26,15 +26,19 @@ from moelora_ad.models.accounting import Account, account
 from moelora_ad.training.command import DetectionCommand
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.precision import FrozenHalfPrecision
 from moelora_ad.training.usage import OneLineParser
 
 FAILED = 1
+HALVES: tuple[Literal["16-true", "bf16-true"], ...] = ("16-true", "bf16-true")
 # Lightning's names of the precisions that training has here.
-PRECISIONS = {
+PRECISIONS: dict[str, tuple[str, torch.dtype]] = {
     **dict.fromkeys(("None", "32", "32-true"), ("32-true", torch.float32)),
     **dict.fromkeys(("16", "16-mixed"), ("16-mixed", torch.float16)),
     **dict.fromkeys(("bf16", "bf16-mixed"), ("bf16-mixed", torch.bfloat16)),
+    **{str(name): (str(name), torch.float32) for name in HALVES},  # without autocast
 }
+NAMES = sorted({name for name, _ in PRECISIONS.values()})
 WIDTH = 80
 
 
@@ -119,7 +123,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _account(command: DetectionCommand, own: argparse.Namespace) -> Account:
-    model, samples, (_, precision) = command.model, _segment(command, own), _precision(command)
+    model, samples, (name, precision) = command.model, _segment(command, own), _precision(command)
+    for half in HALVES:
+        if name == half:
+            FrozenHalfPrecision(half).convert_module(model)
     try:
         with _quiet():
             return account(model.detector, model.optimizer, samples, command.datamodule.batch_size, precision)
@@ -138,7 +145,7 @@ def _precision(command: DetectionCommand) -> tuple[str, torch.dtype]:
     """Its name, and what products are computed in."""
     given = str(command._get(command.config, "trainer.precision"))
     if given not in PRECISIONS:
-        raise InputError(f"trainer.precision {given}: give 32-true, 16-mixed or bf16-mixed, the ones that train here")
+        raise InputError(f"trainer.precision {given}: give one of {', '.join(NAMES)}, which train here")
     return PRECISIONS[given]
 
 

@@ -15,8 +15,9 @@ from moelora_ad.training.detection_module import DetectionModule
 class FrozenHalfPrecision(HalfPrecision):
     """The frozen encoder in bfloat16 or float16; experts, gates and classifier, and their optimiser, in float32.
 
-    Half the memory of the encoder's weights and activations, and no rounding of what is trained. It takes the place of
-    Lightning's ``bf16-true`` and ``16-true``, which would round the adapters too.
+    Half the memory of the encoder's weights, and no rounding of what is trained; ``bf16-mixed`` keeps fewer bytes of
+    activations, since adapters read theirs in float32 here. It takes the place of Lightning's ``bf16-true`` and
+    ``16-true``, which would round the adapters too.
 
     Args:
         precision: "bf16-true" or "16-true".

@@ -228,6 +228,7 @@ def test_what_a_step_does_beyond_the_plain_loss_is_told(experiment, write_config
         (16, "16-mixed", torch.float16),
         ("bf16", "bf16-mixed", torch.bfloat16),
         ("bf16-mixed", "bf16-mixed", torch.bfloat16),
+        ("bf16-true", "bf16-true", torch.float32),
     ],
 )
 def test_lightnings_names_of_precisions_are_understood(
@@ -240,12 +241,23 @@ def test_lightnings_names_of_precisions_are_understood(
     assert asked == [dtype]
 
 
+def test_a_frozen_encoder_in_half_precision_keeps_less(experiment, write_config, inspected):
+    config = str(write_config(experiment))
+    single, half = (inspected("--config", config, "--trainer.precision", name) for name in ("32-true", "bf16-true"))
+    assert half["saved_bytes"] < single["saved_bytes"]
+    # What is trained, and kept, is in single precision still.
+    assert half["checkpoint_bytes"] == single["checkpoint_bytes"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--seconds", "0.001"], "the model does not take clips of 0.001 s: "),
         (["--seconds", "0.00001"], "the model does not take clips of 0 s: "),
-        (["--trainer.precision", "bf16-true"], "trainer.precision bf16-true: give 32-true, 16-mixed or bf16-mixed"),
+        (
+            ["--trainer.precision", "64-true"],
+            "trainer.precision 64-true: give one of 16-mixed, 16-true, 32-true, bf16-mixed, bf16-true, ",
+        ),
     ],
 )
 def test_what_cannot_be_counted_is_one_line(experiment, write_config, lightning, arguments, told):
