@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.errors import InputError
@@ -40,6 +41,7 @@ SILENCED = (
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # TrainingBatches resumes
     ".*The dirpath has changed from.*",  # a test of an earlier run's checkpoint
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen means frozen
+    ".*It is recommended to use `self.log\\('routing/.*sync_dist=True.*",  # the first process logs what all have
     ".*The `srun` command is available on your system but is not used.*",
 )
 
@@ -66,10 +68,10 @@ def run(program: str) -> int:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        _tell_once(f"{program}: interrupted")
         return INTERRUPTED
     except SIGTERMException:
-        print(f"{program}: terminated", file=sys.stderr)
+        _tell_once(f"{program}: terminated")
         return TERMINATED
     # One process tells: Lightning takes another one's exit code for a crash.
     if not command.trainer.is_global_zero:
@@ -77,6 +79,12 @@ def run(program: str) -> int:
     for problem in unscored(command.model):
         print(f"{program}: error: {problem}", file=sys.stderr)
     return FAILED if any_failures(command.model) else 0
+
+
+def _tell_once(line: str) -> None:
+    """Of several processes, which all end for the same reason, the first tells."""
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        print(line, file=sys.stderr)
 
 
 class _SaveRunConfig(SaveConfigCallback):

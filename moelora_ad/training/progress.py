@@ -28,6 +28,8 @@ _BANNERS = (
     "`Trainer.fit` stopped: ",
     "Restoring states from the checkpoint path",
     "Loaded model weights from the checkpoint",
+    " was raised with message: ",
+    "Received SIGTERM: ",
 )
 
 
