@@ -29,7 +29,6 @@ _BANNERS = (
     "Restoring states from the checkpoint path",
     "Loaded model weights from the checkpoint",
     " was raised with message: ",
-    "Received SIGTERM: ",
 )
 
 
