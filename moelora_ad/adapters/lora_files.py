@@ -20,12 +20,19 @@ KEPT_CONFIG, KEPT_WEIGHTS = "config.json", "model.safetensors"
 PEFT_PREFIX = "base_model.model."
 _HALF = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])\.weight")
 _KEPT_HALF = re.compile(r"backbone\.encoder\.(?P<site>.+)\.experts\.(?P<expert>\d+)\.lora_(?P<half>[AB])")
-# What changes the outputs beside W_0 x + scaling B A x; each must have the value of a plain LoRA.
-_NOT_PLAIN = (
-    *("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora"),
-    *("modules_to_save", "trainable_token_indices", "alora_invocation_tokens", "layer_replication"),
-    *("target_parameters", "megatron_config", "arrow_config", "kasa_config", "velora_config", "monteclora_config"),
-)
+# Fields of adapter_config.json that are read here, and those that leave W_0 x + scaling B A x as it is: bookkeeping,
+# where the LoRAs stand (the names of the weights say it too), how training began. Any other that is set is refused.
+_READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "init_lora_weights"}
+_WITHOUT_EFFECT = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout"),
+    *("corda_config", "eva_config", "loftq_config", "lora_ga_config", "megatron_core", "qalora_group_size"),
+    "runtime_config",
+}
+# Values of init_lora_weights with which peft leaves the adapted weights alone, and those with which it changes them but
+# can make a plain LoRA of the result.
+_BASE_KEPT = {"true", "false", "none", "gaussian", "orthogonal", "eva", "mica"}
+_CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
 
 
 class LoRAUpdate(NamedTuple):
@@ -123,9 +130,10 @@ def _read_peft(folder: Path) -> dict[str, LoRAUpdate]:
     config = _json(path)
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}, not 'LORA'")
-    for name in _NOT_PLAIN:
-        if config.get(name):
+    for name, value in config.items():
+        if value and name not in _READ | _WITHOUT_EFFECT:
             raise AdapterError(f"{path}: {name} is set: only plain LoRAs can be read")
+    _check_start(config.get("init_lora_weights"), path)
     if config.get("bias", "none") != "none":
         raise AdapterError(f"{path}: bias is {config['bias']!r}: only LoRAs without trained biases can be read")
     if not (folder / PEFT_WEIGHTS).is_file():
@@ -139,6 +147,20 @@ def _read_peft(folder: Path) -> dict[str, LoRAUpdate]:
             raise AdapterError(f"{path}: the rank of {site} is {rank}, but its lora_A has {down.shape[0]} rows")
         updates[site] = LoRAUpdate(down, up, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
     return updates
+
+
+def _check_start(start: Any, path: Path) -> None:
+    """Refuse a LoRA that stands on other weights than the model's: alone, it is another function."""
+    name = str(start).lower()
+    if name in _BASE_KEPT:
+        return
+    if name.startswith(_CONVERTIBLE):
+        told = "save it in peft with path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+    elif name == "loftq":
+        told = "merge it in peft (merge_and_unload) and take the merged model as the backbone"
+    else:
+        raise AdapterError(f"{path}: init_lora_weights is {start!r}, unknown here: only plain LoRAs can be read")
+    raise AdapterError(f"{path}: init_lora_weights is {start!r}: peft changed the weights below this LoRA too; {told}")
 
 
 def _of_pattern(config: Mapping[str, Any], name: str, site: str, default: Any, path: Path) -> float:
