@@ -160,6 +160,11 @@ class CallWatch:
         for name, site in adapted_sites(model):
             self._handles.append(site.register_forward_pre_hook(lambda *_, name=name: self._uncalled.pop(name, None)))
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of them were called since the watch began."""
+        return not self._uncalled
+
     def finish(self) -> None:
         """Stop watching.
 

@@ -1,6 +1,7 @@
 """What every backbone promises: waveforms in, frames out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
@@ -13,23 +14,60 @@ from moelora_ad.errors import InputError
 HiddenStates = Literal["last", "weighted"] | int
 
 
+class Constant(nn.Module):
+    """A tensor of a front end, such as a filter bank: it goes with the model from device to device, and keeps its
+    precision. A buffer would be cast with the model, by ``nn.Module.to`` and by strategies that cast all buffers.
+
+    Args:
+        tensor: of any shape.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+    def forward(self, device: torch.device) -> Tensor:
+        """The tensor, on the device of what it is used with."""
+        return self.tensor.to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constant":
+        super()._apply(fn, recurse)
+        self.tensor = self.tensor.to(fn(self.tensor.new_empty(0)).device)
+        return self
+
+
 class Backbone(RemembersArguments, nn.Module, ABC):
     """A speech encoder with its input normalisation, and the choice of its hidden states.
 
     ``encoder`` is the pretrained module that an adaptation method changes; everything else of a backbone is its own:
-    the front end without parameters, and the layer weights when ``hidden_states`` is "weighted".
+    the front end without parameters (its tensors are `Constant`), and the layer weights when ``hidden_states`` is
+    "weighted".
 
-    Attributes:
+    Args:
         encoder: the pretrained model.
         width: features of an output frame.
+        hidden_states: see the subclasses.
+        never_called: names of parameters of the encoder that have no part in ``encode``. They are frozen: distributed
+            training stops at a trained parameter without a gradient.
+
+    Attributes:
         stochastic: whether dropout, layer drop or masking of the encoder was asked for.
+
+    Raises:
+        InputError: the encoder has no such layer.
     """
 
     encoder: PreTrainedModel
     width: int
     stochastic: bool = False
 
-    def __init__(self, encoder: PreTrainedModel, width: int, hidden_states: HiddenStates) -> None:
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        width: int,
+        hidden_states: HiddenStates,
+        never_called: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.width = width
@@ -44,6 +82,9 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             self.layer_weights = nn.Parameter(torch.zeros(len(layers) + 1))
         if hidden_states != "last":
             self.drop_final_norm()
+        self.never_called = tuple(never_called)
+        for name in self.never_called:
+            encoder.get_parameter(name).requires_grad_(False)
         self._gates_hear_of_padding = False
 
     @abstractmethod

@@ -80,6 +80,10 @@ class Detector(KeptModule):
         """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors."""
         owners = self._owners()
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        encoder = {f"{ENCODER}{name}" for name, _ in self.backbone.encoder.named_parameters()}
+        never_called = {f"{ENCODER}{name}" for name in self.backbone.never_called}
+        if encoder - trained == never_called:  # an encoder that is trained whole is kept whole
+            trained |= never_called
         # A buffer (batch statistics) is kept when its module is trained.
         modules = {_module(name) for name in trained}
         return {

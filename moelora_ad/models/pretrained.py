@@ -94,6 +94,12 @@ def _unavailable(source: str | Path, revision: str | None, error: Exception) -> 
     )
 
 
+def unused_mask(encoder: PreTrainedModel, spec_augment: bool) -> list[str]:
+    """The name of the vector that time masking puts in the place of frames, if the encoder has it and never does so."""
+    used = spec_augment and encoder.config.mask_time_prob > 0
+    return ["masked_spec_embed"] if hasattr(encoder, "masked_spec_embed") and not used else []
+
+
 def settings(config: PreTrainedConfig, **values: Any) -> None:
     """Set fields of a configuration, refusing a name that it does not have."""
     for name, value in values.items():

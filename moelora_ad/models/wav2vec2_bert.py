@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from moelora_ad.errors import InputError
-from moelora_ad.models.backbone import Backbone, HiddenStates
-from moelora_ad.models.pretrained import is_meta, load_config, load_encoder, settings
+from moelora_ad.models.backbone import Backbone, Constant, HiddenStates
+from moelora_ad.models.pretrained import is_meta, load_config, load_encoder, settings, unused_mask
 
 W2V_BERT_2 = "facebook/w2v-bert-2.0"
 WINDOW = 400  # samples of an analysis window, 25 ms
@@ -77,7 +77,7 @@ class Wav2Vec2BertBackbone(Backbone):
             encoder = load_encoder(Wav2Vec2BertModel, config, source, revision, may_miss=["masked_spec_embed"])
         else:
             encoder = Wav2Vec2BertModel(config)
-        super().__init__(encoder, config.hidden_size, hidden_states)
+        super().__init__(encoder, config.hidden_size, hidden_states, unused_mask(encoder, spec_augment))
         self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
         self.log_mel = LogMel()
 
@@ -105,14 +105,11 @@ class LogMel(nn.Module):
     speech are 0.003 here, against 0.00001 of double precision.)
     """
 
-    spectrum: Tensor
-    filters: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         extractor = SeamlessM4TFeatureExtractor(num_mel_bins=BANDS)
-        self.register_buffer("spectrum", _spectrum(torch.tensor(extractor.window)), persistent=False)
-        self.register_buffer("filters", torch.tensor(extractor.mel_filters), persistent=False)
+        self.spectrum = Constant(_spectrum(torch.tensor(extractor.window)))
+        self.filters = Constant(torch.tensor(extractor.mel_filters))
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features of a batch.
@@ -134,9 +131,9 @@ class LogMel(nn.Module):
             )
         if lengths is None:
             lengths = torch.full((rows,), samples, device=waveforms.device)
-        spectra = (waveforms.double().unfold(1, WINDOW, HOP) @ self.spectrum).unflatten(-1, (2, -1))
+        spectra = (waveforms.double().unfold(1, WINDOW, HOP) @ self.spectrum(waveforms.device)).unflatten(-1, (2, -1))
         powers = spectra.square().sum(dim=-2)  # (B, windows, FFT // 2 + 1)
-        bands = (powers @ self.filters).clamp(min=torch.finfo(torch.float32).eps).log()
+        bands = (powers @ self.filters(waveforms.device)).clamp(min=torch.finfo(torch.float32).eps).log()
         windows = ((lengths - WINDOW) // HOP + 1).clamp(min=0)  # a window counts if it lies in the clip as a whole
         valid = (torch.arange(bands.shape[1], device=bands.device) < windows.unsqueeze(1)).unsqueeze(-1)
         count = windows[:, None, None].clamp(min=STACKED)  # fewer make no frame

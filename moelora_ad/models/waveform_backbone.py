@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtra
 
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbone import Backbone, HiddenStates
-from moelora_ad.models.pretrained import has_file, is_meta, load_config, load_encoder, settings
+from moelora_ad.models.pretrained import has_file, is_meta, load_config, load_encoder, settings, unused_mask
 
 # What the published large models have in common, so that they can be built without their weights and without a network.
 LARGE: Mapping[str, Any] = {
@@ -71,7 +71,7 @@ class WaveformBackbone(Backbone):
             encoder = load_encoder(self.model_class, config, source, revision, may_miss=["masked_spec_embed"])
         else:
             encoder = self.model_class(config)
-        super().__init__(encoder, config.hidden_size, hidden_states)
+        super().__init__(encoder, config.hidden_size, hidden_states, unused_mask(encoder, spec_augment))
         self.normalize = self._checkpoint_normalizes(source, revision) if normalize is None else normalize
         self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
         # Models with group normalisation in the first convolution were trained without attention masks.

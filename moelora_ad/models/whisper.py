@@ -9,7 +9,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from moelora_ad.errors import InputError
-from moelora_ad.models.backbone import Backbone, HiddenStates
+from moelora_ad.models.backbone import Backbone, Constant, HiddenStates
 from moelora_ad.models.pretrained import is_meta, load_config, load_encoder, settings
 
 FFT = 400  # samples of an analysis window, 25 ms
@@ -34,7 +34,6 @@ class WhisperBackbone(Backbone):
     """
 
     encoder: WhisperEncoder
-    mel_filters: Tensor
 
     def __init__(
         self,
@@ -49,7 +48,7 @@ class WhisperBackbone(Backbone):
         encoder.embed_positions.requires_grad_(False)  # fixed sinusoids; loading a checkpoint forgets that
         super().__init__(encoder, config.d_model, hidden_states)
         filters = WhisperFeatureExtractor(feature_size=config.num_mel_bins, n_fft=FFT, hop_length=HOP).mel_filters
-        self.register_buffer("mel_filters", torch.tensor(filters, dtype=torch.float32).T, persistent=False)
+        self.mel_filters = Constant(torch.tensor(filters, dtype=torch.float32).T)
 
     def layers(self) -> nn.ModuleList:
         return self.encoder.layers
@@ -80,7 +79,7 @@ class WhisperBackbone(Backbone):
         """Whisper's log-mel spectrogram, (B, samples) -> (B, mel bands, samples // 160)."""
         with torch.autocast(waveforms.device.type, enabled=False):  # powers overflow half precision
             powers = _exported_powers if torch.compiler.is_exporting() else _powers
-            log_mel = (self.mel_filters @ powers(waveforms.float())).clamp(min=1e-10).log10()
+            log_mel = (self.mel_filters(waveforms.device) @ powers(waveforms.float())).clamp(min=1e-10).log10()
             log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0)
             return (log_mel + 4.0) / 4.0
 

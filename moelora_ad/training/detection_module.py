@@ -19,6 +19,7 @@ from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.training.data_module import DEV, TRAIN
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.failures import write_failures
+from moelora_ad.training.gradients import check_gradients
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.provenance import about
 from moelora_ad.training.randomness import seed_batch
@@ -194,11 +195,20 @@ class DetectionModule(LightningModule):
         self._gathered_failures = TrialFailures().to(self.device)
 
     def on_after_backward(self) -> None:
+        stochastic = self.detector.backbone.stochastic  # layer drop may skip any layer in any step
+        if self._watch is None and not stochastic:
+            return
+        if not stochastic or (self._watch is not None and self._watch.is_complete):
+            self._finish_watch()
+        check_gradients(self.trainer, self.detector)
+
+    def _finish_watch(self) -> None:
         if self._watch is not None:
             watch, self._watch = self._watch, None
             watch.finish()
 
     def on_train_epoch_end(self) -> None:
+        self._finish_watch()
         assert self._gathered_failures is not None
         self._gathered_failures.update([])  # a run may continue at the end of an epoch
         self.train_failures |= self._gathered_failures.compute()

@@ -42,14 +42,15 @@ def moe(**arguments: Any) -> str:
     )
 
 
+FULL = 315_438_720 - 1_024  # Wav2Vec2Model but for the vector of time masking, which is never called
 LORA = "{class_path: moelora_ad.adapters.LoRA, init_args: {rank: 8, alpha: null}}"
 
 
 @pytest.mark.parametrize(
     ("adaptation", "number", "name", "mean"),
     [
-        ("{class_path: moelora_ad.adapters.FullFineTuning}", 315_438_720 + AASIST, "full fine-tuning", 8.55),
-        ("moelora_ad.adapters.FullFineTuning", 315_438_720 + AASIST, "full fine-tuning", 8.55),
+        ("{class_path: moelora_ad.adapters.FullFineTuning}", FULL + AASIST, "full fine-tuning", 8.55),
+        ("moelora_ad.adapters.FullFineTuning", FULL + AASIST, "full fine-tuning", 8.55),
         (LORA, trained(1, 8), "single LoRA r8", 8.22),
         (moe(), trained(3, 8), "MoE-LoRA 3 x r8 dense", 6.08),
         (moe(top_k=3), trained(3, 8), "MoE-LoRA 3 x r8 dense", 6.08),

@@ -18,7 +18,7 @@ PUBLISHED = {  # trainable parameters with AASIST on XLSR-53
     "MoE-LoRA 5 x r8": (MoELoRA(5, 8), 9_294_602),
     "MoE-LoRA 7 x r4": (MoELoRA(7, 4), 7_328_522),
     "MoE-LoRA 7 x r8": (MoELoRA(7, 8), 12_833_546),
-    "full fine-tuning": (FullFineTuning(), 315_438_720 + 447_242),
+    "full fine-tuning": (FullFineTuning(), 315_438_720 - 1_024 + 447_242),  # but for the vector of time masking
     "frozen": (FrozenBackbone(), 447_242),
 }
 

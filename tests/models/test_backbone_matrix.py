@@ -1,0 +1,268 @@
+"""Every backbone through everything: two training steps, two processes, export and scoring, ONNX."""
+
+import csv
+import os
+import re
+import socket
+from functools import partial
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from moelora_ad.adapters import (
+    AdaptationMethod,
+    FrozenBackbone,
+    FullFineTuning,
+    GatePolicy,
+    LayerRange,
+    LoRA,
+    MoELoRA,
+    TopLayers,
+    adapted_sites,
+)
+from moelora_ad.inference import Scorer, export_command
+from moelora_ad.models import (
+    AASIST,
+    AttentiveStatistics,
+    Backbone,
+    Detector,
+    HubertBackbone,
+    MeanPooling,
+    Wav2Vec2Backbone,
+    Wav2Vec2BertBackbone,
+    WavLMBackbone,
+    WhisperBackbone,
+)
+from moelora_ad.models.onnx_export import export_onnx
+
+CLASSES: dict[str, type[Backbone]] = {
+    "wav2vec2": Wav2Vec2Backbone,
+    "hubert": HubertBackbone,
+    "wavlm": WavLMBackbone,
+    "wav2vec2_bert": Wav2Vec2BertBackbone,
+    "whisper": WhisperBackbone,
+}
+ATTENTION = r".*(q|k|v|out)_proj|.*linear_(q|k|v|out)"
+QUIET = GatePolicy(noise="none")
+METHODS: dict[str, AdaptationMethod] = {
+    "frozen": FrozenBackbone(),
+    "full fine-tuning": FullFineTuning(),
+    "top layer": TopLayers(1),
+    "LoRA": LoRA(2, targets=ATTENTION),
+    "dense": MoELoRA(3, 2, targets=ATTENTION),
+    "dense, without noise": MoELoRA(3, 2, gate=QUIET, targets=ATTENTION),
+    "dense, fixed noise": MoELoRA(3, 2, gate=GatePolicy(noise="fixed", noise_std=1.0), targets=ATTENTION),
+    "top-2": MoELoRA(3, 2, top_k=2, targets=ATTENTION),
+    "top-1": MoELoRA(3, 2, top_k=1, targets=ATTENTION),
+    "top-2 first": MoELoRA(3, 2, gate=GatePolicy(top_k=2, order="top_k_first"), targets=ATTENTION),
+    "utterance": MoELoRA(3, 2, gate=GatePolicy(top_k=2, level="utterance", renormalise=True), targets=ATTENTION),
+    "shared gate": MoELoRA(2, 2, targets=ATTENTION, share_gate=True),
+    "first layer": MoELoRA(2, 2, targets=ATTENTION, layers=LayerRange(0, 0)),
+    "frozen expert": MoELoRA(3, 2, targets=ATTENTION, freeze_experts=[1]),
+}
+SPARSE = {name for name, method in METHODS.items() if getattr(method, "policy", QUIET).top_k}
+HEADS = ((AASIST, "last"), (AttentiveStatistics, 2), (MeanPooling, "weighted"))
+# Without effect: what the published AASIST ignores, and biases that softmax takes away.
+IDLE = re.compile(r".*(\.unused_norm\.\w+|(k_proj|linear_k)\.bias|classifier\.attention\.2\.bias)")
+
+
+def waveforms(rows: int = 4, samples: int = 6_000) -> torch.Tensor:
+    return 0.1 * torch.randn(rows, samples, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=CLASSES)
+def small(request) -> tuple[type[Backbone], Path]:
+    """The class of a backbone, and a checkpoint for it."""
+    return CLASSES[request.param], request.getfixturevalue(f"small_{request.param}")
+
+
+def trained_names(module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def with_updates(detector: Detector) -> Detector:
+    """Past the first step of training, in which zero updates keep gates and lora_A still."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _, site in adapted_sites(detector.backbone.encoder):
+            for expert in site.lora_experts():
+                expert.lora_B.normal_(std=0.1, generator=generator)
+    return detector
+
+
+# Two training steps
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_trained_is_what_gets_a_gradient_in_two_steps(small, method):
+    backbone, source = small
+    # What an encoder calls depends on the wanted states, what an adapter does not.
+    for head, states in HEADS if method in ("full fine-tuning", "top layer", "dense") else HEADS[:1]:
+        torch.manual_seed(1)
+        detector = with_updates(Detector(backbone(source, hidden_states=states), METHODS[method], head)).train()
+        trained = trained_names(detector)
+        before = {name: parameter.detach().clone() for name, parameter in detector.named_parameters()}
+        optimizer = torch.optim.AdamW(detector.parameters(), lr=0.01, weight_decay=0.0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            logits = detector(waveforms())
+            nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0])).backward()
+            assert {name for name, p in detector.named_parameters() if p.grad is not None} == trained, head
+            optimizer.step()
+        moved = {name for name, p in detector.named_parameters() if not torch.equal(p, before[name])}
+        assert moved <= trained
+        still = {name for name in trained - moved if not IDLE.fullmatch(name)}
+        # A sparse gate may have chosen an expert for no token of so small a batch.
+        assert {name for name in still if method not in SPARSE or ".experts." not in name} == set(), head
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "whisper"])
+def test_the_vector_of_time_masking_is_trained_where_it_is_used_and_kept_either_way(name, request):
+    source = request.getfixturevalue(f"small_{name}")
+    mask = "backbone.encoder.masked_spec_embed"
+    for asked in (False, True):
+        detector = Detector(CLASSES[name](source, spec_augment=asked), FullFineTuning(), MeanPooling).train()
+        torch.manual_seed(0)
+        detector(waveforms()).sum().backward()
+        got = {name for name, p in detector.named_parameters() if p.grad is not None}
+        assert got == trained_names(detector)
+        assert (mask in got) == asked
+        assert detector.kept_names() == set(detector.state_dict())  # a whole encoder needs no other file
+        assert detector.frozen_hash() is None
+
+
+# Two processes
+
+STEPS = 2
+
+
+def shared_methods() -> list[AdaptationMethod]:
+    return [FullFineTuning(), TopLayers(1), MoELoRA(3, 2, gate=GatePolicy(top_k=2, noise="none"), targets=ATTENTION)]
+
+
+def build(name: str, source: str, number: int) -> Detector:
+    torch.manual_seed(0)
+    return with_updates(Detector(CLASSES[name](source), shared_methods()[number], MeanPooling)).train()
+
+
+def take_steps(detector: Detector, wrapped: nn.Module, rows: slice) -> dict[str, torch.Tensor]:
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.1)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        wrapped(waveforms()[rows]).square().mean().backward()
+        optimizer.step()
+    trained = trained_names(detector)
+    return {name: tensor for name, tensor in detector.state_dict().items() if name in trained}
+
+
+def train_with_others(rank: int, port: int, sources: dict[str, str], path: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    found = {}
+    for name, source in sources.items():
+        for number in range(len(shared_methods())):
+            detector = build(name, source, number)
+            found[f"{name} {number}"] = take_steps(
+                detector, DistributedDataParallel(detector), slice(2 * rank, 2 * rank + 2)
+            )
+    if rank == 0:
+        torch.save(found, path)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_every_backbone_as_one_does_with_the_whole_batch(request, tmp_path):
+    sources = {name: str(request.getfixturevalue(f"small_{name}")) for name in CLASSES}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = str(tmp_path / "trained.pt")
+    torch.multiprocessing.spawn(partial(train_with_others, port=port, sources=sources, path=path), nprocs=2)
+    found = torch.load(path, weights_only=True)
+    for name, source in sources.items():
+        for number in range(len(shared_methods())):
+            detector = build(name, source, number)
+            before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+            wanted = take_steps(detector, detector, slice(None))
+            given = found[f"{name} {number}"]
+            assert given.keys() == wanted.keys()
+            assert any(not torch.equal(wanted[tensor], before[tensor]) for tensor in wanted)
+            for tensor, value in wanted.items():
+                torch.testing.assert_close(given[tensor], value, rtol=1e-4, atol=1e-6, msg=f"{name} {number} {tensor}")
+
+
+# Precision, export, scoring, ONNX
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_cast_detector_still_hears_in_full_precision(small, dtype):
+    """What stands before the encoder keeps its precision: only the encoder's own rounding is left."""
+    backbone, source = small
+    torch.manual_seed(0)
+    detector = Detector(backbone(source), LoRA(2, targets=ATTENTION), MeanPooling).eval()
+    inputs = []
+    first = detector.backbone.encoder.conv1 if backbone is WhisperBackbone else detector.backbone.encoder
+    first.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    clips = waveforms()
+    with torch.inference_mode():
+        wanted = detector(clips)
+        cast = detector.to(dtype)
+        cast.classifier.to(torch.promote_types(dtype, torch.float32))  # as the frames that it gets
+        found = cast(clips)
+        again = cast.float()(clips)
+    assert inputs[1].dtype == dtype
+    assert torch.equal(inputs[1], inputs[0].to(dtype))
+    torch.testing.assert_close(found.float(), wanted, rtol=0.1, atol=0.05)
+    assert torch.equal(inputs[2], inputs[0])
+    assert again.isfinite().all()
+
+
+def configured(experiment: dict, backbone: type[Backbone], source: Path) -> dict:
+    experiment["model"]["backbone"] = {
+        "class_path": f"moelora_ad.models.{backbone.__name__}",
+        "init_args": {"source": str(source)},
+    }
+    arguments = {"num_experts": 2, "rank": 2, "top_k": 1, "targets": ATTENTION}
+    experiment["model"]["adaptation"]["init_args"] = arguments
+    experiment["model"]["optimizer"]["init_args"]["lr"] = 0.05  # so that the experts have an effect
+    experiment["trainer"]["max_epochs"] = 1
+    return experiment
+
+
+def test_an_exported_model_gives_each_file_the_score_of_the_test(
+    small, experiment, write_config, lightning, run_verb, tmp_path
+):
+    backbone, source = small
+    code, _, err = lightning("fit", "--config", write_config(configured(experiment, backbone, source)))
+    assert code == 0, err
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    checkpoint = next((run / "checkpoints").glob("epoch*.ckpt"))
+    code, _, err = run_verb(export_command, "--checkpoint", checkpoint, "--to", tmp_path / "model")
+    assert code == 0, err
+    places = {row["utterance"]: row["path"] for row in csv.DictReader((tmp_path / "eval.csv").open())}
+    (scored,) = (run / "scores").glob("*/in_domain.csv")
+    wanted = {row["utterance"]: float(row["score"]) for row in csv.DictReader(scored.open())}
+    assert wanted.keys() == places.keys()
+    scorer = Scorer.from_pretrained(tmp_path / "model", device="cpu")
+    found = dict(zip(places, (result.windows[0].score for result in scorer.score_files(places.values())), strict=True))
+    assert len(set(wanted.values())) == len(wanted)
+    # The batches are others: the last bits may be.
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "wav2vec2"])  # which test_onnx_export.py has
+def test_the_onnx_file_gives_the_logits(name, request, tmp_path):
+    torch.manual_seed(0)
+    backbone = CLASSES[name](request.getfixturevalue(f"small_{name}"), hidden_states=1)
+    detector = with_updates(Detector(backbone, MoELoRA(2, 2, top_k=1, targets=ATTENTION), MeanPooling)).eval()
+    export_onnx(detector, tmp_path / "model.onnx", samples=6_000)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    clips = waveforms(3)
+    (found,) = session.run(["logits"], {"waveforms": clips.numpy()})
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(found), detector(clips), rtol=1e-4, atol=1e-4)
