@@ -58,9 +58,10 @@ def run(program: str) -> int:
         compared = find_pairs(*given.compare) if given.compare else Compared()
     except PathError as error:
         parser.error(str(error))
-    strangers = sorted(set(given.own) - {file.set_name for file in found.files})
-    if strangers:
-        parser.error(f"--own: no set is called {strangers[0]!r}")
+    for option in ("own", "average"):
+        strangers = sorted(set(getattr(given, option)) - {file.set_name for file in found.files})
+        if strangers:
+            parser.error(f"--{option}: no set is called {strangers[0]!r}")
     try:
         notes = (*found.notes, *compared.notes)
         results = _results(given, found.files, compared.pairs, compared.systems, notes)
@@ -97,6 +98,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add("--allow-partial", action="store_true", help="use the trials that scores and key both have, and say how many")
     add("--names", type=_words, default=(), metavar="A,B", help="names of the sets, one for each score file")
     add("--own", nargs="+", default=(), metavar="SET", help="sets of the training corpus; macro_ood leaves them out")
+    add("--average", nargs="+", default=(), metavar="SET", help="sets to average and pool (default: those of the run)")
     figures = parser.add_argument_group("figures")
     add = figures.add_argument
     scale = figures.add_mutually_exclusive_group()
@@ -186,7 +188,7 @@ def _results(
             calibration, tables = calibrated(tables, development, given.calibration)
         with progress(len(found) + len({file.run for file in found}) + len(pairs)) as tick:
             files = evaluate_files(tables, options, raw, tick)
-            runs = summarise_runs(files, given.own, options, tick)
+            runs = summarise_runs(files, given.own, options, tick, given.average)
             comparisons = compare_pairs(pairs, labelled, systems, options, tick)
     except InputError as error:
         raise _Faulty(str(error)) from None
@@ -221,6 +223,7 @@ def _told(given: argparse.Namespace, options: FigureOptions) -> Mapping[str, Any
         "phase": given.phase if given.key else None,
         "allow_partial": given.allow_partial or None,
         "own": ", ".join(given.own) or None,
+        "average": ", ".join(given.average) or None,
         "costs": asdict(options.costs),
         "asv": given.asv,
         "tandem": (given.tandem or "2021") if given.asv else None,

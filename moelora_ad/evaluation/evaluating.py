@@ -59,13 +59,17 @@ def evaluate_files(
         if raw is not None:
             curve = ScoreCurve(raw[file].scores, raw[file].labels)
             before = Uncalibrated(curve.act_dcf(options.costs), curve.cllr())
-        text = provenance_of(file.path).text
-        evaluated.append(EvaluatedFile(file.set_name, file.run, file.path, table, evaluation, before, text))
+        text, _, of_run = provenance_of(file.path)
+        evaluated.append(EvaluatedFile(file.set_name, file.run, file.path, table, evaluation, before, text, of_run))
     return tuple(evaluated)
 
 
 def summarise_runs(
-    files: Sequence[EvaluatedFile], own: Collection[str], options: FigureOptions, tick: Tick = lambda what: None
+    files: Sequence[EvaluatedFile],
+    own: Collection[str],
+    options: FigureOptions,
+    tick: Tick = lambda what: None,
+    averaged: Collection[str] = (),
 ) -> dict[str, RunSummary]:
     """Averages and the pool of each run that has several sets.
 
@@ -74,10 +78,12 @@ def summarise_runs(
         own: The sets of the training corpus; without them there is no average out of domain.
         options: How the figures are made.
         tick: Called before each run.
+        averaged: The sets to average; empty for those that their run is configured with.
     """
     runs: dict[str, dict[str, EvaluatedFile]] = {}
     for file in files:
-        runs.setdefault(file.run, {})[file.set_name] = file
+        if file.set_name in averaged if averaged else file.of_run:
+            runs.setdefault(file.run, {})[file.set_name] = file
     summaries = {}
     for run, sets in runs.items():
         if len(sets) > 1:
@@ -144,6 +150,11 @@ def all_notes(
     for comparison in comparisons:
         for note in comparison.notes:
             places.setdefault(note, {})[comparison.set_name] = None
+    if len(files) > 1:
+        for file in files:
+            if not file.of_run:
+                note = "not a set that its run is configured with: in no average unless --average names it"
+                places.setdefault(note, {})[file.title] = None
     told = {f"{file.set_name}: {note}" for file in files for note in file.evaluation.notes}
     for run, summary in runs.items():
         for note in summary.pooled.notes:

@@ -36,6 +36,7 @@ class EvaluatedFile:
         evaluation: Its figures.
         before: Its figures before the calibration.
         provenance: The content of the JSON file beside it, laid out for reading.
+        of_run: Whether its run is configured with the set; only then is it averaged, unless asked for.
     """
 
     set_name: str
@@ -45,6 +46,7 @@ class EvaluatedFile:
     evaluation: SetEvaluation
     before: Uncalibrated | None = None
     provenance: str | None = None
+    of_run: bool = True
 
     @property
     def title(self) -> str:

@@ -1,11 +1,13 @@
 """The record that every training run keeps of itself: what it was, how far it is, what came out of it."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 
 RECORD = "run.json"
@@ -20,6 +22,21 @@ class RecordedSet(NamedTuple):
     eer: float | None
     num_bona_fide: int
     num_spoof: int
+
+
+class ConfiguredSet(NamedTuple):
+    """A set that a run is selected or tested on: its corpus, and `trials_hash` of its trials (None if not read yet)."""
+
+    corpus: str
+    trials: str | None
+
+
+def trials_hash(trials: TrialList) -> str:
+    """Hash of the ids and labels of trials, in any order."""
+    digest = hashlib.sha256()
+    for utterance, label in sorted(zip(trials.columns.utterance, trials.labels.tolist(), strict=True)):
+        digest.update(f"{label} {utterance}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,8 @@ class RunRecord:
         best_dev_eer: of the best one.
         parameters: trained ones by part, and ``total``, all of the detector.
         training_corpora: names of the corpora trained on.
+        configured_sets: the development set and the test sets of its configuration, by name: other sets that its
+            checkpoints are tested on are in no average of the run. None in a record of an earlier version.
         sets: what was evaluated by the best checkpoint, by name.
         checkpoint: the best one, from the run's folder on; None before there is one.
         scores: folder of its score files, from the run's folder on; None before there are some.
@@ -77,6 +96,7 @@ class RunRecord:
     versions: Mapping[str, str]
     git_commit: str | None
     command: tuple[str, ...]
+    configured_sets: Mapping[str, ConfiguredSet] | None = None
 
     @property
     def trained(self) -> int:
@@ -95,11 +115,19 @@ class RunRecord:
     def configuration(self) -> Path:
         return self.folder / "config.yaml"
 
+    def is_configured(self, name: str, trials: TrialList) -> bool:
+        """Whether the run is configured with this set; true if an earlier version did not record that."""
+        if self.configured_sets is None:
+            return True
+        one = self.configured_sets.get(name)
+        return one is not None and one.trials in (None, trials_hash(trials))
+
     def as_dict(self) -> dict[str, Any]:
         """The content of the file."""
         fields = {name: value for name, value in vars(self).items() if name != "folder"}
         sets = {name: found._asdict() for name, found in self.sets.items()}
-        return {"format": FORMAT} | fields | {"sets": sets}
+        configured = self.configured_sets and {name: one._asdict() for name, one in self.configured_sets.items()}
+        return {"format": FORMAT} | fields | {"sets": sets, "configured_sets": configured}
 
 
 def read_record(folder: str | Path) -> RunRecord:
@@ -121,8 +149,11 @@ def read_record(folder: str | Path) -> RunRecord:
         raise InputError.at(path, f"is no record of a run in format {FORMAT}")
     try:
         sets = {str(name): RecordedSet(**found) for name, found in content.pop("sets").items()}
+        configured = content.pop("configured_sets", None)
+        if configured is not None:
+            configured = {str(name): ConfiguredSet(**one) for name, one in configured.items()}
         lists: dict[str, Any] = {name: tuple(map(str, content.pop(name))) for name in ("training_corpora", "command")}
-        record = RunRecord(folder=Path(folder), sets=sets, **lists, **content)
+        record = RunRecord(folder=Path(folder), sets=sets, configured_sets=configured, **lists, **content)
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError.at(path, f"is damaged: {error}") from None
     _check(record, path)

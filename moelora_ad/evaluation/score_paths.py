@@ -172,10 +172,12 @@ def failed_note(path: Path) -> str | None:
 
 
 class Provenance(NamedTuple):
-    """The content of a JSON file laid out for reading, and what a reader must know of it."""
+    """The content of a JSON file laid out for reading, what a reader must know of it, and whether the scores are of a
+    set that their run is configured with (true if that is not known)."""
 
     text: str | None
     note: str | None
+    of_run: bool = True
 
 
 def provenance_of(path: Path) -> Provenance:
@@ -189,4 +191,7 @@ def provenance_of(path: Path) -> Provenance:
     except (OSError, ValueError, RecursionError):
         return Provenance(None, f"{beside.name} beside the scores cannot be read")
     lines = [printable(line) for line in text.split("\n")]
-    return Provenance("\n".join(lines)[:_MOST_PROVENANCE], None)
+    told = content if isinstance(content, dict) else {}
+    untrained = told.get("untrained") is True
+    note = "these are scores of untrained weights: they say nothing of a detector" if untrained else None
+    return Provenance("\n".join(lines)[:_MOST_PROVENANCE], note, told.get("set_of_run") is not False)

@@ -1,6 +1,5 @@
 """The runs of a comparison with the equal error rates of their score files."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.configurations import differences, read_configuration
 from moelora_ad.evaluation.reading import ScoreReader
-from moelora_ad.evaluation.run_records import RunRecord
+from moelora_ad.evaluation.run_records import RunRecord, trials_hash
 from moelora_ad.evaluation.score_paths import FAILED, failed_note, provenance_of
 from moelora_ad.evaluation.score_table import ScoreTable
 
@@ -143,6 +142,9 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
     notes = [f"{place}: the score file of {name} is missing" for name in record.sets if name not in files]
     sets = {}
     for name, path in files.items():
+        if record.configured_sets is not None and name not in record.configured_sets:
+            notes.append(f"{place}: {name} is not a set of the run, and is left out")
+            continue
         recorded = record.sets.get(name)
         if recorded and not (recorded.num_bona_fide and recorded.num_spoof):
             notes.append(f"{place}: {name} has trials of one class only and no EER")
@@ -154,6 +156,9 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
         if not complete and told[0] is None:
             of = f" of {beside['trials']:,}" if isinstance(beside.get("trials"), int) else ""
             told.append(f"only {len(table):,}{of} trials have a score")
+        if complete and not record.is_configured(name, table.trials):
+            notes.append(f"{place}: {path.name} has scores of other trials than the run's set, and is left out")
+            continue
         notes += [f"{place}, {name}: {note}" for note in told if note]
         corpora = _values(table, "corpus")
         sets[name] = ScoredSet(
@@ -163,7 +168,7 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
             num_bona_fide=table.trials.num_bona_fide,
             num_spoof=table.trials.num_spoof,
             complete=complete,
-            trials=_trials_hash(table),
+            trials=trials_hash(table.trials),
             trial_list=_trial_list(beside),
         )
     return sets, notes
@@ -185,13 +190,6 @@ def _trial_list(provenance: Mapping[str, Any]) -> str | None:
 
 def _values(table: ScoreTable, name: str) -> tuple[str, ...]:
     return tuple(sorted(filter(None, table.trials.column(name).values)))
-
-
-def _trials_hash(table: ScoreTable) -> str:
-    digest = hashlib.sha256()
-    for utterance, label in sorted(zip(table.trials.columns.utterance, table.labels.tolist(), strict=True)):
-        digest.update(f"{label} {utterance}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
 
 
 def _check_trials(runs: Sequence[ScoredRun]) -> list[str]:

@@ -20,8 +20,8 @@ from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.joining import by_name
 from moelora_ad.training.progress import callbacks_of
-from moelora_ad.training.run import run_directory
-from moelora_ad.training.summary import line, shown, trainable
+from moelora_ad.training.run import run_directory, shown
+from moelora_ad.training.summary import line, trainable
 
 _SAMPLED = 50  # files whose headers tell how long the others are
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
 import torch
+from jsonargparse import ArgumentError
 from torch import Tensor
 
 from moelora_ad.adapters import AdaptationMethod
@@ -78,6 +79,21 @@ def build_from_configs(paths: list[str], backbone: str | None, program: str) -> 
     return Built(detector, data_module, window)
 
 
+def arguments_of(kind: type, config: str) -> dict[str, Any]:
+    """The arguments of a module's class, built from the part ``model`` of a run's configuration.
+
+    Raises:
+        InputError: the file is missing or faulty.
+    """
+    parser = OneLineParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "model")
+    try:
+        parsed = parser.parse_object({"model": _part(_config(config), "model", config)})
+        return vars(parser.instantiate(parsed, instantiate_groups=False).model)
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise InputError(f"{config}: {' '.join(str(error).split())}") from None
+
+
 def config_beside(checkpoint: str) -> str:
     """RUN/config.yaml of RUN/checkpoints/X.ckpt.
 
@@ -86,7 +102,7 @@ def config_beside(checkpoint: str) -> str:
     """
     path = Path(checkpoint).absolute().parent.parent / "config.yaml"
     if not path.is_file():
-        raise InputError(f"no configuration {path}: give the one of the run with --config")
+        raise InputError(f"no configuration {path}: give that of the run with --config (in Python hparams_file)")
     return str(path)
 
 

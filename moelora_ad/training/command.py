@@ -3,12 +3,13 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -19,19 +20,21 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from moelora_ad.adapters import AdapterError
 from moelora_ad.errors import InputError
 from moelora_ad.training.announcing import with_start_block
+from moelora_ad.training.checkpoints import BEST, LAST, CheckpointError, check_readable, checkpoint_of, missing, run_of
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.precision import FrozenHalfPrecision
 from moelora_ad.training.progress import callbacks_of, silence_banners, with_progress
 from moelora_ad.training.recording import RunRecorder
 from moelora_ad.training.routing_log import RoutingLog
-from moelora_ad.training.run import is_fast_dev_run, run_directory, shards_the_model
+from moelora_ad.training.run import check_free, is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.training.stopping import LastingEarlyStopping, WholeCheckpoint, last_saved, memory_told
 from moelora_ad.training.summary import any_failures, print_evaluation, print_fit, unscored
 from moelora_ad.training.usage import OneLineParser
 from moelora_ad.training.wandb_run import WandbRun, group_runs
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
+HPC = "hpc"  # the checkpoint that Lightning saves before SLURM ends or requeues a job
 # Advice that our own defaults answer already.
 SILENCED = (
     ".*does not have many workers.*",
@@ -76,9 +79,10 @@ def run(program: str) -> int:
     # One process tells: Lightning takes another one's exit code for a crash.
     if not command.trainer.is_global_zero:
         return 0
-    for problem in unscored(command.model):
+    problems = [*unscored(command.model), *(f"{name}: {why}" for name, why in command.datamodule.unreadable.items())]
+    for problem in problems:
         print(f"{program}: error: {problem}", file=sys.stderr)
-    return FAILED if any_failures(command.model) else 0
+    return FAILED if problems or any_failures(command.model) else 0
 
 
 def _tell_once(line: str) -> None:
@@ -88,12 +92,20 @@ def _tell_once(line: str) -> None:
 
 
 class _SaveRunConfig(SaveConfigCallback):
-    """Puts the configuration into the folder of the run, whatever the logger."""
+    """Puts the configuration of a training run into its folder, whatever the logger; a test changes nothing there.
+
+    The checkpoint that a run went on from is left out: a test with this configuration must name the one it judges.
+    """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         folder = run_directory(trainer)
+        check_free(folder, resumes=self.config.ckpt_path is not None)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False)
+        config = self.config.clone()
+        config.ckpt_path = None
+        self.parser.save(config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False)
 
 
 def _listed(plugins: Any) -> list[Any]:
@@ -117,6 +129,12 @@ class DetectionCommand(LightningCLI):
             type=str | None,
             default=None,
             help="name of what is compared, which its seeds share (default: the first logger's name)",
+        )
+        parser.add_argument(
+            "--untrained",
+            type=bool,
+            default=False,
+            help="validate, test and predict judge the model without a checkpoint: adapters and classifier untrained",
         )
         parser.add_argument(
             "--score_folder",
@@ -173,29 +191,60 @@ class DetectionCommand(LightningCLI):
             given = self.config[self.subcommand]
             group_runs(given.trainer.logger, system, given.seed_everything)
         self.configuration = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_validation=True))
-        try:
+        with self._mistakes_told():
+            data = self._data()
+        self._read_trials(data)  # what is not there is told before a backbone is fetched and built
+        with self._mistakes_told():
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
-            parser.error(str(error))
+        self.datamodule = data
         self.model.configuration = {part: self.configuration.get(part) for part in ("model", "data")}
         folder = self._get(self.config, "score_folder")
         self.model.score_folder = None if folder is None else Path(folder)
+        self.model.untrained = self.subcommand != "fit" and self._get(self.config, "ckpt_path") is None
+
+    @contextmanager
+    def _mistakes_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, MisconfigurationException) as error:
+            self._parser(self.subcommand).error(str(error))
+
+    def _data(self) -> AudioDeepfakeDataModule:
+        given = Namespace(data=self.config[self.subcommand].data)
+        # Without groups: those are the model and the trainer too.
+        built = self._parser(self.subcommand).instantiate(given, instantiate_groups=False)
+        return AudioDeepfakeDataModule(**vars(built.data))
+
+    def _read_trials(self, data: AudioDeepfakeDataModule) -> None:
+        data.read_trials(self.subcommand, test=self.subcommand == "fit" and self._get(self.config, "test_after_fit"))
 
     def _parse_ckpt_path(self) -> None:
-        """Refuse a checkpoint that cannot be read, before anything is built (Lightning would look for
-        hyper-parameters in it; ours are in the configuration)."""
+        """Find and read the checkpoint before anything is built (Lightning would look for hyper-parameters in it; ours
+        are in the configuration)."""
         verb = self.config.subcommand
-        path = self.config[verb].ckpt_path
-        if path is None or path in ("best", "last", "hpc", "registry") or "://" in str(path):
-            return
-        if not os.path.exists(path):
-            self._parser(verb).error(f"--ckpt_path: {path} does not exist")
-        if os.path.isfile(path):  # a folder is a sharded checkpoint
-            try:
-                torch.load(path, weights_only=True, map_location="meta")
-            except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self._parser(verb).error(f"--ckpt_path: {path} is no readable checkpoint: {reason}")
+        given = self.config[verb]
+        try:
+            if given.untrained and (verb == "fit" or given.ckpt_path is not None):
+                raise CheckpointError("--untrained is for validate, test and predict without --ckpt_path")
+            if given.ckpt_path is None:
+                if verb != "fit" and not given.untrained:
+                    raise missing(self._run_of_configuration(), verb)
+                return
+            if given.ckpt_path in (BEST, LAST):
+                given.ckpt_path = checkpoint_of(self._run_of_configuration(), given.ckpt_path, verb)
+            if given.ckpt_path != HPC:  # found by Lightning alone
+                check_readable(given.ckpt_path)
+            elif verb != "fit":
+                raise CheckpointError(f"--ckpt_path {HPC}: goes on with training, in fit")
+        except InputError as error:
+            self._parser(verb).error(str(error))
+
+    def _run_of_configuration(self) -> Path | None:
+        given = self.config[self.config.subcommand]
+        logger = given.trainer.logger
+        loggers = logger if isinstance(logger, list) else [logger]
+        first = loggers[0].as_dict() if loggers and isinstance(loggers[0], Namespace) else None
+        return run_of([path.absolute for path in given.config or []], first)
 
     def fit(self, **arguments: Any) -> None:
         """Train; then score the development set and every test set with the best checkpoint."""
@@ -208,6 +257,10 @@ class DetectionCommand(LightningCLI):
         except SystemExit:  # Lightning's answer to Ctrl-C, after it has saved a checkpoint
             self._tell_saved()
             raise KeyboardInterrupt from None
+        except ValueError as error:
+            if arguments.get("ckpt_path") != HPC or "no HPC checkpoint" not in str(error):
+                raise
+            self._parser(self.subcommand).error(f"--ckpt_path {HPC}: there is none in {self.trainer.default_root_dir}")
         if is_fast_dev_run(self.trainer):
             return
         checkpoint = self._checkpoint()

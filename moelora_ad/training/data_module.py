@@ -15,7 +15,7 @@ from moelora_ad.training.lengths import lengths_of
 from moelora_ad.training.provenance import kept_scores
 from moelora_ad.training.reading import outlive_signals
 from moelora_ad.training.resuming import TrainingLoader
-from moelora_ad.training.samplers import EvaluationBatches, Group, TrainingBatches
+from moelora_ad.training.samplers import EvaluationBatches, FixedTrainingBatches, Group, TrainingBatches
 
 DEV = "dev"
 TRAIN = "train"
@@ -43,9 +43,14 @@ class AudioDeepfakeDataModule(LightningDataModule):
             within ``fit`` always stops: selection needs all of the development set.
         seed: fixes the order of trials and every random draw for an utterance; ``seed_everything`` on the command line.
 
+    Attributes:
+        train_trials: what is trained on, once it is read.
+        trials_by_set: the development set and the test sets that have been read.
+        unreadable: why the trial list of a test set cannot be read, by its name; the others are scored.
+        eval_trials: the sets of the present stage.
+
     Raises:
-        InputError: a name, a size or a weight that cannot work; from ``setup``: a corpus cannot be read or lacks a
-            class that its use needs.
+        InputError: a name, a size or a weight that cannot work; from ``setup``: see `read_trials`.
     """
 
     def __init__(
@@ -93,33 +98,65 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self.eval_on_error = eval_on_error
         self.seed = seed
         self.train_trials: TrialList | None = None
+        self.trials_by_set: dict[str, TrialList] = {}
+        self.unreadable: dict[str, str] = {}
         self.eval_trials: dict[str, TrialList] = {}
         self.kept: dict[str, KeptScores] = {}
         self._groups: list[Group] | None = None
         self._on_error: OnError = "raise"
 
-    def setup(self, stage: str) -> None:
-        """Read the protocols of a stage ("fit", "validate", "test" or "predict")."""
-        self._on_error = "raise" if stage == "fit" else self.eval_on_error
-        self.kept = {}
+    def read_trials(self, stage: str, test: bool = False) -> None:
+        """Read and check the trial lists of a stage; `setup` finds them read.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+            test: whether the test sets are read too, for fit that ends with a test of them.
+
+        Raises:
+            InputError: a corpus is not given, cannot be read or lacks a class that its use needs. For "test" and
+                "predict" one set that can be read is enough; the others go to ``unreadable``.
+        """
         if stage == "fit":
             if not self.train:
                 raise InputError("data.train is not given: fit needs a corpus to train on")
-            self.train_trials, self._groups = training_trials(self.train, self.train_weights, self.class_balanced)
+            if self.train_trials is None:
+                self.train_trials, self._groups = training_trials(self.train, self.train_weights, self.class_balanced)
         if stage in ("fit", "validate"):
             if self.val is None:
                 raise InputError("data.val is not given: its EER selects the checkpoint")
-            self.eval_trials = {DEV: self.val.trials()}
-            check_labels(self.eval_trials[DEV], self.val.name, "data.val")
-        else:
-            if not self.test:
-                raise InputError("data.test is not given: name at least one test set")
-            self.eval_trials = {name: corpus.trials() for name, corpus in self.test.items()}
+            if DEV not in self.trials_by_set:
+                trials = self.val.trials()
+                check_labels(trials, self.val.name, "data.val")
+                self.trials_by_set[DEV] = trials
+        elif not self.test:
+            raise InputError("data.test is not given: name at least one test set")
+        if test or stage in ("test", "predict"):
+            self._read_test_sets(all_of_them=test)
+
+    def _read_test_sets(self, all_of_them: bool) -> None:
+        self.unreadable = {}
+        for name, corpus in self.test.items():
+            try:
+                if name not in self.trials_by_set:
+                    self.trials_by_set[name] = corpus.trials()
+            except InputError as error:
+                self.unreadable[name] = str(error)
+        if self.unreadable and (all_of_them or len(self.unreadable) == len(self.test)):
+            raise InputError("; ".join(f"data.test.{name}: {reason}" for name, reason in self.unreadable.items()))
+
+    def setup(self, stage: str) -> None:
+        """Read what `read_trials` has not read yet."""
+        self._on_error = "raise" if stage == "fit" else self.eval_on_error
+        self.kept = {}
+        self.read_trials(stage)
+        names = [DEV] if stage in ("fit", "validate") else self.test
+        self.eval_trials = {name: self.trials_by_set[name] for name in names if name not in self.unreadable}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.train_trials is not None
         rank, world_size = self._place()
-        batches = TrainingBatches(
+        is_fixed = self.trainer is not None and self.trainer.overfit_batches > 0
+        batches = (FixedTrainingBatches if is_fixed else TrainingBatches)(
             len(self.train_trials),
             self.batch_size,
             self.seed,

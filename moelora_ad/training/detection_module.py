@@ -1,5 +1,6 @@
 """The detector in training, validation and test."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
-from moelora_ad.training.data_module import DEV, TRAIN
+from moelora_ad.training.building import arguments_of, config_beside
+from moelora_ad.training.data_module import DEV, TRAIN, AudioDeepfakeDataModule
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.failures import write_failures
 from moelora_ad.training.gradients import check_gradients
 from moelora_ad.training.mldg import MLDG
+from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.provenance import about
 from moelora_ad.training.randomness import seed_batch
-from moelora_ad.training.resuming import redo_what_was_cut_off
-from moelora_ad.training.run import is_fast_dev_run, score_folder, training_folder
+from moelora_ad.training.resuming import TRAINING_DATA, check_training_data, redo_what_was_cut_off, training_data
+from moelora_ad.training.run import is_fast_dev_run, set_folder, training_folder
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.scoring import SetFigures, SetResult, SetScores, evaluation_sets
 from moelora_ad.training.stopping import check_loss, check_weights
@@ -54,6 +57,7 @@ class DetectionModule(LightningModule):
     Attributes:
         score_folder: where score files go; None for the place that `run.score_folder` tells.
         configuration: what this experiment was built from, for the provenance of scores.
+        untrained: whether scores are those of weights that nothing has trained; told with them.
         parameter_counts: those of the detector, in training (see `Detector.parameter_counts`).
     """
 
@@ -88,6 +92,7 @@ class DetectionModule(LightningModule):
         self.strict_loading = False
         self.score_folder: Path | None = None
         self.configuration: dict[str, Any] | None = None
+        self.untrained = False
         self.parameter_counts: dict[str, int] = {}
         self.evaluated: dict[str, SetFigures] = {}
         self.train_failures: dict[int, str] = {}
@@ -96,15 +101,62 @@ class DetectionModule(LightningModule):
         self._watch: CallWatch | None = None
         self._initialised = False
         self._start_error: AdapterError | None = None
+        self._training_data: dict[str, Any] = {}
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.detector(waveforms, lengths)
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool = True,
+        **arguments: Any,
+    ) -> "DetectionModule":
+        """A module with the weights of a checkpoint.
+
+        Args:
+            checkpoint_path: ``RUN/checkpoints/NAME.ckpt``, or any other with ``hparams_file`` or all three parts given.
+            map_location: where the weights go, as for ``torch.load``.
+            hparams_file: the configuration of the run; ``RUN/config.yaml`` if it is not given.
+            strict: as for Lightning; what a checkpoint must hold is checked in any case.
+            weights_only: only true: a checkpoint never executes code.
+            arguments: of the class, in place of the configuration's.
+
+        Raises:
+            InputError: there is no configuration, or it is faulty, or the checkpoint does not fit it.
+        """
+        if not weights_only:
+            raise ValueError("a checkpoint is always loaded with weights_only=True")
+        configured = {}
+        if hparams_file is not None or not {"backbone", "adaptation", "classifier"} <= arguments.keys():
+            configured = arguments_of(cls, str(hparams_file or config_beside(str(checkpoint_path))))
+        with warnings.catch_warnings():  # frozen weights are in no checkpoint
+            warnings.filterwarnings("ignore", message="Found keys that are in the model state dict but not in the ch.*")
+            module = super().load_from_checkpoint(
+                checkpoint_path, map_location, strict=strict, weights_only=True, **(configured | arguments)
+            )
+        module._initialised = True  # fit goes on from these weights
+        return module
+
     # Training
 
     def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, AudioDeepfakeDataModule):
+            raise InputError(
+                "a DetectionModule needs to know the trials behind its batches: give Trainer an "
+                "AudioDeepfakeDataModule as datamodule, in place of DataLoaders; corpora.Manifest reads any list of "
+                "files"
+            )
         if stage != "fit":
             return
+        assert data.train_trials is not None
+        self._training_data = training_data(data)
+        check_monitors(self.trainer, self)
         self.parameter_counts = self.detector.parameter_counts()  # while parameters are whole
         if self._initialised:
             return
@@ -191,6 +243,7 @@ class DetectionModule(LightningModule):
             self.meta_learning.prepare(self)
 
     def on_train_start(self) -> None:
+        check_dev_limit(self.trainer)
         self._watch = CallWatch(self.detector.backbone.encoder)
         self._gathered_failures = TrialFailures().to(self.device)
 
@@ -272,7 +325,7 @@ class DetectionModule(LightningModule):
         if part.kept is not None and self.trainer.is_global_zero:
             described = about(self.trainer, part.name, len(result.reasons), result.num_found, part.started)
             part.kept.finish(result.table, result.indices, described)
-        self._list_failures(score_folder(self.trainer), part.name, part.trials, result.reasons)
+        self._list_failures(set_folder(self.trainer, part.name), part.name, part.trials, result.reasons)
         return result
 
     def _list_failures(self, folder: Path, name: str, trials: TrialList, reasons: dict[int, str]) -> None:
@@ -286,6 +339,7 @@ class DetectionModule(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         if self._trainer is not None:
             check_weights(self._trainer, checkpoint["state_dict"])
+            checkpoint[TRAINING_DATA] = self._training_data
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         given, kept = set(checkpoint["state_dict"]), self._kept_names()
@@ -297,6 +351,8 @@ class DetectionModule(LightningModule):
                     "give the configuration that it was trained with"
                 )
         if self._trainer is not None:
+            if self._trainer.state.fn == "fit":
+                check_training_data(checkpoint, self._training_data)
             redo_what_was_cut_off(checkpoint, by_steps=self._trainer.max_steps != -1)
 
     def _kept_names(self) -> set[str]:

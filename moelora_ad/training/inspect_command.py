@@ -55,6 +55,9 @@ class _Model(DetectionCommand):
     def instantiate_trainer(self, **_: Any) -> Trainer:
         return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
+    def _read_trials(self, data: AudioDeepfakeDataModule) -> None:
+        """No corpus is needed."""
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing is run."""
 

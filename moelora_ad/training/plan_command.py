@@ -136,9 +136,8 @@ def run(program: str) -> int:
 
 def _planned(command: _Planned, own: argparse.Namespace, program: str) -> int:
     trainer, model, data = command.trainer, command.model, command.datamodule
-    # A test set that is not there should be heard of now, not after days of training.
     tested = command._get(command.config, "test_after_fit")
-    test_sizes = {name: len(corpus.trials()) for name, corpus in data.test.items()} if tested else None
+    test_sizes = {name: len(data.trials_by_set[name]) for name in data.test} if tested else None
     size_on_disk = checkpoint_bytes(model)
     measured = _measure(command)
     if measured is None:

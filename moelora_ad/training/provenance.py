@@ -20,7 +20,13 @@ import moelora_ad
 from moelora_ad.corpora import TrialList
 from moelora_ad.models.kept_files import file_hash, tensors_hash
 from moelora_ad.training.kept_scores import KeptScores
-from moelora_ad.training.run import is_fast_dev_run, is_limited, score_folder
+from moelora_ad.training.run import (
+    is_fast_dev_run,
+    is_limited,
+    other_score_folder,
+    record_of_checkpoint,
+    score_folder,
+)
 
 PACKAGES = ("torch", "torchaudio", "lightning", "transformers", "numpy", "soundfile", "av")
 _SCORING = ("adapters", "audio", "models")  # the parts of the package whose code makes scores of audio
@@ -40,10 +46,13 @@ def kept_scores(trainer: Trainer | None) -> dict[str, KeptScores]:
     # Who asks for predictions in memory gets all of them.
     in_memory = trainer.state.fn == "predict" and trainer.predict_loop.return_predictions
     resumes = not is_limited(trainer) and not in_memory
+    record = record_of_checkpoint(trainer)
     sets = {}
     for name, part in trials.items():
         origin = common | _hashes(part) if trainer.is_global_zero else {}
-        kept = KeptScores(score_folder(trainer), name, part, trainer.strategy.broadcast(origin), resumes)
+        is_configured = record is None or record.is_configured(name, part)
+        folder = score_folder(trainer) if is_configured else other_score_folder(trainer)
+        kept = KeptScores(folder, name, part, trainer.strategy.broadcast(origin), resumes)
         if trainer.is_global_zero:
             for line in kept.find():
                 Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
@@ -64,7 +73,9 @@ def about(trainer: Trainer, name: str, num_failed: int, num_found: int, started:
     configuration = getattr(trainer.lightning_module, "configuration", None)
     checkpoint = trainer.ckpt_path
     trials: TrialList = data.eval_trials[name]
+    record = record_of_checkpoint(trainer)
     return {
+        "set_of_run": None if record is None else record.is_configured(name, trials),
         "failed": num_failed,
         "taken_from_earlier_runs": num_found,
         "corpus": {
@@ -74,6 +85,7 @@ def about(trainer: Trainer, name: str, num_failed: int, num_found: int, started:
             "trial_list_sha256": _trial_list_hash(trials),
         },
         "checkpoint": None if checkpoint is None else {"path": str(checkpoint), "sha256": _hash_of(str(checkpoint))},
+        "untrained": bool(getattr(trainer.lightning_module, "untrained", False)),
         "verb": trainer.state.fn.value if trainer.state.fn else None,
         "seed": data.seed,
         "processes": trainer.world_size,

@@ -16,7 +16,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import moelora_ad
 from moelora_ad.errors import printable
-from moelora_ad.evaluation.run_records import RECORD, RecordedSet, RunRecord, State, read_record
+from moelora_ad.evaluation.run_records import (
+    RECORD,
+    ConfiguredSet,
+    RecordedSet,
+    RunRecord,
+    State,
+    read_record,
+    trials_hash,
+)
 from moelora_ad.files import written_whole
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
@@ -80,6 +88,7 @@ class RunRecorder(Callback):
             versions=versions(),
             git_commit=git_commit(),
             command=self.command,
+            configured_sets=_configured_sets(data),
         )
         self._write(trainer, "running")
 
@@ -154,6 +163,12 @@ class RunRecorder(Callback):
         return {
             name: max(filter(None, (value, self._peak_before.get(name))), default=None) for name, value in found.items()
         }
+
+
+def _configured_sets(data: AudioDeepfakeDataModule) -> dict[str, ConfiguredSet]:
+    corpora = {DEV: data.val} | data.test
+    read = {name: trials_hash(trials) for name, trials in data.trials_by_set.items()}
+    return {name: ConfiguredSet(corpus.name, read.get(name)) for name, corpus in corpora.items() if corpus is not None}
 
 
 def git_commit() -> str | None:

@@ -1,13 +1,21 @@
 """Continuing an interrupted run at the batch that comes next, by Lightning's own counters."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.run_records import trials_hash
 from moelora_ad.training.dataset import Batch
+from moelora_ad.training.joining import by_name
 from moelora_ad.training.samplers import TrainingBatches
+
+if TYPE_CHECKING:
+    from moelora_ad.training.data_module import AudioDeepfakeDataModule
+
+TRAINING_DATA = "training_data"  # of a checkpoint
 
 
 class TrainingLoader(DataLoader[Batch]):
@@ -33,6 +41,35 @@ class TrainingLoader(DataLoader[Batch]):
             0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
         )
         yield from super().__iter__()
+
+
+def training_data(data: "AudioDeepfakeDataModule") -> dict[str, Any]:
+    """What a checkpoint keeps of the trials that it was trained on, to be resumed with no others; plain values."""
+    trials = data.train_trials
+    assert trials is not None
+    corpora = sorted({corpus.name for corpus in by_name(data.train).values()})
+    return {"corpora": corpora, "trials": len(trials), "sha256": trials_hash(trials)}
+
+
+def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse to go on with another training: its schedule and its optimiser are of other trials.
+
+    Args:
+        checkpoint: as Lightning saves it; one of an earlier version, which knows nothing of its data, passes.
+        own: what this run trains on.
+
+    Raises:
+        InputError: these are other trials.
+    """
+    theirs = checkpoint.get(TRAINING_DATA)
+    if theirs is None or theirs["sha256"] == own["sha256"]:
+        return
+    told = [f"{', '.join(data['corpora'])} ({data['trials']:,} trials)" for data in (theirs, own)]
+    raise InputError(
+        f"--ckpt_path goes on with the same training, but the checkpoint was trained on {told[0]} and the "
+        f"configuration trains on {told[1]}; to start from its weights, in Python: "
+        "DetectionModule.load_from_checkpoint(CHECKPOINT) and Trainer.fit without ckpt_path"
+    )
 
 
 def redo_what_was_cut_off(checkpoint: dict[str, Any], by_steps: bool) -> None:

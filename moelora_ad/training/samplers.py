@@ -2,7 +2,8 @@
 
 Both samplers yield whole batches of keys, in which the epoch travels with the trial's index, so that a worker draws the
 same random numbers however many workers there are and however long they live. They derive from torch's
-``DistributedSampler`` so that Lightning leaves them in place.
+``DistributedSampler``, and those of a fixed order from its ``SequentialSampler`` too, so that Lightning leaves them in
+place.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from moelora_ad.errors import InputError
 
@@ -80,15 +81,15 @@ class TrainingBatches(DistributedSampler):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
-        trials, repeats = self._draws()
+        trials, repeats = self._draws(self.epoch)
         used = np.arange(self.num_batches * self.batch_size * self.num_replicas)
         own = used[self.rank :: self.num_replicas].reshape(self.num_batches, self.batch_size)
         for batch in own[self.first :]:
             yield [Key(self.epoch, int(trials[draw]), int(repeats[draw])) for draw in batch]
 
-    def _draws(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _draws(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's trials in their order, and how often each had been drawn before: both (num_trials,)."""
-        generator = np.random.default_rng([self.seed, self.epoch])
+        generator = np.random.default_rng([self.seed, epoch])
         counts = _apportioned(self.num_trials, [group.share for group in self.groups])
         trials, repeats = [], []
         for (members, _), count in zip(self.groups, counts, strict=True):
@@ -100,7 +101,14 @@ class TrainingBatches(DistributedSampler):
         return np.concatenate(trials)[order], np.concatenate(repeats)[order]
 
 
-class EvaluationBatches(DistributedSampler):
+class FixedTrainingBatches(TrainingBatches, SequentialSampler):
+    """The batches of the first epoch in every epoch, for ``trainer.overfit_batches``; crops and augmentation vary."""
+
+    def _draws(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return super()._draws(0)
+
+
+class EvaluationBatches(DistributedSampler, SequentialSampler):
     """Every trial exactly once over all processes, in batches that do not depend on how many there are.
 
     The whole list is cut into batches, and the processes take turns: a score is computed in the same batch, and so is
@@ -138,11 +146,17 @@ class EvaluationBatches(DistributedSampler):
         batches = [order[start : start + batch_size] for start in range(0, num_trials, batch_size)]
         batches = [batch for batch in batches if left[batch].any()]
         self.trials = np.concatenate(batches) if batches else order[:0]
+        self.batches = batches
         self.own = batches[rank::world_size]
         self.num_batches = max(1, -(-len(batches) // world_size))
 
     def __len__(self) -> int:
         return self.num_batches
+
+    def of_first(self, num_batches: int) -> NDArray[np.int64]:
+        """(n,) indices of the trials in the first batches of every process."""
+        first = self.batches[: num_batches * self.num_replicas]
+        return np.concatenate(first) if first else self.trials
 
     def __iter__(self) -> Iterator[list[Key]]:
         for batch in self.own:

@@ -13,7 +13,13 @@ from moelora_ad.evaluation.run_records import RunRecord
 from moelora_ad.training.data_module import DEV, TRAIN
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.progress import duration
-from moelora_ad.training.run import run_directory, score_folder, training_folder
+from moelora_ad.training.run import (
+    run_directory,
+    score_folder,
+    set_folder,
+    shown,
+    training_folder,
+)
 
 
 def print_fit(
@@ -58,8 +64,13 @@ def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
     console = Console(soft_wrap=True)
     console.print()
     if trainer.state.fn != "predict":
-        console.print(_figures(model, "EER"))
-    line(console, "scores", shown(score_folder(trainer)))
+        console.print(_figures(model, "EER of UNTRAINED weights" if model.untrained else "EER"))
+    folders: dict[Path, list[str]] = {}
+    for name in model.evaluated:
+        folders.setdefault(set_folder(trainer, name), []).append(name)
+    for folder, names in folders.items():
+        apart = "" if folder == score_folder(trainer) else f" ({', '.join(names)}: not of the run, in no average of it)"
+        line(console, "scores", f"{shown(folder)}{apart}")
     for name, figures in model.evaluated.items():
         if figures.num_found:
             line(console, "not computed again", f"{figures.num_found:,} of {name}, scored by an earlier run")
@@ -86,7 +97,7 @@ def _print_failures(console: Console, trainer: Trainer, model: DetectionModule) 
     counts |= {name: figures.num_failed for name, figures in model.evaluated.items()}
     for name, count in counts.items():
         if count:
-            folder = training_folder(trainer) if name == TRAIN else score_folder(trainer)
+            folder = training_folder(trainer) if name == TRAIN else set_folder(trainer, name)
             listed = shown(folder / f"{name}.failed.csv")
             line(console, "could not be read", f"{count:,} of {name}, listed in {listed}")
 
@@ -117,9 +128,3 @@ def trainable(parameters: Mapping[str, int]) -> str:
 def line(console: Console, name: str, text: str) -> None:
     """A name in bold, and what is told of it in one column with that of the other lines."""
     console.print(Text.assemble((f"{name + ':':22}", "bold"), text), soft_wrap=True)
-
-
-def shown(path: str | Path) -> str:
-    """The path from here, or the whole path when it is not below this folder."""
-    relative = os.path.relpath(path)
-    return str(Path(path).resolve()) if relative.startswith("..") else relative

@@ -198,7 +198,7 @@ def test_mistakes_are_one_line(run, export, tmp_path):
     elsewhere = tmp_path / "deep" / "er" / "last.ckpt"
     elsewhere.parent.mkdir(parents=True)
     elsewhere.write_bytes(run.checkpoint.read_bytes())
-    assert "give the one of the run with --config" in error(elsewhere)
+    assert "give that of the run with --config" in error(elsewhere)
     assert "cannot be read" in error(run.checkpoint, "--config", tmp_path / "absent.yaml")
     broken = tmp_path / "broken.yaml"
     for content, expected in {

@@ -88,9 +88,9 @@ def test_predict_scores_without_labels(lightning, experiment, write_config, tmp_
     manifest = Path(experiment["data"]["test"]["in_domain"]["init_args"]["path"])
     rows = [row[:2] for row in csv.reader(manifest.open())]
     manifest.write_text("".join(",".join(row) + "\n" for row in rows))
-    code, _, _ = lightning("predict", "--config", write_config(experiment))
+    code, _, _ = lightning("predict", "--config", write_config(experiment), "--untrained", "true")
     assert code == 0
-    table = ScoreTable.read(tmp_path / "runs" / "tiny" / "version_0" / "scores" / "in_domain.csv")
+    table = ScoreTable.read(tmp_path / "runs" / "tiny" / "version_0" / "scores" / "untrained" / "in_domain.csv")
     assert len(table) == 8
     assert set(table.labels) == {-1}
 
@@ -129,7 +129,7 @@ def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightnin
     assert len(ScoreTable.read(scores / "in_domain.csv")) == 7
     assert not (scores / "out_of_domain.csv").exists()
     assert (scores / "dev.csv").exists()
-    code, out, err = lightning("predict", "--config", write_config(experiment))
+    code, out, err = lightning("predict", "--config", run / "config.yaml", "--ckpt_path", "best")
     assert code == 1
     assert "out_of_domain: none of its 6 files could be read" in error_line(err)
     assert "1 of in_domain, listed in" in out

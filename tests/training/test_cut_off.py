@@ -215,11 +215,12 @@ def test_kill_9_in_the_middle_and_the_same_command_again(
     experiment["data"]["eval_batch_size"] = 2
     (tmp_path / "killer.py").write_text(KILLER)
     config = write_config(experiment)
-    assert lightning("test", "--config", config, "--score_folder", tmp_path / "whole")[0] == 0
+    arguments = ("test", "--config", str(config), "--untrained", "true", "--score_folder")
+    assert lightning(*arguments, tmp_path / "whole")[0] == 0
 
     def run(devices: int, *more: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "moelora_ad", "test", "--config", str(config)]
-        command += ["--score_folder", str(tmp_path / "cut"), "--trainer.devices", str(devices)]
+        command = [sys.executable, "-m", "moelora_ad", *arguments, str(tmp_path / "cut")]
+        command += ["--trainer.devices", str(devices)]
         command += ["--trainer.strategy", "ddp"] if devices > 1 else []
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
         return subprocess.run(

@@ -1,0 +1,68 @@
+"""What training is selected by, checked before it starts: the names that callbacks watch, and the dev EER."""
+
+import difflib
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from moelora_ad.errors import InputError
+from moelora_ad.training.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.training.run import is_fast_dev_run
+
+if TYPE_CHECKING:
+    from moelora_ad.training.detection_module import DetectionModule
+
+FIGURES = (f"{DEV}/eer", f"{DEV}/loss", f"{TRAIN}/loss", f"{TRAIN}/loss_epoch", f"{TRAIN}/loss_step")
+_OURS = ("moelora_ad", "lightning")
+
+
+def check_monitors(trainer: Trainer, module: "DetectionModule") -> None:
+    """See that what checkpoints and early stopping watch will be logged.
+
+    What other callbacks of ours log (``routing/``, ``gradients/``, ``train/auxiliary/`` and the like) is taken on
+    trust, and so is any name if there are callbacks, or a module, of the user's own, which may log it.
+
+    Raises:
+        InputError: a name will never be logged.
+    """
+    makers = [module, *trainer.callbacks]  # type: ignore[attr-defined]
+    if any(type(maker).__module__.partition(".")[0] not in _OURS for maker in makers):
+        return
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
+        if name is None or name in FIGURES or name.startswith(_prefixes(module)):
+            continue
+        near = difflib.get_close_matches(name, FIGURES, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(FIGURES)}"
+        raise InputError(f"{type(callback).__name__}: its monitor {name!r} is never logged{hint}")
+
+
+def check_dev_limit(trainer: Trainer) -> None:
+    """See that the part of the development set that ``limit_val_batches`` or ``overfit_batches`` leaves has both
+    classes, so that there is an EER to select by.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    data: AudioDeepfakeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    num_batches = sum(int(count) for count in trainer.num_val_batches)
+    if not num_batches or is_fast_dev_run(trainer):
+        return
+    (loader,) = trainer.val_dataloaders  # type: ignore[misc]
+    scored = data.eval_trials[DEV].labels[loader.sampler.of_first(num_batches)]
+    counts = int((scored == 1).sum()), int((scored == 0).sum())
+    if not all(counts):
+        raise InputError(
+            f"{num_batches} batches of {DEV} have {counts[0]} bona fide and {counts[1]} spoof trials, and so no EER to "
+            "select by: raise trainer.limit_val_batches (trainer.overfit_batches sets it too)"
+        )
+
+
+def _prefixes(module: "DetectionModule") -> tuple[str, ...]:
+    logged = ["routing/", "gradients/"]
+    if module.auxiliary is not None:
+        logged += [f"{TRAIN}/auxiliary/", f"{TRAIN}/total_loss"]
+    if module.meta_learning is not None:
+        logged.append(f"{TRAIN}/meta_")
+    return tuple(logged)
