@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from moelora_ad.adapters import AdaptationMethod, AdapterError, CallWatch
+from moelora_ad.adapters import AdaptationMethod, AdapterError
 from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
@@ -21,7 +21,7 @@ from moelora_ad.training.building import arguments_of, config_beside
 from moelora_ad.training.data_module import DEV, TRAIN, AudioDeepfakeDataModule
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.failures import write_failures
-from moelora_ad.training.gradients import check_gradients
+from moelora_ad.training.gradients import FirstSteps
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.provenance import about
@@ -98,7 +98,7 @@ class DetectionModule(LightningModule):
         self.train_failures: dict[int, str] = {}
         self._gathered_failures: TrialFailures | None = None
         self._sets: list[SetScores] = []
-        self._watch: CallWatch | None = None
+        self._first_steps: FirstSteps | None = None
         self._initialised = False
         self._start_error: AdapterError | None = None
         self._training_data: dict[str, Any] = {}
@@ -244,24 +244,16 @@ class DetectionModule(LightningModule):
 
     def on_train_start(self) -> None:
         check_dev_limit(self.trainer)
-        self._watch = CallWatch(self.detector.backbone.encoder)
+        self._first_steps = FirstSteps(self.detector)
         self._gathered_failures = TrialFailures().to(self.device)
 
     def on_after_backward(self) -> None:
-        stochastic = self.detector.backbone.stochastic  # layer drop may skip any layer in any step
-        if self._watch is None and not stochastic:
-            return
-        if not stochastic or (self._watch is not None and self._watch.is_complete):
-            self._finish_watch()
-        check_gradients(self.trainer, self.detector)
-
-    def _finish_watch(self) -> None:
-        if self._watch is not None:
-            watch, self._watch = self._watch, None
-            watch.finish()
+        if self._first_steps is not None:
+            self._first_steps.after_backward(self.trainer)
 
     def on_train_epoch_end(self) -> None:
-        self._finish_watch()
+        if self._first_steps is not None:
+            self._first_steps.finish()
         assert self._gathered_failures is not None
         self._gathered_failures.update([])  # a run may continue at the end of an epoch
         self.train_failures |= self._gathered_failures.compute()

@@ -1,10 +1,45 @@
-"""Distributed training needs a gradient for everything that is trained."""
+"""Training reaches all that it should: every adapted projection is called, and under DDP all that is trained gets a
+gradient."""
 
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from moelora_ad.adapters import CallWatch
 from moelora_ad.errors import InputError
+from moelora_ad.models import Detector
+
+
+class FirstSteps:
+    """Looks at the first step of a training run; with layer drop, which skips any layer in any step, at more of them.
+
+    Args:
+        detector: it is watched from now on.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._skips = detector.backbone.stochastic
+        self._calls: CallWatch | None = CallWatch(detector.backbone.encoder)
+
+    def after_backward(self, trainer: Trainer) -> None:
+        """Called after every backward pass.
+
+        Raises:
+            InjectionError: see `CallWatch.finish`.
+            InputError: see `check_gradients`.
+        """
+        if self._calls is None and not self._skips:
+            return
+        if not self._skips or (self._calls is not None and self._calls.is_complete):
+            self.finish()
+        check_gradients(trainer, self._detector)
+
+    def finish(self) -> None:
+        """Called at the end of an epoch, by which all must have been called; raises as `after_backward` does."""
+        if self._calls is not None:
+            calls, self._calls = self._calls, None
+            calls.finish()
 
 
 def check_gradients(trainer: Trainer, detector: nn.Module) -> None:
@@ -17,9 +52,7 @@ def check_gradients(trainer: Trainer, detector: nn.Module) -> None:
     wrapped = trainer.strategy.model
     if not isinstance(wrapped, DistributedDataParallel) or wrapped.find_unused_parameters or wrapped.static_graph:
         return
-    without = [
-        name for name, parameter in detector.named_parameters() if parameter.requires_grad and parameter.grad is None
-    ]
+    without = [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
     if without:
         raise InputError(
             f"{len(without)} trained parameters got no gradient in this step, first {without[0]}: freeze what is never "
