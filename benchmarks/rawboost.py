@@ -42,7 +42,7 @@ class UsualRawBoost:
     def convolutive(self, waveform: Waveform, generator: np.random.Generator) -> Waveform:
         total = np.zeros_like(waveform)
         for order in range(1, self.parameters.orders + 1):
-            attenuation = generator.uniform(*self.parameters.attenuation) if order > 1 else 0.0
+            attenuation = self.parameters.attenuation if order > 1 else (0.0, 0.0)
             total += same_length(waveform**order, self.notch_filter(generator, attenuation))
         return full_scale(total - total.mean())
 
@@ -55,24 +55,25 @@ class UsualRawBoost:
         return full_scale(changed)
 
     def stationary(self, waveform: Waveform, generator: np.random.Generator) -> Waveform:
-        noise = same_length(generator.normal(0, 1, len(waveform)), self.notch_filter(generator, 0.0))
+        noise = same_length(generator.normal(0, 1, len(waveform)), self.notch_filter(generator, (0.0, 0.0)))
         snr = generator.uniform(*self.parameters.snr)
         return waveform + noise / np.linalg.norm(noise) * np.linalg.norm(waveform) / 10 ** (snr / 20)
 
-    def notch_filter(self, generator: np.random.Generator, attenuation: float) -> Waveform:
+    def notch_filter(self, generator: np.random.Generator, attenuation: tuple[float, float]) -> Waveform:
         drawn = self.parameters.filters
         cascade = np.ones(1)
         for _ in range(drawn.bands):
             centre, width = generator.uniform(*drawn.centre), generator.uniform(*drawn.width)
-            length = int(generator.integers(*drawn.coefficients, endpoint=True)) | 1
+            length = int(generator.uniform(*drawn.coefficients)) | 1
             edges = [max(centre - width / 2, 1e-3), min(centre + width / 2, SAMPLE_RATE / 2 - 1e-3)]
             cascade = np.convolve(scipy.signal.firwin(length, edges, window="hamming", fs=SAMPLE_RATE), cascade)
         peak = np.abs(scipy.signal.freqz(cascade, fs=SAMPLE_RATE)[1]).max()
-        return cascade * 10 ** ((generator.uniform(*drawn.gain) - attenuation) / 20) / peak
+        low, high = (gain - less for gain, less in zip(drawn.gain, attenuation, strict=True))
+        return cascade * 10 ** ((low + (high - low) * generator.random()) / 20) / peak
 
 
 def same_length(waveform: Waveform, coefficients: Waveform) -> Waveform:
-    reach = len(coefficients) // 2
+    reach = len(coefficients) // 2 + 1
     return np.asarray(scipy.signal.lfilter(coefficients, 1, np.pad(waveform, (0, reach))))[reach:]
 
 

@@ -124,6 +124,7 @@ def test_recipes(monkeypatch, recipe, optimizer, rate, algorithm, position, epoc
     assert module.class_weights.shape == (2,)
     assert (data.batch_size, data.train_segment.samples, data.train_segment.position) == (14, 64_600, position)
     assert getattr(data.train_augmentation, "algorithm", None) == algorithm
+    assert data.augment_before_crop == recipe.startswith("tak2022")  # as that system's code does
     assert command.trainer.max_epochs == epochs
     assert command.trainer.gradient_clip_val == (1.0 if recipe == "adapters" else None)
 

@@ -3,8 +3,9 @@
 H. Tak, M. Kamble, J. Patino, M. Todisco, N. Evans, "RawBoost: a raw data boosting and augmentation method applied to
 automatic speaker verification anti-spoofing", ICASSP 2022, https://arxiv.org/abs/2111.04433.
 
-A filter is a cascade of linear-phase band-stop filters. All of them are designed at once and in closed form, and
-multiplied where they are real: the response of a symmetric filter, seen from its centre, is a sum of cosines.
+The results are those of the code that its authors published (https://github.com/TakHemlata/RawBoost-antispoofing), draw
+by draw. A filter is a cascade of linear-phase band-stop filters. All of them are designed at once and in closed form,
+and multiplied where they are real: the response of a symmetric filter, seen from its centre, is a sum of cosines.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from moelora_ad.errors import InputError
 
 NYQUIST = SAMPLE_RATE / 2
 MOST_DECIBELS = 100.0
+EDGE = 0.001  # Hz that a stop band keeps from 0 and 8000 Hz
+PEAK_BINS = 512  # frequencies from 0 to below 8000 Hz at which the peak of a response is looked for
+LOUDEST = 10.0  # full scales
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,10 @@ class Notches:
     """Multi-notch filters as drawn: one row is one filter, a cascade of as many band-stop filters as there are columns.
 
     Args:
-        lower: (filters, bands) lower edges of the stop bands in Hz, >= 0; here and at ``upper`` the gain is one half.
-        upper: (filters, bands) upper edges in Hz, <= 8000.
+        lower: (filters, bands) lower edges of the stop bands in Hz, > 0; here and at ``upper`` the gain is one half.
+        upper: (filters, bands) upper edges in Hz, < 8000.
         lengths: (filters, bands) coefficients of each band-stop filter, odd and >= 3.
-        gains: (filters,) gain in dB where the cascade's response is highest.
+        gains: (filters,) gain in dB where the cascade's response is highest, of 512 frequencies.
     """
 
     lower: NDArray[np.float64]
@@ -48,9 +52,11 @@ class Notches:
         if radius is None:
             radius = int(self.lengths.max()) // 2
         reach = self.lower.shape[1] * radius
-        cosines = _cosines(radius, _power_of_two(2 * (2 * reach + 1)))
-        cascade: NDArray[np.float64] = (self._band_stops(radius) @ cosines).prod(axis=1)  # (filters, bins), real
-        peak = np.maximum(np.abs(cascade).max(axis=1), np.finfo(np.float64).tiny)
+        size = max(2 * PEAK_BINS, _power_of_two(2 * (2 * reach + 1)))
+        cascade: NDArray[np.float64] = (self._band_stops(radius) @ _cosines(radius, size)).prod(axis=1)  # real
+        peak = np.abs(cascade[:, : -1 : size // (2 * PEAK_BINS)]).max(axis=1)
+        # Each band-stop filter is scaled to a gain of 1 at 0 Hz, so that the cascade's gain there is positive.
+        peak = np.copysign(np.maximum(peak, np.finfo(np.float64).tiny), cascade[:, 0])
         cascade *= (10 ** (self.gains / 20) / peak)[:, None]
         centred = np.fft.irfft(cascade)
         return np.concatenate([centred[:, -reach:], centred[:, : reach + 1]], axis=1)
@@ -71,17 +77,17 @@ class Notches:
 class NotchFilters:
     """What random multi-notch filters are drawn from; each pair is a lowest and a highest value, both possible.
 
-    A band-stop filter has a centre and a width drawn uniformly, its edges kept within 0 and 8000 Hz, and a number of
-    coefficients drawn uniformly from the whole numbers; an even number is raised by one, since a filter that passes
-    8000 Hz and has a centre needs an odd one. It is designed by the window method (Hamming). The cascade is then scaled
-    so that the peak of its response has the drawn gain; the peak is looked for at twice as many frequencies as the
-    cascade has coefficients, or more.
+    A band-stop filter has a centre and a width drawn uniformly, its edges kept 0.001 Hz from 0 and 8000 Hz, and as many
+    coefficients as the integer part of a uniform draw (10 to 99 by default); an even number is raised by one, since a
+    filter that passes 8000 Hz and has a centre needs an odd one. It is designed by the window method (Hamming). The
+    cascade is then scaled so that the peak of its response has the drawn gain, and its gain at 0 Hz is positive. (Where
+    a stop band covers 0 Hz, it leaves the sign of that gain to chance, and so the polarity of all that is passed.)
 
     Args:
         bands: Stop bands of one filter (published as nBands).
         centre: Centres of the stop bands in Hz (minF, maxF).
         width: Widths of the stop bands in Hz (minBW, maxBW).
-        coefficients: Coefficients of one band-stop filter (minCoeff, maxCoeff).
+        coefficients: Coefficients of one band-stop filter (minCoeff, maxCoeff), the highest excluded.
         gain: Gain at the peak of the response in dB (minG, maxG).
 
     Raises:
@@ -107,15 +113,26 @@ class NotchFilters:
         """Coefficients on either side of the centre of the longest band-stop filter that can be drawn."""
         return self.coefficients[1] // 2
 
-    def draw(self, generator: np.random.Generator, filters: int) -> Notches:
-        """Draw ``filters`` independent multi-notch filters."""
+    def draw(
+        self, generator: np.random.Generator, filters: int, attenuation: tuple[float, float] = (0.0, 0.0)
+    ) -> Notches:
+        """Draw ``filters`` independent multi-notch filters.
+
+        Args:
+            generator: The source of randomness.
+            filters: How many.
+            attenuation: What is taken, in dB, from the lowest and the highest gain of all filters but the first.
+        """
         shape = (filters, self.bands)
         centre = generator.uniform(*self.centre, shape)
         width = generator.uniform(*self.width, shape)
-        lengths = generator.integers(*self.coefficients, shape, endpoint=True) | 1
-        gains = generator.uniform(*self.gain, filters)
-        lower, upper = np.maximum(centre - width / 2, 0), np.minimum(centre + width / 2, NYQUIST)
-        return Notches(lower, upper, lengths, gains)
+        lengths = generator.uniform(*self.coefficients, shape).astype(np.int64) | 1
+        gains = generator.random(filters)
+        lowest, highest = (np.full(filters, gain, np.float64) for gain in self.gain)
+        lowest[1:] -= attenuation[0]
+        highest[1:] -= attenuation[1]
+        lower, upper = np.maximum(centre - width / 2, EDGE), np.minimum(centre + width / 2, NYQUIST - EDGE)
+        return Notches(lower, upper, lengths, lowest + (highest - lowest) * gains)
 
 
 @dataclass(frozen=True)
@@ -129,18 +146,20 @@ class RawBoost(Augmentation):
     4. 1, 2 and 3 in series. 5. 1 and 2 in series: the paper's best on ASVspoof 2021 LA. 6. 1 and 3 in series.
     7. 2 and 3 in series. 8. 1 and 2 in parallel: the sum of both results.
 
-    The default values are the published ones. Chosen where the paper leaves it open, after what is usual:
+    The default values are the published ones, and with equal draws the results are those of the published code:
 
-    - The filters delay nothing, and the waveform is taken as zero outside its samples.
+    - A filtered waveform comes one sample earlier than the unfiltered one (8 adds the two: it is heard there), and is
+      taken as zero outside its samples.
     - 1 subtracts the mean. 1, 2 and 8 divide the result by its peak if that is above 1; 3 leaves it.
     - r is the product of two uniform draws from [-1, 1]: its density is -ln|r| / 2.
     - The share of samples that 2 changes is drawn uniformly up to ``impulses``, rounded down to whole samples, which
       are all different.
-    - The white noise of 3 is Gaussian, by 65,536 equally likely values; the signal-to-noise ratio is that of the
+    - The white noise of 3 is Gaussian, here by 65,536 equally likely values; the signal-to-noise ratio is that of the
       energies over the whole waveform.
 
-    Chosen here: a waveform with a peak above 1 is divided by it first, so that its powers stay bounded, and no filter
-    changes the polarity of what it passes.
+    That code changes the whole utterance, of which the training segment is taken then: see ``augment_before_crop`` of
+    the data module. Chosen here: a waveform with a peak above 10, where full scale is 1, is divided by its peak first,
+    so that its powers stay bounded.
 
     A silent waveform stays silent. A single sample under 1 becomes 0, for that is what is left without the mean.
 
@@ -148,8 +167,8 @@ class RawBoost(Augmentation):
         algorithm: 1 to 8, as above.
         orders: Powers of the waveform in 1 (N_f).
         filters: What the filters of 1 and 3 are drawn from.
-        attenuation: Lowest and highest of how many dB the powers from the second on are weaker than the first
-            (minBiasLinNonLin, maxBiasLinNonLin).
+        attenuation: What is taken, in dB, from the lowest and from the highest gain of the filters of all powers but
+            the first (minBiasLinNonLin, maxBiasLinNonLin).
         impulses: Samples that 2 changes at most, in per cent (P).
         impulse_gain: Gain of the impulses, linear (g_sd).
         snr: Lowest and highest signal-to-noise ratio of 3 in dB (SNRmin, SNRmax).
@@ -189,7 +208,7 @@ class RawBoost(Augmentation):
         loudest = peak(waveform)
         if not np.isfinite(loudest):
             raise ValueError("a waveform with NaN or infinite samples cannot be augmented")
-        sound = waveform if loudest <= 1 else waveform / np.float32(loudest)
+        sound = waveform if loudest <= LOUDEST else waveform / np.float32(loudest)
         if self.algorithm == 8:
             return within_full_scale(self.convolutive(sound, generator) + self.impulsive(sound, generator))
         if self.algorithm in (1, 4, 5, 6):
@@ -201,23 +220,20 @@ class RawBoost(Augmentation):
         return sound
 
     def convolutive(self, waveform: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-        """``waveform`` (samples,), of which no sample is beyond full scale, through the channel of algorithm 1."""
-        notches = self.filters.draw(generator, self.orders)
-        notches.gains[1:] -= generator.uniform(*self.attenuation, self.orders - 1)
+        """``waveform`` (samples,) through the channel of algorithm 1."""
+        notches = self.filters.draw(generator, self.orders, self.attenuation)
         sound = _filter_powers(waveform, notches.coefficients(self.filters.radius))
         sound -= sound.mean(dtype=np.float64)
         return within_full_scale(sound)
 
     def impulsive(self, waveform: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-        """``waveform`` (samples,), of which no sample is beyond full scale, with the impulses of algorithm 2."""
+        """``waveform`` (samples,) with the impulses of algorithm 2."""
         share = generator.uniform(0, self.impulses) / 100
         places = generator.choice(len(waveform), int(share * len(waveform)), replace=False, shuffle=False)
         one, other = 2 * generator.random((2, len(places)), np.float32) - 1
         sound = waveform.copy()
-        changed = sound[places] * (1 + np.float32(self.impulse_gain) * one * other)
-        sound[places] = changed
-        sound /= np.abs(changed).max(initial=1)
-        return sound
+        sound[places] *= 1 + np.float32(self.impulse_gain) * one * other
+        return within_full_scale(sound)
 
     def stationary(self, waveform: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         """``waveform`` (samples,) with the coloured noise of algorithm 3."""
@@ -249,13 +265,13 @@ def _filter_powers(waveform: NDArray[np.float32], filters: NDArray[np.float64]) 
     Fourier transforms of overlapping blocks; what wraps around within a block is thrown away.
 
     Args:
-        filters: (orders, 2 reach + 1), centred, so that nothing is delayed.
+        filters: (orders, 2 reach + 1), centred; what comes out is one sample earlier than their centre says.
     """
     samples, overlap = len(waveform), filters.shape[1] - 1
     size = _power_of_two(min(8 * overlap, samples + overlap))
     step = size - overlap
     padded = np.zeros(-(-samples // step) * step + overlap, np.float32)
-    padded[overlap // 2 : overlap // 2 + samples] = waveform
+    padded[overlap // 2 - 1 : overlap // 2 - 1 + samples] = waveform
     windows = torch.from_numpy(padded).unfold(0, size, step)  # (blocks, size)
     responses = torch.fft.rfft(torch.from_numpy(filters.astype(np.float32)), size)
     power, spectrum = windows, torch.fft.rfft(windows).mul_(responses[0])

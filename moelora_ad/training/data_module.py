@@ -37,6 +37,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         train_segment: what is taken of each utterance to train on.
         eval_segment: what is taken of it to be scored.
         train_augmentation: changes the training segments, such as ``RawBoost``; the others are never augmented.
+        augment_before_crop: it changes the whole utterance, of which the segment is taken then.
         train_on_error: what becomes of a training file that cannot be read: it stops the run, or is reported at the end
             and left out of the loss.
         eval_on_error: the same for ``validate``, ``test`` and ``predict``; reported files get no score. Validation
@@ -67,6 +68,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         train_segment: Segment | Excerpt | None = None,
         eval_segment: Segment | Excerpt | None = None,
         train_augmentation: Augmentation | None = None,
+        augment_before_crop: bool = False,
         train_on_error: OnError = "raise",
         eval_on_error: OnError = "report",
         seed: int = 1,
@@ -94,6 +96,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self.train_segment = train_segment or Segment()
         self.eval_segment = eval_segment or Segment()
         self.train_augmentation = train_augmentation
+        self.augment_before_crop = augment_before_crop
         self.train_on_error = train_on_error
         self.eval_on_error = eval_on_error
         self.seed = seed
@@ -165,7 +168,12 @@ class AudioDeepfakeDataModule(LightningDataModule):
             groups=self._groups,
         )
         dataset = TrialDataset(
-            self.train_trials, self.train_segment, self.seed, self.train_augmentation, self.train_on_error
+            self.train_trials,
+            self.train_segment,
+            self.seed,
+            self.train_augmentation,
+            self.train_on_error,
+            self.augment_before_crop,
         )
         return TrainingLoader(self.trainer, batches, dataset=dataset, **self._reading())
 

@@ -1,7 +1,7 @@
 """From trials to batches of waveforms."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -55,6 +55,20 @@ class Batch(NamedTuple):
         return ~torch.isin(self.trials, failed)
 
 
+class _Changed(NamedTuple):
+    """A whole utterance after its augmentation, of which an excerpt is read as of a file."""
+
+    waveform: Clip
+    name: str
+
+    @property
+    def length(self) -> int:
+        return len(self.waveform)
+
+    def read(self, start: int, samples: int) -> Clip:
+        return self.waveform[start : start + samples]
+
+
 class TrialDataset(Dataset[Batch]):
     """Reads whole batches: an item's key is a list of `Key` from a batch sampler.
 
@@ -63,6 +77,7 @@ class TrialDataset(Dataset[Batch]):
         excerpt: what is read of each utterance.
         seed: with the epoch and the utterance id, it fixes every random draw for an utterance.
         augmentation: changes the clips; for training only.
+        augment_whole: it changes the whole utterance, of which the clips are taken then.
         on_error: what becomes of audio that cannot be read: it stops the run, or is reported in the batch.
     """
 
@@ -73,12 +88,14 @@ class TrialDataset(Dataset[Batch]):
         seed: int,
         augmentation: Augmentation | None = None,
         on_error: OnError = "raise",
+        augment_whole: bool = False,
     ) -> None:
         self.trials = trials
         self.excerpt = excerpt
         self.seed = seed
         self.augmentation = augmentation
         self.on_error = on_error
+        self.augment_whole = augment_whole
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -117,6 +134,9 @@ class TrialDataset(Dataset[Batch]):
         name = f"{trial.utterance}\0{key.repeat}" if key.repeat else trial.utterance
         generator = keyed_generator(self.seed, key.epoch, name)
         with AudioReader(open_file(trial.audio), trial.audio) as sound:
+            if self.augmentation is not None and self.augment_whole:
+                changed = _Changed(self.augmentation(sound.read(0, sound.length), generator), sound.name)
+                return self.excerpt.read(cast(AudioReader, changed), generator)
             clips = self.excerpt.read(sound, generator)
         if self.augmentation is None:
             return clips

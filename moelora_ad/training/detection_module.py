@@ -253,7 +253,7 @@ class DetectionModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         if self._first_steps is not None:
-            self._first_steps.finish()
+            self._first_steps.after_epoch()
         assert self._gathered_failures is not None
         self._gathered_failures.update([])  # a run may continue at the end of an epoch
         self.train_failures |= self._gathered_failures.compute()

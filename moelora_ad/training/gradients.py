@@ -21,6 +21,7 @@ class FirstSteps:
         self._detector = detector
         self._skips = detector.backbone.stochastic
         self._calls: CallWatch | None = CallWatch(detector.backbone.encoder)
+        self._stepped = False  # a run that goes on may be at the end of an epoch
 
     def after_backward(self, trainer: Trainer) -> None:
         """Called after every backward pass.
@@ -29,15 +30,16 @@ class FirstSteps:
             InjectionError: see `CallWatch.finish`.
             InputError: see `check_gradients`.
         """
+        self._stepped = True
         if self._calls is None and not self._skips:
             return
         if not self._skips or (self._calls is not None and self._calls.is_complete):
-            self.finish()
+            self.after_epoch()
         check_gradients(trainer, self._detector)
 
-    def finish(self) -> None:
+    def after_epoch(self) -> None:
         """Called at the end of an epoch, by which all must have been called; raises as `after_backward` does."""
-        if self._calls is not None:
+        if self._stepped and self._calls is not None:
             calls, self._calls = self._calls, None
             calls.finish()
 

@@ -30,19 +30,12 @@ def one_notch(lower, upper, length=101, gain=0.0):
 
 
 def cascade_of_scipy(notches, row):
-    """Band-stop filters of scipy, convolved, with the peak of the response at the row's gain."""
+    """Band-stop filters of scipy, each with a gain of 1 at 0 Hz, convolved; the peak of the response at 512 frequencies
+    brought to the row's gain."""
     cascade = np.ones(1)
     for low, high, length in zip(notches.lower[row], notches.upper[row], notches.lengths[row], strict=True):
-        edges = [max(low, 1e-6), min(high, 8_000 - 1e-6)]
-        cascade = np.convolve(cascade, scipy.signal.firwin(int(length), edges, fs=16_000, scale=False))
-    peak = np.abs(scipy.signal.freqz(cascade, worN=513, include_nyquist=True)[1]).max()
-    return cascade * 10 ** (notches.gains[row] / 20) / peak
-
-
-def filtered(waveform, coefficients):
-    return scipy.signal.convolve(waveform.astype(np.float64), coefficients, mode="full")[
-        len(coefficients) // 2 :
-    ][: len(waveform)]  # fmt: skip
+        cascade = np.convolve(cascade, scipy.signal.firwin(int(length), [low, high], fs=16_000))
+    return cascade * 10 ** (notches.gains[row] / 20) / np.abs(scipy.signal.freqz(cascade)[1]).max()
 
 
 # Filters
@@ -64,8 +57,7 @@ def test_room_for_longer_filters_adds_zeros_only():
     short, long = notches.coefficients(), notches.coefficients(50)
     room = (long.shape[1] - short.shape[1]) // 2
     assert room > 0
-    # The longer one looks for the peak at more frequencies.
-    np.testing.assert_allclose(long, np.pad(short, ((0, 0), (room, room))), rtol=0, atol=1e-2)
+    np.testing.assert_allclose(long, np.pad(short, ((0, 0), (room, room))), rtol=0, atol=1e-9)
 
 
 def test_a_notch_is_where_it_was_drawn_and_deep():
@@ -85,44 +77,37 @@ def test_the_highest_response_is_the_gain(gain):
     assert 20 * np.log10(np.abs(response).max()) == pytest.approx(gain, abs=0.01)
 
 
-def test_filters_are_symmetric_and_keep_polarity():
-    coefficients = NotchFilters().draw(generator(), 20).coefficients()
+def test_filters_are_symmetric_and_pass_the_lowest_frequencies_upright():
+    coefficients = NotchFilters().draw(generator(), 200).coefficients()
     np.testing.assert_allclose(coefficients, coefficients[:, ::-1], atol=1e-12)
-    assert (coefficients.argmax(axis=1) == coefficients.shape[1] // 2).all()
+    assert (coefficients.sum(axis=1) > 0).all()
 
 
 def test_notches_are_drawn_uniformly_within_the_published_limits():
     notches = NotchFilters().draw(generator(), 2_000)
     assert notches.lower.shape == (2_000, 5)
-    assert notches.lower.min() >= 0
-    assert notches.upper.max() <= 8_000
-    inside = (notches.lower > 0) & (notches.upper < 8_000)
+    assert notches.lower.min() == 0.001
+    assert notches.upper.max() == 7_999.999
+    inside = (notches.lower > 0.001) & (notches.upper < 7_999.999)
     width = (notches.upper - notches.lower)[inside]
     assert width.min() >= 100 - 1e-9
     assert width.max() <= 1_000
-    assert sorted(set(notches.lengths.ravel())) == list(range(11, 102, 2))
-    counts = np.bincount(notches.lengths.ravel())
-    assert counts[101] < counts[51] * 0.7  # 100 alone gives 101; 50 and 51 give 51
+    # 10 to 99, even ones raised by one: 45 odd numbers of two each.
+    assert sorted(set(notches.lengths.ravel())) == list(range(11, 100, 2))
+    assert scipy.stats.chisquare(np.bincount(notches.lengths.ravel())[11::2]).pvalue > 0.01
     assert (notches.gains == 0).all()
     centre = (notches.lower + notches.upper)[inside] / 2
     middle = centre[(centre > 500) & (centre < 7_500)]
     assert scipy.stats.kstest(middle, scipy.stats.uniform(500, 7_000).cdf).pvalue > 0.01
 
 
+def test_the_attenuation_is_taken_from_both_ends_of_the_gain_once():
+    gains = np.stack([NotchFilters(gain=(-6, 3)).draw(generator(seed), 4, (5, 20)).gains for seed in range(1_000)])
+    assert scipy.stats.kstest(gains[:, 0], scipy.stats.uniform(-6, 9).cdf).pvalue > 0.01
+    assert scipy.stats.kstest(gains[:, 1:].ravel(), scipy.stats.uniform(-17, 6).cdf).pvalue > 0.01  # -11 to -17
+
+
 # Algorithm 1
-
-
-@pytest.mark.parametrize("samples", [300, 16_000, 64_600])
-def test_convolutive_is_the_sum_of_filtered_powers_without_its_mean(samples):
-    waveform, boost = speech_like(samples), RawBoost(1)
-    replayed = generator(3)
-    notches = boost.filters.draw(replayed, 5)
-    attenuation = replayed.uniform(5, 20, 4)
-    notches.gains[1:] -= attenuation
-    total = sum(filtered(waveform.astype(np.float64) ** (row + 1), cascade_of_scipy(notches, row)) for row in range(5))
-    truth = total - total.mean()
-    truth /= max(1, np.abs(truth).max())
-    np.testing.assert_allclose(boost(waveform, generator(3)), truth, rtol=0, atol=1e-5)
 
 
 def test_one_order_is_linear():
@@ -311,11 +296,11 @@ def test_a_generator_decides_everything(algorithm):
     assert (first != waveform).any()
 
 
-def test_above_full_scale_is_brought_to_it_first():
+def test_what_is_far_above_full_scale_is_brought_to_it_first():
     waveform = speech_like(peak=0.5)
     for algorithm in ALGORITHMS:
-        loud = RawBoost(algorithm)(waveform * 4, generator())
-        np.testing.assert_allclose(loud, RawBoost(algorithm)(waveform * 2, generator()), rtol=1e-6, atol=1e-7)
+        loud = RawBoost(algorithm)(waveform * 40, generator())
+        np.testing.assert_allclose(loud, RawBoost(algorithm)(waveform * 2, generator()), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

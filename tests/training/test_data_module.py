@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moelora_ad.adapters import LoRA
-from moelora_ad.audio import Crops, FullUtterance, RawBoost, Segment, read_audio
+from moelora_ad.audio import Crops, FullUtterance, RawBoost, Segment, keyed_generator, read_audio
 from moelora_ad.corpora import Manifest, Trial, TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
@@ -153,6 +153,26 @@ def test_a_segment_that_is_padded_keeps_its_width_and_augmentation_leaves_the_pa
         assert length == len(read_audio(source.train_trials[trial].audio))
         assert row[length - 1] != 0
         assert not row[length:].any()
+
+
+@pytest.mark.parametrize("position", ["first", "centre", "random"])
+def test_an_utterance_is_augmented_whole_before_the_crop_if_asked_for(data, position):
+    boost, segment = RawBoost(algorithm=8), Segment(20_000, position)
+    source = data(train_segment=segment, train_augmentation=boost, augment_before_crop=True, seed=7)
+    source.setup("fit")
+    keys = [Key(3, index, repeat) for index, repeat in ((0, 0), (1, 0), (1, 1))]
+    batch = source.train_dataloader().dataset[keys]
+    assert batch.lengths is None
+    for row, key in zip(batch.waveforms.numpy(), keys, strict=True):
+        trial = source.train_trials[key.trial]
+        draws = keyed_generator(7, 3, trial.utterance + "\0" * bool(key.repeat) + "1" * key.repeat)
+        whole = boost(read_audio(trial.audio), draws)
+        start = segment.start(len(whole), draws)
+        np.testing.assert_array_equal(row, np.resize(whole[start : start + 20_000], 20_000))
+    assert not torch.equal(batch.waveforms[1], batch.waveforms[2])
+    cropped_first = data(train_segment=segment, train_augmentation=boost, seed=7)
+    cropped_first.setup("fit")
+    assert not torch.equal(cropped_first.train_dataloader().dataset[keys].waveforms, batch.waveforms)
 
 
 # Scores of whole utterances and of several crops
