@@ -126,7 +126,8 @@ class RunRecord:
         """The content of the file."""
         fields = {name: value for name, value in vars(self).items() if name != "folder"}
         sets = {name: found._asdict() for name, found in self.sets.items()}
-        configured = self.configured_sets and {name: one._asdict() for name, one in self.configured_sets.items()}
+        of_run = self.configured_sets
+        configured = None if of_run is None else {name: one._asdict() for name, one in of_run.items()}
         return {"format": FORMAT} | fields | {"sets": sets, "configured_sets": configured}
 
 

@@ -14,6 +14,7 @@ from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier, Detector
+from moelora_ad.training.checkpoints import check_fit, tell_other_architecture
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.usage import OneLineParser, read_yaml
 
@@ -112,6 +113,13 @@ def detector_state(path: str) -> dict[str, Tensor]:
     Raises:
         InputError: the file is no readable checkpoint of a training run.
     """
+    state = _checkpoint(path).get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError(f"--checkpoint: {path} is no checkpoint of a training run: it has no state_dict")
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+
+
+def _checkpoint(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InputError(f"--checkpoint: {path} is no file")
     if not is_zipfile(path):
@@ -121,31 +129,17 @@ def detector_state(path: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"--checkpoint: {path} is no readable checkpoint: {reason}") from None
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise InputError(f"--checkpoint: {path} is no checkpoint of a training run: it has no state_dict")
-    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+    return checkpoint if isinstance(checkpoint, dict) else {}
 
 
 def load_weights(detector: Detector, state: dict[str, Tensor], path: str) -> None:
-    """Load what `detector_state` read.
+    """Load what `detector_state` read; a line tells if it was trained with other settings than the detector has.
 
     Raises:
         InputError: it does not fit the detector.
     """
-    kept, own = detector.kept_names(), detector.state_dict()
-    for names, what in ((kept - state.keys(), "lacks"), (state.keys() - kept, "holds what the model has not:")):
-        if names:
-            raise InputError(
-                f"--checkpoint: {path} does not fit the configuration: it {what} {len(names)} tensors, "
-                f"first {min(names)}; give the configuration that it was trained with"
-            )
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise InputError(
-                f"--checkpoint: {path} does not fit the configuration: {name} is {tuple(tensor.shape)}, "
-                f"the model has {tuple(own[name].shape)}"
-            )
+    check_fit(state, detector, f"--checkpoint: {path}")
+    tell_other_architecture(_checkpoint(path), detector)
     detector.load_state_dict(state, strict=False)
 
 

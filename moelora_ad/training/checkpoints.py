@@ -1,6 +1,7 @@
 """Which checkpoint a command means: a file, or the best or the last one of the run of its configuration."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,13 +10,18 @@ from zipfile import BadZipFile
 
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
+from torch import Tensor
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, printable
 from moelora_ad.evaluation.run_records import RECORD, read_record
+from moelora_ad.models import Detector
 from moelora_ad.training.run import shown
 
 BEST, LAST = "best", "last"
 _FOLDER = "checkpoints"
+ARCHITECTURE = "architecture"  # key of a checkpoint
+# Arguments that say where weights come from, or how they are trained, and not what is computed with them.
+_ELSEWHERE = {"source", "revision", "init_from", "perturbation", "freeze_experts", "auxiliary"}
 
 
 class CheckpointError(InputError):
@@ -119,3 +125,56 @@ def check_readable(path: str) -> None:
         except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, UnpicklingError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"--ckpt_path: {path} is no readable checkpoint: {reason}") from None
+
+
+def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, shapes: bool = True) -> None:
+    """See that a checkpoint holds what a detector needs, and nothing else.
+
+    Args:
+        state: its tensors by their names in the detector.
+        detector: of the configuration.
+        checkpoint: how the message calls it.
+        shapes: whether to compare shapes too; a strategy that shards parameters has others.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    kept, own = detector.kept_names(), detector.state_dict() if shapes else {}
+    faults = [
+        f"it {what} {len(names)} tensors, first {min(names)}"
+        for names, what in ((kept - state.keys(), "lacks"), (state.keys() - kept, "holds what the model has not:"))
+        if names
+    ] + [
+        f"{name} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}"
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if faults:
+        hint = "give the configuration that it was trained with"
+        raise CheckpointError(f"{checkpoint} does not fit the configuration: {faults[0]}; {hint}")
+
+
+def architecture_of(detector: Detector) -> dict[str, str]:
+    """What is computed with the weights of a detector, which their names and shapes do not tell; plain values."""
+    told = {}
+    for name in ("backbone", "adaptation", "classifier"):
+        part = getattr(detector, name)
+        told[name] = type(part).__qualname__
+        told |= {f"{name}.{key}": repr(value) for key, value in part.init_args.items() if key not in _ELSEWHERE}
+    return told
+
+
+def tell_other_architecture(checkpoint: Mapping[str, Any], detector: Detector) -> None:
+    """Print a line if a checkpoint was trained with other settings than the detector it is loaded into has.
+
+    Args:
+        checkpoint: as it was saved; one of an earlier version, which does not tell, passes.
+        detector: of the configuration.
+    """
+    theirs, ours = checkpoint.get(ARCHITECTURE), architecture_of(detector)
+    if not isinstance(theirs, dict):
+        return
+    names = [name for name in ours | theirs if theirs.get(name) != ours.get(name)]
+    if names:
+        told = "; ".join(f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in names)
+        print(f"note: this is not the model that was trained: {printable(told)}", file=sys.stderr)

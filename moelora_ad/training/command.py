@@ -216,7 +216,8 @@ class DetectionCommand(LightningCLI):
         return AudioDeepfakeDataModule(**vars(built.data))
 
     def _read_trials(self, data: AudioDeepfakeDataModule) -> None:
-        data.read_trials(self.subcommand, test=self.subcommand == "fit" and self._get(self.config, "test_after_fit"))
+        verb = self.config.subcommand
+        data.read_trials(verb, test=verb == "fit" and self.config[verb].test_after_fit)
 
     def _parse_ckpt_path(self) -> None:
         """Find and read the checkpoint before anything is built (Lightning would look for hyper-parameters in it; ours

@@ -158,7 +158,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.train_trials is not None
         rank, world_size = self._place()
-        is_fixed = self.trainer is not None and self.trainer.overfit_batches > 0
+        is_fixed = getattr(self.trainer, "overfit_batches", 0) > 0
         batches = (FixedTrainingBatches if is_fixed else TrainingBatches)(
             len(self.train_trials),
             self.batch_size,

@@ -17,7 +17,8 @@ from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
-from moelora_ad.training.building import arguments_of, config_beside
+from moelora_ad.training.building import PREFIX, arguments_of, config_beside
+from moelora_ad.training.checkpoints import ARCHITECTURE, architecture_of, check_fit, tell_other_architecture
 from moelora_ad.training.data_module import DEV, TRAIN, AudioDeepfakeDataModule
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.failures import write_failures
@@ -27,7 +28,7 @@ from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.provenance import about
 from moelora_ad.training.randomness import seed_batch
 from moelora_ad.training.resuming import TRAINING_DATA, check_training_data, redo_what_was_cut_off, training_data
-from moelora_ad.training.run import is_fast_dev_run, set_folder, training_folder
+from moelora_ad.training.run import is_fast_dev_run, set_folder, shards_the_model, training_folder
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.scoring import SetFigures, SetResult, SetScores, evaluation_sets
 from moelora_ad.training.stopping import check_loss, check_weights
@@ -327,25 +328,20 @@ class DetectionModule(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = self._kept_names()
+        kept = {f"{PREFIX}{name}" for name in self.detector.kept_names()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         if self._trainer is not None:
             check_weights(self._trainer, checkpoint["state_dict"])
             checkpoint[TRAINING_DATA] = self._training_data
+            checkpoint[ARCHITECTURE] = architecture_of(self.detector)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        given, kept = set(checkpoint["state_dict"]), self._kept_names()
-        for names, what in ((kept - given, "lacks"), (given - kept, "holds what the model has not:")):
-            if names:
-                first = ", ".join(sorted(names)[:3])
-                raise InputError(
-                    f"the checkpoint does not fit the model: it {what} {len(names)} tensors, first {first}; "
-                    "give the configuration that it was trained with"
-                )
+        state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+        is_whole = self._trainer is None or not shards_the_model(self._trainer)
+        check_fit(state, self.detector, "the checkpoint", shapes=is_whole)
+        if self._trainer is None or self._trainer.is_global_zero:
+            tell_other_architecture(checkpoint, self.detector)
         if self._trainer is not None:
             if self._trainer.state.fn == "fit":
                 check_training_data(checkpoint, self._training_data)
             redo_what_was_cut_off(checkpoint, by_steps=self._trainer.max_steps != -1)
-
-    def _kept_names(self) -> set[str]:
-        return {f"detector.{name}" for name in self.detector.kept_names()}

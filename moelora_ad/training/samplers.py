@@ -101,7 +101,7 @@ class TrainingBatches(DistributedSampler):
         return np.concatenate(trials)[order], np.concatenate(repeats)[order]
 
 
-class FixedTrainingBatches(TrainingBatches, SequentialSampler):
+class FixedTrainingBatches(TrainingBatches, SequentialSampler):  # type: ignore[misc]
     """The batches of the first epoch in every epoch, for ``trainer.overfit_batches``; crops and augmentation vary."""
 
     def _draws(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -158,7 +158,7 @@ class EvaluationBatches(DistributedSampler, SequentialSampler):
         first = self.batches[: num_batches * self.num_replicas]
         return np.concatenate(first) if first else self.trials
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[Key]]:  # type: ignore[override]
         for batch in self.own:
             yield [Key(0, int(trial)) for trial in batch]
         for _ in range(self.num_batches - len(self.own)):

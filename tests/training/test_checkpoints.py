@@ -369,3 +369,26 @@ def test_without_a_logger_no_file_of_the_user_is_overwritten(
     arguments = ("fit", "--config", config, "--trainer.logger", "false", "--trainer.default_root_dir", folder)
     assert lightning(*arguments)[0] == 0
     assert read_record(folder).state == "finished"
+
+
+def test_weights_in_another_model_are_told(lightning, run, tmp_path):
+    """Names and shapes of the tensors fit; what is computed with them differs."""
+    config = ("--config", run / "config.yaml")
+    one_expert = ("--model.adaptation.init_args.top_k", 1)
+    code, _, err = lightning("test", *config, "--ckpt_path", "best", *one_expert, "--score_folder", tmp_path / "one")
+    assert code == 0
+    assert "note: this is not the model that was trained: adaptation.top_k was None, is 1" in err
+    code, _, err = lightning("test", *config, "--ckpt_path", "best", "--score_folder", tmp_path / "as_trained")
+    assert code == 0
+    assert "not the model that was trained" not in err
+    code, _, err = lightning("test", *config, "--ckpt_path", "best", "--model.adaptation.init_args.rank", 3)
+    assert code == 1
+    assert "lora_A is (2, 32), the model has (3, 32); give the configuration" in error_line(err)
+    changed = tmp_path / "changed.yaml"
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["model"]["adaptation"]["init_args"]["top_k"] = 1
+    changed.write_text(yaml.safe_dump(content))
+    best = read_record(run).checkpoint_path
+    code, _, err = lightning("export", "--checkpoint", best, "--config", changed, "--to", tmp_path / "model")
+    assert code == 0, err
+    assert "adaptation.top_k was None, is 1" in err

@@ -247,7 +247,7 @@ def test_a_checkpoint_of_another_model_is_refused(lightning, experiment, write_c
     checkpoint = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
     experiment["model"]["adaptation"]["init_args"]["num_experts"] = 3
     code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)
-    assert "the checkpoint does not fit the model: it lacks" in error_line(err)
+    assert "the checkpoint does not fit the configuration: it lacks" in error_line(err)
     assert code == 1
     code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", tmp_path / "nowhere.ckpt")
     assert "nowhere.ckpt does not exist" in error_line(err)
