@@ -3,6 +3,8 @@
 Jung et al., "AASIST", arXiv 2110.01200; in the form that Tak et al. put on wav2vec 2.0 (arXiv 2202.12233).
 """
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -130,8 +132,9 @@ class AASIST(Classifier):
         """Load a head trained with the public code, in place.
 
         Args:
-            state: the public model's state dict; names of its encoder (``ssl_model.*``) are passed over, and the
-                ``module.`` that ``nn.DataParallel`` put before each name is taken off.
+            state: the public model's state dict. The ``module.`` that ``nn.DataParallel`` put before each name is taken
+                off. The encoder that it may hold (``ssl_model.*``) is not loaded, of which a ``UserWarning`` tells: it
+                was trained with the head, which gives other scores on any other.
 
         Raises:
             ValueError: a name or a shape does not fit; the message lists them.
@@ -148,10 +151,17 @@ class AASIST(Classifier):
             name = wrong[0]
             raise ValueError(f"{name} is {tuple(given[name].shape)}, this head has {tuple(shapes[own[name]])}")
         self.load_state_dict({own[name]: given[name] for name in own})
+        if left_out := len(state) - len(given):
+            warnings.warn(
+                f"only the head was loaded: the {left_out} tensors of its encoder (ssl_model.*) were left out. The two "
+                "were trained together: on another encoder, the scores are not those of the public model",
+                stacklevel=2,
+            )
 
 
 def load_public_aasist(state: dict[str, Tensor]) -> AASIST:
-    """An AASIST head with the weights of the public code's state dict; its width is read from ``LL.weight``.
+    """An AASIST head with the weights of the public code's state dict; its width is read from ``LL.weight``. An encoder
+    in it is left out with a warning: see `AASIST.load_public_aasist`.
 
     Raises:
         ValueError: the state dict is not a public AASIST head.

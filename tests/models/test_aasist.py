@@ -1,5 +1,7 @@
 """AASIST: its published size, the loader of public weights, and its layers against their definitions by hand."""
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional
@@ -88,9 +90,7 @@ def test_the_loader_knows_exactly_the_public_names():
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_public_weights_load_each_into_its_place(prefix):
     state = public_state()
-    head = load_public_aasist(
-        {prefix + name: tensor for name, tensor in state.items()} | {prefix + "ssl_model.model.x": torch.ones(1)}
-    )
+    head = load_public_aasist({prefix + name: tensor for name, tensor in state.items()})
     assert torch.equal(head.front.weight, state["LL.weight"])
     assert torch.equal(head.front_norm.running_var, state["first_bn.running_var"])
     assert torch.equal(head.blocks_norm.weight, state["first_bn1.weight"])
@@ -107,6 +107,18 @@ def test_public_weights_load_each_into_its_place(prefix):
     assert torch.equal(two.second.master_direct.bias, state["HtrgGAT_layer_ST22.proj_without_attM.bias"])
     assert torch.equal(two.pool_temporal.score.weight, state["pool_hT2.proj.weight"])
     assert torch.equal(head.output.bias, state["out_layer.bias"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("load", [load_public_aasist, lambda state: AASIST(48).load_public_aasist(state)])
+def test_an_encoder_that_is_left_out_is_told(prefix, load):
+    state = {prefix + name: tensor for name, tensor in public_state().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(state)  # a head alone
+    encoder = {f"{prefix}ssl_model.model.encoder.layers.{n}.fc1.bias": torch.ones(3) for n in range(24)}
+    with pytest.warns(UserWarning, match=r"only the head .* 24 tensors of its encoder \(ssl_model\.\*\) were left out"):
+        load(state | encoder)
 
 
 @pytest.mark.parametrize(
