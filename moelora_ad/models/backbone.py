@@ -32,7 +32,9 @@ class Constant(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constant":
         super()._apply(fn, recurse)
-        self.tensor = self.tensor.to(fn(self.tensor.new_empty(0)).device)
+        device = fn(self.tensor.new_empty(0)).device
+        without_content = self.tensor.is_meta
+        self.tensor = torch.empty_like(self.tensor, device=device) if without_content else self.tensor.to(device)
         return self
 
 

@@ -222,6 +222,14 @@ def test_a_cast_detector_still_hears_in_full_precision(small, dtype):
     assert again.isfinite().all()
 
 
+def test_a_detector_without_content_goes_to_a_device(small):
+    """As accounts and sharded training make it: built on the meta device, then given storage."""
+    backbone, source = small
+    with torch.device("meta"):
+        detector = Detector(backbone(source), LoRA(2, targets=ATTENTION), MeanPooling)
+    assert detector.to_empty(device="cpu").eval()(waveforms()).shape == (4, 2)
+
+
 def configured(experiment: dict, backbone: type[Backbone], source: Path) -> dict:
     experiment["model"]["backbone"] = {
         "class_path": f"moelora_ad.models.{backbone.__name__}",
