@@ -3,8 +3,8 @@
 H. Tak, M. Kamble, J. Patino, M. Todisco, N. Evans, "RawBoost: a raw data boosting and augmentation method applied to
 automatic speaker verification anti-spoofing", ICASSP 2022, https://arxiv.org/abs/2111.04433.
 
-The results are those of the code that its authors published (https://github.com/TakHemlata/RawBoost-antispoofing), draw
-by draw. A filter is a cascade of linear-phase band-stop filters. All of them are designed at once and in closed form,
+With equal draws, the results are those of the authors' code (https://github.com/TakHemlata/RawBoost-antispoofing).
+A filter is a cascade of linear-phase band-stop filters. All of them are designed at once and in closed form,
 and multiplied where they are real: the response of a symmetric filter, seen from its centre, is a sum of cosines.
 """
 

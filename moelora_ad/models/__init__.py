@@ -1,7 +1,7 @@
 """The detector and its parts: backbones and classifiers."""
 
 from moelora_ad.models.aasist import AASIST, load_public_aasist
-from moelora_ad.models.backbone import Backbone
+from moelora_ad.models.backbone import Backbone, Constant
 from moelora_ad.models.classifier import AttentiveStatistics, Classifier, MeanPooling
 from moelora_ad.models.detector import Detector
 from moelora_ad.models.hubert import HubertBackbone
@@ -16,6 +16,7 @@ __all__ = [
     "AttentiveStatistics",
     "Backbone",
     "Classifier",
+    "Constant",
     "Detector",
     "HubertBackbone",
     "MeanPooling",
