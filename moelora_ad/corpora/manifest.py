@@ -16,7 +16,7 @@ from moelora_ad.formats import AUDIO_SUFFIXES
 class Manifest(Corpus):
     """A table that has one audio file a line: CSV (UTF-8, with a header), or what the file's name ends with.
 
-    ``.tsv`` is the same with tabs, ``.jsonl`` has a JSON object a line, ``.parquet`` needs pyarrow.
+    Tabs or semicolons may stand for its commas. ``.jsonl`` has a JSON object a line, ``.parquet`` needs pyarrow.
 
     Only ``path`` is needed; ``label`` (``bonafide`` or ``spoof``, in any spelling of `parse_label`), ``utterance``,
     ``speaker``, ``attack``, ``codec``, ``split`` and ``language`` are taken if they are there, and may be empty in some
