@@ -53,17 +53,17 @@ class FakeAVCeleb(Corpus):
     def __init__(self, root: str | Path, trials: TrialsList = "all") -> None:
         self.name = f"FakeAVCeleb_{trials}"
         self.root = root
-        self.list = trials
+        self.trial_list = trials
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`. The audio is in MP4 videos; ``source`` is the id of the clip it was made from."""
         names = tuple(f"{folder}meta_data.csv" for folder in ("", "FakeAVCeleb_v1.2/", "FakeAVCeleb/"))
         path = first_of(self.root, names, "set root to FakeAVCeleb's archive or where it was unpacked")
-        return read_fakeavceleb(path, self.list)
+        return read_fakeavceleb(path, self.trial_list)
 
     def official_counts(self) -> ClassCounts:
         """See `Corpus.official_counts`."""
-        return _COUNTS[self.list]
+        return _COUNTS[self.trial_list]
 
 
 def read_fakeavceleb(path: str | Path, trials: TrialsList = "all") -> TrialList:

@@ -67,9 +67,12 @@ def read_key(path: str | Path, phase: str | None = None) -> TrialList:
     if Path(path).suffix.lower() in (".jsonl", ".parquet"):
         return _table(path, *read_score_columns(path))
     first = first_line(read_text(path, ScoreError))
+    names = set(split_header(first, ","))
+    if {"file", "speaker", "label"} <= names and "utterance" not in names:
+        return read_in_the_wild(path)
     if delimiter_of(first, LABEL_NAMES):
         return _table(path, *read_score_columns(path))
-    if {"type", "category", "method"} <= set(split_header(first, ",")):
+    if {"type", "category", "method"} <= names:
         return read_fakeavceleb(path, _checked(phase or "all", get_args(TrialsList)))
     fields = first.split()
     if len(fields) == 5:
@@ -123,8 +126,6 @@ def _table(
         raise ScoreError.at(path, f"no column {', '.join(map(repr, missing))}; a key is {_ACCEPTED}", line=1)
     if label == "label" and utterance == "path":
         return Manifest(path).trials()
-    if label == "label" and utterance == "file" and "speaker" in header:
-        return read_in_the_wild(path)
     collector = Collector(path)
     if lines:
         texts = {name: columns[name] for name in TEXT_FIELDS if name in header}

@@ -91,6 +91,13 @@ def ids(trials):
     return [trial.utterance for trial in trials]
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_spreadsheets_and_databases_write_other_delimiters(tmp_path, delimiter):
+    assert list(manifest(tmp_path, FULL.replace('"Obama, Barack"', "Obama").replace(",", delimiter)).trials()) == list(
+        manifest(tmp_path, FULL.replace('"Obama, Barack"', "Obama")).trials()
+    )
+
+
 def test_name_and_root(tmp_path):
     corpus = manifest(tmp_path, "path\na.wav\n", name="Mine", root="/data/mine")
     (trial,) = corpus.trials()

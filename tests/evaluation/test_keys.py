@@ -40,6 +40,10 @@ KEYS |= {
     "two columns": ("a.wav genuine\nb.wav\tfake\n", [("a.wav", 1), ("b.wav", 0)]),
     "three columns": ("a.wav real 0\nb.wav fake 1\n", [("a.wav", 1), ("b.wav", 0)]),
     "in the wild": ('file,speaker,label\n0.wav,"Smith, J.",spoof\n1.wav,B,bona-fide\n', [("0", 0), ("1", 1)]),
+    "in the wild of a spreadsheet": (
+        "file;speaker;label\n0.wav;A, B;spoof\n1.wav;C;real\n",
+        [("0.wav", 0), ("1.wav", 1)],
+    ),
     "semicolons": ('"utterance";"label"\nu1;spoof\nu2;real\n', [("u1", 0), ("u2", 1)]),
     "manifest of a spreadsheet": ("path;label\na/b.wav;spoof\na/c.wav;real\n", [("a/b", 0), ("a/c", 1)]),
     "files": ("filename,label\na.wav,Fake\nb.wav,Real\n", [("a.wav", 0), ("b.wav", 1)]),
