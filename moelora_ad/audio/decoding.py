@@ -15,6 +15,7 @@ import torchaudio.functional
 from numpy.typing import NDArray
 
 from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, UndecodableError, decode
+from moelora_ad.audio.notes import Note
 from moelora_ad.audio.streaming import StreamingResampler
 from moelora_ad.audio.truncation import missing_frames, ogg_is_cut
 from moelora_ad.errors import InputError
@@ -48,11 +49,13 @@ class AudioReader:
         source: A path, or a binary file object that can seek, which is closed in the end: FLAC, WAV, Ogg, MP3, M4A, the
             sound of MP4, ...
         name: How messages call it; the path if not given.
+        track: Which of several audio tracks, from 1 on; the one that the file calls its default if not given.
 
     Attributes:
         name: See above.
         source_rate: The file's own sample rate in hertz.
         length: Number of samples at 16 kHz.
+        notes: What is odd about the file; complete when all of it has been read.
 
     Raises:
         AudioError: The file is missing, not audio, damaged, has no samples, or cannot be brought to 16 kHz.
@@ -61,9 +64,12 @@ class AudioReader:
     name: str
     source_rate: int
     length: int
+    notes: tuple[Note, ...]
 
-    def __init__(self, source: Source, name: str | None = None) -> None:
+    def __init__(self, source: Source, name: str | None = None, track: int | None = None) -> None:
         self.name = str(source) if name is None else name
+        self.notes = ()
+        self._track = track
         self._source = source
         self._guarded: _Guarded | None = None
         self._whole: NDArray[np.float32] | None = None  # at 16 kHz
