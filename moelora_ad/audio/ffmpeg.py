@@ -15,7 +15,11 @@ TOLERANCE = 0.1
 """Seconds by which a file may be shorter than its header says, except FLAC: encoders round to blocks."""
 
 # Containers only: a playlist could make FFmpeg open other files.
-_FORMATS = "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,gsm,matroska,webm,mov,mp4,m4a,mp3,mpeg,mpegts,ogg,wav,w64,wv"
+_FORMATS = (
+    "aa,aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dss,dts,dtshd,dv,eac3,epaf,flac,flv,gsm,iff,ircam,loas,m4a,matroska,"
+    "mlp,mov,mp3,mp4,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nut,ogg,oma,pvf,qcp,rm,sds,shn,tak,truehd,tta,voc,w64,wav,webm,"
+    "wtv,wv,wve"
+)
 _LENGTH_IS_SURE = ("flac", "mov,mp4,m4a,3gp,3g2,mj2", "wav")  # elsewhere the header's length is a guess
 _AT_ONCE = 2**17  # samples a channel of a block
 _TOO_MANY_PLANES = 8  # from here on PyAV reads past a frame's list of planes, and may crash

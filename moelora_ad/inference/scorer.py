@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
 
@@ -19,6 +18,7 @@ from moelora_ad.audio.segments import Clip
 from moelora_ad.corpora.storage import open_file
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.calibration import Calibration, probability_of_bona_fide
+from moelora_ad.inference.pipes import is_pipe, open_pipe, spooled
 from moelora_ad.inference.windows import Envelope, Sound, sound_of_array, windows_of
 from moelora_ad.models import Detector
 
@@ -179,40 +179,42 @@ class Scorer:
         """The score of one sound.
 
         Args:
-            sound: A path, a place in an archive (``x.zip!/a.wav``), a binary file object, which is closed; or an array
-                or tensor, (samples,) or (channels, samples): floats with full scale 1, or int16, int32 or uint8.
+            sound: A path, also of a pipe; a place in an archive (``x.zip!/a.wav``); a binary file object, which is
+                closed; or an array or tensor, (samples,) or (channels, samples): floats with full scale 1, or int16,
+                int32 or uint8.
             sample_rate: Of an array, in hertz; files know theirs.
 
         Raises:
             AudioError: The sound is missing, damaged or empty, or has NaN or infinite samples.
             StorageError: An archive or a remote file cannot be read.
         """
-        opened: Opened
         if isinstance(sound, str | os.PathLike):
-            name, opened = os.fspath(sound), _opener(os.fspath(sound))
+            place = os.fspath(sound)
+            named = _named(open_pipe(place) if is_pipe(place) else place)
         elif hasattr(sound, "read"):
-            name = str(getattr(sound, "name", "the file"))
-            opened = partial(AudioReader, cast(BinaryIO, sound), name)
+            named = _named(cast(BinaryIO, sound))
         else:
-            name = "the array"
-            of_array: AbstractContextManager[Sound] = nullcontext(sound_of_array(sound, sample_rate, name))
-            opened = lambda: of_array  # noqa: E731
-        (result,) = self._score([(name, opened)], None)
+            of_array: AbstractContextManager[Sound] = nullcontext(sound_of_array(sound, sample_rate, "the array"))
+            named = "the array", lambda: of_array
+        (result,) = self._score([named], None)
         if isinstance(result, Failure):
             raise result.error
         return result
 
-    def score_files(self, places: Iterable[str], progress: Progress | None = None) -> Iterator[FileScore | Failure]:
+    def score_files(
+        self, places: Iterable[str | BinaryIO], progress: Progress | None = None
+    ) -> Iterator[FileScore | Failure]:
         """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
 
         Args:
-            places: Paths, or places in archives.
+            places: Paths, places in archives, or binary file objects, which are closed. A path of a pipe is refused:
+                to open it might be to wait for ever.
             progress: Is told how many files are read, with the part of the one that is being read.
 
         Raises:
             InputError: The device has too little memory. A file that cannot be used is a `Failure`.
         """
-        return self._score(((place, _opener(place)) for place in places), progress)
+        return self._score(map(_named, places), progress)
 
     def _score(self, sounds: Iterable[tuple[str, Opened]], progress: Progress | None) -> Iterator[FileScore | Failure]:
         waiting: deque[_Sound] = deque()
@@ -309,12 +311,22 @@ class _Sound:
         return self.error is not None or (self.is_read and len(self.log_odds) == len(self.starts))
 
 
+def _named(place: str | BinaryIO) -> tuple[str, Opened]:
+    """How a file is called, and how it is opened."""
+    if isinstance(place, str):
+        return place, _opener(place)
+    name = str(getattr(place, "name", "the file"))
+    can_seek = not hasattr(place, "seekable") or place.seekable()
+    return name, lambda: AudioReader(place if can_seek else spooled(place, name), name)
+
+
 def _opener(place: str) -> Opened:
     def opened() -> AudioReader:
         if os.path.isfile(place):
             return AudioReader(place)
-        if os.path.exists(place):  # opening a pipe would wait for a writer
-            raise AudioError(f"cannot decode {place}: this is a {'folder' if os.path.isdir(place) else 'device'}")
+        if os.path.exists(place):
+            kind = "folder" if os.path.isdir(place) else "pipe; name it itself" if is_pipe(place) else "device"
+            raise AudioError(f"cannot decode {place}: this is a {kind}")
         source = open_file(place)
         if source == place:  # libsndfile would end a name at NUL
             raise AudioError(f"no such audio file: {place}")
