@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, UndecodableError, decode
 from moelora_ad.audio.notes import Note
+from moelora_ad.audio.quality import ChannelMeter
 from moelora_ad.audio.streaming import StreamingResampler
 from moelora_ad.audio.truncation import missing_frames, ogg_is_cut
 from moelora_ad.errors import InputError
@@ -50,6 +51,7 @@ class AudioReader:
             sound of MP4, ...
         name: How messages call it; the path if not given.
         track: Which of several audio tracks, from 1 on; the one that the file calls its default if not given.
+        meter: Gets all channels of what is decoded.
 
     Attributes:
         name: See above.
@@ -66,9 +68,12 @@ class AudioReader:
     length: int
     notes: tuple[Note, ...]
 
-    def __init__(self, source: Source, name: str | None = None, track: int | None = None) -> None:
+    def __init__(
+        self, source: Source, name: str | None = None, track: int | None = None, meter: ChannelMeter | None = None
+    ) -> None:
         self.name = str(source) if name is None else name
         self.notes = ()
+        self.meter = meter
         self._track = track
         self._source = source
         self._guarded: _Guarded | None = None
@@ -260,6 +265,8 @@ class AudioReader:
 
     def _decode_instead(self, error: soundfile.SoundFileError) -> NDArray[np.float32]:
         """Decode with FFmpeg what libsndfile has opened and then fails at."""
+        if self.meter is not None:
+            self.meter.clear()
         whole = self._decode_whole(_reason(error))
         if len(whole) != self.length:
             told = f"its header says {self.length} samples, and it has {len(whole)}"
@@ -278,7 +285,7 @@ class AudioReader:
         if len(frames) < stop - start:
             missing = stop - start - len(frames)
             raise AudioError(f"cannot decode {self.name}: it ends {missing} samples early; is it truncated?")
-        return _mono(frames)
+        return self._mono(frames)
 
     def _decode_whole(self, refused: str) -> NDArray[np.float32]:
         """Decode with FFmpeg what libsndfile refused: at 16 kHz and one channel, an hour takes 230 MB."""
@@ -291,13 +298,21 @@ class AudioReader:
                         check_rate(self.name, rate)
                         self.source_rate = rate
                         resample = None if rate == SAMPLE_RATE else StreamingResampler(rate, SAMPLE_RATE)
-                    parts.append(_mono(frames) if resample is None else resample(_mono(frames), last=False))
+                    mono = self._mono(frames)
+                    parts.append(mono if resample is None else resample(mono, last=False))
         except UndecodableError as error:
             told = f"{refused} (libsndfile), {error} (FFmpeg)"
             raise AudioError(f"cannot decode {self.name}: {told}; is it an audio file?") from None
         if resample is not None:
             parts.append(resample(np.empty(0, np.float32), last=True))
         return np.concatenate(parts)
+
+    def _mono(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The mean over channels of (n, channels): (n,)."""
+        if self.meter is not None:
+            self.meter.add(frames)
+        mono: NDArray[np.float32] = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
+        return mono
 
 
 def read_audio(
@@ -345,12 +360,6 @@ def _seeks_exactly(sound: soundfile.SoundFile) -> bool:
     # Decoders with memory (MP3, Vorbis, Opus) give other samples after a seek than in a run from the beginning.
     memoryless = sound.subtype.startswith("PCM_") or sound.subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW")
     return memoryless and sound.seekable()
-
-
-def _mono(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mean over channels of (n, channels): (n,)."""
-    mono: NDArray[np.float32] = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
-    return mono
 
 
 def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:

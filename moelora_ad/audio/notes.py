@@ -13,3 +13,6 @@ class Note(NamedTuple):
 
     kind: str
     detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"

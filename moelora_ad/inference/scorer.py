@@ -14,6 +14,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError, AudioReader
+from moelora_ad.audio.notes import Note
+from moelora_ad.audio.quality import ChannelMeter, level_notes
 from moelora_ad.audio.segments import Clip
 from moelora_ad.corpora.storage import open_file
 from moelora_ad.errors import InputError
@@ -45,6 +47,7 @@ class FileScore:
         seconds: Length of the sound.
         windows: At least one; ``score`` is their mean.
         envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
+        notes: What makes the score worth little, or is odd about the file; see `audio.quality`. They change no score.
     """
 
     name: str
@@ -54,6 +57,7 @@ class FileScore:
     windows: tuple[WindowScore, ...]
     envelope: NDArray[np.float32] = field(repr=False, compare=False)
     envelope_step: float = field(repr=False)
+    notes: tuple[Note, ...] = ()
 
     def probability(self, prior: float = 0.5) -> float | None:
         """The probability that the sound is bona fide; None if the score is not calibrated.
@@ -275,6 +279,7 @@ class Scorer:
             tuple(windows),
             sound.envelope.extremes(),
             sound.envelope.seconds,
+            sound.notes,
         )
 
 
@@ -287,6 +292,7 @@ class _Sound:
         self.starts: list[int] = []
         self.log_odds: list[float] = []
         self.envelope: Envelope | None = None
+        self.notes: tuple[Note, ...] = ()
         self.error: Exception | None = None
         self.is_read = False
 
@@ -299,6 +305,9 @@ class _Sound:
                 for start, clip in windows_of(sound, window, hop, self.envelope):
                     self.starts.append(start)
                     yield clip
+                extremes = self.envelope.extremes()
+                levels = level_notes(sound.length, SAMPLE_RATE, float(extremes.min()), float(extremes.max()))
+                self.notes = levels + (sound.meter.notes() if sound.meter else ()) + sound.notes
         except Exception as error:  # a file must not stop those after it
             self.error = error
         self.is_read = True
@@ -317,20 +326,20 @@ def _named(place: str | BinaryIO) -> tuple[str, Opened]:
         return place, _opener(place)
     name = str(getattr(place, "name", "the file"))
     can_seek = not hasattr(place, "seekable") or place.seekable()
-    return name, lambda: AudioReader(place if can_seek else spooled(place, name), name)
+    return name, lambda: AudioReader(place if can_seek else spooled(place, name), name, meter=ChannelMeter())
 
 
 def _opener(place: str) -> Opened:
     def opened() -> AudioReader:
         if os.path.isfile(place):
-            return AudioReader(place)
+            return AudioReader(place, meter=ChannelMeter())
         if os.path.exists(place):
             kind = "folder" if os.path.isdir(place) else "pipe; name it itself" if is_pipe(place) else "device"
             raise AudioError(f"cannot decode {place}: this is a {kind}")
         source = open_file(place)
         if source == place:  # libsndfile would end a name at NUL
             raise AudioError(f"no such audio file: {place}")
-        return AudioReader(source, place)
+        return AudioReader(source, place, meter=ChannelMeter())
 
     return opened
 
