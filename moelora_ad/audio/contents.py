@@ -1,0 +1,86 @@
+"""What a file holds by its own chunks, pages and frames, where libsndfile goes by the first header alone."""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from moelora_ad.audio.chunks import chunked_files
+from moelora_ad.audio.ffmpeg import TOLERANCE
+from moelora_ad.audio.flac import flac_starts, is_length_right
+from moelora_ad.audio.ogg import read_ogg
+
+_SEARCHED = 16 * 2**20  # bytes; a crop from the middle of a larger FLAC file must not need all of it
+_TAIL = 2**20
+_FLV_BEGINS = re.compile(rb"FLV\x01[\x01\x04\x05]\x00\x00\x00\x09\x00{4}")
+
+
+class Contents(NamedTuple):
+    """What is in a file.
+
+    Attributes:
+        starts: First byte of each of the files that were joined to this one; normally one.
+        missing: Bytes of sound that the header claims and the file lacks, for each that it has.
+        behind: Bytes behind the end that the header tells, for each byte of sound.
+        fault: Why the file cannot be used; empty if it can.
+        doubt: Why libsndfile would not hear all, or more; empty if it does.
+    """
+
+    starts: tuple[int, ...] = (0,)
+    missing: float = 0.0
+    behind: float = 0.0
+    fault: str = ""
+    doubt: str = ""
+
+
+def contents_of(file: BinaryIO) -> Contents:
+    """The contents of a file that can seek, if its first bytes tell its kind."""
+    head = file.read(64)
+    if head.startswith(b"fLaC"):
+        return _flac(file, head)
+    if head.startswith(b"OggS"):
+        return _ogg(head + file.read())
+    if _FLV_BEGINS.match(head):
+        return Contents(tuple(match.start() for match in _FLV_BEGINS.finditer(head + file.read())))
+    return _chunked(file, head)
+
+
+def pieces_of(file: BinaryIO, starts: tuple[int, ...]) -> Iterator[bytes]:
+    """The bytes from each start to the next one."""
+    for start, stop in zip(starts, [*starts[1:], None], strict=True):
+        file.seek(start)
+        yield file.read() if stop is None else file.read(stop - start)
+
+
+def _flac(file: BinaryIO, head: bytes) -> Contents:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0 if size <= _SEARCHED else size - _TAIL)
+    data = file.read()
+    starts = tuple(flac_starts(data)) if size <= _SEARCHED else (0,)
+    doubt = "" if is_length_right(head, data, TOLERANCE) else "its header does not tell its length rightly"
+    return Contents(starts or (0,), doubt=doubt)
+
+
+def _ogg(data: bytes) -> Contents:
+    ogg = read_ogg(data)
+    fault = "its last page is missing; is it truncated?" if ogg.is_cut else ""
+    doubt = (
+        "it has several tracks"
+        if ogg.tracks > 1
+        else ""
+        if ogg.is_long_enough
+        else "its last page is of an earlier time"
+    )
+    return Contents(tuple(ogg.links) or (0,), fault=fault, doubt=doubt)
+
+
+def _chunked(file: BinaryIO, head: bytes) -> Contents:
+    files = chunked_files(file)
+    if not files:
+        return Contents()
+    last = files[-1]
+    if last.there == 0:  # MP4, which FFmpeg checks, or nothing
+        return Contents(tuple(part.start for part in files))
+    behind = (file.seek(0, os.SEEK_END) - last.end) / last.there
+    doubt = "there is something behind its end" if behind and head.startswith(b"riff") else ""  # it would be heard
+    return Contents(tuple(part.start for part in files), (last.claimed - last.there) / last.there, behind, doubt=doubt)
