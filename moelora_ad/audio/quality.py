@@ -54,24 +54,29 @@ class ChannelMeter:
 
     def clear(self) -> None:
         """Begin anew."""
-        self._high = self._low = _Extreme(0)
+        self._channels: list[tuple[_Extreme, _Extreme]] = []
         self._samples = self._clipped = 0
         self._power = self._mono_power = self._expected = 0.0
 
     def add(self, frames: NDArray[np.float32]) -> None:
         """The next samples (n, channels), n >= 1; full scale is 1. Files that were joined may differ in channels."""
-        channels = frames.shape[1]
-        if channels != self._high.channels:
+        count = frames.shape[1]
+        if count != len(self._channels):
             self._clipped = self._clipped_samples()
-            self._high, self._low = _Extreme(channels), _Extreme(channels)
-        limited = np.clip(frames, -1, 1)  # a player limits what decoding leaves above
-        self._high.add(limited)
-        self._low.add(-limited)
+            self._channels = [(_Extreme(), _Extreme()) for _ in range(count)]
+        channels = np.ascontiguousarray(frames.T)
+        for samples, (high, low) in zip(channels, self._channels, strict=True):
+            highest, lowest = float(samples.max()), float(samples.min())
+            if highest > 1 or lowest < -1:  # a player limits it
+                samples, highest, lowest = np.clip(samples, -1, 1), min(highest, 1.0), max(lowest, -1.0)
+            high.add(samples, highest)
+            low.add(-samples, -lowest)
         self._samples += frames.size
-        power = float(np.square(limited, dtype=np.float64).sum()) / channels
+        power = float(np.vdot(channels, channels)) / count
+        mono = channels[0] if count == 1 else channels.mean(axis=0)
         self._power += power
-        self._expected += power / channels
-        self._mono_power += float(np.square(limited.mean(axis=1, dtype=np.float64)).sum())
+        self._expected += power / count
+        self._mono_power += float(np.vdot(mono, mono))
 
     def notes(self) -> tuple[Note, ...]:
         """What is odd about all that was added."""
@@ -84,35 +89,36 @@ class ChannelMeter:
         return tuple(notes)
 
     def _clipped_samples(self) -> int:
-        return self._clipped + self._high.clipped() + self._low.clipped()
+        moving = ((high, low) for high, low in self._channels if high.value > -low.value)
+        return self._clipped + sum(high.clipped + low.clipped for high, low in moving)
 
 
 class _Extreme:
-    """Counts the samples of each channel that are in a row at the highest value so far."""
+    """Counts the samples of a channel that are in a row at the highest value so far."""
 
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
-        self._value = np.full(channels, -np.inf, np.float32)
-        self._least = np.full(channels, np.inf, np.float32)
-        self._count = np.zeros(channels, np.int64)
-        self._last = np.zeros((IN_A_ROW, channels), np.bool_)  # whether the last samples were at it
+    def __init__(self) -> None:
+        self.value = -math.inf
+        self._count = 0
+        self._last = np.zeros(IN_A_ROW, np.bool_)  # whether the last samples were at it
 
-    def add(self, samples: NDArray[np.float32]) -> None:
-        highest = samples.max(axis=0)
-        self._least = np.minimum(self._least, samples.min(axis=0))
-        higher = highest > self._value
-        self._value[higher] = highest[higher]
-        self._count[higher] = 0
-        self._last[:, higher] = False
-        at_it = np.concatenate([self._last, samples == self._value])
+    def add(self, samples: NDArray[np.float32], highest: float) -> None:
+        """The next samples (n,) and their highest value."""
+        if highest > self.value:
+            self.value, self._count = highest, 0
+            self._last = np.zeros(IN_A_ROW, np.bool_)
+        if highest < self.value:
+            self._last = np.zeros(IN_A_ROW, np.bool_)
+            return
+        at_it = np.concatenate([self._last, samples == self.value])
         ends = len(samples) + 1  # of rows; the first is of one that ended before this block
         rows = np.logical_and.reduce([at_it[place : place + ends] for place in range(IN_A_ROW)])
         begins = rows[1:] & ~rows[:-1]
-        self._count += rows[1:].sum(axis=0) + (IN_A_ROW - 1) * begins.sum(axis=0)
+        self._count += int(np.count_nonzero(rows[1:]) + (IN_A_ROW - 1) * np.count_nonzero(begins))
         self._last = at_it[-IN_A_ROW:]
 
+    @property
     def clipped(self) -> int:
-        return int(self._count[(self._value >= LOUD) & (self._value > self._least)].sum())
+        return self._count if self.value >= LOUD else 0
 
 
 def _decibels(power: float) -> str:

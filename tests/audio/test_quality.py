@@ -116,6 +116,10 @@ def test_speech_is_not_clipped(quickstart):
             assert measured(loud) == {}, path
 
 
+def test_a_constant_is_not_clipped():
+    assert measured(np.full((9_000, 2), 0.5)) == measured(np.full(9_000, -1.0)) == {}
+
+
 def test_samples_beyond_full_scale_are_clipped():
     assert measured(32_768 * np.sin(np.arange(RATE) / 9))["clipped"] == "100.0 % of samples"
 
