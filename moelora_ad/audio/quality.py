@@ -19,7 +19,7 @@ CLIPPED = 1e-3
 
 IN_A_ROW = 3
 """Samples at their channel's highest or lowest value that are a wave cut off, and no peak: where audio editors look for
-clipping. Full scale is not asked for, as what was clipped may have been turned down."""
+clipping. Full scale is not asked for, as what was clipped may have been turned down; a lossy codec blurs most of it."""
 
 LOUD = 0.1
 """Least value, of full scale 1, of a clipped sample: in what is quieter, peaks are as flat as the steps of 8 bits."""
