@@ -174,7 +174,10 @@ class Scorer:
         return cls(detector, calibration, detector.window, hop, batch_size, device)
 
     def __call__(
-        self, sound: str | os.PathLike[str] | BinaryIO | ArrayLike, sample_rate: int = SAMPLE_RATE
+        self,
+        sound: str | os.PathLike[str] | BinaryIO | ArrayLike,
+        sample_rate: int = SAMPLE_RATE,
+        track: int | None = None,
     ) -> FileScore:
         """The score of one sound.
 
@@ -182,6 +185,7 @@ class Scorer:
             sound: A path, a place in an archive (``x.zip!/a.wav``), a binary file object, which is closed; or an array
                 or tensor, (samples,) or (channels, samples): floats with full scale 1, or int16, int32 or uint8.
             sample_rate: Of an array, in hertz; files know theirs.
+            track: Which of a file's audio tracks, from 1 on; the one that the file calls its default if not given.
 
         Raises:
             AudioError: The sound is missing, damaged or empty, or has NaN or infinite samples.
@@ -189,10 +193,10 @@ class Scorer:
         """
         opened: Opened
         if isinstance(sound, str | os.PathLike):
-            name, opened = os.fspath(sound), _opener(os.fspath(sound))
+            name, opened = os.fspath(sound), _opener(os.fspath(sound), track)
         elif hasattr(sound, "read"):
             name = str(getattr(sound, "name", "the file"))
-            opened = partial(AudioReader, cast(BinaryIO, sound), name)
+            opened = partial(AudioReader, cast(BinaryIO, sound), name, track)
         else:
             name = "the array"
             of_array: AbstractContextManager[Sound] = nullcontext(sound_of_array(sound, sample_rate, name))
@@ -202,17 +206,20 @@ class Scorer:
             raise result.error
         return result
 
-    def score_files(self, places: Iterable[str], progress: Progress | None = None) -> Iterator[FileScore | Failure]:
+    def score_files(
+        self, places: Iterable[str], progress: Progress | None = None, track: int | None = None
+    ) -> Iterator[FileScore | Failure]:
         """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
 
         Args:
             places: Paths, or places in archives.
             progress: Is told how many files are read, with the part of the one that is being read.
+            track: Which audio track of each, from 1 on; the one that the file calls its default if not given.
 
         Raises:
             InputError: The device has too little memory. A file that cannot be used is a `Failure`.
         """
-        return self._score(((place, _opener(place)) for place in places), progress)
+        return self._score(((place, _opener(place, track)) for place in places), progress)
 
     def _score(self, sounds: Iterable[tuple[str, Opened]], progress: Progress | None) -> Iterator[FileScore | Failure]:
         waiting: deque[_Sound] = deque()
@@ -309,16 +316,16 @@ class _Sound:
         return self.error is not None or (self.is_read and len(self.log_odds) == len(self.starts))
 
 
-def _opener(place: str) -> Opened:
+def _opener(place: str, track: int | None) -> Opened:
     def opened() -> AudioReader:
         if os.path.isfile(place):
-            return AudioReader(place)
+            return AudioReader(place, track=track)
         if os.path.exists(place):  # opening a pipe would wait for a writer
             raise AudioError(f"cannot decode {place}: this is a {'folder' if os.path.isdir(place) else 'device'}")
         source = open_file(place)
         if source == place:  # libsndfile would end a name at NUL
             raise AudioError(f"no such audio file: {place}")
-        return AudioReader(source, place)
+        return AudioReader(source, place, track)
 
     return opened
 
