@@ -1,8 +1,10 @@
 """What a file holds by its own chunks, pages and frames, where libsndfile goes by the first header alone."""
 
+import io
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 from moelora_ad.audio.chunks import chunked_files
@@ -10,8 +12,8 @@ from moelora_ad.audio.ffmpeg import TOLERANCE
 from moelora_ad.audio.flac import flac_starts, is_length_right
 from moelora_ad.audio.ogg import read_ogg
 
-_SEARCHED = 16 * 2**20  # bytes; a crop from the middle of a larger FLAC file must not need all of it
-_TAIL = 2**20
+_SEARCHED = 2**20  # bytes; a FLAC file that is larger is not searched for others each time
+_MATROSKA = b"\x1a\x45\xdf\xa3"
 _FLV_BEGINS = re.compile(rb"FLV\x01[\x01\x04\x05]\x00\x00\x00\x09\x00{4}")
 
 
@@ -24,6 +26,7 @@ class Contents(NamedTuple):
         behind: Bytes behind the end that the header tells, for each byte of sound.
         fault: Why the file cannot be used; empty if it can.
         doubt: Why libsndfile would not hear all, or more; empty if it does.
+        may_be_bare: Whether this may be a stream of frames without a container (MP3, AAC).
     """
 
     starts: tuple[int, ...] = (0,)
@@ -31,6 +34,7 @@ class Contents(NamedTuple):
     behind: float = 0.0
     fault: str = ""
     doubt: str = ""
+    may_be_bare: bool = False
 
 
 def contents_of(file: BinaryIO) -> Contents:
@@ -54,11 +58,20 @@ def pieces_of(file: BinaryIO, starts: tuple[int, ...]) -> Iterator[bytes]:
 
 def _flac(file: BinaryIO, head: bytes) -> Contents:
     size = file.seek(0, os.SEEK_END)
-    file.seek(0 if size <= _SEARCHED else size - _TAIL)
-    data = file.read()
-    starts = tuple(flac_starts(data)) if size <= _SEARCHED else (0,)
-    doubt = "" if is_length_right(head, data, TOLERANCE) else "its header does not tell its length rightly"
-    return Contents(starts or (0,), doubt=doubt)
+    is_right = is_length_right(head, file, TOLERANCE)
+    starts: tuple[int, ...] = (0,)
+    if size <= _SEARCHED:
+        starts = flac_starts(file)
+    elif isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO):
+        starts = _starts_in_long_flac(file.raw.name, size, os.fstat(file.fileno()).st_mtime_ns)
+    return Contents(starts or (0,), doubt="" if is_right else "its header does not tell its length rightly")
+
+
+@lru_cache(maxsize=2**14)
+def _starts_in_long_flac(path: str, size: int, changed: int) -> tuple[int, ...]:
+    """As `flac_starts`: training takes many crops from a long file, which should not be read wholly for each."""
+    with open(path, "rb") as file:
+        return flac_starts(file)
 
 
 def _ogg(data: bytes) -> Contents:
@@ -77,7 +90,7 @@ def _ogg(data: bytes) -> Contents:
 def _chunked(file: BinaryIO, head: bytes) -> Contents:
     files = chunked_files(file)
     if not files:
-        return Contents()
+        return Contents(may_be_bare=not head.startswith(_MATROSKA))
     last = files[-1]
     if last.there == 0:  # MP4, which FFmpeg checks, or nothing
         return Contents(tuple(part.start for part in files))

@@ -99,7 +99,7 @@ class AudioReader:
         if contents.fault:
             raise AudioError(f"cannot decode {self.name}: {contents.fault}")
         refused = contents.doubt or self._open()
-        if not contents.doubt and (is_bare_stream(file) if self._sound is None else self._sound.format == "MP3"):
+        if contents.may_be_bare and (is_bare_stream(file) if self._sound is None else self._sound.format == "MP3"):
             position = file.tell()
             file.seek(0)
             stretches = stretches_of(file.read())

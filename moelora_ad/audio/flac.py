@@ -1,23 +1,36 @@
 """How long a FLAC file is by its last frame (RFC 9639, sections 8.2 and 9.1)."""
 
+import os
 import re
+from typing import BinaryIO
 
 _BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+_BEGINNING = 8  # bytes of that
+_FRAME = re.compile(rb"\xff[\xf8\xf9]")
+_SEARCHED = (2**14, 2**20)  # bytes for the last frame: usually, or if something is behind it
+_AT_ONCE = 2**17  # bytes
 _INFO = slice(8, 42)  # bytes of the first metadata block's content
 _LONGEST_HEADER = 16
 
 
-def flac_starts(data: bytes) -> list[int]:
+def flac_starts(file: BinaryIO) -> tuple[int, ...]:
     """First byte of each of the FLAC files that were joined; normally one."""
-    return [match.start() for match in _BEGINS.finditer(data)]
+    starts: list[int] = []
+    file.seek(0)
+    position, kept = 0, b""  # what is kept may be the first part of a beginning
+    while piece := file.read(_AT_ONCE):
+        data = kept + piece
+        starts.extend(position - len(kept) + match.start() for match in _BEGINS.finditer(data))
+        position, kept = position + len(piece), data[-_BEGINNING + 1 :]
+    return tuple(starts)
 
 
-def is_length_right(head: bytes, tail: bytes, tolerance: float) -> bool:
+def is_length_right(head: bytes, file: BinaryIO, tolerance: float) -> bool:
     """Whether the length that the header tells is that of the sound, or more by ``tolerance`` in seconds at least.
 
     Args:
         head: The file's first bytes, 42 at least.
-        tail: Its last bytes, with the last frame. What is behind that is passed over.
+        file: It can seek. The last frame is looked for; what is behind that is passed over.
         tolerance: See above.
     """
     info = head[_INFO]
@@ -25,11 +38,14 @@ def is_length_right(head: bytes, tail: bytes, tolerance: float) -> bool:
         return False
     block, rate = int.from_bytes(info[2:4], "big"), int.from_bytes(info[10:13], "big") >> 4
     channels, told = (info[12] >> 1 & 7) + 1, int.from_bytes(info[13:18], "big") & 2**36 - 1
-    position = len(tail)
-    while (position := max(tail.rfind(b"\xff\xf8", 0, position), tail.rfind(b"\xff\xf9", 0, position))) >= 0:
-        end = _end_of_frame(tail[position : position + _LONGEST_HEADER], block, channels)
-        if end is not None:
-            return told == end or told > end + tolerance * rate
+    size = file.seek(0, os.SEEK_END)
+    for searched in _SEARCHED:
+        file.seek(max(0, size - searched))
+        tail = file.read()
+        for position in reversed([match.start() for match in _FRAME.finditer(tail)]):
+            end = _end_of_frame(tail[position : position + _LONGEST_HEADER], block, channels)
+            if end is not None:
+                return told == end or told > end + tolerance * rate
     return False
 
 
@@ -59,10 +75,17 @@ def _end_of_frame(header: bytes, block: int, channels: int) -> int | None:
     return (number if header[1] & 1 else number * block) + samples
 
 
+def _crc_of(byte: int) -> int:
+    for _ in range(8):
+        byte = byte << 1 ^ (0x107 if byte & 0x80 else 0)
+    return byte
+
+
+_CRC = [_crc_of(byte) for byte in range(256)]
+
+
 def _crc(data: bytes) -> int:
     check = 0
     for byte in data:
-        check ^= byte
-        for _ in range(8):
-            check = check << 1 ^ (0x107 if check & 0x80 else 0)
+        check = _CRC[check ^ byte]
     return check

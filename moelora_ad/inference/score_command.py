@@ -101,6 +101,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hop", type=float, metavar="SECONDS", help="from one window to the next (default: half a window)"
     )
+    parser.add_argument(
+        "--track", type=int, metavar="N", help="audio track of each file, from 1 on (default: the file's default track)"
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
 
@@ -112,6 +115,8 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error(f"--threshold: must be a finite number, not {arguments.threshold}")
     if arguments.hop is not None and not 1 / SAMPLE_RATE <= arguments.hop < math.inf:
         parser.error(f"--hop: must be above 0, not {arguments.hop}")
+    if arguments.track is not None and arguments.track < 1:
+        parser.error(f"--track: must be at least 1, not {arguments.track}")
     if arguments.batch_size < 1:
         parser.error(f"--batch-size: must be at least 1, not {arguments.batch_size}")
     if arguments.timeline is not None and os.path.exists(arguments.timeline) and not os.path.isdir(arguments.timeline):
@@ -137,7 +142,7 @@ def _score(found: Found, scorer: Scorer, arguments: argparse.Namespace) -> int:
         for problem in found.problems:
             complain(str(problem))
         try:
-            for result in scorer.score_files(found.sounds, show):
+            for result in scorer.score_files(found.sounds, show, arguments.track):
                 if isinstance(result, Failure):
                     failed += 1
                     complain(result.reason)
