@@ -10,6 +10,7 @@ from av.format import ContainerFormat
 
 from moelora_ad.audio import AdditiveNoise, read_audio
 from moelora_ad.audio.ffmpeg import _FORMATS
+from moelora_ad.audio.probing import holds_sound
 from moelora_ad.corpora import Folder
 from moelora_ad.corpora.archives import SUFFIXES as ARCHIVES
 from moelora_ad.formats import AUDIO_SUFFIXES, UNSURE_SUFFIXES, ending, sounds_among, told_left_out
@@ -137,6 +138,8 @@ def test_folders_corpora_and_noise_take_what_is_read_by_name(tmp_path):
     (tmp_path / "notes.txt").write_text("no sound")
     for name in FILES:
         assert len(read_audio(tmp_path / name)) == pytest.approx(8_000, abs=2_000), name
+        with open(tmp_path / name, "rb") as file:
+            assert holds_sound(file), name
     wanted = sorted(str(tmp_path / name) for name in FILES)
     found, problems, left_out = find_sounds([str(tmp_path)], None)
     assert (sorted(found), problems, left_out) == (wanted, [], {".txt": 1})
