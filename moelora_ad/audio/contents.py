@@ -27,6 +27,7 @@ class Contents(NamedTuple):
         fault: Why the file cannot be used; empty if it can.
         doubt: Why libsndfile would not hear all, or more; empty if it does.
         may_be_bare: Whether this may be a stream of frames without a container (MP3, AAC).
+        end: The byte behind the last one that belongs to the file, if a decoder must not see more.
     """
 
     starts: tuple[int, ...] = (0,)
@@ -35,6 +36,7 @@ class Contents(NamedTuple):
     fault: str = ""
     doubt: str = ""
     may_be_bare: bool = False
+    end: int | None = None
 
 
 def contents_of(file: BinaryIO) -> Contents:
@@ -95,5 +97,8 @@ def _chunked(file: BinaryIO, head: bytes) -> Contents:
     if last.there == 0:  # MP4, which FFmpeg checks, or nothing
         return Contents(tuple(part.start for part in files))
     behind = (file.seek(0, os.SEEK_END) - last.end) / last.there
-    doubt = "there is something behind its end" if behind and head.startswith(b"riff") else ""  # it would be heard
-    return Contents(tuple(part.start for part in files), (last.claimed - last.there) / last.there, behind, doubt=doubt)
+    missing = (last.claimed - last.there) / last.there
+    starts = tuple(part.start for part in files)
+    if behind and head.startswith(b"riff"):  # of Wave64, libsndfile hears all
+        return Contents(starts, missing, behind, doubt="there is something behind its end", end=last.end)
+    return Contents(starts, missing, behind)

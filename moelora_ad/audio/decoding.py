@@ -10,14 +10,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from moelora_ad.audio.contents import Contents, contents_of, pieces_of
-from moelora_ad.audio.ffmpeg import (
-    MOST_FRAMES,
-    TOLERANCE,
-    NoSuchTrackError,
-    UndecodableError,
-    decode,
-    is_bare_stream,
-)
+from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, NoSuchTrackError, UndecodableError, decode, is_bare
 from moelora_ad.audio.mpeg import Stretch, stretches_of
 from moelora_ad.audio.notes import Note
 from moelora_ad.audio.quality import ChannelMeter
@@ -99,7 +92,7 @@ class AudioReader:
         if contents.fault:
             raise AudioError(f"cannot decode {self.name}: {contents.fault}")
         refused = contents.doubt or self._open()
-        if contents.may_be_bare and (is_bare_stream(file) if self._sound is None else self._sound.format == "MP3"):
+        if contents.may_be_bare and (is_bare(file) if self._sound is None else self._sound.format == "MP3"):
             position = file.tell()
             file.seek(0)
             stretches = stretches_of(file.read())
@@ -109,6 +102,8 @@ class AudioReader:
                 return
             if stretches:
                 refused, file = self._judged(stretches[0], refused), io.BytesIO(stretches[0].data)
+        if contents.end is not None:
+            file = io.BytesIO(next(pieces_of(file, (0, contents.end))))
         if refused:
             self._whole = self._decode_whole(file, refused)
             self.length = len(self._whole)
@@ -137,11 +132,8 @@ class AudioReader:
 
     def _judged(self, stretch: Stretch, refused: str) -> str:
         """Why libsndfile cannot be used for a stream of frames, or nothing."""
-        early = 0 if stretch.claimed is None else stretch.claimed - stretch.counted
-        if early > stretch.rate * TOLERANCE:
-            raise AudioError(f"cannot decode {self.name}: it ends {early} samples early; is it truncated?")
-        if stretch.lost > stretch.rate * TOLERANCE:
-            raise AudioError(f"cannot decode {self.name}: about {stretch.lost} samples are lost in it; is it damaged?")
+        if fault := stretch.fault(TOLERANCE):
+            raise AudioError(f"cannot decode {self.name}: {fault}")
         if self._sound is None:
             return refused
         if stretch.counted == (self._sound.frames if stretch.claimed is None else stretch.claimed):
@@ -271,9 +263,10 @@ class AudioReader:
             self.meter.clear()
         with self._source.opened() as file:
             whole = self._decode_whole(file, reason_of(error))
-        if len(whole) != self.length:
+        if not 0 <= self.length - len(whole) <= SAMPLE_RATE * TOLERANCE:
             told = f"its header says {self.length} samples, and it has {len(whole)}"
             raise AudioError(f"cannot decode {self.name}: {told}; is it damaged?") from None
+        self.length = len(whole)
         return whole
 
     def _read_frames(self, sound: soundfile.SoundFile, start: int, stop: int) -> NDArray[np.float32]:
@@ -314,7 +307,7 @@ class AudioReader:
 
     def _tell_tracks(self, track: int, tracks: int) -> None:
         if tracks > 1:
-            which = f"track {track} of {tracks}" + (", the default one," if self._track is None else "")
+            which = f"track {track} of {tracks}" + (", FFmpeg's default," if self._track is None else "")
             self.notes += (Note("several audio tracks", f"{which} was scored"),)
 
 
@@ -327,7 +320,7 @@ def read_audio(
 
 
 def audio_length(source: Source, name: str | None = None) -> int:
-    """Number of samples that `read_audio` gives for the whole file; from its header alone if libsndfile reads it."""
+    """Number of samples that `read_audio` gives for the whole file; nothing is decoded if libsndfile reads it."""
     with AudioReader(source, name) as sound:
         return sound.length
 

@@ -81,7 +81,7 @@ def decode(file: BinaryIO, track: int | None = None) -> Iterator[Sound]:
         raise UndecodableError(" ".join(text.split())) from None
 
 
-def is_bare_stream(file: BinaryIO) -> bool:
+def is_bare(file: BinaryIO) -> bool:
     """Whether FFmpeg takes a file for MPEG audio or AAC without a container."""
     try:
         with _opened(file) as container:

@@ -43,10 +43,20 @@ class Stretch(NamedTuple):
     claimed: int | None
     lost: int = 0
 
+    def fault(self, tolerance: float) -> str:
+        """What is wrong if more than ``tolerance`` in seconds is missing."""
+        early = 0 if self.claimed is None else self.claimed - self.counted
+        if early > self.rate * tolerance:
+            return f"it ends {early} samples early; is it truncated?"
+        if self.lost > self.rate * tolerance:
+            return f"about {self.lost} samples in its middle are lost; is it damaged?"
+        return ""
+
 
 def stretches_of(data: bytes) -> list[Stretch]:
     """The streams that a file consists of, normally one, without tags and all else that is no frame."""
     stretches: list[Stretch] = []
+    runs: list[bytes] = []  # of the last stretch
     kind, end, position = None, 0, _next_chain(data, 0)
     while position is not None:
         start, counted, frame = position, 0, _frame_at(data, position)
@@ -60,16 +70,22 @@ def stretches_of(data: bytes) -> list[Stretch]:
             position += frame.size
             frame = _frame_at(data, position)
         if is_same and claimed is None:  # goes on behind a tag or a fault
-            stretches[-1] = _continued(stretches[-1], data[end:start], data[start:position], counted)
+            before, between = stretches[-1], data[end:start]
+            lost = 0 if between.startswith(_TAGS) else len(between) * counted // (position - start)
+            stretches[-1] = before._replace(counted=before.counted + counted, lost=before.lost + lost)
         else:
-            stretches.append(Stretch(data[start:position], rate, counted, claimed))
+            _close(stretches, runs)
+            stretches.append(Stretch(b"", rate, counted, claimed))
+        runs.append(data[start:position])
         end, position = position, _next_chain(data, position)
+    _close(stretches, runs)
     return stretches
 
 
-def _continued(before: Stretch, between: bytes, data: bytes, counted: int) -> Stretch:
-    lost = 0 if between.startswith(_TAGS) else len(between) * counted // len(data)
-    return before._replace(data=before.data + data, counted=before.counted + counted, lost=before.lost + lost)
+def _close(stretches: list[Stretch], runs: list[bytes]) -> None:
+    if stretches:
+        stretches[-1] = stretches[-1]._replace(data=b"".join(runs))
+    runs.clear()
 
 
 def _next_chain(data: bytes, begin: int) -> int | None:

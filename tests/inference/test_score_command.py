@@ -246,8 +246,8 @@ def test_what_fails_is_told_and_counted_and_the_rest_is_scored(score, sounds):
 def test_ctrl_c_keeps_what_was_scored(score, sounds, monkeypatch, form):
     original = Scorer.score_files
 
-    def interrupted(self, *arguments):
-        results = original(self, *arguments)
+    def interrupted(self, places, *rest):
+        results = original(self, places, *rest)
         yield next(results)
         raise KeyboardInterrupt
 
