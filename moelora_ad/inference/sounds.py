@@ -59,6 +59,7 @@ class PendingSound:
                 for start, clip in windows_of(sound, window, hop, self.envelope):
                     self.starts.append(start)
                     yield clip
+                self.length = sound.length  # decoding may have found less than the header told
                 extremes = self.envelope.extremes()
                 levels = level_notes(sound.length, SAMPLE_RATE, float(extremes.min()), float(extremes.max()))
                 self.notes = levels + (sound.meter.notes() if sound.meter else ()) + sound.notes

@@ -184,7 +184,7 @@ def test_two_files_joined(kind, second):
     if kind not in UNMARKED:
         np.testing.assert_array_equal(whole, np.concatenate([read_audio(io.BytesIO(part)) for part in (one, two)]))
         first = len(read_audio(io.BytesIO(one))) / RATE
-        assert notes == {"joined files": f"2, one behind the other; the first has {first:.2f} of {seconds:.2f} s"}
+        assert notes == {"joined files": f"2, one behind the other, the first has {first:.2f} of {seconds:.2f} s"}
 
 
 def test_joined_files_of_other_rates():
