@@ -64,8 +64,8 @@ def chunked_files(file: BinaryIO) -> list[ChunkedFile]:
             files.append(ChunkedFile(start, _end_of_boxes(file, start, size), 0, 0))
         else:
             files.append(_of_form(file, start, size, kind, _FORMS[kind]))
-        end = files[-1].end  # whether the last chunk was padded to an even number is not certain
-        start = next((near for near in (end, end + 1, end - 1) if near < size and _kind(file, near) == kind), None)
+        end = files[-1].end
+        start = next((near for near in (end, end + 1) if near < size and _kind(file, near) == kind), None)
     return files
 
 
@@ -86,7 +86,8 @@ def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) ->
         file.seek(position)
         name, told = struct.unpack(form.header, file.read(width))
         name, content, told = name[:4], position + width, told - width * form.counts_header
-        if not name.isascii() or not name.decode("ascii").isprintable() or name == kind or told < 0:
+        is_chunk = name.isascii() and name.decode("ascii").isprintable() and name != kind and told >= 0
+        if not is_chunk or (name in form.sound and there and kind != b"AVI "):
             break  # what is behind the file
         if name in form.sound:
             if told == 0xFFFF_FFFF and large:
@@ -100,7 +101,12 @@ def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) ->
         elif name == b"ds64":  # of RF64: sizes of more than 32 bits
             file.seek(content + 8)
             large = int.from_bytes(file.read(8), "little")
-        position = content + told + -(content + told - start) % form.aligned
+        position = content + told
+        padding = -(position - start) % form.aligned
+        if padding == 1:  # not all writers pad; if they do, with zero
+            file.seek(position)
+            padding = int(file.read(1) == b"\0")
+        position += padding
     if kind == b"AVI ":  # a large one goes on in a further RIFF
         position = size
     return ChunkedFile(start, min(position, size), claimed, there)

@@ -79,13 +79,9 @@ def _starts_in_long_flac(path: str, size: int, changed: int) -> tuple[int, ...]:
 def _ogg(data: bytes) -> Contents:
     ogg = read_ogg(data)
     fault = "its last page is missing; is it truncated?" if ogg.is_cut else ""
-    doubt = (
-        "it has several tracks"
-        if ogg.tracks > 1
-        else ""
-        if ogg.is_long_enough
-        else "its last page is of an earlier time"
-    )
+    doubt = "" if ogg.is_long_enough else "its last page is of an earlier time"
+    if ogg.tracks > 1:
+        doubt = "it has several tracks"
     return Contents(tuple(ogg.links) or (0,), fault=fault, doubt=doubt)
 
 

@@ -200,7 +200,8 @@ class AudioReader:
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """The whole file, one block after another: joined, they are ``read()``, up to rounding at other rates.
 
-        However long the file is, this takes some megabytes; more is needed only for what FFmpeg has decoded.
+        However long the file is, this takes some megabytes; more is needed only for what FFmpeg has decoded, and, at
+        first, for the bytes of MP3 and Ogg.
 
         Returns:
             (n,) float32 at 16 kHz, n >= 0; full scale is 1.

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moelora_ad.audio import AudioError, AudioReader, read_audio
+from moelora_ad.audio.contents import contents_of, pieces_of
 from moelora_ad.audio.ffmpeg import decode
 from moelora_ad.audio.mpeg import stretches_of
 
@@ -301,6 +304,46 @@ def test_chunks_behind_the_sound_are_no_sound(samples):
         sound.write(FIRST)
         sound.title = "t" * 60_000
     assert seconds_of(file.getvalue())[1] == {}
+
+
+@pytest.mark.parametrize("samples", [31_999, 32_000])
+def test_chunks_that_are_not_padded(samples):
+    data = with_libsndfile(FIRST[:samples], "WAV", "PCM_U8")
+    data = data[: data.index(b"data") + 8 + samples]  # without the padding
+    behind = b"LIST" + (50_000).to_bytes(4, "little") + bytes(50_000)
+    assert seconds_of(data + behind)[1] == {}
+    assert seconds_of(data + data)[0] == pytest.approx(4.0, abs=1e-3)
+
+
+def test_a_second_chunk_of_sound_is_told():
+    data = with_libsndfile(FIRST, "WAV", "PCM_16")
+    seconds, notes = seconds_of(data + data[data.index(b"data") :])
+    assert seconds == 2.0
+    assert notes == {"header shorter than file": "header 2.00 s, file 4.00 s"}
+
+
+BEGUN = ("wav PCM_16", "aiff", "caf", "au", "w64", "rf64", "flac", "ogg vorbis", "mp4", "flv", "mp3 cbr", "adts")
+BEGINNINGS = [KINDS[kind](FIRST[:2_000])[:90] for kind in BEGUN]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    parts=st.lists(st.sampled_from(BEGINNINGS) | st.binary(max_size=40), min_size=1, max_size=6),
+    flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+)
+def test_no_bytes_confuse_the_search_for_parts(parts, flips):
+    data = bytearray(b"".join(parts))
+    for position, value in flips:
+        if position < len(data):
+            data[position] = value
+    contents = contents_of(io.BytesIO(data))
+    assert list(contents.starts) == sorted(set(contents.starts))
+    assert b"".join(pieces_of(io.BytesIO(data), contents.starts)) == data[contents.starts[0] :]
+    assert contents.missing >= 0
+    assert contents.behind >= 0
+    for stretch in stretches_of(bytes(data)):
+        assert stretch.data
+        assert len(stretch.data) <= len(data)
 
 
 def test_a_long_flac_file_is_searched_once(tmp_path, monkeypatch):
