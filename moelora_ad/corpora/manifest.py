@@ -1,6 +1,7 @@
 """Any set of audio files: listed in a manifest, or all that are in a folder."""
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,9 +9,9 @@ from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import Corpus
 from moelora_ad.corpora.manifest_formats import read_manifest
 from moelora_ad.corpora.records import Block, ProtocolError
-from moelora_ad.corpora.storage import audio_files, folder_of, joined, located
+from moelora_ad.corpora.storage import all_files, folder_of, joined, located
 from moelora_ad.corpora.trial import TrialList
-from moelora_ad.formats import AUDIO_SUFFIXES
+from moelora_ad.formats import AUDIO_SUFFIXES, sounds_among, told_left_out
 
 
 class Manifest(Corpus):
@@ -82,6 +83,8 @@ class Manifest(Corpus):
 class Folder(Corpus):
     """Every audio file in a folder and below it, labels unknown: for scoring, not for training.
 
+    They are known by their endings, ``formats.AUDIO_SUFFIXES``; a warning counts what is left out.
+
     Args:
         path: The folder.
         name: How reports call the corpus; the folder's name if not given.
@@ -94,7 +97,9 @@ class Folder(Corpus):
     def trials(self) -> TrialList:
         """See `Corpus.trials`. Utterance ids are the files' paths in the folder."""
         folder = located(self.path)
-        files = audio_files(folder)
+        files, others = sounds_among(all_files(folder))
+        if others:
+            warnings.warn(f"{folder}: {told_left_out(others)}", stacklevel=2)
         collector = Collector(folder, unlabelled=True)
         collector.add(range(len(files)), files, ["-"] * len(files), corpus=self.name)
         return collector.trials(before=joined(folder, ""))
