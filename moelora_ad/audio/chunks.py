@@ -1,6 +1,7 @@
-"""Files made of chunks (WAV, AIFF, CAF, MP4, ...): what their headers claim, and what is there."""
+"""Files whose headers tell their size (WAV, AIFF, CAF, MP4, ...): what is claimed, and what is there."""
 
 import os
+import re
 import struct
 from typing import BinaryIO, NamedTuple
 
@@ -60,6 +61,8 @@ def chunked_files(file: BinaryIO) -> list[ChunkedFile]:
     while start is not None:
         if kind == b".snd":
             files.append(_sun(file, start, size))
+        elif kind == b"NIST":
+            files.append(_sphere(file, start, size))
         elif kind == b"ftyp":
             files.append(ChunkedFile(start, _end_of_boxes(file, start, size), 0, 0))
         else:
@@ -77,7 +80,7 @@ def _kind(file: BinaryIO, start: int) -> bytes | None:
     if head[4:8] == b"ftyp":
         return b"ftyp"
     kind = b"AVI " if head[:4] == b"RIFF" and head[8:12] == b"AVI " else head[:4]
-    return kind if kind in _FORMS or kind == b".snd" else None
+    return kind if kind in _FORMS or kind in (b".snd", b"NIST") else None
 
 
 def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) -> ChunkedFile:
@@ -118,6 +121,19 @@ def _sun(file: BinaryIO, start: int, size: int) -> ChunkedFile:
     offset, told = struct.unpack(">II", file.read(8))
     content = min(start + max(offset, _HEAD), size)
     if told == 0 or (told >= _OPEN_END and content + told > size):
+        told = size - content
+    return ChunkedFile(start, min(content + told, size), told, min(told, size - content))
+
+
+def _sphere(file: BinaryIO, start: int, size: int) -> ChunkedFile:
+    """A SPHERE file: a header of lines (``sample_count -i 48000``), whose second tells the header's size."""
+    file.seek(start)
+    lines = file.read(1_024).split(b"\n")
+    fields = {line.split()[0]: int(line.split()[2]) for line in lines if re.fullmatch(rb"\w+ -i \d+", line)}
+    header = int(lines[1]) if len(lines) > 1 and lines[1].strip().isdigit() else 1_024
+    content = min(start + header, size)
+    told = fields.get(b"sample_count", 0) * fields.get(b"sample_n_bytes", 0) * fields.get(b"channel_count", 1)
+    if told == 0:
         told = size - content
     return ChunkedFile(start, min(content + told, size), told, min(told, size - content))
 

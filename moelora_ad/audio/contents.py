@@ -27,7 +27,7 @@ class Contents(NamedTuple):
         fault: Why the file cannot be used; empty if it can.
         doubt: Why libsndfile would not hear all, or more; empty if it does.
         may_be_bare: Whether this may be a stream of frames without a container (MP3, AAC).
-        end: The byte behind the last one that belongs to the file, if a decoder must not see more.
+        end: The byte behind the last one that belongs to the file, if libsndfile would hear more; else None.
     """
 
     starts: tuple[int, ...] = (0,)
@@ -95,6 +95,5 @@ def _chunked(file: BinaryIO, head: bytes) -> Contents:
     behind = (file.seek(0, os.SEEK_END) - last.end) / last.there
     missing = (last.claimed - last.there) / last.there
     starts = tuple(part.start for part in files)
-    if behind and head.startswith(b"riff"):  # of Wave64, libsndfile hears all
-        return Contents(starts, missing, behind, doubt="there is something behind its end", end=last.end)
-    return Contents(starts, missing, behind)
+    is_heard = head.startswith((b"riff", b"NIST")) or head[8:12] in (b"8SVX", b"16SV")
+    return Contents(starts, missing, behind, end=last.end if behind and is_heard else None)

@@ -91,6 +91,9 @@ class AudioReader:
             return
         if contents.fault:
             raise AudioError(f"cannot decode {self.name}: {contents.fault}")
+        if contents.end is not None:
+            file = io.BytesIO(next(pieces_of(file, (0, contents.end))))
+            self._source = AudioSource(file, self.name)
         refused = contents.doubt or self._open()
         if contents.may_be_bare and (is_bare(file) if self._sound is None else self._sound.format == "MP3"):
             position = file.tell()
@@ -102,8 +105,6 @@ class AudioReader:
                 return
             if stretches:
                 refused, file = self._judged(stretches[0], refused), io.BytesIO(stretches[0].data)
-        if contents.end is not None:
-            file = io.BytesIO(next(pieces_of(file, (0, contents.end))))
         if refused:
             self._whole = self._decode_whole(file, refused)
             self.length = len(self._whole)
@@ -134,11 +135,10 @@ class AudioReader:
         """Why libsndfile cannot be used for a stream of frames, or nothing."""
         if fault := stretch.fault(TOLERANCE):
             raise AudioError(f"cannot decode {self.name}: {fault}")
-        if self._sound is None:
+        sound = self._sound
+        if sound is None or stretch.counted == (sound.frames if stretch.claimed is None else stretch.claimed):
             return refused
-        if stretch.counted == (self._sound.frames if stretch.claimed is None else stretch.claimed):
-            return ""
-        self._sound.close()
+        sound.close()
         self._sound = None
         return "its header does not tell its length"
 

@@ -80,10 +80,12 @@ CHUNKED = {
     "caf of ffmpeg": ffmpeg("caf", "pcm_s16le"),
     "au": libsndfile("AU", "PCM_16"),
     "rf64": libsndfile("RF64", "PCM_16"),
+    "w64": libsndfile("W64", "PCM_16"),
+    "sphere": libsndfile("NIST", "PCM_16"),
+    "8svx": libsndfile("SVX", "PCM_16"),
 }  # fmt: skip
 ENDED = {
     **CHUNKED,
-    "w64": libsndfile("W64", "PCM_16"),
     "flac": libsndfile("FLAC", "PCM_16"),
     "flac of a pipe": ffmpeg("flac", "flac", into_pipe=True),
     "mp3 cbr": libsndfile("MP3", "MPEG_LAYER_III", bitrate_mode="CONSTANT"),
@@ -140,8 +142,9 @@ def test_a_whole_file(kind):
     seconds, notes = seconds_of(data)
     assert seconds == pytest.approx(2.0, abs=0.1)
     assert notes == {}
-    parts = list(decode(io.BytesIO(data)))
-    assert sum(len(part.frames) for part in parts) / parts[0].rate == pytest.approx(2.0, abs=0.1)
+    if kind not in ("sphere", "8svx"):  # which FFmpeg does not get to read
+        parts = list(decode(io.BytesIO(data)))
+        assert sum(len(part.frames) for part in parts) / parts[0].rate == pytest.approx(2.0, abs=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,7 +172,7 @@ def test_garbage_behind_a_file(kind, garbage):
         assert seconds == pytest.approx(2.0 + 10_000 / RATE, abs=0.1)
         return
     assert seconds == pytest.approx(2.0, abs=0.1)
-    if kind in (*CHUNKED, "w64"):
+    if kind in CHUNKED:
         assert list(notes) == ["header shorter than file"]
 
 
