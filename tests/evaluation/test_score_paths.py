@@ -123,17 +123,20 @@ def test_pairs_match_by_set(tmp_path: Path) -> None:
 def test_failures_and_provenance_beside_the_scores(tmp_path: Path) -> None:
     path = made(tmp_path, "a.csv") / "a.csv"
     assert failed_note(path) is None
-    assert provenance_of(path) == (None, None)
+    assert provenance_of(path) == (None, None, True)
     (tmp_path / "a.failed.csv").write_text('utterance,reason\nx,"two\nlines"\ny,broken\n')
     (tmp_path / "a.json").write_text(json.dumps({"seed": 7, "name": "\x1b[31m"}))
     note = failed_note(path)
     assert note is not None
     assert note.startswith("2 trials could not be scored")
-    text, note = provenance_of(path)
+    text, note, of_run = provenance_of(path)
     assert note is None
+    assert of_run
     assert text is not None
     assert json.loads(text) == {"seed": 7, "name": "\x1b[31m"}
     assert "\x1b" not in text
+    (tmp_path / "a.json").write_text(json.dumps({"set_of_run": False, "untrained": True}))
+    assert provenance_of(path)[1:] == ("these are scores of untrained weights: they say nothing of a detector", False)
     for faulty in (b"{", b"\xff", b"[" * 100_000):
         (tmp_path / "a.json").write_bytes(faulty)
-        assert provenance_of(path) == (None, "a.json beside the scores cannot be read")
+        assert provenance_of(path) == (None, "a.json beside the scores cannot be read", True)
