@@ -23,6 +23,11 @@ PROJECT = Path(__file__).parents[1]
 QUICKSTART = PROJECT / "experiments" / "quickstart"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: others in the same process may run a backward pass on the meta device."""
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
 @pytest.fixture(scope="session")
 def quickstart() -> Path:
     """The quickstart's folder: corpora and backbone."""

@@ -28,6 +28,7 @@ def build(monkeypatch, *configs: str) -> DetectionCommand:
     # The machine's accelerator is not the configuration's business.
     monkeypatch.setattr(sys, "argv", ["lightning", "fit", *arguments, "--trainer.accelerator", "cpu"])
     monkeypatch.setattr(DetectionCommand, "_run_subcommand", lambda *_: None)
+    monkeypatch.setattr(DetectionCommand, "_read_trials", lambda *_: None)  # the corpora are not here
     return DetectionCommand(
         DetectionModule, AudioDeepfakeDataModule, auto_configure_optimizers=False, load_from_checkpoint_support=False
     )

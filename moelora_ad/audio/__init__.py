@@ -5,6 +5,7 @@ from moelora_ad.audio.codecs import AAC, G722, GSM, MP3, ALaw, MuLaw, Opus, Vorb
 from moelora_ad.audio.composition import Chain, OneOf, WithProbability
 from moelora_ad.audio.decoding import SAMPLE_RATE, AudioError, AudioReader, audio_length, read_audio
 from moelora_ad.audio.noise import AdditiveNoise, RoomResponse
+from moelora_ad.audio.notes import Note
 from moelora_ad.audio.randomness import keyed_generator
 from moelora_ad.audio.rawboost import NotchFilters, RawBoost
 from moelora_ad.audio.segments import TRAINING_SAMPLES, Crops, Excerpt, FullUtterance, Segment, read_segment
@@ -27,6 +28,7 @@ __all__ = [
     "FullUtterance",
     "MuLaw",
     "NotchFilters",
+    "Note",
     "OneOf",
     "Opus",
     "RawBoost",

@@ -1,58 +1,46 @@
-"""Audio files -> 16 kHz mono float32: libsndfile first, FFmpeg for what it refuses."""
+"""Audio files -> 16 kHz mono float32: libsndfile first, FFmpeg for what it refuses or would not hear wholly."""
 
 import io
-import math
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
-import torch
-import torchaudio.functional
 from numpy.typing import NDArray
 
-from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, UndecodableError, decode
-from moelora_ad.audio.streaming import StreamingResampler
-from moelora_ad.audio.truncation import missing_frames, ogg_is_cut
-from moelora_ad.errors import InputError
-from moelora_ad.files import ReadThrough
+from moelora_ad.audio.contents import Contents, contents_of, pieces_of
+from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, NoSuchTrackError, UndecodableError, decode, is_bare
+from moelora_ad.audio.mpeg import Stretch, stretches_of
+from moelora_ad.audio.notes import Note
+from moelora_ad.audio.quality import ChannelMeter
+from moelora_ad.audio.source import AudioError, AudioSource, Source, reason_of
+from moelora_ad.audio.streaming import SAMPLE_RATE, StreamingResampler, check_rate, length_at_16_khz, resampled
 
-SAMPLE_RATE = 16_000
-"""Hertz. Every waveform in this package has this rate."""
-
-LOWEST_RATE = 1_000
-MOST_TAPS = 20_000_000
-"""Size of the resampling filter. Any usual rate needs under 300,000; 44,101 Hz would need 700 million (13 GB)."""
 _LENGTH_UNKNOWN = 2**60  # what libsndfile says of a FLAC stream whose header leaves the length open
 _AT_ONCE = 2**20  # samples of all channels that are decoded at once for blocks
-_IN_MEMORY = 16 * 2**20  # bytes; libsndfile reads a Python file object piece by piece, which is slow
-
-Source = str | os.PathLike[str] | BinaryIO
-
-
-class AudioError(InputError):
-    """An audio file that is missing or does not hold usable sound."""
 
 
 class AudioReader:
     """An open audio file, to be used in a ``with`` statement.
 
-    Channels are averaged and other rates resampled. libsndfile decodes if it can, otherwise FFmpeg, which reads the
-    whole file first. Samples that a container declares to be the codec's padding are left out. What is cut short is an
-    error if more than 0.1 s is missing (FLAC: a sample); raw AAC and live recordings have no length to tell it from.
+    Channels are averaged and other rates resampled. libsndfile decodes, or FFmpeg if that refuses or would go by a
+    header that is wrong; FFmpeg reads the whole file first. Samples that a container declares to be the codec's padding
+    are left out. What is cut short is an error if more than 0.1 s is missing; raw AAC and live recordings have no
+    length to tell it from. Files that were joined one behind the other are all heard.
 
     Args:
         source: A path, or a binary file object that can seek, which is closed in the end: FLAC, WAV, Ogg, MP3, M4A, the
             sound of MP4, ...
         name: How messages call it; the path if not given.
+        track: Which of several audio tracks, from 1 on; the one that the file calls its default if not given.
+        meter: Gets all channels of what is decoded.
 
     Attributes:
         name: See above.
         source_rate: The file's own sample rate in hertz.
         length: Number of samples at 16 kHz.
+        notes: What is odd about the file; complete when all of it has been read.
 
     Raises:
         AudioError: The file is missing, not audio, damaged, has no samples, or cannot be brought to 16 kHz.
@@ -61,22 +49,22 @@ class AudioReader:
     name: str
     source_rate: int
     length: int
+    notes: tuple[Note, ...]
 
-    def __init__(self, source: Source, name: str | None = None) -> None:
+    def __init__(
+        self, source: Source, name: str | None = None, track: int | None = None, meter: ChannelMeter | None = None
+    ) -> None:
         self.name = str(source) if name is None else name
-        self._source = source
-        self._guarded: _Guarded | None = None
+        self.notes = ()
+        self.meter = meter
+        self._track = track
         self._whole: NDArray[np.float32] | None = None  # at 16 kHz
         self._sound: soundfile.SoundFile | None = None
+        self._source: AudioSource | None = None
         try:
-            self._bring_into_memory()
-            refused = self._open()
-            if self._sound is not None:
-                self.source_rate = int(self._sound.samplerate)
-                self.length = _length_at_16_khz(self._sound.frames, self.source_rate)
-            else:
-                self._whole = self._decode_whole(refused)
-                self.length = len(self._whole)
+            self._source = AudioSource(source, self.name)
+            with self._source.opened() as file:
+                self._prepare(file)
         except BaseException as error:
             self._close()
             self._tell_broken(error)
@@ -93,8 +81,93 @@ class AudioReader:
     def _close(self) -> None:
         if self._sound is not None:
             self._sound.close()
-        if not isinstance(self._source, str | os.PathLike):
+        if self._source is not None:
             self._source.close()
+
+    def _prepare(self, file: BinaryIO) -> None:
+        contents = contents_of(file)
+        if len(contents.starts) > 1:
+            self._join(pieces_of(file, contents.starts))
+            return
+        if contents.fault:
+            raise AudioError(f"cannot decode {self.name}: {contents.fault}")
+        if contents.end is not None:
+            file = io.BytesIO(next(pieces_of(file, (0, contents.end))))
+            self._source = AudioSource(file, self.name)
+        refused = contents.doubt or self._open()
+        if contents.may_be_bare and (is_bare(file) if self._sound is None else self._sound.format == "MP3"):
+            position = file.tell()
+            file.seek(0)
+            stretches = stretches_of(file.read())
+            file.seek(position)
+            if len(stretches) > 1:
+                self._join(stretch.data for stretch in stretches)
+                return
+            if stretches:
+                refused, file = self._judged(stretches[0], refused), io.BytesIO(stretches[0].data)
+        if refused:
+            self._whole = self._decode_whole(file, refused)
+            self.length = len(self._whole)
+        elif self._sound is not None:
+            if self._track is not None and self._track > 1:
+                raise AudioError(f"cannot use {self.name}: {NoSuchTrackError(self._track, 1)}")
+            self.source_rate = int(self._sound.samplerate)
+            self.length = length_at_16_khz(self._sound.frames, self.source_rate)
+        self._compare(contents)
+
+    def _open(self) -> str:
+        """Open with libsndfile; why that cannot be used, or nothing."""
+        assert self._source is not None
+        try:
+            sound = soundfile.SoundFile(self._source.for_libsndfile())
+        except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
+            return reason_of(error)
+        if sound.frames >= _LENGTH_UNKNOWN or (sound.subtype.startswith("MPEG") and sound.format != "MP3"):
+            sound.close()
+            return "its header does not tell its length"
+        self._sound = sound
+        if sound.frames == 0:
+            raise AudioError(f"cannot use {self.name}: it has zero samples")
+        check_rate(self.name, int(sound.samplerate))
+        return ""
+
+    def _judged(self, stretch: Stretch, refused: str) -> str:
+        """Why libsndfile cannot be used for a stream of frames, or nothing."""
+        if fault := stretch.fault(TOLERANCE):
+            raise AudioError(f"cannot decode {self.name}: {fault}")
+        sound = self._sound
+        if sound is None or stretch.counted == (sound.frames if stretch.claimed is None else stretch.claimed):
+            return refused
+        sound.close()
+        self._sound = None
+        return "its header does not tell its length"
+
+    def _join(self, pieces: Iterable[bytes]) -> None:
+        """Decode files that follow each other in this one."""
+        parts: list[NDArray[np.float32]] = []
+        notes: list[Note] = []
+        for number, piece in enumerate(pieces):
+            with AudioReader(io.BytesIO(piece), self.name, self._track, self.meter) as part:
+                parts.append(part.read())
+                notes.extend(part.notes)
+                if number == 0:
+                    self.source_rate = part.source_rate
+            if sum(map(len, parts)) > MOST_FRAMES:
+                raise AudioError(f"cannot use {self.name}: it is longer than {MOST_FRAMES:,} samples")
+        self._whole = np.concatenate(parts)
+        self.length = len(self._whole)
+        first, all_of_it = len(parts[0]) / SAMPLE_RATE, self.length / SAMPLE_RATE
+        detail = f"{len(parts)}, one behind the other, the first has {first:.2f} of {all_of_it:.2f} s"
+        self.notes = tuple(dict.fromkeys([Note("joined files", detail), *notes]))
+
+    def _compare(self, contents: Contents) -> None:
+        """Compare the sound with what the header claims."""
+        seconds = self.length / SAMPLE_RATE
+        if (missing := round(contents.missing * seconds * self.source_rate)) > self.source_rate * TOLERANCE:
+            raise AudioError(f"cannot decode {self.name}: it ends {missing} samples early; is it truncated?")
+        if (behind := contents.behind * seconds) > TOLERANCE:
+            detail = f"header {seconds:.2f} s, file {seconds + behind:.2f} s"
+            self.notes += (Note("header shorter than file", detail),)
 
     def read(self, start: int = 0, samples: int | None = None) -> NDArray[np.float32]:
         """Decode the file, or the part of it that is needed: ``read()[start:start + samples]`` bit for bit.
@@ -127,7 +200,8 @@ class AudioReader:
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """The whole file, one block after another: joined, they are ``read()``, up to rounding at other rates.
 
-        However long the file is, this takes some megabytes; more is needed only for what FFmpeg has decoded.
+        However long the file is, this takes some megabytes; more is needed only for what FFmpeg has decoded, and, at
+        first, for the bytes of MP3 and Ogg.
 
         Returns:
             (n,) float32 at 16 kHz, n >= 0; full scale is 1.
@@ -168,77 +242,8 @@ class AudioReader:
 
     def _tell_broken(self, error: BaseException) -> None:
         """Raise what the storage said, if that is why decoding failed."""
-        if isinstance(error, AudioError) and self._guarded is not None and self._guarded.error is not None:
-            raise AudioError(f"cannot read {self.name}: {_reason(self._guarded.error)}") from None
-
-    def _bring_into_memory(self) -> None:
-        """Read a small file object, which is then closed; guard a large one."""
-        source = self._source
-        if isinstance(source, str | os.PathLike | io.BytesIO):
-            return
-        try:
-            size = source.seek(0, os.SEEK_END)
-            if size <= _IN_MEMORY:
-                source.seek(0)
-                with source:
-                    self._source = io.BytesIO(source.read(size))
-            else:
-                self._guarded = _Guarded(source)
-                self._source = cast(BinaryIO, io.BufferedReader(self._guarded))
-        except Exception as reason:  # every kind of storage has errors of its own
-            raise AudioError(f"cannot read {self.name}: {_reason(reason)}") from None
-
-    def _open(self) -> str:
-        """Open with libsndfile; what it says if it refuses."""
-        if not isinstance(self._source, str | os.PathLike):
-            self._source.seek(0)
-        try:
-            source = self._source
-            if os.name == "posix" and isinstance(source, str | os.PathLike):
-                sound = soundfile.SoundFile(os.fsencode(source))  # as text, names that are not UTF-8 are refused
-            else:
-                sound = soundfile.SoundFile(source)
-        except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
-            self._check_there()
-            return _reason(error)
-        if sound.frames >= _LENGTH_UNKNOWN:
-            sound.close()
-            return "its header does not tell its length"
-        self._sound = sound
-        if sound.frames == 0:
-            raise AudioError(f"cannot use {self.name}: it has zero samples")
-        check_rate(self.name, int(sound.samplerate))
-        self._check_end(sound)
-        return ""
-
-    def _check_there(self) -> None:
-        path = self._source
-        if not isinstance(path, str | os.PathLike):
-            if path.seek(0, os.SEEK_END) == 0:
-                raise AudioError(f"cannot decode {self.name}: the file is empty")
-        elif not os.path.exists(path):
-            raise AudioError(f"no such audio file: {self.name}")
-        elif not os.path.isfile(path):
-            raise AudioError(f"cannot decode {self.name}: this is a {'folder' if os.path.isdir(path) else 'device'}")
-        elif not os.access(path, os.R_OK):
-            raise AudioError(f"cannot decode {self.name}: no permission to read it")
-        elif os.path.getsize(path) == 0:
-            raise AudioError(f"cannot decode {self.name}: the file is empty")
-
-    def _check_end(self, sound: soundfile.SoundFile) -> None:
-        if sound.format in ("WAV", "WAVEX", "AIFF", "AU"):
-            if (missing := missing_frames(sound)) > sound.samplerate * TOLERANCE:
-                raise AudioError(f"cannot decode {self.name}: it ends {missing} samples early; is it truncated?")
-        elif sound.format == "OGG":
-            with self._file() as file:
-                position = file.tell()
-                if ogg_is_cut(file):
-                    raise AudioError(f"cannot decode {self.name}: its last page is missing; is it truncated?")
-                file.seek(position)
-
-    def _file(self) -> AbstractContextManager[BinaryIO]:
-        source = self._source
-        return open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source)
+        if isinstance(error, AudioError) and self._source is not None:
+            self._source.tell_broken()
 
     def _part(self, start: int, stop: int | None) -> NDArray[np.float32]:
         sound = self._sound
@@ -254,10 +259,15 @@ class AudioReader:
 
     def _decode_instead(self, error: soundfile.SoundFileError) -> NDArray[np.float32]:
         """Decode with FFmpeg what libsndfile has opened and then fails at."""
-        whole = self._decode_whole(_reason(error))
-        if len(whole) != self.length:
+        assert self._source is not None
+        if self.meter is not None:
+            self.meter.clear()
+        with self._source.opened() as file:
+            whole = self._decode_whole(file, reason_of(error))
+        if not 0 <= self.length - len(whole) <= SAMPLE_RATE * TOLERANCE:
             told = f"its header says {self.length} samples, and it has {len(whole)}"
             raise AudioError(f"cannot decode {self.name}: {told}; is it damaged?") from None
+        self.length = len(whole)
         return whole
 
     def _read_frames(self, sound: soundfile.SoundFile, start: int, stop: int) -> NDArray[np.float32]:
@@ -272,26 +282,34 @@ class AudioReader:
         if len(frames) < stop - start:
             missing = stop - start - len(frames)
             raise AudioError(f"cannot decode {self.name}: it ends {missing} samples early; is it truncated?")
-        return _mono(frames)
+        return _mono(frames, self.meter)
 
-    def _decode_whole(self, refused: str) -> NDArray[np.float32]:
+    def _decode_whole(self, file: BinaryIO, refused: str) -> NDArray[np.float32]:
         """Decode with FFmpeg what libsndfile refused: at 16 kHz and one channel, an hour takes 230 MB."""
         parts: list[NDArray[np.float32]] = []
         resample: StreamingResampler | None = None
         try:
-            with self._file() as file:
-                for frames, rate in decode(file):
-                    if not parts:
-                        check_rate(self.name, rate)
-                        self.source_rate = rate
-                        resample = None if rate == SAMPLE_RATE else StreamingResampler(rate, SAMPLE_RATE)
-                    parts.append(_mono(frames) if resample is None else resample(_mono(frames), last=False))
+            for frames, rate, track, tracks in decode(file, self._track):
+                if not parts:
+                    check_rate(self.name, rate)
+                    self.source_rate = rate
+                    resample = None if rate == SAMPLE_RATE else StreamingResampler(rate, SAMPLE_RATE)
+                    self._tell_tracks(track, tracks)
+                mono = _mono(frames, self.meter)
+                parts.append(mono if resample is None else resample(mono, last=False))
+        except NoSuchTrackError as error:
+            raise AudioError(f"cannot use {self.name}: {error}") from None
         except UndecodableError as error:
             told = f"{refused} (libsndfile), {error} (FFmpeg)"
             raise AudioError(f"cannot decode {self.name}: {told}; is it an audio file?") from None
         if resample is not None:
             parts.append(resample(np.empty(0, np.float32), last=True))
         return np.concatenate(parts)
+
+    def _tell_tracks(self, track: int, tracks: int) -> None:
+        if tracks > 1:
+            which = f"track {track} of {tracks}" + (", FFmpeg's default," if self._track is None else "")
+            self.notes += (Note("several audio tracks", f"{which} was scored"),)
 
 
 def read_audio(
@@ -303,36 +321,9 @@ def read_audio(
 
 
 def audio_length(source: Source, name: str | None = None) -> int:
-    """Number of samples that `read_audio` gives for the whole file; from its header alone if libsndfile reads it."""
+    """Number of samples that `read_audio` gives for the whole file; nothing is decoded if libsndfile reads it."""
     with AudioReader(source, name) as sound:
         return sound.length
-
-
-def check_rate(name: str, rate: int) -> None:
-    """Make sure that the sound that messages call ``name`` can be brought to 16 kHz from ``rate`` in hertz.
-
-    Raises:
-        AudioError: The rate is too low, or has too little in common with 16,000.
-    """
-    common = math.gcd(rate, SAMPLE_RATE)
-    if rate < LOWEST_RATE or (rate // common) * (SAMPLE_RATE // common) > MOST_TAPS:
-        problem = f"its sample rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; convert the file"
-        raise AudioError(f"cannot use {name}: {problem}")
-
-
-class _Guarded(ReadThrough):
-    """A large file object that ends where reading fails, and keeps the error: none can be raised through the libraries
-    that call back for more bytes."""
-
-    error: Exception | None = None
-
-    def failed(self, error: Exception) -> None:
-        self.error = error
-
-
-def _reason(error: Exception) -> str:
-    text = str(getattr(error, "error_string", error))
-    return " ".join(text.split()).removeprefix("Error : ").rstrip(".")
 
 
 def _seeks_exactly(sound: soundfile.SoundFile) -> bool:
@@ -341,21 +332,9 @@ def _seeks_exactly(sound: soundfile.SoundFile) -> bool:
     return memoryless and sound.seekable()
 
 
-def _mono(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+def _mono(frames: NDArray[np.float32], meter: ChannelMeter | None) -> NDArray[np.float32]:
     """The mean over channels of (n, channels): (n,)."""
+    if meter is not None:
+        meter.add(frames)
     mono: NDArray[np.float32] = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
     return mono
-
-
-def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """``waveform`` (n,), n >= 1, from ``rate`` in hertz to 16 kHz."""
-    if rate == SAMPLE_RATE:
-        return waveform
-    # Trailing zeros change no sample; they make up for torchaudio's rounding of the length in float32.
-    padded = torch.nn.functional.pad(torch.from_numpy(np.ascontiguousarray(waveform)), (0, rate // 100))
-    at_16_khz: torch.Tensor = torchaudio.functional.resample(padded, rate, SAMPLE_RATE)
-    return at_16_khz[: _length_at_16_khz(len(waveform), rate)].numpy()
-
-
-def _length_at_16_khz(frames: int, rate: int) -> int:
-    return math.ceil(frames * SAMPLE_RATE / rate)

@@ -1,5 +1,6 @@
 """Decoding with FFmpeg, through PyAV: what libsndfile refuses, and the sound of videos."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -12,41 +13,67 @@ MOST_FRAMES = 2**28
 """Most samples a channel that are decoded into memory: 4.6 hours at 16 kHz, 1.5 hours at 48 kHz."""
 
 TOLERANCE = 0.1
-"""Seconds by which a file may be shorter than its header says, except FLAC: encoders round to blocks."""
+"""Seconds by which a file may be shorter than its header says: encoders round to blocks."""
 
 # Containers only: a playlist could make FFmpeg open other files.
-_FORMATS = "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,gsm,matroska,webm,mov,mp4,m4a,mp3,mpeg,mpegts,ogg,wav,w64,wv"
-_LENGTH_IS_SURE = ("flac", "mov,mp4,m4a,3gp,3g2,mj2", "wav")  # elsewhere the header's length is a guess
+_FORMATS = (
+    "aa,aac,ac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dss,dts,dtshd,dv,eac3,epaf,flac,flv,gsm,iff,ircam,loas,m4a,matroska,"
+    "mlp,mov,mp3,mp4,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nut,ogg,oma,pvf,qcp,rm,sds,shn,tak,truehd,tta,voc,w64,wav,webm,"
+    "wtv,wv,wve"
+)
+_LENGTH_IS_SURE = ("flac", "mov,mp4,m4a,3gp,3g2,mj2")  # elsewhere the header's length is a guess
+_STREAMS = ("aac", "ac3", "mp3", "mpeg", "mpegts")  # can be caught in their middle, and end anywhere
 _AT_ONCE = 2**17  # samples a channel of a block
 _TOO_MANY_PLANES = 8  # from here on PyAV reads past a frame's list of planes, and may crash
 _FULL_SCALE = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 
 
 class Sound(NamedTuple):
-    """Decoded sound: (n, channels) float32, full scale 1, and its rate in hertz."""
+    """Decoded sound.
+
+    Attributes:
+        frames: (n, channels) float32, full scale 1.
+        rate: In hertz.
+        track: Which audio track this is, from 1 on.
+        tracks: How many there are.
+    """
 
     frames: NDArray[np.float32]
     rate: int
+    track: int
+    tracks: int
 
 
 class UndecodableError(Exception):
     """FFmpeg cannot decode a file; ``str()`` says why, without the file's name."""
 
 
-def decode(file: BinaryIO) -> Iterator[Sound]:
-    """All of the first audio stream, block by block: some samples at least, of one rate and number of channels.
+class NoSuchTrackError(UndecodableError):
+    """A file has fewer audio tracks than the one that is wanted."""
 
-    What a container says of the codec's padding (MP4's edit list) is left out.
+    def __init__(self, track: int, tracks: int) -> None:
+        super().__init__(f"it has {tracks} audio track{'' if tracks == 1 else 's'}, no track {track}")
+
+
+def decode(file: BinaryIO, track: int | None = None) -> Iterator[Sound]:
+    """All of an audio track, block by block: some samples at least, of one rate and number of channels.
+
+    What a container says of the codec's padding (MP4's edit list) is left out. A packet that was cut at the beginning
+    or the end of a stream that begins and ends anywhere (AAC, AC-3, ...) may be lost.
 
     Integers are scaled as libsndfile does: FLAC and PCM give the same samples bit for bit.
 
+    Args:
+        file: It can seek.
+        track: Which one, from 1 on; FFmpeg's choice if not given: what the file calls its default, or the richest.
+
     Raises:
+        NoSuchTrackError: There is no such track.
         UndecodableError: No audio, damaged, cut short, or longer than ``MOST_FRAMES``.
     """
-    file.seek(0)
     try:
-        with av.open(file, options={"format_whitelist": _FORMATS, "protocol_whitelist": ""}) as container:
-            yield from _decoded(container)
+        with _opened(file) as container:
+            yield from _decoded(container, track)
     except UndecodableError:
         raise
     except Exception as reason:  # damaged files lead PyAV to many kinds of errors
@@ -54,15 +81,33 @@ def decode(file: BinaryIO) -> Iterator[Sound]:
         raise UndecodableError(" ".join(text.split())) from None
 
 
-def _decoded(container: av.container.InputContainer) -> Iterator[Sound]:
-    if not container.streams.audio:
+def is_bare(file: BinaryIO) -> bool:
+    """Whether FFmpeg takes a file for MPEG audio or AAC without a container."""
+    try:
+        with _opened(file) as container:
+            return container.format.name in ("mp3", "aac")
+    except Exception:  # it is for ``decode`` to tell
+        return False
+
+
+def _opened(file: BinaryIO) -> av.container.InputContainer:
+    file.seek(0)
+    return av.open(file, options={"format_whitelist": _FORMATS, "protocol_whitelist": ""})
+
+
+def _decoded(container: av.container.InputContainer, track: int | None) -> Iterator[Sound]:
+    streams = container.streams.audio
+    if not streams:
         raise UndecodableError("it has no audio stream")
-    stream = container.streams.audio[0]
+    if track is not None and track > len(streams):
+        raise NoSuchTrackError(track, len(streams))
+    stream = container.streams.best("audio") or streams[0] if track is None else streams[track - 1]
+    number = next(number for number, one in enumerate(streams, 1) if one.index == stream.index)
     stream.codec_context.thread_count = 1  # data loaders run many processes
     stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
     blocks: list[NDArray[np.float32]] = []
     rate, channels, total, waiting, begin = 0, 0, 0, 0, 0.0
-    for frame in container.decode(stream):
+    for frame in _frames(container, stream):
         block = _samples(frame)
         if total and (frame.sample_rate != rate or block.shape[1] != channels):
             raise UndecodableError("its sample rate or number of channels changes")
@@ -75,15 +120,37 @@ def _decoded(container: av.container.InputContainer) -> Iterator[Sound]:
         blocks.append(block)
         waiting += len(block)
         if waiting >= _AT_ONCE:  # a codec's own blocks are small
-            yield Sound(np.concatenate(blocks), rate)
+            yield Sound(np.concatenate(blocks), rate, number, len(streams))
             blocks, waiting = [], 0
     if not total:
         raise UndecodableError("it has zero samples")
     missing = round(_promised_seconds(container, stream, begin) * rate) - total
-    if missing > (0 if container.format.name == "flac" else rate * TOLERANCE):
+    if missing > rate * TOLERANCE:
         raise UndecodableError(f"it ends {missing} samples early; is it truncated?")
     if blocks:
-        yield Sound(np.concatenate(blocks), rate)
+        yield Sound(np.concatenate(blocks), rate, number, len(streams))
+
+
+def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
+    """All frames; of packets that cannot be decoded, ``TOLERANCE`` at most are passed over at either end, where that
+    is told by the length or means no fault."""
+    may_be_cut = container.format.name in _STREAMS or _promised_seconds(container, stream, 0.0) > 0
+    fault: av.FFmpegError | None = None
+    is_heard, lost = False, 0.0
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            lost += float(packet.duration * packet.time_base) if packet.duration and packet.time_base else math.inf
+            if lost > TOLERANCE or not may_be_cut:
+                raise
+            fault = error
+            continue
+        if fault is not None and is_heard and packet.size:
+            raise fault
+        if frames and not is_heard:
+            is_heard, fault, lost = True, None, 0.0
+        yield from frames
 
 
 def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream, begin: float) -> float:

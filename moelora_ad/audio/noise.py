@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moelora_ad.audio.augmentation import Augmentation, check_limits
 from moelora_ad.audio.decoding import AudioError, read_audio
 from moelora_ad.audio.segments import Segment, read_segment
-from moelora_ad.formats import AUDIO_SUFFIXES
+from moelora_ad.formats import sounds_among, told_left_out
 
 MOST_DECIBELS = 100.0
 
@@ -92,10 +92,12 @@ class RoomResponse(Augmentation):
 def _audio_files(folder: str | os.PathLike[str]) -> list[Path]:
     if not os.path.isdir(folder):
         raise AudioError.at(folder, "no such folder; it is to hold recordings for augmentation")
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    files, others = sounds_among(str(path) for path in Path(folder).rglob("*") if path.is_file())
     if not files:
-        raise AudioError.at(folder, f"no audio file in this folder; these are taken: {', '.join(AUDIO_SUFFIXES)}")
-    return files
+        raise AudioError.at(
+            folder, f"no audio file in this folder; {told_left_out(others) if others else 'it is empty'}"
+        )
+    return sorted(map(Path, files))
 
 
 def _norm(sound: NDArray[np.float32]) -> float:

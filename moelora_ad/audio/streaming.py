@@ -1,11 +1,47 @@
-"""Resampling of sound that comes block by block."""
+"""Resampling, of the whole sound or block by block."""
 
 import math
 
 import numpy as np
 import torch
+import torchaudio.functional
 import torchaudio.transforms
 from numpy.typing import NDArray
+
+from moelora_ad.audio.source import AudioError
+
+SAMPLE_RATE = 16_000
+"""Hertz. Every waveform in this package has this rate."""
+
+LOWEST_RATE = 1_000
+MOST_TAPS = 20_000_000
+"""Size of the resampling filter. Any usual rate needs under 300,000; 44,101 Hz would need 700 million (13 GB)."""
+
+
+def check_rate(name: str, rate: int) -> None:
+    """Make sure that the sound that messages call ``name`` can be brought to 16 kHz from ``rate`` in hertz.
+
+    Raises:
+        AudioError: The rate is too low, or has too little in common with 16,000.
+    """
+    common = math.gcd(rate, SAMPLE_RATE)
+    if rate < LOWEST_RATE or (rate // common) * (SAMPLE_RATE // common) > MOST_TAPS:
+        problem = f"its sample rate of {rate} Hz cannot be brought to {SAMPLE_RATE} Hz; convert the file"
+        raise AudioError(f"cannot use {name}: {problem}")
+
+
+def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """``waveform`` (n,), n >= 1, from ``rate`` in hertz to 16 kHz."""
+    if rate == SAMPLE_RATE:
+        return waveform
+    # Trailing zeros change no sample; they make up for torchaudio's rounding of the length in float32.
+    padded = torch.nn.functional.pad(torch.from_numpy(np.ascontiguousarray(waveform)), (0, rate // 100))
+    at_16_khz: torch.Tensor = torchaudio.functional.resample(padded, rate, SAMPLE_RATE)
+    return at_16_khz[: length_at_16_khz(len(waveform), rate)].numpy()
+
+
+def length_at_16_khz(frames: int, rate: int) -> int:
+    return math.ceil(frames * SAMPLE_RATE / rate)
 
 
 class StreamingResampler:

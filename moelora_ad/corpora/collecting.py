@@ -28,10 +28,12 @@ class Collector:
     Args:
         path: The protocol, for messages.
         unlabelled: Whether a label may be empty or ``-``.
+        if_repeated: What to do about an utterance that occurs twice, for the message.
     """
 
-    def __init__(self, path: str | Path, unlabelled: bool = False) -> None:
+    def __init__(self, path: str | Path, unlabelled: bool = False, if_repeated: str = "") -> None:
         self._path = path
+        self._if_repeated = f"; {if_repeated}" if if_repeated else ""
         self._lines: list[NDArray[np.int64]] = []
         self._hashes: list[NDArray[np.int64]] = []
         self._utterances = TextPool()
@@ -101,7 +103,8 @@ class Collector:
         for line, utterance in zip(np.concatenate(self._lines).tolist(), utterances, strict=True):
             if utterance in seen:
                 before = seen[utterance]
-                raise ProtocolError.at(self._path, f"utterance {utterance!r} was already in line {before}", line=line)
+                problem = f"utterance {utterance!r} was already in line {before}{self._if_repeated}"
+                raise ProtocolError.at(self._path, problem, line=line)
             seen[utterance] = line
 
     def _tell_label(self, lines: Sequence[int], words: Sequence[str]) -> None:

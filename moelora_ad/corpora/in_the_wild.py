@@ -25,22 +25,31 @@ class InTheWild(Corpus):
         """See `Corpus.trials`. Utterance ids are the files' names without ``.wav``."""
         hint = "set root to release_in_the_wild.zip or where it was unpacked"
         path = first_of(self.root, ("meta.csv", "release_in_the_wild/meta.csv"), hint)
-        header, blocks = read_table(path)
-        if not {"file", "speaker", "label"} <= set(header):
-            raise ProtocolError.at(path, f"the columns are {', '.join(header)}, not file, speaker, label", line=1)
-        collector = Collector(path)
-        folder = folder_of(path)
-        for lines, columns in blocks:
-            collector.add(
-                lines,
-                [file.removesuffix(".wav") for file in columns["file"]],
-                columns["label"],
-                [joined(folder, file) for file in columns["file"]],
-                speaker=columns["speaker"],
-                corpus=self.name,
-            )
-        return collector.trials()
+        return read_in_the_wild(path)
 
     def official_counts(self) -> ClassCounts:
         """See `Corpus.official_counts`."""
         return ClassCounts(31_779, 19_963, 11_816)
+
+
+def read_in_the_wild(path: str | Path) -> TrialList:
+    """The trials of ``meta.csv``, whose folder has the audio.
+
+    Raises:
+        ProtocolError: It is faulty.
+    """
+    header, blocks = read_table(path)
+    if not {"file", "speaker", "label"} <= set(header):
+        raise ProtocolError.at(path, f"the columns are {', '.join(header)}, not file, speaker, label", line=1)
+    collector = Collector(path)
+    folder = folder_of(str(path))
+    for lines, columns in blocks:
+        collector.add(
+            lines,
+            [file.removesuffix(".wav") for file in columns["file"]],
+            columns["label"],
+            [joined(folder, file) for file in columns["file"]],
+            speaker=columns["speaker"],
+            corpus=InTheWild.name,
+        )
+    return collector.trials()

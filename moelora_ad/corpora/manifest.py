@@ -1,24 +1,32 @@
 """Any set of audio files: listed in a manifest, or all that are in a folder."""
 
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import Corpus
 from moelora_ad.corpora.manifest_formats import read_manifest
 from moelora_ad.corpora.records import Block, ProtocolError
-from moelora_ad.corpora.storage import audio_files, folder_of, joined, located
+from moelora_ad.corpora.storage import all_files, folder_of, joined, located
 from moelora_ad.corpora.trial import TrialList
+from moelora_ad.formats import AUDIO_SUFFIXES, sounds_among, told_left_out
 
 
 class Manifest(Corpus):
     """A table that has one audio file a line: CSV (UTF-8, with a header), or what the file's name ends with.
 
-    ``.tsv`` is the same with tabs, ``.jsonl`` has a JSON object a line, ``.parquet`` needs pyarrow.
+    Tabs or semicolons may stand for its commas. ``.jsonl`` has a JSON object a line, ``.parquet`` needs pyarrow.
 
     Only ``path`` is needed; ``label`` (``bonafide`` or ``spoof``, in any spelling of `parse_label`), ``utterance``,
     ``speaker``, ``attack``, ``codec``, ``split`` and ``language`` are taken if they are there, and may be empty in some
     lines. Other columns are ignored, unless their name looks like a misspelling of one of these.
+
+    The column ``utterance`` has the ids. A line without one gets its path: without the ending of an audio file if no
+    other line of the whole manifest, of any split, has the same path but for the ending, or that path for an id; with
+    it otherwise. So ``a.wav`` is ``a``; beside ``a.mp3`` the two are ``a.wav`` and ``a.mp3``; and ``spk.001``, whose
+    ending no audio file has, stays as it is. The order of the lines does not matter.
 
     Args:
         path: The table.
@@ -36,32 +44,35 @@ class Manifest(Corpus):
         self.split = split
 
     def trials(self) -> TrialList:
-        """See `Corpus.trials`. An utterance without an id gets its path without the ending."""
+        """See `Corpus.trials`."""
         path = located(self.path)
         root = folder_of(path) if self.root is None else located(self.root)
-        collector = Collector(path, unlabelled=True)
+        hint = "if both are trials, tell them apart in the column 'utterance'"
+        collector = Collector(path, unlabelled=True, if_repeated=hint)
         seen: set[str] = set()
         kept = 0
-        for block in read_manifest(path):
+        blocks = list(read_manifest(path))
+        ambiguous = _ambiguous(blocks)
+        for block in blocks:
             seen.update(block.columns["split"])
             if self.split is not None:
                 block = block.where([split == self.split for split in block.columns["split"]])
             kept += len(block.lines)
-            self._add(collector, path, root, block)
+            self._add(collector, path, root, block, ambiguous)
         if self.split is not None and not kept:
             present = ", ".join(sorted(repr(split) for split in seen - {"", "-"})) or "none"
             raise ProtocolError.at(path, f"no line has the split {self.split!r}; it has {present}", column="split")
         return collector.trials()
 
-    def _add(self, collector: Collector, path: str, root: str, block: Block) -> None:
+    def _add(self, collector: Collector, path: str, root: str, block: Block, ambiguous: set[str]) -> None:
         columns: dict[str, Sequence[str]] = dict(block.columns)
         files = columns.pop("path")
         if "" in files:
             raise ProtocolError.at(path, "is empty", line=block.lines[files.index("")], column="path")
-        given = zip(columns.pop("utterance"), files, strict=True)
+        given = zip(columns.pop("utterance"), files, map(without_audio_ending, files), strict=True)
         collector.add(
             block.lines,
-            [utterance or _without_suffix(file) for utterance, file in given],
+            [utterance or (file if bare in ambiguous else bare) for utterance, file, bare in given],
             columns.pop("label"),
             [joined(root, file) for file in files],
             corpus=self.name,
@@ -71,6 +82,8 @@ class Manifest(Corpus):
 
 class Folder(Corpus):
     """Every audio file in a folder and below it, labels unknown: for scoring, not for training.
+
+    They are known by their endings, ``formats.AUDIO_SUFFIXES``; a warning counts what is left out.
 
     Args:
         path: The folder.
@@ -84,11 +97,32 @@ class Folder(Corpus):
     def trials(self) -> TrialList:
         """See `Corpus.trials`. Utterance ids are the files' paths in the folder."""
         folder = located(self.path)
-        files = audio_files(folder)
+        files, others = sounds_among(all_files(folder))
+        if others:
+            warnings.warn(f"{folder}: {told_left_out(others)}", stacklevel=2)
         collector = Collector(folder, unlabelled=True)
         collector.add(range(len(files)), files, ["-"] * len(files), corpus=self.name)
         return collector.trials(before=joined(folder, ""))
 
 
-def _without_suffix(path: str) -> str:
-    return path.removesuffix(PurePosixPath(path).suffix)
+def without_audio_ending(path: str) -> str:
+    """A path without its ending, if that is one of an audio file's (``AUDIO_SUFFIXES``, in either case)."""
+    bare, ending = os.path.splitext(path)
+    return bare if ending.lower() in AUDIO_SUFFIXES else path
+
+
+def _ambiguous(blocks: Iterable[Block]) -> set[str]:
+    """The paths without endings that cannot be ids: several paths have them, or they are another line's id or path."""
+    path_of: dict[str, str] = {}
+    several, ids = set(), set()
+    for block in blocks:
+        for utterance, path in zip(block.columns["utterance"], block.columns["path"], strict=True):
+            if utterance:
+                ids.add(utterance)
+                continue
+            bare = without_audio_ending(path)
+            if path_of.setdefault(bare, path) != path:
+                several.add(bare)
+            if bare != path:
+                ids.add(path)
+    return several | (ids & path_of.keys())

@@ -1,15 +1,22 @@
 """The formats that a manifest may have, all to blocks of the same columns."""
 
 import difflib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from io import BytesIO
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any
 
-from moelora_ad.corpora.records import Block, ProtocolError, read_bytes, read_table, read_text
+from moelora_ad.corpora.records import (
+    Block,
+    ProtocolError,
+    delimiter_of,
+    first_line,
+    read_bytes,
+    read_json_lines,
+    read_table,
+    read_text,
+)
 
 COLUMNS = ("path", "label", "utterance", "speaker", "attack", "codec", "split", "language")
 _BLOCK = 10_000  # records
@@ -29,31 +36,21 @@ def read_manifest(path: str) -> Iterator[Block]:
 
 
 def _read_csv(path: str, suffix: str) -> tuple[Sequence[str], Iterable[Block]]:
-    return read_table(path, "\t" if suffix == ".tsv" else ",")
+    header = first_line(read_text(path))
+    return read_table(path, delimiter_of(header, ("path",)) or ("\t" if suffix == ".tsv" else ","))
 
 
 def _read_json_lines(path: str) -> Iterator[Block]:
-    numbered = ((line, text) for line, text in enumerate(read_text(path).split("\n"), 1) if text.strip())
+    numbered = read_json_lines(path)
     checked: set[tuple[str, ...]] = set()
     while block := list(islice(numbered, _BLOCK)):
-        records = [_json_object(path, line, text) for line, text in block]
-        for (line, _), record in zip(block, records, strict=True):
+        for line, record in block:
             names = tuple(record)
             if names not in checked:
                 _check_names(path, names, line)
                 checked.add(names)
-        columns: dict[str, Sequence[str]] = {name: [_text(record.get(name)) for record in records] for name in COLUMNS}
+        columns: dict[str, Sequence[str]] = {name: [_text(record.get(name)) for _, record in block] for name in COLUMNS}
         yield Block([line for line, _ in block], columns)
-
-
-def _json_object(path: str, line: int, text: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as reason:
-        raise ProtocolError.at(path, f"not valid JSON: {reason}", line=line) from None
-    if not isinstance(record, dict):
-        raise ProtocolError.at(path, "not a JSON object", line=line)
-    return record
 
 
 def _read_parquet(path: str) -> tuple[Sequence[str], Iterable[Block]]:

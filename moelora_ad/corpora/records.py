@@ -2,15 +2,18 @@
 
 import csv
 import io
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import compress, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moelora_ad.corpora.storage import open_file
 from moelora_ad.errors import InputError
 
+DELIMITERS = (",", "\t", ";")
+"""Of tables; spreadsheets write semicolons where the comma is the decimal sign."""
 _BLOCK = 2_000  # records
 _CHUNK = 2**16  # characters
 _MOST_BYTES = 2**30
@@ -137,6 +140,29 @@ def _table_blocks(header: list[str], rows: Iterator[tuple[int, list[str]]]) -> I
             [line for line, _ in block],
             {name: tuple(map(str.strip, column)) for name, column in zip(header, columns, strict=True)},
         )
+
+
+def read_json_lines(path: str | Path, error: type[InputError] = ProtocolError) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file that has one a line, and their lines; blank lines are left out."""
+    for line, text in enumerate(read_text(path, error).split("\n"), 1):
+        if text.strip():
+            try:
+                record = json.loads(text)
+            except (ValueError, RecursionError) as reason:
+                raise error.at(path, f"not valid JSON: {reason}", line=line) from None
+            if not isinstance(record, dict):
+                raise error.at(path, "not a JSON object", line=line)
+            yield line, record
+
+
+def delimiter_of(header: str, names: Container[str]) -> str | None:
+    """What stands between the fields of a header that has one of ``names``: a comma, tab or semicolon, or None."""
+    return next((one for one in DELIMITERS if any(name in names for name in split_header(header, one))), None)
+
+
+def split_header(header: str, delimiter: str) -> list[str]:
+    """The names in a header."""
+    return [name.strip().strip('"') for name in header.split(delimiter)]
 
 
 def read_columns(

@@ -18,7 +18,7 @@ from typing import IO, Any, BinaryIO, Literal, cast
 import fsspec
 
 from moelora_ad.corpora.archives import SUFFIXES, Archive, StorageError, TarArchive, ZipArchive
-from moelora_ad.formats import AUDIO_SUFFIXES
+from moelora_ad.formats import sounds_among
 
 _INSIDE = "!/"
 
@@ -114,7 +114,16 @@ def audio_files(folder: str) -> list[str]:
     Raises:
         StorageError: The folder cannot be read.
     """
-    return sorted({name for name in _files(folder) if name.lower().endswith(AUDIO_SUFFIXES)})
+    return sounds_among(all_files(folder))[0]
+
+
+def all_files(folder: str) -> list[str]:
+    """The files below a folder, whatever they are; sorted paths relative to it, with slashes.
+
+    Raises:
+        StorageError: The folder cannot be read.
+    """
+    return sorted(set(_files(folder)))
 
 
 def _files(folder: str) -> Iterator[str]:

@@ -104,7 +104,9 @@ def fit_calibration(scores: ArrayLike, labels: ArrayLike, fitted_on: str) -> Cal
         targets = np.repeat([(num[0] + 1) / (num[0] + 2), 1 / (num[1] + 2)], num)
         slope, level = _logistic_fit((values / largest - centre) / spread, targets, np.repeat(0.5 / num, num))
     if slope <= 0:
-        raise ScoreError(f"{fitted_on}: no calibration, as bona fide does not score higher; are the scores reversed?")
+        raise ScoreError(
+            f"{fitted_on}: no calibration, as bona fide does not score higher: the scores are chance, or reversed"
+        )
     scale = slope / spread / largest
     return Calibration(scale, level - slope * centre / spread, fitted_on, len(bona_fide), len(spoof))
 

@@ -6,12 +6,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from moelora_ad import __version__
 from moelora_ad.arguments import OneLineArgumentParser
-from moelora_ad.corpora.asvspoof2021 import Phase
-from moelora_ad.corpora.trial import TEXT_FIELDS
+from moelora_ad.corpora.trial import TEXT_FIELDS, TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.costs import TandemCosts2019, TandemCosts2021, read_asv_error_rates
 from moelora_ad.evaluation.evaluating import (
@@ -22,7 +21,7 @@ from moelora_ad.evaluation.evaluating import (
     summarise_runs,
 )
 from moelora_ad.evaluation.figure_options import FigureOptions
-from moelora_ad.evaluation.keys import read_key
+from moelora_ad.evaluation.keys import PARTS, read_key
 from moelora_ad.evaluation.printing import print_line, print_table, progress
 from moelora_ad.evaluation.reading import Labelled, ScoreReader
 from moelora_ad.evaluation.results import Results
@@ -85,15 +84,22 @@ def run(program: str) -> int:
 def _parser(program: str) -> OneLineArgumentParser:
     parser = OneLineArgumentParser(prog=program, description=__doc__)
     add = parser.add_argument
-    add("scores", nargs="*", metavar="SCORES", help="score files, or folders with them; a set is called as its file is")
+    add(
+        "scores",
+        nargs="*",
+        metavar="SCORES",
+        help="score files, folders of them, or runs; a set is called as its file is",
+    )
     add("--compare", nargs=2, metavar=("A", "B"), help="score files (or folders) of two systems on the same trials")
     add("--to", metavar="DIR", help="write figures.csv, .json, .md, .tex, plots and report.html there")
     labels = parser.add_argument_group("labels and sets")
     add = labels.add_argument
+    add("--key", metavar="FILE", help="official protocol or key, manifest or table with the labels that scores lack")
     add(
-        "--key", metavar="FILE", help="official protocol, key or manifest with the labels, if the score files have none"
+        "--phase",
+        choices=PARTS,
+        help="of a key of ASVspoof 2021 (default: eval), or list of FakeAVCeleb (default: all)",
     )
-    add("--phase", choices=get_args(Phase), default="eval", help="of a key of ASVspoof 2021 (default: eval)")
     add("--format-in", choices=sorted(FORMATS), help="format of the score files (default: found out)")
     add("--allow-partial", action="store_true", help="use the trials that scores and key both have, and say how many")
     add("--names", type=_words, default=(), metavar="A,B", help="names of the sets, one for each score file")
@@ -168,7 +174,7 @@ def _results(
     """Everything that is asked for; all files are read before anything is computed."""
     try:
         key = None if given.key is None else read_key(given.key, given.phase)
-        asv = None if given.asv is None else read_asv_error_rates(given.asv, given.phase)
+        asv = None if given.asv is None else read_asv_error_rates(given.asv, given.phase or "eval")
         reader = ScoreReader(key, given.format_in, given.allow_partial)
         labelled = _read_all(reader, [*found, *(file for pair in pairs for file in pair.files)])
         options = FigureOptions(
@@ -193,7 +199,7 @@ def _results(
     except InputError as error:
         raise _Faulty(str(error)) from None
     notes = (*notes, *all_notes(labelled, files, runs, comparisons))
-    return Results(files, runs, comparisons, systems, calibration, _told(given, options), notes)
+    return Results(files, runs, comparisons, systems, calibration, _told(given, options, key), notes)
 
 
 def _read_all(reader: ScoreReader, found: Sequence[FoundFile]) -> dict[FoundFile, Labelled]:
@@ -212,7 +218,7 @@ def _read_all(reader: ScoreReader, found: Sequence[FoundFile]) -> dict[FoundFile
     return labelled
 
 
-def _told(given: argparse.Namespace, options: FigureOptions) -> Mapping[str, Any]:
+def _told(given: argparse.Namespace, options: FigureOptions, key: TrialList | None) -> Mapping[str, Any]:
     """How the figures were made, for the reader of a report."""
     told = {
         "moelora_ad": __version__,
@@ -220,7 +226,7 @@ def _told(given: argparse.Namespace, options: FigureOptions) -> Mapping[str, Any
         "calibration": given.calibration,
         "threshold": options.threshold,
         "key": given.key,
-        "phase": given.phase if given.key else None,
+        "trials of the key": key and f"{len(key):,}: {', '.join(_named(key, 'corpus') + _named(key, 'split'))}",
         "allow_partial": given.allow_partial or None,
         "own": ", ".join(given.own) or None,
         "average": ", ".join(given.average) or None,
@@ -232,6 +238,10 @@ def _told(given: argparse.Namespace, options: FigureOptions) -> Mapping[str, Any
         "clusters": " x ".join(given.cluster) if given.cluster else None,
     }
     return {name: value for name, value in told.items() if value is not None}
+
+
+def _named(key: TrialList, field: str) -> list[str]:
+    return list(filter(None, key.column(field).values))
 
 
 def _write(results: Results, folder: str) -> None:

@@ -1,13 +1,13 @@
 """The figures of a set of scores: overall, per attack, per codec and per group of speakers."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moelora_ad.evaluation.clusters import clusters_of
-from moelora_ad.evaluation.confidence import bootstrap
+from moelora_ad.evaluation.confidence import Interval, bootstrap
 from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.equal_error_rate import ScoreError
 from moelora_ad.evaluation.figure_options import FigureOptions
@@ -50,6 +50,13 @@ class _Trials:
             min_tdcf=None if options.asv is None else curve.min_tdcf(options.asv, options.tandem).cost,
             intervals=intervals,
         )
+
+    def eer_interval(self, overall: Figures, options: FigureOptions) -> Interval:
+        """That of the figures; made for the purpose if they have none."""
+        if "eer" in overall.intervals:
+            return overall.intervals["eer"]
+        some = replace(options, resamples=FigureOptions.resamples)
+        return bootstrap(self.scores, self.labels, self.clusters, some, ("eer",), self.sets)["eer"]
 
     def part(self, which: NDArray[np.bool_]) -> "_Trials":
         return _Trials(self.scores[which], self.labels[which], self.clusters[which])
@@ -145,7 +152,7 @@ def _groups(table: ScoreTable, column: str) -> Iterator[tuple[str, NDArray[np.bo
 
 def _notes(overall: Figures, options: FigureOptions, trials: _Trials, of_clusters: list[str]) -> list[str]:
     notes = []
-    if overall.eer > 0.5:
+    if overall.eer > 0.5 and trials.eer_interval(overall, options).low > 0.5:
         notes.append(
             f"EER above 50 % ({100 * overall.eer:.2f} %): the scores look reversed; a higher score must mean more "
             "bona fide"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from moelora_ad.corpora.trial import TrialList
 from moelora_ad.evaluation.equal_error_rate import ScoreError, check_classes
 from moelora_ad.evaluation.keys import join_scores
-from moelora_ad.evaluation.score_formats import read_scores
+from moelora_ad.evaluation.score_formats import Scores, read_scores
 from moelora_ad.evaluation.score_table import ScoreTable
 
 
@@ -40,12 +40,15 @@ class ScoreReader:
         """
         found = read_scores(path, self.file_format)
         notes = []
+        if isinstance(found, Scores) and found.num_failed:
+            notes.append(f"{found.num_failed:,} trials could not be scored (column 'error') and are in no figure")
         if self.key is not None:
             try:
                 joined = join_scores(found, self.key, allow_partial=self.allow_partial)
             except ScoreError as error:
-                raise ScoreError(f"{path}: {error}") from None
+                raise ScoreError("; ".join([f"{path}: {error}", *notes])) from None
             table = joined.table
+            notes += [joined.note] if joined.note else []
             if joined.num_missing or joined.num_extra:
                 notes.append(
                     f"only {len(table):,} trials are in the figures: {joined.num_missing:,} of the key have no score "

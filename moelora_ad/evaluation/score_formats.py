@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -9,12 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelora_ad.corpora.collecting import Collector
-from moelora_ad.corpora.records import ProtocolError, first_line, read_columns, read_lines, read_text
+from moelora_ad.corpora.records import ProtocolError, delimiter_of, first_line, read_lines, read_text
 from moelora_ad.evaluation.equal_error_rate import ScoreError
 from moelora_ad.evaluation.score_table import (
     COLUMNS,
+    ID_NAMES,
+    LABEL_NAMES,
     LABEL_WORDS,
+    SCORE_NAMES,
     ScoreTable,
+    one_of,
     parse_scores,
     read_score_columns,
     refuse_repeated,
@@ -23,7 +28,8 @@ from moelora_ad.files import written_whole
 
 ScoreFormat = Literal["table", "asvspoof2019", "asvspoof2021", "asvspoof5", "arena"]
 FORMATS: dict[ScoreFormat, str] = {
-    "table": "CSV, TSV or Parquet with the columns utterance and score, and those of a score table",
+    "table": "CSV (commas, tabs or semicolons), JSON lines or Parquet with the columns utterance (or path) and score, "
+    "and label and others if known; what the verb score writes is one",
     "asvspoof2019": "lines 'utterance attack key score' (ASVspoof 2019's CM scores), '-' for no attack",
     "asvspoof2021": "lines 'utterance score' (ASVspoof 2021's submissions)",
     "asvspoof5": "tab-separated 'filename' and 'cm-score' with this header (ASVspoof 5, track 1)",
@@ -40,10 +46,12 @@ class Scores(NamedTuple):
     Args:
         utterances: n ids; unique.
         scores: (n,) finite.
+        num_failed: Further trials that the file lists with an error in place of a score.
     """
 
     utterances: Sequence[str]
     scores: NDArray[np.float64]
+    num_failed: int = 0
 
 
 def read_scores(path: str | Path, file_format: str | None = None) -> ScoreTable | Scores:
@@ -60,10 +68,8 @@ def read_scores(path: str | Path, file_format: str | None = None) -> ScoreTable 
         ScoreError: The file is missing, faulty, or of no known format.
     """
     chosen = cast(ScoreFormat, file_format) if file_format else _found_out(path)
-    if chosen == "table":
+    if chosen in ("table", "asvspoof5"):
         return _table(path)
-    if chosen == "asvspoof5":
-        return _asvspoof5(path)
     if chosen == "asvspoof2019":
         return _asvspoof2019(path)
     return _arena(path) if chosen == "arena" else _asvspoof2021(path)
@@ -104,44 +110,46 @@ def write_scores(table: ScoreTable, path: str | Path, file_format: ScoreFormat) 
 
 
 def _found_out(path: str | Path) -> ScoreFormat:
-    if Path(path).suffix.lower() == ".parquet":
+    if Path(path).suffix.lower() in (".parquet", ".jsonl"):
         return "table"
     first = first_line(read_text(path, ScoreError))
     if not first:
         raise ScoreError.at(path, "is empty")
-    header = [name.strip().strip('"') for name in first.replace("\t", ",").split(",")]
-    if set(_ASVSPOOF_5) <= set(header):
-        return "asvspoof5"
-    if "score" in header:
+    if delimiter_of(first, SCORE_NAMES):
         return "table"
+    words = first.split()
     try:
         fields = next(csv.reader([first], delimiter=" ", skipinitialspace=True))
     except csv.Error:  # a carriage return within the line, or a field that is far too long
         fields = []
-    if len(first.split()) == 4:
+    if len(words) == 4:
         return "asvspoof2019"
+    if len(words) == 2 and "\t" in first:
+        return "asvspoof2021"
     if len([field for field in fields if field]) == 2:
         return "arena" if first.startswith('"') or "/" in fields[0] else "asvspoof2021"
     known = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
-    raise ScoreError.at(path, f"is in no known format of scores ({known})", line=1)
+    hint = "name one of these by --format-in; the first line of a table names its columns"
+    raise ScoreError.at(path, f"is in no known format of scores ({known}); {hint}", line=1)
 
 
 def _table(path: str | Path) -> ScoreTable | Scores:
     header, lines, columns = read_score_columns(path)
-    missing = [name for name in ("utterance", "score") if name not in header]
-    if missing:
-        raise ScoreError.at(path, f"no column {', '.join(map(repr, missing))}", line=1)
-    if set(COLUMNS) <= set(header):
-        return ScoreTable.from_columns(path, header, lines, columns)
-    return _scores(path, lines, columns["utterance"], columns["score"])
-
-
-def _asvspoof5(path: str | Path) -> Scores:
-    header, lines, columns = read_columns(path, ScoreError, "\t")
-    missing = [name for name in _ASVSPOOF_5 if name not in header]
-    if missing:
-        raise ScoreError.at(path, f"no column {', '.join(map(repr, missing))}", line=1)
-    return _scores(path, lines, columns["filename"], columns["cm-score"])
+    utterance, score, label = (one_of(header, names) for names in (ID_NAMES, SCORE_NAMES, LABEL_NAMES))
+    if utterance is None or score is None:
+        missing = [name for name, found in (("utterance", utterance), ("score", score)) if found is None]
+        problem = f"no column {', '.join(map(repr, missing))}; the header has {', '.join(map(repr, header))}"
+        raise ScoreError.at(path, problem, line=1)
+    named = {**columns, "utterance": columns[utterance], "score": columns[score]}
+    if label is not None:
+        nothing = [""] * len(lines)
+        whole = dict.fromkeys(COLUMNS, nothing) | named | {"label": columns[label]}
+        return ScoreTable.from_columns(path, list(whole), lines, whole)
+    # The verb score writes a file that it could not read with an error, and without a score.
+    errors = columns.get("error", [""] * len(lines))
+    scored = [bool(text) or not error for text, error in zip(named["score"], errors, strict=True)]
+    utterances, texts = (list(compress(named[name], scored)) for name in ("utterance", "score"))
+    return _scores(path, list(compress(lines, scored)), utterances, texts)._replace(num_failed=scored.count(False))
 
 
 def _asvspoof2019(path: str | Path) -> ScoreTable:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moelora_ad.errors import InputError, printable
+from moelora_ad.evaluation.run_records import RECORD, read_record
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 FAILED = ".failed"
@@ -55,10 +56,11 @@ def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> FoundFi
     """The score files of files and folders.
 
     A set is called after its file; files of one name in several folders are several runs of the set. In a folder, lists
-    of failures and the development set, which a model was selected on, are left out.
+    of failures and the development set, which a model was selected on, are left out. Of a run, the scores of its best
+    checkpoint are taken, or the newest if its record does not name that.
 
     Args:
-        paths: Files, or folders that have score files.
+        paths: Files, folders that have score files, or folders of runs.
         names: Names of the sets instead of the files', one for each file.
 
     Raises:
@@ -69,9 +71,10 @@ def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> FoundFi
     for path in map(Path, paths):
         try:
             if path.is_dir():
-                of_folder, left_out = _of_folder(path)
+                folder, told = _of_run(path) if _is_run(path) else (path, [])
+                of_folder, left_out = _of_folder(folder)
                 files += of_folder
-                notes += left_out
+                notes += told + left_out
             elif path.exists():
                 files.append(path)
             else:
@@ -88,6 +91,30 @@ def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> FoundFi
     sets = [printable(name) for name in names] or [printable(path.stem) for path in files]
     runs = _runs(files, sets)
     return FoundFiles([FoundFile(*one) for one in zip(files, sets, runs, strict=True)], notes)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RECORD).exists() or ((folder / "config.yaml").exists() and (folder / "scores").is_dir())
+
+
+def _of_run(run: Path) -> tuple[Path, list[str]]:
+    """The folder that has the scores of a run, and what to tell of the choice."""
+    try:
+        best = read_record(run).score_folder if (run / RECORD).exists() else None
+    except InputError as error:
+        raise PathError(str(error)) from None
+    if best is not None and best.is_dir() and any(map(_has_scores, best.iterdir())):
+        return best, [f"{run}: the scores of its best checkpoint, {best}"]
+    newest: dict[Path, float] = {}
+    for path in (run / "scores").rglob("*"):
+        if _has_scores(path):
+            newest[path.parent] = max(path.stat().st_mtime, newest.get(path.parent, 0))
+    if not newest:
+        command = f"lightning test --config {run / 'config.yaml'} --ckpt_path CHECKPOINT"
+        raise PathError(f"{run}: the run has no scores; {command} makes some")
+    chosen = max(newest, key=lambda folder: (newest[folder], str(folder)))
+    which = "only" if len(newest) == 1 else f"newest of {len(newest)}"
+    return chosen, [f"{run}: its record names no scores of a best checkpoint; taken are the {which}, {chosen}"]
 
 
 def _of_folder(folder: Path) -> tuple[list[Path], list[str]]:

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelora_ad.corpora.columns import Categories, CategoryPool, Texts
-from moelora_ad.corpora.records import read_bytes, read_columns
+from moelora_ad.corpora.records import (
+    delimiter_of,
+    first_line,
+    read_bytes,
+    read_columns,
+    read_json_lines,
+    read_text,
+)
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, TEXT_FIELDS, Trial, TrialColumns, TrialList, parse_label
 from moelora_ad.evaluation.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
 from moelora_ad.files import written_whole
@@ -20,6 +27,10 @@ from moelora_ad.files import written_whole
 COLUMNS = ("utterance", "label", "speaker", "attack", "codec", "corpus", "split", "score")
 FURTHER = ("transmission", "source", "gender", "race", "language")
 """Columns that a file has only if a trial has the field."""
+ID_NAMES = ("utterance", "path", "file_name", "filename", "file")
+SCORE_NAMES = ("score", "cm-score")
+LABEL_NAMES = ("label", "cm-label")
+"""What tables call the three columns that matter."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LABEL_WORDS = {BONA_FIDE: "bonafide", SPOOF: "spoof", -1: ""}
 
@@ -159,19 +170,41 @@ Columns = tuple[Sequence[str], Sequence[int], Mapping[str, Sequence[str]]]
 
 
 def read_score_columns(path: str | Path) -> Columns:
-    """The header of a CSV, TSV or Parquet file, the line of each record, and all columns as text."""
+    """The header of a table, the line of each record, and all columns as text.
+
+    The ending tells Parquet and JSON lines, the header the delimiter of the others.
+    """
     suffix = Path(path).suffix.lower()
+    if suffix == ".jsonl":
+        return _json_columns(path)
     if suffix != ".parquet":
-        return read_columns(path, ScoreError, DELIMITERS.get(suffix, ","))
+        known = delimiter_of(first_line(read_text(path, ScoreError)), {*SCORE_NAMES, *LABEL_NAMES})
+        return read_columns(path, ScoreError, known or DELIMITERS.get(suffix, ","))
     arrow, parquet = _pyarrow(path)
     data = read_bytes(path, ScoreError)
     try:
         table = parquet.read_table(BytesIO(data))
         header = table.column_names
-        columns = {name: ["" if v is None else str(v) for v in table[name].to_pylist()] for name in set(header)}
+        columns = {name: list(map(_text, table[name].to_pylist())) for name in set(header)}
     except (arrow.ArrowException, KeyError, OSError, OverflowError, ValueError) as reason:
         raise ScoreError.at(path, f"not valid Parquet: {' '.join(str(reason).split())}") from None
     return header, range(1, len(table) + 1), columns
+
+
+def _json_columns(path: str | Path) -> Columns:
+    numbered = list(read_json_lines(path, ScoreError))
+    header = list(dict.fromkeys(name for _, record in numbered for name in record))
+    columns = {name: [_text(record.get(name)) for _, record in numbered] for name in header}
+    return header, [line for line, _ in numbered], columns
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def one_of(header: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of some names that a header has."""
+    return next((name for name in names if name in header), None)
 
 
 def refuse_repeated(path: str | Path, lines: Sequence[int], utterances: Sequence[str]) -> None:

@@ -142,8 +142,9 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
     notes = [f"{place}: the score file of {name} is missing" for name in record.sets if name not in files]
     sets = {}
     for name, path in files.items():
-        if record.configured_sets is not None and name not in record.configured_sets:
-            notes.append(f"{place}: {name} is not a set of the run, and is left out")
+        provenance = provenance_of(path)
+        if not provenance.of_run or (record.configured_sets is not None and name not in record.configured_sets):
+            notes.append(f"{place}: {path.name} is not of a set that the run is configured with, and is left out")
             continue
         recorded = record.sets.get(name)
         if recorded and not (recorded.num_bona_fide and recorded.num_spoof):
@@ -151,14 +152,11 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
             continue
         table = ScoreReader().read(path).table
         beside = _provenance(path)
-        told = [failed_note(path), provenance_of(path).note]
+        told = [failed_note(path), provenance.note]
         complete = beside.get("complete", True) is True and told[0] is None
         if not complete and told[0] is None:
             of = f" of {beside['trials']:,}" if isinstance(beside.get("trials"), int) else ""
             told.append(f"only {len(table):,}{of} trials have a score")
-        if complete and not record.is_configured(name, table.trials):
-            notes.append(f"{place}: {path.name} has scores of other trials than the run's set, and is left out")
-            continue
         notes += [f"{place}, {name}: {note}" for note in told if note]
         corpora = _values(table, "corpus")
         sets[name] = ScoredSet(

@@ -24,6 +24,7 @@ FILE_COLUMNS = (
     "verdict",
     "seconds",
     "windows",
+    "notes",
     "error",
 )
 WINDOW_COLUMNS = ("path", "start", "end", "score", "probability")
@@ -77,6 +78,7 @@ def file_row(result: FileScore | Failure, decision: Decision) -> Row:
         "verdict": result.verdict(threshold=decision.threshold),
         "seconds": result.seconds,
         "windows": len(result.windows),
+        "notes": "; ".join(map(str, result.notes)) or None,
         "error": None,
     }
 
@@ -130,20 +132,25 @@ class RowWriter:
 
 
 def score_table(rows: Sequence[Row]) -> Table:
-    """The files that have a score, for a person."""
+    """The files that have a score, for a person. Notes, if there are any, take the place that 80 columns have."""
     folder = _shared_folder([row["path"] for row in rows])
     title = Text(f"in {printable(folder)}", style="dim") if folder else None
+    has_notes = any(row["notes"] for row in rows)
     table = Table(Column("file", overflow="fold"), title=title, title_justify="left")
-    for name in ("score", "P(bona fide)"):
+    for name in ("score", "P(bona\nfide)" if has_notes else "P(bona fide)"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for name in ("length", "windows"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("length", justify="right", no_wrap=True)
+    if has_notes:
+        table.add_column("notes")
+    else:
+        table.add_column("windows", justify="right", no_wrap=True)
     for row in rows:
         name = row["path"][len(folder) :]
         verdict = Text("bona fide") if row["verdict"] == "bonafide" else Text("spoof", style="bold red")
         numbers = f"{row['score']:.3f}", chance(row["probability"]), verdict, clock(row["seconds"])
-        table.add_row(Text(printable(name)), *numbers, f"{row['windows']:,}")
+        last = Text(printable(row["notes"] or "").replace("; ", "\n")) if has_notes else f"{row['windows']:,}"
+        table.add_row(Text(printable(name)), *numbers, last)
     return table
 
 

@@ -18,6 +18,7 @@ from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
+from moelora_ad.formats import told_left_out
 from moelora_ad.inference.output import (
     FILE_COLUMNS,
     WINDOW_COLUMNS,
@@ -29,12 +30,12 @@ from moelora_ad.inference.output import (
     window_rows,
 )
 from moelora_ad.inference.scorer import Failure, FileScore, Scorer
-from moelora_ad.inference.sources import find_sounds
+from moelora_ad.inference.sources import Found, find_sounds
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 _PATHS = """audio files; folders (searched to the bottom); quoted patterns ('calls/**/*.flac'); a list of files (.csv,
-.tsv, .jsonl, .parquet with a column 'path'); places in archives (x.zip, 'x.zip!/a.wav'); - for one of these a line on
-standard input"""
+.tsv, .jsonl, .parquet with a column 'path'); places in archives (x.zip, 'x.zip!/a.wav'); pipes; - for sound on standard
+input, or for one of these a line"""
 
 
 def run(program: str) -> int:
@@ -44,9 +45,9 @@ def run(program: str) -> int:
     arguments = parser.parse_args(sys.argv[2:])
     _check(arguments, parser)
     try:
-        places, problems = find_sounds(arguments.paths, sys.stdin.buffer)
-        if not places:
-            parser.error(str(problems[0]) if problems else "no files to score: standard input is empty")
+        found = find_sounds(arguments.paths, sys.stdin.buffer)
+        if not found.sounds:
+            parser.error(str(found.problems[0]) if found.problems else "no files to score: standard input is empty")
         scorer = Scorer.from_pretrained(
             arguments.model,
             revision=arguments.revision,
@@ -55,7 +56,7 @@ def run(program: str) -> int:
             batch_size=arguments.batch_size,
             device=arguments.device,
         )
-        return _score(places, problems, scorer, arguments)
+        return _score(found, scorer, arguments)
     except InputError as error:
         parser.error(str(error))
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -100,6 +101,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hop", type=float, metavar="SECONDS", help="from one window to the next (default: half a window)"
     )
+    parser.add_argument(
+        "--track", type=int, metavar="N", help="audio track of each file, from 1 on (default: the file's default track)"
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
 
@@ -111,6 +115,8 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error(f"--threshold: must be a finite number, not {arguments.threshold}")
     if arguments.hop is not None and not 1 / SAMPLE_RATE <= arguments.hop < math.inf:
         parser.error(f"--hop: must be above 0, not {arguments.hop}")
+    if arguments.track is not None and arguments.track < 1:
+        parser.error(f"--track: must be at least 1, not {arguments.track}")
     if arguments.batch_size < 1:
         parser.error(f"--batch-size: must be at least 1, not {arguments.batch_size}")
     if arguments.timeline is not None and os.path.exists(arguments.timeline) and not os.path.isdir(arguments.timeline):
@@ -122,19 +128,21 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         arguments.format = {".jsonl": "jsonl", ".csv": "csv"}.get(ending, "table")
 
 
-def _score(places: list[str], problems: list[InputError], scorer: Scorer, arguments: argparse.Namespace) -> int:
+def _score(found: Found, scorer: Scorer, arguments: argparse.Namespace) -> int:
     decision = Decision.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
-    failed = len(problems)
+    failed, total = len(found.problems), len(found.sounds) + len(found.problems)
     code = 0
     with ExitStack() as stack:
         sink = _Sink(arguments, decision, stack)
-        show, complain = stack.enter_context(_progress(len(places)))
+        show, complain = stack.enter_context(_progress(len(found.sounds)))
         if arguments.format != "table" and not decision.is_calibrated:
             complain(f"note: {decision.explained()}")
-        for problem in problems:
+        if found.left_out:
+            complain(f"{told_left_out(found.left_out)}; a file that is named itself is always tried")
+        for problem in found.problems:
             complain(str(problem))
         try:
-            for result in scorer.score_files(places, show):
+            for result in scorer.score_files(found.sounds, show, arguments.track):
                 if isinstance(result, Failure):
                     failed += 1
                     complain(result.reason)
@@ -147,7 +155,7 @@ def _score(places: list[str], problems: list[InputError], scorer: Scorer, argume
             code = FAILED
         sink.finish()
     if failed:
-        print(f"{failed} of {len(places) + len(problems)} inputs could not be scored", file=sys.stderr)
+        print(f"{failed} of {total} inputs could not be scored", file=sys.stderr)
     return code or (FAILED if failed else 0)
 
 

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
 
@@ -14,12 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError, AudioReader
+from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError
+from moelora_ad.audio.notes import Note
 from moelora_ad.audio.segments import Clip
-from moelora_ad.corpora.storage import open_file
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.calibration import Calibration, probability_of_bona_fide
-from moelora_ad.inference.windows import Envelope, Sound, sound_of_array, windows_of
+from moelora_ad.inference.pipes import is_pipe, open_pipe
+from moelora_ad.inference.sounds import Opened, PendingSound, named_sound
+from moelora_ad.inference.windows import Sound, sound_of_array
 from moelora_ad.models import Detector
 
 Verdict = Literal["bonafide", "spoof"]
@@ -45,6 +46,7 @@ class FileScore:
         seconds: Length of the sound.
         windows: At least one; ``score`` is their mean.
         envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
+        notes: What makes the score worth little, or is odd about the file; see `audio.quality`. They change no score.
     """
 
     name: str
@@ -54,6 +56,7 @@ class FileScore:
     windows: tuple[WindowScore, ...]
     envelope: NDArray[np.float32] = field(repr=False, compare=False)
     envelope_step: float = field(repr=False)
+    notes: tuple[Note, ...] = ()
 
     def probability(self, prior: float = 0.5) -> float | None:
         """The probability that the sound is bona fide; None if the score is not calibrated.
@@ -101,7 +104,6 @@ def default_threshold(is_calibrated: bool, prior: float) -> float:
     return math.log1p(-prior) - math.log(prior) if is_calibrated else 0.0
 
 
-Opened = Callable[[], AbstractContextManager[Sound]]
 Progress = Callable[[float], None]
 
 
@@ -174,51 +176,58 @@ class Scorer:
         return cls(detector, calibration, detector.window, hop, batch_size, device)
 
     def __call__(
-        self, sound: str | os.PathLike[str] | BinaryIO | ArrayLike, sample_rate: int = SAMPLE_RATE
+        self,
+        sound: str | os.PathLike[str] | BinaryIO | ArrayLike,
+        sample_rate: int = SAMPLE_RATE,
+        track: int | None = None,
     ) -> FileScore:
         """The score of one sound.
 
         Args:
-            sound: A path, a place in an archive (``x.zip!/a.wav``), a binary file object, which is closed; or an array
-                or tensor, (samples,) or (channels, samples): floats with full scale 1, or int16, int32 or uint8.
+            sound: A path, also of a pipe; a place in an archive (``x.zip!/a.wav``); a binary file object, which is
+                closed; or an array or tensor, (samples,) or (channels, samples): floats with full scale 1, or int16,
+                int32 or uint8.
             sample_rate: Of an array, in hertz; files know theirs.
+            track: Which of a file's audio tracks, from 1 on; the one that the file calls its default if not given.
 
         Raises:
             AudioError: The sound is missing, damaged or empty, or has NaN or infinite samples.
             StorageError: An archive or a remote file cannot be read.
         """
-        opened: Opened
         if isinstance(sound, str | os.PathLike):
-            name, opened = os.fspath(sound), _opener(os.fspath(sound))
+            place = os.fspath(sound)
+            named = named_sound(open_pipe(place) if is_pipe(place) else place, track)
         elif hasattr(sound, "read"):
-            name = str(getattr(sound, "name", "the file"))
-            opened = partial(AudioReader, cast(BinaryIO, sound), name)
+            named = named_sound(cast(BinaryIO, sound), track)
         else:
-            name = "the array"
-            of_array: AbstractContextManager[Sound] = nullcontext(sound_of_array(sound, sample_rate, name))
-            opened = lambda: of_array  # noqa: E731
-        (result,) = self._score([(name, opened)], None)
+            of_array: AbstractContextManager[Sound] = nullcontext(sound_of_array(sound, sample_rate, "the array"))
+            named = "the array", lambda: of_array
+        (result,) = self._score([named], None)
         if isinstance(result, Failure):
             raise result.error
         return result
 
-    def score_files(self, places: Iterable[str], progress: Progress | None = None) -> Iterator[FileScore | Failure]:
+    def score_files(
+        self, places: Iterable[str | BinaryIO], progress: Progress | None = None, track: int | None = None
+    ) -> Iterator[FileScore | Failure]:
         """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
 
         Args:
-            places: Paths, or places in archives.
+            places: Paths, places in archives, or binary file objects, which are closed. A path of a pipe is refused:
+                to open it might be to wait for ever.
             progress: Is told how many files are read, with the part of the one that is being read.
+            track: Which audio track of each, from 1 on; the one that the file calls its default if not given.
 
         Raises:
             InputError: The device has too little memory. A file that cannot be used is a `Failure`.
         """
-        return self._score(((place, _opener(place)) for place in places), progress)
+        return self._score((named_sound(place, track) for place in places), progress)
 
     def _score(self, sounds: Iterable[tuple[str, Opened]], progress: Progress | None) -> Iterator[FileScore | Failure]:
-        waiting: deque[_Sound] = deque()
-        batch: list[tuple[_Sound, Clip]] = []
+        waiting: deque[PendingSound] = deque()
+        batch: list[tuple[PendingSound, Clip]] = []
         for number, (name, opened) in enumerate(sounds):
-            sound = _Sound(name)
+            sound = PendingSound(name)
             waiting.append(sound)
             for clip in sound.clips(opened, self.window, self.hop):
                 batch.append((sound, clip))
@@ -233,7 +242,7 @@ class Scorer:
         self._run(batch)
         yield from map(self._result, waiting)
 
-    def _run(self, batch: list[tuple["_Sound", Clip]]) -> None:
+    def _run(self, batch: list[tuple[PendingSound, Clip]]) -> None:
         """Give the windows of a batch to their sounds, and empty it."""
         if batch:
             waveforms = torch.from_numpy(np.stack([clip for _, clip in batch]))
@@ -251,7 +260,7 @@ class Scorer:
                 f"{self.device} has too little memory for {len(waveforms)} windows at once: take a smaller batch size"
             ) from None
 
-    def _result(self, sound: "_Sound") -> FileScore | Failure:
+    def _result(self, sound: PendingSound) -> FileScore | Failure:
         if sound.error is not None:
             return Failure(sound.name, sound.error)
         scores = np.array(sound.log_odds, np.float64)
@@ -273,54 +282,8 @@ class Scorer:
             tuple(windows),
             sound.envelope.extremes(),
             sound.envelope.seconds,
+            sound.notes,
         )
-
-
-class _Sound:
-    """A sound on its way through the batches."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.length = 0
-        self.starts: list[int] = []
-        self.log_odds: list[float] = []
-        self.envelope: Envelope | None = None
-        self.error: Exception | None = None
-        self.is_read = False
-
-    def clips(self, opened: Opened, window: int, hop: int) -> Iterator[Clip]:
-        """Its windows; what goes wrong ends them and is kept."""
-        try:
-            with opened() as sound:
-                self.length = sound.length
-                self.envelope = Envelope(sound.length)
-                for start, clip in windows_of(sound, window, hop, self.envelope):
-                    self.starts.append(start)
-                    yield clip
-        except Exception as error:  # a file must not stop those after it
-            self.error = error
-        self.is_read = True
-
-    def part_read(self, window: int) -> float:
-        return min(1.0, (self.starts[-1] + window) / self.length)
-
-    @property
-    def is_complete(self) -> bool:
-        return self.error is not None or (self.is_read and len(self.log_odds) == len(self.starts))
-
-
-def _opener(place: str) -> Opened:
-    def opened() -> AudioReader:
-        if os.path.isfile(place):
-            return AudioReader(place)
-        if os.path.exists(place):  # opening a pipe would wait for a writer
-            raise AudioError(f"cannot decode {place}: this is a {'folder' if os.path.isdir(place) else 'device'}")
-        source = open_file(place)
-        if source == place:  # libsndfile would end a name at NUL
-            raise AudioError(f"no such audio file: {place}")
-        return AudioReader(source, place)
-
-    return opened
 
 
 def _usable(device: str | torch.device | None) -> torch.device:

@@ -1,64 +1,108 @@
-"""What a person names, as files to score: files, folders, patterns, lists, archives."""
+"""What a person names, as files to score: files, folders, patterns, lists, archives, pipes."""
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from moelora_ad.audio import AudioError
+from moelora_ad.audio.probing import holds_sound
 from moelora_ad.corpora.archives import SUFFIXES as ARCHIVES
 from moelora_ad.corpora.manifest_formats import read_manifest
-from moelora_ad.corpora.storage import audio_files, folder_of, joined, located
+from moelora_ad.corpora.storage import all_files, folder_of, joined, located, open_file
 from moelora_ad.errors import InputError
-from moelora_ad.formats import AUDIO_SUFFIXES
+from moelora_ad.formats import AUDIO_SUFFIXES, UNSURE_SUFFIXES, ending, told_left_out
+from moelora_ad.inference.pipes import is_pipe, open_pipe, spooled
 
 LISTS = (".csv", ".tsv", ".jsonl", ".parquet")
 STANDARD_INPUT = "-"
+_BEGINNING = 2**16  # bytes
 
 
 class SourceError(InputError):
     """A source that has no file to score."""
 
 
-def find_sounds(sources: Iterable[str], standard_input: BinaryIO) -> tuple[list[str], list[InputError]]:
-    """The places of all sounds (see `storage`) in their order, each once, and what is wrong with sources.
+class Found(NamedTuple):
+    """What sources have.
+
+    Attributes:
+        sounds: Places (see `storage`), and files that came through pipes, in their order and each once.
+        problems: What is wrong with sources.
+        left_out: How many files of folders, archives and patterns were not taken for sound, by their ending.
+    """
+
+    sounds: list[str | BinaryIO]
+    problems: list[InputError]
+    left_out: Counter[str]
+
+
+def find_sounds(sources: Iterable[str], standard_input: BinaryIO) -> Found:
+    """The sounds that a person means.
 
     Args:
-        sources: Each is an audio file; a folder, in which audio files are known by their ending, and those below it; a
-            pattern, of which ``**`` stands for any folders; a list of files with a column ``path`` (see `Manifest`),
-            relative to it; an archive, or a place in one (``x.zip!/a.wav``); ``-`` for any of these, line by line, from
-            standard input.
+        sources: Each is an audio file; a pipe; a folder, with all that is below it; a pattern, of which ``**`` stands
+            for any folders; a list of files with a column ``path`` (see `Manifest`), relative to it; an archive, or a
+            place in one (``x.zip!/a.wav``); ``-`` for the sound that comes through standard input, or for any of these,
+            line by line, if that has text. In folders, archives and patterns, sound is known by its ending, and by
+            its content if there is none.
         standard_input: Is read only for ``-``.
     """
-    places: dict[str, str] = {}  # by what makes them one
+    sounds: dict[str, str | BinaryIO] = {}  # by what makes them one
     problems: list[InputError] = []
-    for source in _with_lines(sources, standard_input):
+    left_out: dict[str, str] = {}  # endings, by what makes files one
+    for source in _with_standard_input(sources, standard_input):
+        if isinstance(source, InputError):
+            problems.append(source)
+            continue
+        if not isinstance(source, str):
+            sounds.setdefault(STANDARD_INPUT, source)
+            continue
         try:
             count = 0
-            for found in _expanded(source):
+            others: list[str] = []
+            for found in _expanded(source, others):
                 count += 1
                 if isinstance(found, InputError):
                     problems.append(found)
-                else:
-                    places.setdefault(_identity(found), found)
+                elif (identity := _identity(found)) not in sounds:
+                    # One in a folder or a list is not named itself: to open it might be to wait for ever.
+                    sounds[identity] = open_pipe(found) if found == source and is_pipe(found) else found
+            left_out |= {_identity(file): ending(file) for file in others}
             if count == 0:
-                endings = "" if _is_list(source) else f"; it is known by its ending, {' '.join(AUDIO_SUFFIXES)}"
-                problems.append(SourceError(f"no audio file in {source}{endings}"))
+                told = f" ({told_left_out(Counter(map(ending, others)))})" if others else ""
+                problems.append(SourceError(f"no audio file in {source}{told}"))
         except InputError as error:  # a faulty list or archive
             problems.append(error)
         except (OSError, ValueError) as error:  # a name that no file can have
             problems.append(SourceError(f"{source}: {error}"))
-    return list(places.values()), problems
+    unnamed = Counter(end for file, end in left_out.items() if file not in sounds)
+    return Found(list(sounds.values()), problems, unnamed)
 
 
-def _with_lines(sources: Iterable[str], standard_input: BinaryIO) -> Iterator[str]:
+def _with_standard_input(sources: Iterable[str], standard_input: BinaryIO) -> Iterator[str | BinaryIO | InputError]:
     for source in sources:
-        if source == STANDARD_INPUT:
-            lines = standard_input.read().split(b"\n")
-            yield from (os.fsdecode(stripped) for line in lines if (stripped := line.removesuffix(b"\r")))
-        else:
+        if source != STANDARD_INPUT:
             yield source
+            continue
+        try:
+            yield from _sound_or_lines(spooled(standard_input, "standard input"))
+        except AudioError as error:
+            yield error
+
+
+def _sound_or_lines(file: BinaryIO) -> Iterator[str | BinaryIO]:
+    # No file's name has a NUL; sound without one in its first part is short, and can be decoded to tell.
+    if b"\0" in file.read(_BEGINNING) or holds_sound(file):
+        file.seek(0)
+        yield file
+        return
+    file.seek(0)
+    with file:
+        lines = file.read().split(b"\n")
+    yield from (os.fsdecode(stripped) for line in lines if (stripped := line.removesuffix(b"\r")))
 
 
 def _identity(place: str) -> str:
@@ -69,23 +113,47 @@ def _is_list(source: str) -> bool:
     return source.lower().endswith(LISTS)
 
 
-def _expanded(source: str) -> Iterator[str | InputError]:
-    """The places of one source, and what is wrong with parts of it."""
+def _expanded(source: str, left_out: list[str]) -> Iterator[str | InputError]:
+    """The places of one source, and what is wrong with parts of it; ``left_out`` gets the other files."""
     if os.path.isdir(source):
-        yield from _below(source)
+        yield from _sounds(_below(source), left_out)
+    elif is_pipe(source):
+        yield source
     elif _is_list(source):
         yield from _listed(source)
-    elif source.lower().endswith(ARCHIVES) or ("!/" in source and not source.lower().endswith(AUDIO_SUFFIXES)):
+    elif source.lower().endswith(ARCHIVES) or ("!/" in source and ending(source) not in AUDIO_SUFFIXES):
         place = located(source)
-        yield from (joined(place, name) for name in audio_files(place))
+        yield from _sounds((joined(place, name) for name in all_files(place)), left_out)
     elif glob.has_magic(source) and not os.path.lexists(source) and "!/" not in source:
-        yield from _matching(source)
+        yield from _matching(source, left_out)
     else:
         yield source
 
 
+def _sounds(files: Iterable[str | InputError], left_out: list[str]) -> Iterator[str | InputError]:
+    """Those that are sound by their ending, or by their content if that does not tell."""
+    for file in files:
+        if isinstance(file, InputError) or _is_sound(file):
+            yield file
+        else:
+            left_out.append(file)
+
+
+def _is_sound(place: str) -> bool:
+    if (end := ending(place)) not in UNSURE_SUFFIXES:
+        return end in AUDIO_SUFFIXES
+    if os.path.exists(place) and not os.path.isfile(place):  # a pipe or a device
+        return False
+    try:
+        file = place if os.path.exists(place) else open_file(place)
+        with open(file, "rb") if isinstance(file, str) else file as opened:
+            return holds_sound(opened)
+    except (InputError, OSError):
+        return False
+
+
 def _below(folder: str) -> Iterator[str | InputError]:
-    """The audio files in a folder and below; a folder that links lead to again is seen once."""
+    """The files in a folder and below; a folder that links lead to again is seen once."""
     unreadable: list[OSError] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, onerror=unreadable.append, followlinks=True):
@@ -94,19 +162,21 @@ def _below(folder: str) -> Iterator[str | InputError]:
             continue
         seen.add(real)
         folders.sort()
-        yield from (os.path.join(place, name) for name in sorted(names) if name.lower().endswith(AUDIO_SUFFIXES))
+        yield from (os.path.join(place, name) for name in sorted(names))
     yield from (SourceError(f"{reason.filename}: cannot be read: {reason.strerror}") for reason in unreadable)
 
 
-def _matching(pattern: str) -> Iterator[str | InputError]:
+def _matching(pattern: str, left_out: list[str]) -> Iterator[str | InputError]:
     """Files and folders that a pattern matches; files of any ending only if the pattern has it."""
-    ending = PurePath(pattern).suffix
-    any_ending = bool(ending) and not glob.has_magic(ending)
+    suffix = PurePath(pattern).suffix
+    any_ending = bool(suffix) and not glob.has_magic(suffix)
     for match in sorted(glob.glob(pattern, recursive=True)):
         if os.path.isdir(match):
-            yield from _below(match)
-        elif any_ending or match.lower().endswith(AUDIO_SUFFIXES):
+            yield from _sounds(_below(match), left_out)
+        elif any_ending:
             yield match
+        else:
+            yield from _sounds([match], left_out)
 
 
 def _listed(path: str) -> Iterator[str | InputError]:

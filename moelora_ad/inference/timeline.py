@@ -107,6 +107,7 @@ def timeline_page(result: FileScore, decision: Decision) -> str:
         colour=BONA_FIDE if result.verdict(threshold=decision.threshold) == "bonafide" else SPOOF,
         length=clock(result.seconds),
         explained=decision.explained(),
+        notes="; ".join(map(str, result.notes)),
         wide=_embedded(timeline_figure(result, decision, (11, 4.2))),
         narrow=_embedded(timeline_figure(result, decision, (4.4, 4.4))),
         windows=[_shown(row) for row in window_rows(result, decision)],
@@ -187,6 +188,9 @@ summary { cursor: pointer; }
 <h1>{{ name }}</h1>
 <p class="facts"><span class="verdict">{{ verdict }}</span>, score {{ score }}\
 {% if chance %}, P(bona fide) {{ chance }}{% endif %}, length {{ length }}</p>
+{% if notes %}
+<p class="facts">{{ notes }}</p>
+{% endif %}
 <picture>
 <source media="(max-width: 640px)" srcset="{{ narrow }}">
 <img src="{{ wide }}" alt="Score over time; the windows are listed below">

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from moelora_ad.audio import SAMPLE_RATE, AudioError
 from moelora_ad.audio.decoding import check_rate, resampled
+from moelora_ad.audio.notes import Note
+from moelora_ad.audio.quality import ChannelMeter
 from moelora_ad.audio.segments import Clip, repeated
 
 ENVELOPE_POINTS = 1_000
@@ -22,6 +24,14 @@ class Sound(Protocol):
     def length(self) -> int:
         """Number of samples at 16 kHz."""
 
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What is odd about the file."""
+
+    @property
+    def meter(self) -> ChannelMeter | None:
+        """Has seen all channels when the last block is out."""
+
     def blocks(self) -> Iterator[Clip]:
         """The sound from its beginning to its end, each block (n,) float32 at 16 kHz."""
 
@@ -30,6 +40,8 @@ class ArraySound(NamedTuple):
     """An array as a `Sound`."""
 
     waveform: Clip
+    meter: ChannelMeter
+    notes: tuple[Note, ...] = ()
 
     @property
     def length(self) -> int:
@@ -72,7 +84,9 @@ def sound_of_array(values: object, rate: int, name: str) -> ArraySound:
     mono: Clip = waveform if array.ndim == 1 else waveform.mean(axis=0)
     if not np.isfinite(mono).all():
         raise AudioError(f"cannot use {name}: it has NaN or infinite samples")
-    return ArraySound(resampled(mono, int(rate)))
+    meter = ChannelMeter()
+    meter.add(np.atleast_2d(waveform).T)
+    return ArraySound(resampled(mono, int(rate)), meter)
 
 
 def window_starts(length: int, window: int, hop: int) -> Iterator[int]:

@@ -166,7 +166,7 @@ class BreaksOff(io.BytesIO):
 
 @pytest.mark.parametrize("form", ["wav", "flac", "ogg"])
 def test_a_large_remote_file_whose_connection_breaks(tmp_path, monkeypatch, capfd, form):
-    monkeypatch.setattr("moelora_ad.audio.decoding._IN_MEMORY", 10)
+    monkeypatch.setattr("moelora_ad.audio.source._IN_MEMORY", 10)
     soundfile.write(tmp_path / f"a.{form}", noise(200_000), 16_000)
     data = (tmp_path / f"a.{form}").read_bytes()
     with pytest.raises(AudioError) as error:
@@ -184,7 +184,7 @@ def test_storage_that_fails_is_named():
 @pytest.mark.parametrize("limit", [10, 2**24])
 @pytest.mark.parametrize(("samples", "rate"), [(100, 16_000), (0, 16_000), (100, 44_101)])
 def test_file_objects_are_closed_whatever_happens(tmp_path, monkeypatch, limit, samples, rate):
-    monkeypatch.setattr("moelora_ad.audio.decoding._IN_MEMORY", limit)
+    monkeypatch.setattr("moelora_ad.audio.source._IN_MEMORY", limit)
     soundfile.write(tmp_path / "a.wav", noise(samples), rate)
     (tmp_path / "text.wav").write_text("text " * 100)
     usable = samples and rate == 16_000

@@ -97,7 +97,7 @@ def test_file_objects_are_read_like_paths(tmp_path, monkeypatch, form):
         soundfile.write(path, speech(), 16_000)
     whole = read_audio(path)
     for limit in (2**24, 10):  # in memory, and piece by piece
-        monkeypatch.setattr("moelora_ad.audio.decoding._IN_MEMORY", limit)
+        monkeypatch.setattr("moelora_ad.audio.source._IN_MEMORY", limit)
         with AudioReader(open(path, "rb"), "x.zip!/a") as sound:
             np.testing.assert_array_equal(sound.read(), whole)
             np.testing.assert_array_equal(sound.read(100, 200), whole[100:300])

@@ -78,6 +78,6 @@ def test_matroska(tmp_path, offset):
 def test_an_ogg_file_is_read_from_where_it_was(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.ogg", noise(640_000), 16_000)
     whole = read_audio(tmp_path / "a.ogg")
-    monkeypatch.setattr("moelora_ad.audio.decoding._IN_MEMORY", 10)
+    monkeypatch.setattr("moelora_ad.audio.source._IN_MEMORY", 10)
     with AudioReader(open(tmp_path / "a.ogg", "rb"), "a") as sound:
         np.testing.assert_array_equal(sound.read(), whole)

@@ -215,6 +215,7 @@ def trials_or_error(corpus):
         return line
 
 
+@pytest.mark.filterwarnings("ignore:.*left out")
 @pytest.mark.parametrize("name", FOLDERED)
 @settings(deadline=None, max_examples=30)
 @given(tree=st.lists(FILES, max_size=6, unique_by=lambda file: b"/".join([*file[0], file[1]])))

@@ -1,5 +1,6 @@
 import csv
 import io
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,59 @@ def test_path_alone_is_enough_and_other_columns_are_ignored(tmp_path):
     assert trials[0].audio == str(tmp_path / "x/a.b.flac")
 
 
+@pytest.mark.parametrize(
+    ("rows", "ids"),
+    [
+        (["a.wav", "a.mp3", "a.opus", "b.wav"], ["a.wav", "a.mp3", "a.opus", "b"]),
+        (["spk.001", "spk.002", "spk.003.wav"], ["spk.001", "spk.002", "spk.003"]),
+        (["x/a.WAV", "y/a.wav", "x/a.v2.flac"], ["x/a", "y/a", "x/a.v2"]),
+        (["a", "a.wav", "b.wav"], ["a", "a.wav", "b"]),
+        (["a.wav.flac", "a.wav"], ["a.wav.flac", "a"]),
+        (["b.wav,a", "a.wav,", "c.wav,"], ["a", "a.wav", "c"]),
+        (["b.wav,a.wav", "a.wav.mp3,"], ["a.wav", "a.wav.mp3"]),
+    ],
+)
+def test_ids_have_no_ending_where_that_is_unique(tmp_path, rows, ids):
+    header = "path,utterance" if "," in rows[0] else "path"
+    for order in itertools.permutations(range(len(rows))):
+        trials = manifest(tmp_path, "\n".join([header, *(rows[i] for i in order)]) + "\n").trials()
+        assert [trial.utterance for trial in trials] == [ids[i] for i in order]
+
+
+def test_an_id_is_the_same_whichever_split_is_read(tmp_path):
+    text = "path,split\na.wav,dev\na.mp3,eval\nb.wav,dev\nb.wav,eval\n"
+    assert [trial.utterance for trial in manifest(tmp_path, text, split="dev").trials()] == ["a.wav", "b"]
+    assert [trial.utterance for trial in manifest(tmp_path, text, split="eval").trials()] == ["a.mp3", "b"]
+
+
+PATHS = st.lists(st.sampled_from(["a", "b/a", "a.wav", "a.flac", "a.wav.mp3", "a.x", "b/a.WAV", ".wav"]), min_size=1)
+
+
+@settings(deadline=None)
+@given(PATHS, st.data())
+def test_different_paths_are_never_repeated_and_the_same_always(tmp_path_factory, paths, data):
+    result = trials_or_error(manifest(tmp_path_factory.getbasetemp(), "\n".join(["path", *paths]) + "\n"))
+    if len(set(paths)) < len(paths):
+        assert "was already in line" in str(result)
+    else:
+        assert all(trial.audio.endswith(path) for trial, path in zip(result, paths, strict=True))
+        assert all(path.startswith(id_) for path, id_ in zip(paths, ids(result), strict=True))
+        shuffled = data.draw(st.permutations(paths))
+        other = trials_or_error(manifest(tmp_path_factory.getbasetemp(), "\n".join(["path", *shuffled]) + "\n"))
+        assert dict(zip(shuffled, ids(other), strict=True)) == dict(zip(paths, ids(result), strict=True))
+
+
+def ids(trials):
+    return [trial.utterance for trial in trials]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_spreadsheets_and_databases_write_other_delimiters(tmp_path, delimiter):
+    assert list(manifest(tmp_path, FULL.replace('"Obama, Barack"', "Obama").replace(",", delimiter)).trials()) == list(
+        manifest(tmp_path, FULL.replace('"Obama, Barack"', "Obama")).trials()
+    )
+
+
 def test_name_and_root(tmp_path):
     corpus = manifest(tmp_path, "path\na.wav\n", name="Mine", root="/data/mine")
     (trial,) = corpus.trials()
@@ -64,6 +118,9 @@ def test_a_quoted_field_over_two_lines_does_not_shift_the_line_numbers(tmp_path)
     assert told(tmp_path, text).startswith(", line 4, column 'label': 'reel' is not a label; accepted are bonafide,")
 
 
+REPEATED = "; if both are trials, tell them apart in the column 'utterance'"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -77,7 +134,12 @@ def test_a_quoted_field_over_two_lines_does_not_shift_the_line_numbers(tmp_path)
         ("path,label\na.wav\n", ", line 2: 1 fields where the header has 2"),
         ("path,label\na.wav,real\nb.wav,real,x\n", ", line 3: 3 fields where the header has 2"),
         ("path,label\n,real\n", ", line 2, column 'path': is empty"),
-        ("path\na.wav\na.flac\n", ", line 3: utterance 'a' was already in line 2"),
+        ("path\na.wav\na.wav\n", f", line 3: utterance 'a' was already in line 2{REPEATED}"),
+        ("path,utterance\na.wav,u\nb.wav,u\n", f", line 3: utterance 'u' was already in line 2{REPEATED}"),
+        (
+            "path,utterance\na.wav,\nb.wav,a.wav\nc.wav,a\n",
+            f", line 3: utterance 'a.wav' was already in line 2{REPEATED}",
+        ),
         (b"path\na.wav\n\xe4.wav\n", ", line 3: not UTF-8 text at byte 11"),
         (b"path\na\0.wav\n", ", line 2: not a text file: NUL at byte 6"),
         ('path\n"a.wav\n', ", line 2: not valid CSV: unexpected end of data"),

@@ -220,6 +220,95 @@ def test_scores_without_labels_need_a_key(
     assert "only 115 trials are in the figures: 5 of the key have no score" in capsys.readouterr().out
 
 
+def test_the_simplest_tables_and_the_keys_of_other_people(
+    evaluate: Evaluate,
+    tmp_path: Path,
+    make_scores: Callable[..., ScoreTable],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = make_scores()
+    labels, scores = table.labels.tolist(), list(map(repr, table.scores.tolist()))
+    words = [("spoof", "bona-fide")[label] for label in labels]
+    kinds = [
+        ("RealVideo-FakeAudio", "B", "rtvc") if label == 0 else ("RealVideo-RealAudio", "A", "real") for label in labels
+    ]
+    rows = range(len(table))
+    written = {
+        "simple.csv": ["utterance,label,score", *(f"u{i},{words[i]},{scores[i]}" for i in rows)],
+        "simple_semicolons.csv": ["utterance;label;score", *(f"u{i};{words[i]};{scores[i]}" for i in rows)],
+        "simple_tabs.csv": ["utterance\tlabel\tscore", *(f"u{i}\t{words[i]}\t{scores[i]}" for i in rows)],
+        "list.csv": ["path,label", *(f"calls/{i}.wav,{words[i]}" for i in rows)],
+        "scored.csv": ["path,score,scale,notes,error", *(f"calls/{i}.wav,{scores[i]},log_odds,," for i in rows)],
+        "scored.jsonl": [f'{{"path": "calls/{i}.wav", "score": {scores[i]}, "error": null}}' for i in rows],
+        "meta.csv": ["file,speaker,label", *(f'{i}.wav,"Smith, J. {i % 5}",{words[i]}' for i in rows)],
+        "with_ending.txt": [f"{i}.wav {scores[i]}" for i in rows],
+        "without_ending.txt": [f"{i} {scores[i]}" for i in rows],
+        "six.txt": [f"- {i}.wav - - - {words[i]}" for i in rows],
+        "meta_data.csv": [
+            "source,target1,target2,method,category,type,race,gender,filename,path",
+            *(f"id,-,-,{m},{c},{t},x,y,{i}.mp4,FakeAVCeleb_v1.2/{t}/x/y/id" for i, (t, c, m) in enumerate(kinds)),
+        ],
+        "videos.txt": [f"FakeAVCeleb_v1.2/{kind[0]}/x/y/id/{i}.mp4 {scores[i]}" for i, kind in enumerate(kinds)],
+    }
+    for name, lines in written.items():
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    (tmp_path / "elsewhere").mkdir()
+    eer = f" {100 * table.equal_error_rate().eer:.2f} "
+    for folder in (".", "elsewhere"):
+        monkeypatch.chdir(tmp_path / folder)
+        for given, key, told in (
+            ("simple.csv", None, None),
+            ("simple_semicolons.csv", None, None),
+            ("simple_tabs.csv", None, None),
+            ("scored.csv", "list.csv", "calls/0.wav to calls/0"),
+            ("scored.jsonl", "list.csv", "calls/0.wav to calls/0"),
+            ("with_ending.txt", "meta.csv", "0.wav to 0"),
+            ("without_ending.txt", "meta.csv", None),
+            ("with_ending.txt", "six.txt", None),
+            ("without_ending.txt", "six.txt", "without the endings of their ids, one to one: 0 to 0.wav"),
+            ("videos.txt", "meta_data.csv", "0.mp4 to RealVideo-RealAudio/x/y/id/0"),
+        ):
+            assert evaluate(tmp_path / given, *(["--key", tmp_path / key] if key else []), "--resamples", 0) == 0, given
+            printed = capsys.readouterr().out
+            assert eer in printed
+            assert (f"{Path(given).stem}: {len(table)} scores were matched to the key" in printed) == (told is not None)
+            assert told is None or told in printed
+
+
+def test_files_that_could_not_be_scored_are_told(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scored.csv").write_text("path,score,error\na.wav,1,\nb.wav,-1,\nc.wav,,c.wav: no audio\n")
+    (tmp_path / "list.csv").write_text("path,label\na.wav,real\nb.wav,fake\nc.wav,fake\n")
+    arguments = (tmp_path / "scored.csv", "--key", tmp_path / "list.csv", "--resamples", 0)
+    assert evaluate(*arguments) == 1
+    line = one_line(capsys)
+    assert "1 of 3 trials of the key have no score: c; give --allow-partial" in line
+    assert line.endswith("1 trials could not be scored (column 'error') and are in no figure")
+    assert evaluate(*arguments, "--allow-partial") == 0
+    assert "scored: 1 trials could not be scored (column 'error')" in capsys.readouterr().out
+
+
+def test_what_is_in_no_known_format_says_how_to_name_one(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("u1;0.5\nu2;1\n")
+    assert evaluate(tmp_path / "a.csv") == 1
+    assert "--format-in; the first line of a table names its columns" in one_line(capsys)
+
+
+def test_a_run_is_enough(evaluate: Evaluate, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder = make_run("lora", 1)
+    (run_folder / "metrics.csv").write_text("epoch,loss\n0,1.0\n")
+    assert evaluate(run_folder, "--own", "in_domain", "--resamples", 0) == 0
+    printed = capsys.readouterr().out
+    for name in ("in_domain", "out_of_domain"):
+        eer = ScoreTable.read(run_folder / "scores/best" / f"{name}.csv").equal_error_rate().eer
+        assert f"{100 * eer:.2f}" in printed
+    assert "the scores of its best checkpoint" in printed
+
+
 def test_every_faulty_file_is_named_and_nothing_is_written(
     evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

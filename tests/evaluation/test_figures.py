@@ -161,6 +161,20 @@ def test_reversed_scores_are_noted() -> None:
     assert not any("reversed" in note for note in evaluate_set("mini", table, NONE).notes)
 
 
+@pytest.mark.parametrize("resamples", [0, 1000])
+def test_scores_look_reversed_only_if_the_interval_excludes_chance(resamples: int) -> None:
+    draw = np.random.default_rng(5)
+    # Ten of twenty errors would be chance; 11 are within what twenty trials of a class can show, 18 are not.
+    for wrong, is_told in ((11, False), (18, True)):
+        ranks = [1.0] * wrong + [3.0] * (20 - wrong) + [2.0] * wrong + [0.0] * (20 - wrong)
+        trials = [Trial(f"u{i}", "", label=int(i < 20), speaker=f"s{i}") for i in range(40)]
+        table = ScoreTable(trials, np.array(ranks) + draw.uniform(0, 0.5, 40))
+        options = FigureOptions(resamples=resamples)
+        for found in (evaluate_set("mini", table, options), pooled({"mini": table}, options)):
+            assert found.overall.eer == wrong / 20
+            assert any("reversed" in note for note in found.notes) == is_told
+
+
 def test_trials_without_a_label_are_refused() -> None:
     table = made(num=12)
     trials = [replace(trial, label=None) if i in (4, 7) else trial for i, trial in enumerate(table.trials)]

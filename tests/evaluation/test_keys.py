@@ -4,11 +4,13 @@ import csv
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelora_ad.corpora import Trial, TrialList
+from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreError, Scores, ScoreTable, join_scores, read_key
+from moelora_ad.evaluation.keys import PARTS
 
 LA_2021 = (
     "LA_0009 LA_E_9332881 alaw ita_tx A07 spoof notrim eval\n"
@@ -29,6 +31,23 @@ KEYS = {
     "manifest": ("path,label\nd/b.wav,spoof\nd/c.wav,bonafide\n", [("d/b", 0), ("d/c", 1)]),
     "table": ("utterance,label,attack\nu1,spoof,A09\nu2,genuine,\n", [("u1", 0), ("u2", 1)]),
 }
+KEYS |= {
+    "six columns": ("- 0.wav - - - spoof\n- 1.wav - - - bonafide\n", [("0.wav", 0), ("1.wav", 1)]),
+    "laundered": (
+        "LA_1 LA_E_1 A11 spoof Filtering lpf\nLA_1 LA_E_2 - bonafide Filtering lpf\n",
+        [("LA_E_1", 0), ("LA_E_2", 1)],
+    ),
+    "two columns": ("a.wav genuine\nb.wav\tfake\n", [("a.wav", 1), ("b.wav", 0)]),
+    "three columns": ("a.wav real 0\nb.wav fake 1\n", [("a.wav", 1), ("b.wav", 0)]),
+    "in the wild": ('file,speaker,label\n0.wav,"Smith, J.",spoof\n1.wav,B,bona-fide\n', [("0", 0), ("1", 1)]),
+    "in the wild of a spreadsheet": (
+        "file;speaker;label\n0.wav;A, B;spoof\n1.wav;C;real\n",
+        [("0.wav", 0), ("1.wav", 1)],
+    ),
+    "semicolons": ('"utterance";"label"\nu1;spoof\nu2;real\n', [("u1", 0), ("u2", 1)]),
+    "manifest of a spreadsheet": ("path;label\na/b.wav;spoof\na/c.wav;real\n", [("a/b", 0), ("a/c", 1)]),
+    "files": ("filename,label\na.wav,Fake\nb.wav,Real\n", [("a.wav", 0), ("b.wav", 1)]),
+}
 KEYS["asvspoof5"] = (KEYS["asvspoof5"][0], [("E_0009538969", 1), ("E_3", 0)])
 
 
@@ -38,6 +57,43 @@ def test_official_keys_are_known_by_their_content(tmp_path, name):
     (tmp_path / "key").write_text(text)
     trials = read_key(tmp_path / "key")
     assert [(trial.utterance, trial.label) for trial in trials] == wanted
+
+
+AV = "source,target1,target2,method,category,type,race,gender,{}\n"
+AV_ROW = "id1,-,-,{},{},{},African,men,{}.mp4,{}/{}/African/men/id1\n"
+AV_KINDS = (
+    ("real", "A", "RealVideo-RealAudio"),
+    ("rtvc", "B", "RealVideo-FakeAudio"),
+    ("fsgan", "C", "FakeVideo-RealAudio"),
+)
+
+
+@pytest.mark.parametrize(("header", "top"), [("path,", "FakeAVCeleb"), ("filename,path", "FakeAVCeleb_v1.2")])
+@pytest.mark.parametrize(("phase", "labels"), [(None, [1, 0, 1]), ("all", [1, 0, 1]), ("a_vs_b", [1, 0])])
+def test_fakeavcelebs_list_is_a_key_by_each_of_its_lists(tmp_path, header, top, phase, labels):
+    rows = (AV_ROW.format(*kind, i, top, kind[2]) for i, kind in enumerate(AV_KINDS))
+    (tmp_path / "meta_data.csv").write_text(AV.format(header) + "".join(rows))
+    trials = read_key(tmp_path / "meta_data.csv", phase)
+    assert trials.labels.tolist() == labels
+    assert trials[1].utterance == "RealVideo-FakeAudio/African/men/id1/1"
+    assert trials[1].corpus == f"FakeAVCeleb_{phase or 'all'}"
+    with pytest.raises(ScoreError, match="phase 'hidden' is none of all, a_vs_fake, a_vs_b"):
+        read_key(tmp_path / "meta_data.csv", "hidden")
+
+
+def test_fields_of_protocols_without_a_header(tmp_path):
+    (tmp_path / "key").write_text("S1 u1 - x A07 spoof\nS2 u2 - x - bonafide\n")
+    first, second = read_key(tmp_path / "key")
+    assert (first.speaker, first.attack, first.corpus) == ("S1", "A07", "key")
+    assert (second.speaker, second.attack) == ("S2", None)
+
+
+def test_json_lines_are_keys(tmp_path):
+    (tmp_path / "key.jsonl").write_text('{"utterance": "u1", "label": "fake"}\n\n{"utterance": 2, "label": "real"}\n')
+    assert [(t.utterance, t.label) for t in read_key(tmp_path / "key.jsonl")] == [("u1", 0), ("2", 1)]
+    (tmp_path / "list.jsonl").write_text('{"path": "a/u1.wav", "label": "fake"}\n')
+    (trial,) = read_key(tmp_path / "list.jsonl")
+    assert (trial.utterance, trial.audio) == ("a/u1", str(tmp_path / "a/u1.wav"))
 
 
 def test_fields_of_keys_and_other_phases(tmp_path):
@@ -66,6 +122,10 @@ def test_a_score_table_is_a_key(tmp_path):
         ("name,label\nu,spoof\n", "eval", "no column 'utterance'"),
         (LA_2021, "evil", "phase 'evil' is none of eval, progress"),
         ("utterance,label\nu,spof\n", "eval", "line 2, column 'label': 'spof' is not a label"),
+        ("- 0.wav - - - spoof\n- 1.wav - - - spof\n", None, "line 2, column 'label': 'spof' is not a label"),
+        ("- 0.wav - - - spoof\n- 1.wav - - spoof\n", None, "line 2: 5 columns where 6 are needed"),
+        ("a spoof\na real\n", None, "line 2: utterance 'a' was already in line 1"),
+        (LA_2021, "a_vs_b", "phase 'a_vs_b' is none of eval, progress, hidden, all"),
     ],
 )
 def test_faulty_keys_are_told(tmp_path, text, phase, told):
@@ -89,10 +149,10 @@ def test_joining_equals_a_dictionary(order, left_out, num_extra):
         with pytest.raises(ScoreError):
             join_scores(given_scores, trials)
     if wanted:
-        table, missing, extra = join_scores(given_scores, trials, allow_partial=True)
+        table, missing, extra, note = join_scores(given_scores, trials, allow_partial=True)
         assert list(table.trials) == wanted
         assert table.scores.tolist() == [scores[t.utterance] for t in wanted]
-        assert (missing, extra) == (len(left_out), num_extra)
+        assert (missing, extra, note) == (len(left_out), num_extra, None)
 
 
 def test_what_differs_is_counted_and_named():
@@ -106,7 +166,7 @@ def test_what_differs_is_counted_and_named():
     with pytest.raises(ScoreError, match="is it the key of another set"):
         join_scores(Scores(["x1"], np.zeros(1)), trials, allow_partial=True)
     with pytest.raises(ScoreError, match="the ids differ in folders or endings"):
-        join_scores(Scores(["a/u1.flac"], np.zeros(1)), trials)
+        join_scores(Scores(["a/u1.flac", "b/u1.flac"], np.zeros(2)), trials)
 
 
 def test_labels_that_contradict_the_key_are_refused():
@@ -126,3 +186,49 @@ def test_a_real_protocol_of_the_quickstart(tmp_path, quickstart):
     assert (trials.num_bona_fide, trials.num_spoof) == (44, 66)
     table = join_scores(Scores([row[1] for row in reversed(rows)], np.arange(len(rows))), trials).table
     assert table.scores.tolist() == list(range(len(rows)))[::-1]
+
+
+WORDS = ["a", "b.wav", "-", "spoof", "real", "LA_1", "LA_E_1", "DF_E_1", "eval", " ", "\t", "\n", ",", ";", '"', "\r"]
+HEADERS = ["utterance,label", "path,label", "file,speaker,label", "file_name,label", "path;label", "filename\tcm-label"]
+START = st.sampled_from(["", *(f"{header}\n" for header in HEADERS), AV.format("path,"), AV.format("filename,path")])
+TEXT = st.lists(st.sampled_from(WORDS), max_size=40).map("".join)
+
+
+@settings(deadline=None)
+@given(
+    START,
+    TEXT | st.text(max_size=30),
+    st.sampled_from(["txt", "csv", "tsv", "jsonl", "parquet"]),
+    st.sampled_from([None, *PARTS]),
+)
+def test_any_text_is_a_key_or_one_line(tmp_path_factory, start, text, suffix, phase):
+    path = tmp_path_factory.getbasetemp() / f"soup_key.{suffix}"
+    path.write_text(start + text, newline="", encoding="utf-8", errors="replace")
+    trials = trials_or_error(path, phase)
+    if isinstance(trials, InputError):
+        assert len(str(trials).splitlines()) == 1
+    else:
+        assert len(trials) >= 1
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["spoof", "fake", "real", "genuine"]), st.text("ab1", min_size=1)),
+        min_size=1,
+        unique_by=lambda row: row[1],
+    )
+)
+def test_protocols_are_read_whatever_their_columns(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "protocol.txt"
+    wanted = [(utterance, int(label in ("real", "genuine"))) for label, utterance in rows]
+    for layout in ("{1} {0}", "{1}\t{0} 7", "- {1} - - - {0}", "- {1} - {0}", "s {1} x A1 {0} y", "- {1} - - - - {0}"):
+        path.write_text("".join(layout.format(*row) + "\n" for row in rows))
+        assert [(trial.utterance, trial.label) for trial in read_key(path)] == wanted
+
+
+def trials_or_error(path, phase):
+    try:
+        return read_key(path, phase)
+    except InputError as error:
+        return error

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.run_records import find_records, read_record
+from moelora_ad.evaluation.run_records import find_records, read_record, trials_hash
 
 CONTENT = {
     "format": 1,
@@ -33,6 +34,7 @@ CONTENT = {
     "versions": {"python": "3.11.7"},
     "git_commit": None,
     "command": ["fit"],
+    "configured_sets": {"dev": {"corpus": "MiniLA", "trials": "0a1b"}},
 }
 
 
@@ -52,6 +54,21 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert record.score_folder == folder / "scores/a"
     assert record.sets["dev"].num_spoof == 6
     assert read_record(write(folder, scores=None)).score_folder is None
+
+
+def test_the_sets_that_a_run_is_configured_with(tmp_path):
+    """By name and trials, in any order; a record of an earlier version does not know them."""
+    trials = TrialList([Trial("a", "a.wav", 1), Trial("b", "b.wav", 0)])
+    other = TrialList([Trial("b", "b.wav", 0), Trial("a", "elsewhere/a.wav", 1)])
+    sets = {"calls": {"corpus": "c", "trials": trials_hash(trials)}, "unread": {"corpus": "c", "trials": None}}
+    record = read_record(write(tmp_path / "run", configured_sets=sets))
+    assert record.is_configured("calls", other)
+    assert not record.is_configured("calls", TrialList([Trial("a", "a.wav", 0), Trial("b", "b.wav", 1)]))
+    assert not record.is_configured("others", trials)
+    assert record.is_configured("unread", trials)
+    earlier = {name: value for name, value in CONTENT.items() if name != "configured_sets"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(earlier))
+    assert read_record(tmp_path / "run").is_configured("others", trials)
 
 
 def test_runs_are_found_below_folders_each_once_and_in_order(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from moelora_ad.corpora import Trial
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreError, ScoreTable, read_scores, write_scores
+from moelora_ad.inference.output import FILE_COLUMNS, RowWriter
 
 TRIALS = [
     Trial("LA_E_1", "/data/a b/LA_E_1.flac", 1, "LA_0001", corpus="ASVspoof2019_LA"),
@@ -59,6 +60,50 @@ def test_a_table_of_ids_and_scores_needs_a_key(tmp_path):
     assert found.scores.tolist() == [1.5, -2.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "utterance,label,score\nu1,bona-fide,1.5\nu2,Fake,-2\n"),
+        ("a.csv", "score;utterance;label\n1.5;u1;real\n-2;u2;spoof\n"),
+        ("a.csv", "utterance\tlabel\tscore\tx\nu1\tgenuine\t1.5\t\nu2\tspoof\t-2\t\n"),
+        ("a.tsv", "utterance,label,score\nu1,real,1.5\nu2,spoof,-2\n"),
+        ("a.txt", '"file";"label";"score"\nu1;real;1.5\nu2;spoof;-2\n'),
+        (
+            "a.jsonl",
+            '{"utterance": "u1", "label": "real", "score": 1.5}\n'
+            '{"path": "x", "utterance": "u2", "label": "fake", "score": -2}\n',
+        ),
+        ("a.tsv", "filename\tcm-label\tcm-score\nu1\tbonafide\t1.5\nu2\tspoof\t-2\n"),
+    ],
+)
+def test_a_table_with_labels_needs_no_more_columns(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    found = read_scores(tmp_path / name)
+    assert [(trial.utterance, trial.label) for trial in found.trials] == [("u1", 1), ("u2", 0)]
+    assert found.scores.tolist() == [1.5, -2.0]
+    assert read_scores(tmp_path / name, "table").scores.tolist() == [1.5, -2.0]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_what_the_verb_score_wrote(tmp_path, form):
+    # Whatever other columns it has.
+    unscored = dict.fromkeys(FILE_COLUMNS)
+    with open(tmp_path / f"scores.{form}", "wb") as file:
+        write = RowWriter(form, FILE_COLUMNS, file.write)
+        write(unscored | {"path": "calls/a, b.wav", "score": 1 / 3, "verdict": "bonafide"})
+        write(unscored | {"path": "calls/c.wav", "error": "calls/c.wav: no audio"})
+        write(unscored | {"path": "calls/d.wav", "score": -1e-300, "verdict": "spoof"})
+    found = read_scores(tmp_path / f"scores.{form}")
+    assert list(found.utterances) == ["calls/a, b.wav", "calls/d.wav"]
+    assert found.scores.tolist() == [1 / 3, -1e-300]
+    assert found.num_failed == 1
+
+
+def test_scores_with_tabs_and_without_a_header(tmp_path):
+    (tmp_path / "a.txt").write_text("u1\t0.5\nu2\t-1\n")
+    assert list(read_scores(tmp_path / "a.txt").utterances) == ["u1", "u2"]
+
+
 def test_further_columns_of_asvspoof5_are_ignored(tmp_path):
     (tmp_path / "a.tsv").write_text("spk\tfilename\tcm-score\tasv-score\ns\tE_1\t0.5\t-\n")
     assert list(read_scores(tmp_path / "a.tsv").utterances) == ["E_1"]
@@ -76,7 +121,13 @@ def test_further_columns_of_asvspoof5_are_ignored(tmp_path):
         ("a.txt", '/a "b 1\n', ", line 1: not valid CSV"),
         ("a.txt", "one\n", ", line 1: is in no known format of scores (table: "),
         ("a.tsv", "filename\tcm-score\n", ": has no scores"),
-        ("a.csv", "id,score\nu,1\n", ", line 1: no column 'utterance'"),
+        ("a.csv", "id,score\nu,1\n", ", line 1: no column 'utterance'; the header has 'id', 'score'"),
+        ("a.csv", "path,score,error\na.wav,,\n", ", line 2, column 'score': '' is not a number"),
+        ("a.csv", "path,score,error\na.wav,,broken\n", ": has no scores"),
+        ("a.csv", "utterance,label,score\nu,sproof,1\n", ", line 2, column 'label': 'sproof' is not a label"),
+        ("a.csv", "utterance;label;score\nu;spoof;0,5\n", ", line 2, column 'score': '0,5' is not a number"),
+        ("a.jsonl", '{"path": "u", "score": 1}\n[]\n', ", line 2: not a JSON object"),
+        ("a.jsonl", "", ", line 1: no column 'utterance', 'score'"),
         ("a.parquet", "no parquet", ": not valid Parquet"),
     ],
 )
@@ -117,10 +168,14 @@ def test_arena_files_hold_any_path(tmp_path_factory, paths, data):
         assert [row[0] for row in csv.reader(file, delimiter=" ")] == paths
 
 
+WORDS = [b"utterance", b"path", b"label", b"score", b"error", b"cm-score", b"spoof", b"1.5", b"a.wav", b'{"score": 1}']
+SOUP = st.lists(st.sampled_from([*WORDS, b",", b";", b"\t", b" ", b"\n", b'"', b"\r"]), max_size=30).map(b"".join)
+
+
 @settings(deadline=None)
 @example(b"\x01\r\x01", "csv")
 @example(b"u" * 200_000, "txt")
-@given(st.binary(max_size=60), st.sampled_from(["csv", "tsv", "txt", "parquet"]))
+@given(st.binary(max_size=60) | SOUP, st.sampled_from(["csv", "tsv", "txt", "jsonl", "parquet"]))
 def test_any_bytes_give_scores_or_one_line(tmp_path_factory, content, suffix):
     path = tmp_path_factory.getbasetemp() / f"soup.{suffix}"
     path.write_bytes(content)

@@ -1,6 +1,9 @@
 """Files and folders on the command line: sets, runs, and what is left out."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,43 @@ def test_a_folder_without_scores_points_to_the_one_that_has_them(tmp_path: Path)
     made(tmp_path / "scores/best", "a.csv")
     with pytest.raises(PathError, match=r"no score files.*its folder 'best' has some"):
         find_score_files([str(tmp_path / "scores")])
+
+
+def test_a_run_gives_the_scores_of_its_best_checkpoint(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    run = make_run("lora", 1)
+    made(run / "scores/other", "in_domain.csv")
+    made(run, "metrics.csv")
+    found = find_score_files([str(run)])
+    assert [file.path for file in found.files] == [
+        run / "scores/best" / f"{s}.csv" for s in ("in_domain", "out_of_domain")
+    ]
+    assert found.notes[0] == f"{run}: the scores of its best checkpoint, {run / 'scores/best'}"
+    assert "dev is left out" in found.notes[1]
+    other = make_run("lora", 2)
+    assert [file.run for file in find_score_files([str(run), str(other)]).files] == ["seed_1"] * 2 + ["seed_2"] * 2
+    assert find_pairs(str(run), str(other)).systems == ("seed_1", "seed_2")
+
+
+def test_a_run_whose_record_names_no_scores_gives_the_newest(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    run = make_run("lora", 1, scores=None)
+    (file, *_), notes = find_score_files([str(run)])
+    assert file.path.parent == run / "scores/best"
+    assert notes[0].endswith(f"taken are the only, {run / 'scores/best'}")
+    made(run / "scores/later", "x.csv")
+    os.utime(run / "scores/later/x.csv", (4e9, 4e9))
+    (file,), notes = find_score_files([str(run)])
+    assert file.path == run / "scores/later/x.csv"
+    assert notes[0].endswith(f"taken are the newest of 2, {run / 'scores/later'}")
+    # A record may be missing, as of a run on another logger, or its folder of scores.
+    (run / "run.json").unlink()
+    assert find_score_files([str(run)]).files == [file]
+    shutil.rmtree(run / "scores/later")
+    shutil.rmtree(run / "scores/best")
+    with pytest.raises(PathError, match=r"seed_1: the run has no scores; lightning test --config .*config\.yaml"):
+        find_score_files([str(run)])
+    (run / "run.json").write_text("{")
+    with pytest.raises(PathError, match=r"run\.json: is not JSON"):
+        find_score_files([str(run)])
 
 
 def test_runs_are_told_apart_by_what_differs_in_their_paths(tmp_path: Path) -> None:
@@ -83,17 +123,20 @@ def test_pairs_match_by_set(tmp_path: Path) -> None:
 def test_failures_and_provenance_beside_the_scores(tmp_path: Path) -> None:
     path = made(tmp_path, "a.csv") / "a.csv"
     assert failed_note(path) is None
-    assert provenance_of(path) == (None, None)
+    assert provenance_of(path) == (None, None, True)
     (tmp_path / "a.failed.csv").write_text('utterance,reason\nx,"two\nlines"\ny,broken\n')
     (tmp_path / "a.json").write_text(json.dumps({"seed": 7, "name": "\x1b[31m"}))
     note = failed_note(path)
     assert note is not None
     assert note.startswith("2 trials could not be scored")
-    text, note = provenance_of(path)
+    text, note, of_run = provenance_of(path)
     assert note is None
+    assert of_run
     assert text is not None
     assert json.loads(text) == {"seed": 7, "name": "\x1b[31m"}
     assert "\x1b" not in text
+    (tmp_path / "a.json").write_text(json.dumps({"set_of_run": False, "untrained": True}))
+    assert provenance_of(path)[1:] == ("these are scores of untrained weights: they say nothing of a detector", False)
     for faulty in (b"{", b"\xff", b"[" * 100_000):
         (tmp_path / "a.json").write_bytes(faulty)
-        assert provenance_of(path) == (None, "a.json beside the scores cannot be read")
+        assert provenance_of(path) == (None, "a.json beside the scores cannot be read", True)

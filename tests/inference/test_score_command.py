@@ -151,6 +151,30 @@ def test_names_that_are_not_unicode_come_back_byte_for_byte(score, sounds):
     assert os.fsencode(json.loads(out)["path"]) == b"\xff.wav"
 
 
+def test_sound_on_standard_input_is_scored_and_text_is_a_list(score, sounds):
+    for name in ("long.flac", "short.wav"):
+        (by_name,) = records(score(name, "--format", "csv")[1])
+        code, out, err = score("-", "--format", "csv", lines=(sounds / name).read_bytes())
+        assert (code, err, records(out)) == (0, "", [by_name | {"path": "standard input"}])
+        code, out, err = score("-", "--format", "csv", lines=name.encode())
+        assert (code, err, records(out)) == (0, "", [by_name])
+    code, _, err = score("-", lines=b"RIFF\0\0 damaged")
+    assert code == 1
+    assert err.startswith("cannot decode standard input: ")
+
+
+def test_a_folder_tells_what_it_leaves_out(score, sounds):
+    for name in ("a.txt", "b.TXT", "c.json", "README"):
+        (sounds / name).write_text("no sound")
+    os.rename("short.wav", "short")
+    code, out, err = score(".", "--format", "csv")
+    assert (code, [row["path"] for row in records(out)]) == (0, ["./long.flac", "./short"])
+    assert err == "left out: 2 .txt, 1 without ending, 1 .json; a file that is named itself is always tried\n"
+    assert score("long.flac", "short")[2] == ""
+    code, out, err = score("*.json")
+    assert (code, err[:22]) == (1, "cannot decode c.json: ")
+
+
 def test_the_timeline(score, sounds):
     code, out, _ = score("long.flac", "short.wav", "--hop", "0.5", "--format", "csv", "--timeline", "lines")
     assert code == 0
@@ -222,8 +246,8 @@ def test_what_fails_is_told_and_counted_and_the_rest_is_scored(score, sounds):
 def test_ctrl_c_keeps_what_was_scored(score, sounds, monkeypatch, form):
     original = Scorer.score_files
 
-    def interrupted(self, places, progress):
-        results = original(self, places, progress)
+    def interrupted(self, places, *rest):
+        results = original(self, places, *rest)
         yield next(results)
         raise KeyboardInterrupt
 

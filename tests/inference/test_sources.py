@@ -2,9 +2,13 @@
 
 import io
 import os
+import sys
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from moelora_ad.inference.sources import find_sounds
 
@@ -19,8 +23,12 @@ def tree(tmp_path, monkeypatch):
 
 
 def found(*sources, lines=b""):
-    places, problems = find_sounds(sources, io.BytesIO(lines))
+    places, problems, _ = find_sounds(sources, io.BytesIO(lines))
     return places, [str(problem) for problem in problems]
+
+
+def left_out(*sources):
+    return dict(find_sounds(sources, io.BytesIO()).left_out)
 
 
 def test_files_in_the_order_they_are_named_and_once(tree):
@@ -29,7 +37,7 @@ def test_files_in_the_order_they_are_named_and_once(tree):
 
 
 def test_a_folder_is_searched_to_the_bottom_by_ending(tree):
-    wanted = ["calls/[x].wav", "calls/a.flac", "calls/b.WAV", "calls/deep/er/c.mp3"]
+    wanted = ["calls/[x].wav", "calls/a.flac", "calls/b.WAV", "calls/d.3gp", "calls/deep/er/c.mp3"]
     assert found("calls") == (wanted, [])
     assert found("calls/a.flac", "calls") == (["calls/a.flac", *(name for name in wanted if "a.flac" not in name)], [])
 
@@ -47,16 +55,67 @@ def test_a_folder_named_like_a_file_and_links_in_a_circle(tree):
     [
         ("calls/*.flac", ["calls/a.flac"]),
         ("calls/**/*.mp3", ["calls/deep/er/c.mp3"]),
-        ("calls/**", ["calls/[x].wav", "calls/a.flac", "calls/b.WAV", "calls/deep/er/c.mp3"]),
-        ("calls/d*", ["calls/deep/er/c.mp3"]),
-        ("calls/*.3gp", ["calls/d.3gp"]),
+        ("calls/**", ["calls/[x].wav", "calls/a.flac", "calls/b.WAV", "calls/d.3gp", "calls/deep/er/c.mp3"]),
+        ("calls/d*", ["calls/d.3gp", "calls/deep/er/c.mp3"]),
+        ("calls/n*", []),
+        ("calls/*.txt", ["calls/notes.txt"]),
         ("calls/?.[fW]*", ["calls/a.flac", "calls/b.WAV"]),
         ("calls/[x].wav", ["calls/[x].wav"]),  # a file of that name goes before the pattern
     ],
 )
 def test_patterns(tree, pattern, wanted):
     places, problems = found(pattern)
-    assert (sorted(places), problems) == (wanted, [])
+    assert sorted(places) == wanted
+    assert problems == ([] if wanted else [f"no audio file in {pattern} (left out: 1 .txt)"])
+
+
+def sound():
+    file = io.BytesIO()
+    soundfile.write(file, np.sin(np.arange(3_000) / 5), 16_000, format="WAV")
+    return file.getvalue()
+
+
+def test_what_is_left_out_is_counted_once_by_its_ending(tree):
+    for name in ("list.json", "more.TXT", "deep/.DS_Store"):
+        (tree / "calls" / name).write_bytes(b"x")
+    others = {".txt": 2, ".json": 1, ".ds_store": 1}
+    assert left_out("calls") == others
+    assert left_out("calls/**", "calls", str(tree / "calls")) == others
+    assert left_out("calls", "calls/notes.txt") == others | {".txt": 1}  # named itself, it is tried
+    assert left_out("calls/a.flac", "calls/*.txt", "gone") == {}
+
+
+def test_without_an_ending_the_content_tells(tree):
+    contents = {
+        "call": sound(),
+        "spk.001": sound(),
+        "song": tagged_mp3(),
+        "README": b"No sound at all, but text.\n" * 100,
+        "data.002": np.random.default_rng(0).bytes(50_000),
+        "program": Path(sys.executable).read_bytes()[:100_000],
+        "empty": b"",
+        "a.txt": sound(),  # an ending tells
+    }
+    (tree / "in").mkdir()
+    for name, data in contents.items():
+        (tree / "in" / name).write_bytes(data)
+    soundfile.write("in/wave.mat", np.sin(np.arange(3_000) / 5)[:, None], 16_000, format="MAT5")
+    (tree / "in" / "matrix.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(400))
+    os.mkfifo("in/pipe")
+    wanted = ["in/call", "in/song", "in/spk.001", "in/wave.mat"]
+    assert found("in") == (wanted, [])
+    assert left_out("in") == {"": 5, ".mat": 1, ".txt": 1}
+    with zipfile.ZipFile("x.zip", "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(f"in/{name}", data)
+    assert found("x.zip") == ([f"x.zip!/{name}" for name in wanted[:3]], [])
+    assert left_out("x.zip") == {"": 4, ".txt": 1}
+
+
+def tagged_mp3():
+    file = io.BytesIO()
+    soundfile.write(file, np.sin(np.arange(30_000) / 5), 16_000, format="MP3")
+    return b"ID3\x04\0\0\0\0\x08\0" + bytes(1024) + file.getvalue()
 
 
 @pytest.mark.parametrize("source", ["calls/*.ogg", "empty", "none.csv"])

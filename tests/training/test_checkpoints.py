@@ -208,7 +208,7 @@ def test_sets_of_other_configurations_go_elsewhere_and_are_in_no_average(lightni
         shutil.copy(file, run / "scores" / name)
     code, out, _ = lightning("results", run)
     assert code == 0
-    assert "calls is not a set of the run, and is left out" in out
+    assert "calls.csv is not of a set that the run is configured with, and is left out" in out
     assert "macro_all: mean of the test sets, seed by seed: in_domain, out_of_domain" in out
     figures = {
         s: ScoreTable.read(run / "scores" / name / f"{s}.csv").equal_error_rate().eer
@@ -229,7 +229,7 @@ def test_sets_of_other_configurations_go_elsewhere_and_are_in_no_average(lightni
     for file in other.glob("in_domain.*"):
         shutil.copy(file, run / "scores" / name)
     code, out, _ = lightning("results", run)
-    assert "in_domain.csv has scores of other trials than the run's set, and is left out" in out
+    assert "in_domain.csv is not of a set that the run is configured with, and is left out" in out
 
 
 def averages(folder: Path) -> dict[str, float]:

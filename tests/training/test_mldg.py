@@ -385,6 +385,7 @@ _EXACT = GatePolicy(noise="none")
 _AUXILIARY = AuxiliaryWeights(importance=0.1, z=0.1)
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize(
     ("method", "second_order", "size", "processes"),
     [

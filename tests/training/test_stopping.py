@@ -113,10 +113,10 @@ def test_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(fit, wh
 
 def test_the_last_checkpoint_is_of_every_epoch(lightning, experiment, write_config, tmp_path):
     """Not only of those whose dev EER is among the best: here it cannot get better after the first."""
-    experiment["checkpoint"] = {"monitor": "constant"}
+    experiment["checkpoint"] = {"monitor": "routing/constant"}
     given = {**experiment, "trainer": {**experiment["trainer"], "max_epochs": 3}, "test_after_fit": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DetectionModule, "on_validation_start", lambda self: self.log("constant", 0.5))
+        patch.setattr(DetectionModule, "on_validation_start", lambda self: self.log("routing/constant", 0.5))
         code, _, err = lightning("fit", "--config", write_config(given))
     assert code == 0, err
     folder = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints"

@@ -1,0 +1,125 @@
+"""What of a sound makes its score worth little: too little to hear, or not what was recorded."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelora_ad.audio.notes import Note
+
+SILENT = 1e-3
+"""Half the distance from the lowest to the highest sample: -60 dBFS. Of 16 bits, six are left below that, too few for
+speech; the quietest recordings of speech peak near -40 dBFS. A constant offset is no sound."""
+
+SHORT = 0.1
+"""Seconds. Less is not even a syllable, and a detector hears it repeated, forty times and more in a window of 4 s."""
+
+CLIPPED = 1e-3
+"""Share of samples. What is normalised touches full scale now and then; from here on waves are cut off all the time."""
+
+IN_A_ROW = 3
+"""Samples at their channel's highest or lowest value that are a wave cut off, and no peak: where audio editors look for
+clipping. Full scale is not asked for, as what was clipped may have been turned down; a lossy codec blurs most of it."""
+
+LOUD = 0.1
+"""Least value, of full scale 1, of a clipped sample: in what is quieter, peaks are as flat as the steps of 8 bits."""
+
+CANCELLED = 0.25
+"""Power of the mean of n channels against an n-th of theirs, which is what is left of channels that have nothing to do
+with each other, or of sound in one alone. 6 dB below that, they work against each other."""
+
+
+def level_notes(samples: int, rate: int, low: float, high: float) -> tuple[Note, ...]:
+    """Whether a sound is silent or short.
+
+    Args:
+        samples: Its length, at least 1.
+        rate: Of the samples, in hertz.
+        low: Its lowest sample.
+        high: Its highest sample.
+    """
+    notes = []
+    if (level := (high - low) / 2) < SILENT:
+        notes.append(Note("silent", f"{_decibels(level**2)} dBFS"))
+    if (seconds := samples / rate) < SHORT:
+        notes.append(Note("short", f"{seconds:.3g} s" if seconds >= 0.01 else f"{1_000 * seconds:.3g} ms"))
+    return tuple(notes)
+
+
+class ChannelMeter:
+    """Measures the channels of a sound that comes block by block, before they become one."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._channels: list[tuple[_Extreme, _Extreme]] = []
+        self._samples = self._clipped = 0
+        self._power = self._mono_power = self._expected = 0.0
+
+    def add(self, frames: NDArray[np.float32]) -> None:
+        """The next samples (n, channels), n >= 1; full scale is 1. Files that were joined may differ in channels."""
+        count = frames.shape[1]
+        if count != len(self._channels):
+            self._clipped = self._clipped_samples()
+            self._channels = [(_Extreme(), _Extreme()) for _ in range(count)]
+        channels = np.ascontiguousarray(frames.T)
+        for samples, (high, low) in zip(channels, self._channels, strict=True):
+            highest, lowest = float(samples.max()), float(samples.min())
+            if highest > 1 or lowest < -1:  # a player limits it
+                samples, highest, lowest = np.clip(samples, -1, 1), min(highest, 1.0), max(lowest, -1.0)
+            high.add(samples, highest)
+            low.add(-samples, -lowest)
+        self._samples += frames.size
+        power = float(np.vdot(channels, channels)) / count
+        mono = channels[0] if count == 1 else channels.mean(axis=0)
+        self._power += power
+        self._expected += power / count
+        self._mono_power += float(np.vdot(mono, mono))
+
+    def notes(self) -> tuple[Note, ...]:
+        """What is odd about all that was added."""
+        notes = []
+        if (clipped := self._clipped_samples()) > CLIPPED * self._samples:
+            notes.append(Note("clipped", f"{100 * clipped / self._samples:.1f} % of samples"))
+        if self._mono_power < CANCELLED * self._expected:
+            below = _decibels(self._power / self._mono_power if self._mono_power else math.inf)
+            notes.append(Note("channels cancel", f"mono is {below} dB below the channels"))
+        return tuple(notes)
+
+    def _clipped_samples(self) -> int:
+        moving = ((high, low) for high, low in self._channels if high.value > -low.value)
+        return self._clipped + sum(high.clipped + low.clipped for high, low in moving)
+
+
+class _Extreme:
+    """Counts the samples of a channel that are in a row at the highest value so far."""
+
+    def __init__(self) -> None:
+        self.value = -math.inf
+        self._count = 0
+        self._last = np.zeros(IN_A_ROW, np.bool_)  # whether the last samples were at it
+
+    def add(self, samples: NDArray[np.float32], highest: float) -> None:
+        """The next samples (n,) and their highest value."""
+        if highest > self.value:
+            self.value, self._count = highest, 0
+            self._last = np.zeros(IN_A_ROW, np.bool_)
+        if highest < self.value:
+            self._last = np.zeros(IN_A_ROW, np.bool_)
+            return
+        at_it = np.concatenate([self._last, samples == self.value])
+        ends = len(samples) + 1  # of rows; the first is of one that ended before this block
+        rows = np.logical_and.reduce([at_it[place : place + ends] for place in range(IN_A_ROW)])
+        begins = rows[1:] & ~rows[:-1]
+        self._count += int(np.count_nonzero(rows[1:]) + (IN_A_ROW - 1) * np.count_nonzero(begins))
+        self._last = at_it[-IN_A_ROW:]
+
+    @property
+    def clipped(self) -> int:
+        return self._count if self.value >= LOUD else 0
+
+
+def _decibels(power: float) -> str:
+    return f"{10 * math.log10(power):.0f}" if 0 < power < math.inf else "-inf" if power == 0 else "inf"

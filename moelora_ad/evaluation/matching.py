@@ -1,0 +1,103 @@
+"""Which score belongs to which trial of a key, if both call a file by different names."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelora_ad.corpora.manifest import without_audio_ending
+
+
+class Matched(NamedTuple):
+    """Trials and their scores.
+
+    Args:
+        places: (n,) for each trial the index of its score, -1 if it has none. No score has two trials.
+        note: How ids differ that were taken for the same; None if they do not.
+    """
+
+    places: NDArray[np.int64]
+    note: str | None
+
+
+def match_ids(trials: Sequence[str], audio: Sequence[str], scores: Sequence[str]) -> Matched:
+    """Match ids that are the same, or that only one trial and one score can share.
+
+    What has no partner by its id gets one by its file (the id of a score may be the path of the audio), and else by
+    what is left of both ids without the endings of audio files and, if no trial has a partner so far, without the
+    folders that only one of the two has: if no other trial and no other score has the same.
+
+    Args:
+        trials: n ids of a key; unique.
+        audio: n places of their audio; may be empty.
+        scores: m ids of scores; unique.
+    """
+    place = {score: number for number, score in enumerate(scores)}
+    pairing = _Pairing([place.get(trial, -1) for trial in trials], len(scores))
+    has_equal = pairing.num_left[1] < len(scores)
+    notes = []
+
+    def take(way: str, pairs: Iterable[tuple[int, int]]) -> None:
+        new = pairing.add(pairs)
+        if new:
+            example = f"{scores[pairing.found[new[0]]]} to {trials[new[0]]}"
+            notes.append(f"{len(new):,} scores were matched to the key {way}, one to one: {example}")
+
+    if all(pairing.num_left):
+        files = [os.path.abspath(path) if path else "" for path in audio]
+        take("by the paths of their files", _shared(files, list(map(os.path.abspath, scores))))
+    if all(pairing.num_left):
+        ours, theirs = ([_parts(id_) for id_ in ids] for ids in (trials, scores))
+        take("without the endings of their ids", _shared(ours, theirs))
+        deepest = 0 if has_equal else max(map(len, [*ours, *theirs]))
+        for depth in range(deepest - 1, 0, -1):
+            pairs = _shared([parts[-depth:] for parts in ours], [parts[-depth:] for parts in theirs])
+            fitting = ((i, j) for i, j in pairs if min(len(ours[i]), len(theirs[j])) <= depth)
+            take("without the folders of their ids", fitting)
+    return Matched(np.array(pairing.found, np.int64), "; ".join(notes) or None)
+
+
+class _Pairing:
+    """Trials and scores that have found each other.
+
+    Args:
+        found: For each trial the index of its score, or -1.
+        num_scores: Of all trials.
+    """
+
+    def __init__(self, found: list[int], num_scores: int) -> None:
+        self.found = found
+        self._is_taken = bytearray(num_scores)
+        for score in found:
+            if score >= 0:
+                self._is_taken[score] = 1
+
+    @property
+    def num_left(self) -> tuple[int, int]:
+        """Trials and scores that are alone."""
+        return self.found.count(-1), self._is_taken.count(0)
+
+    def add(self, pairs: Iterable[tuple[int, int]]) -> list[int]:
+        """Join those of the pairs that are both alone; returns the trials."""
+        new = []
+        for trial, score in pairs:
+            if self.found[trial] < 0 and not self._is_taken[score]:
+                self.found[trial], self._is_taken[score] = score, 1
+                new.append(trial)
+        return new
+
+
+def _parts(utterance: str) -> tuple[str, ...]:
+    return tuple(part for part in without_audio_ending(utterance).split("/") if part not in ("", "."))
+
+
+def _shared(ours: Sequence[object], theirs: Sequence[object]) -> Iterator[tuple[int, int]]:
+    """The places of what occurs once in either list."""
+    counts = Counter(ours), Counter(theirs)
+    place = {one: number for number, one in enumerate(theirs)}
+    for number, one in enumerate(ours):
+        if one and counts[0][one] == counts[1][one] == 1:
+            yield number, place[one]

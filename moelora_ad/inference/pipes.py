@@ -1,0 +1,67 @@
+"""Sound that comes through a pipe, which can be read once and forwards."""
+
+import io
+import os
+import stat
+import tempfile
+from typing import BinaryIO, cast
+
+from moelora_ad.audio import AudioError
+
+MOST_BYTES = 4 * 2**30
+"""As much as a WAV file can hold. A pipe may be endless."""
+
+_IN_MEMORY = 16 * 2**20
+_AT_ONCE = 2**20
+
+
+def is_pipe(path: str) -> bool:
+    """Whether a path leads to a pipe: ``<(command)`` of a shell, a named one, or ``/dev/stdin`` behind a command."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):  # there is nothing, or cannot be
+        return False
+
+
+def open_pipe(path: str) -> BinaryIO:
+    """What comes through a pipe: see `spooled`. Waits for whoever writes to it."""
+    try:
+        with open(path, "rb", buffering=0) as pipe:
+            return spooled(pipe, path)
+    except OSError as reason:
+        raise AudioError(f"cannot read {path}: {reason.strerror}") from None
+
+
+def spooled(pipe: BinaryIO | io.RawIOBase, name: str, most: int = MOST_BYTES) -> BinaryIO:
+    """All that comes through a pipe, as a file of that name that can seek: most formats of sound need it.
+
+    It is held in memory, or in a temporary file if it is long, which is gone when it is closed.
+
+    Raises:
+        AudioError: It is more than ``most`` bytes, or cannot be read or kept.
+    """
+    kept = _Spool(name)
+    left = most
+    try:
+        while block := pipe.read(_AT_ONCE):
+            left -= len(block)
+            if left < 0:
+                raise AudioError(
+                    f"cannot use {name}: more than {most:,} bytes come through the pipe; save it to a file"
+                )
+            kept.write(block)
+    except OSError as reason:
+        kept_in = f"what comes through pipes is kept in {tempfile.gettempdir()}, or where TMPDIR says"
+        raise AudioError(f"cannot read {name}: {reason.strerror}; {kept_in}") from None
+    kept.seek(0)
+    return cast(BinaryIO, kept)
+
+
+class _Spool(tempfile.SpooledTemporaryFile[bytes]):
+    def __init__(self, name: str) -> None:
+        super().__init__(_IN_MEMORY)
+        self.shown = name
+
+    @property
+    def name(self) -> str:
+        return self.shown

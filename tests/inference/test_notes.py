@@ -1,0 +1,127 @@
+"""What makes a score worth little is noted, with its figure, in every form; no note changes a score."""
+
+import csv
+import io
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from moelora_ad.adapters import LoRA
+from moelora_ad.audio import AudioReader
+from moelora_ad.cli import main
+from moelora_ad.inference import Scorer
+from moelora_ad.inference.output import Decision
+from moelora_ad.inference.timeline import timeline_page
+from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
+
+RATE = 16_000
+CANCEL = "channels cancel: mono is inf dB below the channels"
+
+
+@pytest.fixture(scope="module")
+def model(small_whisper, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling).eval()
+    detector.window = RATE
+    detector.save_pretrained(folder)
+    return folder
+
+
+def faulty_sounds():
+    """Name -> sound (samples,) or (samples, channels), and its notes."""
+    clean = np.random.default_rng(0).uniform(-0.5, 0.5, 40_000)
+    cut_off = clean.copy()
+    cut_off[1_000:2_200] = 0.6
+    return {
+        "antiphase": (np.stack([clean, -clean], axis=1), f"silent: -inf dBFS; {CANCEL}"),
+        "clean": (clean, None),
+        "clipped": (cut_off, "clipped: 3.0 % of samples"),
+        "hiss": (clean / 2_000, "silent: -72 dBFS"),
+        "short": (clean[:800], "short: 0.05 s"),
+        "stereo": (np.stack([clean, clean[::-1]], axis=1), None),
+        "zero": (np.zeros((500, 2)), "silent: -inf dBFS; short: 0.0312 s"),
+    }
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Names -> notes of files in the current folder; one of them has a header that tells of less than there is."""
+    monkeypatch.chdir(tmp_path)
+    notes = {}
+    for name, (sound, told) in faulty_sounds().items():
+        soundfile.write(f"{name}.wav", sound, RATE, "FLOAT")
+        notes[f"{name}.wav"] = told
+    cut = (tmp_path / "clean.wav").read_bytes()
+    at = cut.index(b"data") + 4
+    (tmp_path / "told short.wav").write_bytes(cut[:at] + (480 * 4).to_bytes(4, "little") + cut[at + 4 :])
+    notes["told short.wav"] = "short: 0.03 s; header shorter than file: header 0.03 s, file 2.50 s"
+    return notes
+
+
+@pytest.fixture
+def score(monkeypatch, model, capfd):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["moelora-ad", "score", *arguments, "--model", str(model)])
+        capfd.readouterr()
+        assert main() == 0
+        return capfd.readouterr().out
+
+    return run
+
+
+def joined(result):
+    return "; ".join(map(str, result.notes)) or None
+
+
+def test_files_arrays_and_batches_have_the_same_notes(model, files):
+    scorer = Scorer.from_pretrained(model, batch_size=3)
+    assert {result.name: joined(result) for result in scorer.score_files(files)} == files
+    assert {name: joined(scorer(name)) for name in files} == files
+    for name, (sound, told) in faulty_sounds().items():
+        assert joined(scorer(sound.T)) == told, name
+    whole_numbers = (faulty_sounds()["antiphase"][0] * 32_767).astype(np.int16)
+    assert joined(scorer(whole_numbers.T)) == f"silent: -inf dBFS; {CANCEL}"
+    assert joined(scorer(faulty_sounds()["clipped"][0], 44_100)) == "clipped: 3.0 % of samples"
+
+
+def test_notes_change_no_score(model, files, monkeypatch):
+    scorer = Scorer.from_pretrained(model)
+    with_notes = [scorer(name).score for name in files]
+    for name, score in zip(files, with_notes, strict=True):
+        with AudioReader(name) as reader:
+            assert scorer(reader.read()).score == pytest.approx(score, abs=1e-6)
+
+
+def test_tables_for_programs_have_a_column_of_notes(score, files):
+    rows = list(csv.DictReader(io.StringIO(score(*files, "--format", "csv"))))
+    assert {row["path"]: row["notes"] or None for row in rows} == files
+    rows = [json.loads(line) for line in score(*files, "--format", "jsonl").splitlines()]
+    assert {row["path"]: row["notes"] for row in rows} == files
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_for_a_person_has_a_column_of_notes_that_80_columns_hold(score, files, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = [line for line in score(*files).splitlines() if line[0] in "│┃┏└┡"]
+    assert max(map(len, lines)) <= width
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines if line[0] in "│┃"]
+    assert "notes" in cells[1]
+    notes, name = {}, ""
+    for row in cells[2:]:
+        name = row[0] if row[1] else name  # a line without a score goes on with the file before
+        notes[name] = f"{notes.get(name, '')} {row[-1]}".strip()
+    assert notes == {name: (told or "").replace(";", "") for name, told in files.items()}
+    assert "notes" not in score("clean.wav")
+
+
+def test_the_page_of_a_timeline_has_the_notes(model, files):
+    scorer = Scorer.from_pretrained(model)
+    decision = Decision.of(False, 0.5, None)
+    assert f">silent: -inf dBFS; {CANCEL}</p>" in timeline_page(scorer("antiphase.wav"), decision)
+    assert "dBFS" not in timeline_page(scorer("clean.wav"), decision)
