@@ -1,5 +1,7 @@
 """Batch normalisation over the batches of all processes, as one process would see them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,10 +33,24 @@ class SyncedBatchNorm(LayerSync):
         return model
 
 
+@contextmanager
+def uncounted(model: nn.Module) -> Iterator[None]:
+    """Where this process only takes part in what all do together: its batch adds nothing to synced statistics."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _Synced)]
+    for layer in layers:
+        layer.counts = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.counts = True
+
+
 class _Synced(_BatchNorm):
     """Normalises by the mean and variance of the values of all processes, however many each has."""
 
     own_class: type[_BatchNorm]
+    counts = True
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or distributed.get_world_size() == 1:
@@ -43,7 +59,7 @@ class _Synced(_BatchNorm):
         axes = [axis for axis in range(input.dim()) if axis != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         own_variance, own_mean = torch.var_mean(x, axes, correction=0)
-        own_count = x.new_full((1,), x.numel() // x.shape[1])
+        own_count = x.new_full((1,), x.numel() // x.shape[1] if self.counts else 0)
         total = _Sum.apply(torch.cat([own_count * own_mean, own_count]))
         mean, count = total[:-1] / total[-1], total[-1]
         variance = _Sum.apply(own_count * (own_variance + (own_mean - mean).square())) / count
