@@ -14,9 +14,9 @@ class SyncedBatchNorm(LayerSync):
     """What ``trainer.sync_batchnorm`` does here: while training runs in several processes, all batch normalisation of
     the model in training mode takes its statistics from all of them.
 
-    A `Trainer` that is made in Python takes it as one of its ``plugins``. Unlike PyTorch's ``SyncBatchNorm`` it works on
-    any device, keeps the layers (subclasses with a ``forward`` of their own too) and the names of their tensors, and can
-    be differentiated twice, as `MLDG` of second order wants.
+    A `Trainer` that is made in Python takes it as one of its ``plugins``. Unlike PyTorch's ``SyncBatchNorm`` it works
+    on any device, keeps the layers (subclasses with a ``forward`` of their own too) and the names of their tensors, and
+    can be differentiated twice, as `MLDG` of second order wants.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
