@@ -3,15 +3,19 @@
 import sys
 from pathlib import Path
 
+import lightning.fabric.accelerators.cuda as fabric_cuda
+import lightning.pytorch.accelerators.cuda as pytorch_cuda
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from moelora_ad.adapters import FrozenBackbone, GatePolicy, LoRA, MoELoRA, adapted_sites
 from moelora_ad.corpora import ASVspoof2019
 from moelora_ad.corpora.storage import located
 from moelora_ad.errors import InputError
 from moelora_ad.training import MLDG, DetectionModule
+from moelora_ad.training.batch_norm import SyncedBatchNorm
 from moelora_ad.training.command import DetectionCommand
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 
@@ -19,14 +23,14 @@ PROJECT = Path(__file__).parents[1]
 EXPERIMENTS = PROJECT / "experiments"
 
 
-def build(monkeypatch, *configs: str) -> DetectionCommand:
+def build(monkeypatch, *configs: str, accelerator: str = "cpu") -> DetectionCommand:
     """Instantiate configurations as ``fit`` does, without running."""
     monkeypatch.chdir(PROJECT)
     files = [name for name in configs if name.endswith(".yaml")]
     options = [name for name in configs if not name.endswith(".yaml")]
-    arguments = [part for name in files for part in ("--config", f"experiments/{name}")] + options
+    arguments = [part for name in files for part in ("--config", str(EXPERIMENTS / name))] + options
     # The machine's accelerator is not the configuration's business.
-    monkeypatch.setattr(sys, "argv", ["lightning", "fit", *arguments, "--trainer.accelerator", "cpu"])
+    monkeypatch.setattr(sys, "argv", ["lightning", "fit", *arguments, "--trainer.accelerator", accelerator])
     monkeypatch.setattr(DetectionCommand, "_run_subcommand", lambda *_: None)
     monkeypatch.setattr(DetectionCommand, "_read_trials", lambda *_: None)  # the corpora are not here
     return DetectionCommand(
@@ -176,6 +180,32 @@ def test_the_quickstart_with_meta_learning(monkeypatch):
     command = build(monkeypatch, "quickstart.yaml", "mldg.yaml")
     assert isinstance(command.model.meta_learning, MLDG)
     assert command.trainer.gradient_clip_val == 1.0
+
+
+@pytest.mark.parametrize("name", ["paper.yaml", "quickstart.yaml"])
+def test_a_run_takes_one_device(name):
+    assert yaml.safe_load((EXPERIMENTS / name).read_text())["trainer"]["devices"] == 1
+
+
+def test_several_gpus_are_used_only_if_the_user_says_so(monkeypatch, tmp_path):
+    for module in (torch.cuda, fabric_cuda, pytorch_cuda):
+        counts = "device_count" if module is torch.cuda else "num_cuda_devices"
+        monkeypatch.setattr(module, counts, lambda: 8)
+    config = yaml.safe_load((EXPERIMENTS / "quickstart.yaml").read_text())
+    del config["trainer"]["devices"]  # a user's own
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    trainer = build(monkeypatch, str(tmp_path / "own.yaml"), accelerator="auto").trainer
+    assert isinstance(trainer.strategy, SingleDeviceStrategy)
+    assert (trainer.strategy.root_device.type, trainer.num_devices) == ("cuda", 1)
+    asked = ("--trainer.devices=8", "--trainer.strategy=ddp")
+    trainer = build(monkeypatch, "quickstart.yaml", *asked, accelerator="auto").trainer
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert trainer.num_devices == 8
+    assert isinstance(trainer.strategy._layer_sync, SyncedBatchNorm)
+    trainer = build(
+        monkeypatch, "quickstart.yaml", *asked, "--trainer.sync_batchnorm=false", accelerator="auto"
+    ).trainer
+    assert trainer.strategy._layer_sync is None
 
 
 def test_every_configuration_is_one_of_these():

@@ -26,6 +26,7 @@ class Calibration:
         fitted_on: The name of the development scores.
         num_bona_fide: How many of them are bona fide.
         num_spoof: How many of them are spoofs.
+        precision: That they were computed in, by Lightning's name; None if that is not known.
 
     Raises:
         ScoreError: A field has another type, the scale is not positive and finite, the offset is not finite, or a
@@ -37,6 +38,7 @@ class Calibration:
     fitted_on: str
     num_bona_fide: int
     num_spoof: int
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("scale", "offset"):
@@ -46,6 +48,8 @@ class Calibration:
                 raise ScoreError(f"calibration: {name} must be {wanted}, not {value!r}")
         if not isinstance(self.fitted_on, str):
             raise ScoreError(f"calibration: fitted_on must be a name, not {self.fitted_on!r}")
+        if not isinstance(self.precision, str | None):
+            raise ScoreError(f"calibration: precision must be a name, not {self.precision!r}")
         for name in ("num_bona_fide", "num_spoof"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -66,8 +70,8 @@ class Calibration:
         Raises:
             ScoreError: A field is missing, unknown or faulty.
         """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(content, Mapping) or set(content) != names:
+        names = {field.name for field in fields(cls)} - {"precision"}  # which earlier ones have not
+        if not isinstance(content, Mapping) or set(content) - {"precision"} != names:
             raise ScoreError(f"calibration: needs the fields {', '.join(sorted(names))}, and no others")
         return cls(**content)
 

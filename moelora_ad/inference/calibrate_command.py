@@ -1,7 +1,9 @@
 """The verb calibrate: make a model's scores log-likelihood ratios."""
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.figures import evaluate_set
 from moelora_ad.evaluation.score_table import ScoreTable
-from moelora_ad.models.kept_files import read_config, store_calibration
+from moelora_ad.models.kept_files import file_hash, read_config, store_calibration
 
 FAILED = 1
 _CARD = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}
@@ -34,7 +36,7 @@ def run(program: str) -> int:
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
     arguments = parser.parse_args(sys.argv[2:])
     try:
-        before = read_config(arguments.model)["calibration"]
+        config = read_config(arguments.model)
         table = ScoreTable.read(arguments.scores)
         calibration = fitted(table, arguments.scores)
         store_calibration(arguments.model, calibration.as_dict())
@@ -46,7 +48,12 @@ def run(program: str) -> int:
     counts = f"{calibration.num_bona_fide:,} bona fide and {calibration.num_spoof:,} spoof"
     print(f"{calibration.fitted_on}: {counts}; the figures are on the scores that it was fitted on")
     Console().print(_table(table, calibration))
-    replaced = " in the place of another one" if before else ""
+    if None not in (judged := config["precision"], calibration.precision) and judged != calibration.precision:
+        print(
+            f"note: these are scores in {calibration.precision}; the model was judged in {judged}: give score one of "
+            "the two with --precision"
+        )
+    replaced = " in the place of another one" if config["calibration"] else ""
     print(
         f"stored in {arguments.model}{replaced}: log-likelihood ratio = {calibration.scale:.6g} * score "
         f"{calibration.offset:+.6g}"
@@ -60,7 +67,20 @@ def fitted(table: ScoreTable, path: str | Path) -> Calibration:
     Raises:
         ScoreError: see `fit_calibration`.
     """
-    return fit_calibration(table.scores, table.labels, fitted_on=_named(path, table))
+    calibration = fit_calibration(table.scores, table.labels, fitted_on=_named(path, table))
+    return replace(calibration, precision=precision_of(path))
+
+
+def precision_of(path: str | Path) -> str | None:
+    """The precision of the scores in a file, by the provenance beside it; None if that is not there or of other
+    scores."""
+    try:
+        provenance = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
+        of_these = provenance["score_file_sha256"] == file_hash(Path(path))
+        precision = provenance["origin"]["precision"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return precision if of_these and isinstance(precision, str) else None
 
 
 def figures_of_sets(

@@ -10,6 +10,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.models import Detector
 from moelora_ad.models.kept_files import CONFIG, read_config
 from moelora_ad.models.onnx_export import export_onnx
+from moelora_ad.models.precision import SINGLE
 from moelora_ad.training.building import build_from_configs, config_beside, detector_state, load_weights
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.joining import by_name
@@ -48,6 +49,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     run = build_from_configs(configs, arguments.backbone, f"{program} export")
     load_weights(run.detector, state, arguments.checkpoint)
     run.detector.window = run.window
+    run.detector.precision = run.precision
     run.detector.about = {"data": _corpora(run.data)}
     if arguments.calibrate or arguments.scores:
         from moelora_ad.evaluation.score_table import ScoreTable
@@ -61,6 +63,8 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     run.detector.save_pretrained(folder)
     failure = _onnx_failure(run.detector, folder) if arguments.onnx else None
     _tell(program, folder, run.detector)
+    if arguments.onnx and not failure and run.precision != SINGLE:
+        print(f"{ONNX} computes in {SINGLE}: its scores differ slightly from those of the run")
     if failure:
         print(f"{program} export: error: the model is complete, but there is no {ONNX}: {failure}", file=sys.stderr)
     return FAILED if failure else 0
@@ -106,6 +110,7 @@ def _tell(program: str, folder: Path, detector: Detector) -> None:
     encoder = detector.backbone.init_args.get("source")
     if read_config(folder)["backbone_sha256"]:
         print(f"the frozen encoder stays where it is: {encoder}; {CONFIG} has its hash")
+    print(f"score computes in {detector.precision}, like the run; --precision takes another one")
     if detector.calibration is None:
         print(f"scores are not calibrated: {program} calibrate DEV_SCORES.csv --model {folder}")
     print(f"next: {program} score FILES --model {folder}")

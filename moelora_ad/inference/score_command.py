@@ -31,6 +31,7 @@ from moelora_ad.inference.output import (
 )
 from moelora_ad.inference.scorer import Failure, FileScore, Scorer
 from moelora_ad.inference.sources import Found, find_sounds
+from moelora_ad.models.precision import PRECISIONS
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 _PATHS = """audio files; folders (searched to the bottom); quoted patterns ('calls/**/*.flac'); a list of files (.csv,
@@ -55,6 +56,7 @@ def run(program: str) -> int:
             hop=None if arguments.hop is None else round(arguments.hop * SAMPLE_RATE),
             batch_size=arguments.batch_size,
             device=arguments.device,
+            precision=arguments.precision,
         )
         return _score(found, scorer, arguments)
     except InputError as error:
@@ -106,6 +108,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="that the encoder is computed in (default: the one that the model was judged in)",
+    )
 
 
 def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -137,6 +144,8 @@ def _score(found: Found, scorer: Scorer, arguments: argparse.Namespace) -> int:
         show, complain = stack.enter_context(_progress(len(found.sounds)))
         if arguments.format != "table" and not decision.is_calibrated:
             complain(f"note: {decision.explained()}")
+        for note in scorer.precision_notes:
+            complain(f"note: {note}")
         if found.left_out:
             complain(f"{told_left_out(found.left_out)}; a file that is named itself is always tried")
         for problem in found.problems:

@@ -4,7 +4,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, cast
@@ -19,9 +19,11 @@ from moelora_ad.audio.segments import Clip
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.calibration import Calibration, probability_of_bona_fide
 from moelora_ad.inference.pipes import is_pipe, open_pipe
+from moelora_ad.inference.precision import chosen_precision, computing_in
 from moelora_ad.inference.sounds import Opened, PendingSound, named_sound
 from moelora_ad.inference.windows import Sound, sound_of_array
 from moelora_ad.models import Detector
+from moelora_ad.models.precision import ROUNDED, round_frozen
 
 Verdict = Literal["bonafide", "spoof"]
 
@@ -112,7 +114,7 @@ class Scorer:
 
     A sound is cut into windows of the length that the detector was evaluated on; they overlap, and the last one ends
     where the sound ends. A shorter sound is repeated. A score is the mean of its windows' log-odds: a sound of at most
-    one window has the score that `lightning test` gives it. All is computed in float32.
+    one window has the score that `lightning test` gives it in the same precision.
 
     Args:
         detector: It is put in evaluation mode.
@@ -121,6 +123,13 @@ class Scorer:
         hop: Samples from one window to the next; half a window if not given.
         batch_size: Windows that the detector gets at once, of several files if these are short.
         device: "cpu", "cuda", ...; the first GPU if not given and if there is one.
+        precision: "32-true", "bf16-mixed", "16-mixed", "bf16-true" or "16-true" (the last two round the detector's
+            frozen encoder in place); if not given, the one that the detector was judged in, or float32 if that is not
+            known or not to be had on the device.
+
+    Attributes:
+        precision: That scores are computed in.
+        precision_notes: What a reader should know of it, one line each.
 
     Raises:
         InputError: A value is out of range, or there is no such device.
@@ -134,6 +143,7 @@ class Scorer:
         hop: int | None = None,
         batch_size: int = 16,
         device: str | torch.device | None = None,
+        precision: str | None = None,
     ) -> None:
         self.hop = max(1, window // 2) if hop is None else hop
         if not 1 <= self.hop <= window:
@@ -142,7 +152,10 @@ class Scorer:
         if batch_size < 1:
             raise InputError(f"batch size: must be at least 1, not {batch_size}")
         self.device = _usable(device)
+        self.precision, self.precision_notes = chosen_precision(precision, detector, calibration, self.device)
         self.detector = detector.to(self.device, torch.float32).eval()
+        if self.precision in ROUNDED:
+            round_frozen(self.detector, self.precision)
         self.calibration = calibration
         self.window = window
         self.batch_size = batch_size
@@ -157,6 +170,7 @@ class Scorer:
         hop: int | None = None,
         batch_size: int = 16,
         device: str | torch.device | None = None,
+        precision: str | None = None,
     ) -> "Scorer":
         """The scorer of a model that was kept, with its calibration and its window.
 
@@ -173,7 +187,7 @@ class Scorer:
         detector = Detector.from_pretrained(source, revision=revision, backbone=backbone, device=device)
         kept = detector.calibration
         calibration = None if kept is None else Calibration.from_dict(kept)
-        return cls(detector, calibration, detector.window, hop, batch_size, device)
+        return cls(detector, calibration, detector.window, hop, batch_size, device, precision)
 
     def __call__(
         self,
@@ -252,7 +266,7 @@ class Scorer:
 
     def _log_odds(self, waveforms: torch.Tensor) -> list[float]:
         try:
-            with torch.inference_mode(), _full_precision(self.device):
+            with torch.inference_mode(), computing_in(self.precision, self.device):
                 logits = self.detector(waveforms.to(self.device))
                 return (logits[:, 1] - logits[:, 0]).tolist()
         except torch.OutOfMemoryError:
@@ -296,17 +310,3 @@ def _usable(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as reason:
         told = str(reason).strip().splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used: {told}") from None
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor TF32, whatever the caller has set: scores of CPU and GPU agree."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)

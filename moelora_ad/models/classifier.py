@@ -9,7 +9,12 @@ from moelora_ad.adapters import RemembersArguments
 
 
 class Classifier(RemembersArguments, nn.Module, ABC):
-    """From frames to two logits: index 0 spoof, index 1 bona fide."""
+    """From frames to two logits: index 0 spoof, index 1 bona fide.
+
+    A head need not mind the precision of training: its weights and the features that it gets are float32, and it runs
+    outside autocast, whatever the encoder is computed in (`Detector.forward`). It must leave that so: half precision
+    would leave a score of a few bits, and many trials with the same one.
+    """
 
     @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from moelora_ad.adapters import AdaptationMethod, Gate, adapted_sites, adapter_modules
@@ -36,13 +37,16 @@ class Detector(KeptModule):
         self.train(self.training)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits (B, 2).
+        """Logits (B, 2), of the type of the classifier's weights, float32: autocast is for the encoder.
 
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
             lengths: (B,) valid samples of each row, None when all rows are full.
         """
-        return self.classifier(*self.backbone(waveforms, lengths))
+        features, frames = self.backbone(waveforms, lengths)
+        dtype = next((parameter.dtype for parameter in self.classifier.parameters()), torch.float32)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.classifier(features.to(dtype), frames)
 
     def train(self, mode: bool = True) -> "Detector":
         """Training mode for what is trained. A frozen encoder stays in evaluation mode, so that its own dropout, layer

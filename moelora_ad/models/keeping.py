@@ -1,7 +1,7 @@
 """Detectors to keep: a folder, or a repository of the Hugging Face hub, that is small and executes nothing.
 
-- ``config.json``: the classes and arguments of the three parts, the window, the calibration, and the frozen encoder by
-  its source and the SHA-256 of its tensors;
+- ``config.json``: the classes and arguments of the three parts, the window, the precision, the calibration, and the
+  frozen encoder by its source and the SHA-256 of its tensors;
 - ``model.safetensors``: what a detector has beyond that encoder (`Detector.kept_names`);
 - ``README.md``: the model card.
 """
@@ -51,6 +51,7 @@ class KeptModule(nn.Module):
         adaptation: the method that changed the encoder.
         sites: dotted paths of the adapted projections inside ``backbone.encoder``.
         window: samples (16 kHz) of the clips that the detector was evaluated on.
+        precision: that the detector was evaluated in, by Lightning's name; None if that is not known.
         calibration: what makes its scores log-likelihood ratios, as ``evaluation.Calibration.as_dict`` gives it; None
             for log-odds as they are.
         about: for the model card, see `model_card`; None for nothing.
@@ -61,6 +62,7 @@ class KeptModule(nn.Module):
     classifier: Classifier
     sites: tuple[str, ...]
     window: int = TRAINING_SAMPLES
+    precision: str | None = None
     calibration: dict[str, Any] | None = None
     about: dict[str, Any] | None = None
 
@@ -125,6 +127,7 @@ class KeptModule(nn.Module):
         detector = cls._built(folder, config, backbone, allow)
         detector._load(folder, config)
         detector.window = config["window"]
+        detector.precision = config["precision"]
         detector.calibration = config["calibration"]
         detector.about = config["about"]
         try:
@@ -209,6 +212,7 @@ class KeptModule(nn.Module):
             "labels": LABELS,
             "sample_rate": SAMPLE_RATE,
             "window": self.window,
+            "precision": self.precision,
             "backbone": backbone,
             "backbone_sha256": self.frozen_hash(),
             "adaptation": describe(self.adaptation, leave_out=self.adaptation.initial_arguments),

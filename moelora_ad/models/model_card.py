@@ -85,6 +85,8 @@ def _summary(config: Mapping[str, Any]) -> str:
         if calibrated
         else "Scores are log-odds and not calibrated: they rank files, they are no probabilities."
     )
+    if config.get("precision"):
+        scores += f" They were computed in {_text(config['precision'])}."
     return (
         f"{_class(config['backbone'])} with {_class(config['adaptation'])} and {_class(config['classifier'])}: "
         f"from {config['window'] / config['sample_rate']:g} s of 16 kHz speech to a score of how likely it is bona "

@@ -26,8 +26,9 @@ def export_onnx(detector: Detector, path: str | Path, samples: int | None = None
     """Write the whole detector, its encoder included: ``waveforms`` (batch, samples) float32 to ``logits`` (batch, 2).
 
     The batch is of any size. A score is ``logits[:, 1] - logits[:, 0]``, log-odds of bona fide as they are: a
-    calibration is in ``config.json`` alone. The file's metadata have the length, the sample rate and the labels. What
-    was written is compared with PyTorch before it gets its name.
+    calibration is in ``config.json`` alone. Everything is float32, whatever the precision that the detector was judged
+    in. The file's metadata have the length, the sample rate and the labels. What was written is compared with PyTorch
+    before it gets its name.
 
     Args:
         detector: left in the mode that it was in.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from moelora_ad.errors import InputError
 from moelora_ad.sweeps.attempt import Attempt, start
+from moelora_ad.sweeps.gpus import Gpus
 from moelora_ad.sweeps.live import LiveView
 from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.states import Status, readable_status_of
@@ -14,7 +15,7 @@ _PAUSE = 0.25  # seconds between two looks at the processes
 
 
 def run_here(runs: Sequence[PlannedRun], jobs: int, retry: bool, view: LiveView) -> None:
-    """Run what is not finished, ``jobs`` at once; one that fails stops no other.
+    """Run what is not finished, ``jobs`` at once, each on a GPU of its own (see `Gpus`); one that fails stops no other.
 
     Args:
         runs: in the order in which they start.
@@ -27,19 +28,25 @@ def run_here(runs: Sequence[PlannedRun], jobs: int, retry: bool, view: LiveView)
     """
     waiting = deque(runs)
     active: list[Attempt] = []
+    gpus = Gpus(runs, jobs)
+    if (shared := gpus.warning()) is not None:
+        view.say(shared)
     try:
         while waiting or active:
             while waiting and len(active) < jobs:
-                run = waiting.popleft()
+                run = gpus.given_to(waiting.popleft())
                 begun = _start(run, retry)
                 if isinstance(begun, Attempt):
                     active.append(begun)
                 else:
+                    gpus.take_back(run)
                     view.show(run, begun)
             ended = [attempt for attempt in active if attempt.ended()]
             for attempt in active:
                 view.show(attempt.run, readable_status_of(attempt.run, running=attempt not in ended))
             active = [attempt for attempt in active if attempt not in ended]
+            for attempt in ended:
+                gpus.take_back(attempt.run)
             if active:
                 time.sleep(_PAUSE)
     except KeyboardInterrupt:

@@ -77,7 +77,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add = parser.add_argument
     add("sweep", metavar="SWEEP.yaml", help="systems, options and seeds")
     add("--dry-run", action="store_true", help="show what would run and what not, and why")
-    add("--jobs", type=_positive, metavar="N", help="runs at once on this machine (default: 1)")
+    add("--jobs", type=_positive, metavar="N", help="runs at once here, each on a GPU of its own (default: 1)")
     add(
         "--only",
         nargs="+",

@@ -14,6 +14,7 @@ from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier, Detector
+from moelora_ad.models.precision import precision_name
 from moelora_ad.training.checkpoints import check_fit, tell_other_architecture
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.usage import OneLineParser, read_yaml
@@ -30,18 +31,21 @@ class Built(NamedTuple):
         detector: its weights are not those of any checkpoint.
         data: the data module; nothing is read yet.
         window: samples of the clips that the detector scores.
+        precision: that it is trained and judged in, by Lightning's name.
     """
 
     detector: Detector
     data: AudioDeepfakeDataModule
     window: int
+    precision: str
 
 
 def build_from_configs(paths: list[str], backbone: str | None, program: str) -> Built:
     """Build the detector and the data module of configurations.
 
     Args:
-        paths: as for fit; later files change earlier ones. Of ``model`` the three parts are used, and all of ``data``.
+        paths: as for fit; later files change earlier ones. Of ``model`` the three parts are used, all of ``data``,
+            and ``trainer.precision``.
         backbone: where the encoder is, if not where the configurations say.
         program: for error messages, which end the program.
 
@@ -54,9 +58,11 @@ def build_from_configs(paths: list[str], backbone: str | None, program: str) -> 
         parser.add_argument(f"--model.{name}", type=kind)
     parser.add_class_arguments(AudioDeepfakeDataModule, "data")
     parsed = parser.get_defaults()
+    precision = None
     for path in paths:
         config = _config(path)
         model, data = _part(config, "model", path), _part(config, "data", path)
+        precision = _part(config, "trainer", path).get("precision", precision)
         if type(config.get("seed_everything")) is int:
             data = data | {"seed": config["seed_everything"]}
         content = {"model": {name: model[name] for name in PARTS if name in model}, "data": data}
@@ -77,7 +83,7 @@ def build_from_configs(paths: list[str], backbone: str | None, program: str) -> 
         raise InputError(f"{line}; give its place now with --backbone" if elsewhere else line) from None
     data_module: AudioDeepfakeDataModule = built.data
     window = data_module.eval_segment.samples or data_module.train_segment.samples or TRAINING_SAMPLES
-    return Built(detector, data_module, window)
+    return Built(detector, data_module, window, precision_name(precision))
 
 
 def arguments_of(kind: type, config: str) -> dict[str, Any]:

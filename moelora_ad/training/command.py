@@ -19,11 +19,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.errors import InputError
+from moelora_ad.models.precision import ROUNDED
 from moelora_ad.training.announcing import with_start_block
+from moelora_ad.training.batch_norm import SyncedBatchNorm
 from moelora_ad.training.checkpoints import BEST, LAST, CheckpointError, check_readable, checkpoint_of, missing, run_of
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.precision import FrozenHalfPrecision
+from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
 from moelora_ad.training.progress import callbacks_of, silence_banners, with_progress
 from moelora_ad.training.recording import RunRecorder
 from moelora_ad.training.routing_log import RoutingLog
@@ -109,7 +111,7 @@ class _SaveRunConfig(SaveConfigCallback):
 
 
 def _listed(plugins: Any) -> list[Any]:
-    return plugins if isinstance(plugins, list) else [plugins] if plugins is not None else []
+    return [*plugins] if isinstance(plugins, list) else [plugins] if plugins is not None else []
 
 
 class DetectionCommand(LightningCLI):
@@ -153,6 +155,9 @@ class DetectionCommand(LightningCLI):
                 "early_stopping.patience": 10,
                 # A run that continues from the middle of an epoch may have no figure at the first epoch's end.
                 "early_stopping.strict": False,
+                # A second GPU doubles the batch of an optimiser step: that is for the user to say.
+                "trainer.devices": 1,
+                "trainer.sync_batchnorm": True,
             }
         )
         parser.link_arguments("seed_everything", "data.seed")
@@ -173,11 +178,16 @@ class DetectionCommand(LightningCLI):
             self.recorder = RunRecorder(self._get(self.config, "system"), tuple(sys.argv[1:]))
             callbacks = [*callbacks, self.recorder, *self._watching(callbacks_of(config))]
             config = with_start_block(config)
-        precision = config.get("precision")
-        if precision in ("bf16-true", "16-true"):
+        plugins = _listed(config.get("plugins"))
+        if (precision := config.get("precision")) in ROUNDED:
             config["precision"] = None
-            config["plugins"] = [*_listed(config.get("plugins")), FrozenHalfPrecision(precision)]
-        return super()._instantiate_trainer(with_progress(config, lines=self.subcommand == "fit"), callbacks)
+            plugins.append(FrozenHalfPrecision(precision))
+        if config.pop("sync_batchnorm"):
+            plugins.append(SyncedBatchNorm())
+        config = with_progress(config | {"plugins": plugins}, lines=self.subcommand == "fit")
+        trainer = super()._instantiate_trainer(config, callbacks)
+        cast_by_autocast_alone(trainer.strategy)
+        return trainer
 
     def _watching(self, given: list[Callback]) -> list[Callback]:
         """What watches a training run for its loggers, unless the configuration has such callbacks itself."""
@@ -186,6 +196,11 @@ class DetectionCommand(LightningCLI):
 
     def instantiate_classes(self) -> None:
         parser = self._parser(self.subcommand)
+        if self.subcommand == "fit":
+            try:
+                check_trains(self._get(self.config, "trainer.precision"))
+            except InputError as error:
+                parser.error(str(error))
         system = self._get(self.config, "system") if self.subcommand == "fit" else None
         if system is not None:
             given = self.config[self.subcommand]

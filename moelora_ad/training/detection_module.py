@@ -233,9 +233,11 @@ class DetectionModule(LightningModule):
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Over the clips of trials that could be read; exactly zero if there are none."""
         if len(batch.failures) == len(batch.trials):
-            return 0.0 * logits.float().sum()  # the other processes wait for this one's gradients
+            return 0.0 * logits.sum()  # the other processes wait for this one's gradients
         labels = batch.labels.where(batch.read(), IGNORED).repeat_interleave(len(logits) // len(batch.trials))
-        return functional.cross_entropy(logits.float(), labels, weight=self.class_weights, ignore_index=IGNORED)
+        return functional.cross_entropy(
+            logits.to(self.class_weights.dtype), labels, weight=self.class_weights, ignore_index=IGNORED
+        )
 
     def on_fit_start(self) -> None:
         if self._start_error is not None and self.trainer.ckpt_path is None:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -23,22 +23,14 @@ from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
 from moelora_ad.errors import InputError
 from moelora_ad.models.accounting import Account, account
+from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, precision_name, round_frozen
 from moelora_ad.training.command import DetectionCommand
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.precision import FrozenHalfPrecision
 from moelora_ad.training.usage import OneLineParser
 
 FAILED = 1
-HALVES: tuple[Literal["16-true", "bf16-true"], ...] = ("16-true", "bf16-true")
-# Lightning's names of the precisions that training has here.
-PRECISIONS: dict[str, tuple[str, torch.dtype]] = {
-    **dict.fromkeys(("None", "32", "32-true"), ("32-true", torch.float32)),
-    **dict.fromkeys(("16", "16-mixed"), ("16-mixed", torch.float16)),
-    **dict.fromkeys(("bf16", "bf16-mixed"), ("bf16-mixed", torch.bfloat16)),
-    **{str(name): (str(name), torch.float32) for name in HALVES},  # without autocast
-}
-NAMES = sorted({name for name, _ in PRECISIONS.values()})
+NAMES = sorted({*PRECISIONS} - {"16-true"})  # in which training works, see `check_trains`
 WIDTH = 80
 
 
@@ -127,9 +119,8 @@ def _quiet() -> Iterator[None]:
 
 def _account(command: DetectionCommand, own: argparse.Namespace) -> Account:
     model, samples, (name, precision) = command.model, _segment(command, own), _precision(command)
-    for half in HALVES:
-        if name == half:
-            FrozenHalfPrecision(half).convert_module(model)
+    if name in ROUNDED:
+        round_frozen(model.detector, name, "trainer.precision")
     try:
         with _quiet():
             return account(model.detector, model.optimizer, samples, command.datamodule.batch_size, precision)
@@ -146,10 +137,10 @@ def _segment(command: DetectionCommand, own: argparse.Namespace) -> int:
 
 def _precision(command: DetectionCommand) -> tuple[str, torch.dtype]:
     """Its name, and what products are computed in."""
-    given = str(command._get(command.config, "trainer.precision"))
-    if given not in PRECISIONS:
-        raise InputError(f"trainer.precision {given}: give one of {', '.join(NAMES)}, which train here")
-    return PRECISIONS[given]
+    name = precision_name(command._get(command.config, "trainer.precision"))
+    if name not in NAMES:
+        raise InputError(f"trainer.precision {name}: give one of {', '.join(NAMES)}, which train here")
+    return name, AUTOCAST.get(name, torch.float32)
 
 
 def _left_out(model: DetectionModule) -> list[str]:

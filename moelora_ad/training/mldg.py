@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from moelora_ad.corpora import BONA_FIDE, SPOOF, TrialList
 from moelora_ad.errors import InputError
+from moelora_ad.training.batch_norm import uncounted
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.dataset import Batch, Failure
 
@@ -115,12 +116,12 @@ class MLDG:
 
         # Fused attention has no second derivative.
         with sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext():
-            loss = module.training_loss(*meta_train)
+            loss = _loss(module, meta_train)
             gradients = _gradients(module, loss, parameters, create_graph=self.second_order)
         moved = self._inner_step(module, parameters, gradients)
 
         def meta_test_pass() -> tuple[Tensor, Gradients]:
-            loss = module.training_loss(*meta_test, prefix="train/meta_test_")
+            loss = _loss(module, meta_test, prefix="train/meta_test_")
             return loss.detach(), _gradients(module, loss, moved)
 
         meta_test_loss, there = with_parameters(module, dict(zip(names, moved, strict=True)), meta_test_pass)
@@ -260,6 +261,11 @@ class _Hand(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> Any:
         return None, None, *(factor * gradient for gradient in ctx.gradients)
+
+
+def _loss(module: DetectionModule, part: Part, prefix: str = "train/") -> Tensor:
+    with nullcontext() if part.batch.num_read else uncounted(module):
+        return module.training_loss(part.batch, part.share, prefix)
 
 
 def _gradients(

@@ -5,11 +5,32 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from lightning.pytorch.plugins import HalfPrecision
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from torch import nn
+from torch.distributed.fsdp import MixedPrecision
 
-from moelora_ad.adapters import adapter_modules
 from moelora_ad.errors import InputError
+from moelora_ad.models.precision import precision_name, round_frozen
 from moelora_ad.training.detection_module import DetectionModule
+
+
+def check_trains(precision: Any) -> None:
+    """Whether training works in a precision, as ``trainer.precision`` has it.
+
+    Raises:
+        InputError: it is float16 without a scale: gradients below its smallest number, 6e-8, would vanish.
+    """
+    if precision_name(precision) == "16-true":
+        raise InputError(
+            "trainer.precision 16-true does not train: small gradients vanish in float16; use bf16-true or 16-mixed"
+        )
+
+
+def cast_by_autocast_alone(strategy: Strategy) -> None:
+    """Keep FSDP from casting waveforms, weights and buffers of mixed precision itself, heads included, unless its
+    ``mixed_precision`` says how: autocast does what it does under other strategies."""
+    if isinstance(strategy, FSDPStrategy) and strategy.mixed_precision is None:
+        strategy.mixed_precision = MixedPrecision()
 
 
 class FrozenHalfPrecision(HalfPrecision):
@@ -17,7 +38,8 @@ class FrozenHalfPrecision(HalfPrecision):
 
     Half the memory of the encoder's weights, and no rounding of what is trained; ``bf16-mixed`` keeps fewer bytes of
     activations, since adapters read theirs in float32 here. It takes the place of Lightning's ``bf16-true`` and
-    ``16-true``, which would round the adapters too.
+    ``16-true``, which would round the adapters too. What passes back through the encoder is of its precision: float16
+    is for evaluation alone (see `check_trains`).
 
     Args:
         precision: "bf16-true" or "16-true".
@@ -27,21 +49,12 @@ class FrozenHalfPrecision(HalfPrecision):
         """Convert the frozen tensors of the encoder in place.
 
         Raises:
-            InputError: the encoder itself is trained.
+            InputError: the encoder itself is trained, or this is no precision to train in.
         """
         assert isinstance(module, DetectionModule)
-        encoder = module.detector.backbone.encoder
-        if module.detector.parameters_by_part()["backbone"]:
-            raise InputError(
-                f"trainer.precision {self.precision} rounds the encoder, which this adaptation trains: "
-                f"use {self.precision.partition('-')[0]}-mixed"
-            )
-        adapters = {id(part) for _, part in adapter_modules(encoder)}
-        for part in encoder.modules():
-            if id(part) not in adapters:
-                for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
-                    if tensor.is_floating_point():
-                        tensor.data = tensor.data.to(self._desired_input_dtype)
+        if module._trainer is not None and module.trainer.state.fn == "fit":
+            check_trains(self.precision)
+        round_frozen(module.detector, self.precision, "trainer.precision")
         return module
 
     def convert_input(self, data: Any) -> Any:

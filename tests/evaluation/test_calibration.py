@@ -129,7 +129,10 @@ def test_apply_is_a_line():
 @given(st.floats(1e-300, 1e300), st.floats(-1e300, 1e300), st.text(), st.integers(1, 10**9), st.integers(1, 10**9))
 def test_a_calibration_survives_json(scale, offset, fitted_on, num_bona_fide, num_spoof):
     calibration = Calibration(scale, offset, fitted_on, num_bona_fide, num_spoof)
-    assert Calibration.from_dict(json.loads(json.dumps(calibration.as_dict()))) == calibration
+    content = json.loads(json.dumps(calibration.as_dict()))
+    assert Calibration.from_dict(content) == calibration
+    del content["precision"]  # which earlier versions did not note
+    assert Calibration.from_dict(content) == calibration
 
 
 @pytest.mark.parametrize(
@@ -146,6 +149,7 @@ def test_a_calibration_survives_json(scale, offset, fitted_on, num_bona_fide, nu
         ({"fitted_on": 3}, "fitted_on must be a name"),
         ({"num_spoof": 0}, "num_spoof must be a positive whole number"),
         ({"num_bona_fide": 2.0}, "num_bona_fide must be a positive whole number"),
+        ({"precision": 16}, "precision must be a name, not 16"),
         ({"more": 1}, "needs the fields fitted_on, num_bona_fide, num_spoof, offset, scale"),
     ],
 )

@@ -153,6 +153,27 @@ def test_nothing_but_a_model_is_overwritten(run, export, tmp_path):
     assert (tmp_path / "other" / "config.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [
+        ({}, {}, "32-true"),
+        ({"precision": "bf16-mixed"}, {}, "bf16-mixed"),
+        ({"precision": 32}, {"precision": 16}, "16-mixed"),
+    ],
+)
+def test_the_precision_is_that_of_the_run(run, export, tmp_path, monkeypatch, first, second, name):
+    run.config["trainer"] |= first
+    run.write()
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"trainer": second}))
+    monkeypatch.setattr(export_command, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    configs = ("--config", run.folder / "config.yaml", "--config", tmp_path / "more.yaml")
+    code, printed, _ = export("--checkpoint", run.checkpoint, *configs, "--to", tmp_path / "model", "--onnx")
+    assert code == 0
+    assert Detector.from_pretrained(tmp_path / "model").precision == name
+    assert f"score computes in {name}, like the run" in printed
+    assert ("model.onnx computes in 32-true: its scores differ slightly" in printed) == (name != "32-true")
+
+
 def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatch):
     arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
     monkeypatch.setattr(export_command, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))

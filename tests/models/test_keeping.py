@@ -298,9 +298,24 @@ def test_a_config_that_does_not_fit_is_refused(model, fields, expected):
 
 def test_a_field_that_is_missing_is_named(model):
     config = json.loads((model / "config.json").read_text())
-    for name in config.keys() - {"format", "library", "backbone"}:
+    for name in config.keys() - {"format", "library", "backbone", "precision"}:
         (model / "config.json").write_text(json.dumps({n: v for n, v in config.items() if n != name}))
         assert f"has no field {name!r}" in refusal(model)
+
+
+def test_the_precision_is_kept_and_models_of_earlier_versions_have_none(model):
+    detector = Detector.from_pretrained(model)
+    assert detector.precision is None
+    detector.precision = "bf16-mixed"
+    detector.save_pretrained(model)
+    assert Detector.from_pretrained(model).precision == "bf16-mixed"
+    assert "They were computed in bf16-mixed." in (model / "README.md").read_text()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"precision": 16}))
+    assert "the field 'precision' cannot be 16" in refusal(model)
+    del config["precision"]
+    (model / "config.json").write_text(json.dumps(config))
+    assert Detector.from_pretrained(model).precision is None
 
 
 HOSTILE = [

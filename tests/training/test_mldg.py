@@ -20,8 +20,9 @@ from moelora_ad.adapters import AuxiliaryWeights, FrozenBackbone, FullFineTuning
 from moelora_ad.audio import Crops
 from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.errors import InputError
-from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
 from moelora_ad.training import MLDG, Batch, DetectionModule, WarmupCosine
+from moelora_ad.training.batch_norm import SyncedBatchNorm
 from moelora_ad.training.dataset import Failure
 from moelora_ad.training.mldg import attacks_of, part_of, split
 
@@ -408,6 +409,31 @@ def test_several_processes_make_the_steps_of_one(
     for name, parameter in trained(module(small_whisper, method)).items():
         torch.testing.assert_close(several[name], one[name], rtol=1e-4, atol=1e-5)
         assert not torch.equal(one[name], parameter), name
+
+
+class Undropped(AASIST):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        for layer in self.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_several_processes_share_the_batch_statistics_of_each_part(
+    small_whisper, data, trainer, tmp_path, second_order
+):
+    """A process that has none of a part takes no part in its statistics."""
+    models = []
+    ours = {"devices": 3, "strategy": "ddp_fork", "plugins": [SyncedBatchNorm()]}
+    for count, arguments in ((1, {}), (3, ours)):
+        learning = MLDG(0.01, BETA, second_order=second_order)
+        models.append(module(small_whisper, LoRA(2), meta_learning=learning, classifier=Undropped))
+        run = trainer(tmp_path, max_epochs=2, limit_val_batches=0, precision="64-true", **arguments)
+        run.fit(models[-1], datamodule=data(batch_size=6 // count))
+    one, several = (model.float().state_dict() for model in models)  # which is what comes back from other processes
+    for name, tensor in one.items():
+        torch.testing.assert_close(several[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
 
 
 def test_the_overlay_on_the_command_line(lightning, experiment, write_config, tmp_path):

@@ -96,3 +96,21 @@ def test_the_precision_by_its_name(lightning, experiment, write_config, tmp_path
     )
     assert (code, err.count("\n")) == (1, 1)
     assert "trainer.precision bf16-true rounds the encoder, which this adaptation trains: use bf16-mixed" in err
+
+
+@pytest.mark.parametrize("verb", ["fit", "plan", "inspect"])
+def test_float16_without_a_scale_does_not_train(lightning, experiment, write_config, verb):
+    config = write_config(experiment)
+    code, out, err = lightning(verb, "--config", config, "--trainer.precision", "16-true")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    told = "trainer.precision 16-true does not train: small gradients vanish in float16; use bf16-true or 16-mixed"
+    assert err == f"lightning {verb}: error: {told}\n"
+
+
+def test_float16_without_a_scale_is_for_evaluation(fit, data, trainer, tmp_path):
+    with pytest.raises(InputError, match="16-true does not train"):
+        fit("whisper", plugins=[FrozenHalfPrecision("16-true")])
+    module, _ = fit("whisper")
+    (figures,) = trainer(tmp_path, plugins=[FrozenHalfPrecision("16-true")]).validate(module, datamodule=data())
+    assert 0 <= figures["dev/eer"] <= 1
+    assert module.detector.backbone.encoder.conv1.weight.dtype == torch.float16

@@ -1,0 +1,76 @@
+"""Which precision scores are computed in, and what is to be told of it."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.calibration import Calibration
+from moelora_ad.models import Detector
+from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, SINGLE
+
+
+def chosen_precision(
+    asked: str | None, detector: Detector, calibration: Calibration | None, device: torch.device
+) -> tuple[str, list[str]]:
+    """The precision to score in, and lines for the reader.
+
+    Args:
+        asked: by its name; None for the one that the detector was judged in, or float32 if the device has not that.
+        detector: that scores.
+        calibration: of the scores, if any.
+        device: where it is.
+
+    Raises:
+        InputError: what was asked for is no precision, or the device has it not.
+    """
+    judged: str | None = getattr(detector, "precision", None)  # any module that gives logits will do
+    if asked is not None and asked not in PRECISIONS:
+        raise InputError(f"precision: {asked!r} is not one of {', '.join(PRECISIONS)}")
+    chosen = asked or judged or SINGLE
+    notes = []
+    if chosen == "16-mixed" and device.type == "cpu":  # as Lightning has it
+        chosen = "bf16-mixed"
+        notes.append("scored in bf16-mixed, which takes the place of 16-mixed on a CPU, as in lightning test")
+    elif chosen not in PRECISIONS or not _computes(device, chosen):
+        if asked is not None:
+            raise InputError(f"precision: {device} does not compute in {asked}: give another one, or another device")
+        chosen = SINGLE
+        notes.append(f"the model was judged in {judged}, which is not to be had here: scored in {SINGLE}")
+    elif judged not in (None, chosen):
+        notes.append(f"scored in {chosen}; the model was judged in {judged}, which gives slightly other scores")
+    elif asked is None and chosen != SINGLE:
+        notes.append(f"scored in {chosen}, as the model was judged; --precision takes another one")
+    if calibration is not None and calibration.precision not in (None, chosen):
+        notes.append(f"the calibration was fitted on scores in {calibration.precision}, these are in {chosen}")
+    return chosen, notes
+
+
+@contextmanager
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+    """That precision and no TF32, whatever the caller has set: scores of CPU and GPU agree."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
+def _computes(device: torch.device, precision: str) -> bool:
+    dtype = (AUTOCAST | ROUNDED).get(precision)
+    if dtype is None:
+        return True
+    try:
+        one = torch.ones(1, 1, dtype=dtype, device=device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says is told by the caller
+            with torch.autocast(device.type, dtype):
+                return (one @ one).dtype == dtype and torch.is_autocast_enabled(device.type)
+    except RuntimeError:
+        return False

@@ -1,0 +1,47 @@
+"""What a detector is computed in, by Lightning's names. Heads and scores are float32 in all of them."""
+
+from typing import Any
+
+import torch
+
+from moelora_ad.adapters import adapter_modules
+from moelora_ad.errors import InputError
+from moelora_ad.models.detector import Detector
+
+SINGLE = "32-true"
+AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+"""Products of the encoder and its adapters in half precision, weights in float32."""
+ROUNDED = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
+"""The frozen tensors of the encoder in half precision, adapters and head in float32."""
+PRECISIONS = (SINGLE, *AUTOCAST, *ROUNDED)
+_SHORT = {"None": SINGLE, "32": SINGLE, "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def precision_name(given: Any) -> str:
+    """The full name of what ``trainer.precision`` may be: None, 32, "bf16", ...; an unknown one as it is."""
+    return _SHORT.get(str(given), str(given))
+
+
+def round_frozen(detector: Detector, precision: str, option: str = "precision") -> None:
+    """Put the frozen tensors of the encoder into half precision, in place.
+
+    Args:
+        detector: its other tensors stay as they are.
+        precision: a name of `ROUNDED`.
+        option: what the user calls it.
+
+    Raises:
+        InputError: the encoder itself is trained.
+    """
+    encoder = detector.backbone.encoder
+    if detector.parameters_by_part()["backbone"]:
+        raise InputError(
+            f"{option} {precision} rounds the encoder, which this adaptation trains: "
+            f"use {precision.partition('-')[0]}-mixed"
+        )
+    adapters = {id(part) for _, part in adapter_modules(encoder)}
+    for part in encoder.modules():
+        if id(part) not in adapters:
+            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(ROUNDED[precision])

@@ -1,0 +1,98 @@
+"""Batch normalisation over the batches of all processes, as one process would see them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins import LayerSync
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SyncedBatchNorm(LayerSync):
+    """What ``trainer.sync_batchnorm`` does here: while training runs in several processes, all batch normalisation of
+    the model in training mode takes its statistics from all of them.
+
+    A `Trainer` that is made in Python takes it as one of its ``plugins``. Unlike PyTorch's ``SyncBatchNorm`` it works
+    on any device, keeps the layers (subclasses with a ``forward`` of their own too) and the names of their tensors, and
+    can be differentiated twice, as `MLDG` of second order wants.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm) and not isinstance(layer, _Synced | nn.SyncBatchNorm):
+                own = type(layer)
+                # The last in line before PyTorch's own forward, which a subclass calls.
+                layer.__class__ = type(own.__name__, (own, _Synced), {"__module__": own.__module__, "own_class": own})
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        for layer in model.modules():
+            if isinstance(layer, _Synced):
+                layer.__class__ = layer.own_class  # type: ignore[assignment]
+        return model
+
+
+@contextmanager
+def uncounted(model: nn.Module) -> Iterator[None]:
+    """Where this process only takes part in what all do together: its batch adds nothing to synced statistics."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _Synced)]
+    for layer in layers:
+        layer.counts = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.counts = True
+
+
+class _Synced(_BatchNorm):
+    """Normalises by the mean and variance of the values of all processes, however many each has."""
+
+    own_class: type[_BatchNorm]
+    counts = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or distributed.get_world_size() == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        own_variance, own_mean = torch.var_mean(x, axes, correction=0)
+        own_count = x.new_full((1,), x.numel() // x.shape[1] if self.counts else 0)
+        total = _Sum.apply(torch.cat([own_count * own_mean, own_count]))
+        mean, count = total[:-1] / total[-1], total[-1]
+        variance = _Sum.apply(own_count * (own_variance + (own_mean - mean).square())) / count
+        self._remember(mean.detach(), variance.detach() * (count / (count - 1)))
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        normalised = (x - mean.view(shape)) * scale.view(shape)
+        return (normalised + self.bias.view(shape) if self.affine else normalised).to(input.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        """Into the running statistics, for evaluation."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        for running, new in ((self.running_mean, mean), (self.running_var, variance)):
+            running.mul_(1 - share).add_(share * new)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes. A gradient that comes back is that of all their losses, as DDP, which averages those
+    of parameters over processes, expects it."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
