@@ -1,12 +1,10 @@
 """The detector in training, validation and test."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
@@ -17,8 +15,7 @@ from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
-from moelora_ad.training.building import PREFIX, arguments_of, config_beside
-from moelora_ad.training.checkpoints import ARCHITECTURE, architecture_of, check_fit, tell_other_architecture
+from moelora_ad.training.checkpointed_module import CheckpointedModule
 from moelora_ad.training.data_module import DEV, TRAIN, AudioDeepfakeDataModule
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.failures import write_failures
@@ -27,11 +24,11 @@ from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.provenance import about
 from moelora_ad.training.randomness import seed_batch
-from moelora_ad.training.resuming import TRAINING_DATA, check_training_data, redo_what_was_cut_off, training_data
-from moelora_ad.training.run import is_fast_dev_run, set_folder, shards_the_model, training_folder
+from moelora_ad.training.resuming import training_data
+from moelora_ad.training.run import is_fast_dev_run, set_folder, training_folder
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.scoring import SetFigures, SetResult, SetScores, evaluation_sets
-from moelora_ad.training.stopping import check_loss, check_weights
+from moelora_ad.training.stopping import check_loss
 
 IGNORED = -100  # a label that has no part in the loss
 
@@ -39,7 +36,7 @@ OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
-class DetectionModule(LightningModule):
+class DetectionModule(CheckpointedModule):
     """A detector with its loss, its optimiser and its figures.
 
     Args:
@@ -89,8 +86,6 @@ class DetectionModule(LightningModule):
         self.meta_learning = meta_learning
         self.learning_rates = {"experts": adapter_lr, "gates": gate_lr, "classifier": classifier_lr, "backbone": None}
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
-        # Frozen weights are not in a checkpoint; on_load_checkpoint checks the names that must be.
-        self.strict_loading = False
         self.score_folder: Path | None = None
         self.configuration: dict[str, Any] | None = None
         self.untrained = False
@@ -100,48 +95,10 @@ class DetectionModule(LightningModule):
         self._gathered_failures: TrialFailures | None = None
         self._sets: list[SetScores] = []
         self._first_steps: FirstSteps | None = None
-        self._initialised = False
         self._start_error: AdapterError | None = None
-        self._training_data: dict[str, Any] = {}
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.detector(waveforms, lengths)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = None,
-        hparams_file: str | Path | None = None,
-        strict: bool | None = None,
-        weights_only: bool = True,
-        **arguments: Any,
-    ) -> "DetectionModule":
-        """A module with the weights of a checkpoint.
-
-        Args:
-            checkpoint_path: ``RUN/checkpoints/NAME.ckpt``, or any other with ``hparams_file`` or all three parts given.
-            map_location: where the weights go, as for ``torch.load``.
-            hparams_file: the configuration of the run; ``RUN/config.yaml`` if it is not given.
-            strict: as for Lightning; what a checkpoint must hold is checked in any case.
-            weights_only: only true: a checkpoint never executes code.
-            arguments: of the class, in place of the configuration's.
-
-        Raises:
-            InputError: there is no configuration, or it is faulty, or the checkpoint does not fit it.
-        """
-        if not weights_only:
-            raise ValueError("a checkpoint is always loaded with weights_only=True")
-        configured = {}
-        if hparams_file is not None or not {"backbone", "adaptation", "classifier"} <= arguments.keys():
-            configured = arguments_of(cls, str(hparams_file or config_beside(str(checkpoint_path))))
-        with warnings.catch_warnings():  # frozen weights are in no checkpoint
-            warnings.filterwarnings("ignore", message="Found keys that are in the model state dict but not in the ch.*")
-            module = super().load_from_checkpoint(
-                checkpoint_path, map_location, strict=strict, weights_only=True, **(configured | arguments)
-            )
-        module._initialised = True  # fit goes on from these weights
-        return module
 
     # Training
 
@@ -156,12 +113,12 @@ class DetectionModule(LightningModule):
         if stage != "fit":
             return
         assert data.train_trials is not None
-        self._training_data = training_data(data)
+        self.training_data = training_data(data)
         check_monitors(self.trainer, self)
         self.parameter_counts = self.detector.parameter_counts()  # while parameters are whole
-        if self._initialised:
+        if self.has_weights:
             return
-        self._initialised = True  # a second fit goes on from the first
+        self.has_weights = True  # a second fit goes on from the first
         try:  # a checkpoint that is loaded afterwards replaces them
             self.detector.adaptation.initialise(self.detector.backbone.encoder)
         except AdapterError as error:
@@ -326,24 +283,3 @@ class DetectionModule(LightningModule):
     def _list_failures(self, folder: Path, name: str, trials: TrialList, reasons: dict[int, str]) -> None:
         if self.trainer.is_global_zero and not is_fast_dev_run(self.trainer):
             write_failures(folder / f"{name}.failed.csv", trials, reasons)
-
-    # Checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = {f"{PREFIX}{name}" for name in self.detector.kept_names()}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-        if self._trainer is not None:
-            check_weights(self._trainer, checkpoint["state_dict"])
-            checkpoint[TRAINING_DATA] = self._training_data
-            checkpoint[ARCHITECTURE] = architecture_of(self.detector)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
-        is_whole = self._trainer is None or not shards_the_model(self._trainer)
-        check_fit(state, self.detector, "the checkpoint", shapes=is_whole)
-        if self._trainer is None or self._trainer.is_global_zero:
-            tell_other_architecture(checkpoint, self.detector)
-        if self._trainer is not None:
-            if self._trainer.state.fn == "fit":
-                check_training_data(checkpoint, self._training_data)
-            redo_what_was_cut_off(checkpoint, by_steps=self._trainer.max_steps != -1)
