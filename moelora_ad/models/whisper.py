@@ -86,7 +86,7 @@ class WhisperBackbone(Backbone):
 
 def _powers(waveforms: Tensor) -> Tensor:
     """Power spectrogram, (B, samples) -> (B, FFT // 2 + 1, samples // HOP)."""
-    window = torch.hann_window(FFT, device=waveforms.device)
+    window = torch.hann_window(FFT, device=waveforms.device, dtype=waveforms.dtype)
     return torch.stft(waveforms, FFT, HOP, window=window, return_complex=True)[..., :-1].abs().square()
 
 
