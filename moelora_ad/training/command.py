@@ -196,11 +196,9 @@ class DetectionCommand(LightningCLI):
 
     def instantiate_classes(self) -> None:
         parser = self._parser(self.subcommand)
-        if self.subcommand == "fit":
-            try:
+        with self._mistakes_told():
+            if self.subcommand == "fit":
                 check_trains(self._get(self.config, "trainer.precision"))
-            except InputError as error:
-                parser.error(str(error))
         system = self._get(self.config, "system") if self.subcommand == "fit" else None
         if system is not None:
             given = self.config[self.subcommand]
