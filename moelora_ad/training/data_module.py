@@ -175,18 +175,18 @@ class AudioDeepfakeDataModule(LightningDataModule):
             self.train_on_error,
             self.augment_before_crop,
         )
-        return TrainingLoader(self.trainer, batches, dataset=dataset, **self._reading())
+        return TrainingLoader(self.trainer, batches, dataset=dataset, **self._reading(again=True))
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        return self._evaluation_loaders()
+        return self._evaluation_loaders(again=True)
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
-        return self._evaluation_loaders()
+        return self._evaluation_loaders(again=False)
 
     def predict_dataloader(self) -> list[DataLoader[Batch]]:
-        return self._evaluation_loaders()
+        return self._evaluation_loaders(again=False)
 
-    def _evaluation_loaders(self) -> list[DataLoader[Batch]]:
+    def _evaluation_loaders(self, again: bool) -> list[DataLoader[Batch]]:
         rank, world_size = self._place()
         self.kept = kept_scores(self.trainer)
         loaders = []
@@ -202,16 +202,18 @@ class AudioDeepfakeDataModule(LightningDataModule):
                 DataLoader(
                     TrialDataset(trials, self.eval_segment, self.seed, on_error=self._on_error),
                     sampler=batches,
-                    **self._reading(),
+                    **self._reading(again),
                 )
             )
         return loaders
 
-    def _reading(self) -> dict[str, Any]:
+    def _reading(self, again: bool) -> dict[str, Any]:
+        """How a set is read: once, or again in every epoch. The workers of one that is read once end with it, before
+        those of the next one start."""
         return {
             "batch_size": None,  # the sampler makes the batches
             "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
+            "persistent_workers": again and self.num_workers > 0,
             "worker_init_fn": outlive_signals,
             "multiprocessing_context": self.multiprocessing_context if self.num_workers > 0 else None,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
