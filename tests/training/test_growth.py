@@ -30,7 +30,7 @@ class CountedProcesses(Callback):
 def test_the_workers_of_a_set_end_with_it(data, trainer, tmp_path, small_whisper, verb):
     model = DetectionModule(WhisperBackbone(small_whisper), LoRA(2), MeanPooling)
     corpus = data().test["in_domain"]
-    source = data(num_workers=1, test={name: corpus for name in ("a", "b", "c", "d")})
+    source = data(num_workers=1, test=dict.fromkeys(("a", "b", "c", "d"), corpus))
     processes = CountedProcesses()
     before = len(multiprocessing.active_children())
     getattr(trainer(tmp_path, callbacks=[processes]), verb)(model, datamodule=source)
