@@ -2,7 +2,9 @@
 
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from moelora_ad.audio import Augmentation, Excerpt, Segment
@@ -105,6 +107,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self.unreadable: dict[str, str] = {}
         self.eval_trials: dict[str, TrialList] = {}
         self.kept: dict[str, KeptScores] = {}
+        self._lengths: dict[str, NDArray[np.int64]] = {}  # files' headers are read once
         self._groups: list[Group] | None = None
         self._on_error: OnError = "raise"
 
@@ -192,7 +195,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         loaders = []
         for name, trials in self.eval_trials.items():
             # Rows of one length need no order by length.
-            lengths = lengths_of(trials, name, self.trainer) if self.eval_segment.samples is None else None
+            lengths = self._lengths_of(name, trials) if self.eval_segment.samples is None else None
             kept = self.kept.get(name)
             done = None if kept is None else kept.found.indices
             batches = EvaluationBatches(len(trials), self.eval_batch_size, rank, world_size, lengths, done)
@@ -206,6 +209,11 @@ class AudioDeepfakeDataModule(LightningDataModule):
                 )
             )
         return loaders
+
+    def _lengths_of(self, name: str, trials: TrialList) -> NDArray[np.int64]:
+        if name not in self._lengths:
+            self._lengths[name] = lengths_of(trials, name, self.trainer)
+        return self._lengths[name]
 
     def _reading(self, again: bool) -> dict[str, Any]:
         """How a set is read: once, or again in every epoch. The workers of one that is read once end with it, before

@@ -1,6 +1,9 @@
 """What evaluation takes does not grow with the number of batches or of sets."""
 
 import multiprocessing
+import tarfile
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +11,12 @@ import torch
 from lightning.pytorch import Callback
 
 from moelora_ad.adapters import LoRA
+from moelora_ad.audio import FullUtterance, audio_length
 from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.evaluation import TrialFailures, TrialScores
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.training import Batch, DetectionModule
+from moelora_ad.training.lengths import lengths_of
 from moelora_ad.training.scoring import SetScores
 
 
@@ -54,3 +59,35 @@ def test_a_batch_does_not_walk_the_batches_before_it(monkeypatch, device):
     assert not moves
     if device == "cpu":
         np.testing.assert_array_equal(part.result().table.scores, scores.astype(np.float32).astype(np.float64))
+
+
+def test_the_headers_of_a_set_are_read_at_once_and_only_once(data, monkeypatch):
+    asked, several = [], threading.Barrier(2)
+
+    def length(source, name):
+        asked.append(name)
+        several.wait(timeout=60)  # breaks unless another thread comes
+        return audio_length(source, name)
+
+    monkeypatch.setattr("moelora_ad.training.lengths.audio_length", length)
+    source = data(eval_segment=FullUtterance())
+    source.setup("validate")
+    source.val_dataloader()
+    paths = list(source.eval_trials["dev"].columns.audio)
+    assert sorted(asked) == sorted(paths)
+    assert source._lengths["dev"].tolist() == [audio_length(path) for path in paths]
+    source.setup("fit")
+    source.val_dataloader()
+    assert len(asked) == len(paths)
+
+
+def test_lengths_in_an_archive_are_those_of_its_members(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    trials = data().test["in_domain"].trials()
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for trial in trials:
+            archive.add(trial.audio, Path(trial.audio).name)
+    inside = [f"{tmp_path}/a.tar!/{Path(trial.audio).name}" for trial in trials]
+    packed = TrialList([Trial(str(number), place) for number, place in enumerate(10 * inside)])
+    found = lengths_of(packed, "x", None).tolist()
+    assert found == 10 * [audio_length(trial.audio) for trial in trials]
