@@ -15,6 +15,7 @@ from moelora_ad.errors import InputError
 DELIMITERS = (",", "\t", ";")
 """Of tables; spreadsheets write semicolons where the comma is the decimal sign."""
 _BLOCK = 2_000  # records
+_FEW = 10_000  # different values of a column
 _CHUNK = 2**16  # characters
 _MOST_BYTES = 2**30
 
@@ -173,11 +174,13 @@ def read_columns(
     header = _header(path, rows, error)
     lines: list[int] = []
     columns: list[list[str]] = [[] for _ in header]
+    pools: list[dict[str, str]] = [{} for _ in header]
     checked = _checked(path, header, rows, error)
     while block := list(islice(checked, _BLOCK)):
         lines += [line for line, _ in block]
-        for column, values in zip(columns, zip(*(row for _, row in block), strict=True), strict=True):
-            column += values
+        for column, pool, values in zip(columns, pools, zip(*(row for _, row in block), strict=True), strict=True):
+            # Equal values of a column that has few different ones are one object: a label takes 56 bytes.
+            column += map(pool.setdefault, values, values) if len(pool) < _FEW else values
     return header, lines, dict(zip(header, columns, strict=True))
 
 
@@ -193,7 +196,9 @@ def _header(path: str | Path, rows: Iterator[tuple[int, list[str]]], error: type
 
 
 def _csv_rows(path: str | Path, error: type[InputError], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(read_text(path, error), newline=""), delimiter=delimiter, strict=True)
+    # Lines are made one at a time from UTF-8: a StringIO takes four bytes for every character.
+    text = io.TextIOWrapper(io.BytesIO(read_text(path, error).encode()), "utf-8", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1  # a quoted field may run over several lines: keep the first
         try:
