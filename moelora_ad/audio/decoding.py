@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import BinaryIO
 
@@ -13,9 +14,9 @@ from moelora_ad.audio.contents import Contents, contents_of, pieces_of
 from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, NoSuchTrackError, UndecodableError, decode, is_bare
 from moelora_ad.audio.mpeg import Stretch, stretches_of
 from moelora_ad.audio.notes import Note
-from moelora_ad.audio.quality import ChannelMeter
+from moelora_ad.audio.quality import ChannelMeter, mixed
 from moelora_ad.audio.source import AudioError, AudioSource, Source, reason_of
-from moelora_ad.audio.streaming import SAMPLE_RATE, StreamingResampler, check_rate, length_at_16_khz, resampled
+from moelora_ad.audio.streaming import SAMPLE_RATE, StreamingResampler, check_rate, length_at_16_khz, resampled_part
 
 _LENGTH_UNKNOWN = 2**60  # what libsndfile says of a FLAC stream whose header leaves the length open
 _AT_ONCE = 2**20  # samples of all channels that are decoded at once for blocks
@@ -198,7 +199,7 @@ class AudioReader:
         return self._finite(waveform)
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """The whole file, one block after another: joined, they are ``read()``, up to rounding at other rates.
+        """The whole file, one block after another: joined, they are ``read()`` bit for bit.
 
         However long the file is, this takes some megabytes; more is needed only for what FFmpeg has decoded, and, at
         first, for the bytes of MP3 and Ogg.
@@ -220,13 +221,12 @@ class AudioReader:
         sound, given = self._sound, 0
         if self._whole is None:
             assert sound is not None
-            resample = None if self.source_rate == SAMPLE_RATE else StreamingResampler(self.source_rate, SAMPLE_RATE)
+            resample = StreamingResampler(self.source_rate)
             step = max(1, _AT_ONCE // sound.channels)
             try:
                 for start in range(0, sound.frames, step):
                     stop = min(start + step, sound.frames)
-                    frames = self._read_frames(sound, start, stop)
-                    block = frames if resample is None else resample(frames, last=stop == sound.frames)
+                    block = resample(self._read_frames(sound, start, stop), last=stop == sound.frames)
                     yield block
                     given += len(block)
                 return
@@ -250,9 +250,10 @@ class AudioReader:
         if self._whole is None:
             assert sound is not None
             try:
-                if self.source_rate == SAMPLE_RATE and _seeks_exactly(sound):
-                    return self._read_frames(sound, start, self.length if stop is None else min(stop, self.length))
-                self._whole = resampled(self._read_frames(sound, 0, sound.frames), self.source_rate)
+                part = partial(resampled_part, partial(self._read_frames, sound), sound.frames, self.source_rate)
+                if _seeks_exactly(sound):
+                    return part(start, self.length if stop is None else min(stop, self.length))
+                self._whole = part(0, self.length)
             except soundfile.SoundFileError as error:
                 self._whole = self._decode_instead(error)
         return self._whole[start:stop]
@@ -282,28 +283,26 @@ class AudioReader:
         if len(frames) < stop - start:
             missing = stop - start - len(frames)
             raise AudioError(f"cannot decode {self.name}: it ends {missing} samples early; is it truncated?")
-        return _mono(frames, self.meter)
+        return mixed(frames, self.meter)
 
     def _decode_whole(self, file: BinaryIO, refused: str) -> NDArray[np.float32]:
         """Decode with FFmpeg what libsndfile refused: at 16 kHz and one channel, an hour takes 230 MB."""
         parts: list[NDArray[np.float32]] = []
-        resample: StreamingResampler | None = None
+        resample = StreamingResampler(SAMPLE_RATE)  # until the rate is known
         try:
             for frames, rate, track, tracks in decode(file, self._track):
                 if not parts:
                     check_rate(self.name, rate)
                     self.source_rate = rate
-                    resample = None if rate == SAMPLE_RATE else StreamingResampler(rate, SAMPLE_RATE)
+                    resample = StreamingResampler(rate)
                     self._tell_tracks(track, tracks)
-                mono = _mono(frames, self.meter)
-                parts.append(mono if resample is None else resample(mono, last=False))
+                parts.append(resample(mixed(frames, self.meter), last=False))
         except NoSuchTrackError as error:
             raise AudioError(f"cannot use {self.name}: {error}") from None
         except UndecodableError as error:
             told = f"{refused} (libsndfile), {error} (FFmpeg)"
             raise AudioError(f"cannot decode {self.name}: {told}; is it an audio file?") from None
-        if resample is not None:
-            parts.append(resample(np.empty(0, np.float32), last=True))
+        parts.append(resample(np.empty(0, np.float32), last=True))
         return np.concatenate(parts)
 
     def _tell_tracks(self, track: int, tracks: int) -> None:
@@ -328,13 +327,4 @@ def audio_length(source: Source, name: str | None = None) -> int:
 
 def _seeks_exactly(sound: soundfile.SoundFile) -> bool:
     # Decoders with memory (MP3, Vorbis, Opus) give other samples after a seek than in a run from the beginning.
-    memoryless = sound.subtype.startswith("PCM_") or sound.subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW")
-    return memoryless and sound.seekable()
-
-
-def _mono(frames: NDArray[np.float32], meter: ChannelMeter | None) -> NDArray[np.float32]:
-    """The mean over channels of (n, channels): (n,)."""
-    if meter is not None:
-        meter.add(frames)
-    mono: NDArray[np.float32] = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
-    return mono
+    return sound.seekable() and sound.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"))

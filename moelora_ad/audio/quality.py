@@ -93,6 +93,14 @@ class ChannelMeter:
         return self._clipped + sum(high.clipped + low.clipped for high, low in moving)
 
 
+def mixed(frames: NDArray[np.float32], meter: ChannelMeter | None) -> NDArray[np.float32]:
+    """The mean over channels of (n, channels), which ``meter`` measures: (n,)."""
+    if meter is not None:
+        meter.add(frames)
+    mono: NDArray[np.float32] = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
+    return mono
+
+
 class _Extreme:
     """Counts the samples of a channel that are in a row at the highest value so far."""
 

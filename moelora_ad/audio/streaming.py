@@ -1,10 +1,16 @@
-"""Resampling, of the whole sound or block by block."""
+"""Resampling to 16 kHz, of the whole sound, of a part of it, or block by block: bit for bit the same samples.
+
+A convolution rounds by the size and the place of what it is given. So all sound is resampled in steps of about a second
+that begin at fixed places of it, each with what the filter sees on both sides, and a part is made of the steps that it
+touches.
+"""
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
-import torchaudio.functional
 import torchaudio.transforms
 from numpy.typing import NDArray
 
@@ -30,56 +36,106 @@ def check_rate(name: str, rate: int) -> None:
         raise AudioError(f"cannot use {name}: {problem}")
 
 
-def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """``waveform`` (n,), n >= 1, from ``rate`` in hertz to 16 kHz."""
-    if rate == SAMPLE_RATE:
-        return waveform
-    # Trailing zeros change no sample; they make up for torchaudio's rounding of the length in float32.
-    padded = torch.nn.functional.pad(torch.from_numpy(np.ascontiguousarray(waveform)), (0, rate // 100))
-    at_16_khz: torch.Tensor = torchaudio.functional.resample(padded, rate, SAMPLE_RATE)
-    return at_16_khz[: length_at_16_khz(len(waveform), rate)].numpy()
-
-
 def length_at_16_khz(frames: int, rate: int) -> int:
     return math.ceil(frames * SAMPLE_RATE / rate)
 
 
+def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """``waveform`` (n,), n >= 1, from ``rate`` in hertz to 16 kHz."""
+    whole = length_at_16_khz(len(waveform), rate)
+    return resampled_part(lambda start, stop: waveform[start:stop], len(waveform), rate, 0, whole)
+
+
+def resampled_part(
+    read: Callable[[int, int], NDArray[np.float32]], frames: int, rate: int, start: int, stop: int
+) -> NDArray[np.float32]:
+    """A part of a sound at 16 kHz, ``resampled(...)[start:stop]``; no more of it is read than is needed.
+
+    Args:
+        read: Gives the frames from a first one up to another one, which are within the sound: (n,).
+        frames: The sound's length at its own rate.
+        rate: Its rate in hertz.
+        start: First sample of the part, at 16 kHz.
+        stop: The sample behind it; at most the sound's length at 16 kHz.
+
+    Returns:
+        (stop - start,); empty if ``start`` is not before ``stop``.
+    """
+    if rate == SAMPLE_RATE or start >= stop:
+        return read(start, max(start, stop))
+    step = _step(rate)
+    first, steps = start // step.samples, -(-stop // step.samples) - start // step.samples
+    begin = first * step.frames - step.margin
+    end = begin + steps * step.frames + 2 * step.margin
+    needed = np.pad(read(max(begin, 0), min(end, frames)), (max(-begin, 0), max(end - frames, 0)))
+    offset = first * step.samples
+    return step.resampled(needed, steps)[start - offset : stop - offset]
+
+
 class StreamingResampler:
-    """What `torchaudio.functional.resample` gives for the whole sound, up to rounding, a block at a time.
+    """Sound that comes block by block, brought to 16 kHz.
 
     Args:
         rate: Of the sound, in hertz.
-        wanted: Another rate, in hertz.
     """
 
-    def __init__(self, rate: int, wanted: int) -> None:
-        common = math.gcd(rate, wanted)
-        self._unit, self._new_unit = rate // common, wanted // common  # so many samples become so many others
-        self._resample = torchaudio.transforms.Resample(rate, wanted, dtype=torch.float32)
-        self._reach = -(-self._resample.width // self._unit) + 1  # units on either side that the filter sees
-        self._kept = np.empty(0, np.float32)  # begins at a unit
-        self._known = 0  # units of what is kept whose output was given; they are there for the filter alone
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._step = None if rate == SAMPLE_RATE else _step(rate)
+        self._held = 0 if self._step is None else self._step.margin  # frames
+        self._kept = [np.zeros(self._held, np.float32)]  # from the margin of the next step on
         self._taken = self._given = 0
 
     def __call__(self, block: NDArray[np.float32], last: bool) -> NDArray[np.float32]:
         """The samples that can be told after the next ``block`` (n,), or after the ``last``: (m,), m >= 0."""
+        step = self._step
+        if step is None:
+            return block
+        self._kept.append(block)
+        self._held += len(block)
         self._taken += len(block)
-        self._kept = np.concatenate([self._kept, block])
-        ready = len(self._kept) // self._unit - self._reach
-        if last:
-            # Zeros behind the end change no sample; they make up for torchaudio's rounding of the length in float32.
-            padded = np.pad(self._kept, (0, 2 * self._unit))
-            total = math.ceil(self._taken * self._new_unit / self._unit)
-            return self._resampled(padded)[self._known * self._new_unit :][: total - self._given]
-        if ready <= self._known:
+        left = length_at_16_khz(self._taken, self._rate) - self._given
+        steps = -(-left // step.samples) if last else (self._held - 2 * step.margin) // step.frames
+        if steps <= 0:
             return np.empty(0, np.float32)
-        resampled = self._resampled(self._kept)[self._known * self._new_unit : ready * self._new_unit]
-        unneeded = max(0, ready - self._reach)
-        self._kept = self._kept[unneeded * self._unit :]
-        self._known = ready - unneeded
-        self._given += len(resampled)
-        return resampled
+        sound = np.concatenate(self._kept)
+        missing = steps * step.frames + 2 * step.margin - len(sound)
+        told = step.resampled(np.pad(sound, (0, max(missing, 0))), steps)[:left]
+        self._kept = [sound[steps * step.frames :]]
+        self._held = len(self._kept[0])
+        self._given += len(told)
+        return told
 
-    def _resampled(self, sound: NDArray[np.float32]) -> NDArray[np.float32]:
-        resampled: NDArray[np.float32] = self._resample(torch.from_numpy(np.ascontiguousarray(sound))).numpy()
-        return resampled
+
+class _Step:
+    """The resampling of a stretch of fixed length.
+
+    Attributes:
+        frames: Its length at the sound's own rate.
+        samples: The same at 16 kHz.
+        margin: Frames on either side that the filter sees.
+    """
+
+    def __init__(self, rate: int) -> None:
+        common = math.gcd(rate, SAMPLE_RATE)
+        unit, samples = rate // common, SAMPLE_RATE // common  # so many frames become so many samples
+        self._resample = torchaudio.transforms.Resample(rate, SAMPLE_RATE, dtype=torch.float32)
+        reach = -(-self._resample.width // unit) + 1  # in units
+        self.frames, self.samples, self.margin = common * unit, common * samples, reach * unit
+        self._first = reach * samples
+
+    def resampled(self, sound: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
+        """Some steps that follow each other, with the margin before and behind them: (steps * samples,)."""
+        length = self.frames + 2 * self.margin
+        parts = []
+        for start in range(0, steps * self.frames, self.frames):
+            part = torch.from_numpy(np.ascontiguousarray(sound[start : start + length]))
+            parts.append(self._resample(part)[self._first : self._first + self.samples].numpy())
+        joined: NDArray[np.float32] = np.concatenate(parts)
+        return joined
+
+
+@lru_cache(maxsize=8)
+def _step(rate: int) -> _Step:
+    """Making the filter takes longer than a second of sound."""
+    return _Step(rate)

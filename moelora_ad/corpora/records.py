@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
-from itertools import compress, islice
+from itertools import accumulate, chain, compress, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from moelora_ad.errors import InputError
 DELIMITERS = (",", "\t", ";")
 """Of tables; spreadsheets write semicolons where the comma is the decimal sign."""
 _BLOCK = 2_000  # records
+_FEW = 10_000  # different values of a column
+_LINE_END = re.compile("\r\n|\r|\n")
 _CHUNK = 2**16  # characters
 _MOST_BYTES = 2**30
 
@@ -128,18 +130,13 @@ def _careful_fields(
 
 def read_table(path: str | Path, delimiter: str = ",") -> tuple[list[str], Iterator[Block]]:
     """The header of a CSV file, and its records without the spaces around fields. Columns without a name are ``""``."""
-    rows = _csv_rows(path, ProtocolError, delimiter)
-    header = _header(path, rows, ProtocolError)
-    return header, _table_blocks(header, _checked(path, header, rows, ProtocolError))
+    header, blocks = _records(path, ProtocolError, delimiter)
+    return header, (_block(header, *block) for block in blocks)
 
 
-def _table_blocks(header: list[str], rows: Iterator[tuple[int, list[str]]]) -> Iterator[Block]:
-    while block := list(islice(rows, _BLOCK)):
-        columns = zip(*(row for _, row in block), strict=True)
-        yield Block(
-            [line for line, _ in block],
-            {name: tuple(map(str.strip, column)) for name, column in zip(header, columns, strict=True)},
-        )
+def _block(header: list[str], lines: Sequence[int], rows: list[list[str]]) -> Block:
+    columns = zip(*rows, strict=True)
+    return Block(lines, {name: tuple(map(str.strip, column)) for name, column in zip(header, columns, strict=True)})
 
 
 def read_json_lines(path: str | Path, error: type[InputError] = ProtocolError) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -169,47 +166,66 @@ def read_columns(
     path: str | Path, error: type[InputError] = ProtocolError, delimiter: str = ","
 ) -> tuple[list[str], list[int], dict[str, list[str]]]:
     """The header of a CSV file, the line where each record starts, and the columns as they are."""
-    rows = _csv_rows(path, error, delimiter)
-    header = _header(path, rows, error)
+    header, blocks = _records(path, error, delimiter)
     lines: list[int] = []
     columns: list[list[str]] = [[] for _ in header]
-    checked = _checked(path, header, rows, error)
-    while block := list(islice(checked, _BLOCK)):
-        lines += [line for line, _ in block]
-        for column, values in zip(columns, zip(*(row for _, row in block), strict=True), strict=True):
-            column += values
+    pools: list[dict[str, str]] = [{} for _ in header]
+    for numbers, rows in blocks:
+        lines += numbers
+        for column, pool, values in zip(columns, pools, zip(*rows, strict=True), strict=True):
+            # Equal values of a column that has few different ones are one object: a label takes 56 bytes.
+            column += map(pool.setdefault, values, values) if len(pool) < _FEW else values
     return header, lines, dict(zip(header, columns, strict=True))
 
 
-def _header(path: str | Path, rows: Iterator[tuple[int, list[str]]], error: type[InputError]) -> list[str]:
-    line, first = next(rows, (1, []))
-    header = [name.strip() for name in first]
+_Rows = tuple[Sequence[int], list[list[str]]]
+"""Some rows that are not blank, one or more, and the line where each starts."""
+
+
+def _records(path: str | Path, error: type[InputError], delimiter: str) -> tuple[list[str], Iterator[_Rows]]:
+    """The header of a CSV file, and the records, which have as many fields."""
+    blocks = _csv_rows(path, error, delimiter)
+    nothing: _Rows = [1], [[]]
+    lines, rows = next(blocks, nothing)
+    header = [name.strip() for name in rows[0]]
     if not header:
         raise error.at(path, "is empty; the first line must name the columns")
     for name in header:
         if name and header.count(name) > 1:
-            raise error.at(path, f"column {name!r} occurs {header.count(name)} times", line=line)
-    return header
+            raise error.at(path, f"column {name!r} occurs {header.count(name)} times", line=lines[0])
+    return header, _checked(path, len(header), chain([(lines[1:], rows[1:])], blocks), error)
 
 
-def _csv_rows(path: str | Path, error: type[InputError], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(read_text(path, error), newline=""), delimiter=delimiter, strict=True)
-    while True:
-        line = reader.line_num + 1  # a quoted field may run over several lines: keep the first
+def _csv_rows(path: str | Path, error: type[InputError], delimiter: str) -> Iterator[_Rows]:
+    # Lines are made one at a time from UTF-8: a StringIO takes four bytes for every character.
+    text = io.TextIOWrapper(io.BytesIO(read_text(path, error).encode()), "utf-8", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    line, fault = 1, ""
+    while not fault:
+        rows: list[list[str]] = []
         try:
-            row = next(reader)
-        except StopIteration:
+            rows.extend(islice(reader, _BLOCK))
+        except csv.Error as reason:  # the rows before it are there
+            fault = str(reason)
+        if not (rows or fault):
             return
-        except csv.Error as reason:
-            raise error.at(path, f"not valid CSV: {reason}", line=line) from None
-        if row:
-            yield line, row
+        lines: Sequence[int] = range(line, line + len(rows))
+        if reader.line_num >= line + len(rows):  # a quoted field runs over several lines: keep the first
+            sizes = (1 + sum(len(_LINE_END.findall(field)) for field in row) for row in rows)
+            *lines, line = accumulate(sizes, initial=line)
+        else:
+            line += len(rows)
+        if not all(rows):  # blank lines
+            lines, rows = list(compress(lines, rows)), list(filter(None, rows))
+        if rows:
+            yield lines, rows
+    raise error.at(path, f"not valid CSV: {fault}", line=line)
 
 
-def _checked(
-    path: str | Path, header: list[str], rows: Iterable[tuple[int, list[str]]], error: type[InputError]
-) -> Iterator[tuple[int, list[str]]]:
-    for line, row in rows:
-        if len(row) != len(header):
-            raise error.at(path, f"{len(row)} fields where the header has {len(header)}", line=line)
-        yield line, row
+def _checked(path: str | Path, width: int, blocks: Iterable[_Rows], error: type[InputError]) -> Iterator[_Rows]:
+    for lines, rows in blocks:
+        if rows and set(map(len, rows)) != {width}:
+            line, row = next(both for both in zip(lines, rows, strict=True) if len(both[1]) != width)
+            raise error.at(path, f"{len(row)} fields where the header has {width}", line=line)
+        if rows:
+            yield lines, rows

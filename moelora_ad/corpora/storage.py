@@ -88,6 +88,11 @@ def first_of(root: str | Path, names: tuple[str, ...], hint: str) -> str:
     raise StorageError(f"{root}: {looked}; {hint}")
 
 
+def is_in_archive(place: str) -> bool:
+    """Whether a file may be in an archive; those are for one thread at a time."""
+    return _split(place)[1] is not None
+
+
 def open_file(place: str) -> str | BinaryIO:
     """The path of a plain file, as it is; otherwise the file, opened for reading and seeking.
 

@@ -1,5 +1,8 @@
 """Scores -> figures. No model is needed: a score file is enough."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from moelora_ad.evaluation.averages import MacroAverage, SeedSummary, macro_averages, over_seeds
 from moelora_ad.evaluation.calibration import Calibration, fit_calibration, probability_of_bona_fide
 from moelora_ad.evaluation.clusters import default_clusters
@@ -17,20 +20,22 @@ from moelora_ad.evaluation.equal_error_rate import EqualErrorRateResult, ScoreEr
 from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.figures import evaluate_set, pooled
 from moelora_ad.evaluation.keys import Joined, join_scores, read_key
-from moelora_ad.evaluation.metrics import (
-    ActualDetectionCost,
-    AreaUnderCurve,
-    EqualErrorRate,
-    LogLikelihoodRatioCost,
-    MinDetectionCost,
-    MinLogLikelihoodRatioCost,
-    MinTandemDetectionCost,
-    TrialFailures,
-    TrialScores,
-)
 from moelora_ad.evaluation.score_formats import Scores, read_scores, write_scores
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.evaluation.set_evaluation import Figures, SetEvaluation
+
+if TYPE_CHECKING:
+    from moelora_ad.evaluation.metrics import (
+        ActualDetectionCost,
+        AreaUnderCurve,
+        EqualErrorRate,
+        LogLikelihoodRatioCost,
+        MinDetectionCost,
+        MinLogLikelihoodRatioCost,
+        MinTandemDetectionCost,
+        TrialFailures,
+        TrialScores,
+    )
 
 __all__ = [
     "ActualDetectionCost",
@@ -84,3 +89,10 @@ __all__ = [
     "read_scores",
     "write_scores",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch for the metrics takes seconds and 560 MB, and the figures of a score file need none of it.
+    if name in __all__:
+        return getattr(import_module("moelora_ad.evaluation.metrics"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

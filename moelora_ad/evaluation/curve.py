@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
@@ -225,8 +224,8 @@ class ScoreCurve:
 def _mean_softplus(values: Floats) -> float:
     """The mean of ln(1 + e^x), with an error of 1e-15 at most beside that of its size."""
     # ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|), which cannot overflow. One logarithm of a product of 64 such numbers,
-    # none of them above 2, is faster than 64 logarithms; torch's exponential is several times as fast as numpy's.
-    factors = torch.from_numpy(values).abs().neg_().exp_().add_(1).numpy()
+    # none of them above 2, is faster than 64 logarithms.
+    factors = 1 + np.exp(-np.abs(values))
     products = np.multiply.reduceat(factors, np.arange(0, len(factors), 64))
     return float((np.maximum(values, 0) / len(values)).sum() + np.log(products).sum() / len(values))
 

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from moelora_ad.audio import SAMPLE_RATE, AudioError
-from moelora_ad.audio.decoding import check_rate, resampled
 from moelora_ad.audio.notes import Note
 from moelora_ad.audio.quality import ChannelMeter
 from moelora_ad.audio.segments import Clip, repeated
+from moelora_ad.audio.streaming import check_rate, resampled
 
 ENVELOPE_POINTS = 1_000
 _FULL_SCALE = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}

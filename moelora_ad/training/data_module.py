@@ -2,7 +2,9 @@
 
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from moelora_ad.audio import Augmentation, Excerpt, Segment
@@ -105,6 +107,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self.unreadable: dict[str, str] = {}
         self.eval_trials: dict[str, TrialList] = {}
         self.kept: dict[str, KeptScores] = {}
+        self._lengths: dict[str, NDArray[np.int64]] = {}  # files' headers are read once
         self._groups: list[Group] | None = None
         self._on_error: OnError = "raise"
 
@@ -175,24 +178,24 @@ class AudioDeepfakeDataModule(LightningDataModule):
             self.train_on_error,
             self.augment_before_crop,
         )
-        return TrainingLoader(self.trainer, batches, dataset=dataset, **self._reading())
+        return TrainingLoader(self.trainer, batches, dataset=dataset, **self._reading(again=True))
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        return self._evaluation_loaders()
+        return self._evaluation_loaders(again=True)
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
-        return self._evaluation_loaders()
+        return self._evaluation_loaders(again=False)
 
     def predict_dataloader(self) -> list[DataLoader[Batch]]:
-        return self._evaluation_loaders()
+        return self._evaluation_loaders(again=False)
 
-    def _evaluation_loaders(self) -> list[DataLoader[Batch]]:
+    def _evaluation_loaders(self, again: bool) -> list[DataLoader[Batch]]:
         rank, world_size = self._place()
         self.kept = kept_scores(self.trainer)
         loaders = []
         for name, trials in self.eval_trials.items():
             # Rows of one length need no order by length.
-            lengths = lengths_of(trials, name, self.trainer) if self.eval_segment.samples is None else None
+            lengths = self._lengths_of(name, trials) if self.eval_segment.samples is None else None
             kept = self.kept.get(name)
             done = None if kept is None else kept.found.indices
             batches = EvaluationBatches(len(trials), self.eval_batch_size, rank, world_size, lengths, done)
@@ -202,16 +205,23 @@ class AudioDeepfakeDataModule(LightningDataModule):
                 DataLoader(
                     TrialDataset(trials, self.eval_segment, self.seed, on_error=self._on_error),
                     sampler=batches,
-                    **self._reading(),
+                    **self._reading(again),
                 )
             )
         return loaders
 
-    def _reading(self) -> dict[str, Any]:
+    def _lengths_of(self, name: str, trials: TrialList) -> NDArray[np.int64]:
+        if name not in self._lengths:
+            self._lengths[name] = lengths_of(trials, name, self.trainer)
+        return self._lengths[name]
+
+    def _reading(self, again: bool) -> dict[str, Any]:
+        """How a set is read: once, or again in every epoch. The workers of one that is read once end with it, before
+        those of the next one start."""
         return {
             "batch_size": None,  # the sampler makes the batches
             "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
+            "persistent_workers": again and self.num_workers > 0,
             "worker_init_fn": outlive_signals,
             "multiprocessing_context": self.multiprocessing_context if self.num_workers > 0 else None,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

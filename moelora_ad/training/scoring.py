@@ -73,15 +73,23 @@ class SetScores:
         complete: whether every trial must be scored; False when the trainer was told to run a part only.
         kept: where scores are kept as they come, with those that are there already; None where no file is written.
         adds_found: whether this process brings the scores that are there already into the gathering; one must.
+        device: where the processes gather them.
     """
 
     def __init__(
-        self, name: str, trials: TrialList, complete: bool, kept: KeptScores | None = None, adds_found: bool = True
+        self,
+        name: str,
+        trials: TrialList,
+        complete: bool,
+        kept: KeptScores | None = None,
+        adds_found: bool = True,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.name = name
         self.trials = trials
-        self.scores = TrialScores(len(trials), complete=complete)
-        self.failures = TrialFailures()
+        # Moved while they are empty: moving them later goes through all batches that they hold.
+        self.scores = TrialScores(len(trials), complete=complete).to(device)
+        self.failures = TrialFailures().to(device)
         self.kept = kept
         self.started = datetime.now(timezone.utc)
         found = kept.found if kept is not None and adds_found else Found.of({})
@@ -98,8 +106,8 @@ class SetScores:
         scores = (logits[:, 1] - logits[:, 0]).reshape(len(batch.trials), -1).mean(dim=1)
         # A trial that failed keeps its place in the count of trials, and its score is never used.
         scores = scores.where(batch.read(), float("nan"))
-        self.scores.to(logits.device).update(batch.trials, scores)
-        self.failures.to(logits.device).update(batch.failures)
+        self.scores.update(batch.trials, scores)
+        self.failures.update(batch.failures)
         if self.kept is not None:
             self.kept.append(batch.trials.tolist(), scores.tolist())
 
@@ -125,8 +133,8 @@ class SetScores:
 def evaluation_sets(trainer: Trainer) -> list[SetScores]:
     """The sets that the trainer's data module evaluates in this stage, in the order of its data loaders."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    complete = not is_limited(trainer)
+    complete, device = not is_limited(trainer), trainer.strategy.root_device
     return [
-        SetScores(name, trials, complete, data.kept.get(name), adds_found=trainer.is_global_zero)
+        SetScores(name, trials, complete, data.kept.get(name), trainer.is_global_zero, device)
         for name, trials in data.eval_trials.items()
     ]

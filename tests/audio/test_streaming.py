@@ -27,7 +27,7 @@ def noise(samples, seed=0):
 )
 def test_the_resampler_gives_what_torchaudio_gives_for_the_whole(rate, sizes):
     blocks = [noise(size, seed) for seed, size in enumerate(sizes)]
-    resample = StreamingResampler(rate, 16_000)
+    resample = StreamingResampler(rate)
     parts = [resample(block, last=number == len(blocks) - 1) for number, block in enumerate(blocks)]
     whole = torchaudio.functional.resample(torch.from_numpy(np.concatenate(blocks)), rate, 16_000).numpy()
     joined = np.concatenate(parts)
@@ -45,7 +45,51 @@ def test_blocks_are_the_whole_file(tmp_path, monkeypatch, rate, at_once):
         assert len(joined) == sound.length
     whole = read_audio(tmp_path / "a.wav")
     assert joined.dtype == np.float32
-    np.testing.assert_allclose(joined, whole, atol=0 if rate == 16_000 else 2e-6)
+    np.testing.assert_array_equal(joined, whole)
+
+
+@pytest.fixture(scope="module")
+def files_of_rates(tmp_path_factory):
+    """3 s of stereo at each rate, and what read_audio gives for the whole."""
+    files = {}
+    for number, rate in enumerate((8_000, 22_050, 44_100, 48_000, 12_345)):
+        path = tmp_path_factory.mktemp("rates") / f"{rate}.{('flac', 'wav')[number % 2]}"
+        soundfile.write(path, np.stack([noise(3 * rate + 7, 1), noise(3 * rate + 7, 2)], axis=1), rate)
+        files[rate] = path, read_audio(path)
+    return files
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rate=st.sampled_from([8_000, 22_050, 44_100, 48_000, 12_345]),
+    start=st.integers(0, 48_000),
+    samples=st.one_of(st.integers(1, 200), st.integers(1, 60_000), st.none()),
+)
+def test_a_part_is_that_of_the_whole_bit_for_bit(files_of_rates, rate, start, samples):
+    path, whole = files_of_rates[rate]
+    wanted = whole[start:] if samples is None else whole[start : start + samples]
+    np.testing.assert_array_equal(read_audio(path, start, samples), wanted)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_the_whole_is_what_torchaudio_gives(files_of_rates, rate):
+    path, whole = files_of_rates[rate]
+    mono = torch.from_numpy(soundfile.read(path, dtype="float32")[0].mean(axis=1))
+    np.testing.assert_allclose(whole, torchaudio.functional.resample(mono, rate, 16_000)[: len(whole)], atol=2e-6)
+
+
+@pytest.mark.parametrize("form", ["flac", "wav", "aiff"])
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_a_crop_reads_no_more_of_a_long_file(tmp_path, monkeypatch, form, rate):
+    read, original = [], soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda self, frames=-1, **how: read.append(frames) or original(self, frames, **how)
+    )
+    for seconds in (20, 60):
+        soundfile.write(tmp_path / f"{seconds}.{form}", noise(rate * seconds), rate)
+        read_audio(tmp_path / f"{seconds}.{form}", 100_000, 64_000)
+    # 4 s, and parts of two steps of a second and the filter's reach.
+    assert read[0] == read[1] <= 6.1 * rate
 
 
 @pytest.mark.parametrize("form", ["flac", "mp3", "ogg", "aiff"])

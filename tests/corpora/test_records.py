@@ -1,3 +1,7 @@
+import csv
+import io
+from unittest import mock
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -150,3 +154,37 @@ def test_utterances_that_share_a_hash_are_not_repeated():
     collector.add([4], [SameHash("b")], ["spoof"])
     with pytest.raises(ProtocolError, match=r"line 4: utterance 'b' was already in line 2$"):
         collector.trials("", "")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    records=st.lists(st.lists(st.text('ab,"\n\r é', max_size=4), min_size=2, max_size=2), max_size=9),
+    blank=st.lists(st.integers(0, 9), max_size=3),
+    fault=st.sampled_from(["", '"a"b,c\n', "a\n", '"never closed']),
+)
+def test_records_are_read_in_blocks_as_one_by_one(path, records, blank, fault):
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(["x", "y"])
+    for number, record in enumerate(records):
+        text.write("\n" * blank.count(number))
+        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(record)
+    path.write_bytes((text.getvalue() + fault).encode())
+    # The standard library's reader, a record at a time.
+    reader = csv.reader(io.StringIO(text.getvalue() + fault, newline=""), strict=True)
+    wanted, line, faulty = [], 1, None
+    try:
+        for row in reader:
+            if row and len(row) != 2:
+                faulty = line
+                break
+            wanted += [(line, row)] if row else []
+            line = reader.line_num + 1
+    except csv.Error:
+        faulty = line
+    with mock.patch("moelora_ad.corpora.records._BLOCK", 3):
+        if faulty is not None:
+            with pytest.raises(ProtocolError, match=rf"line {faulty}: "):
+                read_columns(path)
+            return
+        header, lines, columns = read_columns(path)
+    assert [(1, header), *zip(lines, map(list, zip(columns["x"], columns["y"], strict=True)), strict=True)] == wanted
