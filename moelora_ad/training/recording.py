@@ -1,5 +1,6 @@
 """The record of a training run, `run.json`, kept up to date while it goes."""
 
+import errno
 import json
 import os
 import resource
@@ -169,8 +170,18 @@ class RunRecorder(Callback):
 
     def _save(self) -> None:
         assert self.record is not None
-        with written_whole(self.record.folder / RECORD) as path:
-            path.write_text(json.dumps(self.record.as_dict(), indent=2) + "\n", encoding="utf-8")
+        path = self.record.folder / RECORD
+        content = (json.dumps(self.record.as_dict(), indent=2) + "\n").encode()
+        try:
+            with written_whole(path) as unfinished:
+                unfinished.write_bytes(content)
+        except OSError as error:
+            # A full disk has no room for a second file, but the blocks of this one stay its own.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(content) > _allocated(path):
+                raise
+            with open(path, "r+b") as file:
+                file.write(content)
+                file.truncate()
 
     def _peak(self) -> dict[str, int | None]:
         """Of this process and of earlier attempts."""
@@ -211,6 +222,10 @@ def peak_of_host() -> int | None:
     except (OSError, StopIteration):  # not Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512 if path.exists() else 0
 
 
 def _below(path: Path, folder: Path) -> str:

@@ -51,9 +51,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.write(content.getbuffer())
         except OSError as error:
-            raise UnwrittenCheckpointError.at(
-                os.path.relpath(target), f"cannot be written: {error.strerror}; what was saved before is as it was"
-            ) from None
+            raise UnwrittenCheckpointError.at(os.path.relpath(target), f"cannot be written: {error.strerror}") from None
 
 
 def _remove_abandoned(folder: Path) -> None:
