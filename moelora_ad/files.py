@@ -2,26 +2,43 @@
 
 import io
 import os
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+UNFINISHED = ".unfinished-"  # with it begin the names of files that are being written
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place when the ``with`` block ends without an error.
+    """A path beside ``path`` to write to, which takes its place, flushed to the disk, when the ``with`` block ends
+    without an error.
 
-    Folders that are missing are made. A reader, or a run that is killed, never leaves or sees half a file.
+    Folders that are missing are made. A reader, a run that is killed, or a power cut never leaves or sees half a file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Who searches folders for parts of names, as Lightning does for the checkpoints of SLURM, does not find it.
+    short = f"{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}"
+    unfinished = path.with_name(f"{UNFINISHED}{short}{path.suffix}.tmp")
     try:
         yield unfinished
+        _flush(unfinished)
         os.replace(unfinished, path)
+        with suppress(OSError):  # some file systems cannot flush a folder
+            _flush(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def unused_name(name: str, taken: set[str]) -> str:

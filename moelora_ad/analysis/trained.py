@@ -117,7 +117,7 @@ def _best_checkpoint(folder: Path) -> Path:
         found = read_record(folder).checkpoint_path
         if found is not None:
             return found
-    kept = sorted(path for path in (folder / "checkpoints").glob("*.ckpt") if path.name != "last.ckpt")
+    kept = sorted(path for path in (folder / "checkpoints").glob("*.ckpt") if not path.name.startswith("last"))
     if len(kept) != 1:
         raise InputError(f"{folder}: {len(kept) or 'no'} checkpoints to choose from in {folder / 'checkpoints'}")
     return kept[0]

@@ -8,6 +8,7 @@ from moelora_ad.training.routing_log import RoutingLog
 from moelora_ad.training.samplers import EvaluationBatches, TrainingBatches
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.wandb_run import WandbRun
+from moelora_ad.training.whole_checkpoints import WholeCheckpointIO
 
 __all__ = [
     "MLDG",
@@ -20,4 +21,5 @@ __all__ = [
     "TrialDataset",
     "WandbRun",
     "WarmupCosine",
+    "WholeCheckpointIO",
 ]

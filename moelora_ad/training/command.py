@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,18 @@ from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_
 from moelora_ad.training.progress import callbacks_of, silence_banners, with_progress
 from moelora_ad.training.recording import RunRecorder
 from moelora_ad.training.routing_log import RoutingLog
-from moelora_ad.training.run import check_free, is_fast_dev_run, run_directory, shards_the_model
-from moelora_ad.training.stopping import LastingEarlyStopping, WholeCheckpoint, last_saved, memory_told
+from moelora_ad.training.run import (
+    check_free,
+    is_fast_dev_run,
+    no_folder_of_a_failed_start,
+    run_directory,
+    shards_the_model,
+)
+from moelora_ad.training.stopping import LastingEarlyStopping, WholeCheckpoint, last_saved, lost_told, memory_told
 from moelora_ad.training.summary import any_failures, print_evaluation, print_fit, unscored
 from moelora_ad.training.usage import OneLineParser
 from moelora_ad.training.wandb_run import WandbRun, group_runs
+from moelora_ad.training.whole_checkpoints import write_whole_checkpoints
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 HPC = "hpc"  # the checkpoint that Lightning saves before SLURM ends or requeues a job
@@ -70,7 +78,8 @@ def run(program: str) -> int:
             load_from_checkpoint_support=False,
         )
     except (InputError, AdapterError, MisconfigurationException) as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if str(error):  # otherwise another process tells
+            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         _tell_once(f"{program}: interrupted")
@@ -187,6 +196,7 @@ class DetectionCommand(LightningCLI):
         config = with_progress(config | {"plugins": plugins}, lines=self.subcommand == "fit")
         trainer = super()._instantiate_trainer(config, callbacks)
         cast_by_autocast_alone(trainer.strategy)
+        write_whole_checkpoints(trainer.strategy)
         return trainer
 
     def _watching(self, given: list[Callback]) -> list[Callback]:
@@ -263,7 +273,8 @@ class DetectionCommand(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Train; then score the development set and every test set with the best checkpoint."""
         try:
-            with memory_told(self.trainer, self.datamodule):
+            trained = partial(self.recorder.has_trained, self.trainer)
+            with self._told(), no_folder_of_a_failed_start(self.trainer, trained):
                 self.trainer.fit(**arguments, weights_only=True)
         except SIGTERMException:
             self._tell_saved()
@@ -289,19 +300,24 @@ class DetectionCommand(LightningCLI):
             print_fit(self.trainer, self.model, checkpoint, tested, self.recorder.record)
 
     def validate(self, **arguments: Any) -> None:
-        with memory_told(self.trainer, self.datamodule):
+        with self._told():
             self.trainer.validate(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def test(self, **arguments: Any) -> None:
-        with memory_told(self.trainer, self.datamodule):
+        with self._told():
             self.trainer.test(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def predict(self, **arguments: Any) -> None:
-        with memory_told(self.trainer, self.datamodule):
+        with self._told():
             self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
         self._print_evaluation()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        with memory_told(self.trainer, self.datamodule), lost_told(self.trainer):
+            yield
 
     def _print_evaluation(self) -> None:
         if self.subcommand != "fit" and self.trainer.is_global_zero:

@@ -1,6 +1,8 @@
 """The record of a training run, `run.json`, kept up to date while it goes."""
 
+import errno
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.joining import by_name
 from moelora_ad.training.provenance import versions
 from moelora_ad.training.run import is_fast_dev_run, run_directory, score_folder
+from moelora_ad.training.stopping import is_of_lost_process
 
 
 class RunRecorder(Callback):
@@ -47,6 +50,7 @@ class RunRecorder(Callback):
         self.system = system
         self.command = command
         self.record: RunRecord | None = None
+        self._first_step: int | None = None
         self._begun = time.monotonic()
         self._seconds_before = 0.0
         self._peak_before: dict[str, int | None] = {"host": None, "cuda": None}
@@ -92,6 +96,13 @@ class RunRecorder(Callback):
         )
         self._write(trainer, "running")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first_step = trainer.global_step
+
+    def has_trained(self, trainer: Trainer) -> bool:
+        """Whether this attempt has done a step."""
+        return self._first_step is not None and trainer.global_step > self._first_step
+
     # Every process goes along and one writes: some of Lightning's figures are made by all of them together.
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -99,8 +110,12 @@ class RunRecorder(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         interrupted = isinstance(exception, KeyboardInterrupt | SystemExit) or "SIGTERM" in type(exception).__name__
-        words = " ".join(str(exception).split())
-        self._write(trainer, "interrupted" if interrupted else "failed", words or type(exception).__name__)
+        lost = trainer.world_size > 1 and is_of_lost_process(exception)
+        words = "another process of the run has ended" if lost else " ".join(str(exception).split())
+        try:
+            self._write(trainer, "interrupted" if interrupted else "failed", words or type(exception).__name__)
+        except OSError as error:  # what ended the run is told, not this
+            print(f"warning: {RECORD} cannot be written: {error.strerror}", file=sys.stderr)
 
     def finish(self, trainer: Trainer, tested: bool) -> None:
         """Close the record of a run that came to its end.
@@ -129,9 +144,11 @@ class RunRecorder(Callback):
             return
         checkpoint = trainer.checkpoint_callback
         found: dict[str, Any] = {}
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
-            found["checkpoint"] = _below(Path(checkpoint.best_model_path), self.record.folder)
-        if f"{DEV}/eer" in trainer.callback_metrics and state == "running":
+        best_path = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+        if best_path and ("://" in best_path or os.path.exists(best_path)):  # Lightning names it before it is written
+            found["checkpoint"] = _below(Path(best_path), self.record.folder)
+        # After an error, others may not be there to make figures with.
+        if state == "running" and f"{DEV}/eer" in trainer.callback_metrics:
             eer = float(trainer.callback_metrics[f"{DEV}/eer"])
             best = self.record.best_dev_eer
             found |= {"dev_eer": eer, "best_dev_eer": eer if best is None else min(best, eer)}
@@ -153,8 +170,18 @@ class RunRecorder(Callback):
 
     def _save(self) -> None:
         assert self.record is not None
-        with written_whole(self.record.folder / RECORD) as path:
-            path.write_text(json.dumps(self.record.as_dict(), indent=2) + "\n", encoding="utf-8")
+        path = self.record.folder / RECORD
+        content = (json.dumps(self.record.as_dict(), indent=2) + "\n").encode()
+        try:
+            with written_whole(path) as unfinished:
+                unfinished.write_bytes(content)
+        except OSError as error:
+            # A full disk has no room for a second file, but the blocks of this one stay its own.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(content) > _allocated(path):
+                raise
+            with open(path, "r+b") as file:
+                file.write(content)
+                file.truncate()
 
     def _peak(self) -> dict[str, int | None]:
         """Of this process and of earlier attempts."""
@@ -195,6 +222,10 @@ def peak_of_host() -> int | None:
     except (OSError, StopIteration):  # not Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512 if path.exists() else 0
 
 
 def _below(path: Path, folder: Path) -> str:

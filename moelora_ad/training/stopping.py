@@ -1,6 +1,8 @@
 """Training that cannot go on: what is told, and that nothing spoilt is kept."""
 
+import errno
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,30 +11,44 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 
 from moelora_ad.errors import InputError
+from moelora_ad.evaluation.run_records import RECORD, read_record
 from moelora_ad.training.dataset import Batch
+from moelora_ad.training.run import shards_the_model
+from moelora_ad.training.whole_checkpoints import UnwrittenCheckpointError
 
 if TYPE_CHECKING:
     from moelora_ad.training.data_module import AudioDeepfakeDataModule
 
+INTERRUPTED = "last-interrupted.ckpt"  # Lightning and sweeps look for last*.ckpt
 EXPLODED = 1e3  # no cross entropy of two classes is this large unless the logits have left their range
 _NAMED = 8  # utterances that an error names
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
 _KILLED_WORKER = "killed by signal: Killed"
+# What gloo and NCCL say; PyTorch has classes of its own for some of it only.
+_LOST_WORDS = ("connection closed by peer", "connection reset by peer", "remote process exited", "broken pipe")
+_TELLING = 5.0  # seconds that the first process has to say that it lives
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class DivergenceError(InputError):
     """The loss or the weights are no numbers any more, or the loss has exploded."""
 
 
+class LostProcessError(InputError):
+    """Another process of the run has ended; the message is empty in all processes but the one that tells."""
+
+
 class WholeCheckpoint(ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint``, with two differences.
+    """Lightning's ``ModelCheckpoint``, with three differences.
 
     With ``save_last`` true the last checkpoint is one of every epoch, not only of those that were among the best: a run
-    that is cut off loses no more than an epoch. And if training diverges, what was saved last is kept: the weights and
-    batch statistics of that moment are spoilt.
+    that is cut off loses no more than an epoch. With ``save_on_exception`` true the one of an interruption or an error
+    is ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole epoch. And
+    if training diverges, what was saved last is kept: the weights and batch statistics of that moment are spoilt.
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,8 +74,25 @@ class WholeCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, DivergenceError):
-            super().on_exception(trainer, pl_module, exception)
+        if (
+            isinstance(exception, DivergenceError | UnwrittenCheckpointError)
+            or trainer.state.fn != "fit"
+            or not self._should_save_on_exception(trainer)
+        ):
+            return
+        assert self.dirpath is not None
+        path = os.path.join(self.dirpath, INTERRUPTED)
+        if shards_the_model(trainer):
+            if trainer.world_size > 1 and not isinstance(exception, KeyboardInterrupt | SIGTERMException):
+                return  # every process would have to take part
+            trainer.save_checkpoint(path, self.save_weights_only)
+        elif trainer.is_global_zero:  # alone: the others may have ended
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+            trainer.strategy.save_checkpoint(checkpoint, path)
+        else:
+            return
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = path
 
 
 class LastingEarlyStopping(EarlyStopping):
@@ -148,8 +181,8 @@ def last_saved(trainer: Trainer) -> str | None:
     callback = trainer.checkpoint_callback
     if not isinstance(callback, ModelCheckpoint):
         return None
-    found = callback.last_model_path or callback.best_model_path
-    return os.path.relpath(found) if found and Path(found).exists() else None
+    found = (callback._last_checkpoint_saved, callback.last_model_path, callback.best_model_path)
+    return next((os.path.relpath(path) for path in found if path and Path(path).exists()), None)
 
 
 @contextmanager
@@ -171,6 +204,62 @@ def memory_told(trainer: Trainer, data: "AudioDeepfakeDataModule") -> Iterator[N
         if not isinstance(error, MemoryError) and not any(part in words for part in _MEMORY_WORDS):
             raise
         raise InputError(_advice(trainer, data) + _saved(trainer)) from None
+
+
+@contextmanager
+def lost_told(trainer: Trainer) -> Iterator[None]:
+    """Make what happens within the block because another process has ended, or a disk is full, an `InputError` that
+    says how to go on.
+
+    Raises:
+        InputError: instead of PyTorch's error, or the system's.
+    """
+    try:
+        yield
+    except UnwrittenCheckpointError as error:
+        raise InputError(f"{error}{_saved(trainer)}") from None
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = os.path.relpath(error.filename) if isinstance(error.filename, str) else "a file of the run"
+        raise InputError(f"{where} cannot be written: {error.strerror}{_saved(trainer)}") from None
+    except RuntimeError as error:
+        if trainer.world_size == 1 or not is_of_lost_process(error):
+            raise
+        raise LostProcessError(_lost(trainer) if _tells(trainer) else "") from None
+
+
+def is_of_lost_process(error: BaseException) -> bool:
+    """Whether an error in what several processes do together says that one of them has ended."""
+    words = str(error).lower()
+    return isinstance(error, distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(part in words for part in _LOST_WORDS)
+    )
+
+
+def _lost(trainer: Trainer) -> str:
+    # Lightning has reset its own stage by now.
+    saved = last_saved(trainer) if trainer.lightning_module.training else None
+    again = f"give --ckpt_path {saved} to continue" if saved else "the same command does what is left"
+    return f"another process of this run was killed, has failed or is out of reach; {again}"
+
+
+def _tells(trainer: Trainer) -> bool:
+    """The first process does, and the second if the first one is that which has ended: a training run's record still
+    says that it goes on."""
+    if trainer.is_global_zero or trainer.global_rank > 1:
+        return trainer.is_global_zero
+    callback = trainer.checkpoint_callback
+    if not isinstance(callback, ModelCheckpoint) or not callback.dirpath:
+        return True
+    run, until = Path(callback.dirpath).parent, time.monotonic() + _TELLING
+    while (run / RECORD).is_file():
+        if read_record(run).state != "running":
+            return False
+        if time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    return True
 
 
 def _advice(trainer: Trainer, data: "AudioDeepfakeDataModule") -> str:

@@ -1,0 +1,68 @@
+"""Checkpoints that are there whole or not at all, whenever a run is killed or a disk is full."""
+
+import fcntl
+import io
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
+
+from moelora_ad.errors import InputError
+from moelora_ad.files import UNFINISHED, written_whole
+
+
+class UnwrittenCheckpointError(InputError):
+    """A checkpoint could not be written; what was saved before is as it was."""
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Lightning's plugin for checkpoints in one file, which writes a local one beside its final name, flushes it and
+    renames it: a run that is killed while it saves leaves the checkpoint that was there before, or the new one.
+
+    Lightning's own writes to the system's folder for temporary files and copies from there if that is another file
+    system: it needs room there, and ``kill -9`` in the middle leaves half a file. ``fit`` installs this one; in Python:
+    ``Trainer(plugins=[WholeCheckpointIO()])``. Checkpoints in a remote storage, and those that a strategy writes as a
+    folder of shards, are written as Lightning does it; so are those of its ``AsyncCheckpointIO``.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save a checkpoint, and delete what killed processes left of others in the same folder.
+
+        Raises:
+            UnwrittenCheckpointError: there is no room, or the folder cannot be written to.
+        """
+        system, local = url_to_fs(str(path))
+        if storage_options is not None or not isinstance(system, LocalFileSystem):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(local)
+        content = io.BytesIO()  # torch.save into a file has no error that tells of a full disk
+        torch.save(checkpoint, content)
+        try:
+            _remove_abandoned(target.parent)
+            with written_whole(target) as unfinished, open(unfinished, "wb") as file:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.write(content.getbuffer())
+        except OSError as error:
+            raise UnwrittenCheckpointError.at(os.path.relpath(target), f"cannot be written: {error.strerror}") from None
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Those that nobody holds a lock on."""
+    for left in folder.glob(f"{UNFINISHED}*.ckpt.tmp"):
+        with suppress(OSError), open(left, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def write_whole_checkpoints(strategy: Strategy) -> None:
+    """Have a strategy save by `WholeCheckpointIO`, unless it, or the configuration, has a plugin of its own."""
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = WholeCheckpointIO()
