@@ -4,6 +4,7 @@ import os
 from typing import TypeVar
 
 Error = TypeVar("Error", bound="InputError")
+_LONGEST = 2_000  # characters of a message: a faulty file may hold a word of many megabytes
 
 
 class InputError(ValueError):
@@ -17,8 +18,8 @@ class InputError(ValueError):
         if "\nOriginal Traceback" in message:
             last = message.rstrip().rsplit("\n", 1)[-1]
             message = last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: ")
-        # A message may quote a faulty file: that must not break the line or reach the terminal as control characters.
-        super().__init__(printable(message))
+        # A message may quote a faulty file: that must not break the line, flood the terminal or steer it.
+        super().__init__(printable(shortened(message)))
 
     @classmethod
     def at(
@@ -41,3 +42,11 @@ class InputError(ValueError):
 def printable(text: str) -> str:
     """``text`` with control characters and broken ones spelled out: what stands in a file must not steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str) -> str:
+    """``text`` without its middle if it is longer than an error may be: the place and the advice stand at its ends."""
+    if len(text) <= _LONGEST:
+        return text
+    kept = _LONGEST // 2
+    return f"{text[:kept]} ... [{len(text) - 2 * kept:,} more] ... {text[-kept:]}"

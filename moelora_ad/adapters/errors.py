@@ -1,8 +1,16 @@
 """What a user of the adapters can do wrong."""
 
+_LONGEST = 2_000  # characters
+
 
 class AdapterError(ValueError):
     """The adapters and what they were asked for do not fit; ``str()`` is one line: what is wrong, where, what to do."""
+
+    def __init__(self, message: str) -> None:
+        # A message may quote a faulty file, whose words may be long or hold control characters.
+        half = _LONGEST // 2
+        short = message if len(message) <= _LONGEST else f"{message[:half]} ... {message[-half:]}"
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short))
 
 
 class InjectionError(AdapterError):

@@ -23,7 +23,7 @@ from moelora_ad.errors import InputError
 Files = dict[str, bytes]  # by path
 
 SECONDS, GROWTH = 20, 1_500 * 2**20  # of one input; a guard against hangs and bombs, far above what any needs
-LONGEST_LINE = 20_000  # characters of an error: it is read on a terminal
+LONGEST_LINE = 25_000  # characters of an error, as escapes
 GNARLY = [
     *(b"nan", b"-inf", b"1e999", b"-1", b"0", b"9" * 400, b"1_0", b"0x1F", b"1e-320", b"4294967296", b"1000000"),
     *(
@@ -93,10 +93,8 @@ def _mutated(rng: random.Random, data: bytes, others: list[bytes], name: str) ->
     """A file's content, changed in up to four ways; now and then random bytes."""
     if rng.random() < 0.02:
         return rng.randbytes(rng.choice((0, 1, 7, 100, 5_000)))
-    if rng.random() < 0.4:
-        data = _changed_values(rng, data, name)
-        if rng.random() < 0.7:
-            return data
+    if rng.random() < 0.5 and (changed := _changed_values(rng, data, name)) != data:
+        return changed
     for _ in range(rng.randint(1, 4)):
         start, stop = sorted((rng.randrange(len(data) + 1), rng.randrange(len(data) + 1)))
         stop = rng.choice((stop, start + 1, start + 16, start + 200))
@@ -249,7 +247,7 @@ def _fuzz(name: str, seeds: Sequence[Files], read: Callable[[Path, Path], object
         seed = rng.choice(seeds)
         chosen = rng.choice(sorted(seed))
         alike = [other[path] for other in seeds for path in other if Path(path).suffix == Path(chosen).suffix]
-        place = folder / str(number)
+        place = folder / "input"
         for path, content in seed.items():
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             (place / path).write_bytes(_mutated(rng, content, alike, path) if path == chosen else content)
@@ -261,8 +259,9 @@ def _fuzz(name: str, seeds: Sequence[Files], read: Callable[[Path, Path], object
         found.growth = max(found.growth, growth)
         if fault is None and growth > GROWTH:
             fault = "memory", f"{growth / 2**20:,.0f} MB more"
-        if fault is None or fault[0] in found.faults:
+        if fault is not None and fault[0] not in found.faults:
+            place = place.rename(folder / str(number))
+            found.faults[fault[0]] = f"{place / chosen}: {fault[1]}"
+        else:
             shutil.rmtree(place)
-        if fault is not None:
-            found.faults.setdefault(fault[0], f"{place / chosen}: {fault[1]}")
     return found
