@@ -20,17 +20,21 @@ def is_meta() -> bool:
 
 
 def load_config(source: str | Path, revision: str | None, model_type: str) -> PreTrainedConfig:
-    """The configuration of a hub id, or of a folder with ``config.json``.
+    """The configuration of a hub id, or of a folder with ``config.json``; code that comes with it is never run.
 
     Raises:
-        InputError: it is not there, or it describes another kind of model.
+        InputError: it is not there, it describes another kind of model, or it wants code of its own.
     """
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise _wants_code(source, "auto_map") from None
         raise _unavailable(source, revision, error) from None
     if config.model_type != model_type:
         raise InputError(f"backbone {source} is a {config.model_type!r} model, this class loads {model_type!r}")
+    if "/" in str(config._attn_implementation):  # a repository of the hub, whose kernels would be loaded
+        raise _wants_code(source, "attn_implementation")
     return config
 
 
@@ -52,7 +56,12 @@ def load_encoder(
     try:
         with _without_progress_bar():
             model, report = model_class.from_pretrained(
-                source, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+                source,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
     except (OSError, ValueError) as error:
         raise _unavailable(source, revision, error) from None
@@ -77,6 +86,13 @@ def _without_progress_bar() -> Iterator[None]:
 
 def has_file(folder: str | Path, name: str) -> bool:
     return (Path(folder) / name).is_file()
+
+
+def _wants_code(source: str | Path, field: str) -> InputError:
+    return InputError(
+        f"backbone {source}: its config.json wants code of its own to be run ({field}), which is never done; "
+        "take a model that transformers has itself"
+    )
 
 
 def _unavailable(source: str | Path, revision: str | None, error: Exception) -> InputError:
