@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from moelora_ad.errors import InputError
+from moelora_ad.yaml_files import BoundedLoader, load_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+=,-]*", re.ASCII)
 _OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*\+?", re.ASCII)
@@ -67,13 +68,13 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = load_yaml(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError.at(path, f"is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise InputError.at(path, f"is not YAML: {error}") from None
     reader = _Reader(path)
     names = [one.name for one in fields(Sweep) if one.name != "path"]
     top = reader.mapping(content, "the file", names)
@@ -94,7 +95,7 @@ def read_sweep(path: str | Path) -> Sweep:
     )
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """Numbers as in YAML 1.2 (1e-3 is one, the time 24:00:00 is none), and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
@@ -128,13 +127,13 @@ def detector_state(path: str) -> dict[str, Tensor]:
 def _checkpoint(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InputError(f"--checkpoint: {path} is no file")
-    if not is_zipfile(path):
-        raise InputError(f"--checkpoint: {path} is no checkpoint, or is cut off")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True) if is_zipfile(path) else None
+    except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"--checkpoint: {path} is no readable checkpoint: {reason}") from None
+    if checkpoint is None:
+        raise InputError(f"--checkpoint: {path} is no checkpoint, or is cut off")
     return checkpoint if isinstance(checkpoint, dict) else {}
 
 

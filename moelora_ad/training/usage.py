@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad.errors import InputError
+from moelora_ad.yaml_files import load_yaml
 
 
 class OneLineParser(LightningArgumentParser):
@@ -31,11 +31,11 @@ def read_yaml(path: str) -> Any:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
+            return load_yaml(file.read())
     except OSError as reason:
         raise InputError(f"--config: {path} cannot be read: {reason.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise InputError(f"--config: {path} is not YAML: {' '.join(str(reason).split())}") from None
+    except ValueError as reason:
+        raise InputError(f"--config: {path} is not YAML: {reason}") from None
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:
