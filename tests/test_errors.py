@@ -23,6 +23,6 @@ def test_control_characters_are_shown_as_escapes(text, shown):
 
 def test_a_long_word_of_a_faulty_file_leaves_place_and_advice():
     message = str(InputError.at("list.csv", f"no column {'x' * 10**7}; give one", line=1))
-    assert message.startswith("list.csv, line 1: no column 'xx".replace("'", ""))
+    assert message.startswith("list.csv, line 1: no column xx")
     assert message.endswith("xx; give one")
     assert len(message) < 3_000

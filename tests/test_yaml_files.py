@@ -1,5 +1,6 @@
 """YAML that would cost more than it is worth is refused; all other is read as PyYAML reads it."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ LETTERS = "abcdefghijkl"
 def laughing(first: str, each: str) -> str:
     """Nine aliases of nine aliases, eleven times."""
     lines = [f"a: &a {first}"]
-    lines += [f"{b}: &{b} " + each % ", ".join([f"*{a}"] * 9) for a, b in zip(LETTERS, LETTERS[1:], strict=False)]
+    lines += [f"{b}: &{b} " + each % ", ".join([f"*{a}"] * 9) for a, b in itertools.pairwise(LETTERS)]
     return "\n".join(lines)
 
 
