@@ -23,13 +23,14 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
-import yaml
 
 from moelora_ad.adapters import LoRA, MoELoRA, lora_updates, read_lora, save_peft
 from moelora_ad.audio import AudioReader, read_audio
 from moelora_ad.corpora import ASVspoof2021DF, ASVspoof2021LA, Manifest, Trial, TrialList
 from moelora_ad.corpora.asvspoof5 import read_asvspoof5_protocol
 from moelora_ad.corpora.asvspoof2019 import ASVspoof2019Protocol
+from moelora_ad.corpora.fakeavceleb import read_fakeavceleb
+from moelora_ad.corpora.in_the_wild import read_in_the_wild
 from moelora_ad.corpora.storage import all_files, joined, located, open_file
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.configurations import differences, read_configuration
@@ -38,7 +39,6 @@ from moelora_ad.evaluation.keys import join_scores, read_key
 from moelora_ad.evaluation.reading import ScoreReader
 from moelora_ad.evaluation.run_records import find_records
 from moelora_ad.evaluation.score_formats import FORMATS, read_scores, write_scores
-from moelora_ad.evaluation.score_paths import failed_note, provenance_of
 from moelora_ad.evaluation.scored_runs import read_runs
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 from moelora_ad.sweeps.planning import plan_runs
@@ -53,34 +53,58 @@ INPUTS = int(os.environ.get("MOELORA_FUZZ", 3_000))
 TRIALS = TrialList([Trial(f"u{n}", f"{n}.wav", n % 2, speaker=f"s{n}", attack="A07", corpus="x") for n in range(6)])
 SCORES = ScoreTable(TRIALS, [-1.5, 0.25, 3.0, 1e-3, -2.25, 7.5])
 PROTOCOLS = {
-    "2019": "LA_1 LA_E_1 - A07 spoof\nLA_2 LA_E_2 - - bonafide\n",
-    "2021LA": "L LA_E_1 alaw ita_tx A07 spoof notrim eval\nM LA_E_2 none - bonafide bonafide notrim progress\n",
-    "2021DF": "L DF_E_1 mp3m4a vcc2020 T-1 spoof trim eval\nL DF_E_2 nocodec asvspoof - bonafide trim progress\n",
-    "5": "D_4461 D_1 F - - - AC1 A14 spoof -\nD_1 D_2 M C05 3 9 - bonafide bonafide -\n",
-    "wild": "file,speaker,label\n0.wav,Alec Guinness,spoof\n1.wav,Barack Obama,bona-fide\n",
-    "fake": "source,target1,target2,method,category,type,race,gender,filename,path\n"
-    "id1,-,-,real,A,RealVideo-RealAudio,African,men,1.mp4,FakeAVCeleb_v1.2/a\n"
-    "id1,-,-,rtvc,B,RealVideo-FakeAudio,African,men,2.mp4,FakeAVCeleb_v1.2/b\n",
-    "lines": "u0 spoof\nu1 bonafide\n",
+    "2019.txt": b"LA_1 LA_E_1 - A07 spoof\nLA_2 LA_E_2 - - bonafide\n",
+    "LA.txt": b"L LA_E_1 alaw ita_tx A07 spoof notrim eval\nM LA_E_2 none - bonafide bonafide notrim progress\n",
+    "DF.txt": b"L DF_E_1 mp3m4a vcc2020 T-1 spoof trim eval\nL DF_E_2 nocodec asvspoof - bonafide trim progress\n",
+    "5.txt": b"D_4461 D_1 F - - - AC1 A14 spoof -\nD_1 D_2 M C05 3 9 - bonafide bonafide -\n",
+    "wild.csv": b"file,speaker,label\n0.wav,Alec Guinness,spoof\n1.wav,Barack Obama,bona-fide\n",
+    "fake.csv": b"source,target1,target2,method,category,type,race,gender,filename,path\n"
+    b"id1,-,-,real,A,RealVideo-RealAudio,African,men,1.mp4,FakeAVCeleb_v1.2/a\n"
+    b"id1,-,-,rtvc,B,RealVideo-FakeAudio,African,men,2.mp4,FakeAVCeleb_v1.2/b\n",
+    "lines.txt": b"u0 spoof\nu1 bonafide\n",
+}
+OF_CORPORA: dict[str, Callable[[Path], TrialList]] = {
+    "2019.txt": lambda path: ASVspoof2019Protocol("x", path, audio="").trials(),
+    "LA.txt": lambda path: ASVspoof2021LA("", "all", keys=path).trials(),
+    "DF.txt": lambda path: ASVspoof2021DF("", "all", keys=path).trials(),
+    "5.txt": read_asvspoof5_protocol,
+    "wild.csv": read_in_the_wild,
+    "fake.csv": read_fakeavceleb,
 }
 MANIFEST = "path,label,utterance,speaker,attack,split\na.wav,spoof,a,s,A07,dev\nb.flac,real,,,,eval\n"
 
 
-def parquet(**columns: list[Any]) -> bytes:
+def parquet(records: list[dict[str, Any]]) -> bytes:
     file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), file)
     return file.getvalue()
 
 
-def json_lines(*records: dict[str, Any]) -> bytes:
+def json_lines(records: list[dict[str, Any]]) -> bytes:
     return "\n".join(map(json.dumps, records)).encode()
 
 
-def alone(**files: str | bytes) -> list[dict[str, bytes]]:
-    """A folder for each file; the first underscore of its name stands for the dot."""
-    return [
-        {name.replace("_", ".", 1): text if isinstance(text, bytes) else text.encode()} for name, text in files.items()
-    ]
+def tar(members: dict[str, bytes], mode: str) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def zipped(members: dict[str, bytes], method: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def alone(files: dict[str, bytes]) -> list[dict[str, bytes]]:
+    """A folder for each file."""
+    return [{name: content} for name, content in files.items()]
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -95,25 +119,23 @@ def sound(form: str, rate: int = 16_000, channels: int = 1) -> bytes:
 
 
 def read_protocol(folder: Path, path: Path) -> None:
-    kinds: dict[str, Callable[[], Any]] = {
-        "2019": lambda: ASVspoof2019Protocol("x", path, audio=""),
-        "2021LA": lambda: ASVspoof2021LA("", "all", keys=path),
-        "2021DF": lambda: ASVspoof2021DF("", "all", keys=path),
-        "5": lambda: None,
-    }
-    trials = read_asvspoof5_protocol(path) if path.stem == "5" else kinds[path.stem]().trials()
+    trials = OF_CORPORA[path.name](path)
     assert len(list(trials)) == len(trials)
 
 
 def read_score_file(folder: Path, path: Path) -> None:
-    provenance_of(path), failed_note(path)
     with contextlib.suppress(ScoreError):
         read_scores(path)
-    ScoreReader().read(folder / "set.csv") if (folder / "set.csv").exists() else ScoreReader(TRIALS).read(path)
+    ScoreReader(TRIALS).read(path)
 
 
 def read_a_key(folder: Path, path: Path) -> None:
     join_scores(SCORES, read_key(path), allow_partial=True)
+
+
+def read_manifest(folder: Path, path: Path) -> None:
+    trials = Manifest(path).trials()
+    assert len(list(trials)) == len(trials)
 
 
 def read_archive(folder: Path, path: Path) -> None:
@@ -178,156 +200,78 @@ class Parser(NamedTuple):
     read: Callable[[Path, Path], object]
 
 
-RECORD = {
-    **{"format": 1, "state": "finished", "reason": None, "system": "a", "seed": 1, "seconds": 100.0, "attempts": 1},
-    **{"started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:10:00+00:00", "epoch": 4, "max_epochs": 4},
-    **{
-        "step": 68,
-        "max_steps": 68,
-        "dev_eer": 0.25,
-        "best_dev_eer": 0.2,
-        "training_corpora": ["x"],
-        "git_commit": None,
-    },
-    **{"parameters": {"experts": 9, "total": 80}, "checkpoint": "checkpoints/best.ckpt", "scores": "scores/best"},
-    **{"peak_memory_bytes": {"host": 1, "cuda": None}, "versions": {"python": "3"}, "command": ["fit"]},
-    "sets": {"eval": {"corpus": "x", "eer": 0.5, "num_bona_fide": 3, "num_spoof": 3}},
-    "configured_sets": {"eval": {"corpus": "x", "trials": None}},
-}
+RECORD = """{"format": 1, "state": "finished", "reason": null, "system": "a", "seed": 1, "seconds": 100.0,
+"started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:10:00+00:00", "epoch": 4, "max_epochs": 4, "step": 68,
+"attempts": 1, "max_steps": 68, "dev_eer": 0.25, "best_dev_eer": 0.2, "training_corpora": ["x"], "git_commit": null,
+"command": ["fit"], "parameters": {"experts": 9, "total": 80}, "checkpoint": "checkpoints/best.ckpt", "scores": "scores/best",
+"peak_memory_bytes": {"host": 1, "cuda": null}, "versions": {"python": "3"}, "configured_sets": {"eval":
+{"corpus": "x", "trials": null}}, "sets": {"eval": {"corpus": "x", "eer": 0.5, "num_bona_fide": 3, "num_spoof": 3}}}"""
+SWEEP = b"""folder: runs
+configs: [common.yaml]
+systems: {a: null, b: {configs: [more.yaml], options: {model.rank: 2}}}
+grid: {model.lr: [0.001, 0.01]}
+seeds: [1, 2]
+options: {trainer.max_epochs: 3}
+environment: {OMP_NUM_THREADS: 1}
+slurm: {partition: gpu, time_limit: 24:00:00}
+"""
+NOTES = b'{"format": 1, "identity": {"configs": {}, "options": {}}, "attempts": 1, "exit_code": 1, "reason": "r"}'
 
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory: pytest.TempPathFactory, small_whisper: Path) -> dict[str, Parser]:
     """All parsers."""
-    folder, whisper = tmp_path_factory.mktemp("seeds"), small_whisper
+    folder = tmp_path_factory.mktemp("seeds")
     for form in FORMATS:
         write_scores(SCORES, folder / "scores" / f"{form}.{'csv' if form == 'table' else 'txt'}", form)
-    tables = [{"set.csv": (folder / "scores/table.csv").read_bytes(), "set.json": b'{"complete": true, "trials": 6}'}]
+    scores = files_in(folder / "scores")
     rows = [{"utterance": f"u{n}", "score": n / 3, "label": ("spoof", "bonafide")[n % 2]} for n in range(6)]
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    manifest = {"path": ["a.wav", "b.flac"], "label": ["spoof", None], "speaker": ["s", "t"]}
-    listed = [dict(zip(manifest, values, strict=True)) for values in zip(*manifest.values(), strict=True)]
-
+    tables = {"a.jsonl": json_lines(rows), "b.parquet": parquet(rows)}
+    run = {"config.yaml": b"system: a\nmodel: {lr: 0.001}\n", "run.json": RECORD.encode()}
+    run |= {"scores/best/eval.csv": scores["table.csv"], "scores/best/eval.json": b'{"complete": true, "trials": 6}'}
+    entries = [{"path": "a.wav", "label": "spoof", "speaker": "s"}, {"path": "b.flac", "label": None, "speaker": "t"}]
+    manifests = {f"{number}.csv": MANIFEST.replace(",", sign).encode() for number, sign in enumerate(",;\t")}
+    manifests |= {"d.jsonl": json_lines(entries), "e.parquet": parquet(entries)}
     members = {"a/x.wav": sound("WAV"), "a/y.flac": sound("FLAC"), "list.txt": b"u0 spoof\n"}
-    archives = {}
-    for name, mode in (("x.tar", "w"), ("x.tar.gz", "w:gz")):
-        file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode=mode) as tar:
-            for member, content in members.items():
-                info = tarfile.TarInfo(member)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-        archives[name] = file.getvalue()
-    for name, method in (("x.zip", zipfile.ZIP_STORED), ("y.zip", zipfile.ZIP_DEFLATED)):
-        file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", method) as archive:
-            for member, content in members.items():
-                archive.writestr(member, content)
-        archives[name] = file.getvalue()
+    archives = {f"x.tar{end}": tar(members, f"w:{end[1:]}") for end in ("", ".gz")}
+    archives |= {f"{method}.zip": zipped(members, method) for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)}
+    sounds = {f"x.{form.lower()}": sound(form) for form in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "W64", "AU", "CAF")}
+    sounds |= {"y.wav": sound("WAV", 44_100, 2), "y.ogg": sound("OGG", 22_050), "y.sph": sound("NIST", 8_000)}
 
+    torch.manual_seed(1)
     for method, name in ((LoRA(2, targets=["q_proj"]), "lora"), (MoELoRA(2, 2), "mixture")):
-        detector = Detector(WhisperBackbone(whisper), method, MeanPooling)
+        detector = Detector(WhisperBackbone(small_whisper), method, MeanPooling)
         detector.save_pretrained(folder / name / "model")
-        shutil.copytree(whisper, folder / name / "backbone")
+        shutil.copytree(small_whisper, folder / name / "backbone")
         if name == "lora":
             save_peft(lora_updates(detector.backbone.encoder), folder / "peft")
     models = [files_in(folder / name) for name in ("lora", "mixture")]
+    lora = [files_in(folder / "peft"), files_in(folder / "lora" / "model")]
+    torch.save({"state_dict": {"detector.a": torch.ones(3, 2)}, "epoch": 1, "loops": {}}, folder / "x.ckpt")
 
-    run = {"scores/best/eval.csv": tables[0]["set.csv"], "scores/best/eval.json": tables[0]["set.json"]}
-    run |= {"run.json": json.dumps(RECORD).encode(), "config.yaml": b"system: a\nmodel: {lr: 0.001}\n"}
     kept = KeptScores(folder / "kept", "eval", TRIALS, {"weights": "abc"})
     kept.append(range(4), [1.5, -2.0, 1e-300, 3.0])
     kept.close()
-    parts = files_in(folder / "kept")
+    parts = [files_in(folder / "kept")]
     kept.finish(SCORES, np.arange(6), {"corpus": {"name": "x"}})
-    done = files_in(folder / "kept")
-
-    torch.save({"state_dict": {"detector.a": torch.ones(3, 2)}, "epoch": 1, "loops": {}}, folder / "x.ckpt")
-    sweep = {
-        "folder": "runs",
-        "configs": ["common.yaml"],
-        "systems": {"a": None, "b": {"configs": ["more.yaml"], "options": {"model.rank": 2}}},
-        "grid": {"model.lr": [1e-3, 0.01]},
-        "seeds": [1, 2],
-        "options": {"trainer.max_epochs": 3},
-        "environment": {"OMP_NUM_THREADS": 1},
-        "slurm": {"partition": "gpu", "time_limit": "24:00:00"},
-    }
-    notes = {"format": 1, "identity": {"configs": {}, "options": {}}, "attempts": 1, "exit_code": 1, "reason": "r"}
-    config = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
-    sweeps = {
-        "sweep.yaml": yaml.safe_dump(sweep, sort_keys=False).encode(),
-        "common.yaml": b"trainer: {max_epochs: 2}\n",
-        "more.yaml": b"model: &a {lr: 0.001}\nother: *a\n",
-        "runs/a-lr=0.001/seed_1/sweep.json": json.dumps(notes).encode(),
-    }
+    parts.append(files_in(folder / "kept"))
+    sweep = {"sweep.yaml": SWEEP, "runs/a-lr=0.001/seed_1/sweep.json": NOTES}
+    sweep |= {"common.yaml": b"trainer: {max_epochs: 2}\n", "more.yaml": b"model: &a {lr: 0.001}\nother: *a\n"}
+    config = (Path(__file__).parents[2] / "experiments" / "quickstart.yaml").read_bytes()
+    configurations = {"config.yaml": config, "b.yaml": b"a: &a [1, 2]\nb: *a\nc: {<<: {d: 1}}\n"}
     return {
-        "protocols": Parser(
-            1.5, alone(**{f"{name}_txt": PROTOCOLS[name] for name in ("2019", "2021LA", "2021DF", "5")}), read_protocol
-        ),
-        "score files": Parser(
-            1.5,
-            [
-                *tables,
-                *alone(
-                    **{f"{path.stem}_txt": path.read_bytes() for path in (folder / "scores").iterdir()},
-                    a_jsonl=json_lines(*rows),
-                    b_parquet=parquet(**columns),
-                ),
-            ],
-            read_score_file,
-        ),
-        "keys": Parser(
-            1.5,
-            alone(
-                **{f"{name}_txt": text for name, text in PROTOCOLS.items()},
-                a_jsonl=json_lines(*rows),
-                b_parquet=parquet(**columns),
-                m_csv=MANIFEST,
-            ),
-            read_a_key,
-        ),
-        "manifests": Parser(
-            1.5,
-            alone(
-                a_csv=MANIFEST,
-                b_csv=MANIFEST.replace(",", ";"),
-                c_tsv=MANIFEST.replace(",", "\t"),
-                d_jsonl=json_lines(*listed),
-                e_parquet=parquet(**manifest),
-            ),
-            lambda folder, path: list(Manifest(path).trials()),
-        ),
-        "archives": Parser(1, [{name: content} for name, content in archives.items()], read_archive),
-        "audio files": Parser(
-            1,
-            [
-                {f"x.{form.lower()}": sound(form, rate, channels)}
-                for form, rate, channels in (
-                    ("WAV", 16_000, 1),
-                    ("WAV", 44_100, 2),
-                    ("FLAC", 16_000, 1),
-                    ("OGG", 22_050, 1),
-                    ("MP3", 16_000, 1),
-                    ("AIFF", 8_000, 2),
-                    ("W64", 16_000, 1),
-                    ("AU", 16_000, 1),
-                    ("NIST", 16_000, 1),
-                    ("CAF", 16_000, 1),
-                )
-            ],
-            read_sound,
-        ),
-        "configurations": Parser(
-            1,
-            [{"config.yaml": config.read_bytes()}, {"config.yaml": b"a: &a [1, 2]\nb: *a\nc: {<<: {d: 1}}\n"}],
-            read_configurations,
-        ),
+        "protocols": Parser(1.5, alone({name: PROTOCOLS[name] for name in OF_CORPORA}), read_protocol),
+        "score files": Parser(1.5, alone(scores | tables), read_score_file),
+        "keys": Parser(1.5, alone(PROTOCOLS | tables | manifests), read_a_key),
+        "manifests": Parser(1.5, alone(manifests), read_manifest),
+        "archives": Parser(1, alone(archives), read_archive),
+        "audio files": Parser(1, alone(sounds), read_sound),
+        "configurations": Parser(1, alone(configurations), read_configurations),
         "model folders": Parser(0.3, models, read_model),
-        "peft folders": Parser(1, [files_in(folder / "peft"), files_in(folder / "lora" / "model")], read_peft),
+        "peft folders": Parser(1, lora, read_peft),
         "run records": Parser(1, [run], read_run),
-        "kept parts": Parser(1, [parts, done], read_parts),
-        "sweep files": Parser(1, [sweeps], read_a_sweep),
+        "kept parts": Parser(1, parts, read_parts),
+        "sweep files": Parser(1, [sweep], read_a_sweep),
         "checkpoints": Parser(1, [{"x.ckpt": (folder / "x.ckpt").read_bytes()}], read_checkpoint),
     }
 
