@@ -59,11 +59,11 @@ def read_notes(folder: Path) -> Notes | None:
 
 def _check(notes: Notes) -> None:
     """Raise `TypeError` if a field is not what it should be."""
-    parts = [notes.identity, *(notes.identity[name] for name in ("configs", "options"))]
-    numbers, texts = [notes.attempts, notes.exit_code or 0], [notes.reason or "", notes.wandb_run or ""]
-    for values, kind in ((parts, dict), (numbers, int), (texts, str)):
-        if not all(isinstance(value, kind) for value in values):
-            raise TypeError
+    identity, text = notes.identity, (str, type(None))
+    right = isinstance(identity, dict) and all(isinstance(identity[name], dict) for name in ("configs", "options"))
+    right &= isinstance(notes.attempts, int) and isinstance(notes.exit_code, (int, type(None)))
+    if not (right and isinstance(notes.reason, text) and isinstance(notes.wandb_run, text)):
+        raise TypeError
 
 
 def write_notes(folder: Path, notes: Notes) -> None:

@@ -1,5 +1,6 @@
 """The description of a sweep: a YAML file that names systems, options and seeds."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -83,7 +84,7 @@ def read_sweep(path: str | Path) -> Sweep:
             raise InputError.at(path, f"{needed} is missing")
     return Sweep(
         path=path,
-        folder=Path(reader.text(top["folder"], "folder")),
+        folder=reader.folder(top["folder"]),
         configs=reader.configs(top["configs"], "configs"),
         systems=reader.systems(top["systems"]),
         seeds=reader.seeds(top["seeds"]),
@@ -145,6 +146,16 @@ class _Reader:
             raise self.error(key, f"must be text, not {value!r}")
         return value
 
+    def folder(self, value: Any) -> Path:
+        path = Path(self.text(value, "folder"))
+        if (
+            "\0" in str(path)
+            or len(os.fsencode(path)) > 2_000
+            or any(len(os.fsencode(part)) > 255 for part in path.parts)
+        ):
+            raise self.error("folder", f"is {value!r}, which no folder can be called")
+        return path
+
     def list(self, value: Any, key: str) -> list[Any]:
         if not isinstance(value, list) or not value:
             raise self.error(key, f"must be a list with something in it, not {value!r}")
@@ -153,7 +164,7 @@ class _Reader:
     def configs(self, value: Any, key: str) -> tuple[str, ...]:
         paths = tuple(self.text(path, key) for path in self.list(value, key))
         for path in paths:
-            if not Path(path).is_file():
+            if not os.path.isfile(path):
                 raise self.error(key, f"names {path}, and there is no such file (seen from {Path.cwd()})")
         return paths
 

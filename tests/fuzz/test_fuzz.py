@@ -203,7 +203,7 @@ class Parser(NamedTuple):
 RECORD = """{"format": 1, "state": "finished", "reason": null, "system": "a", "seed": 1, "seconds": 100.0,
 "started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T00:10:00+00:00", "epoch": 4, "max_epochs": 4, "step": 68,
 "attempts": 1, "max_steps": 68, "dev_eer": 0.25, "best_dev_eer": 0.2, "training_corpora": ["x"], "git_commit": null,
-"command": ["fit"], "parameters": {"experts": 9, "total": 80}, "checkpoint": "checkpoints/best.ckpt", "scores": "scores/best",
+"command": ["fit"], "parameters": {"experts": 9, "total": 80}, "checkpoint": "x.ckpt", "scores": "scores/best",
 "peak_memory_bytes": {"host": 1, "cuda": null}, "versions": {"python": "3"}, "configured_sets": {"eval":
 {"corpus": "x", "trials": null}}, "sets": {"eval": {"corpus": "x", "eer": 0.5, "num_bona_fide": 3, "num_spoof": 3}}}"""
 SWEEP = b"""folder: runs
@@ -260,19 +260,19 @@ def every(tmp_path_factory: pytest.TempPathFactory, small_whisper: Path) -> dict
     config = (Path(__file__).parents[2] / "experiments" / "quickstart.yaml").read_bytes()
     configurations = {"config.yaml": config, "b.yaml": b"a: &a [1, 2]\nb: *a\nc: {<<: {d: 1}}\n"}
     return {
-        "protocols": Parser(1.5, alone({name: PROTOCOLS[name] for name in OF_CORPORA}), read_protocol),
-        "score files": Parser(1.5, alone(scores | tables), read_score_file),
-        "keys": Parser(1.5, alone(PROTOCOLS | tables | manifests), read_a_key),
-        "manifests": Parser(1.5, alone(manifests), read_manifest),
-        "archives": Parser(1, alone(archives), read_archive),
-        "audio files": Parser(1, alone(sounds), read_sound),
-        "configurations": Parser(1, alone(configurations), read_configurations),
-        "model folders": Parser(0.3, models, read_model),
-        "peft folders": Parser(1, lora, read_peft),
-        "run records": Parser(1, [run], read_run),
-        "kept parts": Parser(1, parts, read_parts),
-        "sweep files": Parser(1, [sweep], read_a_sweep),
-        "checkpoints": Parser(1, [{"x.ckpt": (folder / "x.ckpt").read_bytes()}], read_checkpoint),
+        "protocols": Parser(2, alone({name: PROTOCOLS[name] for name in OF_CORPORA}), read_protocol),
+        "score files": Parser(2, alone(scores | tables), read_score_file),
+        "keys": Parser(2, alone(PROTOCOLS | tables | manifests), read_a_key),
+        "manifests": Parser(2, alone(manifests), read_manifest),
+        "archives": Parser(1.5, alone(archives), read_archive),
+        "audio files": Parser(1.5, alone(sounds), read_sound),
+        "configurations": Parser(0.4, alone(configurations), read_configurations),
+        "model folders": Parser(0.2, models, read_model),
+        "peft folders": Parser(1.5, lora, read_peft),
+        "run records": Parser(0.6, [run], read_run),
+        "kept parts": Parser(1.5, parts, read_parts),
+        "sweep files": Parser(0.5, [sweep], read_a_sweep),
+        "checkpoints": Parser(0.6, [{"x.ckpt": (folder / "x.ckpt").read_bytes()}], read_checkpoint),
     }
 
 
