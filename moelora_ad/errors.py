@@ -4,11 +4,13 @@ import os
 from typing import TypeVar
 
 Error = TypeVar("Error", bound="InputError")
-_LONGEST = 2_000  # characters of a message: a faulty file may hold a word of many megabytes
+
+_MOST, _END = 2_000, 500  # characters of a message, and those of them at its end, where it says what to do
 
 
 class InputError(ValueError):
-    """A user's mistake in data or configuration; ``str()`` is one line: what is wrong, where, and what to do.
+    """A user's mistake in data or configuration; ``str()`` is one line of at most 2,000 characters: what is wrong,
+    where, and what to do.
 
     The command line prints that line without a traceback.
     """
@@ -18,8 +20,9 @@ class InputError(ValueError):
         if "\nOriginal Traceback" in message:
             last = message.rstrip().rsplit("\n", 1)[-1]
             message = last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: ")
-        # A message may quote a faulty file: that must not break the line, flood the terminal or steer it.
-        super().__init__(printable(shortened(message)))
+        # A message may quote a faulty file: that must not break the line or reach the terminal as control characters,
+        # nor fill it.
+        super().__init__(shortened(printable(shortened(message))))
 
     @classmethod
     def at(
@@ -45,8 +48,8 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """``text`` without its middle if it is longer than an error may be: the place and the advice stand at its ends."""
-    if len(text) <= _LONGEST:
+    """``text``, or the beginning and the end of one that is longer than an error line may be."""
+    if len(text) <= _MOST:
         return text
-    kept = _LONGEST // 2
-    return f"{text[:kept]} ... [{len(text) - 2 * kept:,} more] ... {text[-kept:]}"
+    told = f" [... more than {len(text) - _MOST:,} characters are left out ...] "
+    return f"{text[: _MOST - _END - len(told)]}{told}{text[-_END:]}"

@@ -8,9 +8,9 @@ class AdapterError(ValueError):
 
     def __init__(self, message: str) -> None:
         # A message may quote a faulty file, whose words may be long or hold control characters.
-        half = _LONGEST // 2
-        short = message if len(message) <= _LONGEST else f"{message[:half]} ... {message[-half:]}"
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short))
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        half = _LONGEST // 2 - 5
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} [...] {line[-half:]}")
 
 
 class InjectionError(AdapterError):

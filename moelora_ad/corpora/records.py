@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import compress, islice
 from pathlib import Path
@@ -186,9 +187,9 @@ def _header(path: str | Path, rows: Iterator[tuple[int, list[str]]], error: type
     header = [name.strip() for name in first]
     if not header:
         raise error.at(path, "is empty; the first line must name the columns")
-    for name in header:
-        if name and header.count(name) > 1:
-            raise error.at(path, f"column {name!r} occurs {header.count(name)} times", line=line)
+    for name, count in Counter(header).items():
+        if name and count > 1:
+            raise error.at(path, f"column {name!r} occurs {count} times", line=line)
     return header
 
 

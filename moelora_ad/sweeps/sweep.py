@@ -148,11 +148,8 @@ class _Reader:
 
     def folder(self, value: Any) -> Path:
         path = Path(self.text(value, "folder"))
-        if (
-            "\0" in str(path)
-            or len(os.fsencode(path)) > 2_000
-            or any(len(os.fsencode(part)) > 255 for part in path.parts)
-        ):
+        sizes = [len(part.encode(errors="replace")) for part in path.parts]
+        if not str(path).isprintable() or sum(sizes) > 2_000 or max(sizes, default=0) > 255:
             raise self.error("folder", f"is {value!r}, which no folder can be called")
         return path
 
