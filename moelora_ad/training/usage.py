@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, printable, shortened
 from moelora_ad.yaml_files import load_yaml
 
 
@@ -19,6 +19,7 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         if not self.exit_on_error:
             super().error(message, ex)
+        message = "\n".join(map(printable, shortened(message).splitlines()))  # it may quote a faulty file
         verb = self.prog.replace(" [options]", "")
         self.exit(2, f"{verb}: error: {explain(message, self)}\n")
 

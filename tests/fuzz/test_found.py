@@ -8,6 +8,7 @@ import soundfile
 import torch
 
 from moelora_ad.adapters import AdapterError, read_lora
+from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.audio import AudioError, read_audio
 from moelora_ad.errors import InputError
 from moelora_ad.models import WhisperBackbone
@@ -69,6 +70,14 @@ def test_a_zip_file_of_two_disks(tmp_path):
     path.write_bytes(data[:-22] + b"PK\6\7" + bytes(12) + b"\2\0\0\0" + data[-22:])
     with pytest.raises(InputError, match="is no readable checkpoint"):
         detector_state(str(path))
+
+
+def test_control_characters_and_a_long_word_on_a_command_line(capsys):
+    with pytest.raises(SystemExit):
+        OneLineArgumentParser(prog="x").parse_args(["--\x1b[2J" + "a" * 10**6])
+    told = capsys.readouterr().err
+    assert told.removesuffix("\n").isprintable()
+    assert len(told) < 3_000
 
 
 def test_control_characters_and_a_long_word_in_an_adapter(tmp_path):

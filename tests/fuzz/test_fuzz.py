@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -26,6 +27,7 @@ import torch
 
 from moelora_ad.adapters import LoRA, MoELoRA, lora_updates, read_lora, save_peft
 from moelora_ad.audio import AudioReader, read_audio
+from moelora_ad.cli import main
 from moelora_ad.corpora import ASVspoof2021DF, ASVspoof2021LA, Manifest, Trial, TrialList
 from moelora_ad.corpora.asvspoof5 import read_asvspoof5_protocol
 from moelora_ad.corpora.asvspoof2019 import ASVspoof2019Protocol
@@ -161,6 +163,21 @@ def read_configurations(folder: Path, path: Path) -> None:
     differences({}, one)
 
 
+def check_corpora(folder: Path, path: Path) -> None:
+    os.chdir(folder)
+    told = io.StringIO()
+    sys.argv = ["moelora-ad", "corpus", "check", "--config", "config.yaml"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+        try:
+            code: object = main()
+        except SystemExit as stop:
+            code = stop.code
+    assert code in (0, 1, 2)
+    lines = told.getvalue().splitlines()
+    assert len(lines) <= 1, told.getvalue()[:500]
+    assert all(line.isprintable() and len(line) < 3_000 for line in lines), lines[0][:500]
+
+
 def read_model(folder: Path, path: Path) -> None:
     Detector.from_pretrained(folder / "model", backbone=folder / "backbone")
 
@@ -215,6 +232,13 @@ options: {trainer.max_epochs: 3}
 environment: {OMP_NUM_THREADS: 1}
 slurm: {partition: gpu, time_limit: 24:00:00}
 """
+CORPORA = b"""data:
+  train: {class_path: moelora_ad.corpora.Manifest, init_args: {path: m.csv, name: a, split: dev}}
+  val: {class_path: Manifest, init_args: {path: m.csv}}
+  test: {x: {class_path: Folder, init_args: {path: .}}}
+  batch_size: 8
+  train_segment: {samples: 64600, position: random}
+"""
 NOTES = b'{"format": 1, "identity": {"configs": {}, "options": {}}, "attempts": 1, "exit_code": 1, "reason": "r"}'
 
 
@@ -258,6 +282,7 @@ def every(tmp_path_factory: pytest.TempPathFactory, small_whisper: Path) -> dict
     sweep = {"sweep.yaml": SWEEP, "runs/a-lr=0.001/seed_1/sweep.json": NOTES}
     sweep |= {"common.yaml": b"trainer: {max_epochs: 2}\n", "more.yaml": b"model: &a {lr: 0.001}\nother: *a\n"}
     config = (Path(__file__).parents[2] / "experiments" / "quickstart.yaml").read_bytes()
+    corpora = {"config.yaml": CORPORA, "m.csv": MANIFEST.encode(), "a.wav": sounds["x.wav"], "b.flac": sounds["x.flac"]}
     configurations = {"config.yaml": config, "b.yaml": b"a: &a [1, 2]\nb: *a\nc: {<<: {d: 1}}\n"}
     return {
         "protocols": Parser(2, alone({name: PROTOCOLS[name] for name in OF_CORPORA}), read_protocol),
@@ -267,6 +292,7 @@ def every(tmp_path_factory: pytest.TempPathFactory, small_whisper: Path) -> dict
         "archives": Parser(1.5, alone(archives), read_archive),
         "audio files": Parser(1.5, alone(sounds), read_sound),
         "configurations": Parser(0.4, alone(configurations), read_configurations),
+        "corpora": Parser(0.1, [corpora], check_corpora),
         "model folders": Parser(0.2, models, read_model),
         "peft folders": Parser(1.5, lora, read_peft),
         "run records": Parser(0.6, [run], read_run),
@@ -276,14 +302,15 @@ def every(tmp_path_factory: pytest.TempPathFactory, small_whisper: Path) -> dict
     }
 
 
-NAMES = ("protocols", "score files", "keys", "manifests", "archives", "audio files", "configurations", "model folders")
-NAMES += ("peft folders", "run records", "kept parts", "sweep files", "checkpoints")
+NAMES = ("protocols", "score files", "keys", "manifests", "archives", "audio files", "configurations", "corpora")
+NAMES += ("model folders", "peft folders", "run records", "kept parts", "sweep files", "checkpoints")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_file_gives_one_line_or_a_result(name, every, fuzz, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # indices of archives
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
     warnings.simplefilter("ignore")
     assert tuple(every) == NAMES
     inputs = round(INPUTS * every[name].share / sum(one.share for one in every.values()))
