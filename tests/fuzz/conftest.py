@@ -24,69 +24,15 @@ Files = dict[str, bytes]  # by path
 
 SECONDS, GROWTH = 20, 1_500 * 2**20  # of one input; a guard against hangs and bombs, far above what any needs
 LONGEST_LINE = 2_100  # characters of an error
-GNARLY = [
-    *(b"nan", b"-inf", b"1e999", b"-1", b"0", b"9" * 400, b"1_0", b"0x1F", b"1e-320", b"4294967296", b"1000000"),
-    *(
-        b"\0",
-        b"\x1b[2J",
-        b"\r",
-        b"\n",
-        b"\n\n",
-        b"\t",
-        b" ",
-        b",",
-        b";",
-        b'"',
-        b"'",
-        b"\\",
-        b"%",
-        b"$HOME",
-        b"!/",
-        b"-",
-    ),
-    *("\u202e", "\u2028", "é", "\uff11", "\ufeff", "\U0010ffff", "a\u0301"),
-    *(
-        b"\xff\xfe",
-        b"\xed\xa0\x80",
-        b"\\ud800",
-        b"../../../etc",
-        b"/dev/null",
-        b"{",
-        b"}",
-        b"[" * 3_000,
-        b'{"a":' * 3_000,
-    ),
-    *(
-        b"&a [*a, *a]",
-        b"<<: *a",
-        b"*a",
-        b"!!python/object/apply:time.sleep [60]",
-        b"1:",
-        b"on:",
-        b"? [a]",
-        b"--- ",
-        b"null",
-    ),
-]
-TOKENS = [token.encode() if isinstance(token, str) else token for token in GNARLY]
-VALUES: list[Any] = [
-    None,
-    True,
-    0,
-    -1,
-    1,
-    2**31,
-    10**6,
-    10**400,
-    -1e300,
-    float("nan"),
-    1e-320,
-    "",
-    "a",
-    "\x1b[2J\n",
-    "é\ud800",
-]
-VALUES += ["x" * 100_000, [], {}, [None], {"": None}, {"a": {"b": []}}, [[[[]]]], "None", "..", "(a+)+$", "spoof"]
+NUMBERS = [*b"nan -inf 1e999 -1 0 1_0 0x1F 1e-320 4294967296 1000000".split(), b"9" * 400]
+SIGNS = [bytes([code]) for code in b"\0\r\n\t ,;\"'\\%{}-"] + [b"\x1b[2J", b"\n\n", b"!/", b"$HOME", b"../../../etc"]
+LETTERS = [letter.encode() for letter in "\u202e\u2028é\uff11\ufeff\U0010ffff"]
+LETTERS += [b"\xff\xfe", b"\xed\xa0\x80", b"\\ud800"]
+SYNTAX = b"&a [*a, *a]|<<: *a|*a|!!python/object/apply:time.sleep [60]|1:|on:|? [a]|--- |null".split(b"|")
+TOKENS = [*NUMBERS, *SIGNS, *LETTERS, *SYNTAX, b"[" * 3_000, b'{"a":' * 3_000]
+VALUES: list[Any] = [None, True, 0, -1, 1, 2, 7, 2**31, 10**6, 10**400, 0.5, -1e300, float("nan"), 1e-320, "", "a"]
+VALUES += ["dev", "\x1b[2J\n", "é\ud800", "x" * 100_000, "None", "..", "(a+)+$", "spoof", [], {}, [None], {"": None}]
+VALUES += [[[[[]]]], {"a": {"b": []}}]
 
 
 def _mutated(rng: random.Random, data: bytes, others: list[bytes], name: str) -> bytes:
@@ -116,7 +62,7 @@ def _mutated(rng: random.Random, data: bytes, others: list[bytes], name: str) ->
             numbers = list(re.finditer(rb"-?\d+(\.\d+)?", data[: 2**16]))
             if numbers:
                 found = rng.choice(numbers)
-                data = data[: found.start()] + rng.choice(TOKENS[:11]) + data[found.end() :]
+                data = data[: found.start()] + rng.choice(NUMBERS) + data[found.end() :]
         elif way == 5:  # lines
             lines = data.split(b"\n")
             lines.insert(rng.randrange(len(lines)), lines.pop(rng.randrange(len(lines))) if rng.random() < 0.5 else b"")
@@ -167,7 +113,7 @@ def _changed(rng: random.Random, tree: Any) -> Any:
         elif way < 0.3 and isinstance(node, dict):
             node[rng.choice(["", "a", "1", "class_path", "\x1b[2J\n"])] = rng.choice(VALUES)
         elif isinstance(node, dict) or key < len(node):
-            node[key] = rng.choice([*VALUES, 7, 2, "dev", 0.5])
+            node[key] = rng.choice(VALUES)
     return tree
 
 
@@ -199,12 +145,13 @@ def _bounded() -> Iterator[None]:
 
     limits, before = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, hang)
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + 2 * GROWTH, limits[1]))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    of_the_suite, _ = signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, of_the_suite)
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
