@@ -181,7 +181,7 @@ def test_functions_of_the_right_return_type_are_refused(lightning, experiment, w
 
 
 def test_fit_builds_classes_of_the_users_own(lightning, experiment, write_config, canary):
-    experiment["trainer"] |= {"max_epochs": 1, "fast_dev_run": True}
+    experiment["trainer"]["max_epochs"] = 1
     config = write_config(changed(experiment, "model.classifier", "stranger.Head"))
     code, _, err = lightning("fit", "--config", config)
     assert code == 0, err
@@ -197,5 +197,5 @@ def test_what_may_be_allowed_is_a_package(lightning, run, tmp_path):
 
 def test_limits_end_with_the_command(lightning, run, experiment, write_config, canary, tmp_path):
     assert lightning(*looking(run, tmp_path)["inspect"])[0] == 0
-    experiment["trainer"] |= {"max_epochs": 1, "fast_dev_run": True}
+    experiment["trainer"]["max_epochs"] = 1
     assert lightning("fit", "--config", write_config(changed(experiment, "model.classifier", "stranger.Head")))[0] == 0
