@@ -54,6 +54,7 @@ from moelora_ad.training.usage import read_yaml
 INPUTS = int(os.environ.get("MOELORA_FUZZ", 3_000))
 TRIALS = TrialList([Trial(f"u{n}", f"{n}.wav", n % 2, speaker=f"s{n}", attack="A07", corpus="x") for n in range(6)])
 SCORES = ScoreTable(TRIALS, [-1.5, 0.25, 3.0, 1e-3, -2.25, 7.5])
+KEPT = {0: 1.5, 1: -2.0, 2: 1e-300, 3: 3.0}
 PROTOCOLS = {
     "2019.txt": b"LA_1 LA_E_1 - A07 spoof\nLA_2 LA_E_2 - - bonafide\n",
     "LA.txt": b"L LA_E_1 alaw ita_tx A07 spoof notrim eval\nM LA_E_2 none - bonafide bonafide notrim progress\n",
@@ -193,7 +194,8 @@ def read_run(folder: Path, path: Path) -> None:
 def read_parts(folder: Path, path: Path) -> None:
     kept = KeptScores(folder, "eval", TRIALS, {"weights": "abc"})
     kept.find()
-    assert np.isfinite(kept.found.scores).all()
+    right = KEPT if path.parent.name == ".eval.parts" else dict(enumerate(SCORES.scores))
+    assert dict(zip(kept.found.indices.tolist(), kept.found.scores.tolist(), strict=True)).items() <= right.items()
 
 
 def read_a_sweep(folder: Path, path: Path) -> None:
@@ -274,7 +276,7 @@ def every(tmp_path_factory: pytest.TempPathFactory, small_whisper: Path) -> dict
     torch.save({"state_dict": {"detector.a": torch.ones(3, 2)}, "epoch": 1, "loops": {}}, folder / "x.ckpt")
 
     kept = KeptScores(folder / "kept", "eval", TRIALS, {"weights": "abc"})
-    kept.append(range(4), [1.5, -2.0, 1e-300, 3.0])
+    kept.append(list(KEPT), list(KEPT.values()))
     kept.close()
     parts = [files_in(folder / "kept")]
     kept.finish(SCORES, np.arange(6), {"corpus": {"name": "x"}})
@@ -306,6 +308,7 @@ NAMES = ("protocols", "score files", "keys", "manifests", "archives", "audio fil
 NAMES += ("model folders", "peft folders", "run records", "kept parts", "sweep files", "checkpoints")
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux tells it")
 @pytest.mark.parametrize("name", NAMES)
 def test_any_file_gives_one_line_or_a_result(name, every, fuzz, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # indices of archives
