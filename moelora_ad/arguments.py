@@ -3,6 +3,8 @@
 import argparse
 from typing import Any, NoReturn
 
+from moelora_ad.errors import InputError
+
 
 class OneLineArgumentParser(argparse.ArgumentParser):
     """A mistake is one line on standard error and exit code 2; options are never abbreviated."""
@@ -11,4 +13,4 @@ class OneLineArgumentParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False} | arguments)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: error: {InputError(' '.join(message.split()))}\n")

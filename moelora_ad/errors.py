@@ -5,9 +5,12 @@ from typing import TypeVar
 
 Error = TypeVar("Error", bound="InputError")
 
+_MOST, _END = 2_000, 500  # characters of a message, and those of them at its end, where it says what to do
+
 
 class InputError(ValueError):
-    """A user's mistake in data or configuration; ``str()`` is one line: what is wrong, where, and what to do.
+    """A user's mistake in data or configuration; ``str()`` is one line of at most 2,000 characters: what is wrong,
+    where, and what to do.
 
     The command line prints that line without a traceback.
     """
@@ -17,8 +20,9 @@ class InputError(ValueError):
         if "\nOriginal Traceback" in message:
             last = message.rstrip().rsplit("\n", 1)[-1]
             message = last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: ")
-        # A message may quote a faulty file: that must not break the line or reach the terminal as control characters.
-        super().__init__(printable(message))
+        # A message may quote a faulty file: that must not break the line or reach the terminal as control characters,
+        # nor fill it.
+        super().__init__(shortened(printable(shortened(message))))
 
     @classmethod
     def at(
@@ -41,3 +45,11 @@ class InputError(ValueError):
 def printable(text: str) -> str:
     """``text`` with control characters and broken ones spelled out: what stands in a file must not steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str) -> str:
+    """``text``, or the beginning and the end of one that is longer than an error line may be."""
+    if len(text) <= _MOST:
+        return text
+    told = f" [... more than {len(text) - _MOST:,} characters are left out ...] "
+    return f"{text[: _MOST - _END - len(told)]}{told}{text[-_END:]}"

@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all, names that are free, and files behind others."""
+"""Files that appear whole or not at all, names that are free, hashes, and files behind others."""
 
+import hashlib
 import io
 import os
 import zlib
@@ -49,6 +50,15 @@ def unused_name(name: str, taken: set[str]) -> str:
         free = f"{name}-{number}"
     taken.add(free.lower())
     return free
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of the content of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class ReadThrough(io.RawIOBase):

@@ -12,6 +12,7 @@ from moelora_ad.adapters.errors import InjectionError
 from moelora_ad.adapters.gate import Gate
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.lora import LoRAExpert
+from moelora_ad.adapters.patterns import bounded_pattern
 
 Build = Callable[[nn.Linear, str], MoELoRALinear]
 
@@ -94,10 +95,9 @@ def inject(
 def _matches(model: nn.Module, names: list[str], targets: str | Sequence[str]) -> list[str]:
     if isinstance(targets, str):
         try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise InjectionError(f"targets: {targets!r} is not a regular expression: {error}") from None
-        sites = [name for name in names if pattern.fullmatch(name)]
+            sites = [*filter(bounded_pattern(targets), names)]
+        except ValueError as error:
+            raise InjectionError(f"targets: {error}") from None
         if not sites:
             raise InjectionError(f"targets: {targets!r} matches no linear layer; the model has {_known(names)}")
         return sites

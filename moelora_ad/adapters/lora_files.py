@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moelora_ad.adapters.errors import AdapterError
 from moelora_ad.adapters.injection import adapted_sites
+from moelora_ad.adapters.patterns import SECONDS, bounded_pattern
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEPT_CONFIG, KEPT_WEIGHTS = "config.json", "model.safetensors"
@@ -140,9 +141,10 @@ def _read_peft(folder: Path) -> dict[str, LoRAUpdate]:
         raise AdapterError(f"{folder} has no {PEFT_WEIGHTS}: save the adapter with safetensors")
     halves = _halves(folder / PEFT_WEIGHTS, _HALF, PEFT_PREFIX)
     updates = {}
+    ranks = _of_patterns(config, "rank_pattern", halves, config.get("r"), path)
+    alphas = _of_patterns(config, "alpha_pattern", halves, config.get("lora_alpha"), path)
     for site, (down, up) in halves.items():
-        rank = _of_pattern(config, "rank_pattern", site, config.get("r"), path)
-        alpha = _of_pattern(config, "alpha_pattern", site, config.get("lora_alpha"), path)
+        rank, alpha = ranks[site], alphas[site]
         if rank != down.shape[0]:
             raise AdapterError(f"{path}: the rank of {site} is {rank}, but its lora_A has {down.shape[0]} rows")
         updates[site] = LoRAUpdate(down, up, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
@@ -163,16 +165,27 @@ def _check_start(start: Any, path: Path) -> None:
     raise AdapterError(f"{path}: init_lora_weights is {start!r}: peft changed the weights below this LoRA too; {told}")
 
 
-def _of_pattern(config: Mapping[str, Any], name: str, site: str, default: Any, path: Path) -> float:
+def _of_patterns(
+    config: Mapping[str, Any], name: str, sites: Collection[str], default: Any, path: Path
+) -> dict[str, float]:
     """peft's convention: a key is a regular expression for the end of the dotted path; the first that fits counts."""
     patterns = config.get(name) or {}
-    try:
-        value = next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", site)), default)
-    except (re.error, AttributeError):
-        raise AdapterError(f"{path}: {name} is not readable") from None
-    if not _is_positive(value):
-        raise AdapterError(f"{path}: the {'rank' if name == 'rank_pattern' else 'lora_alpha'} of {site} is {value!r}")
-    return value
+    if not isinstance(patterns, dict):
+        raise AdapterError(f"{path}: {name} is no JSON object")
+    values = dict.fromkeys(sites, default)
+    open_sites = [*sites]
+    for key, value in patterns.items():
+        try:
+            found = {*filter(bounded_pattern(rf"(.*\.)?({key})", SECONDS / len(patterns)), open_sites)}
+        except ValueError as error:
+            raise AdapterError(f"{path}: {name} is not readable: {error}") from None
+        values |= dict.fromkeys(found, value)
+        open_sites = [site for site in open_sites if site not in found]
+    for site, value in values.items():
+        if not _is_positive(value):
+            what = "rank" if name == "rank_pattern" else "lora_alpha"
+            raise AdapterError(f"{path}: the {what} of {site} is {value!r}")
+    return values
 
 
 def _read_kept(folder: Path) -> dict[str, LoRAUpdate]:

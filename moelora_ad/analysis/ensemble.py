@@ -60,14 +60,14 @@ def run(arguments: argparse.Namespace) -> Analysis:
     """
     if len(arguments.runs) < 2:
         raise InputError("an ensemble needs at least two LoRA runs")
-    first = load_trained(arguments.runs[0], arguments.backbone)
+    first = load_trained(arguments.runs[0], arguments.backbone, arguments.allow)
     names = arguments.sets or list(first.data.test)
     if not names:
         raise InputError(f"{first.folder} has no test set: name one by --set")
     scored: dict[str, dict[str, ScoreTable]] = {name: {} for name in names}
     updates, classifiers = [], []
     for path in arguments.runs:  # one model in memory at a time
-        trained = load_trained(path, arguments.backbone)
+        trained = load_trained(path, arguments.backbone, arguments.allow)
         updates.append(_updates(trained))
         classifiers.append(_classifier(trained))
         _check_alike(first, trained, updates, classifiers)
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> Analysis:
     with averaged(first, updates, classifiers):
         _score(first, WEIGHTS, scored, arguments)
     if arguments.against is not None:
-        _score_mixture(load_trained(arguments.against, arguments.backbone), scored, arguments)
+        _score_mixture(load_trained(arguments.against, arguments.backbone, arguments.allow), scored, arguments)
     return analysis_of(first.name, singles, scored, arguments)
 
 

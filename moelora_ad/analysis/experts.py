@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> Analysis:
     Raises:
         InputError: the model has no gates, a set lacks a class, or audio cannot be read.
     """
-    trained = load_trained(arguments.run, arguments.backbone)
+    trained = load_trained(arguments.run, arguments.backbone, arguments.allow)
     require_gates(trained)
     names = arguments.sets or list(trained.data.test)
     if not names:

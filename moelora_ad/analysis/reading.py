@@ -13,6 +13,7 @@ from moelora_ad.analysis.trained import Trained, batches
 from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError, printable
 from moelora_ad.training.dataset import Batch
+from moelora_ad.training.trust import add_allow
 
 
 def existing(text: str) -> str:
@@ -22,14 +23,15 @@ def existing(text: str) -> str:
     return text
 
 
-def add_backbone(parser: argparse.ArgumentParser) -> None:
-    """The option --backbone."""
+def add_building(parser: argparse.ArgumentParser) -> None:
+    """The options of building a run's model: --backbone, --allow."""
     parser.add_argument("--backbone", metavar="DIR", help="where the encoder is, if not where the run found it")
+    add_allow(parser)
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """The options of a pass over audio: --backbone, --batch-size, --workers, --device."""
-    add_backbone(parser)
+    """The options of a pass over audio: --backbone, --allow, --batch-size, --workers, --device."""
+    add_building(parser)
     parser.add_argument(
         "--batch-size", type=whole_number(1), metavar="N", help="utterances at once (default: as the run evaluated)"
     )

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> Analysis:
     Raises:
         InputError: there is no such run or set, the model has no gates, or audio cannot be read.
     """
-    trained = load_trained(arguments.run, arguments.backbone)
+    trained = load_trained(arguments.run, arguments.backbone, arguments.allow)
     sites = require_gates(trained)
     trials = trials_of(trained, arguments.set)
     seen = _see(trained, trials, sites, arguments)

@@ -10,7 +10,7 @@ from moelora_ad.adapters import adapted_sites, singular_values
 from moelora_ad.analysis.analysis import Analysis
 from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.places import Places
-from moelora_ad.analysis.reading import add_backbone, existing
+from moelora_ad.analysis.reading import add_building, existing
 from moelora_ad.analysis.trained import load_trained
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.tables import TextTable
@@ -25,7 +25,7 @@ PUBLISHED = {"q_proj": LAST_LAYERS, "k_proj": LAST_LAYERS, "v_proj": THROUGHOUT,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=existing, metavar="RUN", help="folder of a run, or a checkpoint in it")
-    add_backbone(parser)
+    add_building(parser)
 
 
 def run(arguments: argparse.Namespace) -> Analysis:
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> Analysis:
     Raises:
         InputError: there is no such run, or its model has no low-rank adapters.
     """
-    trained = load_trained(arguments.run, arguments.backbone)
+    trained = load_trained(arguments.run, arguments.backbone, arguments.allow)
     found = {site: singular_values(layer).numpy() for site, layer in adapted_sites(trained.detector.backbone.encoder)}
     if not found:
         raise InputError(f"{arguments.run}: the model has no LoRA and no experts, so there are no updates to look at")

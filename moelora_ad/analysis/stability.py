@@ -143,7 +143,7 @@ def _routing(records: Sequence[RunRecord], arguments: argparse.Namespace) -> Rou
     sites: list[str] = []
     utterances: list[str] = []
     for record in records:  # one model in memory at a time
-        trained = load_trained(record.folder, arguments.backbone)
+        trained = load_trained(record.folder, arguments.backbone, arguments.allow)
         found = gated_sites(trained)
         if not gates:
             if not found:

@@ -1,6 +1,6 @@
 """Trained models and the batches of a corpus, for the analyses."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,12 +37,13 @@ class Trained(NamedTuple):
     folder: Path
 
 
-def load_trained(path: str | Path, backbone: str | None = None) -> Trained:
+def load_trained(path: str | Path, backbone: str | None = None, allow: Collection[str] = ()) -> Trained:
     """A run's detector with its trained weights.
 
     Args:
         path: a run's folder, for its best checkpoint, or a checkpoint in RUN/checkpoints.
         backbone: where the encoder is, if not where the run found it.
+        allow: packages besides ours whose classes the run's configuration may name.
 
     Raises:
         InputError: there is no such run, it has no checkpoint, or the two do not fit.
@@ -53,7 +54,7 @@ def load_trained(path: str | Path, backbone: str | None = None) -> Trained:
         raise InputError(f"{checkpoint}: no such checkpoint; give the folder of a run, or a file in its checkpoints")
     config = Path(config_beside(str(checkpoint)))
     state = detector_state(str(checkpoint))
-    built = build_from_configs([str(config)], backbone, "moelora-ad analyze")
+    built = build_from_configs([str(config)], backbone, "moelora-ad analyze", allow)
     load_weights(built.detector, state, str(checkpoint))
     folder = config.parent
     name = read_record(folder).system if (folder / RECORD).exists() else folder.name

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import accumulate, chain, compress, islice
 from pathlib import Path
@@ -190,9 +191,9 @@ def _records(path: str | Path, error: type[InputError], delimiter: str) -> tuple
     header = [name.strip() for name in rows[0]]
     if not header:
         raise error.at(path, "is empty; the first line must name the columns")
-    for name in header:
-        if name and header.count(name) > 1:
-            raise error.at(path, f"column {name!r} occurs {header.count(name)} times", line=lines[0])
+    for name, count in Counter(header).items():
+        if name and count > 1:
+            raise error.at(path, f"column {name!r} occurs {count} times", line=lines[0])
     return header, _checked(path, len(header), chain([(lines[1:], rows[1:])], blocks), error)
 
 

@@ -23,6 +23,7 @@ from moelora_ad.evaluation.evaluating import (
 from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.keys import PARTS, read_key
 from moelora_ad.evaluation.printing import print_line, print_table, progress
+from moelora_ad.evaluation.provenance import partial_note, provenance_of
 from moelora_ad.evaluation.reading import Labelled, ScoreReader
 from moelora_ad.evaluation.results import Results
 from moelora_ad.evaluation.score_formats import FORMATS
@@ -34,7 +35,6 @@ from moelora_ad.evaluation.score_paths import (
     failed_note,
     find_pairs,
     find_score_files,
-    provenance_of,
 )
 from moelora_ad.evaluation.tables import (
     calibration_table,
@@ -211,7 +211,8 @@ def _read_all(reader: ScoreReader, found: Sequence[FoundFile]) -> dict[FoundFile
         except InputError as error:
             faults.append(str(error))
             continue
-        beside = (failed_note(file.path), provenance_of(file.path).note)
+        missing = failed_note(file.path) or partial_note(file.path, len(read.table))
+        beside = (missing, provenance_of(file.path).note)
         labelled[file] = Labelled(read.table, [*read.notes, *filter(None, beside)])
     if faults:
         raise _Faulty(*faults)

@@ -11,9 +11,10 @@ from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.equal_error_rate import ScoreError
 from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.figures import evaluate_set, pooled
+from moelora_ad.evaluation.provenance import provenance_of
 from moelora_ad.evaluation.reading import Labelled
 from moelora_ad.evaluation.results import EvaluatedFile, RunSummary, SetComparison, Uncalibrated
-from moelora_ad.evaluation.score_paths import FoundFile, Pair, provenance_of
+from moelora_ad.evaluation.score_paths import FoundFile, Pair
 from moelora_ad.evaluation.score_table import ScoreTable
 
 Tick = Callable[[str], None]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.records import ProtocolError, delimiter_of, first_line, read_lines, read_text
 from moelora_ad.evaluation.equal_error_rate import ScoreError
+from moelora_ad.evaluation.provenance import refuse_changed, refuse_other_number
 from moelora_ad.evaluation.score_table import (
     COLUMNS,
     ID_NAMES,
@@ -65,8 +66,16 @@ def read_scores(path: str | Path, file_format: str | None = None) -> ScoreTable 
         A `ScoreTable` if the file tells the trials' labels, else `Scores`.
 
     Raises:
-        ScoreError: The file is missing, faulty, or of no known format.
+        ScoreError: The file is missing, faulty, of no known format, or not the one that the provenance beside it
+            records.
     """
+    refuse_changed(path)
+    found = _read(path, file_format)
+    refuse_other_number(path, len(found.scores) + (found.num_failed if isinstance(found, Scores) else 0))
+    return found
+
+
+def _read(path: str | Path, file_format: str | None) -> ScoreTable | Scores:
     chosen = cast(ScoreFormat, file_format) if file_format else _found_out(path)
     if chosen in ("table", "asvspoof5"):
         return _table(path)

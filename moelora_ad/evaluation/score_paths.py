@@ -1,7 +1,6 @@
 """Which score files a command line means: files, folders, sets and runs."""
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ FAILED = ".failed"
 OWN_FILES = ("figures.csv", "comparison.csv")
 """What evaluate writes itself; in a folder these are no scores."""
 _DEV = "dev"
-_MOST_PROVENANCE = 200_000  # characters on a page
 
 
 class PathError(InputError):
@@ -196,29 +194,3 @@ def failed_note(path: Path) -> str | None:
     except (OSError, ValueError, csv.Error):
         return f"{beside.name} beside the scores cannot be read; some trials may have no score"
     return f"{number:,} trials could not be scored ({beside.name}) and are in no figure" if number else None
-
-
-class Provenance(NamedTuple):
-    """The content of a JSON file laid out for reading, what a reader must know of it, and whether the scores are of a
-    set that their run is configured with (true if that is not known)."""
-
-    text: str | None
-    note: str | None
-    of_run: bool = True
-
-
-def provenance_of(path: Path) -> Provenance:
-    """Where scores come from, as the JSON file beside them tells."""
-    beside = path.with_suffix(".json")
-    try:
-        content = json.loads(beside.read_text(encoding="utf-8"))
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-    except FileNotFoundError:
-        return Provenance(None, None)
-    except (OSError, ValueError, RecursionError):
-        return Provenance(None, f"{beside.name} beside the scores cannot be read")
-    lines = [printable(line) for line in text.split("\n")]
-    told = content if isinstance(content, dict) else {}
-    untrained = told.get("untrained") is True
-    note = "these are scores of untrained weights: they say nothing of a detector" if untrained else None
-    return Provenance("\n".join(lines)[:_MOST_PROVENANCE], note, told.get("set_of_run") is not False)

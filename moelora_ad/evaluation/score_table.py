@@ -22,6 +22,7 @@ from moelora_ad.corpora.records import (
 )
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, TEXT_FIELDS, Trial, TrialColumns, TrialList, parse_label
 from moelora_ad.evaluation.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
+from moelora_ad.evaluation.provenance import refuse_changed, refuse_other_number
 from moelora_ad.files import written_whole
 
 COLUMNS = ("utterance", "label", "speaker", "attack", "codec", "corpus", "split", "score")
@@ -137,9 +138,13 @@ class ScoreTable:
         """Read what `write` wrote; other columns are ignored. The trials' ``audio`` is empty.
 
         Raises:
-            ScoreError: The file is missing or faulty; the message has the file, the line and the column.
+            ScoreError: The file is missing or faulty; the message has the file, the line and the column. Or it is not
+                the file that the provenance beside it records.
         """
-        return cls.from_columns(path, *read_score_columns(path))
+        refuse_changed(path)
+        table = cls.from_columns(path, *read_score_columns(path))
+        refuse_other_number(path, len(table))
+        return table
 
     @classmethod
     def from_columns(
@@ -228,6 +233,9 @@ def parse_scores(path: str | Path, lines: Sequence[int], texts: Sequence[str]) -
         ScoreError: One is no finite number.
     """
     try:
+        together = "".join(texts)
+        if "_" in together or not together.isascii():  # Python's own notation: 1_0 is ten, and so are other scripts'
+            raise ValueError
         scores = np.fromiter(map(float, texts), np.float64, len(texts))
     except ValueError:
         line, text = next((line, t) for line, t in zip(lines, texts, strict=True) if not _is_number(t))
@@ -240,6 +248,8 @@ def parse_scores(path: str | Path, lines: Sequence[int], texts: Sequence[str]) -
 
 
 def _is_number(text: str) -> bool:
+    if "_" in text or not text.isascii():
+        return False
     try:
         float(text)
     except ValueError:

@@ -1,6 +1,5 @@
 """The runs of a comparison with the equal error rates of their score files."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
@@ -9,9 +8,10 @@ from typing import Any
 
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.configurations import differences, read_configuration
+from moelora_ad.evaluation.provenance import partial_note, provenance_of, read_provenance
 from moelora_ad.evaluation.reading import ScoreReader
 from moelora_ad.evaluation.run_records import RunRecord, trials_hash
-from moelora_ad.evaluation.score_paths import FAILED, failed_note, provenance_of
+from moelora_ad.evaluation.score_paths import FAILED, failed_note
 from moelora_ad.evaluation.score_table import ScoreTable
 
 DEV = "dev"
@@ -151,13 +151,8 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
             notes.append(f"{place}: {name} has trials of one class only and no EER")
             continue
         table = ScoreReader().read(path).table
-        beside = _provenance(path)
-        told = [failed_note(path), provenance.note]
-        complete = beside.get("complete", True) is True and told[0] is None
-        if not complete and told[0] is None:
-            of = f" of {beside['trials']:,}" if isinstance(beside.get("trials"), int) else ""
-            told.append(f"only {len(table):,}{of} trials have a score")
-        notes += [f"{place}, {name}: {note}" for note in told if note]
+        missing = failed_note(path) or partial_note(path, len(table))
+        notes += [f"{place}, {name}: {note}" for note in (missing, provenance.note) if note]
         corpora = _values(table, "corpus")
         sets[name] = ScoredSet(
             corpus=recorded.corpus if recorded else " + ".join(corpora),
@@ -165,19 +160,11 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
             eer=table.equal_error_rate().eer,
             num_bona_fide=table.trials.num_bona_fide,
             num_spoof=table.trials.num_spoof,
-            complete=complete,
+            complete=missing is None,
             trials=trials_hash(table.trials),
-            trial_list=_trial_list(beside),
+            trial_list=_trial_list(read_provenance(path)),
         )
     return sets, notes
-
-
-def _provenance(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # `provenance_of` tells
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _trial_list(provenance: Mapping[str, Any]) -> str | None:

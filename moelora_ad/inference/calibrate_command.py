@@ -17,7 +17,8 @@ from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.figures import evaluate_set
 from moelora_ad.evaluation.score_table import ScoreTable
-from moelora_ad.models.kept_files import file_hash, read_config, store_calibration
+from moelora_ad.files import file_hash
+from moelora_ad.models.kept_files import read_config, store_calibration
 
 FAILED = 1
 _CARD = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}

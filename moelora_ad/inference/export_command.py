@@ -14,6 +14,7 @@ from moelora_ad.models.precision import SINGLE
 from moelora_ad.training.building import build_from_configs, config_beside, detector_state, load_weights
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.joining import by_name
+from moelora_ad.training.trust import add_allow
 
 ONNX = "model.onnx"
 FAILED = 1
@@ -31,6 +32,7 @@ def run(program: str) -> int:
     parser.add_argument("--scores", nargs="+", default=[], metavar="FILE", help="its score files, for the model card")
     parser.add_argument("--calibrate", metavar="FILE", help="development score file to fit a calibration on")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too")
+    add_allow(parser)
     arguments = parser.parse_args(sys.argv[2:])
     try:
         return _export(program, arguments)
@@ -46,7 +48,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     _check_target(folder, arguments.onnx)
     state = detector_state(arguments.checkpoint)
     configs = arguments.config or [config_beside(arguments.checkpoint)]
-    run = build_from_configs(configs, arguments.backbone, f"{program} export")
+    run = build_from_configs(configs, arguments.backbone, f"{program} export", arguments.allow)
     load_weights(run.detector, state, arguments.checkpoint)
     run.detector.window = run.window
     run.detector.precision = run.precision

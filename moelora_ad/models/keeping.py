@@ -20,7 +20,7 @@ from moelora_ad import __version__
 from moelora_ad.adapters import AdaptationMethod, AdapterError
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
 from moelora_ad.errors import InputError
-from moelora_ad.files import written_whole
+from moelora_ad.files import file_hash, written_whole
 from moelora_ad.models.backbone import Backbone
 from moelora_ad.models.classifier import Classifier
 from moelora_ad.models.kept_files import (
@@ -31,7 +31,6 @@ from moelora_ad.models.kept_files import (
     WEIGHTS,
     check_finite,
     downloaded,
-    file_hash,
     read_config,
     read_tensors,
     short,

@@ -123,14 +123,6 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             raise InputError(f"{where}: {name} has values that are not finite: the training diverged")
 
 
-def file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def short(digest: str | None) -> str:
     return f"{digest[:16]}..." if digest else "unknown"
 

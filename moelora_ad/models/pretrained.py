@@ -20,17 +20,23 @@ def is_meta() -> bool:
 
 
 def load_config(source: str | Path, revision: str | None, model_type: str) -> PreTrainedConfig:
-    """The configuration of a hub id, or of a folder with ``config.json``.
+    """The configuration of a hub id, or of a folder with ``config.json``; code that comes with it is never run.
 
     Raises:
-        InputError: it is not there, or it describes another kind of model.
+        InputError: it is not there or is faulty, it describes another kind of model, or it wants code of its own.
     """
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise _wants_code(source, "auto_map") from None
         raise _unavailable(source, revision, error) from None
+    except Exception as error:  # a faulty file makes transformers fail in many ways
+        raise _faulty(source, error) from None
     if config.model_type != model_type:
         raise InputError(f"backbone {source} is a {config.model_type!r} model, this class loads {model_type!r}")
+    if "/" in str(config._attn_implementation):  # a repository of the hub, whose kernels would be loaded
+        raise _wants_code(source, "attn_implementation")
     return config
 
 
@@ -47,15 +53,22 @@ def load_encoder(
         may_miss: names that checkpoints leave out and that have no effect here.
 
     Raises:
-        InputError: the checkpoint is not there, or lacks weights.
+        InputError: the checkpoint is not there, is damaged, or lacks weights.
     """
     try:
         with _without_progress_bar():
             model, report = model_class.from_pretrained(
-                source, config=config, revision=revision, dtype=torch.float32, output_loading_info=True
+                source,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
     except (OSError, ValueError) as error:
         raise _unavailable(source, revision, error) from None
+    except Exception as error:
+        raise _faulty(source, error) from None
     lacking = sorted(set(report["missing_keys"]) - set(may_miss)) + sorted(str(k) for k in report["mismatched_keys"])
     if lacking:
         name = model_class.__name__
@@ -79,11 +92,23 @@ def has_file(folder: str | Path, name: str) -> bool:
     return (Path(folder) / name).is_file()
 
 
+def _wants_code(source: str | Path, field: str) -> InputError:
+    return InputError(
+        f"backbone {source}: its config.json wants code of its own to be run ({field}), which is never done; "
+        "take a model that transformers has itself"
+    )
+
+
+def _faulty(source: str | Path, error: Exception) -> InputError:
+    return InputError(f"backbone {source} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
 def _unavailable(source: str | Path, revision: str | None, error: Exception) -> InputError:
     path = Path(source)
     if path.is_dir():
         needed = [name for name in ("config.json", "model.safetensors") if not has_file(path, name)]
-        reason = f"the folder has no {' and no '.join(needed)}" if needed else str(error).splitlines()[0]
+        told = str(error).strip() or type(error).__name__
+        reason = f"the folder has no {' and no '.join(needed)}" if needed else told.splitlines()[0]
         return InputError(f"backbone {source}: {reason}")
     if path.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
         return InputError(f"backbone {source}: no such folder")

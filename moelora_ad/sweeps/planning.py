@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moelora_ad.errors import InputError
 from moelora_ad.sweeps.sweep import Sweep
+from moelora_ad.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def plan_runs(sweep: Sweep) -> list[PlannedRun]:
     for (name, system), values in itertools.product(sweep.systems.items(), itertools.product(*sweep.grid.values())):
         chosen = dict(zip(sweep.grid, values, strict=True))
         full = "-".join([name, *(f"{names[option]}={option_text(value)}" for option, value in chosen.items())])
-        if not re.fullmatch(r"[\w.+=,-]+", full, re.ASCII):
+        if not re.fullmatch(r"[\w.+=,-]{1,200}", full, re.ASCII):
             raise InputError.at(sweep.path, f"grid: {full} is no name for a folder: list such values as systems")
         if full.lower() in map(str.lower, systems):
             raise InputError.at(sweep.path, f"two systems would be called {full}")
@@ -142,7 +141,9 @@ def _short_names(options: Iterable[str]) -> dict[str, str]:
 def _digest(path: str) -> str:
     """Of the content: comments and layout change nothing."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError.at(path, f"is no readable YAML: {' '.join(str(error).split())}") from None
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        content = load_yaml(Path(path).read_text(encoding="utf-8"))
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    except (OSError, ValueError) as error:
+        raise InputError.at(path, f"is no readable YAML: {error}") from None
+    except TypeError:
+        raise InputError.at(path, "has a key that is not text: put it in quotes") from None

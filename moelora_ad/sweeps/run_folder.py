@@ -48,11 +48,22 @@ def read_notes(folder: Path) -> Notes | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != _FORMAT:
             raise ValueError
-        return Notes(**content)
+        notes = Notes(**content)
+        _check(notes)
+        return notes
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError.at(path, f"is damaged; move or delete {folder} to run it anew") from None
+
+
+def _check(notes: Notes) -> None:
+    """Raise `TypeError` if a field is not what it should be."""
+    identity, text = notes.identity, (str, type(None))
+    right = isinstance(identity, dict) and all(isinstance(identity[name], dict) for name in ("configs", "options"))
+    right &= isinstance(notes.attempts, int) and isinstance(notes.exit_code, (int, type(None)))
+    if not (right and isinstance(notes.reason, text) and isinstance(notes.wandb_run, text)):
+        raise TypeError
 
 
 def write_notes(folder: Path, notes: Notes) -> None:
@@ -113,7 +124,10 @@ def resumable(folder: Path) -> Path | None:
 
 def _is_whole(checkpoint: Path) -> bool:
     """A file's directory stands at its end; a sharded checkpoint's index is written last."""
-    return (checkpoint / ".metadata").is_file() if checkpoint.is_dir() else zipfile.is_zipfile(checkpoint)
+    try:
+        return (checkpoint / ".metadata").is_file() if checkpoint.is_dir() else zipfile.is_zipfile(checkpoint)
+    except zipfile.BadZipFile:
+        return False
 
 
 def output_path(folder: Path, attempt: int) -> Path:

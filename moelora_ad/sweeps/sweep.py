@@ -1,5 +1,6 @@
 """The description of a sweep: a YAML file that names systems, options and seeds."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from moelora_ad.errors import InputError
+from moelora_ad.yaml_files import BoundedLoader, load_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+=,-]*", re.ASCII)
 _OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*\+?", re.ASCII)
@@ -67,13 +69,13 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = load_yaml(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError.at(path, f"is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise InputError.at(path, f"is not YAML: {error}") from None
     reader = _Reader(path)
     names = [one.name for one in fields(Sweep) if one.name != "path"]
     top = reader.mapping(content, "the file", names)
@@ -82,7 +84,7 @@ def read_sweep(path: str | Path) -> Sweep:
             raise InputError.at(path, f"{needed} is missing")
     return Sweep(
         path=path,
-        folder=Path(reader.text(top["folder"], "folder")),
+        folder=reader.folder(top["folder"]),
         configs=reader.configs(top["configs"], "configs"),
         systems=reader.systems(top["systems"]),
         seeds=reader.seeds(top["seeds"]),
@@ -94,7 +96,7 @@ def read_sweep(path: str | Path) -> Sweep:
     )
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """Numbers as in YAML 1.2 (1e-3 is one, the time 24:00:00 is none), and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -144,6 +146,13 @@ class _Reader:
             raise self.error(key, f"must be text, not {value!r}")
         return value
 
+    def folder(self, value: Any) -> Path:
+        path = Path(self.text(value, "folder"))
+        sizes = [len(part.encode(errors="replace")) for part in path.parts]
+        if not str(path).isprintable() or sum(sizes) > 2_000 or max(sizes, default=0) > 255:
+            raise self.error("folder", f"is {value!r}, which no folder can be called")
+        return path
+
     def list(self, value: Any, key: str) -> list[Any]:
         if not isinstance(value, list) or not value:
             raise self.error(key, f"must be a list with something in it, not {value!r}")
@@ -152,7 +161,7 @@ class _Reader:
     def configs(self, value: Any, key: str) -> tuple[str, ...]:
         paths = tuple(self.text(path, key) for path in self.list(value, key))
         for path in paths:
-            if not Path(path).is_file():
+            if not os.path.isfile(path):
                 raise self.error(key, f"names {path}, and there is no such file (seen from {Path.cwd()})")
         return paths
 

@@ -1,8 +1,7 @@
 """The detector and the data of a run, built again from its configuration, and its weights from a checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
@@ -17,7 +16,8 @@ from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.models.precision import precision_name
 from moelora_ad.training.checkpoints import check_fit, tell_other_architecture
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
-from moelora_ad.training.usage import OneLineParser, read_yaml
+from moelora_ad.training.trust import check_made_later, imports_limited
+from moelora_ad.training.usage import OneLineParser, explain, read_yaml
 
 ClassifierOf = Callable[[int], Classifier]
 PARTS = ("backbone", "adaptation", "classifier")
@@ -40,7 +40,7 @@ class Built(NamedTuple):
     precision: str
 
 
-def build_from_configs(paths: list[str], backbone: str | None, program: str) -> Built:
+def build_from_configs(paths: list[str], backbone: str | None, program: str, allow: Collection[str] = ()) -> Built:
     """Build the detector and the data module of configurations.
 
     Args:
@@ -48,10 +48,16 @@ def build_from_configs(paths: list[str], backbone: str | None, program: str) -> 
             and ``trainer.precision``.
         backbone: where the encoder is, if not where the configurations say.
         program: for error messages, which end the program.
+        allow: packages besides ours whose classes may be built.
 
     Raises:
         InputError: a file is missing or faulty, or the parts do not fit each other.
     """
+    with imports_limited(allow):
+        return _build(paths, backbone, program)
+
+
+def _build(paths: list[str], backbone: str | None, program: str) -> Built:
     parser = OneLineParser(prog=program)
     # Not required here: a file that others complete may lack any of them.
     for name, kind in (("backbone", Backbone), ("adaptation", AdaptationMethod), ("classifier", ClassifierOf)):
@@ -67,6 +73,7 @@ def build_from_configs(paths: list[str], backbone: str | None, program: str) -> 
             data = data | {"seed": config["seed_everything"]}
         content = {"model": {name: model[name] for name in PARTS if name in model}, "data": data}
         parsed = parser.parse_object(content, cfg_base=parsed)
+    check_made_later(parsed.model)
     if missing := [name for name in PARTS if parsed.model.get(name) is None]:
         raise InputError(f"{', '.join(paths)}: no model.{missing[0]}")
     if backbone is not None:
@@ -86,8 +93,13 @@ def build_from_configs(paths: list[str], backbone: str | None, program: str) -> 
     return Built(detector, data_module, window, precision_name(precision))
 
 
-def arguments_of(kind: type, config: str) -> dict[str, Any]:
+def arguments_of(kind: type, config: str, allow: Collection[str] = ()) -> dict[str, Any]:
     """The arguments of a module's class, built from the part ``model`` of a run's configuration.
+
+    Args:
+        kind: the module's class.
+        config: the file.
+        allow: packages besides ours whose classes may be built.
 
     Raises:
         InputError: the file is missing or faulty.
@@ -95,10 +107,14 @@ def arguments_of(kind: type, config: str) -> dict[str, Any]:
     parser = OneLineParser(exit_on_error=False)
     parser.add_class_arguments(kind, "model")
     try:
-        parsed = parser.parse_object({"model": _part(_config(config), "model", config)})
-        return vars(parser.instantiate(parsed, instantiate_groups=False).model)
+        with imports_limited(allow):
+            parsed = parser.parse_object({"model": _part(_config(config), "model", config)})
+            check_made_later(parsed.model)
+            return vars(parser.instantiate(parsed, instantiate_groups=False).model)
+    except InputError:
+        raise
     except (ArgumentError, ValueError, TypeError) as error:
-        raise InputError(f"{config}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{config}: {explain(str(error), parser)}") from None
 
 
 def config_beside(checkpoint: str) -> str:
@@ -128,13 +144,13 @@ def detector_state(path: str) -> dict[str, Tensor]:
 def _checkpoint(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InputError(f"--checkpoint: {path} is no file")
-    if not is_zipfile(path):
-        raise InputError(f"--checkpoint: {path} is no checkpoint, or is cut off")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True) if is_zipfile(path) else None
+    except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"--checkpoint: {path} is no readable checkpoint: {reason}") from None
+    if checkpoint is None:
+        raise InputError(f"--checkpoint: {path} is no checkpoint, or is cut off")
     return checkpoint if isinstance(checkpoint, dict) else {}
 
 

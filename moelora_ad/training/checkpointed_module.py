@@ -1,6 +1,7 @@
 """What of a detector in training is in a checkpoint, and how it comes back."""
 
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,7 @@ class CheckpointedModule(LightningModule):
         hparams_file: str | Path | None = None,
         strict: bool | None = None,
         weights_only: bool = True,
+        allow: Collection[str] = (),
         **arguments: Any,
     ) -> Module:
         """A module with the weights of a checkpoint.
@@ -52,6 +54,7 @@ class CheckpointedModule(LightningModule):
             hparams_file: the configuration of the run; ``RUN/config.yaml`` if it is not given.
             strict: as for Lightning; what a checkpoint must hold is checked in any case.
             weights_only: only true: a checkpoint never executes code.
+            allow: packages besides this one whose classes the configuration may name.
             arguments: of the class, in place of the configuration's.
 
         Raises:
@@ -61,7 +64,7 @@ class CheckpointedModule(LightningModule):
             raise ValueError("a checkpoint is always loaded with weights_only=True")
         configured = {}
         if hparams_file is not None or not {"backbone", "adaptation", "classifier"} <= arguments.keys():
-            configured = arguments_of(cls, str(hparams_file or config_beside(str(checkpoint_path))))
+            configured = arguments_of(cls, str(hparams_file or config_beside(str(checkpoint_path))), allow)
         with warnings.catch_warnings():  # frozen weights are in no checkpoint
             warnings.filterwarnings("ignore", message="Found keys that are in the model state dict but not in the ch.*")
             module = super().load_from_checkpoint(

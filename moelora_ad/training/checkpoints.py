@@ -4,9 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
@@ -122,8 +120,8 @@ def check_readable(path: str) -> None:
     if os.path.isfile(path):  # a folder is a sharded checkpoint
         try:
             torch.load(path, weights_only=True, map_location="meta")
-        except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"--ckpt_path: {path} is no readable checkpoint: {reason}") from None
 
 

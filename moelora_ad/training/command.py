@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from moelora_ad.training.run import (
 )
 from moelora_ad.training.stopping import LastingEarlyStopping, WholeCheckpoint, last_saved, lost_told, memory_told
 from moelora_ad.training.summary import any_failures, print_evaluation, print_fit, unscored
+from moelora_ad.training.trust import check_made_later, imports_limited
 from moelora_ad.training.usage import OneLineParser
 from moelora_ad.training.wandb_run import WandbRun, group_runs
 from moelora_ad.training.whole_checkpoints import write_whole_checkpoints
@@ -128,6 +129,11 @@ class DetectionCommand(LightningCLI):
 
     model: DetectionModule
     datamodule: AudioDeepfakeDataModule
+    allow: Collection[str] | None = None  # see `imports_limited`
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with imports_limited(self.allow):
+            super().parse_arguments(parser, args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(WholeCheckpoint, "checkpoint")
@@ -205,8 +211,13 @@ class DetectionCommand(LightningCLI):
         return [callback for callback in ours if not any(isinstance(other, type(callback)) for other in given)]
 
     def instantiate_classes(self) -> None:
+        with imports_limited(self.allow):
+            self._instantiate_classes()
+
+    def _instantiate_classes(self) -> None:
         parser = self._parser(self.subcommand)
         with self._mistakes_told():
+            check_made_later(self.config[self.subcommand].model)
             if self.subcommand == "fit":
                 check_trains(self._get(self.config, "trainer.precision"))
         system = self._get(self.config, "system") if self.subcommand == "fit" else None

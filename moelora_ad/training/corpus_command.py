@@ -4,7 +4,7 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.training.data_module import DEV, TRAIN, AudioDeepfakeDataModule
 from moelora_ad.training.joining import by_name
+from moelora_ad.training.trust import add_allow, imports_limited
 from moelora_ad.training.usage import OneLineParser, read_yaml
 
 FAILED = 1
@@ -36,13 +37,14 @@ def run(program: str) -> int:
     check.add_argument("--samples", type=int, default=100, help="files to decode of each corpus (default: 100)")
     check.add_argument("--all", action="store_true", help="decode every file")
     check.add_argument("--json", metavar="FILE", help="write all that was found there, as JSON")
+    add_allow(check)
     arguments = parser.parse_args(sys.argv[2:])
     if arguments.what == "list":
         return _list(arguments.json)
     if arguments.samples < 1:
         check.error(f"--samples: {arguments.samples} is not positive")
     try:
-        found = _corpora(arguments.config, check)
+        found = _corpora(arguments.config, check, arguments.allow)
     except InputError as error:
         check.error(str(error))
     return _check(found, None if arguments.all else arguments.samples, arguments.json)
@@ -87,14 +89,15 @@ def _is_corpus(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, Corpus) and not inspect.isabstract(value)
 
 
-def _corpora(configs: list[str], check: argparse.ArgumentParser) -> dict[str, Corpus]:
+def _corpora(configs: list[str], check: argparse.ArgumentParser, allow: Collection[str]) -> dict[str, Corpus]:
     """The corpora of configurations, by where they stand in the part ``data``."""
     parser = OneLineParser(prog=check.prog)
     parser.add_class_arguments(AudioDeepfakeDataModule, "data")
     parsed = parser.get_defaults()
-    for path in configs:
-        parsed = parser.parse_object({"data": _data(path)}, cfg_base=parsed)
-    data: AudioDeepfakeDataModule = parser.instantiate_classes(parsed).data
+    with imports_limited(allow):
+        for path in configs:
+            parsed = parser.parse_object({"data": _data(path)}, cfg_base=parsed)
+        data: AudioDeepfakeDataModule = parser.instantiate_classes(parsed).data
     found = {f"{TRAIN}.{name}".rstrip("."): corpus for name, corpus in by_name(data.train).items()}
     found |= {DEV: data.val} if data.val else {}
     found |= {f"test.{name}": corpus for name, corpus in data.test.items()}

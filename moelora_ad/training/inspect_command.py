@@ -6,12 +6,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from rich import box
@@ -27,6 +28,7 @@ from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, precision
 from moelora_ad.training.command import DetectionCommand
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.trust import add_allow
 from moelora_ad.training.usage import OneLineParser
 
 FAILED = 1
@@ -42,7 +44,22 @@ class _Parser(OneLineParser):
 
 
 class _Model(DetectionCommand):
-    """Builds what fit builds, on the meta device, and runs nothing."""
+    """Builds what fit builds, on the meta device, and runs nothing.
+
+    Args:
+        allow: packages besides ours whose classes may be built.
+        arguments: of ``LightningCLI``.
+    """
+
+    def __init__(self, allow: Collection[str], **arguments: Any) -> None:
+        self.allow = allow
+        super().__init__(DetectionModule, AudioDeepfakeDataModule, **arguments)
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config.fit.trainer
+        for name, value in vars(trainer).items():
+            if isinstance(value, Namespace | list):
+                trainer[name] = None  # loggers, callbacks and the like: none of them counts
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
         return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -63,13 +80,14 @@ def run(program: str) -> int:
     )
     parser.add_argument("--seconds", type=float, help="of a clip (default: the training segment's)")
     parser.add_argument("--format", choices=("table", "json"), default="table")
+    add_allow(parser)
     own, rest = parser.parse_known_args(sys.argv[2:])
     if not any(argument == "--config" or argument.startswith("--config=") for argument in rest):
         parser.error("give the configuration of a training run with --config")
     if own.seconds is not None and not 0 < own.seconds < 3_600:
         parser.error(f"--seconds is {own.seconds:g}: give the length of a clip")
     try:
-        command = _built(rest)
+        command = _built(rest, own.allow)
         result = _account(command, own)
     except (InputError, AdapterError, MisconfigurationException) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -86,14 +104,13 @@ def run(program: str) -> int:
     return 0
 
 
-def _built(arguments: list[str]) -> DetectionCommand:
+def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     before, sys.argv = sys.argv, [sys.argv[0], "fit", *arguments]
     try:
         with torch.device("meta"), _quiet():
             return _Model(
-                DetectionModule,
-                AudioDeepfakeDataModule,
+                allow,
                 save_config_callback=None,
                 seed_everything_default=False,
                 parser_class=_Parser,

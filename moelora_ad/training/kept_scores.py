@@ -4,8 +4,10 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +18,7 @@ from numpy.typing import NDArray
 from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.files import written_whole
-from moelora_ad.models.kept_files import file_hash
+from moelora_ad.files import file_hash, written_whole
 
 Origin = Mapping[str, str]
 """All that decides on the scores of a set, by name: hashes, versions, settings."""
@@ -78,6 +79,7 @@ class KeptScores:
             InputError: a file cannot be read, or none can be written.
         """
         told: list[str] = []
+        damaged: list[str] = []
         folder = self.path.parent
         with self._reporting("written"):  # rather now than when all is computed
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,13 +90,14 @@ class KeptScores:
             self._in_file = Found.of(scores)
             if not self.resumes:
                 return [f"{self.name}: {self.path} stays as it is unless this run has more scores"] if scores else told
-            scores = self._of_parts(told) | scores
+            scores = self._of_parts(told, damaged) | scores
         self.found = Found.of(scores)
         if len(self._in_file.indices) == len(self.trials):
             return [f"{self.name}: all scores are in {self.path} already"]
         if scores:
-            return [f"{self.name}: {len(scores):,} of {len(self.trials):,} scores are there already"]
-        return told[:1]
+            there = f"{self.name}: {len(scores):,} of {len(self.trials):,} scores are there already"
+            return [there, *damaged]
+        return [*told[:1], *damaged]
 
     def _of_file(self, told: list[str]) -> dict[int, float]:
         """The scores of the finished file, by index."""
@@ -121,16 +124,19 @@ class KeptScores:
         whole = isinstance(content, dict) and isinstance(content.get("origin"), dict)
         return content if whole and "score_file_sha256" in content else None
 
-    def _of_parts(self, told: list[str]) -> dict[int, float]:
+    def _of_parts(self, told: list[str], damaged: list[str]) -> dict[int, float]:
         """The scores that runs which were cut off have left, by index; what is of no use is removed."""
         scores: dict[int, float] = {}
         for path in sorted(self._parts.glob("*.csv")):
-            origin, lines = _read_part(path)
+            origin, lines, faults = _read_part(path)
             if changed := self._changes(origin):
                 told.append(f"{self.name}: an unfinished run was made with {changed}; its scores are not used")
                 path.unlink(missing_ok=True)
             else:
                 scores |= lines
+                if faults:
+                    more = f" ({len(faults):,} lines are damaged)" if len(faults) > 1 else ""
+                    damaged.append(f"{self.name}: {path}, {faults[0]}; its score is computed again{more}")
         return {index: score for index, score in scores.items() if 0 <= index < len(self.trials)}
 
     def _changes(self, origin: Mapping[str, Any]) -> str:
@@ -149,9 +155,7 @@ class KeptScores:
         """
         if not self.resumes:
             return
-        text = "".join(
-            f"{index},{score!r}\n" for index, score in zip(indices, scores, strict=True) if np.isfinite(score)
-        )
+        text = "".join(_line(index, score) for index, score in zip(indices, scores, strict=True) if np.isfinite(score))
         with self._reporting("written"):
             if self._part is None:
                 self._parts.mkdir(parents=True, exist_ok=True)
@@ -217,18 +221,37 @@ class KeptScores:
             ) from None
 
 
-def _read_part(path: Path) -> tuple[dict[str, Any], dict[int, float]]:
-    """The origin and the scores in a part file, up to what a kill left half written."""
+_INDEX = re.compile(r"[0-9]{1,18}")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")
+"""As Python writes a finite number."""
+
+
+def _line(index: int, score: float) -> str:
+    """A line of a part file: index, score, and the checksum of both."""
+    text = f"{index},{score!r}"
+    return f"{text},{zlib.crc32(text.encode()):08x}\n"
+
+
+def _read_part(path: Path) -> tuple[dict[str, Any], dict[int, float], list[str]]:
+    """The origin and the scores in a part file, without what a kill left half written at its end, and what is wrong
+    with lines of no use, one text for each."""
     header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
     try:
         origin = json.loads(header)
     except (ValueError, RecursionError):
-        return {}, {}
+        origin = None
+    if not isinstance(origin, dict):
+        return {}, {}, []
     scores: dict[int, float] = {}
-    for line in lines:
-        index, _, score = line.partition(b",")
-        try:
+    faults = []
+    for number, line in enumerate(lines, 2):
+        index, score, checksum, *_ = [*line.decode("ascii", "replace").split(","), "", ""]
+        if not _INDEX.fullmatch(index):
+            faults.append(f"line {number}: {index[:40]!r} is no index of a trial")
+        elif not _NUMBER.fullmatch(score) or not np.isfinite(float(score)):
+            faults.append(f"line {number}: {score[:40]!r} is no finite number")
+        elif line + b"\n" != _line(int(index), float(score)).encode():
+            faults.append(f"line {number}: it has not the checksum {checksum[:8]!r} that it was written with")
+        else:
             scores[int(index)] = float(score)
-        except ValueError:
-            break
-    return (origin, scores) if isinstance(origin, dict) else ({}, {})
+    return origin, scores, faults

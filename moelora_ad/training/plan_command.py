@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import warnings
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +29,7 @@ from moelora_ad.training.planning import Plan, plan_of
 from moelora_ad.training.progress import callbacks_of, duration, silence_banners
 from moelora_ad.training.stopping import memory_told
 from moelora_ad.training.summary import line, trainable
+from moelora_ad.training.trust import add_allow
 from moelora_ad.training.usage import OneLineParser
 
 WARM_UP = 3  # steps: memory is allocated, kernels are chosen
@@ -48,10 +50,12 @@ class _Planned(DetectionCommand):
     Args:
         num_steps: to measure.
         arguments: of the command line, without the verb.
+        allow: packages besides ours whose classes may be built.
     """
 
-    def __init__(self, num_steps: int, arguments: list[str]) -> None:
+    def __init__(self, num_steps: int, arguments: list[str], allow: Collection[str]) -> None:
         self.num_steps = num_steps
+        self.allow = allow
         before, sys.argv = sys.argv, [sys.argv[0], "fit", *arguments]
         try:
             super().__init__(
@@ -109,6 +113,7 @@ def run(program: str) -> int:
     )
     parser.add_argument("--steps", type=int, default=8, help="steps to measure, after those of warm-up (default: 8)")
     parser.add_argument("--format", choices=("table", "json"), default="table")
+    add_allow(parser)
     own, rest = parser.parse_known_args(sys.argv[2:])
     if not any(argument == "--config" or argument.startswith("--config=") for argument in rest):
         parser.error("give the configuration of a training run with --config")
@@ -121,7 +126,7 @@ def run(program: str) -> int:
         with warnings.catch_warnings():
             for message in SILENCED:
                 warnings.filterwarnings("ignore", message=message)
-            command = _Planned(own.steps, rest)
+            command = _Planned(own.steps, rest, own.allow)
             return _planned(command, own, parser.prog)
     except (InputError, AdapterError, MisconfigurationException) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import moelora_ad
 from moelora_ad.corpora import TrialList
-from moelora_ad.models.kept_files import file_hash, tensors_hash
+from moelora_ad.files import file_hash
+from moelora_ad.models.kept_files import tensors_hash
 from moelora_ad.training.kept_scores import KeptScores
 from moelora_ad.training.run import (
     is_fast_dev_run,

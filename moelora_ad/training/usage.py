@@ -4,13 +4,13 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, printable, shortened
+from moelora_ad.yaml_files import load_yaml
 
 
 class OneLineParser(LightningArgumentParser):
@@ -19,8 +19,18 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         if not self.exit_on_error:
             super().error(message, ex)
+        message = "\n".join(map(printable, shortened(message).splitlines()))  # it may quote a faulty file
         verb = self.prog.replace(" [options]", "")
         self.exit(2, f"{verb}: error: {explain(message, self)}\n")
+
+    def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
+        """jsonargparse asks for the arguments of whatever a configuration names, and would then call a function: a
+        configuration builds objects of classes only.
+
+        Raises:
+            ImportError: always; the parser makes its message of it.
+        """
+        raise ImportError(f"'{function.__module__}.{function.__qualname__}' is a function")
 
 
 def read_yaml(path: str) -> Any:
@@ -31,29 +41,41 @@ def read_yaml(path: str) -> Any:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
+            return load_yaml(file.read())
     except OSError as reason:
         raise InputError(f"--config: {path} cannot be read: {reason.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise InputError(f"--config: {path} is not YAML: {' '.join(str(reason).split())}") from None
+    except ValueError as reason:
+        raise InputError(f"--config: {path} is not YAML: {reason}") from None
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:
     """A parser's message in one line, with the name that was probably meant."""
     line = re.sub(r"\s+", " ", message).strip()
+    key = re.search(r'Parser key "([^"]+)"', message)
+    where = f"{key[1]}: " if key else ""
+    if found := re.search(r"Importing '([^']+)' is not allowed, denied by the '([^']+)' entry", line):
+        return f"{where}{_not_imported(found[1], is_unknown=found[2] == '*')}"
+    if found := re.search(r"'([\w.<>]+)' is a function", line):
+        return f"{where}{found[1]} is a function: give a class"
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
         return f"unknown option --{found[1]}{_nearest(found[1], _options(parser))}"
     if found := re.search(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):
         return f"unknown key {found[2]!r}{_nearest(found[2], _options(_subparser(parser, found[1])))}"
     if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
-        key = re.search(r'Parser key "([^"]+)"', message)
-        where = f"{key[1]}: " if key else ""
         return f"{where}{found[1]} has no argument {found[2]!r}{_nearest(found[2], _arguments(found[1]))}"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
-        key = re.search(r'Parser key "([^"]+)"', message)
-        where = f"{key[1]}: " if key else ""
         return f"{where}{found[1]} has no {found[2]!r}{_nearest(found[2], dir(importlib.import_module(found[1])))}"
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
+
+
+def _not_imported(path: str, is_unknown: bool) -> str:
+    if not is_unknown:
+        return f"{path} is nothing that a configuration may name"
+    package = path.partition(".")[0]
+    return (
+        f"{path} is code from outside moelora_ad: if you trust it, name its package, --allow {package} "
+        f"(in Python allow=[{package!r}])"
+    )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -114,6 +114,9 @@ def test_further_columns_of_asvspoof5_are_ignored(tmp_path):
     [
         ("a.txt", "", ": is empty"),
         ("a.txt", "u1 0.5\n\nu2 x\n", ", line 3, column 'score': 'x' is not a number"),
+        ("a.txt", "u1 0.5\nu2 1_0\n", ", line 2, column 'score': '1_0' is not a number"),
+        ("a.tsv", "filename\tcm-score\nu1\t0_1.5\n", ", line 2, column 'score': '0_1.5' is not a number"),
+        ("a.jsonl", '{"path": "u", "score": "1_0"}\n', ", line 1, column 'score': '1_0' is not a number"),
         ("a.txt", "u1 0.5\nu2 nan\n", ", line 2, column 'score': nan is not finite"),
         ("a.txt", "u1 0.5\nu2 1 2\n", ", line 2: 3 columns where 2 are needed: utterance score"),
         ("a.txt", "u1 0.5\nu1 1\n", ", line 2: utterance 'u1' was already in line 1"),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moelora_ad.evaluation.score_paths import PathError, failed_note, find_pairs, find_score_files, provenance_of
+from moelora_ad.evaluation.provenance import provenance_of
+from moelora_ad.evaluation.score_paths import PathError, failed_note, find_pairs, find_score_files
 
 
 def made(folder: Path, *names: str) -> Path:

@@ -103,6 +103,8 @@ def test_equal_error_rate():
         ("utterance,label,score\nu,spoof,1\n", ", line 1: no column 'speaker', 'attack', 'codec', 'corpus', 'split'"),
         (HEADER + "u1,spoof,,,,,,1\nu2,spoof,,,,,1\n", ", line 3: 7 fields where the header has 8"),
         (HEADER + "u1,spoof,,,,,,high\n", ", line 2, column 'score': 'high' is not a number"),
+        (HEADER + "u1,spoof,,,,,,1\nu2,spoof,,,,,,1_0\n", ", line 3, column 'score': '1_0' is not a number"),
+        (HEADER + "u1,spoof,,,,,,\u0661\n", ", line 2, column 'score': '\u0661' is not a number"),
         (HEADER + "u1,spoof,,,,,,nan\n", ", line 2, column 'score': nan is not finite"),
         (HEADER + "u1,spoof,,,,,,\n", ", line 2, column 'score': '' is not a number"),
         (HEADER + "u1,spoof,,,,,,1\nu1,spoof,,,,,,2\n", ", line 3: utterance 'u1' was already in line 2"),

@@ -159,19 +159,15 @@ def test_a_calibration_has_the_precision_of_its_score_file(small_wav2vec2, call,
     soundfile.write(sound, 0.1 * np.random.default_rng(0).standard_normal(SECOND), SECOND)
     differs = "note: these are scores in 32-true; the model was judged in bf16-mixed"
     other = "note: the calibration was fitted on scores in 32-true, these are in bf16-mixed"
-    for precision, of_these, expected in (
-        ("32-true", True, "32-true"),
-        ("bf16-mixed", True, "bf16-mixed"),
-        ("32-true", False, None),  # a file that was changed since
-    ):
-        digest = hashlib.sha256(scores.read_bytes() if of_these else b"").hexdigest()
+    digest = hashlib.sha256(scores.read_bytes()).hexdigest()
+    for precision in ("32-true", "bf16-mixed"):
         provenance = {"origin": {"precision": precision}, "score_file_sha256": digest}
         (tmp_path / "dev.json").write_text(json.dumps(provenance))
         printed, _ = call("calibrate", scores, "--model", model)
-        assert Detector.from_pretrained(model).calibration["precision"] == expected
-        assert (differs in printed) == (expected == "32-true")
+        assert Detector.from_pretrained(model).calibration["precision"] == precision
+        assert (differs in printed) == (precision == "32-true")
         _, err = call("score", sound, "--model", model)
-        assert (other in err) == (expected == "32-true")
+        assert (other in err) == (precision == "32-true")
     (tmp_path / "dev.json").unlink()
     call("calibrate", scores, "--model", model)
     assert Detector.from_pretrained(model).calibration["precision"] is None

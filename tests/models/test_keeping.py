@@ -26,6 +26,7 @@ from moelora_ad.adapters import (
     TopLayers,
 )
 from moelora_ad.errors import InputError
+from moelora_ad.files import file_hash
 from moelora_ad.models import (
     AASIST,
     AttentiveStatistics,
@@ -36,7 +37,7 @@ from moelora_ad.models import (
     WhisperBackbone,
     keeping,
 )
-from moelora_ad.models.kept_files import file_hash, tensors_hash
+from moelora_ad.models.kept_files import tensors_hash
 
 
 def trained(detector: Detector) -> Detector:

@@ -2,6 +2,7 @@
 
 import json
 import stat
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +70,78 @@ def test_a_file_that_was_cut_anywhere_gives_whole_scores_or_none(tmp_path_factor
     again = kept(folder)
     again.find()
     kept_lines = dict(list(wanted.items())[: max(0, lines)])
-    # An end of line that fell right behind a cut may complete a line: only then its score may be another one.
-    assert found(again).items() >= kept_lines.items()
-    assert set(found(again)) <= set(list(wanted)[: max(0, lines) + 1])
+    # An end of line that fell right behind a cut may complete a line.
+    assert kept_lines.items() <= found(again).items() <= wanted.items()
+
+
+@given(st.data())
+def test_a_flipped_bit_never_changes_a_score(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("flipped")
+    wanted = {0: -1.25, 1: 1 / 3, 4: 12345.678, 5: -9e-12}
+    kept(folder).append(list(wanted), list(wanted.values()))
+    (part,) = parts(folder)
+    content = bytearray(part.read_bytes())
+    at = data.draw(st.integers(content.index(b"\n") + 1, len(content) - 2))
+    content[at] ^= 1 << data.draw(st.integers(0, 7))
+    part.write_bytes(content)
+    again = kept(folder)
+    told = again.find()
+    assert found(again).items() < wanted.items()
+    assert len(found(again)) >= 2  # a line that is parted or joined by the bit takes one other with it
+    assert len(told) == 2
+    assert "computed again" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("2,nan", "'nan' is no finite number"),
+        ("2,inf", "'inf' is no finite number"),
+        ("2,-Infinity", "'-Infinity' is no finite number"),
+        ("2,1e999", "'1e999' is no finite number"),
+        ("2,1_0", "'1_0' is no finite number"),
+        ("2, 1.0", "' 1.0' is no finite number"),
+        ("2,", "'' is no finite number"),
+        ("1_0,1.0", "'1_0' is no index of a trial"),
+        ("-2,1.0", "'-2' is no index of a trial"),
+        ("", "'' is no index of a trial"),
+        ("2," + "9" * 400, "is no finite number"),
+    ],
+)
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_line_that_no_evaluation_writes_is_told_and_computed_again(tmp_path, line, why, signed):
+    kept(tmp_path).append([0, 1, 3], [1.0, 2.0, 3.0])
+    (part,) = parts(tmp_path)
+    lines = part.read_text().splitlines()
+    lines[2:2] = [f"{line},{zlib.crc32(line.encode()):08x}" if signed else line]
+    part.write_text("\n".join([*lines, ""]))
+    again = kept(tmp_path)
+    told = again.find()
+    assert found(again) == {0: 1.0, 1: 2.0, 3: 3.0}
+    assert told[0] == "eval: 3 of 6 scores are there already"
+    (damage,) = told[1:]
+    assert damage.startswith(f"eval: {part}, line 3: ")
+    assert why in damage
+    assert damage.endswith("; its score is computed again")
+
+
+def test_a_score_that_was_changed_by_hand_has_not_its_checksum(tmp_path):
+    kept(tmp_path).append([0, 1, 3], [1.0, 2.0, 3.0])
+    (part,) = parts(tmp_path)
+    part.write_text(part.read_text().replace("1,2.0,", "1,2.5,").replace("3,3.0,", "3,3.5,"))
+    again = kept(tmp_path)
+    (_, damage) = again.find()
+    assert found(again) == {0: 1.0}
+    crc = f"{zlib.crc32(b'1,2.0'):08x}"
+    assert f"line 3: it has not the checksum {crc!r} that it was written with; its score is computed again" in damage
+    assert damage.endswith(" (2 lines are damaged)")
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_as_a_part_are_no_crash(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("bytes") / "x.csv"
     path.write_bytes(json.dumps(ORIGIN).encode() + b"\n" + content)
-    origin, _ = _read_part(path)
+    origin, _, _ = _read_part(path)
     assert origin == ORIGIN
     path.write_bytes(content)
     _read_part(path)

@@ -1,0 +1,122 @@
+"""Where scores come from, as the JSON file beside them records, and whether they are still what it records."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moelora_ad.errors import printable
+from moelora_ad.evaluation.equal_error_rate import ScoreError
+from moelora_ad.files import file_hash
+
+_MOST_PROVENANCE = 200_000  # characters on a page
+_WRITTEN = ".csv"  # what evaluations write; a file of another ending beside it is a copy in another format
+_UNREADABLE = (OSError, ValueError, RecursionError)
+
+
+class Provenance(NamedTuple):
+    """The content of a JSON file laid out for reading, what a reader must know of it, and whether the scores are of a
+    set that their run is configured with (true if that is not known)."""
+
+    text: str | None
+    note: str | None
+    of_run: bool = True
+
+
+def provenance_of(path: Path) -> Provenance:
+    """Where scores come from, as the JSON file beside them tells."""
+    beside = path.with_suffix(".json")
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+    except FileNotFoundError:
+        return Provenance(None, None)
+    except _UNREADABLE:
+        return Provenance(None, f"{beside.name} beside the scores cannot be read")
+    lines = [printable(line) for line in text.split("\n")]
+    told = content if isinstance(content, dict) else {}
+    untrained = told.get("untrained") is True
+    note = "these are scores of untrained weights: they say nothing of a detector" if untrained else None
+    return Provenance("\n".join(lines)[:_MOST_PROVENANCE], note, told.get("set_of_run") is not False)
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The fields of the JSON file beside scores; none if it is not there or cannot be read, which `provenance_of`
+    tells."""
+    try:
+        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except _UNREADABLE:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def refuse_changed(path: str | Path) -> None:
+    """See that a score file is, byte for byte, the one whose hash is recorded beside it, if one is.
+
+    Raises:
+        ScoreError: It is another one.
+    """
+    path = Path(path)
+    recorded = read_provenance(path)
+    if path.suffix != _WRITTEN or "score_file_sha256" not in recorded:
+        return
+    try:
+        found = file_hash(path)
+    except OSError:  # who reads it tells
+        return
+    wanted = recorded["score_file_sha256"]
+    if found != wanted:
+        number, scored = _number(path), recorded.get("scored")
+        if number is None or number == scored or not _is_count(scored):
+            what = f"its SHA-256 is {found[:16]}... where {str(wanted)[:16]}... is recorded"
+        else:
+            what = f"it has {number:,} scores where {scored:,} are recorded"
+        raise _other(path, what)
+
+
+def refuse_other_number(path: str | Path, number: int) -> None:
+    """See that as many scores were read from a file as are recorded beside it, if that is.
+
+    Raises:
+        ScoreError: There are more or fewer.
+    """
+    path = Path(path)
+    if path.suffix != _WRITTEN:
+        return
+    recorded = read_provenance(path)
+    scored, trials = recorded.get("scored"), recorded.get("trials")
+    if _is_count(scored) and scored != number:
+        raise _other(path, f"it has {number:,} scores where {scored:,} are recorded")
+    if recorded.get("complete") is True and _is_count(trials) and trials != number:
+        raise _other(path, f"it has {number:,} scores where all {trials:,} trials are recorded as scored")
+
+
+def partial_note(path: Path, number: int) -> str | None:
+    """That only some trials of a set have one of the ``number`` scores read, if that is recorded beside them."""
+    recorded = read_provenance(path)
+    if recorded.get("complete", True) is True:
+        return None
+    of = f" of {recorded['trials']:,}" if _is_count(recorded.get("trials")) else ""
+    return f"only {number:,}{of} trials have a score"
+
+
+def _other(path: Path, what: str) -> ScoreError:
+    beside = path.with_suffix(".json").name
+    return ScoreError.at(
+        path,
+        f"is not the file that {beside} beside it records: {what}; make the scores again (the same lightning test "
+        f"does), or remove {beside} if the file was changed on purpose",
+    )
+
+
+def _number(path: Path) -> int | None:
+    """The scores in a CSV file with a header; None if that cannot be told."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return max(0, sum(1 for row in csv.reader(file) if row) - 1)
+    except (OSError, ValueError, csv.Error):
+        return None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int

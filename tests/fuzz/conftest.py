@@ -1,0 +1,214 @@
+"""Mutations of files, and the bounds that a parser keeps to while it reads them."""
+
+import json
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moelora_ad.adapters import AdapterError
+from moelora_ad.errors import InputError
+
+Files = dict[str, bytes]  # by path
+
+SECONDS, GROWTH = 20, 1_500 * 2**20  # of one input; a guard against hangs and bombs, far above what any needs
+LONGEST_LINE = 2_100  # characters of an error
+NUMBERS = [*b"nan -inf 1e999 -1 0 1_0 0x1F 1e-320 4294967296 1000000".split(), b"9" * 400]
+SIGNS = [bytes([code]) for code in b"\0\r\n\t ,;\"'\\%{}-"] + [b"\x1b[2J", b"\n\n", b"!/", b"$HOME", b"../../../etc"]
+LETTERS = [letter.encode() for letter in "\u202e\u2028é\uff11\ufeff\U0010ffff"]
+LETTERS += [b"\xff\xfe", b"\xed\xa0\x80", b"\\ud800"]
+SYNTAX = b"&a [*a, *a]|<<: *a|*a|!!python/object/apply:time.sleep [60]|1:|on:|? [a]|--- |null".split(b"|")
+TOKENS = [*NUMBERS, *SIGNS, *LETTERS, *SYNTAX, b"[" * 3_000, b'{"a":' * 3_000]
+VALUES: list[Any] = [None, True, 0, -1, 1, 2, 7, 2**31, 10**6, 10**400, 0.5, -1e300, float("nan"), 1e-320, "", "a"]
+VALUES += ["dev", "\x1b[2J\n", "é\ud800", "x" * 100_000, "None", "..", "(a+)+$", "spoof", [], {}, [None], {"": None}]
+VALUES += [[[[[]]]], {"a": {"b": []}}]
+
+
+def _mutated(rng: random.Random, data: bytes, others: list[bytes], name: str) -> bytes:
+    """A file's content, changed in up to four ways; now and then random bytes."""
+    if rng.random() < 0.02:
+        return rng.randbytes(rng.choice((0, 1, 7, 100, 5_000)))
+    if rng.random() < 0.5 and (changed := _changed_values(rng, data, name)) != data:
+        return changed
+    for _ in range(rng.randint(1, 4)):
+        start, stop = sorted((rng.randrange(len(data) + 1), rng.randrange(len(data) + 1)))
+        stop = rng.choice((stop, start + 1, start + 16, start + 200))
+        way = rng.randrange(9)
+        if way == 0:  # flipped bits
+            flipped = bytearray(data)
+            for _ in range(rng.choice((1, 1, 1, 10, 100))):
+                if flipped:
+                    flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+            data = bytes(flipped)
+        elif way == 1:  # cut off, or out
+            data = data[:start] if rng.random() < 0.5 else data[:start] + data[stop:]
+        elif way == 2:
+            data = data[:start] + rng.choice(others)[start:stop] + data[stop:]
+        elif way == 3:  # repeated
+            times = rng.choice((2, 3, 20, 1_000)) if len(data[start:stop]) < 300 else 2
+            data = data[:stop] + data[start:stop] * times + data[stop:]
+        elif way == 4:  # a number
+            numbers = list(re.finditer(rb"-?\d+(\.\d+)?", data[: 2**16]))
+            if numbers:
+                found = rng.choice(numbers)
+                data = data[: found.start()] + rng.choice(NUMBERS) + data[found.end() :]
+        elif way == 5:  # lines
+            lines = data.split(b"\n")
+            lines.insert(rng.randrange(len(lines)), lines.pop(rng.randrange(len(lines))) if rng.random() < 0.5 else b"")
+            data = b"\n".join(lines)
+        elif way == 6:  # a binary length
+            data = data[:start] + rng.choice((b"\xff", b"\0", b"\x7f")) * rng.choice((1, 2, 4, 8)) + data[start + 4 :]
+        else:
+            data = data[:start] + rng.choice(TOKENS) * rng.choice((1, 1, 1, 2, 50)) + data[start:]
+    return data[: 2**21]
+
+
+def _changed_values(rng: random.Random, data: bytes, name: str) -> bytes:
+    """JSON, YAML, or the JSON in a safetensors file, with other values in some places, keys dropped or added."""
+    try:
+        if name.endswith(".safetensors"):
+            size = int.from_bytes(data[:8], "little")
+            header = json.dumps(_changed(rng, json.loads(data[8 : 8 + size]))).encode()
+            return len(header).to_bytes(8, "little") + header + data[8 + size :]
+        if name.endswith((".yaml", ".yml")):
+            return yaml.safe_dump(_changed(rng, yaml.safe_load(data))).encode()
+        if name.endswith(".jsonl"):
+            lines = data.splitlines()
+            number = rng.randrange(len(lines))
+            lines[number] = json.dumps(_changed(rng, json.loads(lines[number]))).encode()
+            return b"\n".join(lines)
+        if name.endswith(".json"):
+            return json.dumps(_changed(rng, json.loads(data))).encode()
+    except (ValueError, yaml.YAMLError):
+        pass
+    return data
+
+
+def _changed(rng: random.Random, tree: Any) -> Any:
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            places.append((node, key))
+            if isinstance(value, dict | list):
+                walk(value)
+
+    walk(tree)
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        node, key = rng.choice(places)
+        way = rng.random()
+        if way < 0.2 and isinstance(node, dict):
+            node.pop(key, None)
+        elif way < 0.3 and isinstance(node, dict):
+            node[rng.choice(["", "a", "1", "class_path", "\x1b[2J\n"])] = rng.choice(VALUES)
+        elif isinstance(node, dict) or key < len(node):
+            node[key] = rng.choice(VALUES)
+    return tree
+
+
+@dataclass
+class Found:
+    """What became of the inputs of a parser."""
+
+    results: int = 0
+    faults: dict[str, str] = field(default_factory=dict)  # by place; a description of the first
+    seconds: float = 0.0
+    growth: int = 0
+
+
+class Hang(BaseException):
+    """An input took too long."""
+
+
+def _memory(name: str) -> int:
+    """Bytes of this process, from the kernel's account."""
+    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1_024
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Memory is refused, and a signal comes, long before the machine suffers."""
+
+    def hang(*_: object) -> None:
+        raise Hang(f"more than {SECONDS} s")
+
+    limits, before = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, hang)
+    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + 2 * GROWTH, limits[1]))
+    of_the_suite, _ = signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, of_the_suite)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def _fault_of(read: Callable[[], object], found: Found) -> tuple[str, str] | None:
+    """The place and the description of what is wrong with how an input is read; None if nothing is."""
+    try:
+        with _bounded():
+            read()
+        found.results += 1
+    except (InputError, AdapterError) as error:
+        message = str(error)
+        if not message or not message.isprintable():
+            return f"no printable line: {traceback.extract_tb(error.__traceback__)[-1]}", repr(message[:500])
+        if len(message) > LONGEST_LINE:
+            return f"a line of {len(message):,} characters", message[:500]
+    except (Exception, Hang) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "moelora_ad" in frame.filename]
+        place = f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}" if frames else repr(error)
+        return place, "".join(traceback.format_exception(error)[-12:])[-3_000:]
+    return None
+
+
+@pytest.fixture(scope="session")
+def fuzz() -> Callable[..., Found]:
+    """Gives a parser so many inputs."""
+    return _fuzz
+
+
+def _fuzz(name: str, seeds: Sequence[Files], read: Callable[[Path, Path], object], inputs: int, folder: Path) -> Found:
+    """Args:
+    name: of the parser.
+    seeds: folders of good files; one file of one folder is changed for an input.
+    read: gets the folder, and the path of the changed file in it.
+    inputs: number of them.
+    folder: those that find a fault stay here.
+    """
+    found = Found()
+    for number in range(inputs):
+        rng = random.Random(f"{name} {number}")
+        seed = rng.choice(seeds)
+        chosen = rng.choice(sorted(seed))
+        alike = [other[path] for other in seeds for path in other if Path(path).suffix == Path(chosen).suffix]
+        place = folder / "input"
+        for path, content in seed.items():
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_bytes(_mutated(rng, content, alike, path) if path == chosen else content)
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back
+        before, start = _memory("VmRSS"), time.perf_counter()
+        fault = _fault_of(lambda place=place, chosen=chosen: read(place, place / chosen), found)
+        growth = _memory("VmHWM") - before
+        found.seconds = max(found.seconds, time.perf_counter() - start)
+        found.growth = max(found.growth, growth)
+        if fault is None and growth > GROWTH:
+            fault = "memory", f"{growth / 2**20:,.0f} MB more"
+        if fault is not None and fault[0] not in found.faults:
+            place = place.rename(folder / str(number))
+            found.faults[fault[0]] = f"{place / chosen}: {fault[1]}"
+        else:
+            shutil.rmtree(place)
+    return found
