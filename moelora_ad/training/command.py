@@ -5,7 +5,6 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,7 @@ from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_
 from moelora_ad.training.progress import callbacks_of, silence_banners, with_progress
 from moelora_ad.training.recording import RunRecorder
 from moelora_ad.training.routing_log import RoutingLog
-from moelora_ad.training.run import (
-    check_free,
-    is_fast_dev_run,
-    no_folder_of_a_failed_start,
-    run_directory,
-    shards_the_model,
-)
+from moelora_ad.training.run import check_free, is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.training.stopping import LastingEarlyStopping, WholeCheckpoint, last_saved, lost_told, memory_told
 from moelora_ad.training.summary import any_failures, print_evaluation, print_fit, unscored
 from moelora_ad.training.trust import check_made_later, imports_limited
@@ -284,8 +277,7 @@ class DetectionCommand(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Train; then score the development set and every test set with the best checkpoint."""
         try:
-            trained = partial(self.recorder.has_trained, self.trainer)
-            with self._told(), no_folder_of_a_failed_start(self.trainer, trained):
+            with self._told(), self.recorder.no_folder_of_a_failed_start(self.trainer):
                 self.trainer.fit(**arguments, weights_only=True)
         except SIGTERMException:
             self._tell_saved()

@@ -4,9 +4,12 @@ import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -99,9 +102,19 @@ class RunRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_step = trainer.global_step
 
-    def has_trained(self, trainer: Trainer) -> bool:
-        """Whether this attempt has done a step."""
-        return self._first_step is not None and trainer.global_step > self._first_step
+    @contextmanager
+    def no_folder_of_a_failed_start(self, trainer: Trainer) -> Iterator[None]:
+        """Remove the folder of the run if a fit within the block ends with an error before its first step is done; one
+        that was there before stays."""
+        folder = run_directory(trainer) if trainer.is_global_zero else None
+        is_new = folder is not None and not folder.exists()
+        try:
+            yield
+        except BaseException:
+            has_trained = self._first_step is not None and trainer.global_step > self._first_step
+            if folder is not None and is_new and not has_trained:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     # Every process goes along and one writes: some of Lightning's figures are made by all of them together.
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,9 +1,6 @@
 """Where a run keeps what it makes, and how much of its data it goes over."""
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -67,20 +64,6 @@ def check_free(folder: Path, resumes: bool) -> None:
         f"{shown(folder)} {problem}: give the run another folder by its logger, or without one by "
         "trainer.default_root_dir; --ckpt_path goes on with a run"
     )
-
-
-@contextmanager
-def no_folder_of_a_failed_start(trainer: Trainer, has_trained: Callable[[], bool]) -> Iterator[None]:
-    """Remove the folder of the run if a fit within the block ends with an error before its first step is done; one that
-    was there before stays."""
-    folder = run_directory(trainer) if trainer.is_global_zero else None
-    is_new = folder is not None and not folder.exists()
-    try:
-        yield
-    except BaseException:
-        if folder is not None and is_new and not has_trained():
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def training_folder(trainer: Trainer) -> Path:

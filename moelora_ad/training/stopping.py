@@ -74,6 +74,8 @@ class WholeCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if is_of_lost_process(exception):
+            _outlive(trainer)
         if (
             isinstance(exception, DivergenceError | UnwrittenCheckpointError)
             or trainer.state.fn != "fit"
@@ -82,11 +84,9 @@ class WholeCheckpoint(ModelCheckpoint):
             return
         assert self.dirpath is not None
         path = os.path.join(self.dirpath, INTERRUPTED)
-        if shards_the_model(trainer):
-            if trainer.world_size > 1 and not isinstance(exception, KeyboardInterrupt | SIGTERMException):
-                return  # every process would have to take part
+        if trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException):
             trainer.save_checkpoint(path, self.save_weights_only)
-        elif trainer.is_global_zero:  # alone: the others may have ended
+        elif trainer.is_global_zero and not shards_the_model(trainer):  # alone: the others may have ended
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
             trainer.strategy.save_checkpoint(checkpoint, path)
         else:
@@ -237,10 +237,17 @@ def is_of_lost_process(error: BaseException) -> bool:
     )
 
 
+def _outlive(trainer: Trainer) -> None:
+    """Lightning's launcher would kill this process seconds after another one's end, before it has saved and told."""
+    processes = getattr(trainer.strategy.launcher, "procs", None)
+    if isinstance(processes, list):
+        processes.clear()
+
+
 def _lost(trainer: Trainer) -> str:
     # Lightning has reset its own stage by now.
     saved = last_saved(trainer) if trainer.lightning_module.training else None
-    again = f"give --ckpt_path {saved} to continue" if saved else "the same command does what is left"
+    again = f"give --ckpt_path {saved} to continue" if saved else "run the same command again"
     return f"another process of this run was killed, has failed or is out of reach; {again}"
 
 

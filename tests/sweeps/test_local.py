@@ -114,6 +114,6 @@ def test_ctrl_c_saves_and_another_sweep_leaves_a_running_run_alone(tmp_path, wri
     code, out, _ = sweep(path, "--dry-run")
     told, line = out.splitlines()
     assert "interrupted" in told
-    assert shlex.split(line)[-1] == f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert shlex.split(line)[-1] == f"--ckpt_path={run / 'checkpoints' / 'last-interrupted.ckpt'}"
+    saved = torch.load(run / "checkpoints" / "last-interrupted.ckpt", weights_only=True)
     assert saved["global_step"] == 5  # the step that was going was ended

@@ -17,7 +17,9 @@ from lightning.pytorch import Callback
 from moelora_ad.adapters import LoRA, adapter_modules
 from moelora_ad.evaluation.run_records import read_record
 from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.sweeps.run_folder import resumable
 from moelora_ad.training import DetectionModule
+from moelora_ad.training.checkpoints import checkpoint_of
 from moelora_ad.training.stopping import DivergenceError
 
 
@@ -49,15 +51,20 @@ class Spoil(Callback):
 class OutOfMemory(Callback):
     """Raises what a device or a system without memory raises."""
 
-    def __init__(self, error: str, stage: str = "train") -> None:
+    def __init__(self, error: str, stage: str = "train", step: int = 1) -> None:
         kinds = {"cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "python": MemoryError()}
         cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
         self.error = (kinds | {"cpu": cpu, "worker": killed})[error]
         self.stage = stage
+        self.step = step
 
     def on_train_batch_start(self, trainer, *_):
-        if self.stage == "train" and trainer.global_step == 1:
+        if self.stage == "train" and trainer.global_step == self.step:
+            raise self.error
+
+    def on_before_optimizer_step(self, *_):
+        if self.stage == "first step":
             raise self.error
 
     def on_validation_batch_start(self, trainer, *_):
@@ -166,6 +173,48 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(fit):
     callback.error = RuntimeError("shapes do not match")
     with pytest.raises(RuntimeError, match="shapes do not match"):
         fit(callback)
+
+
+def test_a_checkpoint_of_an_error_is_called_interrupted_and_goes_on(fit, lightning, experiment, write_config):
+    """In the second of two epochs of three steps; its EER would be the first epoch's."""
+    callback = OutOfMemory("python", step=4)
+    code, told, folder = fit(callback, "--test_after_fit", "false")
+    assert code == 1
+    checkpoints = folder / "checkpoints"
+    assert f"{os.path.relpath(checkpoints)}/last-interrupted.ckpt is the last checkpoint" in told[-1]
+    (best,) = checkpoints.glob("epoch00-dev_eer*.ckpt")
+    saved = {path.name: torch.load(path, weights_only=True)["global_step"] for path in checkpoints.iterdir()}
+    assert saved == {best.name: 3, "last.ckpt": 3, "last-interrupted.ckpt": 4}
+    interrupted = checkpoints / "last-interrupted.ckpt"
+    assert checkpoint_of(folder, "last", "fit") == str(interrupted)
+    assert resumable(folder) == interrupted
+    callback.stage = "never"
+    arguments = ("--test_after_fit", "false", "--ckpt_path", "last", "--trainer.logger.init_args.version", "0")
+    code, _, err = lightning("fit", "--config", write_config(experiment), *arguments)
+    assert code == 0, err
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert checkpoint_of(folder, "last", "fit") == str(checkpoints / "last.ckpt")
+    assert resumable(folder) == checkpoints / "last.ckpt"
+
+
+@pytest.mark.parametrize("stage", ["checkpoint", "first batch", "first step"])
+def test_a_start_that_fails_leaves_no_folder(fit, tmp_path, stage):
+    """Unless it was there before."""
+    arguments = ()
+    if stage == "checkpoint":
+        path = tmp_path / "other.ckpt"
+        torch.save({"state_dict": {"x": torch.zeros(1)}, "pytorch-lightning_version": "2.0.0"}, path)
+        arguments = ("--ckpt_path", path)
+    callback = OutOfMemory("python", stage={"first batch": "train"}.get(stage, stage), step=0)
+    for there in (False, True):
+        folder = tmp_path / "runs" / "tiny" / "version_0"
+        if there:
+            (folder / "mine").mkdir(parents=True)
+            arguments += ("--trainer.logger.init_args.version", "0")
+        code, _, _ = fit(callback, *arguments)
+        assert code == 1
+        assert folder.exists() == there
+    assert (folder / "mine").is_dir()
 
 
 def test_sigterm_saves_and_the_run_goes_on_from_there(experiment, write_config, tmp_path):

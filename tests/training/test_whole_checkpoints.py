@@ -238,7 +238,7 @@ def test_a_process_without_the_other_tells_how_to_continue(experiment, tmp_path,
     names = [path.name for path in run.glob("checkpoints/*")]
     if rank == 0:  # which alone saves
         assert done.returncode == -signal.SIGKILL
-        assert "the same command does what is left" in line
+        assert "run the same command again" in line
         assert names == []
     else:
         assert done.returncode == 1
