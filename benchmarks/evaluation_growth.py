@@ -6,8 +6,8 @@ Time of a batch: the scores of a set are gathered from batches of 14 trials, wit
 last 1,000 batches against that of the first 1,000.
 Processes: the quickstart's backbone is tested on several sets, with workers; the most reading processes that live at
 once, against the workers that were asked for.
-Crop: random crops of 64,600 samples at 16 kHz are read from files of 10, 60 and 600 s; the least time of each length, as
-other work on the machine only adds to it, and the greatest of these against the smallest.
+Crop: random crops of 64,600 samples at 16 kHz are read from files of 10, 60 and 600 s; the least time of each length,
+as other work on the machine only adds to it, and the greatest of these against the smallest.
 """
 
 import argparse
