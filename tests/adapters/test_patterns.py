@@ -80,5 +80,5 @@ def test_a_pattern_of_peft_that_never_ends_is_told(peft_folder, monkeypatch, fie
 def test_targets_that_never_end_are_told(monkeypatch):
     monkeypatch.setattr("moelora_ad.adapters.patterns.bounded_pattern.__defaults__", (0.2,))
     model = nn.ModuleDict({60 * "l" + "q": nn.Linear(4, 4)})
-    with pytest.raises(AdapterError, match="targets: the regular expression .* takes too long"):
+    with pytest.raises(AdapterError, match=r"targets: the regular expression .* takes too long"):
         LoRA(2, targets=ENDLESS).adapt(model)
