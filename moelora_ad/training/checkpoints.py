@@ -158,9 +158,7 @@ def check_content(checkpoint: Any, path: str, option: str) -> None:
     """
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(
-            f"{option}: {path} is no checkpoint of a training run: it has no state_dict; RUN/checkpoints/NAME.ckpt is one"
-        )
+        raise CheckpointError(f"{option}: {path} is no checkpoint of a training run: it has no state_dict")
 
 
 def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, shapes: bool = True) -> None:

@@ -68,7 +68,7 @@ def test_a_bit_that_flipped_in_a_tensor_is_found(lightning, run):
     torch.load(checkpoint, weights_only=True)  # PyTorch says nothing
     for line in answers(lightning, run, checkpoint):
         assert "best.ckpt is damaged: archive/data/0 has another check sum than it was written with" in line
-    with pytest.raises(InputError, match="checkpoint_path: .* is damaged"):
+    with pytest.raises(InputError, match=r"checkpoint_path: .* is damaged"):
         DetectionModule.load_from_checkpoint(checkpoint)
 
 
@@ -77,7 +77,7 @@ def test_a_bare_state_dict_is_no_checkpoint(lightning, run):
     torch.save(torch.load(checkpoint, weights_only=True)["state_dict"], checkpoint)
     for line in answers(lightning, run, checkpoint):
         assert "best.ckpt is no checkpoint of a training run: it has no state_dict" in line
-    with pytest.raises(InputError, match="checkpoint_path: .* has no state_dict"):
+    with pytest.raises(InputError, match=r"checkpoint_path: .* has no state_dict"):
         DetectionModule.load_from_checkpoint(checkpoint)
 
 
