@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,10 +174,10 @@ def _of_patterns(
     if not isinstance(patterns, dict):
         raise AdapterError(f"{path}: {name} is no JSON object")
     values = dict.fromkeys(sites, default)
-    open_sites = [*sites]
+    open_sites, start = [*sites], time.monotonic()
     for key, value in patterns.items():
         try:
-            found = {*filter(bounded_pattern(rf"(.*\.)?({key})", SECONDS / len(patterns)), open_sites)}
+            found = {*filter(bounded_pattern(rf"(.*\.)?({key})", SECONDS + start - time.monotonic()), open_sites)}
         except ValueError as error:
             raise AdapterError(f"{path}: {name} is not readable: {error}") from None
         values |= dict.fromkeys(found, value)

@@ -22,6 +22,8 @@ def bounded_pattern(pattern: str, seconds: float = SECONDS) -> Callable[[str], b
     Raises:
         ValueError: it is no regular expression; from the function: it takes too long.
     """
+    if seconds <= 0:
+        raise ValueError("its regular expressions take too long: simplify them")
     size = len(pattern)
     for count in re.findall(r"\d+(?=[,\d]*\})", pattern):
         size *= max(1, int(count[:9]))

@@ -29,8 +29,10 @@ from moelora_ad.models.kept_files import (
     FORMAT,
     LABELS,
     WEIGHTS,
+    check_experts,
     check_finite,
     downloaded,
+    is_window,
     read_config,
     read_tensors,
     short,
@@ -200,6 +202,8 @@ class KeptModule(nn.Module):
             self.adaptation.check(self.backbone.encoder)
         except AdapterError as error:
             raise InputError(f"{error}: set the detector's adaptation to a method that makes its experts") from None
+        if not is_window(self.window):
+            raise InputError(f"a detector of clips of {self.window:,} samples cannot be kept: 0.1 s to an hour can")
         backbone = describe(self.backbone)
         commit = getattr(self.backbone.encoder.config, "_commit_hash", None)  # transformers notes it for hub ids only
         if commit and "revision" in backbone["init_args"]:
@@ -230,6 +234,7 @@ class KeptModule(nn.Module):
         path = folder / CONFIG
         described, digest = config["backbone"], config["backbone_sha256"]
         try:
+            check_experts(folder, config["adaptation"])
             make_adaptation = maker(config["adaptation"], AdaptationMethod, allow)
             make_classifier = maker(config["classifier"], Classifier, allow, given=1)
             make_backbone = maker(described, Backbone, allow)

@@ -23,6 +23,8 @@ WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FORMAT = 1
 LABELS = ["spoof", "bonafide"]
+MIN_WINDOW, MAX_WINDOW = SAMPLE_RATE // 10, 3_600 * SAMPLE_RATE
+"""Samples of a detector's clips: a sound must neither be millions of them, nor repeated without end to fill one."""
 CALIBRATED_FIGURES = ("actDCF", "Cllr")
 """Figures of a model card that another calibration changes."""
 
@@ -34,6 +36,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         InputError: it is not there, is not JSON, is of a newer format, or a field is missing or faulty.
     """
     path = Path(folder) / CONFIG
+    check_regular(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -86,11 +89,44 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: it is not there, or is damaged.
     """
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError.at(path, f"is no readable safetensors file: {str(error).splitlines()[0]}") from None
+
+
+def check_regular(path: Path) -> None:
+    """See that what is there is a file: a pipe or a device may have no end.
+
+    Raises:
+        InputError: it is not.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError.at(path, "is no regular file")
+
+
+def check_experts(folder: Path, adaptation: Mapping[str, Any]) -> None:
+    """See that a detector has no more experts than its weights can be of, before any is built.
+
+    Args:
+        folder: of the detector.
+        adaptation: as ``config.json`` describes it.
+
+    Raises:
+        InputError: it has, or the weights cannot be read.
+    """
+    arguments, path = adaptation.get("init_args"), folder / WEIGHTS
+    number = arguments.get("num_experts") if isinstance(arguments, dict) else None
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = len(file.keys())
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise InputError.at(path, f"is no readable safetensors file: {str(error).splitlines()[0]}") from None
+    if type(number) is int and number > found:
+        raise InputError.at(folder / CONFIG, f"num_experts is {_cut(number)}, but {WEIGHTS} holds {found} tensors")
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -125,6 +161,10 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 
 def short(digest: str | None) -> str:
     return f"{digest[:16]}..." if digest else "unknown"
+
+
+def is_window(value: Any) -> bool:
+    return type(value) is int and MIN_WINDOW <= value <= MAX_WINDOW
 
 
 def _cut(value: Any) -> str:
@@ -163,7 +203,7 @@ def _is_result(value: Any) -> bool:
 _FIELDS = {
     "labels": lambda value: value == LABELS,
     "sample_rate": lambda value: value == SAMPLE_RATE,
-    "window": lambda value: type(value) is int and value >= 1,
+    "window": is_window,
     "precision": lambda value: value is None or isinstance(value, str),
     "backbone": lambda value: _is_part(value) and isinstance(value.get("init_args"), dict),
     "backbone_sha256": lambda value: value is None or _is_sha256(value),

@@ -14,7 +14,7 @@ from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.models.precision import precision_name
-from moelora_ad.training.checkpoints import check_fit, tell_other_architecture
+from moelora_ad.training.checkpoints import check_container, check_content, check_fit, tell_other_architecture
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.trust import check_made_later, imports_limited
 from moelora_ad.training.usage import OneLineParser, explain, read_yaml
@@ -135,9 +135,10 @@ def detector_state(path: str) -> dict[str, Tensor]:
     Raises:
         InputError: the file is no readable checkpoint of a training run.
     """
-    state = _checkpoint(path).get("state_dict")
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise InputError(f"--checkpoint: {path} is no checkpoint of a training run: it has no state_dict")
+    checkpoint = _checkpoint(path)
+    check_container(path, "--checkpoint")
+    check_content(checkpoint, path, "--checkpoint")
+    state = checkpoint["state_dict"]
     return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
 
 

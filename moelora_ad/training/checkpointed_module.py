@@ -9,7 +9,13 @@ from lightning.pytorch import LightningModule
 
 from moelora_ad.models import Detector
 from moelora_ad.training.building import PREFIX, arguments_of, config_beside
-from moelora_ad.training.checkpoints import ARCHITECTURE, architecture_of, check_fit, tell_other_architecture
+from moelora_ad.training.checkpoints import (
+    ARCHITECTURE,
+    architecture_of,
+    check_fit,
+    check_readable,
+    tell_other_architecture,
+)
 from moelora_ad.training.resuming import TRAINING_DATA, check_training_data, redo_what_was_cut_off
 from moelora_ad.training.run import shards_the_model
 from moelora_ad.training.stopping import check_weights
@@ -62,6 +68,8 @@ class CheckpointedModule(LightningModule):
         """
         if not weights_only:
             raise ValueError("a checkpoint is always loaded with weights_only=True")
+        if Path(checkpoint_path).exists():
+            check_readable(str(checkpoint_path), "checkpoint_path")
         configured = {}
         if hparams_file is not None or not {"backbone", "adaptation", "classifier"} <= arguments.keys():
             configured = arguments_of(cls, str(hparams_file or config_beside(str(checkpoint_path))), allow)

@@ -2,9 +2,11 @@
 
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
@@ -102,7 +104,7 @@ def _last(run: Path) -> Path | None:
     return max((run / _FOLDER).glob(f"{LAST}*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def check_readable(path: str) -> None:
+def check_readable(path: str, option: str = "--ckpt_path") -> None:
     """See that a checkpoint is there and can be read, before anything is built.
 
     Raises:
@@ -112,17 +114,50 @@ def check_readable(path: str) -> None:
         try:
             is_there = bool(get_filesystem(path).exists(path))
         except (OSError, ImportError, ValueError) as error:  # no such protocol, no package for it, no access
-            raise CheckpointError(f"--ckpt_path: {path} cannot be reached: {' '.join(str(error).split())}") from None
+            raise CheckpointError(f"{option}: {path} cannot be reached: {' '.join(str(error).split())}") from None
     else:
         is_there = os.path.exists(path)
     if not is_there:
-        raise CheckpointError(f"--ckpt_path: {path} does not exist")
-    if os.path.isfile(path):  # a folder is a sharded checkpoint
+        raise CheckpointError(f"{option}: {path} does not exist")
+    if os.path.isfile(path):
+        check_container(path, option)
         try:
-            torch.load(path, weights_only=True, map_location="meta")
+            checkpoint = torch.load(path, weights_only=True, map_location="meta")
         except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"--ckpt_path: {path} is no readable checkpoint: {reason}") from None
+            raise CheckpointError(f"{option}: {path} is no readable checkpoint: {reason}") from None
+        check_content(checkpoint, path, option)
+    elif "://" not in path and not os.path.isdir(path):  # a folder is a sharded checkpoint
+        raise CheckpointError(f"{option}: {path} is no regular file")
+
+
+def check_container(path: str, option: str) -> None:
+    """See that each part of a checkpoint has the check sum that it was written with; PyTorch does not look.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        with ZipFile(path) as container:
+            if any(part.compress_type != ZIP_STORED for part in container.infolist()):
+                raise BadZipFile("it holds compressed parts, which PyTorch never writes")
+            damaged = container.testzip()
+    except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{option}: {path} is no readable checkpoint: {reason}") from None
+    if damaged is not None:
+        raise CheckpointError(f"{option}: {path} is damaged: {damaged} has another check sum than it was written with")
+
+
+def check_content(checkpoint: Any, path: str, option: str) -> None:
+    """See that a file is a checkpoint of a training run, and no bare ``state_dict``.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{option}: {path} is no checkpoint of a training run: it has no state_dict")
 
 
 def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, shapes: bool = True) -> None:

@@ -77,8 +77,18 @@ def test_a_pattern_of_peft_that_never_ends_is_told(peft_folder, monkeypatch, fie
         read_lora(peft_folder(field))
 
 
+def test_a_million_patterns_of_peft_are_told(peft_folder, monkeypatch):
+    monkeypatch.setattr("moelora_ad.adapters.lora_files.SECONDS", 0.2)
+    folder = peft_folder("rank_pattern")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["rank_pattern"] = {f"layers.{number}": 2 for number in range(1_000_000)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(AdapterError, match=r"rank_pattern is not readable: its regular expressions take too long"):
+        read_lora(folder)
+
+
 def test_targets_that_never_end_are_told(monkeypatch):
     monkeypatch.setattr("moelora_ad.adapters.patterns.bounded_pattern.__defaults__", (0.2,))
     model = nn.ModuleDict({60 * "l" + "q": nn.Linear(4, 4)})
-    with pytest.raises(AdapterError, match="targets: the regular expression .* takes too long"):
+    with pytest.raises(AdapterError, match=r"targets: the regular expression .* takes too long"):
         LoRA(2, targets=ENDLESS).adapt(model)

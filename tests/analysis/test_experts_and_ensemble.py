@@ -125,7 +125,7 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
     """The second seed is the first with a name of its own and weights of its own."""
     original = ensemble.load_trained
 
-    def load(path, backbone=None):
+    def load(path, backbone=None, allow=()):
         trained = original(path, backbone)
         if path == "second":
             raise AssertionError
@@ -133,7 +133,7 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
 
     runs = []
 
-    def load_second(path, backbone=None):
+    def load_second(path, backbone=None, allow=()):
         trained = load(fitted["lora", 1] if path == "second" else path, backbone)
         if path == "second":
             trained = trained._replace(seed=2)
@@ -145,7 +145,7 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
 
     monkeypatch.setattr(ensemble, "load_trained", load_second)
     given = vars(READING) | {"runs": [fitted["lora", 1], "second"], "against": fitted["mixture", 1]}
-    analysis = ensemble.run(argparse.Namespace(**given, sets=None, backbone=None))
+    analysis = ensemble.run(argparse.Namespace(**given, sets=None, backbone=None, allow=()))
     eers = {row["variant"]: row["eer"] for row in analysis.rows}
     assert list(eers) == [
         "lora, seed 1",

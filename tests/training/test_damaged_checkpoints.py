@@ -1,0 +1,102 @@
+"""Files given as checkpoints that are none, or are damaged: one line, and nothing waits for them."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from moelora_ad.adapters import MoELoRA
+from moelora_ad.errors import InputError
+from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.training import DetectionModule
+
+
+@pytest.fixture
+def run(experiment, tmp_path) -> Path:
+    """A run's folder with a configuration and a checkpoint."""
+    folder = tmp_path / "run"
+    torch.manual_seed(1)
+    source = experiment["model"]["backbone"]["init_args"]["source"]
+    module = DetectionModule(WhisperBackbone(source), MoELoRA(2, rank=2), MeanPooling)
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    (folder / "checkpoints").mkdir(parents=True)
+    trainer.save_checkpoint(folder / "checkpoints" / "best.ckpt")
+    (folder / "config.yaml").write_text(yaml.safe_dump(experiment))
+    return folder
+
+
+def answers(lightning, run: Path, checkpoint: Path) -> list[str]:
+    """The one line of each command that takes a checkpoint."""
+    commands = (
+        ["test", "--config", run / "config.yaml", "--ckpt_path", checkpoint],
+        ["fit", "--config", run / "config.yaml", "--ckpt_path", checkpoint],
+        ["export", "--checkpoint", checkpoint, "--to", run / "model"],
+        ["analyze", "singular-values", checkpoint],
+    )
+    lines = []
+    for command in commands:
+        code, out, err = lightning(*command)
+        assert code in (1, 2)
+        assert out == ""
+        assert err.count("\n") == 1, err
+        lines.append(err)
+    return lines
+
+
+def flip(path: Path, part: str) -> None:
+    """Flip one bit in the middle of a part of a zip container, found by its local header (APPNOTE.TXT, 4.3.7)."""
+    with zipfile.ZipFile(path) as container:
+        info = next(one for one in container.infolist() if one.filename.endswith(part))
+    data = bytearray(path.read_bytes())
+    start = info.header_offset
+    names = int.from_bytes(data[start + 26 : start + 28], "little") + int.from_bytes(
+        data[start + 28 : start + 30], "little"
+    )
+    data[start + 30 + names + info.file_size // 2] ^= 4
+    path.write_bytes(data)
+
+
+def test_a_bit_that_flipped_in_a_tensor_is_found(lightning, run):
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    assert lightning("export", "--checkpoint", checkpoint, "--to", run / "model")[0] == 0
+    flip(checkpoint, "/data/0")
+    torch.load(checkpoint, weights_only=True)  # PyTorch says nothing
+    for line in answers(lightning, run, checkpoint):
+        assert "best.ckpt is damaged: archive/data/0 has another check sum than it was written with" in line
+    with pytest.raises(InputError, match=r"checkpoint_path: .* is damaged"):
+        DetectionModule.load_from_checkpoint(checkpoint)
+
+
+def test_a_bare_state_dict_is_no_checkpoint(lightning, run):
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    torch.save(torch.load(checkpoint, weights_only=True)["state_dict"], checkpoint)
+    for line in answers(lightning, run, checkpoint):
+        assert "best.ckpt is no checkpoint of a training run: it has no state_dict" in line
+    with pytest.raises(InputError, match=r"checkpoint_path: .* has no state_dict"):
+        DetectionModule.load_from_checkpoint(checkpoint)
+
+
+def test_nothing_waits_for_a_pipe(lightning, run):
+    checkpoint = run / "checkpoints" / "pipe.ckpt"
+    os.mkfifo(checkpoint)
+    for line in answers(lightning, run, checkpoint):
+        assert "pipe.ckpt is no regular file" in line or "pipe.ckpt is no file" in line or "no such checkpoint" in line
+    for device in ("/dev/zero", "/dev/null"):
+        for line in answers(lightning, run, Path(device))[:3]:
+            assert f"{device} is no" in line
+
+
+def test_a_compressed_container_is_not_unpacked(lightning, run):
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    with zipfile.ZipFile(checkpoint) as container:
+        parts = {name: container.read(name) for name in container.namelist()}
+    with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as container:
+        for name, content in parts.items():
+            container.writestr(name, content)
+    for line in answers(lightning, run, checkpoint):
+        assert "best.ckpt is no readable checkpoint" in line
