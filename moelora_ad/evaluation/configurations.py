@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 
 # What may differ between the seeds of one system: the seed, names, and places that files are put or taken up from.
@@ -22,13 +21,11 @@ def read_configuration(path: str | Path) -> Mapping[str, Any]:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise InputError.at(path, "is missing: a run is compared by its configuration") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError.at(path, f"is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError.at(path, "is no configuration: it has no fields")
     return content

@@ -1,13 +1,13 @@
 """The record that every training run keeps of itself: what it was, how far it is, what came out of it."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from moelora_ad.corpora import TrialList
+from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
 
 RECORD = "run.json"
@@ -139,13 +139,11 @@ def read_record(folder: str | Path) -> RunRecord:
     """
     path = Path(folder) / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise InputError(f"{folder}: no {RECORD}: it is not the folder of a run") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError.at(path, f"is not JSON: {error}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError.at(path, f"is no record of a run in format {FORMAT}")
     try:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 from moelora_ad.sweeps.sweep import Sweep
 
@@ -142,7 +141,7 @@ def _short_names(options: Iterable[str]) -> dict[str, str]:
 def _digest(path: str) -> str:
     """Of the content: comments and layout change nothing."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError.at(path, f"is no readable YAML: {' '.join(str(error).split())}") from None
+        content = read_yaml(path)
+    except OSError as error:
+        raise InputError.at(path, f"cannot be read: {error.strerror}") from None
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

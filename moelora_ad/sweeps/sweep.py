@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+=,-]*", re.ASCII)
@@ -67,13 +68,11 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = read_yaml(path, _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError.at(path, f"is not YAML: {' '.join(str(error).split())}") from None
     reader = _Reader(path)
     names = [one.name for one in fields(Sweep) if one.name != "path"]
     top = reader.mapping(content, "the file", names)
