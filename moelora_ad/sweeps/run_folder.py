@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 
@@ -45,10 +46,16 @@ def read_notes(folder: Path) -> Notes | None:
     """
     path = folder / NOTES
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.pop("format") != _FORMAT:
             raise ValueError
-        return Notes(**content)
+        notes = Notes(**content)
+        texts, numbers = (notes.reason, notes.wandb_run), (notes.attempts, notes.exit_code or 0)
+        if not isinstance(notes.identity, dict) or any(type(number) is not int for number in numbers):
+            raise ValueError
+        if any(not isinstance(text, str | None) for text in texts):
+            raise ValueError
+        return notes
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
