@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
-from moelora_ad.yaml_files import load_yaml
 
 # What may differ between the seeds of one system: the seed, names, and places that files are put or taken up from.
 _FREE = ("seed_everything", "system", "ckpt_path", "score_folder", "data.seed", "trainer.logger")
@@ -21,13 +21,11 @@ def read_configuration(path: str | Path) -> Mapping[str, Any]:
     """
     path = Path(path)
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise InputError.at(path, "is missing: a run is compared by its configuration") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError.at(path, f"is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise InputError.at(path, "is no configuration: it has no fields")
     return content

@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moelora_ad.documents import read_json
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.equal_error_rate import ScoreError
 from moelora_ad.files import file_hash
 
 _MOST_PROVENANCE = 200_000  # characters on a page
 _WRITTEN = ".csv"  # what evaluations write; a file of another ending beside it is a copy in another format
-_UNREADABLE = (OSError, ValueError, RecursionError)
+_UNREADABLE = (OSError, ValueError)
 
 
 class Provenance(NamedTuple):
@@ -27,7 +28,7 @@ def provenance_of(path: Path) -> Provenance:
     """Where scores come from, as the JSON file beside them tells."""
     beside = path.with_suffix(".json")
     try:
-        content = json.loads(beside.read_text(encoding="utf-8"))
+        content = read_json(beside)
         text = json.dumps(content, indent=2, ensure_ascii=False)
     except FileNotFoundError:
         return Provenance(None, None)
@@ -44,7 +45,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """The fields of the JSON file beside scores; none if it is not there or cannot be read, which `provenance_of`
     tells."""
     try:
-        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        content = read_json(path.with_suffix(".json"))
     except _UNREADABLE:
         return {}
     return content if isinstance(content, dict) else {}

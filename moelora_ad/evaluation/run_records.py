@@ -1,13 +1,14 @@
 """The record that every training run keeps of itself: what it was, how far it is, what came out of it."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from moelora_ad.corpora import TrialList
+from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
 
 RECORD = "run.json"
@@ -139,13 +140,11 @@ def read_record(folder: str | Path) -> RunRecord:
     """
     path = Path(folder) / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise InputError(f"{folder}: no {RECORD}: it is not the folder of a run") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError.at(path, f"is not JSON: {error}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError.at(path, f"is no record of a run in format {FORMAT}")
     try:
@@ -153,7 +152,10 @@ def read_record(folder: str | Path) -> RunRecord:
         configured = content.pop("configured_sets", None)
         if configured is not None:
             configured = {str(name): ConfiguredSet(**one) for name, one in configured.items()}
-        lists: dict[str, Any] = {name: tuple(map(str, content.pop(name))) for name in ("training_corpora", "command")}
+        lists: dict[str, Any] = {}
+        for name in ("training_corpora", "command"):
+            found = content.pop(name)
+            lists[name] = tuple(found) if isinstance(found, list) else found
         record = RunRecord(folder=Path(folder), sets=sets, configured_sets=configured, **lists, **content)
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError.at(path, f"is damaged: {error}") from None
@@ -183,24 +185,30 @@ def find_records(paths: Iterable[str | Path]) -> list[RunRecord]:
 
 
 def _check(record: RunRecord, path: Path) -> None:
-    """The fields that decide on what is done with a record; a damaged one must not be taken for another run."""
-    kinds: dict[str, Any] = {
-        "system": str,
-        "seed": int,
-        "seconds": (int, float),
-        "attempts": int,
-        "epoch": int,
-        "step": int,
-        "parameters": dict,
-        "peak_memory_bytes": dict,
-        "versions": dict,
-        "checkpoint": (str, type(None)),
-        "scores": (str, type(None)),
-        "dev_eer": (int, float, type(None)),
-        "best_dev_eer": (int, float, type(None)),
-    }
-    for name, kind in kinds.items():
-        if not isinstance(getattr(record, name), kind):
-            raise InputError.at(path, f"is damaged: {name} is {getattr(record, name)!r}")
-    if record.state not in get_args(State):
-        raise InputError.at(path, f"is damaged: state is {record.state!r}")
+    """A damaged record must not be taken for another run: every field is what its class says."""
+    for name, kind in get_type_hints(RunRecord).items():
+        value = getattr(record, name)
+        if not _is(value, kind):
+            raise InputError.at(path, f"is damaged: {name} is {value!r}")
+    for name in ("checkpoint", "scores"):
+        if "\0" in (getattr(record, name) or ""):
+            raise InputError.at(path, f"is damaged: {name} is {getattr(record, name)!r}, which has a NUL")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, with all that it holds; a whole number is a float too, a truth value no number."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in parts
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is(value, part) for part in parts)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(one, parts[0]) for one in value)
+    if get_origin(kind) is not None:
+        return isinstance(value, dict) and all(_is(key, parts[0]) and _is(one, parts[1]) for key, one in value.items())
+    if issubclass(kind, tuple):
+        fields = get_type_hints(kind)
+        return isinstance(value, kind) and all(_is(getattr(value, name), of) for name, of in fields.items())
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind if kind in (int, str) else isinstance(value, kind)

@@ -1,6 +1,5 @@
 """The verb calibrate: make a model's scores log-likelihood ratios."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from moelora_ad.evaluation.calibration import Calibration, fit_calibration, shar
 from moelora_ad.evaluation.curve import ScoreCurve
 from moelora_ad.evaluation.figure_options import FigureOptions
 from moelora_ad.evaluation.figures import evaluate_set
+from moelora_ad.evaluation.provenance import read_provenance
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.files import file_hash
 from moelora_ad.models.kept_files import read_config, store_calibration
@@ -76,10 +76,10 @@ def precision_of(path: str | Path) -> str | None:
     """The precision of the scores in a file, by the provenance beside it; None if that is not there or of other
     scores."""
     try:
-        provenance = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
+        provenance = read_provenance(Path(path))
         of_these = provenance["score_file_sha256"] == file_hash(Path(path))
         precision = provenance["origin"]["precision"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError):
         return None
     return precision if of_these and isinstance(precision, str) else None
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import yaml
-
+from moelora_ad.documents import read_yaml
+from moelora_ad.errors import InputError
 from moelora_ad.sweeps.planning import PlannedRun
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -70,9 +70,8 @@ def _devices(run: PlannedRun) -> int:
     found = None
     for path in run.configs:
         try:
-            with open(path, encoding="utf-8") as file:
-                found = yaml.safe_load(file)["trainer"].get("devices", found)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+            found = read_yaml(path)["trainer"].get("devices", found)
+        except (OSError, InputError, KeyError, TypeError, AttributeError):
             continue
     found = run.options.get("trainer.devices", found)
     return found if isinstance(found, int) and found > 1 else 1

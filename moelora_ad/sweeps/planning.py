@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 from moelora_ad.sweeps.sweep import Sweep
-from moelora_ad.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,7 @@ def _short_names(options: Iterable[str]) -> dict[str, str]:
 def _digest(path: str) -> str:
     """Of the content: comments and layout change nothing."""
     try:
-        content = load_yaml(Path(path).read_text(encoding="utf-8"))
-        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-    except (OSError, ValueError) as error:
-        raise InputError.at(path, f"is no readable YAML: {error}") from None
-    except TypeError:
-        raise InputError.at(path, "has a key that is not text: put it in quotes") from None
+        content = read_yaml(path)
+    except OSError as error:
+        raise InputError.at(path, f"cannot be read: {error.strerror}") from None
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

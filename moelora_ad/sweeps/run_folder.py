@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 
@@ -45,7 +46,7 @@ def read_notes(folder: Path) -> Notes | None:
     """
     path = folder / NOTES
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content.pop("format") != _FORMAT:
             raise ValueError
         notes = Notes(**content)

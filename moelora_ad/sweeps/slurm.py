@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.sweeps.attempt import Attempt, fit_command, last_line, runs_now, start
@@ -226,7 +227,7 @@ def _read_jobs(folder: Path) -> dict[str, str]:
     """Ids of the jobs that were submitted last, by the runs' labels."""
     path = folder / NOTES
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return {str(label): str(job_id) for label, job_id in content["jobs"].items()}
     except FileNotFoundError:
         return {}

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
-from moelora_ad.yaml_files import BoundedLoader, load_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+=,-]*", re.ASCII)
 _OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*\+?", re.ASCII)
@@ -69,13 +69,11 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"), _Loader)
+        content = read_yaml(path, _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError.at(path, f"is not YAML: {error}") from None
     reader = _Reader(path)
     names = [one.name for one in fields(Sweep) if one.name != "path"]
     top = reader.mapping(content, "the file", names)
@@ -96,7 +94,7 @@ def read_sweep(path: str | Path) -> Sweep:
     )
 
 
-class _Loader(BoundedLoader):
+class _Loader(yaml.SafeLoader):
     """Numbers as in YAML 1.2 (1e-3 is one, the time 24:00:00 is none), and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

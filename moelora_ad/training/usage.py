@@ -7,10 +7,23 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
+from moelora_ad import documents
 from moelora_ad.errors import InputError, printable, shortened
-from moelora_ad.yaml_files import load_yaml
+
+_load = get_loader("yaml")
+
+
+def _load_checked(text: str) -> Any:
+    documents.check_yaml(text)
+    return _load(text)
+
+
+# Of all that jsonargparse reads: configurations, and values on the command line.
+set_loader("yaml", _load_checked, exceptions=(yaml.YAMLError, ValueError, RecursionError))
 
 
 class OneLineParser(LightningArgumentParser):
@@ -37,15 +50,14 @@ def read_yaml(path: str) -> Any:
     """The content of a configuration file, given as ``--config``.
 
     Raises:
-        InputError: It cannot be read, or is not YAML.
+        InputError: It cannot be read, is not YAML, or too large.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return load_yaml(file.read())
+        return documents.read_yaml(path)
     except OSError as reason:
         raise InputError(f"--config: {path} cannot be read: {reason.strerror}") from None
-    except ValueError as reason:
-        raise InputError(f"--config: {path} is not YAML: {reason}") from None
+    except InputError as error:
+        raise InputError(f"--config: {error}") from None
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:

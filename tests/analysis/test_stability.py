@@ -1,5 +1,6 @@
 """Seeds compared: by their score files, by formulas at hand, and by the gates of copies of one model."""
 
+import hashlib
 import json
 import shutil
 
@@ -93,12 +94,17 @@ def test_mistakes(fitted, run_verb, tmp_path):
     (scores,) = (tmp_path / "other" / "scores").glob("*/dev.csv")
     lines = scores.read_text().splitlines(keepends=True)
     scores.write_text("".join(lines[:-1]))
-    scores.with_suffix(".json").unlink()  # else it is told that these are not the scores that it records
+    shutil.copytree(tmp_path / "other", tmp_path / "cut")
+    record = json.loads(scores.with_suffix(".json").read_text())
+    part = {"scored": len(lines) - 2, "complete": False}
+    part["score_file_sha256"] = hashlib.sha256(scores.read_bytes()).hexdigest()
+    scores.with_suffix(".json").write_text(json.dumps(record | part))
     for runs, words in (
         ([both], "runs of 2 systems, lora, mixture: name those of one"),
         ([fitted["mixture", 1]], "at least two finished runs of a system, there is one"),
         ([tmp_path / "a", tmp_path / "b"], "with seed 1: name one of them"),
         ([tmp_path / "a", tmp_path / "other"], "have scores of other trials in dev"),
+        ([tmp_path / "a", tmp_path / "cut"], f"it has {len(lines) - 2} scores where {len(lines) - 1} are recorded"),
         ([tmp_path / "a" / "scores"], "no run in it or below it"),
     ):
         code, _, err = run_verb(analyze_command, "stability", *runs)

@@ -102,6 +102,88 @@ def test_a_damaged_record_is_one_line(tmp_path, content, words):
     assert "\n" not in str(error.value)
 
 
+ODD = [
+    None,
+    True,
+    7,
+    -1.5,
+    "text",
+    "a\0b",
+    [],
+    [1],
+    [None],
+    {},
+    {"a": None},
+    {"a": [1]},
+    {"total": "x"},
+    10**400,
+    [[[]]],
+]
+# What the class says, checked by hand: values of ODD that a field may have.
+TEXT, NUMBER = ["text", "a\0b"], [7, -1.5]
+ALLOWED = {
+    "reason": [None, *TEXT],
+    "system": TEXT,
+    "seed": [7],
+    "started": TEXT,
+    "updated": TEXT,
+    "seconds": NUMBER,
+    "attempts": [7],
+    "epoch": [7],
+    "max_epochs": [None, 7],
+    "step": [7],
+    "max_steps": [None, 7],
+    "dev_eer": [None, *NUMBER],
+    "best_dev_eer": [None, *NUMBER],
+    "parameters": [{}],
+    "training_corpora": [[]],
+    "sets": [{}],
+    "checkpoint": [None, "text"],
+    "scores": [None, "text"],
+    "peak_memory_bytes": [{}, {"a": None}],
+    "versions": [{}, {"total": "x"}],
+    "git_commit": [None, *TEXT],
+    "command": [[]],
+    "configured_sets": [None, {}],
+}
+ALLOWED_IN_SETS = {"corpus": TEXT, "eer": [None, *NUMBER], "num_bona_fide": [7], "num_spoof": [7]}
+
+
+def is_refused(folder: Path) -> bool:
+    try:
+        read_record(folder)
+    except InputError as error:
+        line = str(error)
+    else:
+        return False
+    assert line.startswith(f"{folder / 'run.json'}: is ")
+    assert len(line.splitlines()) == 1
+    return True
+
+
+def among(value: object, allowed: list) -> bool:
+    return any(type(one) is type(value) and one == value for one in allowed)
+
+
+@pytest.mark.parametrize("name", [*CONTENT.keys() - {"format", "state"}])
+def test_a_field_of_another_type_is_refused(tmp_path, name):
+    for value in ODD:
+        assert is_refused(write(tmp_path, **{name: value})) != among(value, ALLOWED[name]), value
+
+
+@pytest.mark.parametrize("name", ALLOWED_IN_SETS)
+def test_a_field_of_a_set_of_another_type_is_refused(tmp_path, name):
+    for value in ODD:
+        sets = {"dev": CONTENT["sets"]["dev"] | {name: value}}
+        assert is_refused(write(tmp_path, sets=sets)) != among(value, ALLOWED_IN_SETS[name]), value
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{" * 5_000, '{"format": 1, "folder": "/"}', "7", "null", '"x"'])
+def test_odd_json_is_one_line(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    assert is_refused(tmp_path)
+
+
 def test_folders_without_runs_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no run in it or below it"):
         find_records([tmp_path])

@@ -129,7 +129,8 @@ def test_another_configuration(run, figures):
 
 def test_damage_is_one_line(run):
     run.folder.mkdir(parents=True)
-    for content in ("", "[]", "{}", '{"format": 2}', '{"format": 1, "identity": {}, "x": 1}'):
+    odd = [f'{{"format": 1, "identity": {{}}, {one}}}' for one in ('"x": 1', '"attempts": "2"', '"reason": [1]')]
+    for content in ("", "[]", "{}", '{"format": 2}', '{"format": 1, "identity": 3}', "[" * 100_000, *odd):
         (run.folder / "sweep.json").write_text(content)
         with pytest.raises(InputError, match=r"sweep\.json: is damaged"):
             status_of(run)
