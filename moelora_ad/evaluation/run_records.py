@@ -202,5 +202,8 @@ def _check(record: RunRecord, path: Path) -> None:
     for name, kind in kinds.items():
         if not isinstance(getattr(record, name), kind):
             raise InputError.at(path, f"is damaged: {name} is {getattr(record, name)!r}")
+    for name in ("checkpoint", "scores"):
+        if len((getattr(record, name) or "").encode(errors="replace")) > 250:  # no folder or file can be called so
+            raise InputError.at(path, f"is damaged: {name} is {getattr(record, name)!r}")
     if record.state not in get_args(State):
         raise InputError.at(path, f"is damaged: state is {record.state!r}")
