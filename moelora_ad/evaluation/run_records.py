@@ -203,7 +203,8 @@ def _check(record: RunRecord, path: Path) -> None:
         if not isinstance(getattr(record, name), kind):
             raise InputError.at(path, f"is damaged: {name} is {getattr(record, name)!r}")
     for name in ("checkpoint", "scores"):
-        if len((getattr(record, name) or "").encode(errors="replace")) > 250:  # no folder or file can be called so
+        sizes = [len(part.encode(errors="replace")) for part in Path(getattr(record, name) or "").parts]
+        if sum(sizes) > 2_000 or max(sizes, default=0) > 255:  # no folder or file can be called so
             raise InputError.at(path, f"is damaged: {name} is {getattr(record, name)!r}")
     if record.state not in get_args(State):
         raise InputError.at(path, f"is damaged: state is {record.state!r}")
