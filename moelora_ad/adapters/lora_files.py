@@ -205,7 +205,7 @@ def _read_kept(folder: Path) -> dict[str, LoRAUpdate]:
 
 
 def _is_positive(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < 1e300
 
 
 def _halves(path: Path, pattern: re.Pattern[str], prefix: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -191,8 +191,12 @@ def _check(record: RunRecord, path: Path) -> None:
         if not _is(value, kind):
             raise InputError.at(path, f"is damaged: {name} is {value!r}")
     for name in ("checkpoint", "scores"):
-        if "\0" in (getattr(record, name) or ""):
-            raise InputError.at(path, f"is damaged: {name} is {getattr(record, name)!r}, which has a NUL")
+        value = getattr(record, name) or ""
+        if "\0" in value:
+            raise InputError.at(path, f"is damaged: {name} is {value!r}, which has a NUL")
+        sizes = [len(part.encode(errors="replace")) for part in Path(value).parts]
+        if sum(sizes) > 2_000 or max(sizes, default=0) > 255:  # no folder or file can be called so
+            raise InputError.at(path, f"is damaged: {name} is {value!r}")
 
 
 def _is(value: Any, kind: Any) -> bool:

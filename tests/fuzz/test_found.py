@@ -6,6 +6,7 @@ import shutil
 import pytest
 import soundfile
 import torch
+from safetensors.torch import save_file
 
 from moelora_ad.adapters import AdapterError, read_lora
 from moelora_ad.arguments import OneLineArgumentParser
@@ -118,3 +119,14 @@ def test_a_system_whose_name_no_folder_can_have(tmp_path):
     path.write_text(path.read_text().replace("runs", "r" * 300).replace("a" * 300, "a"))
     with pytest.raises(InputError, match="no folder can be called"):
         read_sweep(path)
+
+
+def test_an_alpha_of_four_hundred_digits(tmp_path):
+    save_file(
+        {"base_model.model.q.lora_A.weight": torch.ones(2, 4)} | {"base_model.model.q.lora_B.weight": torch.ones(4, 2)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 10**400, "init_lora_weights": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(AdapterError, match="lora_alpha of q is 1000"):
+        read_lora(tmp_path)
