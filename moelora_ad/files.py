@@ -1,9 +1,11 @@
 """Files that appear whole or not at all, names that are free, and files behind others."""
 
+import errno
 import io
+import itertools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,16 +14,28 @@ from typing import IO, Any
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to, which takes its place when the ``with`` block ends without an error.
 
-    Folders that are missing are made. A reader, or a run that is killed, never leaves or sees half a file.
+    Folders that are missing are made, and taken away again after an error. A reader, or a run that is killed, never
+    leaves or sees half a file.
+
+    Raises:
+        OSError: names ``path``, whether it is of the file beside it or, from within the block, of a disk that is full.
     """
     path = Path(path)
+    made = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield unfinished
         os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # nothing may be there, or something else in a folder
+            unfinished.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+        full = isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or getattr(error, "filename", None) == str(unfinished):
+            error.filename = str(path)  # type: ignore[attr-defined]
+        raise
 
 
 def unused_name(name: str, taken: set[str]) -> str:

@@ -12,6 +12,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad.errors import InputError
 
+_WORDS = {"int": "whole number", "float": "number", "bool": "true, false", "str": "text", "NoneType": "null"}
+_SHOWN = 80  # characters of a value
+
 
 class OneLineParser(LightningArgumentParser):
     """Lightning's parser, but a mistake is one line on standard error, with the nearest known name, and exit code 2."""
@@ -41,19 +44,36 @@ def read_yaml(path: str) -> Any:
 def explain(message: str, parser: LightningArgumentParser) -> str:
     """A parser's message in one line, with the name that was probably meant."""
     line = re.sub(r"\s+", " ", message).strip()
+    key = re.search(r'Parser key "([^"]+)"', message)
+    where = f"{key[1]}: " if key else ""
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
         return f"unknown option --{found[1]}{_nearest(found[1], _options(parser))}"
     if found := re.search(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):
         return f"unknown key {found[2]!r}{_nearest(found[2], _options(_subparser(parser, found[1])))}"
     if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
-        key = re.search(r'Parser key "([^"]+)"', message)
-        where = f"{key[1]}: " if key else ""
         return f"{where}{found[1]} has no argument {found[2]!r}{_nearest(found[2], _arguments(found[1]))}"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
-        key = re.search(r'Parser key "([^"]+)"', message)
-        where = f"{key[1]}: " if key else ""
         return f"{where}{found[1]} has no {found[2]!r}{_nearest(found[2], dir(importlib.import_module(found[1])))}"
+    # A value that fits none of several types is told of each of them: of a class that is named, the lines below it.
+    if found := re.search(r"^( *)- Problem with given class_path '([^']+)':\n((?:\1  .*\n?)+)", message, re.MULTILINE):
+        return f"{where}{found[2]}: {explain(found[3], parser)}"
+    if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (.*)", message):
+        choices = _choices(found[1])
+        return f"{where}{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
+
+
+def _choices(types: str) -> list[str]:
+    """What the types of a union take, in words."""
+    parts = re.findall(r"typing\.Literal\[([^]]*)\]|<class '([^']+)'>|([\w.]+(?:\[.*?\])?)", types)
+    choices: list[str] = []
+    for literals, named, other in parts:
+        if literals:
+            choices += [word.strip(" '") for word in literals.split(",")]
+        else:
+            name = re.sub(r"\b(?:\w+\.)+", "", named or other)
+            choices.append(_WORDS.get(name, name))
+    return list(dict.fromkeys(choices))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -253,7 +253,7 @@ def test_ctrl_c_keeps_what_was_scored(score, sounds, monkeypatch, form):
 
     monkeypatch.setattr(Scorer, "score_files", interrupted)
     code, _, err = score("short.wav", "long.flac", "--format", form, "--output", "out")
-    assert (code, err) == (130, "interrupted; the files before are scored\n")
+    assert (code, err) == (130, "moelora-ad score: interrupted; the files before are scored\n")
     text = (sounds / "out").read_text()
     assert "short.wav" in text
     assert "long.flac" not in text
@@ -292,5 +292,4 @@ def test_a_reader_that_goes_away(sounds, models):
 def test_an_output_that_cannot_be_written(score, sounds):
     code, out, err = score("short.wav", "--output", "long.flac/out.csv")
     assert (code, out) == (1, "")
-    assert err.startswith("moelora-ad score: error: cannot write: ")
-    assert err.count("\n") == 1
+    assert err == "moelora-ad score: error: long.flac: File exists\n"

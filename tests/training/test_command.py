@@ -312,7 +312,9 @@ def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_con
         process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    saved = next(line for line in err.splitlines() if line.startswith("saved ")).split("saved ")[1].split(";")[0]
+    told = err.splitlines()[-1]
+    assert told.startswith("python -m moelora_ad fit: interrupted; saved "), err
+    saved = told.split("saved ")[1].split(";")[0]
     epoch = torch.load(saved, weights_only=True)["epoch"]
     done = run_processes(
         write_config(experiment), "fit", 1, "--ckpt_path", saved, "--trainer.max_epochs", str(epoch + 2)
