@@ -1,5 +1,6 @@
 """Training that cannot go on: what is told, and that nothing spoilt is kept."""
 
+import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor, distributed
 
 from moelora_ad.errors import InputError
 from moelora_ad.training.dataset import Batch
+from moelora_ad.training.reading import starved
 
 if TYPE_CHECKING:
     from moelora_ad.training.data_module import AudioDeepfakeDataModule
@@ -154,14 +156,20 @@ def last_saved(trainer: Trainer) -> str | None:
 
 @contextmanager
 def memory_told(trainer: Trainer, data: "AudioDeepfakeDataModule") -> Iterator[None]:
-    """Make a lack of memory within the block an `InputError` that says what to change.
+    """Make a lack of memory or open files within the block an `InputError` that says what to change.
 
     Raises:
         InputError: instead of PyTorch's error or Python's.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+    except (MemoryError, OSError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+        if (told := starved(error, data.num_workers)) is not None:
+            for worker in multiprocessing.active_children():  # each outlives one request, and Python's exit makes one
+                worker.terminate()
+            raise InputError(told + _saved(trainer)) from None
+        if isinstance(error, OSError):
+            raise
         words = str(error)
         if _KILLED_WORKER in words:
             raise InputError(
