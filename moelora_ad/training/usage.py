@@ -57,7 +57,9 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     # A value that fits none of several types is told of each of them: of a class that is named, the lines below it.
     if found := re.search(r"^( *)- Problem with given class_path '([^']+)':\n((?:\1  .*\n?)+)", message, re.MULTILINE):
         return f"{where}{found[2]}: {explain(found[3], parser)}"
-    if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (.*)", message):
+    if found := re.search(r"Errors:\n(?s:.*?)^ *- (?!Expected)(.+)", message, re.MULTILINE):  # of a type's own words
+        return f"{where}{found[1]}"
+    if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (?!Namespace)(.*)", message):
         choices = _choices(found[1])
         return f"{where}{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
