@@ -1,15 +1,25 @@
-"""The door: one program for every verb.
+"""The door: one program for every verb, and how all of them end when they are stopped.
 
 Nothing heavy is imported before the verb is known, so that help and a mistyped verb answer at once.
 """
 
 import difflib
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from moelora_ad import __version__
+from moelora_ad.errors import Terminated, printable
+
+FAILED = 1
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of one of several processes that train together
 
 # verb -> (what it does, the function that runs it)
 VERBS = {
@@ -31,9 +41,37 @@ VERBS = {
 
 
 def main() -> int:
-    """Run the command line in ``sys.argv``; returns the exit code: 0, 1 failed work, 2 usage, 130 interrupted."""
+    """Run the command line in ``sys.argv``; returns the exit code: 0, 1 failed work, 2 usage, 130 interrupted by
+    Ctrl-C, 143 ended by SIGTERM.
+
+    What a verb does not tell itself is told here in one line: an interruption (with the exception's words behind it),
+    and the system's refusal to read or write a file.
+    """
     program = Path(sys.argv[0]).name if sys.argv[0].endswith(("lightning", "moelora-ad")) else "python -m moelora_ad"
-    arguments = sys.argv[1:]
+    verb = sys.argv[1] if sys.argv[1:] and sys.argv[1] in VERBS else ""
+    name = f"{program} {verb}".rstrip()
+    try:
+        with _signals():
+            try:
+                return _answer(program, sys.argv[1:])
+            finally:
+                sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        _tell_stop(name, number, *stop.args)
+        return 128 + number
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        if error.strerror is None:  # not the system's: a library's own words
+            raise
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        print(f"{name}: error: {printable(where + error.strerror)}", file=sys.stderr)
+        return FAILED
+
+
+def _answer(program: str, arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help(program))
         return 0
@@ -46,8 +84,60 @@ def main() -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VERBS)}"
         print(f"{program}: error: no verb {verb!r}; {hint}", file=sys.stderr)
         return 2
-    run: Callable[[str], int] = importlib.import_module(f"moelora_ad.{VERBS[verb][1]}").run
+    with _stopped_at_once(f"{program} {verb}"):
+        run: Callable[[str], int] = importlib.import_module(f"moelora_ad.{VERBS[verb][1]}").run
     return run(program)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Within the block SIGTERM raises `Terminated`, unless whoever started us ignores it."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a process that was forked and waits for no one
+            os._exit(128 + number)
+        # Lightning's handler calls this one, too, and ends the work itself after the present batch.
+        if signal.getsignal(number) is end:
+            raise Terminated
+
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _stopped_at_once(name: str) -> Iterator[None]:
+    """Within the block a signal ends the process: modules that are half loaded would answer with errors of their own,
+    and there is nothing to clean up yet."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        _tell_stop(name, number)
+        os._exit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if callable(handler):  # not what is ignored
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell_stop(name: str, number: int, *words: object) -> None:
+    """Of several processes, which all end for the same reason, the first tells."""
+    if next((os.environ[rank] for rank in _RANKS if rank in os.environ), "0") == "0":
+        what = "terminated" if number == signal.SIGTERM else "interrupted"
+        print("; ".join([f"{name}: {what}", *map(str, words)]), file=sys.stderr, flush=True)
 
 
 def _help(program: str) -> str:

@@ -42,6 +42,10 @@ class InputError(ValueError):
         return cls(f"{place}: {what}")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: whatever has to be done after Ctrl-C is done for it as well."""
+
+
 def printable(text: str) -> str:
     """``text`` with control characters and broken ones spelled out: what stands in a file must not steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

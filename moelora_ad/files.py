@@ -1,7 +1,9 @@
 """Files that appear whole or not at all, names that are free, hashes, and files behind others."""
 
+import errno
 import hashlib
 import io
+import itertools
 import os
 import zlib
 from collections.abc import Iterator
@@ -17,9 +19,14 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to, which takes its place, flushed to the disk, when the ``with`` block ends
     without an error.
 
-    Folders that are missing are made. A reader, a run that is killed, or a power cut never leaves or sees half a file.
+    Folders that are missing are made, and taken away again after an error. A reader, a run that is killed, or a power
+    cut never leaves or sees half a file.
+
+    Raises:
+        OSError: names ``path``, whether it is of the file beside it or, from within the block, of a disk that is full.
     """
     path = Path(path)
+    made = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Who searches folders for parts of names, as Lightning does for the checkpoints of SLURM, does not find it.
     short = f"{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}"
@@ -30,8 +37,15 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(unfinished, path)
         with suppress(OSError):  # some file systems cannot flush a folder
             _flush(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # nothing may be there, or something else in a folder
+            unfinished.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+        full = isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or getattr(error, "filename", None) == str(unfinished):
+            error.filename = str(path)  # type: ignore[attr-defined]
+        raise
 
 
 def _flush(path: Path) -> None:

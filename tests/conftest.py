@@ -217,7 +217,7 @@ def run_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         verb = module.__name__.rpartition(".")[2].removesuffix("_command")
         monkeypatch.setattr(sys, "argv", ["moelora-ad", verb, *map(str, arguments)])
         try:
-            code = module.run("moelora-ad")
+            code = main()
         except SystemExit as exit_:
             code = exit_.code
         printed = capsys.readouterr()

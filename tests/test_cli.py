@@ -1,7 +1,10 @@
 """The door: fast answers, plain errors."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +46,90 @@ def test_help_and_mistakes_import_nothing_heavy():
 def test_the_three_names_are_one_program():
     done = subprocess.run([sys.executable, "-m", "moelora_ad", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: python -m moelora_ad VERB")
+
+
+# A verb as the source of a module: it sends a signal to itself, and waits.
+STOPPED = "import os, time; os.kill(os.getpid(), {number}); time.sleep(60)"
+AT_WORK = f"def run(program):\n    {STOPPED}"
+LOADING = f"try:\n    {STOPPED}\nexcept BaseException:\n    raise ImportError('half a module')"
+
+
+def run_source(tmp_path: Path, source: str, ignored: int | None = None, **arguments) -> subprocess.CompletedProcess:
+    """Runs the verb ``corpus`` from this source."""
+    (tmp_path / "made.py").write_text(source)
+    script = (
+        f"import sys, moelora_ad, moelora_ad.cli as cli; moelora_ad.__path__.append({str(tmp_path)!r}); "
+        "cli.VERBS['corpus'] = ('', 'made'); sys.argv[0] = 'moelora-ad'; sys.exit(cli.main())"
+    )
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+        if ignored is not None:
+            signal.signal(ignored, signal.SIG_IGN)
+
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", script, "corpus"]
+    return subprocess.run(command, text=True, timeout=100, preexec_fn=prepare, **(piped | arguments))
+
+
+@pytest.mark.parametrize("source", [AT_WORK, LOADING], ids=["at work", "while modules are loaded"])
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_verb_that_is_stopped_says_so_in_one_line(tmp_path, source, number, told):
+    done = run_source(tmp_path, source.format(number=int(number)))
+    assert (done.returncode, done.stderr) == (128 + number, f"moelora-ad corpus: {told}\n")
+
+
+def test_of_several_processes_one_tells_of_a_signal(tmp_path):
+    done = run_source(tmp_path, AT_WORK.format(number=int(signal.SIGTERM)), env=os.environ | {"LOCAL_RANK": "1"})
+    assert (done.returncode, done.stderr) == (143, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_whoever_started_the_program_ignores_stays_ignored(tmp_path, number):
+    source = (
+        f"import os\nos.kill(os.getpid(), {int(number)})\ndef run(program):\n    os.kill(os.getpid(), {int(number)})"
+    )
+    assert run_source(tmp_path, f"{source}\n    return 0", ignored=number).returncode == 0
+
+
+def test_sigterm_ends_a_process_that_a_verb_has_forked_without_a_word(tmp_path):
+    source = """
+import os, signal, time
+def run(program):
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    os.kill(child, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+    done = run_source(tmp_path, source)
+    assert (done.returncode, done.stderr) == (143, "")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("    open('/nowhere/at all', 'w')", "/nowhere/at all: No such file or directory"),
+        ("    open('/nowhere/\x1b[31m', 'w')", "/nowhere/\\x1b[31m: No such file or directory"),
+        ("    raise OSError(28, 'No space left on device')", "No space left on device"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(tmp_path, source, told):
+    done = run_source(tmp_path, f"def run(program):\n{source}")
+    assert (done.returncode, done.stderr) == (1, f"moelora-ad corpus: error: {told}\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("ending", ["return 0", "raise SystemExit(0)"], ids=["returns", "exits, as help does"])
+def test_output_that_nobody_takes_is_told_in_at_most_one_line(tmp_path, ending):
+    source = f"def run(program):\n    print('told')\n    {ending}"
+    with open("/dev/full", "w") as full:
+        done = run_source(tmp_path, source, stdout=full)
+    assert (done.returncode, done.stderr) == (1, "moelora-ad corpus: error: No space left on device\n")
+    read, write = os.pipe()
+    os.close(read)
+    done = run_source(tmp_path, source, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -16,7 +16,7 @@ from moelora_ad.evaluation.printing import print_line, print_table
 if TYPE_CHECKING:
     from moelora_ad.analysis.analysis import Analysis
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 
 # analysis -> (what it tells, its module, which has add_arguments(parser) and run(arguments) -> Analysis)
 ANALYSES = {
@@ -29,7 +29,7 @@ ANALYSES = {
 
 
 def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 the work failed, 2 usage, 130 interrupted."""
+    """Run the verb in ``sys.argv``; returns the exit code: 1 the work failed, 2 usage."""
     program = f"{program} analyze"
     arguments = sys.argv[2:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -55,9 +55,6 @@ def run(program: str) -> int:
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
 def _analyse(analyse: "Callable[[argparse.Namespace], Analysis]", given: argparse.Namespace) -> int:

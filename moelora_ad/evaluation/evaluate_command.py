@@ -43,12 +43,12 @@ from moelora_ad.evaluation.tables import (
     sets_table,
 )
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 _TANDEM = {"2019": TandemCosts2019, "2021": TandemCosts2021}
 
 
 def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 a file is faulty or cannot be written, 130 interrupted."""
+    """Run the verb in ``sys.argv``; returns the exit code: 1 a file is faulty or cannot be written."""
     parser = _parser(f"{program} evaluate")
     given = parser.parse_args(sys.argv[2:])
     _check(parser, given)
@@ -75,9 +75,6 @@ def run(program: str) -> int:
         for line in faulty.args:
             print(f"{parser.prog}: error: {line}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     return 0
 
 

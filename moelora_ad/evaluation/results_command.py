@@ -16,12 +16,11 @@ from moelora_ad.evaluation.systems import MACRO_OOD, Comparison
 from moelora_ad.evaluation.table_one import against_table, table_one
 from moelora_ad.evaluation.tables import TextTable
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 
 
 def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 a run is faulty or a file cannot be written, 130
-    interrupted."""
+    """Run the verb in ``sys.argv``; returns the exit code: 1 a run is faulty or a file cannot be written."""
     parser = _parser(f"{program} results")
     given = parser.parse_args(sys.argv[2:])
     _check(parser, given)
@@ -37,9 +36,6 @@ def run(program: str) -> int:
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     return 0
 
 

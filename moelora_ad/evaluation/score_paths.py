@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from moelora_ad.errors import InputError, printable
@@ -108,7 +109,7 @@ def _of_run(run: Path) -> tuple[Path, list[str]]:
         if _has_scores(path):
             newest[path.parent] = max(path.stat().st_mtime, newest.get(path.parent, 0))
     if not newest:
-        command = f"lightning test --config {run / 'config.yaml'} --ckpt_path CHECKPOINT"
+        command = f"lightning test --config {quote(str(run / 'config.yaml'))} --ckpt_path CHECKPOINT"
         raise PathError(f"{run}: the run has no scores; {command} makes some")
     chosen = max(newest, key=lambda folder: (newest[folder], str(folder)))
     which = "only" if len(newest) == 1 else f"newest of {len(newest)}"

@@ -20,7 +20,6 @@ from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.files import file_hash
 from moelora_ad.models.kept_files import read_config, store_calibration
 
-FAILED = 1
 _CARD = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}
 
 
@@ -43,9 +42,6 @@ def run(program: str) -> int:
         store_calibration(arguments.model, calibration.as_dict())
     except InputError as error:
         parser.error(str(error))
-    except OSError as error:
-        print(f"{parser.prog}: error: {error.filename or arguments.model}: {error.strerror}", file=sys.stderr)
-        return FAILED
     counts = f"{calibration.num_bona_fide:,} bona fide and {calibration.num_spoof:,} spoof"
     print(f"{calibration.fitted_on}: {counts}; the figures are on the scores that it was fitted on")
     Console().print(_table(table, calibration))

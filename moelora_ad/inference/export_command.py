@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from shlex import quote
 
 from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.corpora import Corpus
@@ -38,9 +39,6 @@ def run(program: str) -> int:
         return _export(program, arguments)
     except InputError as error:
         parser.error(str(error))
-    except OSError as error:
-        print(f"{parser.prog}: error: {error.filename or arguments.to}: {error.strerror}", file=sys.stderr)
-        return FAILED
 
 
 def _export(program: str, arguments: argparse.Namespace) -> int:
@@ -114,5 +112,5 @@ def _tell(program: str, folder: Path, detector: Detector) -> None:
         print(f"the frozen encoder stays where it is: {encoder}; {CONFIG} has its hash")
     print(f"score computes in {detector.precision}, like the run; --precision takes another one")
     if detector.calibration is None:
-        print(f"scores are not calibrated: {program} calibrate DEV_SCORES.csv --model {folder}")
-    print(f"next: {program} score FILES --model {folder}")
+        print(f"scores are not calibrated: {program} calibrate DEV_SCORES.csv --model {quote(str(folder))}")
+    print(f"next: {program} score FILES --model {quote(str(folder))}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -28,6 +29,7 @@ FILE_COLUMNS = (
     "error",
 )
 WINDOW_COLUMNS = ("path", "start", "end", "score", "probability")
+_NAME = 16  # characters of a name that stand in a line at least
 LLR, LOG_ODDS = "llr", "log_odds"
 """What a score is: a calibrated log-likelihood ratio, or raw log-odds."""
 
@@ -136,7 +138,8 @@ def score_table(rows: Sequence[Row]) -> Table:
     folder = _shared_folder([row["path"] for row in rows])
     title = Text(f"in {printable(folder)}", style="dim") if folder else None
     has_notes = any(row["notes"] for row in rows)
-    table = Table(Column("file", overflow="fold"), title=title, title_justify="left")
+    widest = max((len(row["path"]) - len(folder) for row in rows), default=0)
+    table = Table(Column("file", overflow="fold", min_width=min(widest, _NAME)), title=title, title_justify="left")
     for name in ("score", "P(bona\nfide)" if has_notes else "P(bona fide)"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -164,9 +167,12 @@ def _shared_folder(paths: Sequence[str]) -> str:
 
 
 def print_table(rows: list[Row], decision: Decision, console: Console) -> None:
-    """The table, and what its scores mean."""
+    """The table, and what its scores mean. On a narrow terminal its lines wrap: no column is lost."""
     if rows:
-        console.print(score_table(rows))
+        table = score_table(rows)
+        needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
+        console.width = max(console.width, needed)
+        console.print(table)
     console.print(Text(decision.explained(), style="dim"), soft_wrap=True)
 
 

@@ -33,7 +33,7 @@ from moelora_ad.inference.scorer import Failure, FileScore, Scorer
 from moelora_ad.inference.sources import Found, find_sounds
 from moelora_ad.models.precision import PRECISIONS
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED = 1
 _PATHS = """audio files; folders (searched to the bottom); quoted patterns ('calls/**/*.flac'); a list of files (.csv,
 .tsv, .jsonl, .parquet with a column 'path'); places in archives (x.zip, 'x.zip!/a.wav'); pipes; - for sound on standard
 input, or for one of these a line"""
@@ -61,14 +61,6 @@ def run(program: str) -> int:
         return _score(found, scorer, arguments)
     except InputError as error:
         parser.error(str(error))
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except OSError as error:
-        print(f"{parser.prog}: error: {InputError(f'cannot write: {error}')}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +130,7 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
 def _score(found: Found, scorer: Scorer, arguments: argparse.Namespace) -> int:
     decision = Decision.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
     failed, total = len(found.problems), len(found.sounds) + len(found.problems)
-    code = 0
+    code, stop = 0, None
     with ExitStack() as stack:
         sink = _Sink(arguments, decision, stack)
         show, complain = stack.enter_context(_progress(len(found.sounds)))
@@ -156,13 +148,15 @@ def _score(found: Found, scorer: Scorer, arguments: argparse.Namespace) -> int:
                     failed += 1
                     complain(result.reason)
                 sink(result)
-        except KeyboardInterrupt:
-            complain("interrupted; the files before are scored")
-            code = INTERRUPTED
+        except KeyboardInterrupt as given:
+            stop = given
+            stop.args = ("the files before are scored",)
         except InputError as error:  # what was computed is kept
             complain(str(error))
             code = FAILED
         sink.finish()
+    if stop is not None:
+        raise stop
     if failed:
         print(f"{failed} of {total} inputs could not be scored", file=sys.stderr)
     return code or (FAILED if failed else 0)

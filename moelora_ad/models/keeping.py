@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import HfApi
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moelora_ad import __version__
@@ -35,6 +34,7 @@ from moelora_ad.models.kept_files import (
     is_window,
     read_config,
     read_tensors,
+    save_tensors,
     short,
     tensors_hash,
     write_config,
@@ -72,7 +72,7 @@ class KeptModule(nn.Module):
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``model.safetensors`` and ``README.md``; each file appears whole or not at all.
+        """Write ``config.json``, ``model.safetensors`` and ``README.md``; they appear whole, or none of them does.
 
         Args:
             folder: made if it is not there; files of these names in it are replaced.
@@ -80,18 +80,22 @@ class KeptModule(nn.Module):
         Raises:
             InputError: a part cannot be described, the experts are not those of ``adaptation`` any more, or the
                 weights are not finite float32.
+            OSError: a file cannot be written.
         """
         folder = Path(folder)
         kept, config = self._weights(), self._config()
-        with written_whole(folder / WEIGHTS) as unfinished:
-            unfinished.touch()
-            mode = unfinished.stat().st_mode
-            save_file(kept, unfinished, metadata={"format": "pt"})
-            unfinished.chmod(mode)  # safetensors lets nobody else read its files
-            config["weights_sha256"] = file_hash(unfinished)
-        with written_whole(folder / CARD) as unfinished:
-            unfinished.write_text(model_card(config), encoding="utf-8")
-        write_config(folder, config)
+        with (
+            written_whole(folder / CONFIG) as config_file,
+            written_whole(folder / CARD) as card,
+            written_whole(folder / WEIGHTS) as weights,
+        ):
+            weights.touch()
+            mode = weights.stat().st_mode
+            save_tensors(kept, weights)
+            weights.chmod(mode)  # safetensors lets nobody else read its files
+            config["weights_sha256"] = file_hash(weights)
+            card.write_text(model_card(config), encoding="utf-8")
+            write_config(config_file, config)
 
     @classmethod
     def from_pretrained(

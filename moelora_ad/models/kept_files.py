@@ -1,8 +1,11 @@
 """The files of a saved detector: read, checked, written, fetched from the hub."""
 
 import copy
+import errno
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moelora_ad.audio import SAMPLE_RATE
@@ -75,12 +79,12 @@ def store_calibration(folder: str | Path, calibration: dict[str, Any]) -> None:
     if card.is_file() and card.read_bytes() == model_card(config).encode():
         with written_whole(card) as unfinished:
             unfinished.write_text(model_card(changed), encoding="utf-8")
-    write_config(folder, changed)
-
-
-def write_config(folder: str | Path, config: Mapping[str, Any]) -> None:
     with written_whole(Path(folder) / CONFIG) as unfinished:
-        unfinished.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_config(unfinished, changed)
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -127,6 +131,20 @@ def check_experts(folder: Path, adaptation: Mapping[str, Any]) -> None:
         raise InputError.at(path, f"is no readable safetensors file: {str(error).splitlines()[0]}") from None
     if type(number) is int and number > found:
         raise InputError.at(folder / CONFIG, f"num_experts is {_cut(number)}, but {WEIGHTS} holds {found} tensors")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the system's error, in words alone
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from None
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -1,12 +1,9 @@
 """The verb sweep: a grid of training runs over systems and seeds."""
 
 import argparse
-import os
 import shlex
-import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -23,12 +20,12 @@ from moelora_ad.sweeps.states import Status, readable_status_of
 from moelora_ad.sweeps.sweep import Sweep, read_sweep
 from moelora_ad.sweeps.wandb_agent import agent_configuration
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 _BAD = ("failed", "differs", "cut off", "interrupted")
 
 
 def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 a run failed or was refused, 130 interrupted."""
+    """Run the verb in ``sys.argv``; returns the exit code: 1 a run failed or was refused."""
     parser = _parser(f"{program} sweep")
     given = parser.parse_args(sys.argv[2:])
     _check(parser, given)
@@ -47,7 +44,6 @@ def run(program: str) -> int:
             return 0
     except InputError as error:
         parser.error(str(error))
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if given.dry_run:
             statuses = (
@@ -62,14 +58,9 @@ def run(program: str) -> int:
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command takes it up again", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except KeyboardInterrupt as stop:
+        stop.args = ("the same command takes it up again",)
+        raise
 
 
 def _parser(program: str) -> OneLineArgumentParser:
@@ -109,10 +100,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _run(sweep: Sweep, runs: Sequence[PlannedRun], given: argparse.Namespace, program: str) -> int:

@@ -1,6 +1,7 @@
 """The verbs fit, validate, test and predict: Lightning's command line around our classes."""
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Collection, Iterator
@@ -15,10 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from moelora_ad.adapters import AdapterError
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, Terminated
 from moelora_ad.models.precision import ROUNDED
 from moelora_ad.training.announcing import with_start_block
 from moelora_ad.training.batch_norm import SyncedBatchNorm
@@ -37,7 +37,7 @@ from moelora_ad.training.usage import OneLineParser
 from moelora_ad.training.wandb_run import WandbRun, group_runs
 from moelora_ad.training.whole_checkpoints import write_whole_checkpoints
 
-FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
+FAILED = 1
 HPC = "hpc"  # the checkpoint that Lightning saves before SLURM ends or requeues a job
 # Advice that our own defaults answer already.
 SILENCED = (
@@ -75,12 +75,6 @@ def run(program: str) -> int:
         if str(error):  # otherwise another process tells
             print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        _tell_once(f"{program}: interrupted")
-        return INTERRUPTED
-    except SIGTERMException:
-        _tell_once(f"{program}: terminated")
-        return TERMINATED
     # One process tells: Lightning takes another one's exit code for a crash.
     if not command.trainer.is_global_zero:
         return 0
@@ -90,10 +84,21 @@ def run(program: str) -> int:
     return FAILED if problems or any_failures(command.model) else 0
 
 
-def _tell_once(line: str) -> None:
-    """Of several processes, which all end for the same reason, the first tells."""
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        print(line, file=sys.stderr)
+@contextmanager
+def stops_told(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
+    """What ends a trainer's work within the block, as the command line tells it.
+
+    Raises:
+        InputError: see `memory_told` and `lost_told`.
+        KeyboardInterrupt: instead of Lightning's answers to Ctrl-C and, as `Terminated`, to SIGTERM, which are exits.
+    """
+    try:
+        with memory_told(trainer, data), lost_told(trainer):
+            yield
+    except SIGTERMException:
+        raise Terminated from None
+    except SystemExit as end:
+        raise (end.__context__ if isinstance(end.__context__, KeyboardInterrupt) else KeyboardInterrupt()) from None
 
 
 class _SaveRunConfig(SaveConfigCallback):
@@ -277,14 +282,12 @@ class DetectionCommand(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Train; then score the development set and every test set with the best checkpoint."""
         try:
-            with self._told(), self.recorder.no_folder_of_a_failed_start(self.trainer):
+            with stops_told(self.trainer, self.datamodule), self.recorder.no_folder_of_a_failed_start(self.trainer):
                 self.trainer.fit(**arguments, weights_only=True)
-        except SIGTERMException:
-            self._tell_saved()
+        except KeyboardInterrupt as stop:
+            if saved := last_saved(self.trainer):
+                stop.args = (f"saved {shlex.quote(saved)}; give it as --ckpt_path to continue",)
             raise
-        except SystemExit:  # Lightning's answer to Ctrl-C, after it has saved a checkpoint
-            self._tell_saved()
-            raise KeyboardInterrupt from None
         except ValueError as error:
             if arguments.get("ckpt_path") != HPC or "no HPC checkpoint" not in str(error):
                 raise
@@ -303,24 +306,19 @@ class DetectionCommand(LightningCLI):
             print_fit(self.trainer, self.model, checkpoint, tested, self.recorder.record)
 
     def validate(self, **arguments: Any) -> None:
-        with self._told():
+        with stops_told(self.trainer, self.datamodule):
             self.trainer.validate(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def test(self, **arguments: Any) -> None:
-        with self._told():
+        with stops_told(self.trainer, self.datamodule):
             self.trainer.test(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def predict(self, **arguments: Any) -> None:
-        with self._told():
+        with stops_told(self.trainer, self.datamodule):
             self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
         self._print_evaluation()
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        with memory_told(self.trainer, self.datamodule), lost_told(self.trainer):
-            yield
 
     def _print_evaluation(self) -> None:
         if self.subcommand != "fit" and self.trainer.is_global_zero:
@@ -330,8 +328,3 @@ class DetectionCommand(LightningCLI):
         callback = self.trainer.checkpoint_callback
         assert isinstance(callback, ModelCheckpoint)
         return callback.best_model_path or callback.last_model_path
-
-    def _tell_saved(self) -> None:
-        saved = last_saved(self.trainer)
-        if saved and self.trainer.is_global_zero:
-            print(f"\nsaved {saved}; give it as --ckpt_path to continue", file=sys.stderr)

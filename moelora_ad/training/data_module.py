@@ -1,8 +1,10 @@
 """The corpora of an experiment as Lightning data."""
 
+from collections.abc import Sized
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
@@ -15,7 +17,7 @@ from moelora_ad.training.joining import check_labels, check_weights, training_tr
 from moelora_ad.training.kept_scores import KeptScores
 from moelora_ad.training.lengths import lengths_of
 from moelora_ad.training.provenance import kept_scores
-from moelora_ad.training.reading import outlive_signals
+from moelora_ad.training.reading import PREFETCHED, SILENT_SECONDS, begin_worker, check_room
 from moelora_ad.training.resuming import TrainingLoader
 from moelora_ad.training.samplers import EvaluationBatches, FixedTrainingBatches, Group, TrainingBatches
 
@@ -178,7 +180,8 @@ class AudioDeepfakeDataModule(LightningDataModule):
             self.train_on_error,
             self.augment_before_crop,
         )
-        return TrainingLoader(self.trainer, batches, dataset=dataset, **self._reading(again=True))
+        reading = self._reading(dataset, batches, self.batch_size, again=True)
+        return TrainingLoader(self.trainer, batches, dataset=dataset, **reading)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         return self._evaluation_loaders(again=True)
@@ -201,11 +204,12 @@ class AudioDeepfakeDataModule(LightningDataModule):
             batches = EvaluationBatches(len(trials), self.eval_batch_size, rank, world_size, lengths, done)
             if kept is not None:
                 kept.found = kept.found.without(batches.trials)
+            dataset = TrialDataset(trials, self.eval_segment, self.seed, on_error=self._on_error)
             loaders.append(
                 DataLoader(
-                    TrialDataset(trials, self.eval_segment, self.seed, on_error=self._on_error),
+                    dataset,
                     sampler=batches,
-                    **self._reading(again),
+                    **self._reading(dataset, batches, self.eval_batch_size, again),
                 )
             )
         return loaders
@@ -215,14 +219,19 @@ class AudioDeepfakeDataModule(LightningDataModule):
             self._lengths[name] = lengths_of(trials, name, self.trainer)
         return self._lengths[name]
 
-    def _reading(self, again: bool) -> dict[str, Any]:
+    def _reading(self, dataset: TrialDataset, batches: Sized, batch_size: int, again: bool) -> dict[str, Any]:
         """How a set is read: once, or again in every epoch. The workers of one that is read once end with it, before
         those of the next one start."""
+        ahead = min(len(dataset), batch_size * min(len(batches), PREFETCHED * self.num_workers))
+        samples = dataset.excerpt.samples or 0  # unknown of whole utterances
+        check_room(self.num_workers, ahead * dataset.excerpt.count * samples * torch.float32.itemsize)
         return {
             "batch_size": None,  # the sampler makes the batches
             "num_workers": self.num_workers,
             "persistent_workers": again and self.num_workers > 0,
-            "worker_init_fn": outlive_signals,
+            "prefetch_factor": PREFETCHED if self.num_workers > 0 else None,
+            "timeout": SILENT_SECONDS if self.num_workers > 0 else 0,
+            "worker_init_fn": begin_worker,
             "multiprocessing_context": self.multiprocessing_context if self.num_workers > 0 else None,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }

@@ -12,6 +12,7 @@ from moelora_ad.audio import SAMPLE_RATE, AudioError, AudioReader, Augmentation,
 from moelora_ad.audio.segments import Clip
 from moelora_ad.corpora import Trial
 from moelora_ad.corpora.storage import StorageError, open_file
+from moelora_ad.training.reading import is_out_of_files
 from moelora_ad.training.samplers import Key
 
 OnError = Literal["raise", "report"]
@@ -116,7 +117,7 @@ class TrialDataset(Dataset[Batch]):
             try:
                 clips += self._clips(trial, key)
             except (AudioError, StorageError) as error:
-                if self.on_error == "raise":
+                if self.on_error == "raise" or is_out_of_files(str(error)):
                     raise
                 failures.append(Failure(key.trial, str(error)))
                 clips += self._silence()

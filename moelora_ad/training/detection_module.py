@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
@@ -252,6 +253,10 @@ class DetectionModule(CheckpointedModule):
         logits = self(batch.waveforms, batch.lengths)
         self._sets[dataloader_idx].update(batch, logits)
         return logits if len(batch.trials) else logits[:0]
+
+    def on_predict_batch_end(self, *_: object) -> None:
+        if self.trainer.received_sigterm:  # Lightning's other loops see it themselves
+            raise SIGTERMException
 
     def on_predict_epoch_end(self) -> None:
         for part in self._sets:

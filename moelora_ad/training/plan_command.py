@@ -21,13 +21,12 @@ from moelora_ad.adapters import AdapterError
 from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.errors import InputError
 from moelora_ad.training.announcing import batch, checkpoint_bytes, devices
-from moelora_ad.training.command import FAILED, INTERRUPTED, SILENCED, DetectionCommand
+from moelora_ad.training.command import FAILED, SILENCED, DetectionCommand, stops_told
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.measuring import Measured, Seconds, StepTimer
 from moelora_ad.training.planning import Plan, plan_of
 from moelora_ad.training.progress import callbacks_of, duration, silence_banners
-from moelora_ad.training.stopping import memory_told
 from moelora_ad.training.summary import line, trainable
 from moelora_ad.training.trust import add_allow
 from moelora_ad.training.usage import OneLineParser
@@ -131,9 +130,6 @@ def run(program: str) -> int:
     except (InputError, AdapterError, MisconfigurationException) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     finally:
         if command is not None:
             command.scratch.cleanup()
@@ -166,11 +162,8 @@ def _measure(command: _Planned) -> Measured | None:
     console = Console(stderr=True, quiet=not trainer.is_global_zero)
     with console.status("reading the protocols") as status:
         timer.tell = status.update
-        try:
-            with memory_told(trainer, data):
-                trainer.fit(command.model, datamodule=data)
-        except SystemExit:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from None
+        with stops_told(trainer, data):
+            trainer.fit(command.model, datamodule=data)
     if trainer.is_global_zero and timer.measured is None:
         raise InputError(f"trainer.strategy {command.wanted.get('strategy')} measures elsewhere: give ddp to plan")
     if timer.measured is not None and not timer.measured.evaluation:

@@ -1,13 +1,113 @@
-"""The processes that read audio for training."""
+"""The processes that read audio for training, and what they need of the system."""
 
+import errno
+import multiprocessing.queues
+import os
+import re
+import resource
 import signal
+import traceback
+from pathlib import Path
 from types import FrameType
+
+from moelora_ad.errors import InputError
+
+PREFETCHED = 2  # batches that a worker reads ahead
+SILENT_SECONDS = 1_800  # after which a loader that has delivered nothing is given up
+_SHARED_MEMORY = Path("/dev/shm")
+_OPEN_FILES = Path("/proc/self/fd")
+_PER_WORKER = 3  # files of this process: a queue's two ends, and one that tells of the worker's end
+_IN_ALL = 8  # a queue that all share, and the tensors of a batch
+_FULL, _TOO_MANY = os.strerror(errno.ENOSPC), os.strerror(errno.EMFILE)
+
+
+def check_room(workers: int, bytes_ahead: int) -> None:
+    """See that a loader can hold what its workers read ahead, and open what it needs to talk to them.
+
+    Args:
+        workers: processes that read.
+        bytes_ahead: of audio that they read before the first batch is taken.
+
+    Raises:
+        InputError: it cannot; says what to change.
+    """
+    if not workers:
+        return
+    if _SHARED_MEMORY.is_dir() and bytes_ahead > _free_bytes():
+        raise InputError(_too_little(workers, f"the processes that read audio put {_mib(bytes_ahead)} there at once"))
+    if _OPEN_FILES.is_dir():
+        files = len(os.listdir(_OPEN_FILES)) + _PER_WORKER * workers + _IN_ALL
+        if files > (limit := _most_files()) != resource.RLIM_INFINITY:
+            raise InputError(_too_few(workers, f"at least {files} are needed, of which ulimit -n allows {limit}"))
+
+
+def starved(error: BaseException, workers: int) -> str | None:
+    """What to do if a loader ended for want of shared memory or open files, or delivers nothing; None if it did not."""
+    words = f"{error} {error.__cause__ or ''}"
+    ended = re.search(r"exit code (\d+)", words) if "DataLoader worker" in words else None
+    code = int(ended[1]) if ended else getattr(error, "errno", None)
+    if "killed by signal: Bus error" in words or (ended and code == errno.ENOSPC):
+        return _too_little(workers, "the processes that read audio need more")
+    if _TOO_MANY in words or "ancillary data" in words or code == errno.EMFILE:
+        return _too_few(workers, f"ulimit -n allows {_most_files()}")
+    if "DataLoader timed out" in words:
+        return (
+            f"the processes that read audio have delivered nothing for {SILENT_SECONDS // 60} minutes: see whether the "
+            f"storage answers, or lower data.num_workers (now {workers}; 0 reads in this process)"
+        )
+    return None
+
+
+def _too_little(workers: int, why: str) -> str:
+    return (
+        f"{_SHARED_MEMORY} is too small, with {_mib(_free_bytes())} free: {why}; give the container more "
+        f"(docker run --shm-size=1g), or lower data.num_workers (now {workers}; 0 needs none) or the batch size"
+    )
+
+
+def _too_few(workers: int, why: str) -> str:
+    return (
+        f"too many open files: {why}; raise that limit (ulimit -n 4096), or lower data.num_workers (now {workers}; 0 "
+        "reads in this process)"
+    )
+
+
+def _free_bytes() -> int:
+    room = os.statvfs(_SHARED_MEMORY)
+    return room.f_bavail * room.f_frsize
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _most_files() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def is_out_of_files(reason: str) -> bool:
+    """Whether a file could not be read because this process has too many open ones."""
+    return _TOO_MANY in reason
+
+
+def begin_worker(worker: int) -> None:
+    """``worker_init_fn`` of a ``DataLoader``: see `outlive_signals`; and a batch that cannot be handed over ends the
+    worker, for whose batch the loader would wait for ever."""
+    outlive_signals(worker)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error: Exception, batch: object) -> None:
+    for number, words in ((errno.ENOSPC, _FULL), (errno.EMFILE, _TOO_MANY)):
+        if words in str(error):
+            os._exit(number)  # `starved` tells it
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def outlive_signals(worker: int) -> None:
     """Leave signals to a whole group of processes, such as those of SLURM before a time limit, to the training process,
-    which saves a checkpoint and ends its workers: it cannot do so when they are gone. ``worker_init_fn`` of a
-    ``DataLoader``.
+    which saves a checkpoint and ends its workers: it cannot do so when they are gone.
 
     SIGUSR1 and SIGUSR2 are ignored; a first SIGTERM, too. The second one ends the worker: at its exit Python tells
     workers that are left so, and waits for them.

@@ -1,6 +1,7 @@
 """Training that cannot go on: what is told, and that nothing spoilt is kept."""
 
 import errno
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from torch import Tensor, distributed
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.run_records import RECORD, read_record
 from moelora_ad.training.dataset import Batch
+from moelora_ad.training.reading import starved
 from moelora_ad.training.run import shards_the_model
 from moelora_ad.training.whole_checkpoints import UnwrittenCheckpointError
 
@@ -187,14 +189,20 @@ def last_saved(trainer: Trainer) -> str | None:
 
 @contextmanager
 def memory_told(trainer: Trainer, data: "AudioDeepfakeDataModule") -> Iterator[None]:
-    """Make a lack of memory within the block an `InputError` that says what to change.
+    """Make a lack of memory or open files within the block an `InputError` that says what to change.
 
     Raises:
         InputError: instead of PyTorch's error or Python's.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+    except (MemoryError, OSError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+        if (told := starved(error, data.num_workers)) is not None:
+            for worker in multiprocessing.active_children():  # each outlives one request, and Python's exit makes one
+                worker.terminate()
+            raise InputError(told + _saved(trainer)) from None
+        if isinstance(error, OSError):
+            raise
         words = str(error)
         if _KILLED_WORKER in words:
             raise InputError(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -52,11 +53,11 @@ def print_fit(
     if tested:
         line(console, "scores", shown(score_folder(trainer)))
     _print_failures(console, trainer, model)
-    config = run_directory(trainer) / "config.yaml"
-    line(console, "next", f"lightning test --config {shown(config)} --ckpt_path {shown(checkpoint)}")
+    config, best = quote(shown(run_directory(trainer) / "config.yaml")), quote(shown(checkpoint))
+    line(console, "next", f"lightning test --config {config} --ckpt_path {best}")
     if tested:
-        line(console, "next", f"moelora-ad evaluate {shown(score_folder(trainer))}")
-    line(console, "next", f"moelora-ad export --checkpoint {shown(checkpoint)} --to MODEL")
+        line(console, "next", f"moelora-ad evaluate {quote(shown(score_folder(trainer)))}")
+    line(console, "next", f"moelora-ad export --checkpoint {best} --to MODEL")
 
 
 def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:

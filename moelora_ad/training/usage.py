@@ -25,6 +25,9 @@ def _load_checked(text: str) -> Any:
 # Of all that jsonargparse reads: configurations, and values on the command line.
 set_loader("yaml", _load_checked, exceptions=(yaml.YAMLError, ValueError, RecursionError))
 
+_WORDS = {"int": "whole number", "float": "number", "bool": "true, false", "str": "text", "NoneType": "null"}
+_SHOWN = 80  # characters of a value
+
 
 class OneLineParser(LightningArgumentParser):
     """Lightning's parser, but a mistake is one line on standard error, with the nearest known name, and exit code 2."""
@@ -77,6 +80,14 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         return f"{where}{found[1]} has no argument {found[2]!r}{_nearest(found[2], _arguments(found[1]))}"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
         return f"{where}{found[1]} has no {found[2]!r}{_nearest(found[2], dir(importlib.import_module(found[1])))}"
+    # A value that fits none of several types is told of each of them: of a class that is named, the lines below it.
+    if found := re.search(r"^( *)- Problem with given class_path '([^']+)':\n((?:\1  .*\n?)+)", message, re.MULTILINE):
+        return f"{where}{found[2]}: {explain(found[3], parser)}"
+    if found := re.search(r"Errors:\n(?s:.*?)^ *- (?!Expected)(.+)", message, re.MULTILINE):  # of a type's own words
+        return f"{where}{found[1]}"
+    if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (?!Namespace)(.*)", message):
+        choices = _choices(found[1])
+        return f"{where}{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
 
 
@@ -88,6 +99,19 @@ def _not_imported(path: str, is_unknown: bool) -> str:
         f"{path} is code from outside moelora_ad: if you trust it, name its package, --allow {package} "
         f"(in Python allow=[{package!r}])"
     )
+
+
+def _choices(types: str) -> list[str]:
+    """What the types of a union take, in words."""
+    parts = re.findall(r"typing\.Literal\[([^]]*)\]|<class '([^']+)'>|([\w.]+(?:\[.*?\])?)", types)
+    choices: list[str] = []
+    for literals, named, other in parts:
+        if literals:
+            choices += [word.strip(" '") for word in literals.split(",")]
+        else:
+            name = re.sub(r"\b(?:\w+\.)+", "", named or other)
+            choices.append(_WORDS.get(name, name))
+    return list(dict.fromkeys(choices))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -75,7 +75,7 @@ def test_an_interrupted_analysis(analysis, run_verb):
 
     analysis(interrupt)
     code, _, err = run_verb(analyze_command, "routing")
-    assert (code, err) == (130, "moelora-ad analyze routing: interrupted\n")
+    assert (code, err) == (130, "moelora-ad analyze: interrupted\n")
 
 
 def test_help_names_every_analysis(run_verb):

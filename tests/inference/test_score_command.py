@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from rich.console import Console
 
 from moelora_ad.adapters import LoRA
 from moelora_ad.cli import main
+from moelora_ad.inference.output import Decision, print_table
 from moelora_ad.inference.scorer import Scorer
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 
@@ -253,7 +255,7 @@ def test_ctrl_c_keeps_what_was_scored(score, sounds, monkeypatch, form):
 
     monkeypatch.setattr(Scorer, "score_files", interrupted)
     code, _, err = score("short.wav", "long.flac", "--format", form, "--output", "out")
-    assert (code, err) == (130, "interrupted; the files before are scored\n")
+    assert (code, err) == (130, "moelora-ad score: interrupted; the files before are scored\n")
     text = (sounds / "out").read_text()
     assert "short.wav" in text
     assert "long.flac" not in text
@@ -292,5 +294,12 @@ def test_a_reader_that_goes_away(sounds, models):
 def test_an_output_that_cannot_be_written(score, sounds):
     code, out, err = score("short.wav", "--output", "long.flac/out.csv")
     assert (code, out) == (1, "")
-    assert err.startswith("moelora-ad score: error: cannot write: ")
-    assert err.count("\n") == 1
+    assert err == "moelora-ad score: error: long.flac: File exists\n"
+
+
+def test_a_narrow_terminal_loses_no_column():
+    row = {"path": "speech.wav", "score": -1.5, "probability": 0.2, "verdict": "spoof", "seconds": 4.0, "windows": 3}
+    shown = io.StringIO()
+    print_table([row | {"notes": None}], Decision(True, 0.5, 0.0), Console(file=shown, width=40))
+    for word in ("speech.wav", "-1.500", "0.200", "spoof", "0:04.0"):
+        assert word in shown.getvalue()

@@ -1,5 +1,6 @@
 """Saved detectors: they come back bit for bit, stay small, and refuse whatever does not fit."""
 
+import errno
 import json
 import os
 import pickle
@@ -38,7 +39,7 @@ from moelora_ad.models import (
     WhisperBackbone,
     keeping,
 )
-from moelora_ad.models.kept_files import tensors_hash
+from moelora_ad.models.kept_files import save_tensors, tensors_hash
 
 
 def trained(detector: Detector) -> Detector:
@@ -489,13 +490,41 @@ def test_saving_over_a_model_that_breaks_off_is_noticed(model, monkeypatch):
     with torch.no_grad():
         other.classifier.output.weight.add_(1.0)
 
-    def killed(*_arguments):
-        raise KeyboardInterrupt
+    replace, done = os.replace, []
 
-    monkeypatch.setattr(keeping, "write_config", killed)
+    def killed(*paths):
+        if done:
+            raise KeyboardInterrupt
+        done.append(replace(*paths))
+
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         other.save_pretrained(model)
     assert "is not the file that config.json was written with" in refusal(model)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_is_full_changes_no_model_and_leaves_no_folder(model, monkeypatch, number):
+    detector = Detector.from_pretrained(model)
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    with torch.no_grad():
+        detector.classifier.output.weight.add_(1.0)
+
+    def full(path, config):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(keeping, "write_config", full)
+    for folder in (model, model.parent / "new" / "model"):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            detector.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    assert not (model.parent / "new").exists()
+
+
+def test_weights_that_cannot_be_written_are_told_by_the_system_s_error(tmp_path):
+    with pytest.raises(OSError, match="No such file or directory") as caught:
+        save_tensors({"weight": torch.ones(3)}, tmp_path / "no folder" / "weights")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(tmp_path / "no folder" / "weights"))
 
 
 def test_loading_prints_nothing(model, capfd):

@@ -1,9 +1,11 @@
 """fit and test from the command line: figures, files, and one clear line for every mistake."""
 
 import csv
+import importlib.util
 import json
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import torch
 import yaml
 
 from moelora_ad.evaluation import ScoreTable
+from moelora_ad.training import DetectionModule
 
 
 def error_line(printed: str) -> str:
@@ -312,9 +315,71 @@ def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_con
         process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    saved = next(line for line in err.splitlines() if line.startswith("saved ")).split("saved ")[1].split(";")[0]
+    told = err.splitlines()[-1]
+    assert told.startswith("python -m moelora_ad fit: interrupted; saved "), err
+    saved = told.split("saved ")[1].split(";")[0]
     epoch = torch.load(saved, weights_only=True)["epoch"]
     done = run_processes(
         write_config(experiment), "fit", 1, "--ckpt_path", saved, "--trainer.max_epochs", str(epoch + 2)
     )
     assert "Restored all states" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_an_evaluation_that_is_stopped_says_so_in_one_line(
+    lightning, experiment, write_config, monkeypatch, verb, number, code, told
+):
+    monkeypatch.setattr(
+        DetectionModule, f"{verb.replace('validate', 'validation')}_step", lambda *_: os.kill(os.getpid(), number)
+    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        stopped, _, err = lightning(verb, "--config", write_config(experiment), "--untrained", "true")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (stopped, err.splitlines()[-1]) == (code, f"lightning {verb}: {told}")
+    assert "Traceback" not in err
+
+
+def test_next_commands_can_be_copied_when_a_folder_has_spaces(lightning, experiment, write_config, tmp_path):
+    experiment["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "my runs; all")
+    code, out, _ = lightning("fit", "--config", write_config(experiment), "--trainer.max_epochs", 1)
+    assert code == 0
+    commands = [shlex.split(line.removeprefix("next:")) for line in out.splitlines() if line.startswith("next:")]
+    assert [command[:2] for command in commands] == [
+        ["lightning", "test"],
+        ["moelora-ad", "evaluate"],
+        ["moelora-ad", "export"],
+    ]
+    paths = [word for command in commands for word in command if "my runs" in word]
+    assert len(paths) == 4
+    assert all(Path(path).exists() for path in paths)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(lightning, experiment, write_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    experiment["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "file" / "runs")
+    code, _, err = lightning("fit", "--config", write_config(experiment))
+    assert code == 1
+    assert error_line(err) == f"lightning fit: error: {tmp_path}/file/runs: Not a directory"
+
+
+def test_a_value_of_no_type_and_a_missing_package_are_told_without_types(lightning, experiment, write_config):
+    config = write_config(experiment)
+    code, _, err = lightning("fit", "--config", config, "--trainer.precision", "fp16")
+    assert code == 2
+    assert error_line(err).startswith("lightning fit: error: trainer.precision: 'fp16' is none of: 64, 32, 16, ")
+    assert error_line(err).endswith("; did you mean 'bf16'?")
+    code, _, err = lightning("fit", "--config", config, "--trainer.limit_train_batches", "some")
+    assert (code, err) == (
+        2,
+        "lightning fit: error: trainer.limit_train_batches: 'some' is none of: whole number, number, null\n",
+    )
+    if importlib.util.find_spec("mlflow") is None:
+        code, _, err = lightning("fit", "--config", config, "--trainer.logger", "MLFlowLogger")
+        assert code == 2
+        assert err.startswith("lightning fit: error: lightning.pytorch.loggers.MLFlowLogger: Requirement 'mlflow")
+        assert len(err) < 200

@@ -1,13 +1,20 @@
-"""Readers outlive the signals that are meant for the training process."""
+"""Readers outlive the signals that are meant for the training process, and say what they lack."""
 
 import os
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from moelora_ad.training.reading import outlive_signals
+from moelora_ad.errors import InputError
+from moelora_ad.training import reading
+from moelora_ad.training.reading import SILENT_SECONDS, check_room, outlive_signals, starved
 
 
 class Places(Dataset):
@@ -40,3 +47,103 @@ def test_a_reader_ends_at_the_second_request():
     os.kill(worker.pid, signal.SIGTERM)
     worker.join(timeout=20)
     assert worker.exitcode == -signal.SIGTERM
+
+
+# Reads batches of 1 MiB with two workers, and tells how that ends.
+READ = """
+import resource, sys, torch
+from torch.utils.data import DataLoader, Dataset
+from moelora_ad.training.reading import begin_worker, starved
+
+class Batches(Dataset):
+    def __len__(self):
+        return 40
+    def __getitem__(self, index):
+        return [torch.ones(2**18)] + [torch.ones(1) for _ in range(8)]
+
+if sys.argv[1:]:
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+try:
+    taken = [batch for batch in DataLoader(Batches(), batch_size=None, num_workers=2, worker_init_fn=begin_worker)]
+except (RuntimeError, OSError) as error:
+    print(starved(error, 2))
+"""
+
+
+def test_workers_without_shared_memory_end_and_say_so(tmp_path):
+    """On a real small file system in the place of /dev/shm, where the system lets one be made."""
+    mount = "mount -t tmpfs -o size=3m tmpfs /dev/shm"
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode
+    ):
+        pytest.skip("no file systems can be mounted here")
+    script = tmp_path / "read.py"
+    script.write_text(READ)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{mount}; exec '{sys.executable}' '{script}'"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout.startswith("/dev/shm is too small, with "), done.stderr
+    assert "--shm-size=1g), or lower data.num_workers (now 2; " in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_workers_without_files_end_and_say_so(tmp_path):
+    script = tmp_path / "read.py"
+    script.write_text(READ)
+    done = subprocess.run([sys.executable, script, "24"], capture_output=True, text=True, timeout=100)
+    assert done.stdout.startswith("too many open files: ulimit -n allows 24; raise that limit"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_workers_need_is_seen_before_they_start(data, trainer, tmp_path, monkeypatch):
+    """12 utterances of half a second to train on, 384,000 bytes; 8 of dev."""
+    monkeypatch.setattr(reading, "_free_bytes", lambda: 12 * 8_000 * 4 - 1)
+    module = data(num_workers=2)
+    module.trainer = trainer(tmp_path)
+    module.setup("fit")
+    with pytest.raises(
+        InputError, match=r"^/dev/shm is too small, with 0.4 MiB free: the processes that read audio put"
+    ):
+        module.train_dataloader()
+    (loader,) = module.val_dataloader()  # 8 * 8,000 * 4 bytes fit
+    assert (loader.num_workers, loader.timeout) == (2, SILENT_SECONDS)
+    module.num_workers = 0
+    assert module.train_dataloader().timeout == 0
+    monkeypatch.undo()
+    module.num_workers = 2
+    assert module.train_dataloader().num_workers == 2
+
+
+def test_open_files_are_counted(monkeypatch):
+    check_room(0, 2**60)
+    open_now = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else pytest.skip("not Linux")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (open_now + 30, 4096))
+    check_room(4, 0)
+    with pytest.raises(
+        InputError, match=rf"too many open files: .* ulimit -n allows {open_now + 30}; raise that limit"
+    ):
+        check_room(40, 0)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    check_room(40, 0)
+
+
+class Silent(Dataset):
+    """Storage that does not answer."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        time.sleep(60)
+
+
+def test_a_loader_that_delivers_nothing_is_told():
+    with pytest.raises(RuntimeError) as caught:
+        next(iter(DataLoader(Silent(), num_workers=1, batch_size=None, timeout=1)))
+    assert starved(caught.value, 1).startswith("the processes that read audio have delivered nothing for 30 minutes")
+    assert starved(RuntimeError("shapes do not match"), 1) is None
