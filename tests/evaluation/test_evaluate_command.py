@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moelora_ad.cli import main
 from moelora_ad.evaluation import (
     ScoreCurve,
     ScoreTable,
@@ -20,7 +21,6 @@ from moelora_ad.evaluation import (
     equal_error_rate,
     read_asv_error_rates,
 )
-from moelora_ad.evaluation.evaluate_command import run
 
 Evaluate = Callable[..., int]
 
@@ -30,7 +30,7 @@ def evaluate(monkeypatch: pytest.MonkeyPatch) -> Evaluate:
     def call(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["moelora-ad", "evaluate", *map(str, arguments)])
         try:
-            return run("moelora-ad")
+            return main()
         except SystemExit as ended:
             return int(ended.code or 0)
 
