@@ -87,7 +87,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         return f"{where}{found[1]}"
     if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (?!Namespace)(.*)", message):
         choices = _choices(found[1])
-        return f"{where}{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
+        place = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+        return f"{place}{': ' if place else ''}{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
 
 
