@@ -88,7 +88,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (?!Namespace)(.*)", message):
         choices = _choices(found[1])
         place = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-        return f"{place}{': ' if place else ''}{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
+        told = f"{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
+        return f"{place}: {told}" if place else told
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
 
 
