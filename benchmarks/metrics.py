@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from moelora_ad.evaluation import AsvErrorRates, ScoreCurve, equal_error_rate
-from moelora_ad.evaluation.confidence import bootstrap
-from moelora_ad.evaluation.figure_options import FigureOptions
+from moelora_ad.evaluation import AsvErrorRates, ScoreCurve
+from moelora_ad.evaluation.metrics import equal_error_rate
+from moelora_ad.evaluation.metrics.intervals import bootstrap
+from moelora_ad.evaluation.metrics.options import FigureOptions
 
 Scores = NDArray[np.float64]
 Labels = NDArray[np.int8]

@@ -28,10 +28,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from moelora_ad.adapters import MoELoRA, record_routing
+from moelora_ad.configuration.building import build_from_configs
 from moelora_ad.models import AASIST, Wav2Vec2Backbone, WhisperBackbone
 from moelora_ad.training import DetectionModule
-from moelora_ad.training.building import build_from_configs
-from moelora_ad.training.routing_log import RoutingLog
+from moelora_ad.training.callbacks.routing_log import RoutingLog
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 LIMIT = 1.03

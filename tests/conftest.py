@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperModel
 
 from moelora_ad.audio import Segment
-from moelora_ad.cli import main
+from moelora_ad.cli.main import main
 from moelora_ad.corpora import Manifest
 from moelora_ad.training import AudioDeepfakeDataModule
 

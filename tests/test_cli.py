@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moelora_ad.cli import VERBS, main
+from moelora_ad.cli.main import VERBS, main
 
 
 def call(monkeypatch, *arguments: str) -> int:
@@ -37,7 +37,7 @@ def test_a_mistyped_verb_gets_the_nearest_one(monkeypatch, capsys):
 
 
 def test_help_and_mistakes_import_nothing_heavy():
-    script = "import sys; from moelora_ad.cli import main; main(); print('torch' in sys.modules)"
+    script = "import sys; from moelora_ad.cli.main import main; main(); print('torch' in sys.modules)"
     for verb in ("--help", "fti"):
         done = subprocess.run([sys.executable, "-c", script, verb], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "False"
@@ -58,7 +58,7 @@ def run_source(tmp_path: Path, source: str, ignored: int | None = None, **argume
     """Runs the verb ``corpus`` from this source."""
     (tmp_path / "made.py").write_text(source)
     script = (
-        f"import sys, moelora_ad, moelora_ad.cli as cli; moelora_ad.__path__.append({str(tmp_path)!r}); "
+        f"import sys, moelora_ad, moelora_ad.cli.main as cli; moelora_ad.__path__.append({str(tmp_path)!r}); "
         "cli.VERBS['corpus'] = ('', 'made'); sys.argv[0] = 'moelora-ad'; sys.exit(cli.main())"
     )
 

@@ -11,13 +11,13 @@ import yaml
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from moelora_ad.adapters import FrozenBackbone, GatePolicy, LoRA, MoELoRA, adapted_sites
+from moelora_ad.cli.fit import DetectionCommand
 from moelora_ad.corpora import ASVspoof2019
-from moelora_ad.corpora.storage import located
+from moelora_ad.corpora.storage.files import located
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
 from moelora_ad.training import MLDG, DetectionModule
 from moelora_ad.training.batch_norm import SyncedBatchNorm
-from moelora_ad.training.command import DetectionCommand
-from moelora_ad.training.data_module import AudioDeepfakeDataModule
 
 PROJECT = Path(__file__).parents[1]
 EXPERIMENTS = PROJECT / "experiments"

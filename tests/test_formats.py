@@ -12,7 +12,7 @@ from moelora_ad.audio import AdditiveNoise, read_audio
 from moelora_ad.audio.ffmpeg import _FORMATS
 from moelora_ad.audio.probing import holds_sound
 from moelora_ad.corpora import Folder
-from moelora_ad.corpora.archives import SUFFIXES as ARCHIVES
+from moelora_ad.corpora.storage.archives import SUFFIXES as ARCHIVES
 from moelora_ad.formats import AUDIO_SUFFIXES, UNSURE_SUFFIXES, ending, sounds_among, told_left_out
 from moelora_ad.inference.sources import LISTS, find_sounds
 

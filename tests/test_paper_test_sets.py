@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import yaml
 
-from moelora_ad.cli import main
+from moelora_ad.cli.main import main
 from moelora_ad.evaluation import ScoreTable
 
 PROJECT = Path(__file__).parents[1]

@@ -2,11 +2,10 @@
 
 from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.errors import AdapterError, InjectionError
+from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate, GatePolicy, valid_tokens
 from moelora_ad.adapters.injection import CallWatch, LayerRange, adapted_sites, adapter_modules, inject
 from moelora_ad.adapters.layer import MoELoRALinear
-from moelora_ad.adapters.lora import LoRAExpert
-from moelora_ad.adapters.lora_files import LoRAUpdate, load_lora, lora_updates, read_lora
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.merging import (
     Merged,
@@ -25,7 +24,8 @@ from moelora_ad.adapters.methods import (
     MoELoRA,
     TopLayers,
 )
-from moelora_ad.adapters.peft_format import adapt_from_peft, save_peft
+from moelora_ad.adapters.peft.files import LoRAUpdate, load_lora, lora_updates, read_lora
+from moelora_ad.adapters.peft.format import adapt_from_peft, save_peft
 from moelora_ad.adapters.routing import Decision, RoutingRecord, SiteRouting, record_routing, watch_gates
 from moelora_ad.adapters.spectra import principal_angles, singular_values
 from moelora_ad.adapters.starting import mixture_of_loras, warm_start

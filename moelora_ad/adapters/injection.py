@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from moelora_ad.adapters.errors import InjectionError
+from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate
 from moelora_ad.adapters.layer import MoELoRALinear
-from moelora_ad.adapters.lora import LoRAExpert
 from moelora_ad.adapters.patterns import bounded_pattern
 
 Build = Callable[[nn.Linear, str], MoELoRALinear]

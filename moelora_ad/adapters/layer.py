@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate
-from moelora_ad.adapters.lora import LoRAExpert
 
 
 class MoELoRALinear(nn.Module):

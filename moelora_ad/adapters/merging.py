@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moelora_ad.adapters.errors import AdapterError
 from moelora_ad.adapters.injection import adapted_sites
 from moelora_ad.adapters.layer import MoELoRALinear
-from moelora_ad.adapters.lora_files import LoRAUpdate, check_sites, lora_updates
+from moelora_ad.adapters.peft.files import LoRAUpdate, check_sites, lora_updates
 from moelora_ad.adapters.routing import Decision, watch_gates
 
 

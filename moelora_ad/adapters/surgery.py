@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from moelora_ad.adapters.errors import AdapterError
+from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate
 from moelora_ad.adapters.injection import adapted_sites
 from moelora_ad.adapters.layer import MoELoRALinear
-from moelora_ad.adapters.lora import LoRAExpert
 
 
 def freeze_experts(

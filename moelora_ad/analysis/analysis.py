@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from moelora_ad.errors import printable
-from moelora_ad.evaluation.plots import drawn, style
-from moelora_ad.evaluation.tables import TextTable, as_csv, as_markdown
+from moelora_ad.evaluation.reports.plots import drawn, style
+from moelora_ad.evaluation.reports.tables import TextTable, as_csv, as_markdown
 from moelora_ad.files import written_whole
 
 

@@ -25,16 +25,16 @@ from moelora_ad.adapters import (
 )
 from moelora_ad.adapters.merging import Merged
 from moelora_ad.analysis.analysis import Analysis
+from moelora_ad.analysis.batches import add_reading, existing, read, whole_number
 from moelora_ad.analysis.gate_use import gated_sites
-from moelora_ad.analysis.reading import add_reading, existing, read, whole_number
+from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.analysis.scoring import check_classes, eer_difference, scores_of_variants
-from moelora_ad.analysis.trained import Trained, load_trained, trials_of
+from moelora_ad.data.data_module import DEV
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.confidence import Difference
-from moelora_ad.evaluation.plots import BLUE, INK, short_name
-from moelora_ad.evaluation.tables import TextTable
-from moelora_ad.training.data_module import DEV
+from moelora_ad.evaluation.metrics.intervals import Difference
+from moelora_ad.evaluation.reports.plots import BLUE, INK, short_name
+from moelora_ad.evaluation.reports.tables import TextTable
 
 NAME = "ensemble"
 SCORES, WEIGHTS = "scores averaged", "weights averaged"

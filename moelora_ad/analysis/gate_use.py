@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moelora_ad.adapters import Decision, RoutingRecord, SiteRouting, adapted_sites, watch_gates
-from moelora_ad.analysis.reading import read
-from moelora_ad.analysis.trained import Trained
+from moelora_ad.analysis.batches import read
+from moelora_ad.analysis.models import Trained
 from moelora_ad.corpora import TrialList
+from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
-from moelora_ad.training.dataset import Batch
 
 
 def gated_sites(trained: Trained) -> list[str]:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from moelora_ad.evaluation.plots import GRID, short_name
+from moelora_ad.evaluation.reports.plots import GRID, short_name
 
 _CELL = 0.2  # inches of a row
 _WIDEST = 13.0  # inches of all panels of a line

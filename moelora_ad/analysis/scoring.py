@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moelora_ad.analysis.reading import read
-from moelora_ad.analysis.trained import Trained
+from moelora_ad.analysis.batches import read
+from moelora_ad.analysis.models import Trained
 from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.confidence import Difference, compare
-from moelora_ad.evaluation.figure_options import FigureOptions
+from moelora_ad.evaluation.metrics.intervals import Difference, compare
+from moelora_ad.evaluation.metrics.options import FigureOptions
 
 Variant = Callable[[], AbstractContextManager[object]]
 

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from moelora_ad.adapters import adapted_sites, singular_values
 from moelora_ad.analysis.analysis import Analysis
+from moelora_ad.analysis.batches import add_building, existing
 from moelora_ad.analysis.heatmaps import heatmaps
+from moelora_ad.analysis.models import load_trained
 from moelora_ad.analysis.places import Places
-from moelora_ad.analysis.reading import add_building, existing
-from moelora_ad.analysis.trained import load_trained
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.tables import TextTable
+from moelora_ad.evaluation.reports.tables import TextTable
 
 NAME = "singular-values"
 FACTOR = 2.0

@@ -1,13 +1,13 @@
 """Files -> 16 kHz mono float32 waveforms of the length that a detector takes, augmented for training."""
 
-from moelora_ad.audio.augmentation import Augmentation
-from moelora_ad.audio.codecs import AAC, G722, GSM, MP3, ALaw, MuLaw, Opus, Vorbis
-from moelora_ad.audio.composition import Chain, OneOf, WithProbability
+from moelora_ad.audio.augmentation.base import Augmentation
+from moelora_ad.audio.augmentation.codecs import AAC, G722, GSM, MP3, ALaw, MuLaw, Opus, Vorbis
+from moelora_ad.audio.augmentation.composition import Chain, OneOf, WithProbability
+from moelora_ad.audio.augmentation.noise import AdditiveNoise, RoomResponse
+from moelora_ad.audio.augmentation.rawboost import NotchFilters, RawBoost
 from moelora_ad.audio.decoding import SAMPLE_RATE, AudioError, AudioReader, audio_length, read_audio
-from moelora_ad.audio.noise import AdditiveNoise, RoomResponse
 from moelora_ad.audio.notes import Note
 from moelora_ad.audio.randomness import keyed_generator
-from moelora_ad.audio.rawboost import NotchFilters, RawBoost
 from moelora_ad.audio.segments import TRAINING_SAMPLES, Crops, Excerpt, FullUtterance, Segment, read_segment
 
 __all__ = [

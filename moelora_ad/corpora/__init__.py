@@ -9,8 +9,8 @@ from moelora_ad.corpora.foldered_sets import DFADD, HABLA, JSUT, MLAAD, FakeOrRe
 from moelora_ad.corpora.in_the_wild import InTheWild
 from moelora_ad.corpora.listed_sets import ADD, ASVspoofLaundered, Codecfake, DeepfakeEval2024, SpoofCeleb
 from moelora_ad.corpora.manifest import Folder, Manifest
-from moelora_ad.corpora.records import ProtocolError
-from moelora_ad.corpora.storage import StorageError
+from moelora_ad.corpora.protocols.records import ProtocolError
+from moelora_ad.corpora.storage.files import StorageError
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, Trial, TrialList, parse_label
 
 __all__ = [

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import ClassCounts, Corpus
-from moelora_ad.corpora.records import read_lines
-from moelora_ad.corpora.storage import first_of, folder_of, joined, located
+from moelora_ad.corpora.protocols.collecting import Collector
+from moelora_ad.corpora.protocols.records import read_lines
+from moelora_ad.corpora.storage.files import first_of, folder_of, joined, located
 from moelora_ad.corpora.trial import TrialList
 
 _COLUMNS = ("speaker", "utterance", "environment", "attack", "label")

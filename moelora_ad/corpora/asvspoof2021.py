@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import ClassCounts, Corpus
-from moelora_ad.corpora.records import Block, ProtocolError, read_lines
-from moelora_ad.corpora.storage import first_of, joined, located
+from moelora_ad.corpora.protocols.collecting import Collector
+from moelora_ad.corpora.protocols.records import Block, ProtocolError, read_lines
+from moelora_ad.corpora.storage.files import first_of, joined, located
 from moelora_ad.corpora.trial import TrialList
 
 Phase = Literal["eval", "progress", "hidden", "all"]

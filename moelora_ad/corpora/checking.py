@@ -9,7 +9,7 @@ import numpy as np
 
 from moelora_ad.audio import SAMPLE_RATE, AudioReader
 from moelora_ad.corpora.corpus import ClassCounts, Corpus
-from moelora_ad.corpora.storage import exists, open_file
+from moelora_ad.corpora.storage.files import exists, open_file
 from moelora_ad.corpora.trial import TrialList
 from moelora_ad.errors import InputError
 

@@ -6,9 +6,9 @@ Layouts as their publishers describe them, and as the protocol scripts of AntiDe
 from pathlib import Path
 from typing import Literal
 
-from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import ClassCounts
 from moelora_ad.corpora.further import FolderedCorpus
+from moelora_ad.corpora.protocols.collecting import Collector
 from moelora_ad.corpora.trial import TrialList
 
 

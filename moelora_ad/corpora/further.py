@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import Corpus
-from moelora_ad.corpora.records import Block, ProtocolError, read_lines, read_table
-from moelora_ad.corpora.storage import audio_files, exists, joined, located
+from moelora_ad.corpora.protocols.collecting import Collector
+from moelora_ad.corpora.protocols.records import Block, ProtocolError, read_lines, read_table
+from moelora_ad.corpora.storage.files import audio_files, exists, joined, located
 from moelora_ad.corpora.trial import TrialList, parse_label
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import ClassCounts, Corpus
-from moelora_ad.corpora.records import ProtocolError, read_table
-from moelora_ad.corpora.storage import first_of, folder_of, joined
+from moelora_ad.corpora.protocols.collecting import Collector
+from moelora_ad.corpora.protocols.records import ProtocolError, read_table
+from moelora_ad.corpora.storage.files import first_of, folder_of, joined
 from moelora_ad.corpora.trial import TrialList
 
 

@@ -5,11 +5,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from moelora_ad.corpora.collecting import Collector
 from moelora_ad.corpora.corpus import Corpus
-from moelora_ad.corpora.manifest_formats import read_manifest
-from moelora_ad.corpora.records import Block, ProtocolError
-from moelora_ad.corpora.storage import all_files, folder_of, joined, located
+from moelora_ad.corpora.protocols.collecting import Collector
+from moelora_ad.corpora.protocols.manifest_formats import read_manifest
+from moelora_ad.corpora.protocols.records import Block, ProtocolError
+from moelora_ad.corpora.storage.files import all_files, folder_of, joined, located
 from moelora_ad.corpora.trial import TrialList
 from moelora_ad.formats import AUDIO_SUFFIXES, sounds_among, told_left_out
 

@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from moelora_ad.corpora.columns import Categories, CategoryPool, Texts
+from moelora_ad.corpora.protocols.columns import Categories, CategoryPool, Texts
 from moelora_ad.errors import InputError
 
 BONA_FIDE = 1

@@ -3,11 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from moelora_ad.evaluation.averages import MacroAverage, SeedSummary, macro_averages, over_seeds
-from moelora_ad.evaluation.calibration import Calibration, fit_calibration, probability_of_bona_fide
-from moelora_ad.evaluation.clusters import default_clusters
-from moelora_ad.evaluation.confidence import Difference, Interval, bootstrap, compare
-from moelora_ad.evaluation.costs import (
+from moelora_ad.evaluation.metrics.averages import MacroAverage, SeedSummary, macro_averages, over_seeds
+from moelora_ad.evaluation.metrics.calibration import Calibration, fit_calibration, probability_of_bona_fide
+from moelora_ad.evaluation.metrics.clusters import default_clusters
+from moelora_ad.evaluation.metrics.costs import (
     AsvErrorRates,
     DetectionCosts,
     TandemCosts2019,
@@ -15,17 +14,18 @@ from moelora_ad.evaluation.costs import (
     asv_error_rates,
     read_asv_error_rates,
 )
-from moelora_ad.evaluation.curve import ScoreCurve, accuracy, act_dcf, auc, cllr, min_cllr, min_dcf, min_tdcf
-from moelora_ad.evaluation.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
-from moelora_ad.evaluation.figure_options import FigureOptions
-from moelora_ad.evaluation.figures import evaluate_set, pooled
-from moelora_ad.evaluation.keys import Joined, join_scores, read_key
-from moelora_ad.evaluation.score_formats import Scores, read_scores, write_scores
+from moelora_ad.evaluation.metrics.curve import ScoreCurve, accuracy, act_dcf, auc, cllr, min_cllr, min_dcf, min_tdcf
+from moelora_ad.evaluation.metrics.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
+from moelora_ad.evaluation.metrics.figures import evaluate_set, pooled
+from moelora_ad.evaluation.metrics.intervals import Difference, Interval, bootstrap, compare
+from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.evaluation.metrics.set_evaluation import Figures, SetEvaluation
+from moelora_ad.evaluation.score_files.formats import Scores, read_scores, write_scores
+from moelora_ad.evaluation.score_files.keys import Joined, join_scores, read_key
 from moelora_ad.evaluation.score_table import ScoreTable
-from moelora_ad.evaluation.set_evaluation import Figures, SetEvaluation
 
 if TYPE_CHECKING:
-    from moelora_ad.evaluation.metrics import (
+    from moelora_ad.evaluation.metrics.torchmetrics import (
         ActualDetectionCost,
         AreaUnderCurve,
         EqualErrorRate,
@@ -94,5 +94,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Importing torch for the metrics takes seconds and 560 MB, and the figures of a score file need none of it.
     if name in __all__:
-        return getattr(import_module("moelora_ad.evaluation.metrics"), name)
+        return getattr(import_module("moelora_ad.evaluation.metrics.torchmetrics"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

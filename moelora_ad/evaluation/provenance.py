@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from moelora_ad.documents import read_json
 from moelora_ad.errors import printable
-from moelora_ad.evaluation.equal_error_rate import ScoreError
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
 from moelora_ad.files import file_hash
 
 _MOST_PROVENANCE = 200_000  # characters on a page

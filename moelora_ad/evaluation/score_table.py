@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moelora_ad.corpora.columns import Categories, CategoryPool, Texts
-from moelora_ad.corpora.records import (
+from moelora_ad.corpora.protocols.columns import Categories, CategoryPool, Texts
+from moelora_ad.corpora.protocols.records import (
     delimiter_of,
     first_line,
     read_bytes,
@@ -21,7 +21,7 @@ from moelora_ad.corpora.records import (
     read_text,
 )
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, TEXT_FIELDS, Trial, TrialColumns, TrialList, parse_label
-from moelora_ad.evaluation.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
+from moelora_ad.evaluation.metrics.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
 from moelora_ad.evaluation.provenance import refuse_changed, refuse_other_number
 from moelora_ad.files import written_whole
 

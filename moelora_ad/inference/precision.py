@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.calibration import Calibration
+from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.models import Detector
 from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, SINGLE
 

@@ -17,7 +17,7 @@ from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError
 from moelora_ad.audio.notes import Note
 from moelora_ad.audio.segments import Clip
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.calibration import Calibration, probability_of_bona_fide
+from moelora_ad.evaluation.metrics.calibration import Calibration, probability_of_bona_fide
 from moelora_ad.inference.pipes import is_pipe, open_pipe
 from moelora_ad.inference.precision import chosen_precision, computing_in
 from moelora_ad.inference.sounds import Opened, PendingSound, named_sound

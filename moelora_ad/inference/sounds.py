@@ -9,7 +9,7 @@ from moelora_ad.audio import SAMPLE_RATE, AudioError, AudioReader
 from moelora_ad.audio.notes import Note
 from moelora_ad.audio.quality import ChannelMeter, level_notes
 from moelora_ad.audio.segments import Clip
-from moelora_ad.corpora.storage import open_file
+from moelora_ad.corpora.storage.files import open_file
 from moelora_ad.inference.pipes import is_pipe, spooled
 from moelora_ad.inference.windows import Envelope, Sound, windows_of
 

@@ -9,9 +9,9 @@ from typing import BinaryIO, NamedTuple
 
 from moelora_ad.audio import AudioError
 from moelora_ad.audio.probing import holds_sound
-from moelora_ad.corpora.archives import SUFFIXES as ARCHIVES
-from moelora_ad.corpora.manifest_formats import read_manifest
-from moelora_ad.corpora.storage import all_files, folder_of, joined, located, open_file
+from moelora_ad.corpora.protocols.manifest_formats import read_manifest
+from moelora_ad.corpora.storage.archives import SUFFIXES as ARCHIVES
+from moelora_ad.corpora.storage.files import all_files, folder_of, joined, located, open_file
 from moelora_ad.errors import InputError
 from moelora_ad.formats import AUDIO_SUFFIXES, UNSURE_SUFFIXES, ending, told_left_out
 from moelora_ad.inference.pipes import is_pipe, open_pipe, spooled

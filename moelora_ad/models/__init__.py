@@ -1,15 +1,15 @@
 """The detector and its parts: backbones and classifiers."""
 
-from moelora_ad.models.aasist import AASIST, load_public_aasist
-from moelora_ad.models.backbone import Backbone, Constant
-from moelora_ad.models.classifier import AttentiveStatistics, Classifier, MeanPooling
+from moelora_ad.models.backbones.base import Backbone, Constant
+from moelora_ad.models.backbones.hubert import HubertBackbone
+from moelora_ad.models.backbones.wav2vec2 import Wav2Vec2Backbone
+from moelora_ad.models.backbones.wav2vec2_bert import Wav2Vec2BertBackbone
+from moelora_ad.models.backbones.wavlm import WavLMBackbone
+from moelora_ad.models.backbones.whisper import WhisperBackbone
 from moelora_ad.models.detector import Detector
-from moelora_ad.models.hubert import HubertBackbone
-from moelora_ad.models.onnx_export import export_onnx
-from moelora_ad.models.wav2vec2 import Wav2Vec2Backbone
-from moelora_ad.models.wav2vec2_bert import Wav2Vec2BertBackbone
-from moelora_ad.models.wavlm import WavLMBackbone
-from moelora_ad.models.whisper import WhisperBackbone
+from moelora_ad.models.heads.aasist import AASIST, load_public_aasist
+from moelora_ad.models.heads.pooling import AttentiveStatistics, Classifier, MeanPooling
+from moelora_ad.models.saving.onnx_export import export_onnx
 
 __all__ = [
     "AASIST",

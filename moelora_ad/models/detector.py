@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from moelora_ad.adapters import AdaptationMethod, Gate, adapted_sites, adapter_modules
-from moelora_ad.models.backbone import Backbone
-from moelora_ad.models.classifier import Classifier
-from moelora_ad.models.keeping import KeptModule
+from moelora_ad.models.backbones.base import Backbone
+from moelora_ad.models.heads.pooling import Classifier
+from moelora_ad.models.saving.model_folder import KeptModule
 
 ENCODER = "backbone.encoder."
 

@@ -9,7 +9,7 @@ from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.run_folder import is_running, read_notes, resumable
 
 if TYPE_CHECKING:
-    from moelora_ad.evaluation.run_records import RunRecord
+    from moelora_ad.runs.record import RunRecord
 
 State = Literal["waiting", "queued", "running", "finished", "interrupted", "cut off", "failed", "differs"]
 _SIGNALLED = (130, 143)  # 128 + SIGINT, 128 + SIGTERM
@@ -79,7 +79,7 @@ def _record(run: PlannedRun) -> "RunRecord | None":
     if not (run.folder / "run.json").exists():
         return None
     # Behind it stands torch, which takes seconds; a sweep that has not begun answers at once.
-    from moelora_ad.evaluation.run_records import read_record
+    from moelora_ad.runs.record import read_record
 
     return read_record(run.folder)
 

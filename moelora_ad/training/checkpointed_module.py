@@ -7,18 +7,18 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
 
+from moelora_ad.configuration.building import PREFIX, arguments_of, config_beside
+from moelora_ad.data.resuming import TRAINING_DATA, check_training_data, redo_what_was_cut_off
 from moelora_ad.models import Detector
-from moelora_ad.training.building import PREFIX, arguments_of, config_beside
-from moelora_ad.training.checkpoints import (
+from moelora_ad.models.saving.checkpoints import (
     ARCHITECTURE,
     architecture_of,
     check_fit,
     check_readable,
     tell_other_architecture,
 )
-from moelora_ad.training.resuming import TRAINING_DATA, check_training_data, redo_what_was_cut_off
-from moelora_ad.training.run import shards_the_model
-from moelora_ad.training.stopping import check_weights
+from moelora_ad.runs.folder import shards_the_model
+from moelora_ad.training.callbacks.stopping import check_weights
 
 Module = TypeVar("Module", bound="CheckpointedModule")
 

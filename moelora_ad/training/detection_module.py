@@ -13,23 +13,23 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from moelora_ad.adapters import AdaptationMethod, AdapterError
 from moelora_ad.corpora import TrialList
+from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.dataset import Batch
+from moelora_ad.data.resuming import training_data
+from moelora_ad.data.score_origin import about
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
+from moelora_ad.runs.failures import write_failures
+from moelora_ad.runs.folder import is_fast_dev_run, set_folder, training_folder
+from moelora_ad.training.callbacks.stopping import check_loss
 from moelora_ad.training.checkpointed_module import CheckpointedModule
-from moelora_ad.training.data_module import DEV, TRAIN, AudioDeepfakeDataModule
-from moelora_ad.training.dataset import Batch
-from moelora_ad.training.failures import write_failures
 from moelora_ad.training.gradients import FirstSteps
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
-from moelora_ad.training.provenance import about
 from moelora_ad.training.randomness import seed_batch
-from moelora_ad.training.resuming import training_data
-from moelora_ad.training.run import is_fast_dev_run, set_folder, training_folder
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.scoring import SetFigures, SetResult, SetScores, evaluation_sets
-from moelora_ad.training.stopping import check_loss
 
 IGNORED = -100  # a label that has no part in the loss
 

@@ -15,10 +15,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from moelora_ad.corpora import BONA_FIDE, SPOOF, TrialList
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.data.dataset import Batch, Failure
 from moelora_ad.errors import InputError
 from moelora_ad.training.batch_norm import uncounted
-from moelora_ad.training.data_module import AudioDeepfakeDataModule
-from moelora_ad.training.dataset import Batch, Failure
 
 if TYPE_CHECKING:
     from moelora_ad.training.detection_module import DetectionModule

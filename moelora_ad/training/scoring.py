@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moelora_ad.corpora import TrialList
+from moelora_ad.data.dataset import Batch
 from moelora_ad.evaluation import ScoreTable, TrialFailures, TrialScores
-from moelora_ad.training.dataset import Batch
-from moelora_ad.training.kept_scores import Found, KeptScores
-from moelora_ad.training.run import is_limited
+from moelora_ad.runs.folder import is_limited
+from moelora_ad.runs.scores import Found, KeptScores
 
 
 class SetFigures(NamedTuple):

@@ -72,13 +72,13 @@ def peft_folder(tmp_path):
 
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
 def test_a_pattern_of_peft_that_never_ends_is_told(peft_folder, monkeypatch, field):
-    monkeypatch.setattr("moelora_ad.adapters.lora_files.SECONDS", 0.2)
+    monkeypatch.setattr("moelora_ad.adapters.peft.files.SECONDS", 0.2)
     with pytest.raises(AdapterError, match=f"{field} is not readable: the regular expression .* takes too long"):
         read_lora(peft_folder(field))
 
 
 def test_a_million_patterns_of_peft_are_told(peft_folder, monkeypatch):
-    monkeypatch.setattr("moelora_ad.adapters.lora_files.SECONDS", 0.2)
+    monkeypatch.setattr("moelora_ad.adapters.peft.files.SECONDS", 0.2)
     folder = peft_folder("rank_pattern")
     config = json.loads((folder / "adapter_config.json").read_text())
     config["rank_pattern"] = {f"layers.{number}": 2 for number in range(1_000_000)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moelora_ad.cli import main
+from moelora_ad.cli.main import main
 
 
 def write_set(folder: Path, name: str, protocol: Path, count: int) -> dict:

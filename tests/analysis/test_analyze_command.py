@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from moelora_ad.analysis import analyze_command
 from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.evaluation.tables import TextTable
+from moelora_ad.cli import analyze as analyze_command
+from moelora_ad.evaluation.reports.tables import TextTable
 
 
 def made(**changes) -> Analysis:

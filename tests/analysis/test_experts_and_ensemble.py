@@ -10,9 +10,10 @@ import torch
 
 from moelora_ad.adapters import adapted_sites
 from moelora_ad.analysis import ensemble, experts
+from moelora_ad.analysis.models import load_trained, trials_of
 from moelora_ad.analysis.scoring import eers_by_attack, scores_of_variants
-from moelora_ad.analysis.trained import load_trained, trials_of
-from moelora_ad.evaluation import ScoreTable, equal_error_rate
+from moelora_ad.evaluation import ScoreTable
+from moelora_ad.evaluation.metrics import equal_error_rate
 
 READING = argparse.Namespace(batch_size=3, workers=0, device="cpu", resamples=50, seed=1, keep_gates=False)
 

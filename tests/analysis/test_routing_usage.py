@@ -13,15 +13,16 @@ from torch import nn
 
 from moelora_ad.adapters import GatePolicy, LoRAExpert, MoELoRALinear, record_routing, valid_tokens
 from moelora_ad.adapters.gate import Gate
-from moelora_ad.analysis import analyze_command, routing_usage
+from moelora_ad.analysis import routing_usage
+from moelora_ad.analysis.batches import add_reading
 from moelora_ad.analysis.gate_use import watched
-from moelora_ad.analysis.reading import add_reading
-from moelora_ad.analysis.trained import Trained, load_trained, trials_of
+from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.audio import Crops, Segment
+from moelora_ad.cli import analyze as analyze_command
 from moelora_ad.corpora import Manifest
+from moelora_ad.data.dataset import TrialDataset
+from moelora_ad.data.samplers import EvaluationBatches
 from moelora_ad.training import AudioDeepfakeDataModule
-from moelora_ad.training.dataset import TrialDataset
-from moelora_ad.training.samplers import EvaluationBatches
 
 ATTACKS = ("A01", "A02", "A03")
 SIGNS = {"A01": -0.5, "A02": 0.0, "A03": 0.5, "": 0.25}  # the constant level of the sound

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from moelora_ad.adapters import adapted_sites
-from moelora_ad.analysis import analyze_command
+from moelora_ad.analysis.models import load_trained
 from moelora_ad.analysis.places import Places
 from moelora_ad.analysis.singular_values import analysis_of, num_last
-from moelora_ad.analysis.trained import load_trained
+from moelora_ad.cli import analyze as analyze_command
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 

@@ -10,12 +10,12 @@ import torch
 from scipy.stats import spearmanr
 
 from moelora_ad.adapters import record_routing
-from moelora_ad.analysis import analyze_command
+from moelora_ad.analysis.models import batches, load_trained, trials_of
 from moelora_ad.analysis.stability import SetScores, routing_of
-from moelora_ad.analysis.trained import batches, load_trained, trials_of
+from moelora_ad.cli import analyze as analyze_command
 from moelora_ad.corpora.trial import Trial
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.run_records import read_record
+from moelora_ad.runs.record import read_record
 
 
 def test_the_verb_on_two_seeds(fitted, run_verb, tmp_path):

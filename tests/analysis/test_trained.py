@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moelora_ad.analysis.trained import batches, load_trained, trials_of
+from moelora_ad.analysis.models import batches, load_trained, trials_of
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 

@@ -23,7 +23,7 @@ from moelora_ad.audio import (
     WithProbability,
     keyed_generator,
 )
-from moelora_ad.audio.augmentation import check_limits, within_full_scale
+from moelora_ad.audio.augmentation.base import check_limits, within_full_scale
 from moelora_ad.corpora import ASVspoof2019Protocol
 from moelora_ad.errors import InputError
 from moelora_ad.training import AudioDeepfakeDataModule

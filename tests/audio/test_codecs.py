@@ -8,7 +8,8 @@ import scipy.signal
 import scipy.stats
 import soundfile
 
-from moelora_ad.audio import AAC, G722, GSM, MP3, ALaw, MuLaw, Opus, Vorbis, codecs, keyed_generator, read_audio
+from moelora_ad.audio import AAC, G722, GSM, MP3, ALaw, MuLaw, Opus, Vorbis, keyed_generator, read_audio
+from moelora_ad.audio.augmentation import codecs
 from moelora_ad.errors import InputError
 
 CODECS = [MP3(), AAC(), Opus(), Vorbis(), ALaw(), MuLaw(), G722(), GSM()]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from moelora_ad.audio import Augmentation, NotchFilters, RawBoost, keyed_generator
-from moelora_ad.audio.rawboost import Notches
+from moelora_ad.audio.augmentation.rawboost import Notches
 from moelora_ad.errors import InputError
 
 ALGORITHMS = range(1, 9)

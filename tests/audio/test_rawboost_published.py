@@ -1,6 +1,6 @@
 """RawBoost against the arithmetic of the published code, in plain scipy, with the same draws.
 
-Nothing here is designed, filtered or summed as ``moelora_ad.audio.rawboost`` does it. How the draws are distributed is
+Nothing here is designed, filtered or summed as ``moelora_ad.audio.augmentation.rawboost`` does it. How the draws are distributed is
 tested in ``test_rawboost.py``.
 """
 
@@ -10,7 +10,7 @@ import scipy.signal
 import soundfile
 
 from moelora_ad.audio import NotchFilters, RawBoost
-from moelora_ad.audio.rawboost import _white_noise
+from moelora_ad.audio.augmentation.rawboost import _white_noise
 
 GAINS = NotchFilters(gain=(-6, 3))
 LONG = NotchFilters(bands=3, coefficients=(200, 700), width=(500, 3_000))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moelora_ad.corpora import Trial, TrialList
-from moelora_ad.corpora.columns import CategoryPool, TextPool, Texts
+from moelora_ad.corpora.protocols.columns import CategoryPool, TextPool, Texts
 
 TEXT = st.text(st.characters(), max_size=5)  # lone surrogates too: a file's name may have them
 SLICES = st.slices(8)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moelora_ad import corpora
 from moelora_ad.corpora import ProtocolError, StorageError
-from moelora_ad.corpora.storage import open_file
+from moelora_ad.corpora.storage.files import open_file
 from moelora_ad.errors import InputError
 
 

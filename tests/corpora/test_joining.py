@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moelora_ad.corpora import Trial, TrialList
-from moelora_ad.corpora.joining import joined_trials
+from moelora_ad.corpora.combined import joined_trials
 from moelora_ad.errors import InputError
 
 words = st.text(min_size=1, max_size=6)

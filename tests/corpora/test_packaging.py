@@ -24,7 +24,7 @@ from moelora_ad.corpora import (
     StorageError,
     WaveFake,
 )
-from moelora_ad.corpora.storage import open_file
+from moelora_ad.corpora.storage.files import open_file
 
 SPEECH = sorted((Path(__file__).parents[2] / "experiments/quickstart/corpus/MiniLA/flac").glob("*.flac"))[:4]
 FLAC = [path.read_bytes() for path in SPEECH]

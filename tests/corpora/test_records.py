@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from moelora_ad.corpora import ProtocolError, records
-from moelora_ad.corpora.collecting import Collector
-from moelora_ad.corpora.records import Block, read_columns, read_lines, read_table
+from moelora_ad.corpora import ProtocolError
+from moelora_ad.corpora.protocols import records
+from moelora_ad.corpora.protocols.collecting import Collector
+from moelora_ad.corpora.protocols.records import Block, read_columns, read_lines, read_table
 from moelora_ad.errors import InputError
 
 TWO = ("utterance", "label")
@@ -181,7 +182,7 @@ def test_records_are_read_in_blocks_as_one_by_one(path, records, blank, fault):
             line = reader.line_num + 1
     except csv.Error:
         faulty = line
-    with mock.patch("moelora_ad.corpora.records._BLOCK", 3):
+    with mock.patch("moelora_ad.corpora.protocols.records._BLOCK", 3):
         if faulty is not None:
             with pytest.raises(ProtocolError, match=rf"line {faulty}: "):
                 read_columns(path)

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from moelora_ad.corpora import StorageError, archives, storage
-from moelora_ad.corpora.storage import audio_files, exists, first_of, folder_of, joined, located, open_file
+from moelora_ad.corpora import StorageError
+from moelora_ad.corpora.storage import archives
+from moelora_ad.corpora.storage import files as storage
+from moelora_ad.corpora.storage.files import audio_files, exists, first_of, folder_of, joined, located, open_file
 
 SPEECH = sorted((Path(__file__).parents[2] / "experiments/quickstart/corpus").rglob("*.flac"))[:6]
 FORMS = ["zip", "tar", "tar.gz", "tgz"]

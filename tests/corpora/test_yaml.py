@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from moelora_ad import corpora
+from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.corpora import Corpus, ProtocolError, StorageError
-from moelora_ad.training.usage import OneLineParser
 
 ARGUMENTS = {
     "ADD": {"root": "data", "name": "ADD2022", "listing": "label/dev_label.txt", "audio": "dev"},

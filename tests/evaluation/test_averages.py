@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moelora_ad.evaluation.averages import MacroAverage, macro_averages, over_seeds
-from moelora_ad.evaluation.equal_error_rate import ScoreError
-from moelora_ad.evaluation.set_evaluation import Figures, SetEvaluation
+from moelora_ad.evaluation.metrics.averages import MacroAverage, macro_averages, over_seeds
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
+from moelora_ad.evaluation.metrics.set_evaluation import Figures, SetEvaluation
 
 
 def evaluation(name: str, num: int, eer: float, cllr: float | None = None) -> SetEvaluation:

@@ -16,7 +16,7 @@ from moelora_ad.evaluation import (
     fit_calibration,
     probability_of_bona_fide,
 )
-from moelora_ad.evaluation.calibration import refuse_own_calibration
+from moelora_ad.evaluation.metrics.calibration import refuse_own_calibration
 
 
 def two_normals(num_bona_fide, num_spoof, seed=0, distance=2.0):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moelora_ad.corpora.trial import Trial, TrialList
-from moelora_ad.evaluation.clusters import clusters_of, default_clusters
+from moelora_ad.evaluation.metrics.clusters import clusters_of, default_clusters
 
 
 def listed(**fields: list[str | None]) -> TrialList:

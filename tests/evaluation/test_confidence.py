@@ -11,12 +11,12 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from moelora_ad.corpora.trial import Trial
-from moelora_ad.evaluation.confidence import bootstrap, compare
-from moelora_ad.evaluation.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
-from moelora_ad.evaluation.curve import ScoreCurve
-from moelora_ad.evaluation.equal_error_rate import ScoreError
-from moelora_ad.evaluation.figure_options import FigureOptions
-from moelora_ad.evaluation.resampling import ResampledCurve, Strata
+from moelora_ad.evaluation.metrics.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
+from moelora_ad.evaluation.metrics.curve import ScoreCurve
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
+from moelora_ad.evaluation.metrics.intervals import bootstrap, compare
+from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.evaluation.metrics.resampling import ResampledCurve, Strata
 from moelora_ad.evaluation.score_table import ScoreTable
 
 ALL = FigureOptions(calibrated=True, threshold=0.5, asv=AsvErrorRates(0.02, 0.03, 0.4), tandem=TandemCosts2019())

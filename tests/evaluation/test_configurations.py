@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moelora_ad.configuration.differences import differences, read_configuration
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.configurations import differences, read_configuration
 
 BASE = {
     "seed_everything": 1,

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from moelora_ad.corpora.trial import Trial
-from moelora_ad.evaluation.clusters import default_clusters
-from moelora_ad.evaluation.confidence import bootstrap
-from moelora_ad.evaluation.costs import AsvErrorRates, DetectionCosts
-from moelora_ad.evaluation.curve import ScoreCurve
-from moelora_ad.evaluation.equal_error_rate import ScoreError
-from moelora_ad.evaluation.figure_options import FigureOptions
-from moelora_ad.evaluation.figures import evaluate_set, pooled
+from moelora_ad.evaluation.metrics.clusters import default_clusters
+from moelora_ad.evaluation.metrics.costs import AsvErrorRates, DetectionCosts
+from moelora_ad.evaluation.metrics.curve import ScoreCurve
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
+from moelora_ad.evaluation.metrics.figures import evaluate_set, pooled
+from moelora_ad.evaluation.metrics.intervals import bootstrap
+from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.evaluation.metrics.set_evaluation import Figures
 from moelora_ad.evaluation.score_table import ScoreTable
-from moelora_ad.evaluation.set_evaluation import Figures
 
 NONE = FigureOptions(resamples=0)
 GENDERS, LANGUAGES, RACES = ("female", "male"), ("de", "en", None), ("x", "y", "z", None)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreError, Scores, ScoreTable, join_scores, read_key
-from moelora_ad.evaluation.keys import PARTS
+from moelora_ad.evaluation.score_files.keys import PARTS
 
 LA_2021 = (
     "LA_0009 LA_E_9332881 alaw ita_tx A07 spoof notrim eval\n"

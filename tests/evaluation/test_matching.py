@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moelora_ad.evaluation.matching import match_ids
+from moelora_ad.evaluation.score_files.matching import match_ids
 
 
 def matched(trials, scores, audio=None):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from moelora_ad.evaluation.confidence import Interval
-from moelora_ad.evaluation.curve import ScoreCurve
-from moelora_ad.evaluation.plots import LINES, Plot, bars_plot, det_plot, histogram_plot
-from moelora_ad.evaluation.set_evaluation import Figures
+from moelora_ad.evaluation.metrics.curve import ScoreCurve
+from moelora_ad.evaluation.metrics.intervals import Interval
+from moelora_ad.evaluation.metrics.set_evaluation import Figures
+from moelora_ad.evaluation.reports.plots import LINES, Plot, bars_plot, det_plot, histogram_plot
 
 _SVG = "{http://www.w3.org/2000/svg}"
 

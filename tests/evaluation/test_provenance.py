@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moelora_ad.cli import evaluate as evaluate_command
+from moelora_ad.cli import results as results_command
 from moelora_ad.corpora import Trial
-from moelora_ad.evaluation import ScoreError, ScoreTable, evaluate_command, read_scores, results_command
+from moelora_ad.evaluation import ScoreError, ScoreTable, read_scores
 from moelora_ad.evaluation.provenance import partial_note
 
 NUMBER = 40

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from moelora_ad.evaluation.published import PublishedRow, paper_set, published_row
+from moelora_ad.evaluation.comparison.published import PublishedRow, paper_set, published_row
 
 LA = ("ASVspoof2019_LA",)
 # Trained parameters of XLSR-53 with AASIST: 24 layers, 4 projections, 1024 wide; two gates of N x 1024 each.

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.calibration import Calibration
-from moelora_ad.evaluation.confidence import Difference, Interval
-from moelora_ad.evaluation.evaluating import conclusion, evaluate_files, summarise_runs
-from moelora_ad.evaluation.figure_options import FigureOptions
-from moelora_ad.evaluation.plots import INK, LINES
-from moelora_ad.evaluation.report import NamedPlot, number_of_plots, plots, report_page
-from moelora_ad.evaluation.results import Results, SetComparison, Uncalibrated
-from moelora_ad.evaluation.score_paths import FoundFile
+from moelora_ad.evaluation.metrics.calibration import Calibration
+from moelora_ad.evaluation.metrics.intervals import Difference, Interval
+from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.evaluation.reports.evaluating import conclusion, evaluate_files, summarise_runs
+from moelora_ad.evaluation.reports.plots import INK, LINES
+from moelora_ad.evaluation.reports.report import NamedPlot, number_of_plots, plots, report_page
+from moelora_ad.evaluation.reports.results import Results, SetComparison, Uncalibrated
+from moelora_ad.evaluation.score_files.paths import FoundFile
 
 _EVIL = '<script>alert("x")</script>{{ 7 * 191 }}'
 _VOID = ("meta", "br", "hr", "img", "input", "link")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moelora_ad.cli.results import run
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.results_command import run
-from moelora_ad.evaluation.run_records import find_records
-from moelora_ad.evaluation.scored_runs import read_runs
-from moelora_ad.evaluation.systems import Comparison
-from moelora_ad.evaluation.table_one import comparison_rows, table_one
-from moelora_ad.evaluation.tables import as_latex, as_markdown
+from moelora_ad.evaluation.comparison.scored_runs import read_runs
+from moelora_ad.evaluation.comparison.systems import Comparison
+from moelora_ad.evaluation.comparison.table_one import comparison_rows, table_one
+from moelora_ad.evaluation.reports.tables import as_latex, as_markdown
+from moelora_ad.runs.record import find_records
 
 Call = Callable[..., int]
 MakeRun = Callable[..., Path]

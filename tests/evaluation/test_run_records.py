@@ -7,7 +7,7 @@ import pytest
 
 from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.run_records import find_records, read_record, trials_hash
+from moelora_ad.runs.record import find_records, read_record, trials_hash
 
 CONTENT = {
     "format": 1,

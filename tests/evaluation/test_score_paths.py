@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moelora_ad.evaluation.provenance import provenance_of
-from moelora_ad.evaluation.score_paths import PathError, failed_note, find_pairs, find_score_files
+from moelora_ad.evaluation.score_files.paths import PathError, failed_note, find_pairs, find_score_files
 
 
 def made(folder: Path, *names: str) -> Path:

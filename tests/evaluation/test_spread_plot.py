@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from moelora_ad.evaluation.plots import BLUE, INK, Plot
-from moelora_ad.evaluation.run_records import find_records
-from moelora_ad.evaluation.scored_runs import read_runs
-from moelora_ad.evaluation.spread_plot import spread_plot
-from moelora_ad.evaluation.systems import Comparison
+from moelora_ad.evaluation.comparison.scored_runs import read_runs
+from moelora_ad.evaluation.comparison.spread_plot import spread_plot
+from moelora_ad.evaluation.comparison.systems import Comparison
+from moelora_ad.evaluation.reports.plots import BLUE, INK, Plot
+from moelora_ad.runs.record import find_records
 
 MakeRun = Callable[..., Path]
 _SVG = "{http://www.w3.org/2000/svg}"

@@ -12,9 +12,9 @@ from scipy import stats
 
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.run_records import RunRecord, find_records
-from moelora_ad.evaluation.scored_runs import ScoredRun, ScoredSet, read_runs
-from moelora_ad.evaluation.systems import Comparison
+from moelora_ad.evaluation.comparison.scored_runs import ScoredRun, ScoredSet, read_runs
+from moelora_ad.evaluation.comparison.systems import Comparison
+from moelora_ad.runs.record import RunRecord, find_records
 
 MakeRun = Callable[..., Path]
 

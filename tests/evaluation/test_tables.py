@@ -13,11 +13,10 @@ from rich.console import Console
 
 from moelora_ad.errors import printable
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.evaluating import evaluate_files, summarise_runs
-from moelora_ad.evaluation.figure_options import FigureOptions
-from moelora_ad.evaluation.results import Results
-from moelora_ad.evaluation.score_paths import FoundFile
-from moelora_ad.evaluation.tables import (
+from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.evaluation.reports.evaluating import evaluate_files, summarise_runs
+from moelora_ad.evaluation.reports.results import Results
+from moelora_ad.evaluation.reports.tables import (
     FIGURE_ROW,
     TextTable,
     as_csv,
@@ -31,6 +30,7 @@ from moelora_ad.evaluation.tables import (
     sets_table,
     tables,
 )
+from moelora_ad.evaluation.score_files.paths import FoundFile
 
 
 @pytest.fixture(scope="module")

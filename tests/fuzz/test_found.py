@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import save_file
 
 from moelora_ad.adapters import AdapterError, read_lora
-from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.audio import AudioError, read_audio
+from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.configuration.building import detector_state
 from moelora_ad.errors import InputError
 from moelora_ad.models import WhisperBackbone
+from moelora_ad.models.saving.checkpoints import CheckpointError, check_readable
 from moelora_ad.sweeps.planning import PlannedRun, plan_runs
 from moelora_ad.sweeps.run_folder import read_notes
 from moelora_ad.sweeps.sweep import read_sweep
-from moelora_ad.training.building import detector_state
-from moelora_ad.training.checkpoints import CheckpointError, check_readable
 
 
 def test_a_sphere_header_with_a_count_of_four_hundred_digits(tmp_path):

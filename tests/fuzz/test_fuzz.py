@@ -27,29 +27,29 @@ import torch
 
 from moelora_ad.adapters import LoRA, MoELoRA, lora_updates, read_lora, save_peft
 from moelora_ad.audio import AudioReader, read_audio
-from moelora_ad.cli import main
+from moelora_ad.cli.main import main
+from moelora_ad.configuration.building import detector_state
+from moelora_ad.configuration.differences import differences, read_configuration
+from moelora_ad.configuration.parser import read_yaml
 from moelora_ad.corpora import ASVspoof2021DF, ASVspoof2021LA, Manifest, Trial, TrialList
 from moelora_ad.corpora.asvspoof5 import read_asvspoof5_protocol
 from moelora_ad.corpora.asvspoof2019 import ASVspoof2019Protocol
 from moelora_ad.corpora.fakeavceleb import read_fakeavceleb
 from moelora_ad.corpora.in_the_wild import read_in_the_wild
-from moelora_ad.corpora.storage import all_files, joined, located, open_file
+from moelora_ad.corpora.storage.files import all_files, joined, located, open_file
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.configurations import differences, read_configuration
-from moelora_ad.evaluation.equal_error_rate import ScoreError
-from moelora_ad.evaluation.keys import join_scores, read_key
-from moelora_ad.evaluation.reading import ScoreReader
-from moelora_ad.evaluation.run_records import find_records
-from moelora_ad.evaluation.score_formats import FORMATS, read_scores, write_scores
-from moelora_ad.evaluation.scored_runs import read_runs
+from moelora_ad.evaluation.comparison.scored_runs import read_runs
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
+from moelora_ad.evaluation.score_files.formats import FORMATS, read_scores, write_scores
+from moelora_ad.evaluation.score_files.keys import join_scores, read_key
+from moelora_ad.evaluation.score_files.labelled import ScoreReader
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
+from moelora_ad.models.saving.checkpoints import check_readable
+from moelora_ad.runs.record import find_records
+from moelora_ad.runs.scores import KeptScores
 from moelora_ad.sweeps.planning import plan_runs
 from moelora_ad.sweeps.states import status_of
 from moelora_ad.sweeps.sweep import read_sweep
-from moelora_ad.training.building import detector_state
-from moelora_ad.training.checkpoints import check_readable
-from moelora_ad.training.kept_scores import KeptScores
-from moelora_ad.training.usage import read_yaml
 
 INPUTS = int(os.environ.get("MOELORA_FUZZ", 3_000))
 TRIALS = TrialList([Trial(f"u{n}", f"{n}.wav", n % 2, speaker=f"s{n}", attack="A07", corpus="x") for n in range(6)])

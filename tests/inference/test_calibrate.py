@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from moelora_ad.adapters import LoRA
+from moelora_ad.cli import calibrate as calibrate_command
+from moelora_ad.cli.calibrate import figures_of_sets, fitted
 from moelora_ad.corpora import Trial
-from moelora_ad.evaluation.calibration import Calibration
+from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.evaluation.score_table import ScoreTable
-from moelora_ad.inference import calibrate_command
-from moelora_ad.inference.calibrate_command import figures_of_sets, fitted
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from moelora_ad.adapters import GatePolicy, MoELoRA
-from moelora_ad.inference import export_command
+from moelora_ad.cli import export as export_command
 from moelora_ad.models import AttentiveStatistics, Detector, WhisperBackbone
 from moelora_ad.training.detection_module import DetectionModule
 

@@ -13,7 +13,7 @@ import torch
 
 from moelora_ad.adapters import LoRA
 from moelora_ad.audio import AudioReader
-from moelora_ad.cli import main
+from moelora_ad.cli.main import main
 from moelora_ad.inference import Scorer
 from moelora_ad.inference.output import Decision
 from moelora_ad.inference.timeline import timeline_page

@@ -21,7 +21,7 @@ RATE = 16_000
 RUN = """
 import sys
 from pathlib import Path
-from moelora_ad.cli import main
+from moelora_ad.cli.main import main
 peak = open(sys.argv.pop(1), "w")
 code = main()
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0], file=peak, flush=True)

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional
 
 from moelora_ad.adapters import FullFineTuning, MoELoRA
+from moelora_ad.cli import calibrate as calibrate_command
 from moelora_ad.corpora import Trial
 from moelora_ad.evaluation.score_table import ScoreTable
-from moelora_ad.inference import calibrate_command
 from moelora_ad.inference.scorer import Scorer
 from moelora_ad.models import AASIST, AttentiveStatistics, Classifier, Detector, MeanPooling, Wav2Vec2Backbone
 from moelora_ad.models.precision import PRECISIONS

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from moelora_ad.adapters import LoRA
-from moelora_ad.cli import main
+from moelora_ad.cli.main import main
 from moelora_ad.inference.output import Decision, print_table
 from moelora_ad.inference.scorer import Scorer
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone

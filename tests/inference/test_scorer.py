@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from moelora_ad.adapters import LoRA
 from moelora_ad.audio import AudioError, Segment, read_segment
-from moelora_ad.corpora.storage import StorageError
+from moelora_ad.corpora.storage.files import StorageError
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.calibration import Calibration
+from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.inference import Scorer
 from moelora_ad.inference.scorer import Failure
 from moelora_ad.inference.windows import window_starts

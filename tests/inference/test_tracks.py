@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from moelora_ad.adapters import LoRA
-from moelora_ad.cli import main
+from moelora_ad.cli.main import main
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 
 RATE = 16_000

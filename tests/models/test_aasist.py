@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from moelora_ad.models import AASIST, load_public_aasist
-from moelora_ad.models.graph_attention import GraphAttention, GraphPooling, HeterogeneousGraphAttention
+from moelora_ad.models.heads.graph_attention import GraphAttention, GraphPooling, HeterogeneousGraphAttention
 
 GRAPH = ("att_proj", "proj_with_att", "proj_without_att", "bn")
 HETEROGENEOUS = (
@@ -40,7 +40,7 @@ def public_names() -> set[str]:
 
 def public_state(width: int = 48) -> dict[str, torch.Tensor]:
     """A public state dict with random values, made by asking the loader which shape each public name needs."""
-    from moelora_ad.models.aasist import _public_name
+    from moelora_ad.models.heads.aasist import _public_name
 
     generator = torch.Generator().manual_seed(1)
     shapes = {_public_name(name): tensor for name, tensor in AASIST(width).state_dict().items()}

@@ -24,7 +24,8 @@ from moelora_ad.adapters import (
     TopLayers,
     adapted_sites,
 )
-from moelora_ad.inference import Scorer, export_command
+from moelora_ad.cli import export as export_command
+from moelora_ad.inference import Scorer
 from moelora_ad.models import (
     AASIST,
     AttentiveStatistics,
@@ -37,7 +38,7 @@ from moelora_ad.models import (
     WavLMBackbone,
     WhisperBackbone,
 )
-from moelora_ad.models.onnx_export import export_onnx
+from moelora_ad.models.saving.onnx_export import export_onnx
 
 CLASSES: dict[str, type[Backbone]] = {
     "wav2vec2": Wav2Vec2Backbone,

@@ -37,9 +37,9 @@ from moelora_ad.models import (
     MeanPooling,
     Wav2Vec2Backbone,
     WhisperBackbone,
-    keeping,
 )
-from moelora_ad.models.kept_files import save_tensors, tensors_hash
+from moelora_ad.models.saving import model_folder as keeping
+from moelora_ad.models.saving.files import save_tensors, tensors_hash
 
 
 def trained(detector: Detector) -> Detector:
@@ -349,7 +349,7 @@ HOSTILE = [
     {"class_path": "antigravity.fly"},
     {"class_path": "os.system"},
     {"class_path": "moelora_ad.__main__.run"},
-    {"class_path": "moelora_ad.models.pretrained.Path"},
+    {"class_path": "moelora_ad.models.backbones.pretrained.Path"},
     {"class_path": "moelora_ad..adapters.LoRA"},
     {"class_path": "moelora_ad_evil.adapters.LoRA"},
     {"class_path": "moelora_ad.adapters.LoRA", "init_args": {"targets": {"class_path": "antigravity.fly"}}},
@@ -467,7 +467,7 @@ def test_from_the_hub(model, monkeypatch):
         asked.append((repo_id, filename, revision))
         return str(model / filename)
 
-    monkeypatch.setattr("moelora_ad.models.kept_files.hf_hub_download", fetch)
+    monkeypatch.setattr("moelora_ad.models.saving.files.hf_hub_download", fetch)
     detector = Detector.from_pretrained("me/detector", revision="v1")
     assert torch.equal(logits(detector), logits(Detector.from_pretrained(model)))
     assert sorted(asked) == [("me/detector", "config.json", "v1"), ("me/detector", "model.safetensors", "v1")]

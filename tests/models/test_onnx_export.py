@@ -13,8 +13,9 @@ from moelora_ad.adapters import LoRA, MoELoRA
 from moelora_ad.audio import Segment
 from moelora_ad.audio.segments import read_segment
 from moelora_ad.errors import InputError
-from moelora_ad.models import AASIST, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone, onnx_export
-from moelora_ad.models.onnx_export import export_onnx
+from moelora_ad.models import AASIST, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
+from moelora_ad.models.saving import onnx_export
+from moelora_ad.models.saving.onnx_export import export_onnx
 
 CORPUS = Path(__file__).parents[2] / "experiments" / "quickstart" / "corpus"
 

@@ -11,7 +11,7 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Ve
 from moelora_ad.adapters import CallWatch, InjectionError, LoRA, MoELoRA
 from moelora_ad.errors import InputError
 from moelora_ad.models import Wav2Vec2BertBackbone
-from moelora_ad.models.wav2vec2_bert import LogMel
+from moelora_ad.models.backbones.wav2vec2_bert import LogMel
 
 TARGETS = ["linear_q", "linear_k", "linear_v", "linear_out"]
 

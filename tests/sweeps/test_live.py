@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moelora_ad.evaluation.run_records import RunRecord
+from moelora_ad.runs.record import RunRecord
 from moelora_ad.sweeps.live import LiveView
 from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.states import Status

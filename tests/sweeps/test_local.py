@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moelora_ad.sweeps import sweep_command
+from moelora_ad.cli import sweep as sweep_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # several processes load torch one after the other
 

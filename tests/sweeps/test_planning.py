@@ -10,8 +10,8 @@ import jsonargparse
 import pytest
 import yaml
 
+from moelora_ad.cli import sweep as sweep_command
 from moelora_ad.errors import InputError
-from moelora_ad.sweeps import sweep_command
 from moelora_ad.sweeps.planning import choose, option_text, plan_runs
 from moelora_ad.sweeps.slurm import _parameters
 from moelora_ad.sweeps.sweep import Sweep, System, read_sweep

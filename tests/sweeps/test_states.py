@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.run_records import RunRecord
+from moelora_ad.runs.record import RunRecord
 from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.run_folder import Notes, is_running, keep_metrics, resumable, take_lock, write_notes
 from moelora_ad.sweeps.states import status_of

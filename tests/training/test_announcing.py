@@ -11,8 +11,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from rich import reconfigure
 
-from moelora_ad.training.announcing import StartBlock, audio_seconds, with_start_block
-from moelora_ad.training.progress import duration, with_progress
+from moelora_ad.training.callbacks.progress import duration, with_progress
+from moelora_ad.training.callbacks.start_summary import StartBlock, audio_seconds, with_start_block
 
 EXPERTS = 2 * 4 * 2 * 2 * 2 * 32  # layers, projections, experts, matrices of rank 2 and width 32
 GATES = 2 * 4 * 2 * 2 * 32  # layers, projections, matrices (gate and noise), experts, width

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from moelora_ad.models.graph_attention import GraphAttention
+from moelora_ad.models.heads.graph_attention import GraphAttention
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 
 SIZES = (5, 2)  # clips of the two processes

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.run_records import read_record
+from moelora_ad.runs.record import read_record
 from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moelora_ad import cli
+from moelora_ad.cli import main as cli
 
 PROJECT = Path(__file__).parents[2]
 CORPUS = PROJECT / "experiments/quickstart/corpus"

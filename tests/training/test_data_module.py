@@ -13,12 +13,12 @@ import torch
 from moelora_ad.adapters import LoRA
 from moelora_ad.audio import Crops, FullUtterance, RawBoost, Segment, keyed_generator, read_audio
 from moelora_ad.corpora import Manifest, Trial, TrialList
+from moelora_ad.data.dataset import padded
+from moelora_ad.data.samplers import Key
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.models import AttentiveStatistics, MeanPooling, Wav2Vec2Backbone
 from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule, TrialDataset
-from moelora_ad.training.dataset import padded
-from moelora_ad.training.samplers import Key
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from torch.optim.lr_scheduler import StepLR
 
 from moelora_ad.adapters import AuxiliaryWeights, InjectionError, LoRA, MoELoRA, adapted_sites, watch_gates
 from moelora_ad.audio import RawBoost
+from moelora_ad.data.samplers import Key
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
 from moelora_ad.training import Batch, DetectionModule, WarmupCosine
-from moelora_ad.training.samplers import Key
 
 
 def module(source, **arguments) -> DetectionModule:

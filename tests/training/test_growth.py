@@ -13,10 +13,10 @@ from lightning.pytorch import Callback
 from moelora_ad.adapters import LoRA
 from moelora_ad.audio import FullUtterance, audio_length
 from moelora_ad.corpora import Trial, TrialList
+from moelora_ad.data.lengths import lengths_of
 from moelora_ad.evaluation import TrialFailures, TrialScores
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.training import Batch, DetectionModule
-from moelora_ad.training.lengths import lengths_of
 from moelora_ad.training.scoring import SetScores
 
 
@@ -69,7 +69,7 @@ def test_the_headers_of_a_set_are_read_at_once_and_only_once(data, monkeypatch):
         several.wait(timeout=60)  # breaks unless another thread comes
         return audio_length(source, name)
 
-    monkeypatch.setattr("moelora_ad.training.lengths.audio_length", length)
+    monkeypatch.setattr("moelora_ad.data.lengths.audio_length", length)
     source = data(eval_segment=FullUtterance())
     source.setup("validate")
     source.val_dataloader()

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from moelora_ad.adapters import FrozenBackbone, FullFineTuning, LayerRange, LoRA, MoELoRA, TopLayers
+from moelora_ad.cli import inspect as inspect_command
 from moelora_ad.models import AASIST, Backbone, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
 from moelora_ad.models.accounting import Account, Sites, account
-from moelora_ad.training import inspect_command
 
 PROJECT = Path(__file__).parents[2]
 SAMPLES = 16_000

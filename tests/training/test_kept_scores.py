@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.training.kept_scores import KeptScores, _read_part
+from moelora_ad.runs.scores import KeptScores, _read_part
 
 ORIGIN = {"weights": "abc", "eval_batch_size": "2"}
 TRIALS = TrialList([Trial(f"u{index}", f"{index}.wav", index % 2) for index in range(6)])

@@ -19,11 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from moelora_ad.adapters import AuxiliaryWeights, FrozenBackbone, FullFineTuning, GatePolicy, LoRA, MoELoRA
 from moelora_ad.audio import Crops
 from moelora_ad.corpora import Trial, TrialList
+from moelora_ad.data.dataset import Failure
 from moelora_ad.errors import InputError
 from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
 from moelora_ad.training import MLDG, Batch, DetectionModule, WarmupCosine
 from moelora_ad.training.batch_norm import SyncedBatchNorm
-from moelora_ad.training.dataset import Failure
 from moelora_ad.training.mldg import attacks_of, part_of, split
 
 ALPHA, BETA, LR = 0.5, 0.7, 0.1

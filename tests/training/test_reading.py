@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from moelora_ad.data import workers as reading
+from moelora_ad.data.workers import SILENT_SECONDS, check_room, outlive_signals, starved
 from moelora_ad.errors import InputError
-from moelora_ad.training import reading
-from moelora_ad.training.reading import SILENT_SECONDS, check_room, outlive_signals, starved
 
 
 class Places(Dataset):
@@ -55,7 +55,7 @@ def test_a_reader_ends_at_the_second_request():
 READ = """
 import resource, sys, torch
 from torch.utils.data import DataLoader, Dataset
-from moelora_ad.training.reading import begin_worker, starved
+from moelora_ad.data.workers import begin_worker, starved
 
 class Batches(Dataset):
     def __len__(self):

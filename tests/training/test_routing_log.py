@@ -27,9 +27,9 @@ from moelora_ad.adapters import (
 )
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.training import DetectionModule
-from moelora_ad.training.routing_figures import SiteFigures, by_figure, overview
-from moelora_ad.training.routing_log import RoutingLog, gradient_norms
-from moelora_ad.training.routing_plot import routing_heatmaps
+from moelora_ad.training.callbacks.routing_figures import SiteFigures, by_figure, overview
+from moelora_ad.training.callbacks.routing_log import RoutingLog, gradient_norms
+from moelora_ad.training.callbacks.routing_plot import routing_heatmaps
 
 SITE = "layers.1.self_attn.v_proj"
 

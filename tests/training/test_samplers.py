@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moelora_ad.data.samplers import Group
 from moelora_ad.errors import InputError
 from moelora_ad.training import EvaluationBatches, TrainingBatches
-from moelora_ad.training.samplers import Group
 
 
 @st.composite

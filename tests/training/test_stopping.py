@@ -15,12 +15,12 @@ import torch
 from lightning.pytorch import Callback
 
 from moelora_ad.adapters import LoRA, adapter_modules
-from moelora_ad.evaluation.run_records import read_record
 from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.models.saving.checkpoints import checkpoint_of
+from moelora_ad.runs.record import read_record
 from moelora_ad.sweeps.run_folder import resumable
 from moelora_ad.training import DetectionModule
-from moelora_ad.training.checkpoints import checkpoint_of
-from moelora_ad.training.stopping import DivergenceError
+from moelora_ad.training.callbacks.stopping import DivergenceError
 
 
 class Spoil(Callback):

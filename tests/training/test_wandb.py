@@ -19,8 +19,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 from moelora_ad.adapters import FullFineTuning, MoELoRA
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 from moelora_ad.training import DetectionModule
-from moelora_ad.training.routing_log import RoutingLog
-from moelora_ad.training.wandb_run import WandbRun, group_runs
+from moelora_ad.training.callbacks.routing_log import RoutingLog
+from moelora_ad.training.callbacks.wandb import WandbRun, group_runs
 
 BLOCK, HEADER = 32_768, 7
 
@@ -33,7 +33,7 @@ def offline(monkeypatch, tmp_path):
     for name in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB__DISABLE_STATS", "true")
-    monkeypatch.setattr("moelora_ad.training.wandb_run.git_commit", lambda: "abc")
+    monkeypatch.setattr("moelora_ad.training.callbacks.wandb.git_commit", lambda: "abc")
     yield
     wandb.finish()
 

@@ -19,9 +19,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from moelora_ad import files
-from moelora_ad.evaluation.run_records import read_record
+from moelora_ad.runs.record import read_record
 from moelora_ad.training import WholeCheckpointIO
-from moelora_ad.training.whole_checkpoints import write_whole_checkpoints
+from moelora_ad.training.checkpoint_writing import write_whole_checkpoints
 
 OLD, NEW = ({"step": step, "state_dict": {"w": torch.full((60_000,), float(step))}} for step in (1, 2))
 WRITING = {"open", "os.rename", "os.remove", "os.truncate", "fcntl.flock"}

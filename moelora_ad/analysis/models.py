@@ -1,0 +1,124 @@
+"""Trained models and the batches of a corpus, for the analyses."""
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from torch.utils.data import DataLoader
+
+from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
+from moelora_ad.corpora import TrialList
+from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.dataset import Batch, TrialDataset
+from moelora_ad.data.samplers import EvaluationBatches
+from moelora_ad.data.shares import by_name
+from moelora_ad.errors import InputError
+from moelora_ad.models import Detector
+from moelora_ad.runs.record import RECORD, read_record
+
+
+class Trained(NamedTuple):
+    """A trained detector and the corpora of its run.
+
+    Attributes:
+        detector: in evaluation mode.
+        data: of the run.
+        name: the run's system; the name of its folder if it has no record.
+        seed: of the run.
+        checkpoint: where the weights come from.
+        folder: of the run.
+    """
+
+    detector: Detector
+    data: AudioDeepfakeDataModule
+    name: str
+    seed: int
+    checkpoint: Path
+    folder: Path
+
+
+def load_trained(path: str | Path, backbone: str | None = None, allow: Collection[str] = ()) -> Trained:
+    """A run's detector with its trained weights.
+
+    Args:
+        path: a run's folder, for its best checkpoint, or a checkpoint in RUN/checkpoints.
+        backbone: where the encoder is, if not where the run found it.
+        allow: packages besides ours whose classes the run's configuration may name.
+
+    Raises:
+        InputError: there is no such run, it has no checkpoint, or the two do not fit.
+    """
+    path = Path(path)
+    checkpoint = _best_checkpoint(path) if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise InputError(f"{checkpoint}: no such checkpoint; give the folder of a run, or a file in its checkpoints")
+    config = Path(config_beside(str(checkpoint)))
+    state = detector_state(str(checkpoint))
+    built = build_from_configs([str(config)], backbone, "moelora-ad analyze", allow)
+    load_weights(built.detector, state, str(checkpoint))
+    folder = config.parent
+    name = read_record(folder).system if (folder / RECORD).exists() else folder.name
+    return Trained(built.detector.eval(), built.data, name, built.data.seed, checkpoint, folder)
+
+
+def trials_of(trained: Trained, set_name: str) -> TrialList:
+    """The trials of one of the run's sets: "train", "dev", or a test set by its name.
+
+    Raises:
+        InputError: the run has no such set, or its corpus cannot be read.
+    """
+    data = trained.data
+    corpora = dict(data.test)
+    if data.val is not None:
+        corpora[DEV] = data.val
+    training = by_name(data.train) if data.train else {}
+    if len(training) == 1:
+        (corpora[TRAIN],) = training.values()
+    if set_name not in corpora:
+        raise InputError(f"{trained.folder} has no set {set_name!r}: choose from {', '.join(corpora)}")
+    return corpora[set_name].trials()
+
+
+def batches(
+    trained: Trained,
+    trials: TrialList,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Iterator[Batch]:
+    """The trials in their order, in evaluation segments, never augmented.
+
+    Args:
+        trained: says which segments.
+        trials: what to read.
+        batch_size: None for that of the run's evaluation.
+        workers: processes that read audio; None for those of the run.
+        progress: called after each batch with its number of trials.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    data = trained.data
+    workers = data.num_workers if workers is None else workers
+    loader = DataLoader(
+        TrialDataset(trials, data.eval_segment, data.seed),
+        sampler=EvaluationBatches(len(trials), batch_size or data.eval_batch_size),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=data.multiprocessing_context if workers else None,
+    )
+    batch: Batch
+    for batch in loader:
+        yield batch
+        progress(len(batch.trials))
+
+
+def _best_checkpoint(folder: Path) -> Path:
+    if (folder / RECORD).exists():
+        found = read_record(folder).checkpoint_path
+        if found is not None:
+            return found
+    kept = sorted(path for path in (folder / "checkpoints").glob("*.ckpt") if not path.name.startswith("last"))
+    if len(kept) != 1:
+        raise InputError(f"{folder}: {len(kept) or 'no'} checkpoints to choose from in {folder / 'checkpoints'}")
+    return kept[0]

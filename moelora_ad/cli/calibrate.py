@@ -1,0 +1,133 @@
+"""The verb calibrate: make a model's scores log-likelihood ratios."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.metrics.calibration import Calibration, fit_calibration, shared_trials
+from moelora_ad.evaluation.metrics.curve import ScoreCurve
+from moelora_ad.evaluation.metrics.figures import evaluate_set
+from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.evaluation.provenance import read_provenance
+from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.files import file_hash
+from moelora_ad.models.saving.files import read_config, store_calibration
+
+_CARD = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}
+
+
+def run(program: str) -> int:
+    """Run the verb in ``sys.argv``; returns the exit code."""
+    parser = OneLineArgumentParser(
+        prog=f"{program} calibrate",
+        description="Fit an affine calibration on a development score file of a model, and store it with the model.",
+        epilog="Calibrate on data that you report nothing on: never on a test set.",
+    )
+    parser.add_argument(
+        "scores", metavar="DEV_SCORES.csv", help="raw scores of the model on a development set, as validate writes them"
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
+    arguments = parser.parse_args(sys.argv[2:])
+    try:
+        config = read_config(arguments.model)
+        table = ScoreTable.read(arguments.scores)
+        calibration = fitted(table, arguments.scores)
+        store_calibration(arguments.model, calibration.as_dict())
+    except InputError as error:
+        parser.error(str(error))
+    counts = f"{calibration.num_bona_fide:,} bona fide and {calibration.num_spoof:,} spoof"
+    print(f"{calibration.fitted_on}: {counts}; the figures are on the scores that it was fitted on")
+    Console().print(_table(table, calibration))
+    if None not in (judged := config["precision"], calibration.precision) and judged != calibration.precision:
+        print(
+            f"note: these are scores in {calibration.precision}; the model was judged in {judged}: give score one of "
+            "the two with --precision"
+        )
+    replaced = " in the place of another one" if config["calibration"] else ""
+    print(
+        f"stored in {arguments.model}{replaced}: log-likelihood ratio = {calibration.scale:.6g} * score "
+        f"{calibration.offset:+.6g}"
+    )
+    return 0
+
+
+def fitted(table: ScoreTable, path: str | Path) -> Calibration:
+    """The calibration of a development score file ``path`` with the scores ``table``.
+
+    Raises:
+        ScoreError: see `fit_calibration`.
+    """
+    calibration = fit_calibration(table.scores, table.labels, fitted_on=_named(path, table))
+    return replace(calibration, precision=precision_of(path))
+
+
+def precision_of(path: str | Path) -> str | None:
+    """The precision of the scores in a file, by the provenance beside it; None if that is not there or of other
+    scores."""
+    try:
+        provenance = read_provenance(Path(path))
+        of_these = provenance["score_file_sha256"] == file_hash(Path(path))
+        precision = provenance["origin"]["precision"]
+    except (OSError, KeyError, TypeError):
+        return None
+    return precision if of_these and isinstance(precision, str) else None
+
+
+def figures_of_sets(
+    paths: Sequence[str | Path], calibration: Calibration | None, fitted_on: ScoreTable | None
+) -> list[dict[str, Any]]:
+    """Figures of score files for the model card, see `models.model_card`; a set is named by its file.
+
+    Args:
+        paths: score files of the model, raw scores.
+        calibration: what is stored with the model, if anything: then actDCF and Cllr too.
+        fitted_on: the scores that it was fitted on. A set that shares trials with it gets neither: they would say
+            nothing of other data.
+
+    Raises:
+        InputError: a file is missing or faulty, or two have the same name.
+    """
+    names = [Path(path).stem for path in paths]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{len(names)} score files, but {twice[0]!r} names more than one: rename them")
+    results = []
+    for name, path in zip(names, paths, strict=True):
+        table = ScoreTable.read(path)
+        calibrated = calibration is not None and (fitted_on is None or not shared_trials(fitted_on, table))
+        if calibration is not None:
+            table = table.with_scores(calibration.apply(table.scores))
+        figures = evaluate_set(name, table, FigureOptions(calibrated=calibrated)).overall
+        shown = {}
+        for field, title in _CARD.items():
+            value = getattr(figures, field)
+            if value is not None:
+                low, high = figures.intervals.get(field, (None, None))
+                shown[title] = {"value": value, "low": low, "high": high}
+        counts = {"num_bona_fide": figures.num_bona_fide, "num_spoof": figures.num_spoof}
+        results.append({"set": name, **counts, "figures": shown})
+    return results
+
+
+def _named(path: str | Path, table: ScoreTable) -> str:
+    """A score file in words that stay true when it is moved: its name, its corpora and splits."""
+    fields = zip(table.trials.column("corpus"), table.trials.column("split"), strict=True)
+    parts = sorted({" ".join(filter(None, pair)) for pair in set(fields)})
+    return f"{Path(path).name} ({', '.join(parts)})"
+
+
+def _table(table: ScoreTable, calibration: Calibration) -> Table:
+    shown = Table()
+    for column in ("", "Cllr", "actDCF"):
+        shown.add_column(column, justify="right" if column else "left")
+    for name, scores in (("before", table.scores), ("after", calibration.apply(table.scores))):
+        curve = ScoreCurve(scores, table.labels)
+        shown.add_row(name, f"{curve.cllr():.4f}", f"{curve.act_dcf():.4f}")
+    shown.add_row("least possible", f"{curve.min_cllr():.4f}", f"{curve.min_dcf().cost:.4f}")
+    return shown

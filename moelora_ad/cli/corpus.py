@@ -1,0 +1,168 @@
+"""The verb corpus: what corpora there are, and whether those of an experiment are right."""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Collection, Iterable
+from typing import Any, get_args, get_type_hints
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
+
+from moelora_ad import corpora
+from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.configuration.parser import OneLineParser, read_yaml
+from moelora_ad.configuration.trust import add_allow, imports_limited
+from moelora_ad.corpora import Corpus
+from moelora_ad.corpora.checking import CorpusReport, check_corpus
+from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.shares import by_name
+from moelora_ad.errors import InputError
+from moelora_ad.files import written_whole
+
+FAILED = 1
+_LISTED = 10  # problems of one kind on the terminal; JSON has all
+
+
+def run(program: str) -> int:
+    """Run the verb in ``sys.argv``; returns the exit code: 1 if a corpus is not as it should be."""
+    parser = OneLineArgumentParser(prog=f"{program} corpus", description=__doc__)
+    verbs = parser.add_subparsers(dest="what", required=True)
+    listing = verbs.add_parser("list", help="every corpus class, with its class_path")
+    listing.add_argument("--json", metavar="FILE", help="write the list there, as JSON")
+    check = verbs.add_parser("check", help="trials against official counts, audio of every trial, a sample decoded")
+    check.add_argument("--config", action="append", required=True, help="as for fit; only the part 'data' is used")
+    check.add_argument("--samples", type=int, default=100, help="files to decode of each corpus (default: 100)")
+    check.add_argument("--all", action="store_true", help="decode every file")
+    check.add_argument("--json", metavar="FILE", help="write all that was found there, as JSON")
+    add_allow(check)
+    arguments = parser.parse_args(sys.argv[2:])
+    if arguments.what == "list":
+        return _list(arguments.json)
+    if arguments.samples < 1:
+        check.error(f"--samples: {arguments.samples} is not positive")
+    try:
+        found = _corpora(arguments.config, check, arguments.allow)
+    except InputError as error:
+        check.error(str(error))
+    return _check(found, None if arguments.all else arguments.samples, arguments.json)
+
+
+def _list(json_path: str | None) -> int:
+    classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
+    rows = [
+        {
+            "class_path": f"moelora_ad.corpora.{one.__name__}",
+            "what": (inspect.getdoc(one) or "").split("\n\n")[0].replace("\n", " ").replace("``", ""),
+            "init_args": ", ".join(inspect.signature(one).parameters),
+            "trials": _official(one),
+        }
+        for one in sorted(classes, key=lambda one: one.__name__.lower())
+    ]
+    table = Table(title="corpora: class_path moelora_ad.corpora.CLASS", title_justify="left", show_lines=True)
+    table.add_column("CLASS", no_wrap=True)
+    for name in ("what", "init_args", "official trials"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"])
+    Console().print(table)
+    _write(json_path, rows)
+    return 0
+
+
+def _official(one: type[Corpus]) -> str:
+    """Official numbers of trials, by the split, phase or list that the class takes."""
+    choices = {name: get_args(hint) for name, hint in get_type_hints(one.__init__).items() if get_args(hint)}
+    name = next((name for name in ("split", "phase", "trials") if isinstance(choices.get(name, (None,))[0], str)), None)
+    parts: dict[str, dict[str, str]] = {part: {name: part} for part in choices[name]} if name else {"": {}}
+    try:
+        counts = {part: one(root="", **given).official_counts() for part, given in parts.items()}  # type: ignore[call-arg]
+    except TypeError:  # a class of users' own lists
+        return ""
+    known = {part: count.total for part, count in counts.items() if count and count.total}
+    return "\n".join(f"{part} {total:,}".strip() for part, total in known.items())
+
+
+def _is_corpus(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, Corpus) and not inspect.isabstract(value)
+
+
+def _corpora(configs: list[str], check: argparse.ArgumentParser, allow: Collection[str]) -> dict[str, Corpus]:
+    """The corpora of configurations, by where they stand in the part ``data``."""
+    parser = OneLineParser(prog=check.prog)
+    parser.add_class_arguments(AudioDeepfakeDataModule, "data")
+    parsed = parser.get_defaults()
+    with imports_limited(allow):
+        for path in configs:
+            parsed = parser.parse_object({"data": _data(path)}, cfg_base=parsed)
+        data: AudioDeepfakeDataModule = parser.instantiate_classes(parsed).data
+    found = {f"{TRAIN}.{name}".rstrip("."): corpus for name, corpus in by_name(data.train).items()}
+    found |= {DEV: data.val} if data.val else {}
+    found |= {f"test.{name}": corpus for name, corpus in data.test.items()}
+    if not found:
+        raise InputError(f"{', '.join(configs)}: no corpus in the part 'data'")
+    return found
+
+
+def _data(path: str) -> dict[str, Any]:
+    config = read_yaml(path)
+    data = config.get("data", {}) if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        raise InputError(f"--config: {path} has no part 'data' with corpora")
+    return data
+
+
+def _check(found: dict[str, Corpus], samples: int | None, json_path: str | None) -> int:
+    def progress(indices: Iterable[int], what: str, total: int) -> Iterable[int]:
+        console = Console(stderr=True)
+        return track(indices, what, total, console=console, transient=True, disable=not console.is_terminal)
+
+    reports = {place: check_corpus(corpus, samples, progress) for place, corpus in found.items()}
+    console = Console()
+    console.print(_counts(reports))
+    console.print(_audio(reports))
+    for place, report in reports.items():
+        for problem in report.problems:
+            console.print(f"{place} ({report.name}): {problem}", style="red", markup=False, soft_wrap=True)
+        for reason in list(report.undecodable.values())[1:_LISTED]:
+            console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+    off = sum(bool(report.problems) for report in reports.values())
+    console.print("all is right" if not off else f"{off} of {len(reports)} corpora are not as they should be")
+    _write(json_path, {place: report.as_dict() for place, report in reports.items()})
+    return FAILED if off else 0
+
+
+def _counts(reports: dict[str, CorpusReport]) -> Table:
+    table = _empty_table("trials", "bona fide", "spoof", "official", "no audio")
+    for place, report in reports.items():
+        official = report.official and report.official.total
+        counts = (*report.found, official, len(report.missing))
+        table.add_row(place, *("unknown" if count is None else f"{count:,}" for count in counts))
+    return table
+
+
+def _audio(reports: dict[str, CorpusReport]) -> Table:
+    table = _empty_table("decoded", "failed", "seconds (median)", "rates", "hours")
+    for place, report in reports.items():
+        seconds = "{0:.1f} to {2:.1f} ({1:.1f})".format(*report.seconds) if report.seconds else ""
+        rates = "\n".join(f"{rate:,} Hz: {count:,}" for rate, count in report.rates.items())
+        estimated = "about " if report.decoded < len(report) else ""
+        hours = "" if report.hours is None else f"{estimated}{report.hours:,.1f}"
+        table.add_row(place, f"{report.decoded:,}", f"{len(report.undecodable):,}", seconds, rates, hours)
+    return table
+
+
+def _empty_table(*columns: str) -> Table:
+    table = Table(Column("corpus", overflow="fold"))
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _write(path: str | None, content: Any) -> None:
+    if path is None:
+        return
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

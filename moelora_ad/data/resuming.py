@@ -1,0 +1,99 @@
+"""Continuing an interrupted run at the batch that comes next, by Lightning's own counters."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from moelora_ad.data.dataset import Batch
+from moelora_ad.data.samplers import TrainingBatches
+from moelora_ad.data.shares import by_name
+from moelora_ad.errors import InputError
+from moelora_ad.runs.record import trials_hash
+
+if TYPE_CHECKING:
+    from moelora_ad.data.data_module import AudioDeepfakeDataModule
+
+TRAINING_DATA = "training_data"  # of a checkpoint
+
+
+class TrainingLoader(DataLoader[Batch]):
+    """Leaves out the batches of an epoch that an interrupted run has trained on.
+
+    Lightning asks for the iterator before it has loaded the counters of a checkpoint, so nothing is read, and no worker
+    started, before the first batch is asked for.
+
+    Args:
+        trainer: counts the batches; None for all of each epoch.
+        sampler: makes the batches.
+        arguments: those of ``DataLoader``.
+    """
+
+    sampler: TrainingBatches
+
+    def __init__(self, trainer: Trainer | None, sampler: TrainingBatches, **arguments: Any) -> None:
+        super().__init__(sampler=sampler, **arguments)
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.sampler.first = (
+            0 if self._trainer is None else self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        )
+        yield from super().__iter__()
+
+
+def training_data(data: "AudioDeepfakeDataModule") -> dict[str, Any]:
+    """What a checkpoint keeps of the trials that it was trained on, to be resumed with no others; plain values."""
+    trials = data.train_trials
+    assert trials is not None
+    corpora = sorted({corpus.name for corpus in by_name(data.train).values()})
+    return {"corpora": corpora, "trials": len(trials), "sha256": trials_hash(trials)}
+
+
+def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse to go on with another training: its schedule and its optimiser are of other trials.
+
+    Args:
+        checkpoint: as Lightning saves it; one of an earlier version, which knows nothing of its data, passes.
+        own: what this run trains on.
+
+    Raises:
+        InputError: these are other trials.
+    """
+    theirs = checkpoint.get(TRAINING_DATA)
+    if theirs is None or theirs["sha256"] == own["sha256"]:
+        return
+    told = [f"{', '.join(data['corpora'])} ({data['trials']:,} trials)" for data in (theirs, own)]
+    raise InputError(
+        f"--ckpt_path goes on with the same training, but the checkpoint was trained on {told[0]} and the "
+        f"configuration trains on {told[1]}; to start from its weights, in Python: "
+        "DetectionModule.load_from_checkpoint(CHECKPOINT) and Trainer.fit without ckpt_path"
+    )
+
+
+def redo_what_was_cut_off(checkpoint: dict[str, Any], by_steps: bool) -> None:
+    """Change the counters of a checkpoint, in place, so that Lightning does again, as a whole, the training step or the
+    validation at an epoch's end that was cut off, or had not yet begun.
+
+    Args:
+        checkpoint: as Lightning saves it.
+        by_steps: whether the run's length is given in steps; Lightning then would skip the epoch after one that has
+            ended, and is made to end it again.
+    """
+    loops = checkpoint.get("loops", {}).get("fit_loop", {})
+    if not loops:
+        return
+    epochs = loops["epoch_progress"]
+    if by_steps and epochs["current"]["processed"] == epochs["current"]["ready"] > 0:
+        for count in ("total", "current"):
+            epochs[count]["processed"] -= 1
+            epochs[count]["completed"] = epochs[count]["processed"]
+    training, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
+    validation["current"] = dict.fromkeys(validation["current"], 0)
+    if training["current"]["processed"] < training["current"]["ready"]:
+        training["is_last_batch"] = False
+    elif training["is_last_batch"] and not (validation["is_last_batch"] and validation["total"]["completed"]):
+        for count in ("total", "current"):
+            training[count]["completed"] = training[count]["processed"]
+        validation["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # Lightning: in the middle

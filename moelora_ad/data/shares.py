@@ -1,0 +1,90 @@
+"""Training corpora joined, and the shares of an epoch that fall to them."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from moelora_ad.corpora import BONA_FIDE, SPOOF, Corpus, TrialList
+from moelora_ad.corpora.combined import joined_trials
+from moelora_ad.data.samplers import Group
+from moelora_ad.errors import InputError
+
+_CLASSES = {BONA_FIDE: "bona fide", SPOOF: "spoof"}
+
+
+def by_name(train: Corpus | Mapping[str, Corpus] | None) -> Mapping[str, Corpus]:
+    """The corpora to train on; a single one has the empty name."""
+    if train is None or isinstance(train, Mapping):
+        return train or {}
+    return {"": train}
+
+
+def check_weights(train: Corpus | Mapping[str, Corpus] | None, weights: Mapping[str, float] | None) -> None:
+    """See that there is a positive weight for each joined corpus and for nothing else.
+
+    Raises:
+        InputError: There is not.
+    """
+    if weights is None:
+        return
+    names = set(train) if isinstance(train, Mapping) else set()
+    if not names:
+        raise InputError("data.train_weights needs data.train to be several corpora with names")
+    if unknown := sorted(set(weights) - names):
+        raise InputError(f"data.train_weights: no corpus {unknown[0]!r} in data.train, which has {_listed(names)}")
+    if missing := sorted(names - set(weights)):
+        raise InputError(f"data.train_weights: no weight for {missing[0]!r}; give one for each of {_listed(names)}")
+    for name, weight in weights.items():
+        if not (weight > 0 and math.isfinite(weight)):
+            raise InputError(f"data.train_weights: the weight of {name!r} is {weight}; give a positive number")
+
+
+def training_trials(
+    train: Corpus | Mapping[str, Corpus], weights: Mapping[str, float] | None, class_balanced: bool
+) -> tuple[TrialList, list[Group] | None]:
+    """All trials to train on, and how an epoch draws them; None for each of them once.
+
+    Args:
+        train: a corpus, or several by name.
+        weights: shares of an epoch by corpus, in proportion; None for the corpora's sizes.
+        class_balanced: whether half of each corpus's share is bona fide and half spoof.
+
+    Raises:
+        InputError: a trial has no label, or a class is missing where it is needed.
+    """
+    corpora = by_name(train)
+    lists = {name: corpus.trials() for name, corpus in corpora.items()}
+    for name, trials in lists.items():
+        where = f"data.train.{name}" if name else "data.train"
+        check_labels(trials, corpora[name].name, where, both=class_balanced or not name)
+    trials = joined_trials(lists) if isinstance(train, Mapping) else lists[""]
+    check_labels(trials, "all of it together", "data.train")
+    if weights is None and not class_balanced:
+        return trials, None
+    groups, start = [], 0
+    for name, part in lists.items():
+        share = weights[name] if weights else float(len(part))
+        labels = part.labels
+        chosen = [labels == label for label in _CLASSES] if class_balanced else [labels >= 0]
+        groups += [Group(start + np.flatnonzero(members), share / len(chosen)) for members in chosen]
+        start += len(part)
+    return trials, groups
+
+
+def check_labels(trials: TrialList, name: str, where: str, both: bool = True) -> None:
+    """See that all trials are labelled, and that both classes are there.
+
+    Raises:
+        InputError: They are not.
+    """
+    labels = trials.labels
+    for label, word in _CLASSES.items():
+        if both and not (labels == label).any():
+            raise InputError(f"{where}: {name} has no {word} trials among {len(trials)}; it needs both classes")
+    if (labels < 0).any():
+        raise InputError(f"{where}: {name} has {int((labels < 0).sum())} trials without a label")
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))

@@ -1,0 +1,161 @@
+"""Systems and what their seeds give: equal error rates of every set and averages over sets, as mean and spread."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.comparison.published import PublishedRow, published_row
+from moelora_ad.evaluation.comparison.scored_runs import DEV, ScoredRun, ScoredSet
+from moelora_ad.evaluation.metrics.averages import SeedSummary, over_seeds
+
+MACRO_OOD, MACRO_ALL = "macro_ood", "macro_all"
+
+
+class Versus(NamedTuple):
+    """``macro_ood`` of a system less that of another one with the same seeds.
+
+    Args:
+        system: The first.
+        difference: Mean over the shared seeds, a share of 1; negative if the first is better.
+        interval: 95 %, Student's t over the paired seeds; None for one seed.
+        num_better: In how many seeds the first has the lower EER.
+        num_seeds: Shared seeds.
+    """
+
+    system: str
+    difference: float
+    interval: tuple[float, float] | None
+    num_better: int
+    num_seeds: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of several systems.
+
+    Args:
+        runs: Sorted by system and seed.
+        own: Sets of the training corpus; ``macro_ood`` leaves them out. None for those whose corpus some run was
+            trained on.
+        notes: What a reader must know of the runs.
+
+    Raises:
+        InputError: A set has the name of an average.
+    """
+
+    runs: Sequence[ScoredRun]
+    own: Collection[str] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        taken = {MACRO_OOD, MACRO_ALL} & self._of.keys()
+        if taken:
+            raise InputError(f"a set is called {min(taken)!r}, like an average: rename its score files")
+
+    @cached_property
+    def systems(self) -> Mapping[str, Sequence[ScoredRun]]:
+        """The runs of each system, by seed."""
+        found: dict[str, list[ScoredRun]] = {}
+        for run in self.runs:
+            found.setdefault(run.record.system, []).append(run)
+        return found
+
+    @cached_property
+    def sets(self) -> tuple[str, ...]:
+        """Names of all sets: the development set, those of the training corpus, and the others."""
+        names = dict.fromkeys(name for run in self.runs for name in (*run.record.sets, *run.sets) if name in self._of)
+        return tuple(sorted(names, key=lambda name: (name != DEV, name not in self.own_sets)))
+
+    @cached_property
+    def own_sets(self) -> frozenset[str]:
+        if self.own is not None:
+            return frozenset(self.own)
+        trained_on = {corpus for run in self.runs for corpus in run.record.training_corpora}
+        return frozenset(name for name, run in self._of.items() if run.sets[name].corpus in trained_on)
+
+    @cached_property
+    def averages(self) -> Mapping[str, tuple[str, ...]]:
+        """The sets of ``macro_ood`` and ``macro_all``: those that every run has, so that all means compare."""
+        common = [name for name in self.sets if name != DEV and all(name in run.sets for run in self.runs)]
+        others = [name for name in common if name not in self.own_sets]
+        return {name: tuple(sets) for name, sets in ((MACRO_OOD, others), (MACRO_ALL, common)) if sets}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every set and every average."""
+        return (*self.sets, *self.averages)
+
+    def scored_set(self, name: str) -> ScoredSet:
+        """A set as the first run that has it tells; its EER is that run's."""
+        return self._of[name].sets[name]
+
+    @cached_property
+    def _of(self) -> Mapping[str, ScoredRun]:
+        return {name: run for run in reversed(self.runs) for name in run.sets}
+
+    def eer(self, run: ScoredRun, column: str) -> float | None:
+        """The EER of one run, a share of 1: of a set, or the mean over the sets of an average; None if it has none."""
+        if column in self.averages:
+            return float(np.mean([run.sets[name].eer for name in self.averages[column]]))
+        return run.sets[column].eer if column in run.sets else None
+
+    def eers(self, system: str, column: str) -> dict[int, float]:
+        """The EER by seed, of the runs that have one."""
+        found = {run.record.seed: self.eer(run, column) for run in self.systems[system]}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def summary(self, system: str, column: str) -> SeedSummary | None:
+        """Mean and spread over seeds; None if no run has the set."""
+        values = self.eers(system, column)
+        return over_seeds(list(values.values())) if values else None
+
+    def best(self, column: str) -> frozenset[str]:
+        """The systems with the lowest mean as it is printed, in percent with two digits; none of one system, nor of the
+        development set."""
+        means = {
+            system: f"{100 * found.mean:.2f}" for system in self.systems if (found := self.summary(system, column))
+        }
+        if column == DEV or len(self.systems) < 2:
+            return frozenset()
+        return frozenset(system for system, mean in means.items() if float(mean) == min(map(float, means.values())))
+
+    def published(self, system: str) -> PublishedRow | None:
+        """The paper's row of a system."""
+        first = self.systems[system][0]
+        return published_row(first.configuration, first.record.trained, first.record.training_corpora)
+
+    def against(self, reference: str) -> list[Versus]:
+        """Every other system that has seeds in common with ``reference``, less ``reference``, seed by seed.
+
+        Raises:
+            InputError: there is no such system, or no set for ``macro_ood``.
+        """
+        if reference not in self.systems:
+            raise InputError(f"no system is called {reference!r}; there are {', '.join(self.systems)}")
+        if MACRO_OOD not in self.averages:
+            raise InputError("there is no macro_ood to compare: no set that every run has is out of domain")
+        theirs = self.eers(reference, MACRO_OOD)
+        found = []
+        for system in self.systems:
+            ours = self.eers(system, MACRO_OOD)
+            seeds = sorted(ours.keys() & theirs.keys())
+            if system != reference and seeds:
+                pairs = np.array([(ours[seed], theirs[seed]) for seed in seeds])
+                found.append(_versus(system, pairs))
+        return found
+
+
+def _versus(system: str, pairs: np.ndarray) -> Versus:
+    """Of pairs (n, 2) of figures with the same seed."""
+    apart = pairs[:, 0] - pairs[:, 1]
+    mean, num = float(apart.mean()), len(apart)
+    interval = None
+    if num > 1:
+        reach = float(stats.t.ppf(0.975, num - 1) * apart.std(ddof=1) / np.sqrt(num))
+        interval = (mean - reach, mean + reach)
+    return Versus(system, mean, interval, int((apart < 0).sum()), num)

@@ -1,0 +1,172 @@
+"""The figures of a set of scores: overall, per attack, per codec and per group of speakers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelora_ad.evaluation.metrics.clusters import clusters_of
+from moelora_ad.evaluation.metrics.curve import ScoreCurve
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
+from moelora_ad.evaluation.metrics.intervals import Interval, bootstrap
+from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.evaluation.metrics.set_evaluation import Figures, SetEvaluation
+from moelora_ad.evaluation.score_table import ScoreTable
+
+_OF_GROUPS = ("eer", "min_dcf")  # the figures of attacks, codecs and speakers that have intervals
+_SPEAKER_FIELDS = ("gender", "language", "race")
+_FEW_CLUSTERS = 10
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """What figures are made of: arrays of one length (n,)."""
+
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int8]
+    clusters: NDArray[np.int64]
+    sets: NDArray[np.int64] | None = None
+
+    def figures(self, options: FigureOptions, with_intervals: tuple[str, ...] | None = None) -> Figures:
+        """The figures, and intervals for those named or for all."""
+        curve = ScoreCurve(self.scores, self.labels)
+        eer = curve.equal_error_rate()
+        intervals = {}
+        if options.resamples:
+            intervals = bootstrap(self.scores, self.labels, self.clusters, options, with_intervals, self.sets)
+        return Figures(
+            num_bona_fide=curve.num_bona_fide,
+            num_spoof=curve.num_spoof,
+            eer=eer.eer,
+            eer_threshold=eer.threshold,
+            min_dcf=curve.min_dcf(options.costs).cost,
+            auc=curve.auc(),
+            min_cllr=curve.min_cllr(),
+            act_dcf=curve.act_dcf(options.costs) if options.calibrated else None,
+            cllr=curve.cllr() if options.calibrated else None,
+            threshold=options.threshold,
+            accuracy=None if options.threshold is None else curve.accuracy(options.threshold),
+            min_tdcf=None if options.asv is None else curve.min_tdcf(options.asv, options.tandem).cost,
+            intervals=intervals,
+        )
+
+    def eer_interval(self, overall: Figures, options: FigureOptions) -> Interval:
+        """That of the figures; made for the purpose if they have none."""
+        if "eer" in overall.intervals:
+            return overall.intervals["eer"]
+        some = replace(options, resamples=FigureOptions.resamples)
+        return bootstrap(self.scores, self.labels, self.clusters, some, ("eer",), self.sets)["eer"]
+
+    def part(self, which: NDArray[np.bool_]) -> "_Trials":
+        return _Trials(self.scores[which], self.labels[which], self.clusters[which])
+
+
+def evaluate_set(name: str, table: ScoreTable, options: FigureOptions | None = None) -> SetEvaluation:
+    """All figures of a set.
+
+    Args:
+        name: Of the set.
+        table: Its scores; every trial needs a label.
+        options: How the figures are made.
+
+    Raises:
+        ScoreError: Trials have no label, one class is missing, or no t-DCF is defined beside the ASV system.
+    """
+    options = options or FigureOptions()
+    _check_labels(name, table)
+    clusters = clusters_of(table.trials, options.clusters)
+    trials = _Trials(table.scores, table.labels, clusters.codes)
+    overall = trials.figures(options)
+    notes = _notes(overall, options, trials, clusters.notes)
+    groups: dict[str, dict[str, Figures]] = {"attack": {}, "codec": {}, "speaker": {}}
+    for kind, names in (("attack", ("attack",)), ("codec", ("codec",)), ("speaker", _SPEAKER_FIELDS)):
+        for column in names:
+            one_class = []
+            for value, which in _groups(table, column):
+                part = trials.part(which)
+                if part.labels.min() == part.labels.max():
+                    one_class.append(value)
+                    continue
+                title = f"{column}: {value}" if kind == "speaker" else value
+                groups[kind][title] = part.figures(options, _OF_GROUPS)
+            if one_class:
+                notes.append(f"left out, for they have trials of one class only: {column} {_listed(one_class)}")
+    return SetEvaluation(name, overall, groups["attack"], groups["codec"], groups["speaker"], notes)
+
+
+def pooled(tables: Mapping[str, ScoreTable], options: FigureOptions | None = None) -> SetEvaluation:
+    """All sets as one, each trial with the same weight; sets are resampled apart.
+
+    Args:
+        tables: The scores by set; every trial needs a label.
+        options: How the figures are made.
+
+    Returns:
+        The set ``pooled``, without attacks, codecs and speakers.
+
+    Raises:
+        ScoreError: As of `evaluate_set`, but one set may have a single class; or there is no set.
+    """
+    options = options or FigureOptions()
+    if not tables:
+        raise ScoreError("there is no set to pool")
+    notes: dict[str, None] = {}
+    clusters, num_clusters = [], 0
+    for name, table in tables.items():
+        _check_labels(name, table)
+        found = clusters_of(table.trials, options.clusters)
+        clusters.append(found.codes + num_clusters)
+        num_clusters += int(found.codes.max()) + 1
+        notes.update(dict.fromkeys(f"{name}: {note}" for note in found.notes))
+    trials = _Trials(
+        np.concatenate([table.scores for table in tables.values()]),
+        np.concatenate([table.labels for table in tables.values()]),
+        np.concatenate(clusters),
+        np.repeat(np.arange(len(tables)), [len(table) for table in tables.values()]),
+    )
+    overall = trials.figures(options)
+    return SetEvaluation("pooled", overall, notes=_notes(overall, options, trials, list(notes)))
+
+
+def _check_labels(name: str, table: ScoreTable) -> None:
+    unknown = np.flatnonzero(table.labels < 0)
+    if len(unknown):
+        first = table.trials[int(unknown[0])].utterance
+        raise ScoreError(
+            f"{name}: {len(unknown):,} of {len(table):,} trials have no label, the first is {first!r}; "
+            "give a key with the labels"
+        )
+
+
+def _groups(table: ScoreTable, column: str) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Each known value of a field with the trials it is compared on, in the order of the names."""
+    found = table.trials.column(column)
+    is_bona_fide = table.labels == 1
+    present = set(np.unique(found.codes[~is_bona_fide] if column == "attack" else found.codes).tolist())
+    known = {value: code for code, value in enumerate(found.values) if value is not None and code in present}
+    for value in sorted(known):
+        which = found.codes == known[value]
+        yield value, which | is_bona_fide if column == "attack" else which
+
+
+def _notes(overall: Figures, options: FigureOptions, trials: _Trials, of_clusters: list[str]) -> list[str]:
+    notes = []
+    if overall.eer > 0.5 and trials.eer_interval(overall, options).low > 0.5:
+        notes.append(
+            f"EER above 50 % ({100 * overall.eer:.2f} %): the scores look reversed; a higher score must mean more "
+            "bona fide"
+        )
+    if options.resamples:
+        notes += of_clusters
+        for label, kind in ((1, "bona fide trials"), (0, "spoofs")):
+            num = len(np.unique(trials.clusters[trials.labels == label]))
+            if num < _FEW_CLUSTERS:
+                clusters = f"{num} cluster" + "s" * (num > 1)
+                notes.append(f"all {kind} are in {clusters}: intervals are rough, and rather too narrow")
+    return notes
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

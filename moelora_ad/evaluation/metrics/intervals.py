@@ -1,0 +1,183 @@
+"""How far figures are to be trusted: a bootstrap over clusters of trials."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moelora_ad.corpora.protocols.columns import Texts
+from moelora_ad.evaluation.metrics.clusters import clusters_of
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, sorted_by_class
+from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.evaluation.metrics.resampling import ResampledCurve, Strata
+from moelora_ad.evaluation.score_table import ScoreTable
+
+_MOST_THREADS = 8  # more only wait for the memory
+_BLOCK = 20  # resamples that a thread makes in a row
+_LIMITS = (2.5, 97.5)
+
+
+class Interval(NamedTuple):
+    """The limits of the middle 95 %."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A figure of two systems on the same trials.
+
+    Args:
+        first: The first system's.
+        second: The second system's.
+        difference: First - second.
+        interval: Of the difference; if 0 is inside, no difference is shown at 95 %.
+    """
+
+    first: float
+    second: float
+    difference: float
+    interval: Interval
+
+
+def bootstrap(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    clusters: ArrayLike,
+    options: FigureOptions | None = None,
+    figures: Sequence[str] | None = None,
+    sets: ArrayLike | None = None,
+    threads: int | None = None,
+) -> dict[str, Interval]:
+    """95 % percentile intervals of figures (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+    Whole clusters of trials are drawn with replacement, since the trials of a speaker or an attack are not independent.
+    The same seed gives the same intervals, whatever the number of threads.
+
+    Args:
+        scores: (n,) finite; higher is more bona fide.
+        labels: (n,) 1 for bona fide, 0 for spoof.
+        clusters: (n,) any numbers, the same for trials that belong together; see `default_clusters`.
+        options: How the figures are made, how many resamples, and the seed.
+        figures: The names of figures; None for all that the options define.
+        sets: (n,) any numbers, the same for trials of one set, if several are pooled. Each set is resampled apart.
+        threads: None for as many as there are processors, eight at most.
+
+    Raises:
+        ScoreError: The lengths differ, one of the reasons of `equal_error_rate`, the options do not define a figure, or
+            there are no resamples.
+    """
+    options = options or FigureOptions()
+    _check_resamples(options)
+    names = options.figures if figures is None else tuple(figures)
+    for name in names:
+        if name not in options.figures:
+            raise ScoreError(f"these options define no figure {name!r}, only {', '.join(options.figures)}")
+    values, strata = _checked(scores, labels, clusters, sets)
+    curve = ResampledCurve(values[0], values[1], strata.clusters, options)
+    drawn = _resampled([curve], names, strata, options, threads)[:, 0]
+    return dict(zip(names, _intervals(drawn), strict=True))
+
+
+def compare(
+    first: ScoreTable, second: ScoreTable, options: FigureOptions | None = None, threads: int | None = None
+) -> dict[str, Difference]:
+    """Every figure of two systems on the same trials, and the interval of the difference.
+
+    Both systems have the same resamples, so what makes a resample easy or hard for both does not widen the interval.
+
+    Args:
+        first: Scores of one system.
+        second: Scores of the other one, in any order.
+        options: How the figures are made; there must be resamples.
+        threads: See `bootstrap`.
+
+    Raises:
+        ScoreError: The two have not the same trials, their labels differ or are unknown, or one class is missing.
+    """
+    options = options or FigureOptions()
+    _check_resamples(options)
+    others = second.scores[_places(first, second)]
+    values, strata = _checked(first.scores, first.labels, clusters_of(first.trials, options.clusters).codes)
+    curves = [ResampledCurve(scores, values[1], strata.clusters, options) for scores in (values[0], others)]
+    names = options.figures
+    drawn = _resampled(curves, names, strata, options, threads)
+    once = np.ones(sum(strata.sizes), np.int64)
+    values_of = [curve.figures(names, once) for curve in curves]
+    intervals = _intervals(drawn[:, 0] - drawn[:, 1])
+    return {
+        name: Difference(one, other, one - other, interval)
+        for name, one, other, interval in zip(names, *values_of, intervals, strict=True)
+    }
+
+
+def _check_resamples(options: FigureOptions) -> None:
+    if not options.resamples:
+        raise ScoreError("an interval needs resamples; ask for 1000")
+
+
+def _checked(
+    scores: ArrayLike, labels: ArrayLike, clusters: ArrayLike, sets: ArrayLike | None = None
+) -> tuple[tuple[NDArray[np.float64], NDArray[np.integer]], Strata]:
+    sorted_by_class(scores, labels)
+    scores, labels, clusters = np.asarray(scores, np.float64), np.asarray(labels), np.asarray(clusters)
+    sets = None if sets is None else np.asarray(sets)
+    for codes in (clusters, sets):
+        if codes is not None and codes.shape != scores.shape:
+            raise ScoreError(f"{len(scores)} trials need as many clusters, not an array of shape {codes.shape}")
+    return (scores, labels), Strata(labels, clusters, sets)
+
+
+def _resampled(
+    curves: Sequence[ResampledCurve],
+    names: tuple[str, ...],
+    strata: Strata,
+    options: FigureOptions,
+    threads: int | None,
+) -> NDArray[np.float64]:
+    """(resamples, curves, figures); all curves have the same resamples."""
+
+    drawn = np.empty((options.resamples, len(curves), len(names)))
+
+    def draw(start: int) -> None:
+        for number in range(start, min(start + _BLOCK, options.resamples)):
+            counts = strata.draw(options.seed, number)
+            drawn[number] = [curve.figures(names, counts) for curve in curves]
+
+    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+        for _ in pool.map(draw, range(0, options.resamples, _BLOCK)):  # numpy works without the interpreter's lock
+            pass
+    return drawn
+
+
+def _intervals(drawn: NDArray[np.float64]) -> list[Interval]:
+    """Of figures (resamples, figures)."""
+    low, high = np.percentile(drawn, _LIMITS, axis=0).tolist()
+    return [Interval(*limits) for limits in zip(low, high, strict=True)]
+
+
+def _places(first: ScoreTable, second: ScoreTable) -> NDArray[np.int64]:
+    """Where in the second table the trials of the first one are."""
+    wanted, found = list(_utterances(first)), list(_utterances(second))
+    numbers = {utterance: number for number, utterance in enumerate(found)}
+    known = set(wanted)
+    only_first = [utterance for utterance in wanted if utterance not in numbers]
+    only_second = [utterance for utterance in found if utterance not in known]
+    if only_first or only_second:
+        example = (only_first or only_second)[0]
+        raise ScoreError(
+            f"two systems are compared on the same trials, but {len(only_first):,} are only in the first and "
+            f"{len(only_second):,} only in the second, for example {example!r}"
+        )
+    places = np.array([numbers[utterance] for utterance in wanted])
+    differ = np.flatnonzero(first.labels != second.labels[places])
+    if len(differ):
+        raise ScoreError(f"{len(differ):,} trials have two labels; the first is of utterance {wanted[differ[0]]!r}")
+    return places
+
+
+def _utterances(table: ScoreTable) -> Texts:
+    return table.trials.columns.utterance

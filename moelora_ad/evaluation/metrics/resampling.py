@@ -1,0 +1,194 @@
+"""Figures of resampled trials, from one sort."""
+
+import math
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelora_ad.evaluation.metrics.curve import pooled_cllr
+from moelora_ad.evaluation.metrics.options import FigureOptions
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Strata:
+    """Draws clusters anew, as many as there are, with replacement.
+
+    Clusters of only bona fide trials, of only spoofs and of both are drawn apart, each kind as often as it occurs: so
+    both classes are in every resample, and their proportion stays about what it is by design. For the same reason the
+    sets of a pool are drawn apart.
+
+    Args:
+        labels: (n,) 1 for bona fide, 0 for spoof.
+        clusters: (n,) any numbers, the same for trials that belong together.
+        sets: (n,) the number of each trial's set; None for a single set. A cluster is of one set.
+    """
+
+    def __init__(self, labels: NDArray[np.integer], clusters: Counts, sets: Counts | None = None) -> None:
+        _, first, codes = np.unique(clusters, return_index=True, return_inverse=True)
+        has_bona_fide = np.bincount(codes, weights=labels == 1) > 0
+        has_spoof = np.bincount(codes, weights=labels == 0) > 0
+        kinds = has_bona_fide + 2 * has_spoof
+        if sets is not None:
+            kinds = kinds + 4 * sets[first]
+        # Clusters are numbered kind by kind, so that the draws of the kinds only need to be put in a row.
+        numbers = np.empty(len(kinds), np.int64)
+        numbers[np.argsort(kinds, kind="stable")] = np.arange(len(kinds))
+        self.clusters: Counts = numbers[codes]
+        self.sizes: list[int] = np.unique(kinds, return_counts=True)[1].tolist()
+
+    def draw(self, seed: int, number: int) -> Counts:
+        """(k,) how often each of the ``clusters`` is in a resample; the same for the same seed and number."""
+        generator = np.random.default_rng((seed, number))
+        drawn = [np.bincount(generator.integers(size, size=size), minlength=size) for size in self.sizes]
+        return np.concatenate(drawn)
+
+
+class ResampledCurve:
+    """The figures of `ScoreCurve` for trials that count several times, or not at all.
+
+    Args:
+        scores: (n,) finite; higher is more bona fide.
+        labels: (n,) 1 for bona fide, 0 for spoof; both occur.
+        clusters: (n,) the number of each trial's cluster, from 0 to k - 1.
+        options: How the figures are made.
+    """
+
+    def __init__(self, scores: Floats, labels: NDArray[np.integer], clusters: Counts, options: FigureOptions) -> None:
+        order = np.argsort(scores, kind="stable")
+        scores, is_bona_fide, clusters = scores[order], labels[order] == 1, clusters[order]
+        self.options = options
+        self.scores = scores[is_bona_fide], scores[~is_bona_fide]
+        self.clusters = clusters[is_bona_fide], clusters[~is_bona_fide]
+        # Operating points: how many trials of each class are rejected, at first none, then with each distinct score.
+        lasts = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+        bona_fide = np.append(0, is_bona_fide.cumsum()[lasts])
+        spoof = np.append(0, lasts + 1) - bona_fide
+        self.points = bona_fide, spoof
+        # Costs and areas need only those between which the class changes.
+        adds_bona_fide, adds_spoof = np.diff(bona_fide) > 0, np.diff(spoof) > 0
+        mixed = adds_bona_fide & adds_spoof
+        corner = np.ones(len(bona_fide), bool)
+        corner[1:-1] = mixed[1:] | mixed[:-1] | (adds_bona_fide[1:] != adds_bona_fide[:-1])
+        self.corners = bona_fide[corner], spoof[corner]
+
+    def figures(self, names: tuple[str, ...], counts: Counts) -> list[float]:
+        """Figures by their names in `Figures`, for trials that occur as often as their clusters.
+
+        Args:
+            names: What is asked for.
+            counts: (k,) how often each cluster occurs; each class must have a trial.
+        """
+        resample = _Resample(self, counts)
+        return [float(getattr(resample, name)()) for name in names]
+
+    @cached_property
+    def softplus(self) -> tuple[Floats, Floats]:
+        """What each cluster adds to the mean of ln(1 + e^-s) over bona fide, and of ln(1 + e^s) over spoofs."""
+        num_clusters = 1 + max(int(side.max()) for side in self.clusters)
+        added: list[Floats] = []
+        for sign, scores, clusters in zip((-1, 1), self.scores, self.clusters, strict=True):
+            shares = np.logaddexp(0, sign * scores) / len(scores)
+            added.append(np.bincount(clusters, shares, num_clusters).astype(np.float64))
+        return added[0], added[1]
+
+
+class _Resample:
+    """One resample; the methods are named as the figures."""
+
+    def __init__(self, curve: ResampledCurve, counts: Counts) -> None:
+        self.curve, self.counts = curve, counts
+        # How many bona fide trials and spoofs are among the first i of the curve, i = 0 ... all of them.
+        self.bona_fide, self.spoof = (_running(counts, clusters) for clusters in curve.clusters)
+        self.num_bona_fide, self.num_spoof = int(self.bona_fide[-1]), int(self.spoof[-1])
+
+    @cached_property
+    def corners(self) -> tuple[Counts, Counts]:
+        """Bona fide trials missed and spoofs rejected at the points between which the class changes."""
+        bona_fide, spoof = self.curve.corners
+        return self.bona_fide[bona_fide], self.spoof[spoof]
+
+    @cached_property
+    def rates(self) -> tuple[Floats, Floats]:
+        """Miss and false alarm rates at the same points."""
+        missed, rejected = self.corners
+        return missed / self.num_bona_fide, (self.num_spoof - rejected) / self.num_spoof
+
+    def eer(self) -> float:
+        points_bona_fide, points_spoof = self.curve.points
+
+        def rates(point: int) -> tuple[float, float]:
+            accepted_spoofs = self.num_spoof - int(self.spoof[points_spoof[point]])
+            return int(self.bona_fide[points_bona_fide[point]]) / self.num_bona_fide, accepted_spoofs / self.num_spoof
+
+        # Miss rate - false alarm rate rises from -1 to 1: it is closest to zero where it first is not negative, or at
+        # the point before. Points at which nothing counts have the rates of the point before and change nothing.
+        below, above = 0, len(points_spoof) - 1
+        while above - below > 1:
+            middle = (below + above) // 2
+            miss, false_alarm = rates(middle)
+            below, above = (below, middle) if miss >= false_alarm else (middle, above)
+        miss, false_alarm = min((rates(below), rates(above)), key=lambda both: abs(both[0] - both[1]))
+        return (miss + false_alarm) / 2
+
+    def min_dcf(self) -> float:
+        miss, false_alarm = self.curve.options.costs.weights
+        return self._least_cost(miss, false_alarm) / min(miss, false_alarm)
+
+    def min_tdcf(self) -> float:
+        options = self.curve.options
+        assert options.asv is not None
+        weights = options.tandem.checked_weights(options.asv)
+        cost = self._least_cost(weights.miss, weights.false_alarm)
+        return (weights.constant + cost) / (weights.constant + min(weights[1:]))
+
+    def _least_cost(self, miss: float, false_alarm: float) -> float:
+        miss_rates, false_alarm_rates = self.rates
+        return float((miss * miss_rates + false_alarm * false_alarm_rates).min())
+
+    def act_dcf(self) -> float:
+        costs = self.curve.options.costs
+        miss, false_alarm = costs.weights
+        missed, accepted_spoofs = self._errors(costs.bayes_threshold)
+        cost = miss * missed / self.num_bona_fide + false_alarm * accepted_spoofs / self.num_spoof
+        return cost / min(miss, false_alarm)
+
+    def accuracy(self) -> float:
+        assert self.curve.options.threshold is not None
+        trials = self.num_bona_fide + self.num_spoof
+        return (trials - sum(self._errors(self.curve.options.threshold))) / trials
+
+    def _errors(self, threshold: float) -> tuple[int, int]:
+        missed, rejected = (int(scores.searchsorted(threshold)) for scores in self.curve.scores)
+        return int(self.bona_fide[missed]), self.num_spoof - int(self.spoof[rejected])
+
+    def auc(self) -> float:
+        missed, rejected = self.corners
+        bona_fide = np.diff(missed)
+        twice_right = bona_fide @ (rejected[1:] + rejected[:-1])
+        return int(twice_right) / (2 * self.num_bona_fide * self.num_spoof)
+
+    def cllr(self) -> float:
+        """The sum of what the clusters add, where a class's mean is over the trials that now count."""
+        bona_fide, spoof = (float(self.counts @ added) for added in self.curve.softplus)
+        # The clusters' shares are of the number of trials that there are without resampling.
+        bona_fide *= len(self.curve.scores[0]) / self.num_bona_fide
+        spoof *= len(self.curve.scores[1]) / self.num_spoof
+        return (bona_fide + spoof) / (2 * math.log(2))
+
+    def min_cllr(self) -> float:
+        """As `ScoreCurve.min_cllr`, over groups that have trials in this resample."""
+        missed, rejected = self.corners
+        bona_fide, spoof = np.diff(missed), np.diff(rejected)
+        some = bona_fide + spoof > 0
+        return pooled_cllr(bona_fide[some], spoof[some])
+
+
+def _running(counts: Counts, clusters: Counts) -> Counts:
+    """(n + 1,) how many trials are among the first i of n, each counted as often as its cluster."""
+    sums = np.empty(len(clusters) + 1, np.int64)
+    sums[0] = 0
+    np.cumsum(counts.take(clusters), out=sums[1:])
+    return sums

@@ -1,0 +1,173 @@
+"""Score files -> everything that is reported of them."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from moelora_ad.evaluation.metrics.averages import macro_averages
+from moelora_ad.evaluation.metrics.calibration import Calibration, fit_calibration, refuse_own_calibration
+from moelora_ad.evaluation.metrics.clusters import clusters_of
+from moelora_ad.evaluation.metrics.curve import ScoreCurve
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
+from moelora_ad.evaluation.metrics.figures import evaluate_set, pooled
+from moelora_ad.evaluation.metrics.intervals import Difference, compare
+from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.evaluation.provenance import provenance_of
+from moelora_ad.evaluation.reports.results import EvaluatedFile, RunSummary, SetComparison, Uncalibrated
+from moelora_ad.evaluation.score_files.labelled import Labelled
+from moelora_ad.evaluation.score_files.paths import FoundFile, Pair
+from moelora_ad.evaluation.score_table import ScoreTable
+
+Tick = Callable[[str], None]
+"""Called before each piece of work with what it is."""
+
+
+def calibrated(
+    found: Mapping[FoundFile, ScoreTable], development: ScoreTable, path: str | Path
+) -> tuple[Calibration, dict[FoundFile, ScoreTable]]:
+    """A calibration fitted on development scores, and the scores that it makes of others.
+
+    Raises:
+        ScoreError: A file shares trials with the development scores, or those allow no calibration.
+    """
+    for file, table in found.items():
+        try:
+            refuse_own_calibration(development, table)
+        except ScoreError as error:
+            raise ScoreError(f"{file.path}: {error}") from None
+    calibration = fit_calibration(development.scores, development.labels, Path(path).name)
+    return calibration, {file: table.with_scores(calibration.apply(table.scores)) for file, table in found.items()}
+
+
+def evaluate_files(
+    found: Mapping[FoundFile, ScoreTable],
+    options: FigureOptions,
+    raw: Mapping[FoundFile, ScoreTable] | None = None,
+    tick: Tick = lambda what: None,
+) -> tuple[EvaluatedFile, ...]:
+    """The figures of each file.
+
+    Args:
+        found: The scores, calibrated or not.
+        options: How the figures are made.
+        raw: The scores before a calibration.
+        tick: Called before each file.
+    """
+    evaluated = []
+    for file, table in found.items():
+        tick(file.set_name)
+        evaluation = evaluate_set(file.set_name, table, options)
+        before = None
+        if raw is not None:
+            curve = ScoreCurve(raw[file].scores, raw[file].labels)
+            before = Uncalibrated(curve.act_dcf(options.costs), curve.cllr())
+        text, _, of_run = provenance_of(file.path)
+        evaluated.append(EvaluatedFile(file.set_name, file.run, file.path, table, evaluation, before, text, of_run))
+    return tuple(evaluated)
+
+
+def summarise_runs(
+    files: Sequence[EvaluatedFile],
+    own: Collection[str],
+    options: FigureOptions,
+    tick: Tick = lambda what: None,
+    averaged: Collection[str] = (),
+) -> dict[str, RunSummary]:
+    """Averages and the pool of each run that has several sets.
+
+    Args:
+        files: With their figures.
+        own: The sets of the training corpus; without them there is no average out of domain.
+        options: How the figures are made.
+        tick: Called before each run.
+        averaged: The sets to average; empty for those that their run is configured with.
+    """
+    runs: dict[str, dict[str, EvaluatedFile]] = {}
+    for file in files:
+        if file.set_name in averaged if averaged else file.of_run:
+            runs.setdefault(file.run, {})[file.set_name] = file
+    summaries = {}
+    for run, sets in runs.items():
+        if len(sets) > 1:
+            tick(f"pooled {run}".strip())
+            averages = macro_averages({name: file.evaluation for name, file in sets.items()}, own)
+            kept = tuple(one for one in averages if own or one.name != "macro_ood")
+            summaries[run] = RunSummary(kept, pooled({name: file.table for name, file in sets.items()}, options))
+    return summaries
+
+
+def compare_pairs(
+    pairs: Sequence[Pair],
+    labelled: Mapping[FoundFile, Labelled],
+    systems: tuple[str, str],
+    options: FigureOptions,
+    tick: Tick = lambda what: None,
+) -> tuple[SetComparison, ...]:
+    """Two systems, set by set.
+
+    Raises:
+        ScoreError: The two have scores of different trials.
+    """
+    comparisons = []
+    for pair in pairs:
+        tick(f"comparing on {pair.set_name}")
+        first, second = (labelled[file].table for file in pair.files)
+        try:
+            differences = compare(first, second, options)
+        except ScoreError as error:
+            raise ScoreError(f"{pair.files[0].path} and {pair.files[1].path}: {error}") from None
+        sentences = (f"{pair.set_name}: {conclusion(systems, differences['eer'])}",)
+        notes = tuple(clusters_of(first.trials, options.clusters).notes)
+        comparisons.append(SetComparison(pair.set_name, differences, sentences, (first, second), notes))
+    return tuple(comparisons)
+
+
+def conclusion(systems: tuple[str, str], eer: Difference) -> str:
+    """What a difference of equal error rates shows, in a sentence."""
+    low, high = sorted((abs(100 * eer.interval.low), abs(100 * eer.interval.high)))
+    if eer.interval.low > 0 or eer.interval.high < 0:
+        better, worse = systems if eer.difference < 0 else systems[::-1]
+        points = f"{abs(100 * eer.difference):.2f} points lower (95 % interval {low:.2f} to {high:.2f})"
+        return f"{better} is better than {worse}: its EER is {points}."
+    interval = f"{100 * eer.interval.low:.2f} to {100 * eer.interval.high:.2f}"
+    shown = f"{100 * eer.difference:.2f} points, 95 % interval {interval}"
+    return f"no difference is shown between {systems[0]} and {systems[1]} (EER: {shown})."
+
+
+def all_notes(
+    found: Mapping[FoundFile, Labelled],
+    files: Sequence[EvaluatedFile],
+    runs: Mapping[str, RunSummary],
+    comparisons: Sequence[SetComparison],
+) -> list[str]:
+    """What was noted while reading and evaluating; sentences that several files share are told once."""
+    places: dict[str, dict[str, None]] = {}
+    for file in files:
+        for note in file.evaluation.notes:
+            places.setdefault(note, {})[file.title] = None
+    for file_found, labelled in found.items():
+        title = f"{file_found.set_name}, {file_found.run}" if file_found.run else file_found.set_name
+        for note in labelled.notes:
+            places.setdefault(note, {})[title] = None
+    for comparison in comparisons:
+        for note in comparison.notes:
+            places.setdefault(note, {})[comparison.set_name] = None
+    if len(files) > 1:
+        for file in files:
+            if not file.of_run:
+                note = "not a set that its run is configured with: in no average unless --average names it"
+                places.setdefault(note, {})[file.title] = None
+    told = {f"{file.set_name}: {note}" for file in files for note in file.evaluation.notes}
+    for run, summary in runs.items():
+        for note in summary.pooled.notes:
+            if note not in told:
+                places.setdefault(note, {})[f"pooled, {run}" if run else "pooled"] = None
+    every = {file.title for file in files}
+    return [
+        f"{'all sets' if len(every) > 1 and every <= {*titles} else _listed(list(titles))}: {note}"
+        for note, titles in places.items()
+    ]
+
+
+def _listed(titles: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(titles) - most} more" if len(titles) > most else ""
+    return "; ".join(titles[:most]) + more

@@ -1,0 +1,126 @@
+"""What an evaluation found: score files with their figures, averages, comparisons and notes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moelora_ad.evaluation.metrics.averages import MacroAverage, SeedSummary, over_seeds
+from moelora_ad.evaluation.metrics.calibration import Calibration
+from moelora_ad.evaluation.metrics.intervals import Difference
+from moelora_ad.evaluation.metrics.options import FIGURES
+from moelora_ad.evaluation.metrics.set_evaluation import Figures, SetEvaluation
+from moelora_ad.evaluation.score_table import ScoreTable
+
+HIGHER_IS_BETTER = ("auc", "accuracy")
+OVER_RUNS = ("eer", "min_dcf", "auc")
+"""Figures that are summed up over runs and compared in tables for people; CSV and JSON have all."""
+
+
+class Uncalibrated(NamedTuple):
+    """What the scores cost as they came, before the calibration."""
+
+    act_dcf: float
+    cllr: float
+
+
+@dataclass(frozen=True)
+class EvaluatedFile:
+    """One score file and its figures.
+
+    Args:
+        set_name: The set it has scores of.
+        run: Which run or seed made it; empty if there is only one.
+        path: The file.
+        table: Its scores, after the calibration if there is one.
+        evaluation: Its figures.
+        before: Its figures before the calibration.
+        provenance: The content of the JSON file beside it, laid out for reading.
+        of_run: Whether its run is configured with the set; only then is it averaged, unless asked for.
+    """
+
+    set_name: str
+    run: str
+    path: Path
+    table: ScoreTable
+    evaluation: SetEvaluation
+    before: Uncalibrated | None = None
+    provenance: str | None = None
+    of_run: bool = True
+
+    @property
+    def title(self) -> str:
+        return f"{self.set_name}, {self.run}" if self.run else self.set_name
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """All sets of one run together."""
+
+    averages: tuple[MacroAverage, ...]
+    pooled: SetEvaluation
+
+
+@dataclass(frozen=True)
+class SetComparison:
+    """Two systems on the same trials of one set.
+
+    Args:
+        set_name: The set.
+        differences: By figure; ``difference`` is the first system's figure less the second's.
+        sentences: What is shown at 95 %, in plain words.
+        tables: The scores of both.
+        notes: What a reader of the intervals must know.
+    """
+
+    set_name: str
+    differences: Mapping[str, Difference]
+    sentences: tuple[str, ...]
+    tables: tuple[ScoreTable, ScoreTable]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that is reported.
+
+    Args:
+        files: In the order of the command line.
+        runs: By run; empty for one set alone.
+        comparisons: One for each set.
+        systems: What the two compared systems are called.
+        calibration: What was applied to the scores.
+        options: How the figures were made, as a report tells it.
+        notes: What a reader must know, one sentence each.
+    """
+
+    files: tuple[EvaluatedFile, ...] = ()
+    runs: Mapping[str, RunSummary] = field(default_factory=dict)
+    comparisons: tuple[SetComparison, ...] = ()
+    systems: tuple[str, str] = ("", "")
+    calibration: Calibration | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def over_runs(self) -> dict[tuple[str, str], SeedSummary]:
+        """By set (or average) and figure, for all that more than one run has."""
+        values: dict[tuple[str, str], list[float]] = {}
+        for file in self.files:
+            for figure, value in figure_values(file.evaluation.overall).items():
+                values.setdefault((file.set_name, figure), []).append(value)
+        for run in self.runs.values():
+            for average in run.averages:
+                values.setdefault((average.name, average.figure), []).append(average.value)
+            for figure, value in figure_values(run.pooled.overall).items():
+                values.setdefault(("pooled", figure), []).append(value)
+        return {
+            key: over_seeds(several, higher_is_better=key[1] in HIGHER_IS_BETTER)
+            for key, several in values.items()
+            if len(several) > 1
+        }
+
+
+def figure_values(figures: Figures) -> dict[str, float]:
+    """The figures that are defined, by name."""
+    found = {name: getattr(figures, name) for name in FIGURES}
+    return {name: value for name, value in found.items() if value is not None}

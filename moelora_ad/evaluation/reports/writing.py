@@ -1,0 +1,53 @@
+"""Results as files in a folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from moelora_ad.evaluation.reports.report import plots, report_page
+from moelora_ad.evaluation.reports.results import Results
+from moelora_ad.evaluation.reports.tables import (
+    COMPARISON_ROW,
+    FIGURE_ROW,
+    as_csv,
+    as_json,
+    as_latex,
+    as_markdown,
+    comparison_rows,
+    figure_rows,
+    tables,
+)
+from moelora_ad.files import written_whole
+
+
+def write_results(results: Results, folder: str | Path, tick: Callable[[str], None] = lambda what: None) -> list[Path]:
+    """Write tables, plots and the report; each file appears whole or not at all.
+
+    figures.csv has everything at full precision, figures.json the same and how it was made; figures.md and figures.tex
+    are rounded tables; comparison.csv is there for two systems; report.html has all in one page; plots are PNG and SVG.
+
+    Args:
+        results: What was found.
+        folder: Made if it is missing.
+        tick: Called before each plot.
+
+    Returns:
+        The files.
+    """
+    folder = Path(folder)
+    drawn = plots(results, tick)
+    listed = tables(results)
+    texts = {
+        "figures.csv": as_csv(figure_rows(results), FIGURE_ROW) if results.files else None,
+        "comparison.csv": as_csv(comparison_rows(results), COMPARISON_ROW) if results.comparisons else None,
+        "figures.json": as_json(results),
+        "figures.md": "\n".join(map(as_markdown, listed)),
+        "figures.tex": "\n".join(map(as_latex, listed)),
+        "report.html": report_page(results, drawn),
+    }
+    written = [plot_file for one in drawn for plot_file in one.plot.write(folder / one.stem)]
+    for name, text in texts.items():
+        if text is not None:
+            with written_whole(folder / name) as unfinished:
+                unfinished.write_text(text, encoding="utf-8", newline="")
+            written.append(folder / name)
+    return written

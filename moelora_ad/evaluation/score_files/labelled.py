@@ -1,0 +1,73 @@
+"""Score files with the labels of their trials."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from moelora_ad.corpora.trial import TrialList
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, check_classes
+from moelora_ad.evaluation.score_files.formats import Scores, read_scores
+from moelora_ad.evaluation.score_files.keys import join_scores
+from moelora_ad.evaluation.score_table import ScoreTable
+
+
+class Labelled(NamedTuple):
+    """Scores of labelled trials, and what a reader must know of them."""
+
+    table: ScoreTable
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class ScoreReader:
+    """Reads score files and gives their trials labels.
+
+    Args:
+        key: The trials with their labels; None if the score files have them.
+        file_format: The format of the score files; None finds it out.
+        allow_partial: Whether scores and key need not have the same trials.
+    """
+
+    key: TrialList | None = None
+    file_format: str | None = None
+    allow_partial: bool = False
+
+    def read(self, path: str | Path) -> Labelled:
+        """The scores of a file, every trial labelled, trials of both classes.
+
+        Raises:
+            ScoreError: The file is faulty, has other trials than the key, or there are no labels.
+        """
+        found = read_scores(path, self.file_format)
+        notes = []
+        if isinstance(found, Scores) and found.num_failed:
+            notes.append(f"{found.num_failed:,} trials could not be scored (column 'error') and are in no figure")
+        if self.key is not None:
+            try:
+                joined = join_scores(found, self.key, allow_partial=self.allow_partial)
+            except ScoreError as error:
+                raise ScoreError("; ".join([f"{path}: {error}", *notes])) from None
+            table = joined.table
+            notes += [joined.note] if joined.note else []
+            if joined.num_missing or joined.num_extra:
+                notes.append(
+                    f"only {len(table):,} trials are in the figures: {joined.num_missing:,} of the key have no score "
+                    f"and {joined.num_extra:,} scores are not in the key"
+                )
+        elif isinstance(found, ScoreTable):
+            table = found
+        else:
+            raise ScoreError.at(path, "has scores but no labels; name a file with the labels by --key")
+        _check(path, table)
+        return Labelled(table, notes)
+
+
+def _check(path: str | Path, table: ScoreTable) -> None:
+    unknown = int((table.labels < 0).sum())
+    if unknown:
+        what = f"{unknown:,} of {len(table):,} trials have no label; name a file with the labels by --key"
+        raise ScoreError.at(path, what)
+    try:
+        check_classes(table.trials.num_bona_fide, table.trials.num_spoof)
+    except ScoreError as error:
+        raise ScoreError(f"{path}: {error}") from None

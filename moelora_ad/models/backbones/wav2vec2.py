@@ -1,0 +1,49 @@
+"""Wav2Vec 2.0 encoders: XLSR-53, XLS-R and every other checkpoint of that architecture."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from moelora_ad.models.backbones.base import HiddenStates
+from moelora_ad.models.backbones.waveform import LARGE, WaveformBackbone
+
+LARGE_MULTILINGUAL = ("facebook/wav2vec2-large-xlsr-53", "facebook/wav2vec2-xls-r-300m")
+
+
+class Wav2Vec2Backbone(WaveformBackbone):
+    """A Wav2Vec 2.0 encoder (Baevski et al., arXiv 2006.11477), 50 frames a second.
+
+    Args:
+        source: hub id, or a folder with ``config.json`` and ``model.safetensors``.
+        revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
+        pretrained: False builds the architecture with random weights from the configuration alone.
+        hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation; or
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers.
+        normalize: zero mean and unit variance for each utterance; None does what the checkpoint's preprocessor says.
+        dropout: of the encoder (hidden, attention, activation, projection) while it trains; checkpoints turn it on by
+            default, here it is off.
+        layer_drop: probability of skipping a layer in training; likewise off.
+        spec_augment: time masking of the encoder's input in training; likewise off.
+
+    Raises:
+        InputError: the checkpoint cannot be found or does not fit.
+    """
+
+    encoder: Wav2Vec2Model
+    model_class = Wav2Vec2Model
+    config_class = Wav2Vec2Config
+    published: ClassVar = {name: {**LARGE, "conv_bias": True, "mask_time_prob": 0.075} for name in LARGE_MULTILINGUAL}
+
+    def __init__(
+        self,
+        source: str | Path = LARGE_MULTILINGUAL[0],
+        revision: str | None = None,
+        pretrained: bool = True,
+        hidden_states: HiddenStates = "last",
+        normalize: bool | None = None,
+        dropout: float = 0.0,
+        layer_drop: float = 0.0,
+        spec_augment: bool = False,
+    ) -> None:
+        super().__init__(source, revision, pretrained, hidden_states, normalize, dropout, layer_drop, spec_augment)

@@ -1,0 +1,126 @@
+"""What Wav2Vec 2.0, HuBERT and WavLM have in common: a convolutional front end on the waveform, then a transformer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtractor
+
+from moelora_ad.errors import InputError
+from moelora_ad.models.backbones.base import Backbone, HiddenStates
+from moelora_ad.models.backbones.pretrained import has_file, is_meta, load_config, load_encoder, settings, unused_mask
+
+# What the published large models have in common, so that they can be built without their weights and without a network.
+LARGE: Mapping[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+}
+
+
+class WaveformBackbone(Backbone):
+    """An encoder of that family, 50 frames a second; a subclass names its classes in transformers.
+
+    A padded batch gives what its clips give alone, if the first convolution has layer normalisation; models with group
+    normalisation there (the "base" sizes) hear the padding, because its statistics cover it. The convolutional adapter
+    that some fine-tuned checkpoints put behind the layers is left out.
+
+    Attributes:
+        model_class: the encoder's class.
+        config_class: the class of its configuration.
+        published: the configuration of some hub ids, whose preprocessors all normalise.
+    """
+
+    model_class: ClassVar[type[PreTrainedModel]]
+    config_class: ClassVar[type[PreTrainedConfig]]
+    published: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def __init__(
+        self,
+        source: str | Path,
+        revision: str | None,
+        pretrained: bool,
+        hidden_states: HiddenStates,
+        normalize: bool | None,
+        dropout: float,
+        layer_drop: float,
+        spec_augment: bool,
+    ) -> None:
+        pretrained = pretrained and not is_meta()
+        if not pretrained and str(source) in self.published:
+            config = self.config_class(**self.published[str(source)])
+        else:
+            config = load_config(source, revision, self.config_class.model_type)
+        settings(
+            config,
+            hidden_dropout=dropout,
+            attention_dropout=dropout,
+            activation_dropout=dropout,
+            feat_proj_dropout=dropout,
+            layerdrop=layer_drop,
+            apply_spec_augment=spec_augment,
+        )
+        if getattr(config, "add_adapter", False):
+            config.add_adapter = False  # convolutions behind the layers: other frames than those promised
+        if pretrained:
+            encoder = load_encoder(self.model_class, config, source, revision, may_miss=["masked_spec_embed"])
+        else:
+            encoder = self.model_class(config)
+        super().__init__(encoder, config.hidden_size, hidden_states, unused_mask(encoder, spec_augment))
+        self.normalize = self._checkpoint_normalizes(source, revision) if normalize is None else normalize
+        self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
+        # Models with group normalisation in the first convolution were trained without attention masks.
+        self.uses_mask = config.feat_extract_norm == "layer"
+
+    def layers(self) -> nn.ModuleList:
+        return self.encoder.encoder.layers
+
+    def drop_final_norm(self) -> None:
+        if self.encoder.config.do_stable_layer_norm:  # else the norm stands before the layers
+            self.encoder.encoder.layer_norm = nn.Identity()
+
+    def after_adaptation(self) -> None:
+        front_end = self.encoder.feature_extractor
+        if not any(parameter.requires_grad for parameter in front_end.parameters()):
+            # Without it the encoder asks for gradients of its input in training and back-propagates through the CNN.
+            front_end._freeze_parameters()
+
+    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        mask, frames, valid = None, None, None
+        if lengths is not None:
+            mask = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths.unsqueeze(1)
+            frames = self.encoder._get_feat_extract_output_lengths(lengths)
+            most = int(self.encoder._get_feat_extract_output_lengths(waveforms.shape[1]))
+            valid = torch.arange(most, device=waveforms.device) < frames.unsqueeze(1)
+        self.tell_gates(valid)
+        if self.normalize:
+            waveforms = _normalize(waveforms, mask)
+        return self.run_encoder(waveforms, mask if self.uses_mask else None), frames
+
+    def _checkpoint_normalizes(self, source: str | Path, revision: str | None) -> bool:
+        if str(source) in self.published:
+            return True
+        if Path(source).is_dir() and not has_file(source, "preprocessor_config.json"):
+            raise InputError(f"backbone {source} has no preprocessor_config.json: set normalize to true or false")
+        try:
+            return bool(Wav2Vec2FeatureExtractor.from_pretrained(source, revision=revision).do_normalize)
+        except (OSError, ValueError):
+            raise InputError(
+                f"backbone {source} has no readable preprocessor: set normalize to true or false"
+            ) from None
+
+
+def _normalize(waveforms: Tensor, mask: Tensor | None) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-7) over the valid samples of each row, padding zero."""
+    if mask is None:
+        variance, mean = torch.var_mean(waveforms, dim=1, keepdim=True, correction=0)
+        return (waveforms - mean) / (variance + 1e-7).sqrt()
+    count = mask.sum(dim=1, keepdim=True)
+    mean = (waveforms * mask).sum(dim=1, keepdim=True) / count
+    centred = (waveforms - mean) * mask
+    return centred / (centred.square().sum(dim=1, keepdim=True) / count + 1e-7).sqrt()

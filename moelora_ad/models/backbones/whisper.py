@@ -1,0 +1,111 @@
+"""The encoder of Whisper, on clips of any length up to 30 s."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from moelora_ad.errors import InputError
+from moelora_ad.models.backbones.base import Backbone, Constant, HiddenStates
+from moelora_ad.models.backbones.pretrained import is_meta, load_config, load_encoder, settings
+
+FFT = 400  # samples of an analysis window, 25 ms
+HOP = 160  # samples between windows, 10 ms
+
+
+class WhisperBackbone(Backbone):
+    """Whisper's encoder (Radford et al., arXiv 2212.04356), 50 frames a second, with its log-mel front end.
+
+    The clip is not padded to 30 s: the sinusoidal positions are cut to its frames.
+
+    Args:
+        source: hub id of a Whisper model, or a folder with ``config.json`` and ``model.safetensors`` of a whole model
+            or of the encoder alone.
+        revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
+        pretrained: False builds the architecture with random weights from the configuration alone.
+        hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation; or
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers.
+
+    Raises:
+        InputError: the checkpoint cannot be found or does not fit.
+    """
+
+    encoder: WhisperEncoder
+
+    def __init__(
+        self,
+        source: str | Path = "openai/whisper-tiny.en",
+        revision: str | None = None,
+        pretrained: bool = True,
+        hidden_states: HiddenStates = "last",
+    ) -> None:
+        config = load_config(source, revision, "whisper")
+        settings(config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0)
+        encoder = _encoder(config, source, revision, pretrained)
+        encoder.embed_positions.requires_grad_(False)  # fixed sinusoids; loading a checkpoint forgets that
+        super().__init__(encoder, config.d_model, hidden_states)
+        filters = WhisperFeatureExtractor(feature_size=config.num_mel_bins, n_fft=FFT, hop_length=HOP).mel_filters
+        self.mel_filters = Constant(torch.tensor(filters, dtype=torch.float32).T)
+
+    def layers(self) -> nn.ModuleList:
+        return self.encoder.layers
+
+    def drop_final_norm(self) -> None:
+        self.encoder.layer_norm = nn.Identity()
+
+    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        if lengths is not None:
+            raise InputError(
+                "Whisper hears the padding of a batch: set data.eval_batch_size to 1, or take a Segment or Crops "
+                "(with short: repeat)"
+            )
+        encoder = self.encoder
+        hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms).to(encoder.conv1.weight.dtype)))
+        hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (B, frames, width)
+        if hidden.shape[1] > encoder.max_source_positions:
+            seconds = waveforms.shape[1] / 16_000
+            raise InputError(f"a clip of {seconds:.1f} s exceeds the 30 s that Whisper takes: use shorter segments")
+        hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        states = [hidden]
+        for layer in encoder.layers:
+            states.append(layer(states[-1], None))
+        states[-1] = encoder.layer_norm(states[-1])
+        return states, None
+
+    def log_mel(self, waveforms: Tensor) -> Tensor:
+        """Whisper's log-mel spectrogram, (B, samples) -> (B, mel bands, samples // 160)."""
+        with torch.autocast(waveforms.device.type, enabled=False):  # powers overflow half precision
+            powers = _exported_powers if torch.compiler.is_exporting() else _powers
+            log_mel = (self.mel_filters(waveforms.device) @ powers(waveforms.float())).clamp(min=1e-10).log10()
+            log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0)
+            return (log_mel + 4.0) / 4.0
+
+
+def _powers(waveforms: Tensor) -> Tensor:
+    """Power spectrogram, (B, samples) -> (B, FFT // 2 + 1, samples // HOP)."""
+    window = torch.hann_window(FFT, device=waveforms.device, dtype=waveforms.dtype)
+    return torch.stft(waveforms, FFT, HOP, window=window, return_complex=True)[..., :-1].abs().square()
+
+
+def _exported_powers(waveforms: Tensor) -> Tensor:
+    """The same by matrix products in double precision. onnxruntime has an operator for the transform, but its errors
+    are as large as the quiet parts of speech (0.002 in the log-mel spectrogram, against 0.00003 of PyTorch)."""
+    device = waveforms.device
+    padded = functional.pad(waveforms.unsqueeze(1), (FFT // 2, FFT // 2), mode="reflect").squeeze(1)
+    steps = torch.arange(FFT, device=device)
+    starts = HOP * torch.arange(waveforms.shape[1] // HOP, device=device)
+    window = torch.hann_window(FFT, device=device, dtype=torch.float64)
+    frames = padded[:, starts.unsqueeze(1) + steps].double() * window  # (B, frames, FFT)
+    angles = 2 * torch.pi / FFT * (steps.unsqueeze(1) * steps[: FFT // 2 + 1] % FFT).double()
+    return ((frames @ angles.cos()).square() + (frames @ angles.sin()).square()).float().transpose(1, 2)
+
+
+def _encoder(config: WhisperConfig, source: str | Path, revision: str | None, pretrained: bool) -> WhisperEncoder:
+    if not pretrained or is_meta():
+        return WhisperEncoder(config)
+    if config.architectures == ["WhisperEncoder"]:
+        return load_encoder(WhisperEncoder, config, source, revision)
+    return load_encoder(WhisperModel, config, source, revision).encoder

@@ -1,0 +1,213 @@
+"""Which checkpoint a command means: a file, or the best or the last one of the run of its configuration."""
+
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
+
+import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from torch import Tensor
+
+from moelora_ad.errors import InputError, printable
+from moelora_ad.models import Detector
+from moelora_ad.runs.folder import shown
+from moelora_ad.runs.record import RECORD, read_record
+
+BEST, LAST = "best", "last"
+_FOLDER = "checkpoints"
+ARCHITECTURE = "architecture"  # key of a checkpoint
+# Arguments that say where weights come from, or how they are trained, and not what is computed with them.
+_ELSEWHERE = {"source", "revision", "init_from", "perturbation", "freeze_experts", "auxiliary"}
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is not given, not there, or cannot be read."""
+
+
+def run_of(configs: Iterable[str | os.PathLike[str]], logger: Mapping[str, Any] | None = None) -> Path | None:
+    """The folder of the run that a command line belongs to; None if it belongs to none that there is.
+
+    Args:
+        configs: its configuration files; ``RUN/config.yaml`` belongs to ``RUN``, and the last such file decides.
+        logger: the trainer's first one as configured; one of files with a given version names the folder of the run.
+    """
+    folders = [Path(config).absolute().parent for config in configs if Path(config).name == "config.yaml"]
+    named = _folder_of(logger)
+    for folder in [*reversed(folders), *([] if named is None else [named])]:
+        if (folder / RECORD).is_file() or (folder / _FOLDER).is_dir():
+            return folder
+    return None
+
+
+def _folder_of(logger: Mapping[str, Any] | None) -> Path | None:
+    arguments = None if logger is None else logger.get("init_args")
+    if not isinstance(arguments, Mapping) or arguments.get("version") is None or not arguments.get("save_dir"):
+        return None
+    version = arguments["version"]
+    name = f"version_{version}" if isinstance(version, int) else str(version)
+    return Path(arguments["save_dir"], str(arguments.get("name") or ""), name)
+
+
+def checkpoint_of(run: Path | None, which: str, verb: str) -> str:
+    """The path of the best or the last checkpoint of a run.
+
+    Args:
+        run: its folder, if there is one.
+        which: "best" or "last".
+        verb: for the message.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if run is None:
+        raise CheckpointError(
+            f"--ckpt_path {which}: the configuration belongs to no run; give --config RUN/config.yaml, or the path of "
+            f"a checkpoint{'' if verb != 'fit' else ' (leave it out to start anew)'}"
+        )
+    found = {BEST: _best(run), LAST: _last(run)}
+    path = found[which]
+    if path is None:
+        raise CheckpointError(
+            f"--ckpt_path {which}: the run {shown(run)} has no {which} checkpoint in its folder {_FOLDER}"
+            f"{_offer(found) if verb != 'fit' else '; leave --ckpt_path out to start anew'}"
+        )
+    return str(path)
+
+
+def missing(run: Path | None, verb: str) -> CheckpointError:
+    """The error of a command that judges a model and was given no checkpoint; names those of its run."""
+    found = {} if run is None else {BEST: _best(run), LAST: _last(run)}
+    offer = _offer(found) or "; the configuration belongs to no run with checkpoints: RUN/checkpoints/NAME.ckpt is one"
+    return CheckpointError(
+        f"{verb} needs --ckpt_path, the checkpoint to judge{offer}; --untrained true judges untrained weights"
+    )
+
+
+def _offer(found: Mapping[str, Path | None]) -> str:
+    told = [f"{which} of this run: {shown(path)}" for which, path in found.items() if path is not None]
+    return f"; {', '.join(told)}" if told else ""
+
+
+def _best(run: Path) -> Path | None:
+    if not (run / RECORD).is_file():
+        return None
+    path = read_record(run).checkpoint_path
+    return path if path is not None and path.exists() else None
+
+
+def _last(run: Path) -> Path | None:
+    """The newest of Lightning's ``last.ckpt``, ``last-v1.ckpt`` and so on."""
+    return max((run / _FOLDER).glob(f"{LAST}*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def check_readable(path: str, option: str = "--ckpt_path") -> None:
+    """See that a checkpoint is there and can be read, before anything is built.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if "://" in path:
+        try:
+            is_there = bool(get_filesystem(path).exists(path))
+        except (OSError, ImportError, ValueError) as error:  # no such protocol, no package for it, no access
+            raise CheckpointError(f"{option}: {path} cannot be reached: {' '.join(str(error).split())}") from None
+    else:
+        is_there = os.path.exists(path)
+    if not is_there:
+        raise CheckpointError(f"{option}: {path} does not exist")
+    if os.path.isfile(path):
+        check_container(path, option)
+        try:
+            checkpoint = torch.load(path, weights_only=True, map_location="meta")
+        except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"{option}: {path} is no readable checkpoint: {reason}") from None
+        check_content(checkpoint, path, option)
+    elif "://" not in path and not os.path.isdir(path):  # a folder is a sharded checkpoint
+        raise CheckpointError(f"{option}: {path} is no regular file")
+
+
+def check_container(path: str, option: str) -> None:
+    """See that each part of a checkpoint has the check sum that it was written with; PyTorch does not look.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        with ZipFile(path) as container:
+            if any(part.compress_type != ZIP_STORED for part in container.infolist()):
+                raise BadZipFile("it holds compressed parts, which PyTorch never writes")
+            damaged = container.testzip()
+    except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{option}: {path} is no readable checkpoint: {reason}") from None
+    if damaged is not None:
+        raise CheckpointError(f"{option}: {path} is damaged: {damaged} has another check sum than it was written with")
+
+
+def check_content(checkpoint: Any, path: str, option: str) -> None:
+    """See that a file is a checkpoint of a training run, and no bare ``state_dict``.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{option}: {path} is no checkpoint of a training run: it has no state_dict")
+
+
+def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, shapes: bool = True) -> None:
+    """See that a checkpoint holds what a detector needs, and nothing else.
+
+    Args:
+        state: its tensors by their names in the detector.
+        detector: of the configuration.
+        checkpoint: how the message calls it.
+        shapes: whether to compare shapes too; a strategy that shards parameters has others.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    kept, own = detector.kept_names(), detector.state_dict() if shapes else {}
+    faults = [
+        f"it {what} {len(names)} tensors, first {min(names)}"
+        for names, what in ((kept - state.keys(), "lacks"), (state.keys() - kept, "holds what the model has not:"))
+        if names
+    ] + [
+        f"{name} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}"
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if faults:
+        hint = "give the configuration that it was trained with"
+        raise CheckpointError(f"{checkpoint} does not fit the configuration: {faults[0]}; {hint}")
+
+
+def architecture_of(detector: Detector) -> dict[str, str]:
+    """What is computed with the weights of a detector, which their names and shapes do not tell; plain values."""
+    told = {}
+    for name in ("backbone", "adaptation", "classifier"):
+        part = getattr(detector, name)
+        told[name] = type(part).__qualname__
+        told |= {f"{name}.{key}": repr(value) for key, value in part.init_args.items() if key not in _ELSEWHERE}
+    return told
+
+
+def tell_other_architecture(checkpoint: Mapping[str, Any], detector: Detector) -> None:
+    """Print a line if a checkpoint was trained with other settings than the detector it is loaded into has.
+
+    Args:
+        checkpoint: as it was saved; one of an earlier version, which does not tell, passes.
+        detector: of the configuration.
+    """
+    theirs, ours = checkpoint.get(ARCHITECTURE), architecture_of(detector)
+    if not isinstance(theirs, dict):
+        return
+    names = [name for name in ours | theirs if theirs.get(name) != ours.get(name)]
+    if names:
+        told = "; ".join(f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in names)
+        print(f"note: this is not the model that was trained: {printable(told)}", file=sys.stderr)

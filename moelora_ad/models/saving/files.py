@@ -1,0 +1,237 @@
+"""The files of a saved detector: read, checked, written, fetched from the hub."""
+
+import copy
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moelora_ad.audio import SAMPLE_RATE
+from moelora_ad.errors import InputError
+from moelora_ad.files import written_whole
+from moelora_ad.models.saving.card import model_card
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+FORMAT = 1
+LABELS = ["spoof", "bonafide"]
+MIN_WINDOW, MAX_WINDOW = SAMPLE_RATE // 10, 3_600 * SAMPLE_RATE
+"""Samples of a detector's clips: a sound must neither be millions of them, nor repeated without end to fill one."""
+CALIBRATED_FIGURES = ("actDCF", "Cllr")
+"""Figures of a model card that another calibration changes."""
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a saved detector.
+
+    Raises:
+        InputError: it is not there, is not JSON, is of a newer format, or a field is missing or faulty.
+    """
+    path = Path(folder) / CONFIG
+    check_regular(path)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError.at(path, f"cannot be read: {error.strerror}; is this a saved detector?") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError.at(path, f"is not JSON: {error}") from None
+    if not isinstance(config, dict) or "format" not in config or "backbone" not in config:
+        raise InputError.at(path, "is not of a detector that moelora-ad saved; make one with moelora-ad export")
+    if config["format"] != FORMAT:
+        raise InputError.at(path, f"is of format {config['format']!r}, this moelora_ad reads {FORMAT}: upgrade it")
+    config.setdefault("precision", None)  # models of earlier versions do not tell it
+    if missing := [name for name in _FIELDS if name not in config]:
+        raise InputError.at(path, f"has no field {missing[0]!r}")
+    for name, right in _FIELDS.items():
+        if not right(config[name]):
+            raise InputError.at(path, f"the field {name!r} cannot be {_cut(config[name])}")
+    return config
+
+
+def store_calibration(folder: str | Path, calibration: dict[str, Any]) -> None:
+    """Store a calibration with a saved detector; its model card follows, unless somebody has rewritten it. Figures that
+    hold for another calibration only are taken out.
+
+    Args:
+        folder: of the detector.
+        calibration: as ``evaluation.Calibration.as_dict`` gives it.
+
+    Raises:
+        InputError: see `read_config`.
+    """
+    config = read_config(folder)
+    changed = copy.deepcopy(config) | {"calibration": calibration}
+    for result in (changed["about"] or {}).get("results", []):
+        result["figures"] = {name: one for name, one in result["figures"].items() if name not in CALIBRATED_FIGURES}
+    card = Path(folder) / CARD
+    if card.is_file() and card.read_bytes() == model_card(config).encode():
+        with written_whole(card) as unfinished:
+            unfinished.write_text(model_card(changed), encoding="utf-8")
+    with written_whole(Path(folder) / CONFIG) as unfinished:
+        write_config(unfinished, changed)
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        InputError: it is not there, or is damaged.
+    """
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise InputError.at(path, f"is no readable safetensors file: {str(error).splitlines()[0]}") from None
+
+
+def check_regular(path: Path) -> None:
+    """See that what is there is a file: a pipe or a device may have no end.
+
+    Raises:
+        InputError: it is not.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError.at(path, "is no regular file")
+
+
+def check_experts(folder: Path, adaptation: Mapping[str, Any]) -> None:
+    """See that a detector has no more experts than its weights can be of, before any is built.
+
+    Args:
+        folder: of the detector.
+        adaptation: as ``config.json`` describes it.
+
+    Raises:
+        InputError: it has, or the weights cannot be read.
+    """
+    arguments, path = adaptation.get("init_args"), folder / WEIGHTS
+    number = arguments.get("num_experts") if isinstance(arguments, dict) else None
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = len(file.keys())
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise InputError.at(path, f"is no readable safetensors file: {str(error).splitlines()[0]}") from None
+    if type(number) is int and number > found:
+        raise InputError.at(folder / CONFIG, f"num_experts is {_cut(number)}, but {WEIGHTS} holds {found} tensors")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the system's error, in words alone
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from None
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors, whatever file they came from: of ``name type shape`` and the values of each, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name} {kind} {'x'.join(map(str, tensor.shape))}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def downloaded(source: str, revision: str | None) -> Path:
+    """The folder of the local hub cache that has the files of a repository."""
+    path = Path(source)
+    if path.is_absolute() or source.count("/") != 1 or source.startswith("."):
+        raise InputError(f"model {source}: no such folder")
+    try:
+        for name in (WEIGHTS, CONFIG):
+            file = hf_hub_download(source, name, revision=revision)
+    except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"model {source}: no such folder, and not to be had from the hub: {reason}") from None
+    return Path(file).parent
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.device.type != "meta" and not tensor.isfinite().all():
+            raise InputError(f"{where}: {name} has values that are not finite: the training diverged")
+
+
+def short(digest: str | None) -> str:
+    return f"{digest[:16]}..." if digest else "unknown"
+
+
+def is_window(value: Any) -> bool:
+    return type(value) is int and MIN_WINDOW <= value <= MAX_WINDOW
+
+
+def _cut(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict) and "class_path" in value
+
+
+def _is_about(value: Any) -> bool:
+    """Whether `model_card` can use it."""
+    if value is None:
+        return True
+    results = value.get("results", []) if isinstance(value, dict) else None
+    return isinstance(results, list) and isinstance(value.get("data", {}), dict) and all(map(_is_result, results))
+
+
+def _is_result(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("figures"), dict):
+        return False
+    numbers = [value.get("num_bona_fide"), value.get("num_spoof")]
+    for figure in value["figures"].values():
+        if not isinstance(figure, dict):
+            return False
+        interval = [figure.get("low"), figure.get("high")]
+        numbers += [figure.get("value"), *([] if interval == [None, None] else interval)]
+    return isinstance(value.get("set"), str) and all(type(number) in (int, float) for number in numbers)
+
+
+_FIELDS = {
+    "labels": lambda value: value == LABELS,
+    "sample_rate": lambda value: value == SAMPLE_RATE,
+    "window": is_window,
+    "precision": lambda value: value is None or isinstance(value, str),
+    "backbone": lambda value: _is_part(value) and isinstance(value.get("init_args"), dict),
+    "backbone_sha256": lambda value: value is None or _is_sha256(value),
+    "adaptation": _is_part,
+    "sites": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "classifier": _is_part,
+    "weights_sha256": _is_sha256,
+    "calibration": lambda value: value is None or isinstance(value, dict),
+    "parameters": lambda value: (
+        isinstance(value, dict) and "total" in value and all(type(count) is int for count in value.values())
+    ),
+    "about": _is_about,
+}

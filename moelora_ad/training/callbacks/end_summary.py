@@ -1,0 +1,131 @@
+"""What a person reads at the end of a run."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moelora_ad.data.data_module import DEV, TRAIN
+from moelora_ad.runs.folder import (
+    run_directory,
+    score_folder,
+    set_folder,
+    shown,
+    training_folder,
+)
+from moelora_ad.runs.record import RunRecord
+from moelora_ad.training.callbacks.progress import duration
+from moelora_ad.training.detection_module import DetectionModule
+
+
+def print_fit(
+    trainer: Trainer, model: DetectionModule, checkpoint: str, tested: bool, record: RunRecord | None = None
+) -> None:
+    """The figures of the best checkpoint, what the run took, where everything is, and the next commands.
+
+    Args:
+        trainer: of the run.
+        model: with the figures, if ``tested``.
+        checkpoint: the best one.
+        tested: whether it was evaluated.
+        record: of the run; None if none is kept.
+    """
+    console = Console(soft_wrap=True)
+    console.print()
+    if tested:
+        console.print(_figures(model, "EER of the best checkpoint"))
+    else:
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        line(console, "best dev EER", "none" if best is None else f"{100 * float(best):.2f} %")
+    line(console, "trainable parameters", trainable(model.parameter_counts))
+    line(console, "epochs", f"{trainer.current_epoch} ({trainer.global_step} steps)")
+    if record is not None:
+        peak = {name: size for name, size in record.peak_memory_bytes.items() if size is not None}
+        memory = ", ".join(f"{size / 2**30:.2f} GiB ({name})" for name, size in peak.items())
+        line(console, "time", f"{duration(record.seconds)}; memory at most {memory or 'unknown'}")
+        line(console, "folder", shown(record.folder))
+    line(console, "checkpoint", f"{shown(checkpoint)} ({os.path.getsize(checkpoint) / 1e6:.1f} MB with optimiser)")
+    if tested:
+        line(console, "scores", shown(score_folder(trainer)))
+    _print_failures(console, trainer, model)
+    config, best = quote(shown(run_directory(trainer) / "config.yaml")), quote(shown(checkpoint))
+    line(console, "next", f"lightning test --config {config} --ckpt_path {best}")
+    if tested:
+        line(console, "next", f"moelora-ad evaluate {quote(shown(score_folder(trainer)))}")
+    line(console, "next", f"moelora-ad export --checkpoint {best} --to MODEL")
+
+
+def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
+    """The figures of ``validate``, ``test`` or ``predict``, and where the scores are."""
+    console = Console(soft_wrap=True)
+    console.print()
+    if trainer.state.fn != "predict":
+        console.print(_figures(model, "EER of UNTRAINED weights" if model.untrained else "EER"))
+    folders: dict[Path, list[str]] = {}
+    for name in model.evaluated:
+        folders.setdefault(set_folder(trainer, name), []).append(name)
+    for folder, names in folders.items():
+        apart = "" if folder == score_folder(trainer) else f" ({', '.join(names)}: not of the run, in no average of it)"
+        line(console, "scores", f"{shown(folder)}{apart}")
+    for name, figures in model.evaluated.items():
+        if figures.num_found:
+            line(console, "not computed again", f"{figures.num_found:,} of {name}, scored by an earlier run")
+    _print_failures(console, trainer, model)
+
+
+def unscored(model: DetectionModule) -> list[str]:
+    """An error line for each evaluated set that has no score at all."""
+    return [
+        f"{name}: none of its {figures.num_failed} files could be read; the first: {figures.first_failure}"
+        for name, figures in model.evaluated.items()
+        if figures.num_failed and not figures.num_scored
+    ]
+
+
+def any_failures(model: DetectionModule) -> bool:
+    """Whether a file of training or of an evaluated set could not be read."""
+    return bool(model.train_failures) or any(figures.num_failed for figures in model.evaluated.values())
+
+
+def _print_failures(console: Console, trainer: Trainer, model: DetectionModule) -> None:
+    """A line for each set with files that have no part in its figures."""
+    counts = {TRAIN: len(model.train_failures)}
+    counts |= {name: figures.num_failed for name, figures in model.evaluated.items()}
+    for name, count in counts.items():
+        if count:
+            folder = training_folder(trainer) if name == TRAIN else set_folder(trainer, name)
+            listed = shown(folder / f"{name}.failed.csv")
+            line(console, "could not be read", f"{count:,} of {name}, listed in {listed}")
+
+
+def _figures(model: DetectionModule, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("set", "bona fide", "spoof", "EER %"):
+        table.add_column(name, justify="left" if name == "set" else "right")
+    for name, figures in model.evaluated.items():
+        eer = "undefined" if figures.eer is None else f"{100 * figures.eer:.2f}"
+        told = f"{name} (selects the checkpoint)" if name == DEV else name
+        table.add_row(told, str(figures.num_bona_fide), str(figures.num_spoof), eer)
+    return table
+
+
+def trainable(parameters: Mapping[str, int]) -> str:
+    """Numbers of trainable parameters in words.
+
+    Args:
+        parameters: as `Detector.parameter_counts` gives them.
+    """
+    parts = {part: count for part, count in parameters.items() if part != "total" and count}
+    detail = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+    share = 100 * sum(parts.values()) / parameters["total"]
+    return f"{sum(parts.values()):,} of {parameters['total']:,}, {share:.2f} % ({detail})"
+
+
+def line(console: Console, name: str, text: str) -> None:
+    """A name in bold, and what is told of it in one column with that of the other lines."""
+    console.print(Text.assemble((f"{name + ':':22}", "bold"), text), soft_wrap=True)

@@ -1,0 +1,177 @@
+"""What a run tells while it goes: a bar on a terminal, and a line for every epoch anywhere."""
+
+import logging
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import (
+    BatchesProcessedColumn,
+    CustomBarColumn,
+    CustomTimeColumn,
+    RichProgressBarTheme,
+)
+from lightning_utilities.core import rank_zero
+from rich.console import Console
+from rich.progress import TextColumn
+
+from moelora_ad.data.data_module import DEV, TRAIN
+
+# What Lightning says that the start block, the lines and the tables say better, or that helps nobody.
+_BANNERS = (
+    "Seed set to ",
+    "GPU available: ",
+    "TPU available: ",
+    "💡 Tip: ",
+    "Loading `train_dataloader` to estimate",
+    "`Trainer.fit` stopped: ",
+    "Restoring states from the checkpoint path",
+    "Loaded model weights from the checkpoint",
+    " was raised with message: ",
+)
+
+
+class EpochLines(Callback):
+    """Prints a line at the end of every epoch: the loss, the dev EER, the best so far, and the time it took.
+
+    On a terminal the lines stand above the progress bar; in a log they are all there is. The first process prints.
+    """
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._eer: float | None = None  # of this epoch
+        self._best: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        checkpoint = trainer.checkpoint_callback  # that of a run that goes on knows the best
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor == f"{DEV}/eer":
+            self._best = None if checkpoint.best_model_score is None else float(checkpoint.best_model_score)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun, self._eer = time.monotonic(), None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or f"{DEV}/eer" not in trainer.callback_metrics:
+            return
+        self._eer = float(trainer.callback_metrics[f"{DEV}/eer"])
+        self._best = self._eer if self._best is None else min(self._best, self._eer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = trainer.callback_metrics  # asked for in every process: they compute them together
+        if not trainer.is_global_zero:
+            return
+        parts = []
+        if f"{TRAIN}/loss_epoch" in metrics:
+            parts.append(f"loss {float(metrics[f'{TRAIN}/loss_epoch']):.3f}")
+        if self._eer is not None:
+            parts.append(f"dev EER {100 * self._eer:.2f} % (best {100 * (self._best or 0.0):.2f} %)")
+        parts.append(duration(time.monotonic() - self._begun))
+        print(f"{epoch_of(trainer)}: {', '.join(parts)}", flush=True)
+
+
+class DetectionProgressBar(RichProgressBar):
+    """Lightning's bar with what one waits for: the epoch, the time left in it, the loss and the dev EER."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=5, theme=RichProgressBarTheme(metrics_text_delimiter=", "))
+
+    def _init_progress(self, trainer: Trainer) -> None:
+        super()._init_progress(trainer)
+        if self.progress is not None:
+            self.progress.live.transient = True  # the lines and the tables stay
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return epoch_of(self.trainer)
+
+    @property
+    def sanity_check_description(self) -> str:
+        return "trying dev"
+
+    @property
+    def validation_description(self) -> str:
+        return self._evaluated_set()
+
+    @property
+    def test_description(self) -> str:
+        return self._evaluated_set()
+
+    @property
+    def predict_description(self) -> str:
+        return self._evaluated_set()
+
+    def _evaluated_set(self) -> str:
+        names = list(self.trainer.datamodule.eval_trials)  # type: ignore[attr-defined]
+        return names[self._current_eval_dataloader_idx or 0]
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        found, shown = super().get_metrics(trainer, pl_module), {}
+        if isinstance(loss := found.get(f"{TRAIN}/loss_step", found.get(f"{TRAIN}/loss")), float):
+            shown["loss"] = f"{loss:.3f}"
+        if isinstance(eer := found.get(f"{DEV}/eer"), float):
+            shown["dev EER"] = f"{100 * eer:.2f} %"
+        return shown
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # What is shown of an epoch is computed by all processes together, so none may ask alone.
+        _ = trainer.progress_bar_metrics
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def configure_columns(self, trainer: Trainer) -> list:
+        return [
+            TextColumn("{task.description}", markup=False),
+            CustomBarColumn(bar_width=12, complete_style="cyan", finished_style="cyan", pulse_style="cyan"),
+            BatchesProcessedColumn(style=self.theme.batch_progress),
+            CustomTimeColumn(style=self.theme.time),
+        ]
+
+
+def with_progress(arguments: dict[str, Any], lines: bool) -> dict[str, Any]:
+    """The trainer's arguments with a bar if the output is a terminal, unless they turn bars off or name one.
+
+    Args:
+        arguments: of ``Trainer``.
+        lines: whether epochs are told too, for training.
+    """
+    callbacks = callbacks_of(arguments)
+    if arguments.get("enable_progress_bar") is False or any(isinstance(c, ProgressBar) for c in callbacks):
+        return arguments
+    console = Console()
+    on_terminal = console.is_interactive or console.is_jupyter
+    ours: list[Callback] = [EpochLines()] if lines else []
+    if on_terminal:
+        ours.append(DetectionProgressBar())
+    return arguments | {"callbacks": [*callbacks, *ours], "enable_progress_bar": on_terminal}
+
+
+def callbacks_of(arguments: dict[str, Any]) -> list[Callback]:
+    """The callbacks among the trainer's arguments, which may be one alone or none."""
+    given = arguments.get("callbacks") or []
+    return list(given) if isinstance(given, list) else [given]
+
+
+def silence_banners() -> None:
+    """Keep from the terminal what Lightning says at the start and the end of everything."""
+    for log in (rank_zero.log, logging.getLogger("lightning.fabric.utilities.seed")):
+        log.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(banner in record.getMessage() for banner in _BANNERS)
+
+
+def epoch_of(trainer: Trainer) -> str:
+    """Such as ``epoch 2/4``, counted from 1."""
+    last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+    return f"epoch {trainer.current_epoch + 1}{last}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that matter, such as ``0.42 s``, ``41 s``, ``3 min 20 s`` and ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [f"{count} {unit}" for count, unit in ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")) if count]
+    return " ".join(parts[:2])

@@ -1,0 +1,175 @@
+"""What a run is about to do, told once at its start."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary
+from rich import get_console
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
+
+from moelora_ad.audio import SAMPLE_RATE, AudioError, audio_length
+from moelora_ad.corpora import TrialList
+from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
+from moelora_ad.data.shares import by_name
+from moelora_ad.runs.folder import run_directory, shown
+from moelora_ad.training.callbacks.end_summary import line, trainable
+from moelora_ad.training.callbacks.progress import callbacks_of
+from moelora_ad.training.detection_module import DetectionModule
+
+_SAMPLED = 50  # files whose headers tell how long the others are
+
+
+class StartBlock(Callback):
+    """Prints the data, the model and the steps of a run before its first epoch, in the first process."""
+
+    def __init__(self) -> None:
+        self._checkpoint_bytes = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:  # while parameters are whole
+            assert isinstance(pl_module, DetectionModule)
+            self._checkpoint_bytes = checkpoint_bytes(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = trainer.estimated_stepping_batches
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, DetectionModule)
+        data: AudioDeepfakeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        assert data.train_trials is not None
+        console = get_console()  # that of the progress bar, which makes room
+        line(console, "train", _train(data, data.train_trials))
+        line(console, "dev", f"{corpus_name(data.val)}: {_trials(data.eval_trials[DEV])}")
+        if data.test:
+            sets = ", ".join(f"{name} ({corpus_name(corpus)})" for name, corpus in data.test.items())
+            line(console, "test", sets)
+        line(console, "model", _model(pl_module))
+        line(console, "trainable parameters", trainable(pl_module.parameter_counts))
+        line(console, "checkpoint", f"{self._checkpoint_bytes / 1e6:,.2f} MB with optimiser")
+        line(console, "batch", batch(trainer, data))
+        line(console, "steps", _steps(trainer, steps))
+        line(console, "on", devices(trainer))
+        line(console, "folder", f"{shown(run_directory(trainer))} (seed {data.seed})")
+        console.print()
+
+
+def with_start_block(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's arguments with the start block in place of Lightning's model summary, unless they turn summaries
+    off or name one."""
+    callbacks = callbacks_of(arguments)
+    if arguments.get("enable_model_summary") is False or any(isinstance(c, ModelSummary) for c in callbacks):
+        return arguments
+    return arguments | {"callbacks": [StartBlock(), *callbacks], "enable_model_summary": False}
+
+
+def batch(trainer: Trainer, data: AudioDeepfakeDataModule) -> str:
+    """What the trials of an optimiser step are made of, in words."""
+    size, segment = data.batch_size, data.train_segment
+    factors = [f"{size}"]
+    if trainer.world_size > 1:
+        factors.append(f"{trainer.world_size} processes")
+    if trainer.accumulate_grad_batches > 1:
+        factors.append(f"{trainer.accumulate_grad_batches} batches accumulated")
+    length = "whole" if segment.samples is None else f"{segment.samples / SAMPLE_RATE:.3g} s each"
+    clips = f"{segment.count} clips of " if segment.count > 1 else ""
+    total = size * trainer.world_size * trainer.accumulate_grad_batches
+    told = f"{total} trials, {clips}{length}"
+    return told if len(factors) == 1 else f"{told}: {' x '.join(factors)}"
+
+
+def devices(trainer: Trainer) -> str:
+    """How many processes on which devices, and the precision, in words."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if trainer.world_size > 1:
+        kind = type(trainer.strategy).__name__.removesuffix("Strategy")
+        name = f"{trainer.world_size} x {name} ({kind})"
+    return f"{name}, precision {trainer.precision}"
+
+
+def checkpoint_bytes(module: DetectionModule) -> int:
+    """Bytes of the tensors in a checkpoint of a run: what is kept of the detector, and the optimiser's state."""
+    detector = module.detector
+    state = detector.state_dict()
+    kept = sum(_bytes(state[name]) for name in detector.kept_names())
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    return kept + sum(map(_bytes, _optimizer_state(module.optimizer, parameters)))
+
+
+def corpus_name(corpus: Any) -> str:
+    """The name of a corpus, if there is one."""
+    return "none" if corpus is None else corpus.name
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _optimizer_state(make: Callable[[Iterable], Optimizer], parameters: list[nn.Parameter]) -> Iterator[Tensor]:
+    """The state after a step, on tensors without content; none if the optimiser does not work on such."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        copies = [nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)) for parameter in parameters]
+        for copy in copies:
+            copy.grad = torch.empty_like(copy)
+        try:
+            optimizer = make(copies)
+            optimizer.step()
+        except Exception:  # an optimiser of somebody else's: an estimate must not stop the run
+            return
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _train(data: AudioDeepfakeDataModule, trials: TrialList) -> str:
+    names = ", ".join(corpus.name for corpus in by_name(data.train).values())
+    seconds = audio_seconds(trials)
+    if seconds is None:
+        return f"{names}: {_trials(trials)}"
+    told = f"{seconds / 3_600:,.1f} h" if seconds >= 3_600 else f"{seconds / 60:.1f} min"
+    return f"{names}: {_trials(trials)}, {'about ' if len(trials) > _SAMPLED else ''}{told}"
+
+
+def _trials(trials: TrialList) -> str:
+    return f"{len(trials):,} trials ({trials.num_bona_fide:,} bona fide, {trials.num_spoof:,} spoof)"
+
+
+def audio_seconds(trials: TrialList) -> float | None:
+    """How long the audio of a list is, by the headers of 50 files spread over it; None if they are no plain files, as
+    others may take long to open."""
+    places = [trials[int(i)].audio for i in np.linspace(0, len(trials) - 1, min(len(trials), _SAMPLED)).round()]
+    lengths = []
+    for place in places:
+        if not os.path.isfile(place):
+            return None
+        try:
+            lengths.append(audio_length(place))
+        except AudioError:  # told when its turn to be read comes
+            continue
+    return len(trials) * float(np.mean(lengths)) / SAMPLE_RATE if lengths else None
+
+
+def _model(module: DetectionModule) -> str:
+    backbone, adaptation = module.detector.backbone, module.detector.adaptation
+    source = backbone.init_args.get("source", "")
+    told = [type(adaptation).__name__]
+    for name, parameter in inspect.signature(type(adaptation)).parameters.items():
+        value = adaptation.init_args.get(name)
+        if type(value) is int or (isinstance(value, str | float) and value != parameter.default):
+            told.append(f"{name} {value}")
+    return f"{type(backbone).__name__} {source}, {' '.join(told)}, {type(module.detector.classifier).__name__}"
+
+
+def _steps(trainer: Trainer, total: int | float) -> str:
+    per_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+    epochs = trainer.max_epochs
+    course = f"{int(per_epoch):,} an epoch" if epochs in (None, -1) else f"{epochs:,} epochs of {int(per_epoch):,}"
+    at_most = "no limit" if total == float("inf") else f"at most {int(total):,}"
+    begun = f"; goes on after {trainer.global_step:,}" if trainer.global_step else ""
+    return f"{at_most}, {course}{begun}"

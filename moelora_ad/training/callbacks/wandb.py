@@ -1,0 +1,137 @@
+"""What Weights & Biases is told of a run besides its figures: its group, what it was made from, its best model."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+
+from moelora_ad.audio import TRAINING_SAMPLES
+from moelora_ad.configuration.building import detector_state, load_weights
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.data.shares import by_name
+from moelora_ad.errors import InputError
+from moelora_ad.runs.folder import is_fast_dev_run, run_directory, shards_the_model
+from moelora_ad.training.callbacks.run_recorder import git_commit
+from moelora_ad.training.detection_module import DetectionModule
+
+MODEL = "model"
+
+
+def group_runs(loggers: Any, system: str, seed: int) -> None:
+    """Group the runs of a system's seeds, and name each, where the configuration says nothing else.
+
+    Args:
+        loggers: ``trainer.logger`` of a parsed configuration, changed in place before anything is built of it.
+        system: name of the group.
+        seed: of this run.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, Namespace) and str(logger.class_path).endswith(".WandbLogger"):
+            for name, value in (("group", system), ("name", f"{system}-seed{seed}")):
+                if logger.init_args.get(name) is None:
+                    logger.init_args[name] = value
+
+
+class WandbRun(Callback):
+    """Tells W&B what a training run is made from and, at its end, its best model; without a ``WandbLogger`` it does
+    nothing.
+
+    The configuration of the W&B run gets everything of ours, with ``system``, ``seed``, ``git_commit`` and
+    ``parameters``. The best model (adapters, gates, classifier: what ``moelora-ad export`` writes) is saved to
+    ``RUN/model`` and logged as the artifact ``model-ID`` of type ``model``, offline too; its metadata has the dev EER.
+    A trained encoder, which is large, and weights that the strategy has sharded are left out; a line says so.
+
+    Args:
+        system: what is compared, a name that its seeds share; None for the run's folder.
+        configuration: the resolved configuration; None for what the module knows of it.
+    """
+
+    def __init__(self, system: str | None = None, configuration: Mapping[str, Any] | None = None) -> None:
+        self.system = system
+        self.configuration = configuration
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in _loggers(trainer):
+            assert isinstance(pl_module, DetectionModule)
+            configuration = self.configuration or pl_module.configuration or {}
+            parameters = pl_module.detector.parameter_counts()
+            logger.log_hyperparams({**configuration, **self._about(trainer), "parameters": parameters})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loggers = _loggers(trainer)
+        if not loggers:
+            return
+        assert isinstance(pl_module, DetectionModule)
+        callback = trainer.checkpoint_callback
+        if not isinstance(callback, ModelCheckpoint) or not callback.best_model_path:
+            _warn("there is no checkpoint")
+            return
+        best = callback.best_model_path
+        try:
+            folder = save_best(trainer, pl_module, best)
+        except (InputError, OSError) as error:  # the run is not lost for it
+            _warn(f"{error}; moelora-ad export --checkpoint {os.path.relpath(best)} makes one")
+            return
+        import wandb  # takes seconds
+
+        score = callback.best_model_score
+        metadata = {
+            **self._about(trainer),
+            "dev_eer": None if score is None else float(score),
+            "checkpoint": Path(best).name,
+        }
+        for logger in loggers:
+            run = logger.experiment
+            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
+            artifact.add_dir(str(folder))
+            run.log_artifact(artifact, aliases=["best"])
+
+    def _about(self, trainer: Trainer) -> dict[str, Any]:
+        data: AudioDeepfakeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        system = self.system or run_directory(trainer).name
+        return {"system": system, "seed": data.seed, "git_commit": git_commit()}
+
+
+def save_best(trainer: Trainer, module: DetectionModule, best: str) -> Path:
+    """Save the model of a checkpoint of the run to ``RUN/model``; the module keeps the weights that it has.
+
+    Raises:
+        InputError: the weights are sharded, are those of a whole encoder, or cannot be saved as they are.
+    """
+    detector, data = module.detector, trainer.datamodule  # type: ignore[attr-defined]
+    if shards_the_model(trainer):
+        raise InputError("the strategy shards the weights")
+    if detector.parameters_by_part()["backbone"]:
+        raise InputError("the encoder itself was trained")
+    best_weights = detector_state(best)
+    kept = detector.kept_names()
+    own = {name: tensor.clone() for name, tensor in detector.state_dict().items() if name in kept}
+    detector.window = data.eval_segment.samples or data.train_segment.samples or TRAINING_SAMPLES
+    corpora = sorted({corpus.name for corpus in by_name(data.train).values()})
+    detector.about = {"data": {"training": ", ".join(corpora), "selection of the checkpoint": data.val.name}}
+    folder = run_directory(trainer) / MODEL
+    load_weights(detector, best_weights, best)
+    try:
+        detector.save_pretrained(folder)
+    finally:
+        detector.load_state_dict(own, strict=False)
+    return folder
+
+
+def _warn(reason: str) -> None:
+    line = f"warning: no model was logged to W&B: {' '.join(reason.split())}"
+    Console(file=sys.stderr, soft_wrap=True).print(line, markup=False, highlight=False)
+
+
+def _loggers(trainer: Trainer) -> list[WandbLogger]:
+    """Those of the first process, which alone logs."""
+    if not trainer.is_global_zero or is_fast_dev_run(trainer):
+        return []
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
