@@ -1,6 +1,5 @@
 """Every configuration that we ship builds its classes, the full-size one on the meta device."""
 
-import sys
 from pathlib import Path
 
 import lightning.fabric.accelerators.cuda as fabric_cuda
@@ -30,11 +29,14 @@ def build(monkeypatch, *configs: str, accelerator: str = "cpu") -> DetectionComm
     options = [name for name in configs if not name.endswith(".yaml")]
     arguments = [part for name in files for part in ("--config", str(EXPERIMENTS / name))] + options
     # The machine's accelerator is not the configuration's business.
-    monkeypatch.setattr(sys, "argv", ["lightning", "fit", *arguments, "--trainer.accelerator", accelerator])
     monkeypatch.setattr(DetectionCommand, "_run_subcommand", lambda *_: None)
     monkeypatch.setattr(DetectionCommand, "_read_trials", lambda *_: None)  # the corpora are not here
     return DetectionCommand(
-        DetectionModule, AudioDeepfakeDataModule, auto_configure_optimizers=False, load_from_checkpoint_support=False
+        DetectionModule,
+        AudioDeepfakeDataModule,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=["fit", *arguments, "--trainer.accelerator", accelerator],
     )
 
 

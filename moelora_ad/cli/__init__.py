@@ -1,1 +1,1 @@
-"""TODO."""
+"""Every verb of the command line, one file each, as a function ``run(argv) -> int``."""

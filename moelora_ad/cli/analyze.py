@@ -5,7 +5,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +28,10 @@ ANALYSES = {
 }
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 the work failed, 2 usage."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 the work failed, 2 usage."""
     program = f"{program} analyze"
-    arguments = sys.argv[2:]
+    arguments = argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help(program))
         return 0

@@ -1,6 +1,5 @@
 """The verb calibrate: make a model's scores log-likelihood ratios."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,8 @@ from moelora_ad.models.saving.files import read_config, store_calibration
 _CARD = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(
         prog=f"{program} calibrate",
         description="Fit an affine calibration on a development score file of a model, and store it with the model.",
@@ -34,7 +33,7 @@ def run(program: str) -> int:
         "scores", metavar="DEV_SCORES.csv", help="raw scores of the model on a development set, as validate writes them"
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
-    arguments = parser.parse_args(sys.argv[2:])
+    arguments = parser.parse_args(argv[1:])
     try:
         config = read_config(arguments.model)
         table = ScoreTable.read(arguments.scores)

@@ -3,8 +3,7 @@
 import argparse
 import inspect
 import json
-import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
@@ -26,8 +25,8 @@ FAILED = 1
 _LISTED = 10  # problems of one kind on the terminal; JSON has all
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 if a corpus is not as it should be."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if a corpus is not as it should be."""
     parser = OneLineArgumentParser(prog=f"{program} corpus", description=__doc__)
     verbs = parser.add_subparsers(dest="what", required=True)
     listing = verbs.add_parser("list", help="every corpus class, with its class_path")
@@ -38,7 +37,7 @@ def run(program: str) -> int:
     check.add_argument("--all", action="store_true", help="decode every file")
     check.add_argument("--json", metavar="FILE", help="write all that was found there, as JSON")
     add_allow(check)
-    arguments = parser.parse_args(sys.argv[2:])
+    arguments = parser.parse_args(argv[1:])
     if arguments.what == "list":
         return _list(arguments.json)
     if arguments.samples < 1:

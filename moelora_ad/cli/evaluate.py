@@ -47,10 +47,10 @@ FAILED = 1
 _TANDEM = {"2019": TandemCosts2019, "2021": TandemCosts2021}
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 a file is faulty or cannot be written."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 a file is faulty or cannot be written."""
     parser = _parser(f"{program} evaluate")
-    given = parser.parse_args(sys.argv[2:])
+    given = parser.parse_args(argv[1:])
     _check(parser, given)
     try:
         found = find_score_files(given.scores, given.names)

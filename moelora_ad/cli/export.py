@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
@@ -21,8 +22,8 @@ ONNX = "model.onnx"
 FAILED = 1
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(prog=f"{program} export", description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="of the run, for example last.ckpt")
     parser.add_argument("--to", required=True, metavar="DIR", help="folder of the model; made if it is not there")
@@ -34,7 +35,7 @@ def run(program: str) -> int:
     parser.add_argument("--calibrate", metavar="FILE", help="development score file to fit a calibration on")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too")
     add_allow(parser)
-    arguments = parser.parse_args(sys.argv[2:])
+    arguments = parser.parse_args(argv[1:])
     try:
         return _export(program, arguments)
     except InputError as error:

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,12 @@ from moelora_ad.adapters import AdapterError
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, imports_limited
 from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
+from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.errors import InputError, Terminated
 from moelora_ad.models.precision import ROUNDED
-from moelora_ad.models.saving.checkpoints import (
-    BEST,
-    LAST,
-    CheckpointError,
-    check_readable,
-    checkpoint_of,
-    missing,
-    run_of,
-)
-from moelora_ad.runs.folder import check_free, is_fast_dev_run, run_directory, shards_the_model
+from moelora_ad.models.saving.checkpoints import check_readable
+from moelora_ad.runs.checkpoints import BEST, LAST, CheckpointError, checkpoint_of, missing, run_of
+from moelora_ad.runs.folder import check_free
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 from moelora_ad.training.callbacks.end_summary import any_failures, print_evaluation, print_fit, unscored
 from moelora_ad.training.callbacks.progress import callbacks_of, silence_banners, with_progress
@@ -67,8 +61,8 @@ SILENCED = (
 )
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb ``argv[0]`` with its arguments ``argv[1:]``; returns the exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     silence_banners()
     for message in SILENCED:
@@ -84,6 +78,7 @@ def run(program: str) -> int:
             parser_kwargs={"allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            args=list(argv),
         )
     except (InputError, AdapterError, MisconfigurationException) as error:
         if str(error):  # otherwise another process tells
@@ -143,9 +138,10 @@ class DetectionCommand(LightningCLI):
     datamodule: AudioDeepfakeDataModule
     allow: Collection[str] | None = None  # see `imports_limited`
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
         with imports_limited(self.allow):
-            super().parse_arguments(parser, args)
+            self.argv = tuple(args)
+            self.config = parser.parse_args(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(WholeCheckpoint, "checkpoint")
@@ -202,7 +198,7 @@ class DetectionCommand(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.subcommand == "fit":
-            self.recorder = RunRecorder(self._get(self.config, "system"), tuple(sys.argv[1:]))
+            self.recorder = RunRecorder(self._get(self.config, "system"), self.argv)
             callbacks = [*callbacks, self.recorder, *self._watching(callbacks_of(config))]
             config = with_start_block(config)
         plugins = _listed(config.get("plugins"))

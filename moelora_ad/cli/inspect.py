@@ -71,8 +71,8 @@ class _Model(DetectionCommand):
         """Nothing is run."""
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(
         prog=f"{program} inspect",
         description=f"{__doc__} It takes --config and all other options of {program} fit, and these:",
@@ -81,7 +81,7 @@ def run(program: str) -> int:
     parser.add_argument("--seconds", type=float, help="of a clip (default: the training segment's)")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     add_allow(parser)
-    own, rest = parser.parse_known_args(sys.argv[2:])
+    own, rest = parser.parse_known_args(argv[1:])
     if not any(argument == "--config" or argument.startswith("--config=") for argument in rest):
         parser.error("give the configuration of a training run with --config")
     if own.seconds is not None and not 0 < own.seconds < 3_600:
@@ -106,20 +106,17 @@ def run(program: str) -> int:
 
 def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    before, sys.argv = sys.argv, [sys.argv[0], "fit", *arguments]
-    try:
-        with torch.device("meta"), _quiet():
-            return _Model(
-                allow,
-                save_config_callback=None,
-                seed_everything_default=False,
-                parser_class=_Parser,
-                parser_kwargs={"allow_abbrev": False},
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
-    finally:
-        sys.argv = before
+    with torch.device("meta"), _quiet():
+        return _Model(
+            allow,
+            save_config_callback=None,
+            seed_everything_default=False,
+            parser_class=_Parser,
+            parser_kwargs={"allow_abbrev": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=["fit", *arguments],
+        )
 
 
 @contextmanager

@@ -21,22 +21,22 @@ from moelora_ad.errors import Terminated, printable
 FAILED = 1
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of one of several processes that train together
 
-# verb -> (what it does, the function that runs it)
+# verb -> (what it does, the module here whose function run runs it)
 VERBS = {
-    "fit": ("train a detector, select it on the development set and test the best checkpoint", "training.command"),
-    "validate": ("EER and scores of a checkpoint on the development set", "training.command"),
-    "test": ("EER and scores of a checkpoint on every test set", "training.command"),
-    "predict": ("scores alone, for test sets without labels", "training.command"),
-    "inspect": ("parameters, operations and memory of a configuration, without weights", "training.inspect_command"),
-    "plan": ("time, memory and disk of a training run, from a few measured steps", "training.plan_command"),
-    "evaluate": ("figures, plots and a report from score files", "evaluation.evaluate_command"),
-    "results": ("systems over their seeds, from the folders of runs", "evaluation.results_command"),
-    "analyze": ("what the experts of trained models do", "analysis.analyze_command"),
-    "score": ("scores of your own audio files", "inference.score_command"),
-    "export": ("a small model to keep, from a checkpoint", "inference.export_command"),
-    "calibrate": ("make a model's scores log-likelihood ratios", "inference.calibrate_command"),
-    "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweeps.sweep_command"),
-    "corpus": ("list the corpora, or check those of a configuration", "training.corpus_command"),
+    "fit": ("train a detector, select it on the development set and test the best checkpoint", "fit"),
+    "validate": ("EER and scores of a checkpoint on the development set", "fit"),
+    "test": ("EER and scores of a checkpoint on every test set", "fit"),
+    "predict": ("scores alone, for test sets without labels", "fit"),
+    "inspect": ("parameters, operations and memory of a configuration, without weights", "inspect"),
+    "plan": ("time, memory and disk of a training run, from a few measured steps", "plan"),
+    "evaluate": ("figures, plots and a report from score files", "evaluate"),
+    "results": ("systems over their seeds, from the folders of runs", "results"),
+    "analyze": ("what the experts of trained models do", "analyze"),
+    "score": ("scores of your own audio files", "score"),
+    "export": ("a small model to keep, from a checkpoint", "export"),
+    "calibrate": ("make a model's scores log-likelihood ratios", "calibrate"),
+    "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweep"),
+    "corpus": ("list the corpora, or check those of a configuration", "corpus"),
 }
 
 
@@ -85,8 +85,8 @@ def _answer(program: str, arguments: list[str]) -> int:
         print(f"{program}: error: no verb {verb!r}; {hint}", file=sys.stderr)
         return 2
     with _stopped_at_once(f"{program} {verb}"):
-        run: Callable[[str], int] = importlib.import_module(f"moelora_ad.{VERBS[verb][1]}").run
-    return run(program)
+        run: Callable[[list[str], str], int] = importlib.import_module(f"moelora_ad.cli.{VERBS[verb][1]}").run
+    return run(arguments, program)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -55,20 +55,17 @@ class _Planned(DetectionCommand):
     def __init__(self, num_steps: int, arguments: list[str], allow: Collection[str]) -> None:
         self.num_steps = num_steps
         self.allow = allow
-        before, sys.argv = sys.argv, [sys.argv[0], "fit", *arguments]
-        try:
-            super().__init__(
-                DetectionModule,
-                AudioDeepfakeDataModule,
-                save_config_callback=None,
-                seed_everything_default=1,
-                parser_class=_Parser,
-                parser_kwargs={"allow_abbrev": False},
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
-        finally:
-            sys.argv = before  # with which a strategy starts its other processes
+        super().__init__(
+            DetectionModule,
+            AudioDeepfakeDataModule,
+            save_config_callback=None,
+            seed_everything_default=1,
+            parser_class=_Parser,
+            parser_kwargs={"allow_abbrev": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=["fit", *arguments],
+        )
 
     def before_instantiate_classes(self) -> None:
         self.config.fit.trainer.logger = False  # some want an account, some make a folder
@@ -103,8 +100,8 @@ class _Planned(DetectionCommand):
         """See `_measure`."""
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(
         prog=f"{program} plan",
         description=f"{__doc__} It takes --config and all other options of {program} fit, and these:",
@@ -113,7 +110,7 @@ def run(program: str) -> int:
     parser.add_argument("--steps", type=int, default=8, help="steps to measure, after those of warm-up (default: 8)")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     add_allow(parser)
-    own, rest = parser.parse_known_args(sys.argv[2:])
+    own, rest = parser.parse_known_args(argv[1:])
     if not any(argument == "--config" or argument.startswith("--config=") for argument in rest):
         parser.error("give the configuration of a training run with --config")
     if own.steps < 2:

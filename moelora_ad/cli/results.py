@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from moelora_ad.runs.record import find_records
 FAILED = 1
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 a run is faulty or a file cannot be written."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 a run is faulty or a file cannot be
+    written."""
     parser = _parser(f"{program} results")
-    given = parser.parse_args(sys.argv[2:])
+    given = parser.parse_args(argv[1:])
     _check(parser, given)
     try:
         comparison = _comparison(parser, given)

@@ -5,7 +5,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -39,11 +39,11 @@ _PATHS = """audio files; folders (searched to the bottom); quoted patterns ('cal
 input, or for one of these a line"""
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 if a file could not be scored."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if a file could not be scored."""
     parser = OneLineArgumentParser(prog=f"{program} score", description="What a model says of your own audio files.")
     _add_arguments(parser)
-    arguments = parser.parse_args(sys.argv[2:])
+    arguments = parser.parse_args(argv[1:])
     _check(arguments, parser)
     try:
         found = find_sounds(arguments.paths, sys.stdin.buffer)

@@ -24,10 +24,10 @@ FAILED = 1
 _BAD = ("failed", "differs", "cut off", "interrupted")
 
 
-def run(program: str) -> int:
-    """Run the verb in ``sys.argv``; returns the exit code: 1 a run failed or was refused."""
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 a run failed or was refused."""
     parser = _parser(f"{program} sweep")
-    given = parser.parse_args(sys.argv[2:])
+    given = parser.parse_args(argv[1:])
     _check(parser, given)
     try:
         sweep = read_sweep(given.sweep)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""YAML <-> objects, and what differs between two configurations."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Trials -> batches of waveforms."""

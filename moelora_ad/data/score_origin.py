@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 import moelora_ad
 from moelora_ad.corpora import TrialList
-from moelora_ad.files import file_hash
-from moelora_ad.models.saving.files import tensors_hash
-from moelora_ad.runs.folder import (
+from moelora_ad.data.trainer_state import (
     is_fast_dev_run,
     is_limited,
     other_score_folder,
     record_of_checkpoint,
     score_folder,
 )
+from moelora_ad.files import file_hash
+from moelora_ad.models.saving.files import tensors_hash
 from moelora_ad.runs.scores import KeptScores
 
 PACKAGES = ("torch", "torchaudio", "lightning", "transformers", "numpy", "soundfile", "av")
@@ -157,7 +157,7 @@ def _text_hash(lines: Iterable[str]) -> str:
 def _code_hash(detector: nn.Module) -> str:
     """Of the sources that make scores of audio: the package's, and those of a user's own modules."""
     package = Path(moelora_ad.__file__).parent
-    files = {path for folder in _SCORING for path in (package / folder).glob("*.py")}
+    files = {path for folder in _SCORING for path in (package / folder).rglob("*.py")}
     for module in {type(part).__module__ for part in detector.modules()}:
         path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
         if path.suffix == ".py" and "site-packages" not in path.parts:

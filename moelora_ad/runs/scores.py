@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation import ScoreTable
+from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.files import file_hash, written_whole
 
 Origin = Mapping[str, str]

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 
 from moelora_ad.configuration.building import PREFIX, arguments_of, config_beside
 from moelora_ad.data.resuming import TRAINING_DATA, check_training_data, redo_what_was_cut_off
+from moelora_ad.data.trainer_state import shards_the_model
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.checkpoints import (
     ARCHITECTURE,
@@ -17,7 +18,6 @@ from moelora_ad.models.saving.checkpoints import (
     check_readable,
     tell_other_architecture,
 )
-from moelora_ad.runs.folder import shards_the_model
 from moelora_ad.training.callbacks.stopping import check_weights
 
 Module = TypeVar("Module", bound="CheckpointedModule")

@@ -17,11 +17,11 @@ from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.resuming import training_data
 from moelora_ad.data.score_origin import about
+from moelora_ad.data.trainer_state import is_fast_dev_run, set_folder, training_folder
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.runs.failures import write_failures
-from moelora_ad.runs.folder import is_fast_dev_run, set_folder, training_folder
 from moelora_ad.training.callbacks.stopping import check_loss
 from moelora_ad.training.checkpointed_module import CheckpointedModule
 from moelora_ad.training.gradients import FirstSteps

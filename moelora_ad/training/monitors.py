@@ -7,8 +7,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.trainer_state import is_fast_dev_run
 from moelora_ad.errors import InputError
-from moelora_ad.runs.folder import is_fast_dev_run
 
 if TYPE_CHECKING:
     from moelora_ad.training.detection_module import DetectionModule

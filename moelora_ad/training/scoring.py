@@ -11,8 +11,8 @@ from torch import Tensor
 
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.dataset import Batch
+from moelora_ad.data.trainer_state import is_limited
 from moelora_ad.evaluation import ScoreTable, TrialFailures, TrialScores
-from moelora_ad.runs.folder import is_limited
 from moelora_ad.runs.scores import Found, KeptScores
 
 

@@ -14,7 +14,8 @@ from moelora_ad.cli.arguments import OneLineArgumentParser
 from moelora_ad.configuration.building import detector_state
 from moelora_ad.errors import InputError
 from moelora_ad.models import WhisperBackbone
-from moelora_ad.models.saving.checkpoints import CheckpointError, check_readable
+from moelora_ad.models.saving.checkpoints import check_readable
+from moelora_ad.runs.checkpoints import CheckpointError
 from moelora_ad.sweeps.planning import PlannedRun, plan_runs
 from moelora_ad.sweeps.run_folder import read_notes
 from moelora_ad.sweeps.sweep import read_sweep

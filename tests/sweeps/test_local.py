@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -22,9 +21,8 @@ def sweep(monkeypatch, capfd):
     """The verb in this process: exit code, standard output and standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moelora-ad", "sweep", *map(str, arguments)])
         capfd.readouterr()
-        code = sweep_command.run("moelora-ad")
+        code = sweep_command.run(["sweep", *map(str, arguments)])
         return code, *capfd.readouterr()
 
     return call

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +112,8 @@ def command(monkeypatch, capsys):
     """The verb in this process: exit code, standard output and standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["moelora-ad", "sweep", *map(str, arguments)])
         try:
-            code = sweep_command.run("moelora-ad")
+            code = sweep_command.run(["sweep", *map(str, arguments)])
         except SystemExit as stop:
             code = int(stop.code or 0)
         printed = capsys.readouterr()

@@ -1,1 +1,1 @@
-"""TODO."""
+"""peft's files of LoRA, read and written."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What training does to waveforms: RawBoost, codecs, noise, rooms, and how they are composed."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Where the audio of corpora lies: folders, archives, remote places."""

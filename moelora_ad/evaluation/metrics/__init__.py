@@ -1,1 +1,1 @@
-"""TODO."""
+"""Scores -> figures: equal error rate, curve, costs, calibration, their intervals and averages."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Figures as tables, plots and pages."""

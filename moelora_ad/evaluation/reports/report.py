@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import jinja2
@@ -322,10 +321,9 @@ def _with_names(style: str, names: dict[str, str]) -> str:
 
 
 def template(name: str) -> jinja2.Template:
-    """A page's template beside this module, which may extend others there."""
-    folder = files("moelora_ad.evaluation")
+    """A page's template of the folder beside this module, which may extend others there."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        loader=jinja2.PackageLoader("moelora_ad.evaluation.reports"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Speech encoders: waveforms in, hidden states out."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Hidden states -> logits of the two classes."""

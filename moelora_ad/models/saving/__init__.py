@@ -1,1 +1,1 @@
-"""TODO."""
+"""Detectors as folders, ONNX files and checkpoints: written, read and checked."""

@@ -1,10 +1,9 @@
-"""Which checkpoint a command means: a file, or the best or the last one of the run of its configuration."""
+"""Checkpoints of training runs: whether one can be read, is undamaged, and fits a detector."""
 
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
@@ -12,96 +11,13 @@ import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from torch import Tensor
 
-from moelora_ad.errors import InputError, printable
+from moelora_ad.errors import printable
 from moelora_ad.models import Detector
-from moelora_ad.runs.folder import shown
-from moelora_ad.runs.record import RECORD, read_record
+from moelora_ad.runs.checkpoints import CheckpointError
 
-BEST, LAST = "best", "last"
-_FOLDER = "checkpoints"
 ARCHITECTURE = "architecture"  # key of a checkpoint
 # Arguments that say where weights come from, or how they are trained, and not what is computed with them.
 _ELSEWHERE = {"source", "revision", "init_from", "perturbation", "freeze_experts", "auxiliary"}
-
-
-class CheckpointError(InputError):
-    """A checkpoint that is not given, not there, or cannot be read."""
-
-
-def run_of(configs: Iterable[str | os.PathLike[str]], logger: Mapping[str, Any] | None = None) -> Path | None:
-    """The folder of the run that a command line belongs to; None if it belongs to none that there is.
-
-    Args:
-        configs: its configuration files; ``RUN/config.yaml`` belongs to ``RUN``, and the last such file decides.
-        logger: the trainer's first one as configured; one of files with a given version names the folder of the run.
-    """
-    folders = [Path(config).absolute().parent for config in configs if Path(config).name == "config.yaml"]
-    named = _folder_of(logger)
-    for folder in [*reversed(folders), *([] if named is None else [named])]:
-        if (folder / RECORD).is_file() or (folder / _FOLDER).is_dir():
-            return folder
-    return None
-
-
-def _folder_of(logger: Mapping[str, Any] | None) -> Path | None:
-    arguments = None if logger is None else logger.get("init_args")
-    if not isinstance(arguments, Mapping) or arguments.get("version") is None or not arguments.get("save_dir"):
-        return None
-    version = arguments["version"]
-    name = f"version_{version}" if isinstance(version, int) else str(version)
-    return Path(arguments["save_dir"], str(arguments.get("name") or ""), name)
-
-
-def checkpoint_of(run: Path | None, which: str, verb: str) -> str:
-    """The path of the best or the last checkpoint of a run.
-
-    Args:
-        run: its folder, if there is one.
-        which: "best" or "last".
-        verb: for the message.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if run is None:
-        raise CheckpointError(
-            f"--ckpt_path {which}: the configuration belongs to no run; give --config RUN/config.yaml, or the path of "
-            f"a checkpoint{'' if verb != 'fit' else ' (leave it out to start anew)'}"
-        )
-    found = {BEST: _best(run), LAST: _last(run)}
-    path = found[which]
-    if path is None:
-        raise CheckpointError(
-            f"--ckpt_path {which}: the run {shown(run)} has no {which} checkpoint in its folder {_FOLDER}"
-            f"{_offer(found) if verb != 'fit' else '; leave --ckpt_path out to start anew'}"
-        )
-    return str(path)
-
-
-def missing(run: Path | None, verb: str) -> CheckpointError:
-    """The error of a command that judges a model and was given no checkpoint; names those of its run."""
-    found = {} if run is None else {BEST: _best(run), LAST: _last(run)}
-    offer = _offer(found) or "; the configuration belongs to no run with checkpoints: RUN/checkpoints/NAME.ckpt is one"
-    return CheckpointError(
-        f"{verb} needs --ckpt_path, the checkpoint to judge{offer}; --untrained true judges untrained weights"
-    )
-
-
-def _offer(found: Mapping[str, Path | None]) -> str:
-    told = [f"{which} of this run: {shown(path)}" for which, path in found.items() if path is not None]
-    return f"; {', '.join(told)}" if told else ""
-
-
-def _best(run: Path) -> Path | None:
-    if not (run / RECORD).is_file():
-        return None
-    path = read_record(run).checkpoint_path
-    return path if path is not None and path.exists() else None
-
-
-def _last(run: Path) -> Path | None:
-    """The newest of Lightning's ``last.ckpt``, ``last-v1.ckpt`` and so on."""
-    return max((run / _FOLDER).glob(f"{LAST}*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def check_readable(path: str, option: str = "--ckpt_path") -> None:

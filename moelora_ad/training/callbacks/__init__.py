@@ -1,1 +1,1 @@
-"""TODO."""
+"""What watches a training run: checkpoints, stopping, progress, records, routing."""

@@ -23,9 +23,9 @@ import moelora_ad
 from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.data.score_origin import versions
 from moelora_ad.data.shares import by_name
+from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, score_folder
 from moelora_ad.errors import printable
 from moelora_ad.files import written_whole
-from moelora_ad.runs.folder import is_fast_dev_run, run_directory, score_folder
 from moelora_ad.runs.record import (
     RECORD,
     ConfiguredSet,

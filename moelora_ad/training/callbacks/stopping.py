@@ -16,9 +16,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 
 from moelora_ad.data.dataset import Batch
+from moelora_ad.data.trainer_state import shards_the_model
 from moelora_ad.data.workers import starved
 from moelora_ad.errors import InputError
-from moelora_ad.runs.folder import shards_the_model
 from moelora_ad.runs.record import RECORD, read_record
 from moelora_ad.training.checkpoint_writing import UnwrittenCheckpointError
 

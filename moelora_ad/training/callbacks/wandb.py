@@ -16,8 +16,8 @@ from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.configuration.building import detector_state, load_weights
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.shares import by_name
+from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.errors import InputError
-from moelora_ad.runs.folder import is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.training.callbacks.run_recorder import git_commit
 from moelora_ad.training.detection_module import DetectionModule
 

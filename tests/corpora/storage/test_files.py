@@ -18,7 +18,7 @@ from moelora_ad.corpora.storage import archives
 from moelora_ad.corpora.storage import files as storage
 from moelora_ad.corpora.storage.files import audio_files, exists, first_of, folder_of, joined, located, open_file
 
-SPEECH = sorted((Path(__file__).parents[2] / "experiments/quickstart/corpus").rglob("*.flac"))[:6]
+SPEECH = sorted((Path(__file__).parents[3] / "experiments/quickstart/corpus").rglob("*.flac"))[:6]
 FORMS = ["zip", "tar", "tar.gz", "tgz"]
 
 

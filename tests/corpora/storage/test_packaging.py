@@ -26,7 +26,7 @@ from moelora_ad.corpora import (
 )
 from moelora_ad.corpora.storage.files import open_file
 
-SPEECH = sorted((Path(__file__).parents[2] / "experiments/quickstart/corpus/MiniLA/flac").glob("*.flac"))[:4]
+SPEECH = sorted((Path(__file__).parents[3] / "experiments/quickstart/corpus/MiniLA/flac").glob("*.flac"))[:4]
 FLAC = [path.read_bytes() for path in SPEECH]
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 
 from moelora_ad.adapters import LoRA, adapter_modules
 from moelora_ad.models import MeanPooling, WhisperBackbone
-from moelora_ad.models.saving.checkpoints import checkpoint_of
+from moelora_ad.runs.checkpoints import checkpoint_of
 from moelora_ad.runs.record import read_record
 from moelora_ad.sweeps.run_folder import resumable
 from moelora_ad.training import DetectionModule

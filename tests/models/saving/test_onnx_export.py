@@ -17,7 +17,7 @@ from moelora_ad.models import AASIST, Detector, MeanPooling, Wav2Vec2Backbone, W
 from moelora_ad.models.saving import onnx_export
 from moelora_ad.models.saving.onnx_export import export_onnx
 
-CORPUS = Path(__file__).parents[2] / "experiments" / "quickstart" / "corpus"
+CORPUS = Path(__file__).parents[3] / "experiments" / "quickstart" / "corpus"
 
 
 def speech(rows: int, samples: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,9 +44,8 @@ OF_THE_PAPER = {
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> Call:
     def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["moelora-ad", "results", *map(str, arguments)])
         try:
-            return run("moelora-ad")
+            return run(["results", *map(str, arguments)])
         except SystemExit as ended:
             return int(ended.code or 0)
 

@@ -1,7 +1,7 @@
 """RawBoost against the arithmetic of the published code, in plain scipy, with the same draws.
 
-Nothing here is designed, filtered or summed as ``moelora_ad.audio.augmentation.rawboost`` does it. How the draws are distributed is
-tested in ``test_rawboost.py``.
+Nothing here is designed, filtered or summed as ``moelora_ad.audio.augmentation.rawboost`` does it. How the draws are
+distributed is tested in ``test_rawboost.py``.
 """
 
 import numpy as np

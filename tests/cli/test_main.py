@@ -50,7 +50,7 @@ def test_the_three_names_are_one_program():
 
 # A verb as the source of a module: it sends a signal to itself, and waits.
 STOPPED = "import os, time; os.kill(os.getpid(), {number}); time.sleep(60)"
-AT_WORK = f"def run(program):\n    {STOPPED}"
+AT_WORK = f"def run(argv, program):\n    {STOPPED}"
 LOADING = f"try:\n    {STOPPED}\nexcept BaseException:\n    raise ImportError('half a module')"
 
 
@@ -58,7 +58,7 @@ def run_source(tmp_path: Path, source: str, ignored: int | None = None, **argume
     """Runs the verb ``corpus`` from this source."""
     (tmp_path / "made.py").write_text(source)
     script = (
-        f"import sys, moelora_ad, moelora_ad.cli.main as cli; moelora_ad.__path__.append({str(tmp_path)!r}); "
+        f"import sys, moelora_ad.cli, moelora_ad.cli.main as cli; moelora_ad.cli.__path__.append({str(tmp_path)!r}); "
         "cli.VERBS['corpus'] = ('', 'made'); sys.argv[0] = 'moelora-ad'; sys.exit(cli.main())"
     )
 
@@ -89,7 +89,8 @@ def test_of_several_processes_one_tells_of_a_signal(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_whoever_started_the_program_ignores_stays_ignored(tmp_path, number):
     source = (
-        f"import os\nos.kill(os.getpid(), {int(number)})\ndef run(program):\n    os.kill(os.getpid(), {int(number)})"
+        f"import os\nos.kill(os.getpid(), {int(number)})\n"
+        f"def run(argv, program):\n    os.kill(os.getpid(), {int(number)})"
     )
     assert run_source(tmp_path, f"{source}\n    return 0", ignored=number).returncode == 0
 
@@ -97,7 +98,7 @@ def test_a_signal_that_whoever_started_the_program_ignores_stays_ignored(tmp_pat
 def test_sigterm_ends_a_process_that_a_verb_has_forked_without_a_word(tmp_path):
     source = """
 import os, signal, time
-def run(program):
+def run(argv, program):
     child = os.fork()
     if not child:
         time.sleep(60)
@@ -119,14 +120,14 @@ def run(program):
     ],
 )
 def test_what_the_system_refuses_is_one_line(tmp_path, source, told):
-    done = run_source(tmp_path, f"def run(program):\n{source}")
+    done = run_source(tmp_path, f"def run(argv, program):\n{source}")
     assert (done.returncode, done.stderr) == (1, f"moelora-ad corpus: error: {told}\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("ending", ["return 0", "raise SystemExit(0)"], ids=["returns", "exits, as help does"])
 def test_output_that_nobody_takes_is_told_in_at_most_one_line(tmp_path, ending):
-    source = f"def run(program):\n    print('told')\n    {ending}"
+    source = f"def run(argv, program):\n    print('told')\n    {ending}"
     with open("/dev/full", "w") as full:
         done = run_source(tmp_path, source, stdout=full)
     assert (done.returncode, done.stderr) == (1, "moelora-ad corpus: error: No space left on device\n")

@@ -28,7 +28,7 @@ from moelora_ad.corpora import ASVspoof2019Protocol
 from moelora_ad.errors import InputError
 from moelora_ad.training import AudioDeepfakeDataModule
 
-CORPUS = Path(__file__).parents[2] / "experiments" / "quickstart" / "corpus" / "MiniLA"
+CORPUS = Path(__file__).parents[3] / "experiments" / "quickstart" / "corpus" / "MiniLA"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from moelora_ad.errors import InputError
 
 CODECS = [MP3(), AAC(), Opus(), Vorbis(), ALaw(), MuLaw(), G722(), GSM()]
 NARROW = [ALaw(), MuLaw(), GSM()]
-CORPUS = Path(__file__).parents[2] / "experiments" / "quickstart" / "corpus"
+CORPUS = Path(__file__).parents[3] / "experiments" / "quickstart" / "corpus"
 SIXTEEN_BITS = np.arange(-32_768, 32_768)
 
 

@@ -1,0 +1,88 @@
+"""What a trainer tells of its run: where it keeps what it makes, and how much of its data it goes over."""
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from moelora_ad.runs.record import RECORD, RunRecord, read_record
+
+UNTRAINED = "untrained"
+
+
+def is_fast_dev_run(trainer: Trainer) -> bool:
+    """Whether the trainer only tries one batch of everything (it declares the attribute at run time)."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def is_limited(trainer: Trainer) -> bool:
+    """Whether the trainer was told to evaluate a part of the batches only."""
+    limits = {"test": trainer.limit_test_batches, "predict": trainer.limit_predict_batches}
+    limit = limits.get(str(trainer.state.fn and trainer.state.fn.value), trainer.limit_val_batches)
+    whole = limit == 1.0 and isinstance(limit, float)
+    return not whole or trainer.sanity_checking or is_fast_dev_run(trainer)
+
+
+def shards_the_model(trainer: Trainer) -> bool:
+    """Whether parameters lie in pieces on several processes after fit; then this process cannot test another
+    checkpoint."""
+    return isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
+
+
+def run_directory(trainer: Trainer) -> Path:
+    """The folder of this run, whatever the logger: checkpoints, scores and configuration lie below it.
+
+    The same folder that Lightning's ``ModelCheckpoint`` chooses: the first logger's folder, name and version.
+    """
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+def training_folder(trainer: Trainer) -> Path:
+    """Where training lists what it could not read, and scores go if there is no checkpoint."""
+    return run_directory(trainer) / "scores"
+
+
+def score_folder(trainer: Trainer) -> Path:
+    """Where score files go: the module's ``score_folder`` if it is set; for the checkpoint
+    ``RUN/checkpoints/NAME.ckpt``, wherever it is tested, ``RUN/scores/NAME``, so that the same command finds again what
+    it has computed; without a checkpoint, below the folder of this run, untrained weights apart.
+    """
+    chosen: Path | None = getattr(trainer.lightning_module, "score_folder", None)
+    if chosen is not None:
+        return chosen
+    checkpoint = trainer.ckpt_path
+    if checkpoint is None:
+        untrained = getattr(trainer.lightning_module, "untrained", False)
+        return training_folder(trainer) / UNTRAINED if untrained else training_folder(trainer)
+    name = Path(checkpoint).name.removesuffix(".ckpt")
+    if "://" in str(checkpoint):
+        return run_directory(trainer) / "scores" / name
+    above = Path(checkpoint).parent
+    return (above.parent if above.name == "checkpoints" else above) / "scores" / name
+
+
+def other_score_folder(trainer: Trainer) -> Path:
+    """Where scores go of sets that the run is not configured with: ``RUN/other_scores/NAME``, beside those of its own;
+    if a folder was chosen, there."""
+    folder = score_folder(trainer)
+    chosen = getattr(trainer.lightning_module, "score_folder", None) is not None
+    return folder if chosen else folder.parent.parent / "other_scores" / folder.name
+
+
+def set_folder(trainer: Trainer, name: str) -> Path:
+    """Where the scores of an evaluated set are."""
+    kept = trainer.datamodule.kept.get(name)  # type: ignore[attr-defined]
+    return score_folder(trainer) if kept is None else kept.path.parent
+
+
+def record_of_checkpoint(trainer: Trainer) -> RunRecord | None:
+    """The record of the run that the evaluated checkpoint ``RUN/checkpoints/NAME.ckpt`` is of, if it has one."""
+    checkpoint = trainer.ckpt_path
+    if checkpoint is None or "://" in str(checkpoint):
+        return None
+    run = Path(checkpoint).absolute().parent.parent
+    return read_record(run) if (run / RECORD).is_file() else None
