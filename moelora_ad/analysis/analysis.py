@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.reports.plots import drawn, style
-from moelora_ad.evaluation.reports.tables import TextTable, as_csv, as_markdown
+from moelora_ad.evaluation.reports.rows import as_csv
+from moelora_ad.evaluation.reports.text_table import TextTable, as_markdown
 from moelora_ad.files import written_whole
 
 

@@ -34,7 +34,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
 from moelora_ad.evaluation.reports.plots import BLUE, INK, short_name
-from moelora_ad.evaluation.reports.tables import TextTable
+from moelora_ad.evaluation.reports.text_table import TextTable
 
 NAME = "ensemble"
 SCORES, WEIGHTS = "scores averaged", "weights averaged"

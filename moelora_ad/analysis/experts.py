@@ -20,7 +20,7 @@ from moelora_ad.analysis.scoring import Variant, check_classes, eer_difference, 
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
-from moelora_ad.evaluation.reports.tables import TextTable
+from moelora_ad.evaluation.reports.text_table import TextTable
 
 NAME = "experts"
 BASE = "all experts"

@@ -20,7 +20,7 @@ from moelora_ad.corpora import TrialList
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF
 from moelora_ad.data.dataset import Batch
 from moelora_ad.evaluation.reports.plots import MOST_BARS
-from moelora_ad.evaluation.reports.tables import TextTable
+from moelora_ad.evaluation.reports.text_table import TextTable
 
 NAME = "routing"
 LEVEL = 0.05

@@ -13,7 +13,7 @@ from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.models import load_trained
 from moelora_ad.analysis.places import Places
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.reports.tables import TextTable
+from moelora_ad.evaluation.reports.text_table import TextTable
 
 NAME = "singular-values"
 FACTOR = 2.0

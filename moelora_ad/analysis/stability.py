@@ -22,7 +22,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, SeedSummary, over_seeds
 from moelora_ad.evaluation.comparison.scored_runs import ScoredRun, read_runs
 from moelora_ad.evaluation.reports.plots import BLUE, INK, short_name
-from moelora_ad.evaluation.reports.tables import TextTable
+from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.runs.record import RunRecord, find_records
 
 NAME = "stability"

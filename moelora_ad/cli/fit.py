@@ -15,34 +15,29 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, imports_limited
 from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
-from moelora_ad.errors import InputError, Terminated
+from moelora_ad.errors import InputError
 from moelora_ad.models.precision import ROUNDED
 from moelora_ad.models.saving.checkpoints import check_readable
 from moelora_ad.runs.checkpoints import BEST, LAST, CheckpointError, checkpoint_of, missing, run_of
 from moelora_ad.runs.folder import check_free
 from moelora_ad.training.batch_norm import SyncedBatchNorm
+from moelora_ad.training.callbacks.checkpoints import WholeCheckpoint
+from moelora_ad.training.callbacks.early_stopping import LastingEarlyStopping
 from moelora_ad.training.callbacks.end_summary import any_failures, print_evaluation, print_fit, unscored
 from moelora_ad.training.callbacks.progress import callbacks_of, silence_banners, with_progress
 from moelora_ad.training.callbacks.routing_log import RoutingLog
 from moelora_ad.training.callbacks.run_recorder import RunRecorder
 from moelora_ad.training.callbacks.start_summary import with_start_block
-from moelora_ad.training.callbacks.stopping import (
-    LastingEarlyStopping,
-    WholeCheckpoint,
-    last_saved,
-    lost_told,
-    memory_told,
-)
 from moelora_ad.training.callbacks.wandb import WandbRun, group_runs
-from moelora_ad.training.checkpoint_writing import write_whole_checkpoints
+from moelora_ad.training.checkpoint_writing import last_saved, write_whole_checkpoints
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.interruptions import stops_told
 from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
 
 FAILED = 1
@@ -91,23 +86,6 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     for problem in problems:
         print(f"{program}: error: {problem}", file=sys.stderr)
     return FAILED if problems or any_failures(command.model) else 0
-
-
-@contextmanager
-def stops_told(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
-    """What ends a trainer's work within the block, as the command line tells it.
-
-    Raises:
-        InputError: see `memory_told` and `lost_told`.
-        KeyboardInterrupt: instead of Lightning's answers to Ctrl-C and, as `Terminated`, to SIGTERM, which are exits.
-    """
-    try:
-        with memory_told(trainer, data), lost_told(trainer):
-            yield
-    except SIGTERMException:
-        raise Terminated from None
-    except SystemExit as end:
-        raise (end.__context__ if isinstance(end.__context__, KeyboardInterrupt) else KeyboardInterrupt()) from None
 
 
 class _SaveRunConfig(SaveConfigCallback):

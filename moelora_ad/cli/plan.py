@@ -19,7 +19,7 @@ from rich.console import Console
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.cli.arguments import OneLineArgumentParser
-from moelora_ad.cli.fit import FAILED, SILENCED, DetectionCommand, stops_told
+from moelora_ad.cli.fit import FAILED, SILENCED, DetectionCommand
 from moelora_ad.cli.planning import Plan, plan_of
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import add_allow
@@ -30,6 +30,7 @@ from moelora_ad.training.callbacks.measuring import Measured, Seconds, StepTimer
 from moelora_ad.training.callbacks.progress import callbacks_of, duration, silence_banners
 from moelora_ad.training.callbacks.start_summary import batch, checkpoint_bytes, devices
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.interruptions import stops_told
 
 WARM_UP = 3  # steps: memory is allocated, kernels are chosen
 EVALUATION_BATCHES = 4

@@ -14,7 +14,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation.comparison.scored_runs import read_runs
 from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
 from moelora_ad.evaluation.comparison.table_one import against_table, table_one
-from moelora_ad.evaluation.reports.tables import TextTable
+from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.runs.record import find_records
 
 FAILED = 1

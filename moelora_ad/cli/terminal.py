@@ -9,7 +9,7 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from moelora_ad.errors import printable
-from moelora_ad.evaluation.reports.tables import TextTable, as_rich
+from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
 
 
 def print_table(table: TextTable) -> None:

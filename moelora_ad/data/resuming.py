@@ -1,19 +1,17 @@
 """Continuing an interrupted run at the batch that comes next, by Lightning's own counters."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
+from moelora_ad.corpora import Corpus, TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.samplers import TrainingBatches
 from moelora_ad.data.shares import by_name
 from moelora_ad.errors import InputError
 from moelora_ad.runs.record import trials_hash
-
-if TYPE_CHECKING:
-    from moelora_ad.data.data_module import AudioDeepfakeDataModule
 
 TRAINING_DATA = "training_data"  # of a checkpoint
 
@@ -43,11 +41,14 @@ class TrainingLoader(DataLoader[Batch]):
         yield from super().__iter__()
 
 
-def training_data(data: "AudioDeepfakeDataModule") -> dict[str, Any]:
-    """What a checkpoint keeps of the trials that it was trained on, to be resumed with no others; plain values."""
-    trials = data.train_trials
-    assert trials is not None
-    corpora = sorted({corpus.name for corpus in by_name(data.train).values()})
+def training_data(train: Corpus | Mapping[str, Corpus] | None, trials: TrialList) -> dict[str, Any]:
+    """What a checkpoint keeps of the trials that it was trained on, to be resumed with no others; plain values.
+
+    Args:
+        train: the training corpora.
+        trials: those of all of them.
+    """
+    corpora = sorted({corpus.name for corpus in by_name(train).values()})
     return {"corpora": corpora, "trials": len(trials), "sha256": trials_hash(trials)}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from moelora_ad.evaluation.reports.tables import TextTable, as_rich
+from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
 from moelora_ad.sweeps.live import cells
 from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.states import Status

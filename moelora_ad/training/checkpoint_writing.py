@@ -11,6 +11,8 @@ import torch
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
 from moelora_ad.errors import InputError
@@ -66,3 +68,18 @@ def write_whole_checkpoints(strategy: Strategy) -> None:
     """Have a strategy save by `WholeCheckpointIO`, unless it, or the configuration, has a plugin of its own."""
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeCheckpointIO()
+
+
+def last_saved(trainer: Trainer) -> str | None:
+    """The path from here of the last checkpoint, None if there is none."""
+    callback = trainer.checkpoint_callback
+    if not isinstance(callback, ModelCheckpoint):
+        return None
+    found = (callback._last_checkpoint_saved, callback.last_model_path, callback.best_model_path)
+    return next((os.path.relpath(path) for path in found if path and Path(path).exists()), None)
+
+
+def where_to_continue(trainer: Trainer) -> str:
+    """The end of an error line: the last checkpoint, if there is one."""
+    saved = last_saved(trainer)
+    return f"; {saved} is the last checkpoint (--ckpt_path)" if saved else ""

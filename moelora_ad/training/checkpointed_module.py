@@ -18,7 +18,7 @@ from moelora_ad.models.saving.checkpoints import (
     check_readable,
     tell_other_architecture,
 )
-from moelora_ad.training.callbacks.stopping import check_weights
+from moelora_ad.training.callbacks.divergence import check_weights
 
 Module = TypeVar("Module", bound="CheckpointedModule")
 

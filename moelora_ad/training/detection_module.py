@@ -22,9 +22,10 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.runs.failures import write_failures
-from moelora_ad.training.callbacks.stopping import check_loss
+from moelora_ad.training.callbacks.divergence import check_loss
 from moelora_ad.training.checkpointed_module import CheckpointedModule
 from moelora_ad.training.gradients import FirstSteps
+from moelora_ad.training.loss_module import LossModule
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.randomness import seed_batch
@@ -37,7 +38,7 @@ OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
-class DetectionModule(CheckpointedModule):
+class DetectionModule(CheckpointedModule, LossModule):
     """A detector with its loss, its optimiser and its figures.
 
     Args:
@@ -59,8 +60,6 @@ class DetectionModule(CheckpointedModule):
         untrained: whether scores are those of weights that nothing has trained; told with them.
         parameter_counts: those of the detector, in training (see `Detector.parameter_counts`).
     """
-
-    class_weights: Tensor
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class DetectionModule(CheckpointedModule):
         self.auxiliary = adaptation.auxiliary_losses()
         self.optimizer = optimizer
         self.schedule = schedule
-        self.meta_learning = meta_learning
+        self.meta_learning: MLDG | None = meta_learning
         self.learning_rates = {"experts": adapter_lr, "gates": gate_lr, "classifier": classifier_lr, "backbone": None}
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
         self.score_folder: Path | None = None
@@ -114,7 +113,7 @@ class DetectionModule(CheckpointedModule):
         if stage != "fit":
             return
         assert data.train_trials is not None
-        self.training_data = training_data(data)
+        self.training_data = training_data(data.train, data.train_trials)
         check_monitors(self.trainer, self)
         self.parameter_counts = self.detector.parameter_counts()  # while parameters are whole
         if self.has_weights:

@@ -1,10 +1,8 @@
 """Meta-learning for attacks that training does not know: in every step some attacks play the unknown ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,9 +17,7 @@ from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch, Failure
 from moelora_ad.errors import InputError
 from moelora_ad.training.batch_norm import uncounted
-
-if TYPE_CHECKING:
-    from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.loss_module import LossModule
 
 Result = TypeVar("Result")
 Gradients = Sequence[Tensor | None]  # of the trainable parameters in their order; None for one that had no part
@@ -82,7 +78,7 @@ class MLDG:
         self._attacks: NDArray[np.int64] = np.zeros(0, np.int64)  # (trials,) number of the attack, or _BONA_FIDE
         self._weights: NDArray[np.float64] = np.zeros(0)  # (trials,) in the cross entropy
 
-    def prepare(self, module: DetectionModule) -> None:
+    def prepare(self, module: LossModule) -> None:
         """Read the attacks of the training set, once it is there.
 
         Raises:
@@ -105,7 +101,7 @@ class MLDG:
         weights = module.class_weights.tolist()
         self._weights = np.where(self._attacks == _BONA_FIDE, weights[BONA_FIDE], weights[SPOOF])
 
-    def training_loss(self, module: DetectionModule, batch: Batch) -> Tensor:
+    def training_loss(self, module: LossModule, batch: Batch) -> Tensor:
         """F + beta G of a batch: a scalar whose backward pass hands the parameters the gradients of MLDG."""
         parts = self._parts(module, batch)
         if parts is None:
@@ -132,7 +128,7 @@ class MLDG:
         value = loss.detach() + self.beta * meta_test_loss
         return cast(Tensor, _Hand.apply(value, [total for _, total in used], *(p for p, _ in used)))
 
-    def _inner_step(self, module: DetectionModule, parameters: Sequence[Tensor], gradients: Gradients) -> list[Tensor]:
+    def _inner_step(self, module: LossModule, parameters: Sequence[Tensor], gradients: Gradients) -> list[Tensor]:
         """theta' = theta - alpha grad F(theta), leaves of a new graph."""
         moved = []
         for parameter, step in zip(parameters, _mean_over_processes(module, parameters, gradients), strict=True):
@@ -145,7 +141,7 @@ class MLDG:
         return moved
 
     def _through_inner_step(
-        self, module: DetectionModule, parameters: Sequence[Tensor], gradients: Gradients, there: Gradients
+        self, module: LossModule, parameters: Sequence[Tensor], gradients: Gradients, there: Gradients
     ) -> list[Tensor | None]:
         """grad G(theta') - alpha H grad G(theta') with H the Hessian of F at theta, by a second backward pass."""
         direction = _mean_over_processes(module, parameters, there)
@@ -156,7 +152,7 @@ class MLDG:
         curvature = _gradients(module, product, parameters)
         return [_sum(g, h, -self.inner_lr) for g, h in zip(there, curvature, strict=True)]
 
-    def _parts(self, module: DetectionModule, batch: Batch) -> tuple[Part, Part] | None:
+    def _parts(self, module: LossModule, batch: Batch) -> tuple[Part, Part] | None:
         """Meta-train and meta-test of this process; None if the processes together have fewer than two attacks."""
         trainer = module.trainer
         own = torch.where(batch.read(), batch.trials, -1)
@@ -263,14 +259,12 @@ class _Hand(torch.autograd.Function):
         return None, None, *(factor * gradient for gradient in ctx.gradients)
 
 
-def _loss(module: DetectionModule, part: Part, prefix: str = "train/") -> Tensor:
+def _loss(module: LossModule, part: Part, prefix: str = "train/") -> Tensor:
     with nullcontext() if part.batch.num_read else uncounted(module):
         return module.training_loss(part.batch, part.share, prefix)
 
 
-def _gradients(
-    module: DetectionModule, loss: Tensor, parameters: Sequence[Tensor], create_graph: bool = False
-) -> Gradients:
+def _gradients(module: LossModule, loss: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> Gradients:
     """Of a loss of this process; taken through the gradient scaler, if there is one, and without its scale."""
     scaler = _scaler(module)
     scale = None if scaler is None else scaler.scale(torch.ones((), device=loss.device))
@@ -283,7 +277,7 @@ def _gradients(
         return [None if gradient is None else gradient / scale for gradient in gradients]
 
 
-def _mean_over_processes(module: DetectionModule, parameters: Sequence[Tensor], gradients: Gradients) -> Gradients:
+def _mean_over_processes(module: LossModule, parameters: Sequence[Tensor], gradients: Gradients) -> Gradients:
     if module.trainer.world_size == 1:
         return [None if gradient is None else gradient.detach() for gradient in gradients]
     flat = torch.cat(
@@ -303,9 +297,9 @@ def _sum(first: Tensor | None, second: Tensor | None, factor: float) -> Tensor |
     return factor * second if first is None else first + factor * second
 
 
-def _scaler(module: DetectionModule) -> torch.amp.GradScaler | None:
+def _scaler(module: LossModule) -> torch.amp.GradScaler | None:
     return getattr(module.trainer.precision_plugin, "scaler", None)
 
 
-def _datamodule(module: DetectionModule) -> AudioDeepfakeDataModule:
+def _datamodule(module: LossModule) -> AudioDeepfakeDataModule:
     return module.trainer.datamodule  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
 """What training is selected by, checked before it starts: the names that callbacks watch, and the dev EER."""
 
 import difflib
-from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -9,15 +8,13 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.trainer_state import is_fast_dev_run
 from moelora_ad.errors import InputError
-
-if TYPE_CHECKING:
-    from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.loss_module import LossModule
 
 FIGURES = (f"{DEV}/eer", f"{DEV}/loss", f"{TRAIN}/loss", f"{TRAIN}/loss_epoch", f"{TRAIN}/loss_step")
 _OURS = ("moelora_ad", "lightning")
 
 
-def check_monitors(trainer: Trainer, module: "DetectionModule") -> None:
+def check_monitors(trainer: Trainer, module: LossModule) -> None:
     """See that what checkpoints and early stopping watch will be logged.
 
     What other callbacks of ours log (``routing/``, ``gradients/``, ``train/auxiliary/`` and the like) is taken on
@@ -59,7 +56,7 @@ def check_dev_limit(trainer: Trainer) -> None:
         )
 
 
-def _prefixes(module: "DetectionModule") -> tuple[str, ...]:
+def _prefixes(module: LossModule) -> tuple[str, ...]:
     logged = ["routing/", "gradients/"]
     if module.auxiliary is not None:
         logged += [f"{TRAIN}/auxiliary/", f"{TRAIN}/total_loss"]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from moelora_ad.analysis.analysis import Analysis
 from moelora_ad.cli import analyze as analyze_command
-from moelora_ad.evaluation.reports.tables import TextTable
+from moelora_ad.evaluation.reports.text_table import TextTable
 
 
 def made(**changes) -> Analysis:

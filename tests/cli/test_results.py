@@ -14,7 +14,7 @@ from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.comparison.scored_runs import read_runs
 from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.evaluation.comparison.table_one import comparison_rows, table_one
-from moelora_ad.evaluation.reports.tables import as_latex, as_markdown
+from moelora_ad.evaluation.reports.text_table import as_latex, as_markdown
 from moelora_ad.runs.record import find_records
 
 Call = Callable[..., int]

@@ -12,7 +12,8 @@ from moelora_ad.evaluation.comparison.published import OUT_OF_DOMAIN, SOURCE, Pu
 from moelora_ad.evaluation.comparison.scored_runs import DEV, ScoredRun
 from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
 from moelora_ad.evaluation.metrics.averages import SeedSummary
-from moelora_ad.evaluation.reports.tables import TextTable, rounded
+from moelora_ad.evaluation.reports.tables import rounded
+from moelora_ad.evaluation.reports.text_table import TextTable
 
 UNKNOWN = "?"
 

@@ -14,9 +14,11 @@ from moelora_ad.evaluation.comparison.table_one import (
     published_rows,
     table_one,
 )
+from moelora_ad.evaluation.reports.pages import DARK_LINES, inline_svg, template
 from moelora_ad.evaluation.reports.plots import LINES, Plot
-from moelora_ad.evaluation.reports.report import DARK_LINES, inline_svg, template
-from moelora_ad.evaluation.reports.tables import TextTable, as_csv, as_latex, as_markdown, rounded
+from moelora_ad.evaluation.reports.rows import as_csv
+from moelora_ad.evaluation.reports.tables import rounded
+from moelora_ad.evaluation.reports.text_table import TextTable, as_latex, as_markdown
 from moelora_ad.files import written_whole
 
 

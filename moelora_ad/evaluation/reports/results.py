@@ -1,6 +1,6 @@
 """What an evaluation found: score files with their figures, averages, comparisons and notes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,3 +124,11 @@ def figure_values(figures: Figures) -> dict[str, float]:
     """The figures that are defined, by name."""
     found = {name: getattr(figures, name) for name in FIGURES}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def averages_by_name(averages: Iterable[MacroAverage]) -> dict[str, list[MacroAverage]]:
+    """The averages of each name, of several figures."""
+    found: dict[str, list[MacroAverage]] = {}
+    for average in averages:
+        found.setdefault(average.name, []).append(average)
+    return found

@@ -5,17 +5,9 @@ from pathlib import Path
 
 from moelora_ad.evaluation.reports.report import plots, report_page
 from moelora_ad.evaluation.reports.results import Results
-from moelora_ad.evaluation.reports.tables import (
-    COMPARISON_ROW,
-    FIGURE_ROW,
-    as_csv,
-    as_json,
-    as_latex,
-    as_markdown,
-    comparison_rows,
-    figure_rows,
-    tables,
-)
+from moelora_ad.evaluation.reports.rows import DIFFERENCE_ROW, FIGURE_ROW, as_csv, as_json, difference_rows, figure_rows
+from moelora_ad.evaluation.reports.tables import tables
+from moelora_ad.evaluation.reports.text_table import as_latex, as_markdown
 from moelora_ad.files import written_whole
 
 
@@ -38,7 +30,7 @@ def write_results(results: Results, folder: str | Path, tick: Callable[[str], No
     listed = tables(results)
     texts = {
         "figures.csv": as_csv(figure_rows(results), FIGURE_ROW) if results.files else None,
-        "comparison.csv": as_csv(comparison_rows(results), COMPARISON_ROW) if results.comparisons else None,
+        "comparison.csv": as_csv(difference_rows(results), DIFFERENCE_ROW) if results.comparisons else None,
         "figures.json": as_json(results),
         "figures.md": "\n".join(map(as_markdown, listed)),
         "figures.tex": "\n".join(map(as_latex, listed)),

@@ -35,8 +35,8 @@ from moelora_ad.runs.record import (
     read_record,
     trials_hash,
 )
-from moelora_ad.training.callbacks.stopping import is_of_lost_process
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.lost_processes import is_of_lost_process
 
 
 class RunRecorder(Callback):

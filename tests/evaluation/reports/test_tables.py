@@ -16,20 +16,9 @@ from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.options import FigureOptions
 from moelora_ad.evaluation.reports.evaluating import evaluate_files, summarise_runs
 from moelora_ad.evaluation.reports.results import Results
-from moelora_ad.evaluation.reports.tables import (
-    FIGURE_ROW,
-    TextTable,
-    as_csv,
-    as_json,
-    as_latex,
-    as_markdown,
-    as_rich,
-    figure_rows,
-    group_tables,
-    rounded,
-    sets_table,
-    tables,
-)
+from moelora_ad.evaluation.reports.rows import FIGURE_ROW, as_csv, as_json, figure_rows
+from moelora_ad.evaluation.reports.tables import group_tables, rounded, sets_table, tables
+from moelora_ad.evaluation.reports.text_table import TextTable, as_latex, as_markdown, as_rich
 from moelora_ad.evaluation.score_files.paths import FoundFile
 
 

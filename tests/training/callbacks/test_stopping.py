@@ -20,7 +20,7 @@ from moelora_ad.runs.checkpoints import checkpoint_of
 from moelora_ad.runs.record import read_record
 from moelora_ad.sweeps.run_folder import resumable
 from moelora_ad.training import DetectionModule
-from moelora_ad.training.callbacks.stopping import DivergenceError
+from moelora_ad.training.callbacks.divergence import DivergenceError
 
 
 class Spoil(Callback):

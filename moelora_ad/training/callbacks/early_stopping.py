@@ -1,0 +1,18 @@
+"""When a run ends early."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+
+class LastingEarlyStopping(EarlyStopping):
+    """Lightning's ``EarlyStopping``; a run that it had ended, cut off in its test, is not trained on when it goes on,
+    unless ``patience`` was raised."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})  # the configuration's counts
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stopped_epoch > 0 and self.wait_count >= self.patience:
+            trainer.should_stop = True

@@ -1,0 +1,102 @@
+"""The order of the rooms: who may import whom, and how large files and folders may grow."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import moelora_ad
+
+PACKAGE = Path(moelora_ad.__file__).parent
+LONGEST, MOST = 330, 16  # lines of a file, files of a folder
+
+# From the bottom up: a room imports those that stand before it. A longer name is a room within another.
+ROOMS = (
+    *("errors", "formats", "documents", "files"),
+    *("adapters", "audio", "corpora"),
+    *("evaluation.metrics.equal_error_rate", "evaluation.provenance", "evaluation.score_table", "evaluation.metrics"),
+    "runs",
+    *("evaluation.score_files", "evaluation.reports", "evaluation"),
+    *("models", "data", "configuration"),
+    "evaluation.comparison",
+    *("training", "inference", "analysis", "sweeps"),
+    "cli",
+)
+
+
+def modules() -> dict[str, ast.Module]:
+    """The package's modules by their names without ``moelora_ad.``; that itself is called ``""``."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imported(tree: ast.Module, known: dict[str, ast.Module]) -> Iterator[str]:
+    """The package's modules that a module names in its imports, wherever they stand in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            inside = [f"{node.module}.{name.name}" for name in node.names]
+            names = [name if name.removeprefix("moelora_ad.") in known else str(node.module) for name in inside]
+        else:
+            continue
+        yield from (name.removeprefix("moelora_ad").lstrip(".") for name in names if name.startswith("moelora_ad"))
+
+
+def room(module: str) -> int:
+    """The place of a module's room in the order; that of the package, which all may import, is below all."""
+    if module in ("", "__main__"):
+        return -1 if module == "" else len(ROOMS)
+    fitting = [one for one in ROOMS if module == one or module.startswith(f"{one}.")]
+    assert fitting, f"{module} is in no room"
+    return ROOMS.index(max(fitting, key=len))
+
+
+def test_imports_run_downwards():
+    known = modules()
+    wrong = [
+        f"{module} imports {other}"
+        for module, tree in known.items()
+        for other in imported(tree, known)
+        if room(other) > room(module)
+    ]
+    assert not wrong
+
+
+def test_no_circle():
+    known = modules()
+    left = {name: {other for other in imported(tree, known) if other in known} for name, tree in known.items()}
+    while free := [name for name, others in left.items() if not others - {name}]:
+        for name in free:
+            del left[name]
+        for others in left.values():
+            others.difference_update(free)
+    assert not left
+
+
+def test_adapters_know_nothing_of_ours():
+    known = modules()
+    named = {other for name, tree in known.items() if name.startswith("adapters") for other in imported(tree, known)}
+    assert {name for name in named if not name.startswith("adapters")} <= {"errors", "documents", "files"}
+
+
+def test_files_and_folders_stay_small():
+    long = {str(path): text.count("\n") for path in PACKAGE.rglob("*.py") if (text := path.read_text("utf-8"))}
+    assert not {path: lines for path, lines in long.items() if lines > LONGEST}
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert not {str(folder) for folder in folders if len([*folder.glob("*.py")]) > MOST}
+
+
+def test_what_needs_no_torch_does_not_import_it():
+    """Corpora, figures and the folders of runs."""
+    free = [name for name in modules() if name.partition(".")[0] in ("corpora", "evaluation", "runs")]
+    free.remove("evaluation.metrics.torchmetrics")
+    free.remove("corpora.checking")  # opens audio
+    lines = [f"import moelora_ad.{name}" for name in free]
+    program = "\n".join([*lines, "import sys", "assert not {'torch', 'lightning', 'transformers'} & {*sys.modules}"])
+    subprocess.run([sys.executable, "-c", program], check=True)
