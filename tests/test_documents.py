@@ -1,7 +1,7 @@
 """YAML and JSON that would fill the memory, or that mean something else than they seem to: one line, and at once."""
 
-import contextlib
 import json
+import re
 import tracemalloc
 
 import pytest
@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moelora_ad.documents import check_yaml, read_json, read_yaml
+from moelora_ad.documents import DocumentError, check_yaml, read_json, read_yaml
 from moelora_ad.errors import InputError
 
 NINES = "9" * 400
@@ -117,15 +117,22 @@ def test_what_is_within_bounds_is_read_as_pyyaml_reads_it(tmp_path_factory, cont
     assert read_yaml(path) == yaml.safe_load(text)
 
 
+def error_of(read, text: str) -> Exception | None:
+    try:
+        read(text)
+    except (yaml.YAMLError, ValueError) as error:
+        return error
+    return None
+
+
 @settings(deadline=None)
 @given(st.text(max_size=60) | st.text("&*a:[]{}<-\n ,1'\"!?|>~on", max_size=40))
-def test_any_text_is_checked_or_refused(text):
-    try:
-        check_yaml(text)
-    except yaml.YAMLError:
-        return
-    with contextlib.suppress(yaml.YAMLError, ValueError):  # two documents, an unknown tag: told when it is read
-        yaml.safe_load(text)
+def test_any_text_that_pyyaml_reads_is_read_or_refused_with_its_line(text):
+    read, checked = (error_of(one, text) for one in (yaml.safe_load, check_yaml))
+    if isinstance(checked, DocumentError):
+        assert re.match(r"line \d: ", str(checked))
+    elif checked is not None:
+        assert read is not None
 
 
 @given(st.recursive(st.none() | st.integers(-(2**63), 2**63) | st.text(), lambda s: st.lists(s, max_size=3)))

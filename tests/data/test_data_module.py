@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from moelora_ad.adapters import LoRA
 from moelora_ad.audio import Crops, FullUtterance, RawBoost, Segment, keyed_generator, read_audio
@@ -234,8 +235,26 @@ def test_the_score_of_several_crops_is_their_mean(data, wav2vec2, tmp_path, trai
         assert scores[trial.utterance] == pytest.approx(sum(odds) / 3, abs=1e-5)
 
 
-def test_training_on_several_crops_of_an_utterance(data, wav2vec2, tmp_path, trainer):
-    trainer(tmp_path).fit(wav2vec2(), datamodule=data(train_segment=Crops(2, samples=4_000)))
+def test_each_crop_of_an_utterance_is_trained_with_its_label(data, wav2vec2, tmp_path, trainer):
+    """The loss of the first batch, by hand: both crops of a trial count as that trial's class does."""
+    model, source = wav2vec2(), data(train_segment=Crops(2, samples=4_000))
+
+    class ByHand(Callback):
+        def on_train_batch_start(self, trainer, module, batch, number):
+            assert batch.waveforms.shape == (2 * len(batch.trials), 4_000)
+            with torch.no_grad():
+                odds = module(batch.waveforms, batch.lengths).log_softmax(-1)
+            weights = torch.tensor([0.1, 0.9])
+            pairs = [(clip, int(batch.labels[clip // 2])) for clip in range(len(odds))]
+            total = sum(weights[label] for _, label in pairs)
+            self.expected = float(-sum(weights[label] * odds[clip, label] for clip, label in pairs) / total)
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, number):
+            self.loss = float(outputs["loss"])
+
+    by_hand = ByHand()
+    trainer(tmp_path, max_steps=1, callbacks=[by_hand]).fit(model, datamodule=source)
+    assert by_hand.loss == pytest.approx(by_hand.expected, rel=1e-5)
 
 
 # Memory
