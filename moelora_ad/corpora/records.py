@@ -15,7 +15,7 @@ from moelora_ad.errors import InputError
 
 DELIMITERS = (",", "\t", ";")
 """Of tables; spreadsheets write semicolons where the comma is the decimal sign."""
-_BLOCK = 2_000  # records
+_BLOCK = 300  # records; with 700 lists at once, Python would go through all that was read again and again for garbage
 _FEW = 10_000  # different values of a column
 _LINE_END = re.compile("\r\n|\r|\n")
 _CHUNK = 2**16  # characters
