@@ -47,7 +47,8 @@ def read_yaml(path: str | Path, loader: type = _Fast) -> Any:
     except DocumentError as error:
         raise InputError.at(path, f"is not used: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError.at(path, f"is not YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise InputError.at(path, f"is not YAML: {reason}") from None
     for key in content if isinstance(content, dict) else ():
         if not isinstance(key, str):
             raise InputError.at(path, f"has the key {key!r}, which is no name")

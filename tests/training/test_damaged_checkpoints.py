@@ -142,3 +142,21 @@ def test_inspect_of_a_million_experts(lightning, run, experiment):
     code, out, err = lightning("inspect", "--config", run / "config.yaml")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "tensors is asked for" in err
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for", "found by Lightning"])
+def test_the_checkpoint_of_a_cluster_is_checked_too(asked, lightning, run, tmp_path, monkeypatch):
+    """SLURM's environment, as srun sets it for one task; a requeued job goes on without being told of a checkpoint."""
+    names = ("NTASKS", "JOB_ID", "JOB_NAME", "NTASKS_PER_NODE", "NNODES", "PROCID", "LOCALID", "NODEID", "NODELIST")
+    for name in names if not asked else ():
+        number = "1" if name.startswith("N") and name not in ("NODEID", "NODELIST") else "0"
+        monkeypatch.setenv(f"SLURM_{name}", {"JOB_NAME": "train", "NODELIST": "localhost"}.get(name, number))
+    cluster = tmp_path / "hpc_ckpt_1.ckpt"
+    os.rename(run / "checkpoints" / "best.ckpt", cluster)
+    flip(cluster, "/data/0")
+    config = ["--config", run / "config.yaml", "--trainer.default_root_dir", tmp_path]
+    code, _, err = lightning("fit", *config, *(("--ckpt_path", "hpc") if asked else ()))
+    assert code == 1
+    (line,) = (line for line in err.splitlines() if "error" in line)
+    assert f"{cluster} is damaged: archive/data/0 has another check sum than it was written with" in line
+    assert "Traceback" not in err
