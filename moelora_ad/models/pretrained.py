@@ -85,7 +85,7 @@ def load_encoder(
     """
     try:
         _check_size(model_class, config, source, revision)
-        with _without_progress_bar():
+        with _quiet():
             model, report = model_class.from_pretrained(
                 source,
                 config=config,
@@ -158,13 +158,16 @@ def check_json(source: str | Path, revision: str | None, name: str) -> None:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """transformers would show one on standard error for the moment that it takes to read a file."""
-    shown = logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """transformers would show a progress bar for the moment that it takes to read a file, and log a table of the
+    weights that are lacking, of which our error tells."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
