@@ -134,7 +134,7 @@ def _checkpoint_size(config: PreTrainedConfig, source: str | Path, revision: str
     named = getattr(config, "transformers_weights", None)
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
     for name in names if named is None else (named,):
-        path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        path = _file_of(source, revision, name)
         if path is None:
             continue
         if not name.endswith(".index.json"):
@@ -149,12 +149,24 @@ def check_json(source: str | Path, revision: str | None, name: str) -> None:
     """See that a JSON file of a checkpoint, if it has that, can be read within bounds.
 
     Raises:
-        OSError: it is not to be had.
-        InputError: it cannot.
+        OSError: it cannot be read.
+        InputError: it is beyond the bounds.
     """
-    path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    path = _file_of(source, revision, name)
     if path is not None:
         read_json(path)
+
+
+def _file_of(source: str | Path, revision: str | None, name: str) -> str | None:
+    """A file of a checkpoint on this machine, fetched if need be; None if it is not to be had, for whatever reason."""
+    return cached_file(
+        source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
 
 
 @contextmanager
