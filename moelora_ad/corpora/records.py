@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moelora_ad.corpora.storage import open_file
+from moelora_ad.documents import DocumentError, parse_json
 from moelora_ad.errors import InputError
 
 DELIMITERS = (",", "\t", ";")
@@ -145,8 +145,8 @@ def read_json_lines(path: str | Path, error: type[InputError] = ProtocolError) -
     for line, text in enumerate(read_text(path, error).split("\n"), 1):
         if text.strip():
             try:
-                record = json.loads(text)
-            except (ValueError, RecursionError) as reason:
+                record = parse_json(text)
+            except (ValueError, RecursionError, DocumentError) as reason:
                 raise error.at(path, f"not valid JSON: {reason}", line=line) from None
             if not isinstance(record, dict):
                 raise error.at(path, "not a JSON object", line=line)

@@ -25,6 +25,7 @@ from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
 from moelora_ad.errors import InputError
 from moelora_ad.models.accounting import Account, account
 from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, precision_name, round_frozen
+from moelora_ad.models.trial import MOST_OF_DETECTOR, built_on_trial
 from moelora_ad.training.command import DetectionCommand
 from moelora_ad.training.data_module import AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
@@ -108,7 +109,7 @@ def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     before, sys.argv = sys.argv, [sys.argv[0], "fit", *arguments]
     try:
-        with torch.device("meta"), _quiet():
+        with built_on_trial(MOST_OF_DETECTOR), _quiet():
             return _Model(
                 allow,
                 save_config_callback=None,
