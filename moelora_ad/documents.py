@@ -47,7 +47,8 @@ def read_yaml(path: str | Path, loader: type = _Fast) -> Any:
     except DocumentError as error:
         raise InputError.at(path, f"is not used: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError.at(path, f"is not YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise InputError.at(path, f"is not YAML: {reason}") from None
     for key in content if isinstance(content, dict) else ():
         if not isinstance(key, str):
             raise InputError.at(path, f"has the key {key!r}, which is no name")
@@ -59,15 +60,25 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         OSError: It cannot be read.
-        InputError: It is not JSON, nested too deeply, or has a whole number of more than 64 bits.
+        InputError: It is not JSON, nested too deeply, has a whole number of more than 64 bits, or a key twice.
     """
     try:
-        content = json.loads(_read(path, _MOST_JSON).decode())
-        _check_values(content)
+        return parse_json(_read(path, _MOST_JSON).decode())
     except DocumentError as error:
         raise InputError.at(path, f"is not used: {error}") from None
     except (ValueError, RecursionError) as error:
         raise InputError.at(path, f"is not JSON: {error}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of a JSON text.
+
+    Raises:
+        DocumentError: It is beyond the bounds of `read_json`.
+        ValueError, RecursionError: It is not JSON.
+    """
+    content = json.loads(text, object_pairs_hook=_object)
+    _check_values(content)
     return content
 
 
@@ -153,6 +164,15 @@ def _check_scalar(loader: Any, event: yaml.ScalarEvent, is_key: bool) -> None:
             raise _error(event, f"the whole number {event.value} has more than 64 bits")
     if is_key and tag in _NO_NAMES:
         raise _error(event, f"the key {event.value!r} is read as {tag.removeprefix(_KEY)}: put it in quotes")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise DocumentError(f"the key {key!r} stands twice in one object")
+        content[key] = value
+    return content
 
 
 def _check_values(content: Any) -> None:

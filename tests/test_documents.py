@@ -140,3 +140,12 @@ def test_json_within_bounds_is_read_as_it_is(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "content.json"
     path.write_text(json.dumps(content))
     assert read_json(path) == content
+
+
+def test_a_key_that_stands_twice_in_json(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": {"b": 1, "c": 2, "b": 3}}')
+    with pytest.raises(InputError, match=r"a\.json: is not used: the key 'b' stands twice in one object"):
+        read_json(path)
+    path.write_text('{"a": {"b": 1}, "b": {"b": 1}}')
+    assert read_json(path) == {"a": {"b": 1}, "b": {"b": 1}}

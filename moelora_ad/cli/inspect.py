@@ -29,6 +29,7 @@ from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
 from moelora_ad.models.accounting import Account, account
 from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, precision_name, round_frozen
+from moelora_ad.models.trial import MOST_OF_DETECTOR, built_on_trial
 from moelora_ad.training.detection_module import DetectionModule
 
 FAILED = 1
@@ -106,7 +107,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with torch.device("meta"), _quiet():
+    with built_on_trial(MOST_OF_DETECTOR), _quiet():
         return _Model(
             allow,
             save_config_callback=None,

@@ -1,12 +1,12 @@
 """The detector and the data of a run, built again from its configuration, and its weights from a checkpoint."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from torch import Tensor
 
 from moelora_ad.adapters import AdaptationMethod
@@ -17,7 +17,14 @@ from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.models.precision import precision_name
-from moelora_ad.models.saving.checkpoints import check_container, check_content, check_fit, tell_other_architecture
+from moelora_ad.models.saving.checkpoints import (
+    CheckpointError,
+    check_container,
+    check_content,
+    check_fit,
+    tell_other_architecture,
+)
+from moelora_ad.models.trial import MOST_OF_ENCODER, built_on_trial, most_for
 
 ClassifierOf = Callable[[int], Classifier]
 PARTS = ("backbone", "adaptation", "classifier")
@@ -40,24 +47,34 @@ class Built(NamedTuple):
     precision: str
 
 
-def build_from_configs(paths: list[str], backbone: str | None, program: str, allow: Collection[str] = ()) -> Built:
-    """Build the detector and the data module of configurations.
+def build_from_configs(
+    paths: list[str],
+    state: Mapping[str, Tensor],
+    checkpoint: str,
+    backbone: str | None,
+    program: str,
+    allow: Collection[str] = (),
+) -> Built:
+    """Build the detector and the data module of configurations, once one on trial has shown that the detector is that
+    of a checkpoint.
 
     Args:
         paths: as for fit; later files change earlier ones. Of ``model`` the three parts are used, all of ``data``,
             and ``trainer.precision``.
+        state: of the checkpoint, see `detector_state`.
+        checkpoint: its path.
         backbone: where the encoder is, if not where the configurations say.
         program: for error messages, which end the program.
         allow: packages besides ours whose classes may be built.
 
     Raises:
-        InputError: a file is missing or faulty, or the parts do not fit each other.
+        InputError: a file is missing or faulty, or the parts do not fit each other or the checkpoint.
     """
     with imports_limited(allow):
-        return _build(paths, backbone, program)
+        return _build(paths, state, checkpoint, backbone, program)
 
 
-def _build(paths: list[str], backbone: str | None, program: str) -> Built:
+def _build(paths: list[str], state: Mapping[str, Tensor], checkpoint: str, backbone: str | None, program: str) -> Built:
     parser = OneLineParser(prog=program)
     # Not required here: a file that others complete may lack any of them.
     for name, kind in (("backbone", Backbone), ("adaptation", AdaptationMethod), ("classifier", ClassifierOf)):
@@ -82,9 +99,16 @@ def _build(paths: list[str], backbone: str | None, program: str) -> Built:
             raise InputError(f"--backbone: a {parsed.model.backbone.class_path} is built from no source")
         given["source"], given["revision"] = backbone, None
     try:
+        _build_on_trial(
+            lambda: parser.instantiate(Namespace(model=parsed.model), instantiate_groups=False).model,
+            state,
+            f"--checkpoint: {checkpoint}",
+        )
         built = parser.instantiate_classes(parsed)
         detector = Detector(built.model.backbone, built.model.adaptation, built.model.classifier)
-    except (ValueError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         line = f"{', '.join(paths)}: {' '.join(str(error).split())}"
         elsewhere = backbone is None and "no such folder" in line
         raise InputError(f"{line}; give its place now with --backbone" if elsewhere else line) from None
@@ -93,16 +117,35 @@ def _build(paths: list[str], backbone: str | None, program: str) -> Built:
     return Built(detector, data_module, window, precision_name(precision))
 
 
-def arguments_of(kind: type, config: str, allow: Collection[str] = ()) -> dict[str, Any]:
+def _build_on_trial(parts: Callable[[], Any], state: Mapping[str, Tensor], checkpoint: str) -> None:
+    """See that a checkpoint is that of a configuration, before anything is built that takes memory.
+
+    Args:
+        parts: builds the three of them.
+        state: of the checkpoint.
+        checkpoint: how a message calls it.
+
+    Raises:
+        CheckpointError: it is of something else.
+    """
+    with built_on_trial(MOST_OF_ENCODER):
+        made = parts()
+    with built_on_trial(most_for(state)):
+        detector = Detector(made.backbone, made.adaptation, made.classifier)
+    check_fit(state, detector, checkpoint)
+
+
+def arguments_of(kind: type, config: str, allow: Collection[str] = (), checkpoint: str | None = None) -> dict[str, Any]:
     """The arguments of a module's class, built from the part ``model`` of a run's configuration.
 
     Args:
         kind: the module's class.
         config: the file.
         allow: packages besides ours whose classes may be built.
+        checkpoint: a file that must be of the same detector, which is seen on trial before; None for none.
 
     Raises:
-        InputError: the file is missing or faulty.
+        InputError: the file is missing or faulty, or the checkpoint is of something else.
     """
     parser = OneLineParser(exit_on_error=False)
     parser.add_class_arguments(kind, "model")
@@ -110,10 +153,16 @@ def arguments_of(kind: type, config: str, allow: Collection[str] = ()) -> dict[s
         with imports_limited(allow):
             parsed = parser.parse_object({"model": _part(_config(config), "model", config)})
             check_made_later(parsed.model)
-            return vars(parser.instantiate(parsed, instantiate_groups=False).model)
+
+            def parts() -> Any:
+                return parser.instantiate(parsed, instantiate_groups=False).model
+
+            if checkpoint is not None:
+                _build_on_trial(parts, detector_state(checkpoint), "the checkpoint")
+            return vars(parts())
     except InputError:
         raise
-    except (ArgumentError, ValueError, TypeError) as error:
+    except (ArgumentError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"{config}: {explain(str(error), parser)}") from None
 
 

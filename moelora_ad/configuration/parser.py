@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad import documents
@@ -27,17 +27,38 @@ set_loader("yaml", _load_checked, exceptions=(yaml.YAMLError, ValueError, Recurs
 
 _WORDS = {"int": "whole number", "float": "number", "bool": "true, false", "str": "text", "NoneType": "null"}
 _SHOWN = 80  # characters of a value
+_ABSENT = object()
 
 
 class OneLineParser(LightningArgumentParser):
-    """Lightning's parser, but a mistake is one line on standard error, with the nearest known name, and exit code 2."""
+    """Lightning's parser, but a mistake is one line on standard error, with the file that it stands in and the nearest
+    known name, and exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.files: list[str] = []  # configurations that were read
+        self._file: str | None = None  # that is being read
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Read a configuration file; see jsonargparse."""
+        self._file = str(cfg_path)
+        self.files.append(self._file)
+        try:
+            if not isinstance(documents.read_yaml(cfg_path), dict):
+                self.error("is no configuration, which has the keys model, data, trainer and others")
+        except (OSError, InputError) as error:
+            self.error(str(error).removeprefix(f"{cfg_path}: "))
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        finally:
+            self._file = None
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         if not self.exit_on_error:
             super().error(message, ex)
         message = "\n".join(map(printable, shortened(message).splitlines()))  # it may quote a faulty file
-        verb = self.prog.replace(" [options]", "")
-        self.exit(2, f"{verb}: error: {explain(message, self)}\n")
+        verb, place = self.prog.replace(" [options]", ""), f"{self._file}: " if self._file else ""
+        self.exit(2, f"{verb}: error: {place}{explain(message, self)}\n")
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
         """jsonargparse asks for the arguments of whatever a configuration names, and would then call a function: a
@@ -75,7 +96,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
         return f"unknown option --{found[1]}{_nearest(found[1], _options(parser))}"
     if found := re.search(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):
-        return f"unknown key {found[2]!r}{_nearest(found[2], _options(_subparser(parser, found[1])))}"
+        verb = _subparser(parser, found[1])
+        return f"{_file_with(found[2], verb)}unknown key {found[2]!r}{_nearest(found[2], _options(verb))}"
     if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
         return f"{where}{found[1]} has no argument {found[2]!r}{_nearest(found[2], _arguments(found[1]))}"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
@@ -90,7 +112,19 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         place = ".".join(re.findall(r'Parser key "([^"]+)"', message))
         told = f"{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
         return f"{place}: {told}" if place else told
+    line = re.sub(rf"(Got value: .{{{_SHOWN}}}).+", r"\1...", line)
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
+
+
+def _file_with(key: str, parser: LightningArgumentParser) -> str:
+    """The last configuration that has a key, as the beginning of a message."""
+    for file in reversed(getattr(parser, "files", [])):
+        content = documents.read_yaml(file)
+        for name in key.split("."):
+            content = content.get(name, _ABSENT) if isinstance(content, dict) else _ABSENT
+        if content is not _ABSENT:
+            return f"{file}: "
+    return ""
 
 
 def _not_imported(path: str, is_unknown: bool) -> str:

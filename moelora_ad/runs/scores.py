@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelora_ad.corpora import TrialList
+from moelora_ad.documents import DocumentError, parse_json, read_json
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.files import file_hash, written_whole
@@ -118,8 +119,8 @@ class KeptScores:
 
     def _read_provenance(self) -> dict[str, Any] | None:
         try:
-            content = json.loads(self._provenance.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError, RecursionError):
+            content = read_json(self._provenance)
+        except (FileNotFoundError, InputError):
             return None
         whole = isinstance(content, dict) and isinstance(content.get("origin"), dict)
         return content if whole and "score_file_sha256" in content else None
@@ -237,8 +238,8 @@ def _read_part(path: Path) -> tuple[dict[str, Any], dict[int, float], list[str]]
     with lines of no use, one text for each."""
     header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
     try:
-        origin = json.loads(header)
-    except (ValueError, RecursionError):
+        origin = parse_json(header)
+    except (ValueError, RecursionError, DocumentError):
         origin = None
     if not isinstance(origin, dict):
         return {}, {}, []

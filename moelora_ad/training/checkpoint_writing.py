@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import Strategy
 
 from moelora_ad.errors import InputError
 from moelora_ad.files import UNFINISHED, written_whole
+from moelora_ad.models.saving.checkpoints import check_readable
 
 
 class UnwrittenCheckpointError(InputError):
@@ -54,6 +55,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 file.write(content.getbuffer())
         except OSError as error:
             raise UnwrittenCheckpointError.at(os.path.relpath(target), f"cannot be written: {error.strerror}") from None
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """A checkpoint, also one that Lightning finds itself: that of a job that SLURM has requeued.
+
+        Raises:
+            CheckpointError: it is damaged, or none of a training run.
+        """
+        check_readable(str(path))
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 def _remove_abandoned(folder: Path) -> None:

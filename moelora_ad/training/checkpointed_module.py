@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
 
-from moelora_ad.configuration.building import PREFIX, arguments_of, config_beside
+from moelora_ad.configuration.building import PARTS, PREFIX, arguments_of, config_beside
 from moelora_ad.data.resuming import TRAINING_DATA, check_training_data, redo_what_was_cut_off
 from moelora_ad.data.trainer_state import shards_the_model
 from moelora_ad.models import Detector
@@ -71,8 +71,10 @@ class CheckpointedModule(LightningModule):
         if Path(checkpoint_path).exists():
             check_readable(str(checkpoint_path), "checkpoint_path")
         configured = {}
-        if hparams_file is not None or not {"backbone", "adaptation", "classifier"} <= arguments.keys():
-            configured = arguments_of(cls, str(hparams_file or config_beside(str(checkpoint_path))), allow)
+        if hparams_file is not None or not {*PARTS} <= arguments.keys():
+            config = str(hparams_file or config_beside(str(checkpoint_path)))
+            compared = Path(checkpoint_path).is_file() and not {*PARTS} & arguments.keys()
+            configured = arguments_of(cls, config, allow, str(checkpoint_path) if compared else None)
         with warnings.catch_warnings():  # frozen weights are in no checkpoint
             warnings.filterwarnings("ignore", message="Found keys that are in the model state dict but not in the ch.*")
             module = super().load_from_checkpoint(

@@ -1,6 +1,7 @@
 """Mutations of files, and the bounds that a parser keeps to while it reads them."""
 
 import json
+import os
 import random
 import re
 import resource
@@ -15,12 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from moelora_ad.adapters import AdapterError
+from moelora_ad.adapters import AdapterError, LoRA, MoELoRA, lora_updates, save_peft
 from moelora_ad.errors import InputError
+from moelora_ad.models import AttentiveStatistics, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
 
 Files = dict[str, bytes]  # by path
+TRAINED = b"""seed_everything: 1
+model:
+  backbone: {class_path: moelora_ad.models.WhisperBackbone, init_args: {source: backbone}}
+  adaptation:
+    class_path: moelora_ad.adapters.MoELoRA
+    init_args: {num_experts: 2, rank: 2, gate: {temperature: 1.0, top_k: 2}, targets: [q_proj, k_proj, v_proj]}
+  classifier: {class_path: moelora_ad.models.MeanPooling, init_args: {}}
+data: {batch_size: 2, train_segment: {samples: 16000}}
+trainer: {precision: 16-mixed}
+"""
 
 SECONDS, GROWTH = 20, 1_500 * 2**20  # of one input; a guard against hangs and bombs, far above what any needs
 LONGEST_LINE = 2_100  # characters of an error
@@ -121,6 +134,7 @@ def _changed(rng: random.Random, tree: Any) -> Any:
 class Found:
     """What became of the inputs of a parser."""
 
+    inputs: int
     results: int = 0
     faults: dict[str, str] = field(default_factory=dict)  # by place; a description of the first
     seconds: float = 0.0
@@ -175,9 +189,65 @@ def _fault_of(read: Callable[[], object], found: Found) -> tuple[str, str] | Non
 
 
 @pytest.fixture(scope="session")
-def fuzz() -> Callable[..., Found]:
-    """Gives a parser so many inputs."""
-    return _fuzz
+def fuzz(request: pytest.FixtureRequest) -> Iterator[Callable[..., Found]]:
+    """Gives a parser so many inputs; at the end a line tells of all of them together."""
+    every: list[Found] = []
+
+    def run(*args: Any) -> Found:
+        every.append(_fuzz(*args))
+        return every[-1]
+
+    yield run
+    if "MOELORA_FUZZ" in os.environ and (terminal := request.config.pluginmanager.getplugin("terminalreporter")):
+        faults = [fault for found in every for fault in found.faults]
+        terminal.write_line(
+            f"\n{sum(found.inputs for found in every):,} inputs, {sum(found.results for found in every):,} read, "
+            f"{len(faults)} faults, {sum(fault.startswith('Hang') for fault in faults)} of them hangs; at most "
+            f"{max(found.seconds for found in every):.2f} s and {max(found.growth for found in every) / 2**20:,.0f} MB"
+        )
+
+
+@pytest.fixture(scope="session")
+def files_in() -> Callable[[Path], Files]:
+    """Reads a folder."""
+    return lambda folder: {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def detectors(
+    tmp_path_factory: pytest.TempPathFactory,
+    files_in: Callable[[Path], Files],
+    small_whisper: Path,
+    small_wav2vec2: Path,
+) -> dict[str, list[Files]]:
+    """Folders of detectors, by what reads them: ``kept`` with their backbones, ``lora``, and ``trained`` runs."""
+    folder = tmp_path_factory.mktemp("detectors")
+    targets = ["q_proj", "k_proj", "v_proj"]
+    whisper, wav2vec2 = (WhisperBackbone, small_whisper), (Wav2Vec2Backbone, small_wav2vec2)
+    kept = []
+    torch.manual_seed(1)
+    for (backbone, source), pretrained, method, head in (
+        (whisper, True, LoRA(2, targets=targets), MeanPooling),
+        (whisper, True, MoELoRA(2, 2, targets=targets), MeanPooling),
+        (whisper, False, LoRA(2, targets=targets), AttentiveStatistics),
+        (wav2vec2, True, LoRA(2, targets=targets), AttentiveStatistics),
+        (wav2vec2, False, MoELoRA(2, 2, targets=targets), MeanPooling),
+    ):
+        place = folder / str(len(kept))
+        detector = Detector(backbone(source, pretrained=pretrained), method, head)
+        detector.save_pretrained(place / "model")
+        shutil.copytree(source, place / "backbone")
+        kept.append(files_in(place))
+        if len(kept) == 1:
+            save_peft(lora_updates(detector.backbone.encoder), folder / "peft")
+        elif len(kept) == 2:
+            state = {f"detector.{name}": detector.state_dict()[name] for name in detector.kept_names()}
+            torch.save({"state_dict": state, "epoch": 1}, folder / "best.ckpt")
+    trained = {path: content for path, content in kept[1].items() if path.startswith("backbone/")}
+    trained |= {"run/config.yaml": TRAINED, "run/checkpoints/best.ckpt": (folder / "best.ckpt").read_bytes()}
+    return {"kept": kept, "lora": [files_in(folder / "peft"), files_in(folder / "0" / "model")], "trained": [trained]}
 
 
 def _fuzz(name: str, seeds: Sequence[Files], read: Callable[[Path, Path], object], inputs: int, folder: Path) -> Found:
@@ -188,7 +258,7 @@ def _fuzz(name: str, seeds: Sequence[Files], read: Callable[[Path, Path], object
     inputs: number of them.
     folder: those that find a fault stay here.
     """
-    found = Found()
+    found = Found(inputs=inputs)
     for number in range(inputs):
         rng = random.Random(f"{name} {number}")
         seed = rng.choice(seeds)

@@ -1,6 +1,5 @@
 """LoRAs outside of a model: read from folders, taken from models, put into models."""
 
-import json
 import math
 import re
 import time
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from moelora_ad.adapters.errors import AdapterError
 from moelora_ad.adapters.injection import adapted_sites
 from moelora_ad.adapters.patterns import SECONDS, bounded_pattern
+from moelora_ad.documents import read_json
+from moelora_ad.errors import InputError
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEPT_CONFIG, KEPT_WEIGHTS = "config.json", "model.safetensors"
@@ -210,6 +211,8 @@ def _is_positive(value: Any) -> bool:
 
 def _halves(path: Path, pattern: re.Pattern[str], prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
     """lora_A and lora_B of every projection in a file; of a kept detector, other tensors are passed over."""
+    if not path.is_file():  # a pipe may have no end
+        raise AdapterError(f"{path} is not there, or is no regular file")
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -238,9 +241,11 @@ def _halves(path: Path, pattern: re.Pattern[str], prefix: str) -> dict[str, tupl
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} is no readable JSON: {' '.join(str(error).split())}") from None
+        content = read_json(path)
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror}") from None
+    except InputError as error:
+        raise AdapterError(str(error)) from None
     if not isinstance(content, dict):
         raise AdapterError(f"{path} is no JSON object")
     return content

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moelora_ad.corpora.storage.files import open_file
+from moelora_ad.documents import DocumentError, parse_json
 from moelora_ad.errors import InputError
 
 DELIMITERS = (",", "\t", ";")
 """Of tables; spreadsheets write semicolons where the comma is the decimal sign."""
-_BLOCK = 2_000  # records
+_BLOCK = 300  # records; with 700 lists at once, Python would go through all that was read again and again for garbage
 _FEW = 10_000  # different values of a column
 _LINE_END = re.compile("\r\n|\r|\n")
 _CHUNK = 2**16  # characters
@@ -145,8 +145,8 @@ def read_json_lines(path: str | Path, error: type[InputError] = ProtocolError) -
     for line, text in enumerate(read_text(path, error).split("\n"), 1):
         if text.strip():
             try:
-                record = json.loads(text)
-            except (ValueError, RecursionError) as reason:
+                record = parse_json(text)
+            except (ValueError, RecursionError, DocumentError) as reason:
                 raise error.at(path, f"not valid JSON: {reason}", line=line) from None
             if not isinstance(record, dict):
                 raise error.at(path, "not a JSON object", line=line)

@@ -1,6 +1,6 @@
 """Which trials belong together: a bootstrap must draw them together, for they are far from independent."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from moelora_ad.corpora.trial import TrialList
 
 _SPEAKER_AND_ATTACK = ("speaker", "attack")
 _CLIP = ("source",)
+_SPARSE = 8  # times as many numbers as trials
 _OF_CLIPS = "FakeAVCeleb"  # its videos are made from 500 clips, and it names no speakers
 
 
@@ -62,7 +63,19 @@ def _clusters(trials: TrialList, parts: list[tuple[NDArray[np.bool_], tuple[str,
         start += 2 * len(combined)
         if alone.any():
             notes.append(_note(int(alone.sum()), len(alone), fields))
-    return Clusters(np.unique(codes, return_inverse=True)[1].astype(np.int64), notes)
+    return Clusters(without_gaps(codes), notes)
+
+
+def without_gaps(codes: NDArray[Any]) -> NDArray[np.int64]:
+    """The place of each number (n,) among the different ones, ascending: as many from 0 on as there are."""
+    if np.can_cast(codes.dtype, np.int64):
+        codes = codes.astype(np.int64, copy=False)
+        low, high = int(codes.min()), int(codes.max())
+        if high - low < _SPARSE * len(codes):  # no sort is needed
+            occurs = np.zeros(high - low + 1, np.int64)
+            occurs[codes - low] = 1
+            return (occurs.cumsum() - 1)[codes - low]
+    return np.unique(codes, return_inverse=True)[1].astype(np.int64)
 
 
 def _combinations(
@@ -77,7 +90,7 @@ def _combinations(
         unknown = np.array([value is None for value in column.values])[codes]
         lacking |= unknown & (field != "attack")
         nothing &= unknown
-        combined = np.unique(combined * len(column.values) + codes, return_inverse=True)[1]
+        combined = without_gaps(combined * len(column.values) + codes)
     return combined, lacking | nothing
 
 

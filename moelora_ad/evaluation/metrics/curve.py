@@ -1,6 +1,7 @@
 """All figures of a set of scores, from one sort."""
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -63,6 +64,26 @@ def pooled_cllr(bona_fide: Counts, spoof: Counts) -> float:
     hits, false_alarms = hits[mixed], false_alarms[mixed]
     bits = hits * np.log2(1 + false_alarms / hits) + false_alarms * np.log2(1 + hits / false_alarms)
     return float(bits.sum()) / 2
+
+
+def least_cost(costs: Callable[[Counts], tuple[Floats, Floats]], last: int) -> tuple[float, int]:
+    """The least cost of the operating points 0 ... ``last``, and the first point that has it.
+
+    Args:
+        costs: What the misses and what the false alarms cost at some points: from one point to the next, the first only
+            rise and the second only fall.
+        last: At least 1.
+    """
+    # Between two points, the misses of the first and the false alarms of the last bound what lies between. A few points
+    # so rule out nearly all others.
+    stride = math.isqrt(last)
+    some = np.append(np.arange(0, last, stride), last)
+    misses, false_alarms = costs(some)
+    hopeful = np.flatnonzero(misses[:-1] + false_alarms[1:] <= (misses + false_alarms).min())
+    points = np.minimum(some[hopeful, np.newaxis] + np.arange(stride + 1), last).ravel()
+    hopeful_costs = np.add(*costs(points))
+    best = int(hopeful_costs.argmin())
+    return float(hopeful_costs[best]), int(points[best])
 
 
 class ScoreCurve:
@@ -170,22 +191,15 @@ class ScoreCurve:
     def _least_cost(self, miss: float, false_alarm: float) -> CostResult:
         """The least of ``miss * miss rate + false_alarm * false alarm rate``; the weights are not negative."""
 
-        def costs(missed: Counts, accepted_spoofs: Counts) -> Floats:
-            return missed * (miss / self.num_bona_fide) + accepted_spoofs * (false_alarm / self.num_spoof)
+        def costs(places: Counts) -> tuple[Floats, Floats]:
+            missed, accepted_spoofs = self._candidates(places)
+            weights = np.float64(miss / self.num_bona_fide), np.float64(false_alarm / self.num_spoof)
+            return missed * weights[0], accepted_spoofs * weights[1]
 
-        # Between two candidates, misses only rise and false alarms only fall: the misses of the first and the false
-        # alarms of the last bound what lies between. A few candidates so rule out nearly all others.
-        last = min(self.num_bona_fide, self.num_spoof)
-        stride = math.isqrt(last)
-        some = np.append(np.arange(0, last, stride), last)
-        missed, accepted_spoofs = self._candidates(some)
-        hopeful = np.flatnonzero(costs(missed[:-1], accepted_spoofs[1:]) <= costs(missed, accepted_spoofs).min())
-        places = np.minimum(some[hopeful, np.newaxis] + np.arange(stride + 1), last).ravel()
-        missed, accepted_spoofs = self._candidates(places)
-        hopeful_costs = costs(missed, accepted_spoofs)
-        best = int(hopeful_costs.argmin())
-        threshold = self._bona_fide[missed[best]] if missed[best] < self.num_bona_fide else np.inf
-        return CostResult(float(hopeful_costs[best]), float(threshold))
+        cost, place = least_cost(costs, min(self.num_bona_fide, self.num_spoof))
+        missed = int(self._candidates(np.array([place]))[0][0])
+        threshold = self._bona_fide[missed] if missed < self.num_bona_fide else np.inf
+        return CostResult(cost, float(threshold))
 
     def _candidates(self, places: Counts) -> tuple[Counts, Counts]:
         """The bona fide trials missed and the spoofs accepted at some of the thresholds that can have the least cost.

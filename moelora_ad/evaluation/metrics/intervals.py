@@ -16,7 +16,7 @@ from moelora_ad.evaluation.metrics.resampling import ResampledCurve, Strata
 from moelora_ad.evaluation.score_table import ScoreTable
 
 _MOST_THREADS = 8  # more only wait for the memory
-_BLOCK = 20  # resamples that a thread makes in a row
+_BLOCK = 20  # resamples that a thread makes in a row, two at a time
 _LIMITS = (2.5, 97.5)
 
 
@@ -78,7 +78,7 @@ def bootstrap(
             raise ScoreError(f"these options define no figure {name!r}, only {', '.join(options.figures)}")
     values, strata = _checked(scores, labels, clusters, sets)
     curve = ResampledCurve(values[0], values[1], strata.clusters, options)
-    drawn = _resampled([curve], names, strata, options, threads)[:, 0]
+    drawn = _resampled([curve], names, strata, options, threads)[0]
     return dict(zip(names, _intervals(drawn), strict=True))
 
 
@@ -107,7 +107,7 @@ def compare(
     drawn = _resampled(curves, names, strata, options, threads)
     once = np.ones(sum(strata.sizes), np.int64)
     values_of = [curve.figures(names, once) for curve in curves]
-    intervals = _intervals(drawn[:, 0] - drawn[:, 1])
+    intervals = _intervals(drawn[0] - drawn[1])
     return {
         name: Difference(one, other, one - other, interval)
         for name, one, other, interval in zip(names, *values_of, intervals, strict=True)
@@ -138,19 +138,19 @@ def _resampled(
     options: FigureOptions,
     threads: int | None,
 ) -> NDArray[np.float64]:
-    """(resamples, curves, figures); all curves have the same resamples."""
+    """(curves, resamples, figures); all curves have the same resamples."""
 
-    drawn = np.empty((options.resamples, len(curves), len(names)))
+    drawn = np.empty((len(curves), options.resamples + 1, len(names)))  # of an odd number, one more is drawn
 
     def draw(start: int) -> None:
-        for number in range(start, min(start + _BLOCK, options.resamples)):
-            counts = strata.draw(options.seed, number)
-            drawn[number] = [curve.figures(names, counts) for curve in curves]
+        for number in range(start, min(start + _BLOCK, options.resamples), 2):
+            counts = (strata.draw(options.seed, number), strata.draw(options.seed, number + 1))
+            drawn[:, number : number + 2] = [curve.figures_of_two(names, *counts) for curve in curves]
 
     with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
         for _ in pool.map(draw, range(0, options.resamples, _BLOCK)):  # numpy works without the interpreter's lock
             pass
-    return drawn
+    return drawn[:, : options.resamples]
 
 
 def _intervals(drawn: NDArray[np.float64]) -> list[Interval]:

@@ -6,10 +6,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from moelora_ad.evaluation.metrics.curve import pooled_cllr
+from moelora_ad.evaluation.metrics.clusters import without_gaps
+from moelora_ad.evaluation.metrics.curve import least_cost, pooled_cllr
 from moelora_ad.evaluation.metrics.options import FigureOptions
 
 Counts = NDArray[np.int64]
+Integers = NDArray[np.integer]
 Floats = NDArray[np.float64]
 
 
@@ -26,13 +28,15 @@ class Strata:
         sets: (n,) the number of each trial's set; None for a single set. A cluster is of one set.
     """
 
-    def __init__(self, labels: NDArray[np.integer], clusters: Counts, sets: Counts | None = None) -> None:
-        _, first, codes = np.unique(clusters, return_index=True, return_inverse=True)
+    def __init__(self, labels: Integers, clusters: Counts, sets: Counts | None = None) -> None:
+        codes = without_gaps(clusters)
         has_bona_fide = np.bincount(codes, weights=labels == 1) > 0
         has_spoof = np.bincount(codes, weights=labels == 0) > 0
         kinds = has_bona_fide + 2 * has_spoof
         if sets is not None:
-            kinds = kinds + 4 * sets[first]
+            of_cluster = np.empty(len(kinds), np.int64)
+            of_cluster[codes] = sets
+            kinds = kinds + 4 * of_cluster
         # Clusters are numbered kind by kind, so that the draws of the kinds only need to be put in a row.
         numbers = np.empty(len(kinds), np.int64)
         numbers[np.argsort(kinds, kind="stable")] = np.arange(len(kinds))
@@ -56,12 +60,13 @@ class ResampledCurve:
         options: How the figures are made.
     """
 
-    def __init__(self, scores: Floats, labels: NDArray[np.integer], clusters: Counts, options: FigureOptions) -> None:
-        order = np.argsort(scores, kind="stable")
+    def __init__(self, scores: Floats, labels: Integers, clusters: Counts, options: FigureOptions) -> None:
+        order = np.argsort(scores)
         scores, is_bona_fide, clusters = scores[order], labels[order] == 1, clusters[order]
         self.options = options
         self.scores = scores[is_bona_fide], scores[~is_bona_fide]
         self.clusters = clusters[is_bona_fide], clusters[~is_bona_fide]
+        self.largest_cluster = int(np.bincount(clusters).max())
         # Operating points: how many trials of each class are rejected, at first none, then with each distinct score.
         lasts = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
         bona_fide = np.append(0, is_bona_fide.cumsum()[lasts])
@@ -81,8 +86,24 @@ class ResampledCurve:
             names: What is asked for.
             counts: (k,) how often each cluster occurs; each class must have a trial.
         """
-        resample = _Resample(self, counts)
-        return [float(getattr(resample, name)()) for name in names]
+        return self.figures_of_two(names, counts, counts)[0]
+
+    def figures_of_two(self, names: tuple[str, ...], first: Counts, second: Counts) -> list[list[float]]:
+        """`figures` of each of two resamples, whose trials are counted in one go.
+
+        Args:
+            names: What is asked for.
+            first: (k,) how often each cluster occurs in the one.
+            second: (k,) how often in the other.
+        """
+        in_halves = int(max(first.sum(), second.sum())) * self.largest_cluster < 2**31
+        terms = np.empty((len(first), 2), np.int32 if in_halves else np.int64)
+        terms[:, 0], terms[:, 1] = first, second
+        bona_fide, spoof = (_running(terms, clusters) for clusters in self.clusters)
+        resamples = (
+            _Resample(self, counts, bona_fide[:, one], spoof[:, one]) for one, counts in enumerate((first, second))
+        )
+        return [[float(getattr(resample, name)()) for name in names] for resample in resamples]
 
     @cached_property
     def softplus(self) -> tuple[Floats, Floats]:
@@ -98,30 +119,24 @@ class ResampledCurve:
 class _Resample:
     """One resample; the methods are named as the figures."""
 
-    def __init__(self, curve: ResampledCurve, counts: Counts) -> None:
+    def __init__(self, curve: ResampledCurve, counts: Counts, bona_fide: Integers, spoof: Integers) -> None:
         self.curve, self.counts = curve, counts
         # How many bona fide trials and spoofs are among the first i of the curve, i = 0 ... all of them.
-        self.bona_fide, self.spoof = (_running(counts, clusters) for clusters in curve.clusters)
-        self.num_bona_fide, self.num_spoof = int(self.bona_fide[-1]), int(self.spoof[-1])
+        self.bona_fide, self.spoof = bona_fide, spoof
+        self.num_bona_fide, self.num_spoof = int(bona_fide[-1]), int(spoof[-1])
 
     @cached_property
     def corners(self) -> tuple[Counts, Counts]:
         """Bona fide trials missed and spoofs rejected at the points between which the class changes."""
         bona_fide, spoof = self.curve.corners
-        return self.bona_fide[bona_fide], self.spoof[spoof]
-
-    @cached_property
-    def rates(self) -> tuple[Floats, Floats]:
-        """Miss and false alarm rates at the same points."""
-        missed, rejected = self.corners
-        return missed / self.num_bona_fide, (self.num_spoof - rejected) / self.num_spoof
+        return self.bona_fide[bona_fide].astype(np.int64), self.spoof[spoof].astype(np.int64)
 
     def eer(self) -> float:
         points_bona_fide, points_spoof = self.curve.points
 
         def rates(point: int) -> tuple[float, float]:
-            accepted_spoofs = self.num_spoof - int(self.spoof[points_spoof[point]])
-            return int(self.bona_fide[points_bona_fide[point]]) / self.num_bona_fide, accepted_spoofs / self.num_spoof
+            missed, rejected = self.bona_fide.item(points_bona_fide[point]), self.spoof.item(points_spoof[point])
+            return missed / self.num_bona_fide, (self.num_spoof - rejected) / self.num_spoof
 
         # Miss rate - false alarm rate rises from -1 to 1: it is closest to zero where it first is not negative, or at
         # the point before. Points at which nothing counts have the rates of the point before and change nothing.
@@ -145,8 +160,13 @@ class _Resample:
         return (weights.constant + cost) / (weights.constant + min(weights[1:]))
 
     def _least_cost(self, miss: float, false_alarm: float) -> float:
-        miss_rates, false_alarm_rates = self.rates
-        return float((miss * miss_rates + false_alarm * false_alarm_rates).min())
+        bona_fide, spoof = self.curve.corners
+
+        def costs(corners: Counts) -> tuple[Floats, Floats]:
+            missed, rejected = self.bona_fide[bona_fide[corners]], self.spoof[spoof[corners]]
+            return miss * (missed / self.num_bona_fide), false_alarm * ((self.num_spoof - rejected) / self.num_spoof)
+
+        return least_cost(costs, len(bona_fide) - 1)[0]
 
     def act_dcf(self) -> float:
         costs = self.curve.options.costs
@@ -182,13 +202,20 @@ class _Resample:
         """As `ScoreCurve.min_cllr`, over groups that have trials in this resample."""
         missed, rejected = self.corners
         bona_fide, spoof = np.diff(missed), np.diff(rejected)
-        some = bona_fide + spoof > 0
-        return pooled_cllr(bona_fide[some], spoof[some])
+        some = np.flatnonzero(bona_fide + spoof > 0)  # faster than a mask
+        return pooled_cllr(bona_fide.take(some), spoof.take(some))
 
 
-def _running(counts: Counts, clusters: Counts) -> Counts:
-    """(n + 1,) how many trials are among the first i of n, each counted as often as its cluster."""
-    sums = np.empty(len(clusters) + 1, np.int64)
+def _running(counts: Integers, clusters: Counts) -> Integers:
+    """(n + 1, 2) of two resamples: how many trials are among the first i of n, each counted as often as its cluster.
+
+    Args:
+        counts: (k, 2) how often each cluster occurs. Two of 32 bits are added up in one go, as the halves of a number;
+            no sum may then take more than 31 bits.
+        clusters: (n,) the number of each trial's cluster.
+    """
+    terms = counts.view(np.int64)
+    sums = np.empty((len(clusters) + 1, terms.shape[1]), np.int64)
     sums[0] = 0
-    np.cumsum(counts.take(clusters), out=sums[1:])
-    return sums
+    np.cumsum(terms.take(clusters, axis=0), axis=0, out=sums[1:])
+    return sums.view(counts.dtype)

@@ -1,5 +1,6 @@
 """Finding and loading pretrained encoders through transformers."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,9 +8,19 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
+from transformers.utils.hub import get_checkpoint_shard_files
 
+from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
+from moelora_ad.models.trial import MOST_OF_ENCODER, built_on_trial
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -26,7 +37,10 @@ def load_config(source: str | Path, revision: str | None, model_type: str) -> Pr
         InputError: it is not there or is faulty, it describes another kind of model, or it wants code of its own.
     """
     try:
+        check_json(source, revision, "config.json")
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise _wants_code(source, "auto_map") from None
@@ -38,6 +52,20 @@ def load_config(source: str | Path, revision: str | None, model_type: str) -> Pr
     if "/" in str(config._attn_implementation):  # a repository of the hub, whose kernels would be loaded
         raise _wants_code(source, "attn_implementation")
     return config
+
+
+def random_encoder(model_class: type[Model], config: PreTrainedConfig, source: str | Path) -> Model:
+    """A model with random weights.
+
+    Raises:
+        InputError: the configuration is faulty.
+    """
+    try:
+        return model_class(config)
+    except InputError as error:
+        raise InputError(f"backbone {source}: {error}") from None
+    except Exception as error:
+        raise _faulty(source, error) from None
 
 
 def load_encoder(
@@ -56,7 +84,8 @@ def load_encoder(
         InputError: the checkpoint is not there, is damaged, or lacks weights.
     """
     try:
-        with _without_progress_bar():
+        _check_size(model_class, config, source, revision)
+        with _quiet():
             model, report = model_class.from_pretrained(
                 source,
                 config=config,
@@ -65,6 +94,8 @@ def load_encoder(
                 output_loading_info=True,
                 trust_remote_code=False,
             )
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise _unavailable(source, revision, error) from None
     except Exception as error:
@@ -76,14 +107,79 @@ def load_encoder(
     return model
 
 
+def _check_size(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, source: str | Path, revision: str | None
+) -> None:
+    """See that the weights that a configuration describes can be in the checkpoint, before there is memory for them:
+    transformers makes what is missing.
+
+    Raises:
+        InputError: they are too many.
+    """
+    size = _checkpoint_size(config, source, revision)
+    if size is None:  # transformers tells what is not there
+        return
+    with built_on_trial(MOST_OF_ENCODER):
+        trial = random_encoder(model_class, copy.deepcopy(config), source)
+    weights = sum(parameter.numel() for parameter in trial.parameters())
+    if weights > size:  # each takes a byte at least
+        raise InputError(
+            f"backbone {source}: its config.json describes a model of {weights:,} weights, which its checkpoint of "
+            f"{size:,} bytes cannot hold: the two do not belong together; download or save them again"
+        )
+
+
+def _checkpoint_size(config: PreTrainedConfig, source: str | Path, revision: str | None) -> int | None:
+    """Bytes of the files that transformers takes the weights from; None if there are none."""
+    named = getattr(config, "transformers_weights", None)
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    for name in names if named is None else (named,):
+        path = _file_of(source, revision, name)
+        if path is None:
+            continue
+        if not name.endswith(".index.json"):
+            return Path(path).stat().st_size
+        read_json(path)
+        shards, _ = get_checkpoint_shard_files(source, path, revision=revision)
+        return sum(Path(shard).stat().st_size for shard in shards)
+    return None
+
+
+def check_json(source: str | Path, revision: str | None, name: str) -> None:
+    """See that a JSON file of a checkpoint, if it has that, can be read within bounds.
+
+    Raises:
+        OSError: it cannot be read.
+        InputError: it is beyond the bounds.
+    """
+    path = _file_of(source, revision, name)
+    if path is not None:
+        read_json(path)
+
+
+def _file_of(source: str | Path, revision: str | None, name: str) -> str | None:
+    """A file of a checkpoint on this machine, fetched if need be; None if it is not to be had, for whatever reason."""
+    return cached_file(
+        source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+
+
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """transformers would show one on standard error for the moment that it takes to read a file."""
-    shown = logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """transformers would show a progress bar for the moment that it takes to read a file, and log a table of the
+    weights that are lacking, of which our error tells."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

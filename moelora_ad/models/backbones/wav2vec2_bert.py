@@ -8,7 +8,14 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Ve
 
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.base import Backbone, Constant, HiddenStates
-from moelora_ad.models.backbones.pretrained import is_meta, load_config, load_encoder, settings, unused_mask
+from moelora_ad.models.backbones.pretrained import (
+    is_meta,
+    load_config,
+    load_encoder,
+    random_encoder,
+    settings,
+    unused_mask,
+)
 
 W2V_BERT_2 = "facebook/w2v-bert-2.0"
 WINDOW = 400  # samples of an analysis window, 25 ms
@@ -16,6 +23,7 @@ HOP = 160  # samples between windows, 10 ms
 FFT = 512
 BANDS = 80
 STACKED = 2  # consecutive windows that make one frame of the encoder
+POSITIONS = 5_000  # relative ones that are made at first, whatever a configuration says; the encoder makes more on need
 SHORTEST = WINDOW + HOP  # samples of a clip with one frame
 
 
@@ -70,13 +78,14 @@ class Wav2Vec2BertBackbone(Backbone):
             feat_proj_dropout=dropout,
             layerdrop=layer_drop,
             apply_spec_augment=spec_augment,
+            max_source_positions=POSITIONS,
             add_adapter=False,
             use_intermediate_ffn_before_adapter=False,
         )
         if pretrained:
             encoder = load_encoder(Wav2Vec2BertModel, config, source, revision, may_miss=["masked_spec_embed"])
         else:
-            encoder = Wav2Vec2BertModel(config)
+            encoder = random_encoder(Wav2Vec2BertModel, config, source)
         super().__init__(encoder, config.hidden_size, hidden_states, unused_mask(encoder, spec_augment))
         self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
         self.log_mel = LogMel()

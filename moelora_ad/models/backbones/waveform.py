@@ -10,7 +10,16 @@ from transformers import PreTrainedConfig, PreTrainedModel, Wav2Vec2FeatureExtra
 
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.base import Backbone, HiddenStates
-from moelora_ad.models.backbones.pretrained import has_file, is_meta, load_config, load_encoder, settings, unused_mask
+from moelora_ad.models.backbones.pretrained import (
+    check_json,
+    has_file,
+    is_meta,
+    load_config,
+    load_encoder,
+    random_encoder,
+    settings,
+    unused_mask,
+)
 
 # What the published large models have in common, so that they can be built without their weights and without a network.
 LARGE: Mapping[str, Any] = {
@@ -70,7 +79,7 @@ class WaveformBackbone(Backbone):
         if pretrained:
             encoder = load_encoder(self.model_class, config, source, revision, may_miss=["masked_spec_embed"])
         else:
-            encoder = self.model_class(config)
+            encoder = random_encoder(self.model_class, config, source)
         super().__init__(encoder, config.hidden_size, hidden_states, unused_mask(encoder, spec_augment))
         self.normalize = self._checkpoint_normalizes(source, revision) if normalize is None else normalize
         self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
@@ -108,8 +117,9 @@ class WaveformBackbone(Backbone):
         if Path(source).is_dir() and not has_file(source, "preprocessor_config.json"):
             raise InputError(f"backbone {source} has no preprocessor_config.json: set normalize to true or false")
         try:
+            check_json(source, revision, "preprocessor_config.json")
             return bool(Wav2Vec2FeatureExtractor.from_pretrained(source, revision=revision).do_normalize)
-        except (OSError, ValueError):
+        except Exception:  # a faulty file makes transformers fail in many ways
             raise InputError(
                 f"backbone {source} has no readable preprocessor: set normalize to true or false"
             ) from None

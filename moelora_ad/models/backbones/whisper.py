@@ -10,7 +10,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.base import Backbone, Constant, HiddenStates
-from moelora_ad.models.backbones.pretrained import is_meta, load_config, load_encoder, settings
+from moelora_ad.models.backbones.pretrained import is_meta, load_config, load_encoder, random_encoder, settings
 
 FFT = 400  # samples of an analysis window, 25 ms
 HOP = 160  # samples between windows, 10 ms
@@ -47,8 +47,7 @@ class WhisperBackbone(Backbone):
         encoder = _encoder(config, source, revision, pretrained)
         encoder.embed_positions.requires_grad_(False)  # fixed sinusoids; loading a checkpoint forgets that
         super().__init__(encoder, config.d_model, hidden_states)
-        filters = WhisperFeatureExtractor(feature_size=config.num_mel_bins, n_fft=FFT, hop_length=HOP).mel_filters
-        self.mel_filters = Constant(torch.tensor(filters, dtype=torch.float32).T)
+        self.mel_filters = Constant(_mel_filters(config.num_mel_bins))
 
     def layers(self) -> nn.ModuleList:
         return self.encoder.layers
@@ -84,6 +83,14 @@ class WhisperBackbone(Backbone):
             return (log_mel + 4.0) / 4.0
 
 
+def _mel_filters(bands: int) -> Tensor:
+    """(mel bands, FFT // 2 + 1)."""
+    if is_meta():  # whatever the configuration asks for
+        return torch.empty(bands, FFT // 2 + 1)
+    filters = WhisperFeatureExtractor(feature_size=bands, n_fft=FFT, hop_length=HOP).mel_filters
+    return torch.tensor(filters, dtype=torch.float32).T
+
+
 def _powers(waveforms: Tensor) -> Tensor:
     """Power spectrogram, (B, samples) -> (B, FFT // 2 + 1, samples // HOP)."""
     window = torch.hann_window(FFT, device=waveforms.device, dtype=waveforms.dtype)
@@ -105,7 +112,7 @@ def _exported_powers(waveforms: Tensor) -> Tensor:
 
 def _encoder(config: WhisperConfig, source: str | Path, revision: str | None, pretrained: bool) -> WhisperEncoder:
     if not pretrained or is_meta():
-        return WhisperEncoder(config)
+        return random_encoder(WhisperEncoder, config, source)
     if config.architectures == ["WhisperEncoder"]:
         return load_encoder(WhisperEncoder, config, source, revision)
     return load_encoder(WhisperModel, config, source, revision).encoder

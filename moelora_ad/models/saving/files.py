@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moelora_ad.audio import SAMPLE_RATE
+from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.models.saving.card import model_card
@@ -42,11 +43,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     check_regular(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}; is this a saved detector?") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError.at(path, f"is not JSON: {error}") from None
     if not isinstance(config, dict) or "format" not in config or "backbone" not in config:
         raise InputError.at(path, "is not of a detector that moelora-ad saved; make one with moelora-ad export")
     if config["format"] != FORMAT:
@@ -109,28 +108,6 @@ def check_regular(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise InputError.at(path, "is no regular file")
-
-
-def check_experts(folder: Path, adaptation: Mapping[str, Any]) -> None:
-    """See that a detector has no more experts than its weights can be of, before any is built.
-
-    Args:
-        folder: of the detector.
-        adaptation: as ``config.json`` describes it.
-
-    Raises:
-        InputError: it has, or the weights cannot be read.
-    """
-    arguments, path = adaptation.get("init_args"), folder / WEIGHTS
-    number = arguments.get("num_experts") if isinstance(arguments, dict) else None
-    check_regular(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = len(file.keys())
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise InputError.at(path, f"is no readable safetensors file: {str(error).splitlines()[0]}") from None
-    if type(number) is int and number > found:
-        raise InputError.at(folder / CONFIG, f"num_experts is {_cut(number)}, but {WEIGHTS} holds {found} tensors")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

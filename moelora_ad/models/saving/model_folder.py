@@ -29,7 +29,6 @@ from moelora_ad.models.saving.files import (
     FORMAT,
     LABELS,
     WEIGHTS,
-    check_experts,
     check_finite,
     downloaded,
     is_window,
@@ -41,6 +40,7 @@ from moelora_ad.models.saving.files import (
     write_config,
 )
 from moelora_ad.models.saving.specification import describe, first_argument, maker
+from moelora_ad.models.trial import MOST_OF_ENCODER, built_on_trial, most_for
 
 Kept = TypeVar("Kept", bound="KeptModule")
 
@@ -129,8 +129,9 @@ class KeptModule(nn.Module):
         elif revision is not None:
             raise InputError(f"model {source} is a folder: revision {revision!r} is for the hub")
         config = read_config(folder)
-        detector = cls._built(folder, config, backbone, allow)
-        detector._load(folder, config)
+        tensors = read_tensors(folder / WEIGHTS)
+        detector = cls._built(folder, config, tensors, backbone, allow)
+        detector._load(folder, config, tensors)
         detector.window = config["window"]
         detector.precision = config["precision"]
         detector.calibration = config["calibration"]
@@ -233,12 +234,17 @@ class KeptModule(nn.Module):
 
     @classmethod
     def _built(
-        cls: type[Kept], folder: Path, config: Mapping[str, Any], backbone: str | Path | None, allow: Collection[str]
+        cls: type[Kept],
+        folder: Path,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        backbone: str | Path | None,
+        allow: Collection[str],
     ) -> Kept:
+        """The detector that is described, once one on trial has shown that the kept tensors are its own."""
         path = folder / CONFIG
         described, digest = config["backbone"], config["backbone_sha256"]
         try:
-            check_experts(folder, config["adaptation"])
             make_adaptation = maker(config["adaptation"], AdaptationMethod, allow)
             make_classifier = maker(config["classifier"], Classifier, allow, given=1)
             make_backbone = maker(described, Backbone, allow)
@@ -250,27 +256,38 @@ class KeptModule(nn.Module):
                 changes["pretrained"] = False  # every weight is in the detector's own file
         except InputError as error:
             raise InputError.at(path, str(error)) from None
-        try:
-            encoder = make_backbone(**changes)
-        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{path}: its frozen encoder (SHA-256 {short(digest)}) cannot be loaded: {reason}; if you have it "
-                "elsewhere, give the folder or hub id with backbone= (--backbone)"
-            ) from None
-        try:
-            return cls(encoder, make_adaptation(), make_classifier)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise InputError.at(path, " ".join(str(error).split())) from None
 
-    def _load(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Load the kept tensors, and check that the encoder is the one that they were trained on."""
+        def encoder() -> Backbone:
+            try:
+                return make_backbone(**changes)
+            except (ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(
+                    f"{path}: its frozen encoder (SHA-256 {short(digest)}) cannot be loaded: {reason}; if you have it "
+                    "elsewhere, give the folder or hub id with backbone= (--backbone)"
+                ) from None
+
+        def detector(encoder: Backbone) -> Kept:
+            try:
+                return cls(encoder, make_adaptation(), make_classifier)
+            except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+                raise InputError.at(path, " ".join(str(error).split())) from None
+
+        with built_on_trial(MOST_OF_ENCODER):
+            trial_encoder = encoder()
+        with built_on_trial(most_for(tensors)):
+            trial = detector(trial_encoder)
+        trial._check_tensors(folder, config, tensors)
+        return detector(encoder())
+
+    def _check_tensors(self, folder: Path, config: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
+        """See that the kept tensors are those of this detector; its own may be on the meta device."""
         path = folder / WEIGHTS
         if list(self.sites) != config["sites"]:
             raise InputError.at(
                 folder / CONFIG, f"adapted {len(config['sites'])} projections, here there are {len(self.sites)}"
             )
-        given, own = read_tensors(path), self.state_dict()
+        own = self.state_dict()
         kept = set(own) if config["backbone_sha256"] is None else self._kept_names()
         for names, what in ((kept - given.keys(), "lacks"), (given.keys() - kept, "holds besides the model's own")):
             if names:
@@ -282,6 +299,10 @@ class KeptModule(nn.Module):
                     f"{name} is {tensor.dtype} {tuple(tensor.shape)}, "
                     f"the model has {own[name].dtype} {tuple(own[name].shape)}",
                 )
+
+    def _load(self, folder: Path, config: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
+        """Load the kept tensors, and check that the encoder is the one that they were trained on."""
+        path = folder / WEIGHTS
         check_finite(_without_silence(given), str(path))
         if file_hash(path) != config["weights_sha256"]:
             raise InputError.at(path, f"is not the file that {CONFIG} was written with: save or download it again")

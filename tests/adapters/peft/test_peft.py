@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import peft
 import pytest
@@ -175,7 +176,7 @@ def test_damaged_weights_are_refused(folder):
     with pytest.raises(AdapterError, match="save the adapter with safetensors"):
         read_lora(folder)
     (folder / "adapter_config.json").write_text("[" * 100_000)
-    with pytest.raises(AdapterError, match="no readable JSON"):
+    with pytest.raises(AdapterError, match="is not JSON"):
         read_lora(folder)
     with pytest.raises(AdapterError, match="no such folder"):
         read_lora(folder / "nothing")
@@ -318,3 +319,26 @@ def test_a_projection_in_two_places_is_merged_in_both():
     assert model[0].proj is model[1].proj
     merged.undo()
     assert model[0].proj is model[1].proj is adapted
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"a": ' * 200 + "1" + "}" * 200, "nested more than"),
+        ('{"peft_type": "LORA", "r": 2, "r": 4}', "the key 'r' stands twice"),
+        (f'{{"r": {"9" * 400}}}', "a whole number of 400 digits"),
+        ('{"a": "' + "a" * 2**22 + '"}', "larger than 4,194,304 bytes"),
+    ],
+)
+def test_configurations_beyond_all_bounds_are_refused(content, told, tmp_path):
+    for name in ("config.json", "adapter_config.json"):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(AdapterError, match=f"{name}: is not used: .*{told}"):
+            read_lora(tmp_path)
+
+
+def test_nothing_waits_for_weights_that_are_a_pipe(tmp_path):
+    (tmp_path / "config.json").write_text('{"adaptation": {"init_args": {}}}')
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(AdapterError, match="is no regular file"):
+        read_lora(tmp_path)

@@ -1,12 +1,13 @@
 """Which trials are resampled together."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from moelora_ad.corpora.trial import Trial, TrialList
-from moelora_ad.evaluation.metrics.clusters import clusters_of, default_clusters
+from moelora_ad.evaluation.metrics.clusters import clusters_of, default_clusters, without_gaps
 
 
 def listed(**fields: list[str | None]) -> TrialList:
@@ -98,3 +99,25 @@ def test_two_trials_share_a_cluster_as_the_definition_says(rows: list[tuple[str 
             else:
                 same = source[i] is not None and source[i] == source[j]
             assert (codes[i] == codes[j]) == (same and corpus[i] == corpus[j])
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        np.array([7]),
+        np.array([4, -3, 4, 9, 4]),
+        np.array([127, -128, 0, 127], np.int8),
+        np.array([255, 0, 1], np.uint8),
+        np.array([2**63 - 1, -(2**63), 0]),
+        np.array([-(2**63), -(2**63) + 2]),
+        np.array([2**64 - 1, 0, 2**63], np.uint64),
+        np.array([0.5, -1.0, 0.5]),
+        np.array(["s2", "s1", "s10", "s1"]),
+        np.random.default_rng(0).integers(-50, 10_000, 4_000),
+    ],
+    ids=str,
+)
+def test_numbers_without_gaps_are_those_of_a_sort(codes: NDArray[np.generic]) -> None:
+    found = without_gaps(codes)
+    assert found.dtype == np.int64
+    assert found.tolist() == np.unique(codes, return_inverse=True)[1].tolist()

@@ -121,6 +121,52 @@ def normal_scores(seed: int, num: int = 400, shift: float = 2.0) -> tuple[NDArra
     return np.random.default_rng(seed).normal(shift * labels), labels
 
 
+def of_repeated_trials(scores: NDArray[np.float64], labels: NDArray[np.int64], times: NDArray[np.int64]) -> list[float]:
+    """EER and minDCF of a list that has each trial so many times."""
+    sides = [np.sort(np.repeat(scores, times)[np.repeat(labels, times) == label]) for label in (1, 0)]
+    thresholds = np.append(-np.inf, np.unique(np.concatenate(sides)))
+    miss, rejected = (side.searchsorted(thresholds, "right") / len(side) for side in sides)
+    nearest = np.abs(miss - (1 - rejected)).argmin()
+    return [(miss[nearest] + 1 - rejected[nearest]) / 2, (0.95 * miss + 0.5 * (1 - rejected)).min() / 0.5]
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.5, -1.5, 50.0])
+@pytest.mark.parametrize("decimals", [0, 1, 15])
+def test_two_resamples_at_once_have_the_figures_of_either(shift: float, decimals: int) -> None:
+    draw = np.random.default_rng(decimals)
+    labels = (draw.random(3_000) < 0.2).astype(int)
+    scores = draw.normal(shift * labels, 1.0).round(decimals)
+    clusters = np.append(draw.integers(0, 40, 2_998), [39, 38])
+    curve = ResampledCurve(scores, labels, clusters, ALL)
+    for _ in range(5):
+        counts = draw.poisson(1, (2, 40)) * draw.integers(0, 2, (2, 40))  # most clusters are in neither resample
+        found = curve.figures_of_two(NAMES, *counts)
+        assert found == [curve.figures(NAMES, one) for one in counts]
+        for figures, one in zip(found, counts, strict=True):
+            assert figures[:2] == pytest.approx(of_repeated_trials(scores, labels, one[clusters]), rel=1e-12, abs=1e-12)
+
+
+def test_more_trials_than_31_bits_count_are_not_mixed_up() -> None:
+    scores, labels = normal_scores(4, 40)
+    curve = ResampledCurve(scores, labels, np.arange(40) % 5, ALL)  # ten bona fide trials and thirty spoofs
+    first, second = np.array([3, 0, 2, 4, 3]), np.array([0, 1, 5, 2, 4])
+    wanted = [curve.figures(NAMES, one) for one in (first, second)]
+    times = 2**25
+    assert 6 * times * first.sum() > 2**31  # spoofs
+    assert curve.figures_of_two(NAMES, times * first, times * second) == wanted
+
+
+@pytest.mark.parametrize("resamples", [1, 2, 21])
+def test_every_number_of_resamples_is_drawn_from_the_first_on(resamples: int) -> None:
+    scores, labels = normal_scores(6)
+    clusters = np.arange(400) // 5
+    strata = Strata(labels, clusters)
+    times = [strata.draw(1, number)[strata.clusters] for number in range(resamples)]
+    wanted = np.percentile([of_repeated_trials(scores, labels, one)[0] for one in times], [2.5, 97.5])
+    found = bootstrap(scores, labels, clusters, FigureOptions(resamples=resamples), ("eer",))
+    assert found["eer"] == pytest.approx(wanted, rel=1e-12)
+
+
 def test_intervals_are_percentiles_over_the_drawn_clusters() -> None:
     scores, labels = normal_scores(5, 60)
     clusters = np.where(labels == 1, np.arange(60) // 12, 100 + np.arange(60) // 9)

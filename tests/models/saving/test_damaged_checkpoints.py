@@ -1,6 +1,7 @@
 """Files given as checkpoints that are none, or are damaged: one line, and nothing waits for them."""
 
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from moelora_ad.adapters import MoELoRA
 from moelora_ad.errors import InputError
@@ -30,8 +32,8 @@ def run(experiment, tmp_path) -> Path:
     return folder
 
 
-def answers(lightning, run: Path, checkpoint: Path) -> list[str]:
-    """The one line of each command that takes a checkpoint."""
+def answers(lightning, run: Path, checkpoint: Path, first: int = 0) -> list[str]:
+    """The one line of each command that takes a checkpoint, from the first one asked for."""
     commands = (
         ["test", "--config", run / "config.yaml", "--ckpt_path", checkpoint],
         ["fit", "--config", run / "config.yaml", "--ckpt_path", checkpoint],
@@ -39,7 +41,7 @@ def answers(lightning, run: Path, checkpoint: Path) -> list[str]:
         ["analyze", "singular-values", checkpoint],
     )
     lines = []
-    for command in commands:
+    for command in commands[first:]:
         code, out, err = lightning(*command)
         assert code in (1, 2)
         assert out == ""
@@ -100,3 +102,61 @@ def test_a_compressed_container_is_not_unpacked(lightning, run):
             container.writestr(name, content)
     for line in answers(lightning, run, checkpoint):
         assert "best.ckpt is no readable checkpoint" in line
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "told"),
+    [
+        ("adaptation", "num_experts", 1_000_000, "tensors is asked for"),
+        ("adaptation", "rank", 32, r"does not fit the configuration: .*lora_\w is"),
+        ("classifier", "hidden", 10**9, "does not fit the configuration: it lacks"),
+    ],
+)
+def test_a_run_that_asks_for_far_more_than_its_checkpoint_holds(part, field, value, told, lightning, run, experiment):
+    experiment["model"]["classifier"] = {"class_path": "moelora_ad.models.MeanPooling", "init_args": {}}
+    if part == "classifier":
+        experiment["model"]["classifier"]["class_path"] = "moelora_ad.models.AttentiveStatistics"
+    experiment["model"][part]["init_args"][field] = value
+    (run / "config.yaml").write_text(yaml.safe_dump(experiment))
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    numbers = 0
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+        nonlocal numbers
+        numbers += 0 if parameter.is_meta else parameter.numel()
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        for line in answers(lightning, run, checkpoint, first=2):  # fit and test are given their user's own
+            assert re.search(told, line)
+        with pytest.raises(InputError, match=told):
+            DetectionModule.load_from_checkpoint(checkpoint)
+    finally:
+        handle.remove()
+    assert numbers == 0
+
+
+def test_inspect_of_a_million_experts(lightning, run, experiment):
+    experiment["model"]["adaptation"]["init_args"]["num_experts"] = 1_000_000
+    (run / "config.yaml").write_text(yaml.safe_dump(experiment))
+    code, out, err = lightning("inspect", "--config", run / "config.yaml")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "tensors is asked for" in err
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for", "found by Lightning"])
+def test_the_checkpoint_of_a_cluster_is_checked_too(asked, lightning, run, tmp_path, monkeypatch):
+    """SLURM's environment, as srun sets it for one task; a requeued job goes on without being told of a checkpoint."""
+    names = ("NTASKS", "JOB_ID", "JOB_NAME", "NTASKS_PER_NODE", "NNODES", "PROCID", "LOCALID", "NODEID", "NODELIST")
+    for name in names if not asked else ():
+        number = "1" if name.startswith("N") and name not in ("NODEID", "NODELIST") else "0"
+        monkeypatch.setenv(f"SLURM_{name}", {"JOB_NAME": "train", "NODELIST": "localhost"}.get(name, number))
+    cluster = tmp_path / "hpc_ckpt_1.ckpt"
+    os.rename(run / "checkpoints" / "best.ckpt", cluster)
+    flip(cluster, "/data/0")
+    config = ["--config", run / "config.yaml", "--trainer.default_root_dir", tmp_path]
+    code, _, err = lightning("fit", *config, *(("--ckpt_path", "hpc") if asked else ()))
+    assert code == 1
+    (line,) = (line for line in err.splitlines() if "error" in line)
+    assert f"{cluster} is damaged: archive/data/0 has another check sum than it was written with" in line
+    assert "Traceback" not in err

@@ -249,18 +249,6 @@ def test_a_config_that_is_none_is_refused(model, content, expected):
     assert expected in refusal(model)
 
 
-def test_experts_without_weights_are_not_built(model, monkeypatch):
-    monkeypatch.setattr("moelora_ad.adapters.methods.LoRAExpert", None)  # to make one is an error
-    config = json.loads((model / "config.json").read_text())
-    arguments = {"num_experts": 1_000_000, "rank": 2}
-    change(model, adaptation={"class_path": "moelora_ad.adapters.MoELoRA", "init_args": arguments})
-    with safe_open(model / "model.safetensors", framework="pt") as file:
-        count = len(file.keys())
-    assert f"num_experts is 1000000, but model.safetensors holds {count} tensors" in refusal(model)
-    change(model, adaptation=config["adaptation"] | {"init_args": 7})
-    assert "init_args" in refusal(model)
-
-
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_nothing_waits_for_a_pipe_or_reads_a_device(model, name):
     (model / name).unlink()
@@ -279,7 +267,7 @@ def test_nothing_waits_for_a_pipe_or_reads_a_device(model, name):
         ({"window": 0}, "'window'"),
         ({"window": True}, "'window'"),
         ({"window": 1}, "'window'"),
-        ({"window": 10**400}, "'window'"),
+        ({"window": 10**400}, "a whole number of 401 digits"),
         ({"sample_rate": 8000}, "'sample_rate'"),
         ({"sites": ["layers.0.fc1"]}, "adapted 1 projections"),
         ({"backbone_sha256": "abc"}, "'backbone_sha256'"),

@@ -1,0 +1,49 @@
+"""Modules built on trial: to see what a stranger's configuration asks for, before any memory is given to it."""
+
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from moelora_ad.errors import InputError
+
+MOST_OF_ENCODER = 5_000
+"""Parameter tensors; the largest published speech encoders have 1,500."""
+MOST_OF_DETECTOR = 200_000
+"""Those of an encoder whose linear layers all have a hundred experts."""
+
+
+@contextmanager
+def built_on_trial(most: int) -> Iterator[None]:
+    """Modules that are built within the block are on the meta device: they have names and shapes, and no values.
+
+    Args:
+        most: parameter tensors that may be made.
+
+    Raises:
+        InputError: one more is made.
+    """
+    made = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise InputError(
+                f"a model of more than {most:,} tensors is asked for, which is more than there can be; the last is "
+                f"{name} of a {type(module).__name__}: see the numbers of layers and of experts"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        handle.remove()
+
+
+def most_for(saved: Sized) -> int:
+    """Parameter tensors that may be made for so many saved ones; some modules make one in the place of another."""
+    return 2 * len(saved) + 100
