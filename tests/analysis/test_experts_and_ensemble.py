@@ -95,7 +95,7 @@ def test_averaged_weights_are_those_of_a_dense_merge(fitted):
 
 
 def test_the_verbs(fitted, run_verb, tmp_path):
-    from moelora_ad.analysis import analyze_command
+    from moelora_ad.cli import analyze as analyze_command
 
     mixture, lora = fitted["mixture", 1], fitted["lora", 1]
     code, out, _ = run_verb(analyze_command, "experts", mixture, "--resamples", 50, "--to", tmp_path)
