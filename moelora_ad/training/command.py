@@ -19,14 +19,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.errors import InputError, Terminated
+from moelora_ad.files import written_whole
 from moelora_ad.models.precision import ROUNDED
 from moelora_ad.training.announcing import with_start_block
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 from moelora_ad.training.checkpoints import BEST, LAST, CheckpointError, check_readable, checkpoint_of, missing, run_of
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.interrupting import StopBetweenBatches
 from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
 from moelora_ad.training.progress import callbacks_of, silence_banners, with_progress
+from moelora_ad.training.reading import end_workers
 from moelora_ad.training.recording import RunRecorder
 from moelora_ad.training.routing_log import RoutingLog
 from moelora_ad.training.run import check_free, is_fast_dev_run, run_directory, shards_the_model
@@ -99,6 +102,9 @@ def stops_told(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None
         raise Terminated from None
     except SystemExit as end:
         raise (end.__context__ if isinstance(end.__context__, KeyboardInterrupt) else KeyboardInterrupt()) from None
+    finally:
+        if sys.exc_info()[0] is not None:
+            end_workers()
 
 
 class _SaveRunConfig(SaveConfigCallback):
@@ -112,10 +118,10 @@ class _SaveRunConfig(SaveConfigCallback):
             return
         folder = run_directory(trainer)
         check_free(folder, resumes=self.config.ckpt_path is not None)
-        folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.ckpt_path = None
-        self.parser.save(config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False)
+        with written_whole(folder / "config.yaml") as unfinished:
+            self.parser.save(config, unfinished, skip_unset=False, overwrite=True, multifile=False)
 
 
 def _listed(plugins: Any) -> list[Any]:
@@ -189,7 +195,7 @@ class DetectionCommand(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.subcommand == "fit":
             self.recorder = RunRecorder(self._get(self.config, "system"), tuple(sys.argv[1:]))
-            callbacks = [*callbacks, self.recorder, *self._watching(callbacks_of(config))]
+            callbacks = [*callbacks, self.recorder, StopBetweenBatches(), *self._watching(callbacks_of(config))]
             config = with_start_block(config)
         plugins = _listed(config.get("plugins"))
         if (precision := config.get("precision")) in ROUNDED:
