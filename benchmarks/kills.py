@@ -184,12 +184,14 @@ def run_to_the_end(
             code = stop(process, kind, draws)
         else:
             code, kind = process.exitcode, kind if process.exitcode == -signal.SIGKILL else None
+        if code == 0 and kind not in ("TERM", "INT"):  # it came too late
+            kind = None
         with suppress(ProcessLookupError):  # the processes that read, if they outlived it
             os.killpg(process.pid, signal.SIGKILL)
         if kind is not None:
             told[kind] += 1
         words = (folder / "stderr").read_text()
-        allowed = {None: {0}, "TERM": {143, 0}, "INT": {130, 0}, "TERM, then KILL": {143, 0, -9}}.get(kind, {-9})
+        allowed = {None: {0}, "TERM": {143}, "INT": {130}, "TERM, then KILL": {143, -9}}.get(kind, {-9})
         faults = [f"{name} is {why}" for name, why in half_files(folder / RUN)]
         if code not in allowed or "Traceback" in words:
             faults.append(f"exit code {code} after {kind}, {given[-2:]}: {words[-3_000:]}")

@@ -91,8 +91,8 @@ def _answer(program: str, arguments: list[str]) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`, unless whoever started us ignores it; and it, or Ctrl-C, comes again
-    if it came in code that cannot raise, such as a finaliser."""
+    """Within the block SIGTERM raises `Terminated`, unless whoever started us ignores it. It, or Ctrl-C, comes again if
+    it came in code that cannot raise, such as a finaliser."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     process = os.getpid()
 

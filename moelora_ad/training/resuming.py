@@ -86,7 +86,8 @@ def cut_off(trainer: Trainer, validated: int | None) -> dict[str, Any]:
     """
     loop = trainer.fit_loop.epoch_loop
     progress, fetcher = loop.batch_progress, trainer.fit_loop._data_fetcher
-    done, ready = progress.current.processed, progress.current.ready
+    counts: Any = progress.current
+    done, ready = counts.processed, counts.ready
     is_due = done == ready > 0 and fetcher is not None and loop._should_check_val_fx(fetcher)
     has_stepped = done == ready and not loop._should_accumulate()
     return {

@@ -21,7 +21,7 @@ from moelora_ad.evaluation.run_records import RECORD, read_record
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.reading import starved
 from moelora_ad.training.resuming import CUT_OFF, VALIDATION
-from moelora_ad.training.run import shards_the_model
+from moelora_ad.training.run import is_fast_dev_run, shards_the_model
 from moelora_ad.training.whole_checkpoints import UnwrittenCheckpointError
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class WholeCheckpoint(ModelCheckpoint):
     that is cut off loses no more than an epoch. With ``save_on_exception`` true the one of an interruption or an error
     is ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole epoch;
     callbacks are as they were before a validation that was cut off. If training diverges, what was saved last is kept:
-    the weights and batch statistics of that moment are spoilt. And what a run that was killed had saved at the same step
-    under the same name is replaced, where Lightning would take another name.
+    the weights and batch statistics of that moment are spoilt. And what a killed run had saved at the same step under
+    the same name is replaced, where Lightning would take another name.
     """
 
     _has_begun = False
@@ -71,10 +71,11 @@ class WholeCheckpoint(ModelCheckpoint):
         super().on_validation_start(trainer, pl_module)
         self._before_validation = deepcopy(call._call_callbacks_state_dict(trainer))
 
-    def file_exists(self, filepath: str | os.PathLike[str], trainer: Trainer) -> bool:
+    def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
         is_other = super().file_exists(filepath, trainer)
         if is_other and trainer.is_global_zero and os.path.isfile(filepath):
-            is_other = torch.load(filepath, weights_only=True, map_location="meta")["global_step"] != trainer.global_step
+            there = torch.load(filepath, weights_only=True, map_location="meta")
+            is_other = there["global_step"] != trainer.global_step
         return trainer.strategy.reduce_boolean_decision(is_other and trainer.is_global_zero, all=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,6 +87,10 @@ class WholeCheckpoint(ModelCheckpoint):
         is_due = self._is_due(trainer, at_epoch_end=False)
         super().on_validation_end(trainer, pl_module)
         self._keep_last(trainer, is_due)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_fast_dev_run(trainer):  # Lightning's save_last would save here
+            super().on_train_end(trainer, pl_module)
 
     def _is_due(self, trainer: Trainer, at_epoch_end: bool) -> bool:
         return (
@@ -103,8 +108,7 @@ class WholeCheckpoint(ModelCheckpoint):
         if is_of_lost_process(exception):
             _outlive(trainer)
         if (
-            isinstance(exception, DivergenceError | UnwrittenCheckpointError)
-            or isinstance(exception, StoppedAtOnce)
+            isinstance(exception, DivergenceError | UnwrittenCheckpointError | StoppedAtOnce)
             or trainer.state.fn != "fit"
             or not self._has_begun
             or not self._should_save_on_exception(trainer)
