@@ -2,18 +2,19 @@
 
     python benchmarks/kills.py [--kills 100] [--seed 1]
 
-A small run (a Wav2Vec2 encoder of two layers with random weights, six epochs of eight steps on the quickstart's speech,
-a checkpoint at each half of an epoch, and a test) is made once by the command line and left alone. The others are the
-same run with 0 or 1 reading process, each stopped again and again: by ``kill -9`` at a random moment or at a random call
-that writes, flushes, renames or deletes; by SIGTERM; by Ctrl-C; by SIGTERM with ``kill -9`` soon after, as a cluster
-does it. It is given again as a user would, with ``--ckpt_path last`` once there is a checkpoint. Whatever lies under a
-final name after a stop must be whole; what is there at the end must be the first run's, bit for bit.
+A small run is made once by the command line and left alone: a Wav2Vec2 encoder of two layers with random weights, six
+epochs of four steps on the quickstart's speech, two batches to a step, two validations and checkpoints an epoch, and a
+test. The others are the same run with 0 or 1 reading process, each stopped again and again: by ``kill -9`` at a random
+moment, or at a random call that writes, flushes, renames or deletes; by SIGTERM; by Ctrl-C; by SIGTERM with ``kill -9``
+soon after, as a cluster does it. It is given again as a user would, with ``--ckpt_path last`` once there is a
+checkpoint. Whatever lies under a final name after a stop must be whole; what is there at the end must be the first
+run's: weights, optimiser and scores bit for bit, the record, and the names of all files, with nothing left over but
+the checkpoint of an interruption.
 
 To spare each start the seconds that imports take, they are processes forked from this one.
 """
 
 import argparse
-import csv
 import json
 import multiprocessing
 import os
@@ -33,16 +34,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from small_run import write_config
 
-import moelora_ad.training.command
+import moelora_ad.training.command  # noqa: F401  # before the processes are forked
 from moelora_ad.cli import main as moelora_ad_main
 from moelora_ad.errors import InputError
 from moelora_ad.files import UNFINISHED, file_hash
 from moelora_ad.training.checkpoints import check_readable
 from moelora_ad.training.stopping import INTERRUPTED
 
-CORPUS = Path(__file__).parents[1] / "experiments" / "quickstart" / "corpus" / "MiniLA"
 RUN = Path("runs", "small", "run")  # below a run's working folder
 KINDS = ("KILL at a moment", "KILL at a write", "TERM", "INT", "TERM, then KILL")
 WRITING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.flock"}
@@ -84,73 +84,6 @@ def main() -> int:
             print(f"run {told['runs']}: {stops(told)} stops, {time.monotonic() - begun:.0f} s", flush=True)
     print_table(told, list(expected), time.monotonic() - begun)
     return 1 if told["faults"] or any(told[f"other {what}"] for what in expected) else 0
-
-
-def write_config(folder: Path) -> Path:
-    """Writes encoder, manifests and configuration of the small run."""
-    torch.manual_seed(0)
-    encoder = Wav2Vec2Config(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8,) * 7,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-    )
-    Wav2Vec2Model(encoder).save_pretrained(folder / "encoder")
-    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder / "encoder")
-    segment = {"samples": 8_000}
-    mixture = {"num_experts": 2, "rank": 2, "top_k": 1}
-    logger = {"save_dir": "runs", "name": "small", "version": "run"}
-    config = {
-        "trainer": {
-            "accelerator": "cpu",
-            "max_epochs": 6,
-            "val_check_interval": 4,
-            "accumulate_grad_batches": 2,
-            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger},
-            "enable_progress_bar": False,
-            "log_every_n_steps": 1,
-        },
-        "early_stopping": {"patience": 100},
-        "model": {
-            "backbone": {
-                "class_path": "moelora_ad.models.Wav2Vec2Backbone",
-                "init_args": {"source": str(folder / "encoder")},
-            },
-            "adaptation": {"class_path": "moelora_ad.adapters.MoELoRA", "init_args": mixture},
-            "classifier": "moelora_ad.models.MeanPooling",
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
-        },
-        "data": {
-            "train": write_manifest(folder, "train", "trn", 8),
-            "val": write_manifest(folder, "dev", "trl", 4),
-            "test": {"eval": write_manifest(folder, "eval", "trl", 4)},
-            "batch_size": 2,
-            "eval_batch_size": 3,
-            "train_segment": segment | {"position": "random"},
-            "eval_segment": segment,
-        },
-    }
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def write_manifest(folder: Path, part: str, kind: str, count: int) -> dict[str, Any]:
-    """Writes the first ``count`` utterances of each class of a part of the quickstart's corpus."""
-    protocol = CORPUS / "protocols" / f"MiniLA.cm.{part}.{kind}.txt"
-    rows = [line.split() for line in protocol.read_text().splitlines()]
-    chosen = [row for key in ("bonafide", "spoof") for row in [row for row in rows if row[4] == key][:count]]
-    with open(folder / f"{part}.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "utterance", "label"])
-        writer.writerows([CORPUS / "flac" / f"{row[1]}.flac", row[1], row[4]] for row in chosen)
-    init_args = {"path": str(folder / f"{part}.csv"), "name": part}
-    return {"class_path": "moelora_ad.corpora.Manifest", "init_args": init_args}
 
 
 def arguments(config: Path, folder: Path, workers: int) -> list[str]:
@@ -221,7 +154,7 @@ def started(given: list[str], folder: Path, prepare: Callable[[], None] | None =
 
 def stop(process: multiprocessing.Process, kind: str | None, draws: random.Random) -> int:
     """Stops a process, alone or with its group, and waits for its end; returns its exit code."""
-    number = signal.SIGKILL if kind is None or kind.startswith("KILL") else signal.Signals[f"SIG{kind.partition(',')[0]}"]
+    number = {"TERM": signal.SIGTERM, "INT": signal.SIGINT}.get((kind or "").partition(",")[0], signal.SIGKILL)
     with suppress(ProcessLookupError):
         (os.kill if draws.random() < 0.5 else os.killpg)(process.pid, number)
     process.join(draws.uniform(0, 0.5) if kind == "TERM, then KILL" else PATIENCE)
@@ -306,7 +239,7 @@ def outcome(run: Path) -> dict[str, dict[str, Any]]:
             tensors[f"{path.name} {name}"] = value
     return {
         "weights": tensors,
-        "scores": {str(path.relative_to(run)): file_hash(path) for path in files if "scores" in path.parts and path.suffix == ".csv"},
+        "scores": {str(path.relative_to(run)): file_hash(path) for path in run.glob("scores/**/*.csv")},
         "records": {name: record[name] for name in RECORDED},
         "files": {str(path.relative_to(run)): True for path in files},
     }
@@ -325,7 +258,10 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
 def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     """What differs, by its name."""
     differing = [name for name in found | expected if found.get(name) != expected.get(name)]
-    told = [f"{name} is {'more' if name not in expected else 'missing' if name not in found else 'another'}" for name in differing]
+    told = [
+        f"{name} is {'more' if name not in expected else 'missing' if name not in found else 'another'}"
+        for name in differing
+    ]
     return ", ".join(told[:8]) + (f" and {len(told) - 8} more" if len(told) > 8 else "")
 
 
