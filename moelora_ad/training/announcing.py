@@ -20,7 +20,7 @@ from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.joining import by_name
 from moelora_ad.training.progress import callbacks_of
-from moelora_ad.training.run import run_directory, shown
+from moelora_ad.training.run import is_fast_dev_run, run_directory, shown
 from moelora_ad.training.summary import line, trainable
 
 _SAMPLED = 50  # files whose headers tell how long the others are
@@ -56,7 +56,8 @@ class StartBlock(Callback):
         line(console, "batch", batch(trainer, data))
         line(console, "steps", _steps(trainer, steps))
         line(console, "on", devices(trainer))
-        line(console, "folder", f"{shown(run_directory(trainer))} (seed {data.seed})")
+        folder = "none: fast_dev_run keeps nothing" if is_fast_dev_run(trainer) else shown(run_directory(trainer))
+        line(console, "folder", f"{folder} (seed {data.seed})")
         console.print()
 
 

@@ -15,22 +15,23 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from moelora_ad.adapters import AdapterError
-from moelora_ad.errors import InputError, Terminated
+from moelora_ad.errors import InputError
+from moelora_ad.files import written_whole
 from moelora_ad.models.precision import ROUNDED
 from moelora_ad.training.announcing import with_start_block
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 from moelora_ad.training.checkpoints import BEST, LAST, CheckpointError, check_readable, checkpoint_of, missing, run_of
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.interrupting import StopBetweenBatches, stops_told
 from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
 from moelora_ad.training.progress import callbacks_of, silence_banners, with_progress
 from moelora_ad.training.recording import RunRecorder
 from moelora_ad.training.routing_log import RoutingLog
-from moelora_ad.training.run import check_free, is_fast_dev_run, run_directory, shards_the_model
-from moelora_ad.training.stopping import LastingEarlyStopping, WholeCheckpoint, last_saved, lost_told, memory_told
+from moelora_ad.training.run import check_free, is_fast_dev_run, no_empty_folder, run_directory, shards_the_model
+from moelora_ad.training.stopping import LastingEarlyStopping, WholeCheckpoint, last_saved
 from moelora_ad.training.summary import any_failures, print_evaluation, print_fit, unscored
 from moelora_ad.training.trust import check_made_later, imports_limited
 from moelora_ad.training.usage import OneLineParser
@@ -84,23 +85,6 @@ def run(program: str) -> int:
     return FAILED if problems or any_failures(command.model) else 0
 
 
-@contextmanager
-def stops_told(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
-    """What ends a trainer's work within the block, as the command line tells it.
-
-    Raises:
-        InputError: see `memory_told` and `lost_told`.
-        KeyboardInterrupt: instead of Lightning's answers to Ctrl-C and, as `Terminated`, to SIGTERM, which are exits.
-    """
-    try:
-        with memory_told(trainer, data), lost_told(trainer):
-            yield
-    except SIGTERMException:
-        raise Terminated from None
-    except SystemExit as end:
-        raise (end.__context__ if isinstance(end.__context__, KeyboardInterrupt) else KeyboardInterrupt()) from None
-
-
 class _SaveRunConfig(SaveConfigCallback):
     """Puts the configuration of a training run into its folder, whatever the logger; a test changes nothing there.
 
@@ -112,10 +96,10 @@ class _SaveRunConfig(SaveConfigCallback):
             return
         folder = run_directory(trainer)
         check_free(folder, resumes=self.config.ckpt_path is not None)
-        folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.ckpt_path = None
-        self.parser.save(config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False)
+        with written_whole(folder / "config.yaml") as unfinished:
+            self.parser.save(config, unfinished, skip_unset=False, overwrite=True, multifile=False)
 
 
 def _listed(plugins: Any) -> list[Any]:
@@ -189,7 +173,8 @@ class DetectionCommand(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.subcommand == "fit":
             self.recorder = RunRecorder(self._get(self.config, "system"), tuple(sys.argv[1:]))
-            callbacks = [*callbacks, self.recorder, *self._watching(callbacks_of(config))]
+            self.interruption = StopBetweenBatches()
+            callbacks = [*callbacks, self.recorder, self.interruption, *self._watching(callbacks_of(config))]
             config = with_start_block(config)
         plugins = _listed(config.get("plugins"))
         if (precision := config.get("precision")) in ROUNDED:
@@ -282,7 +267,11 @@ class DetectionCommand(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Train; then score the development set and every test set with the best checkpoint."""
         try:
-            with stops_told(self.trainer, self.datamodule), self.recorder.no_folder_of_a_failed_start(self.trainer):
+            with (
+                stops_told(self.trainer, self.datamodule),
+                self.recorder.no_folder_of_a_failed_start(self.trainer),
+                self.interruption.listening(),
+            ):
                 self.trainer.fit(**arguments, weights_only=True)
         except KeyboardInterrupt as stop:
             if saved := last_saved(self.trainer):
@@ -306,17 +295,17 @@ class DetectionCommand(LightningCLI):
             print_fit(self.trainer, self.model, checkpoint, tested, self.recorder.record)
 
     def validate(self, **arguments: Any) -> None:
-        with stops_told(self.trainer, self.datamodule):
+        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
             self.trainer.validate(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def test(self, **arguments: Any) -> None:
-        with stops_told(self.trainer, self.datamodule):
+        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
             self.trainer.test(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def predict(self, **arguments: Any) -> None:
-        with stops_told(self.trainer, self.datamodule):
+        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
             self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
         self._print_evaluation()
 

@@ -21,9 +21,10 @@ from moelora_ad.adapters import AdapterError
 from moelora_ad.arguments import OneLineArgumentParser
 from moelora_ad.errors import InputError
 from moelora_ad.training.announcing import batch, checkpoint_bytes, devices
-from moelora_ad.training.command import FAILED, SILENCED, DetectionCommand, stops_told
+from moelora_ad.training.command import FAILED, SILENCED, DetectionCommand
 from moelora_ad.training.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.interrupting import stops_told
 from moelora_ad.training.measuring import Measured, Seconds, StepTimer
 from moelora_ad.training.planning import Plan, plan_of
 from moelora_ad.training.progress import callbacks_of, duration, silence_banners

@@ -1,17 +1,18 @@
 """Training that cannot go on: what is told, and that nothing spoilt is kept."""
 
 import errno
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 
@@ -19,7 +20,8 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation.run_records import RECORD, read_record
 from moelora_ad.training.dataset import Batch
 from moelora_ad.training.reading import starved
-from moelora_ad.training.run import shards_the_model
+from moelora_ad.training.resuming import CUT_OFF, VALIDATION
+from moelora_ad.training.run import is_fast_dev_run, shards_the_model
 from moelora_ad.training.whole_checkpoints import UnwrittenCheckpointError
 
 if TYPE_CHECKING:
@@ -44,14 +46,37 @@ class LostProcessError(InputError):
     """Another process of the run has ended; the message is empty in all processes but the one that tells."""
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """Ctrl-C in the middle of whatever was done: a step may be half taken, and is not saved."""
+
+
 class WholeCheckpoint(ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint``, with three differences.
+    """Lightning's ``ModelCheckpoint``, with four differences.
 
     With ``save_last`` true the last checkpoint is one of every epoch, not only of those that were among the best: a run
     that is cut off loses no more than an epoch. With ``save_on_exception`` true the one of an interruption or an error
-    is ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole epoch. And
-    if training diverges, what was saved last is kept: the weights and batch statistics of that moment are spoilt.
+    is ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole epoch;
+    callbacks are as they were before a validation that was cut off. If training diverges, what was saved last is kept:
+    the weights and batch statistics of that moment are spoilt. And what a killed run had saved at the same step under
+    the same name is replaced, where Lightning would take another name.
     """
+
+    _has_begun = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._has_begun = True  # what the run goes on from is loaded
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._before_validation = deepcopy(call._call_callbacks_state_dict(trainer))
+
+    def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
+        is_other = super().file_exists(filepath, trainer)
+        if is_other and trainer.is_global_zero and os.path.isfile(filepath):
+            there = torch.load(filepath, weights_only=True, map_location="meta")
+            is_other = there["global_step"] != trainer.global_step
+        return trainer.strategy.reduce_boolean_decision(is_other and trainer.is_global_zero, all=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_due = self._is_due(trainer, at_epoch_end=True)
@@ -62,6 +87,10 @@ class WholeCheckpoint(ModelCheckpoint):
         is_due = self._is_due(trainer, at_epoch_end=False)
         super().on_validation_end(trainer, pl_module)
         self._keep_last(trainer, is_due)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_fast_dev_run(trainer):  # Lightning's save_last would save here
+            super().on_train_end(trainer, pl_module)
 
     def _is_due(self, trainer: Trainer, at_epoch_end: bool) -> bool:
         return (
@@ -79,20 +108,24 @@ class WholeCheckpoint(ModelCheckpoint):
         if is_of_lost_process(exception):
             _outlive(trainer)
         if (
-            isinstance(exception, DivergenceError | UnwrittenCheckpointError)
+            isinstance(exception, DivergenceError | UnwrittenCheckpointError | StoppedAtOnce)
             or trainer.state.fn != "fit"
+            or not self._has_begun
             or not self._should_save_on_exception(trainer)
         ):
             return
         assert self.dirpath is not None
         path = os.path.join(self.dirpath, INTERRUPTED)
-        if trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            trainer.save_checkpoint(path, self.save_weights_only)
-        elif trainer.is_global_zero and not shards_the_model(trainer):  # alone: the others may have ended
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-            trainer.strategy.save_checkpoint(checkpoint, path)
-        else:
+        together = trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if not together and (not trainer.is_global_zero or shards_the_model(trainer)):  # the others may have ended
             return
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+        if trainer.validating and not self.save_weights_only:
+            checkpoint |= {"callbacks": self._before_validation}
+            checkpoint[CUT_OFF] = checkpoint.get(CUT_OFF, {}) | {VALIDATION: True}
+        trainer.strategy.save_checkpoint(checkpoint, path)
+        if together:
+            trainer.strategy.barrier()
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = path
 
@@ -198,8 +231,6 @@ def memory_told(trainer: Trainer, data: "AudioDeepfakeDataModule") -> Iterator[N
         yield
     except (MemoryError, OSError, RuntimeError) as error:  # torch.OutOfMemoryError is one
         if (told := starved(error, data.num_workers)) is not None:
-            for worker in multiprocessing.active_children():  # each outlives one request, and Python's exit makes one
-                worker.terminate()
             raise InputError(told + _saved(trainer)) from None
         if isinstance(error, OSError):
             raise
