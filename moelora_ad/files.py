@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, names that are free, hashes, and files behind others."""
 
 import errno
+import fcntl
 import hashlib
 import io
 import itertools
@@ -20,7 +21,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     without an error.
 
     Folders that are missing are made, and taken away again after an error. A reader, a run that is killed, or a power
-    cut never leaves or sees half a file.
+    cut never leaves or sees half a file. What a killed process has left beside ``path`` is deleted.
 
     Raises:
         OSError: names ``path``, whether it is of the file beside it or, from within the block, of a disk that is full.
@@ -29,10 +30,14 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     made = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Who searches folders for parts of names, as Lightning does for the checkpoints of SLURM, does not find it.
-    short = f"{zlib.crc32(os.fsencode(path.name)):08x}-{os.getpid()}"
-    unfinished = path.with_name(f"{UNFINISHED}{short}{path.suffix}.tmp")
+    begin = f"{UNFINISHED}{zlib.crc32(os.fsencode(path.name)):08x}-"
+    unfinished = path.with_name(f"{begin}{os.getpid()}{path.suffix}.tmp")
     try:
-        yield unfinished
+        remove_abandoned(path.parent, f"{begin}*.tmp")
+        with open(unfinished, "wb") as mine:
+            with suppress(OSError):  # a file system without locks
+                _lock(mine)
+            yield unfinished
         _flush(unfinished)
         os.replace(unfinished, path)
         with suppress(OSError):  # some file systems cannot flush a folder
@@ -46,6 +51,18 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         if full or getattr(error, "filename", None) == str(unfinished):
             error.filename = str(path)  # type: ignore[attr-defined]
         raise
+
+
+def remove_abandoned(folder: Path, pattern: str = f"{UNFINISHED}*.tmp") -> None:
+    """Delete unfinished files that nobody is writing: those without a lock."""
+    for left in folder.glob(pattern):
+        with suppress(OSError), open(left, "rb") as file:
+            _lock(file)
+            left.unlink()
+
+
+def _lock(file: IO[bytes]) -> None:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _flush(path: Path) -> None:

@@ -12,6 +12,7 @@ from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch, TrialDataset
 from moelora_ad.data.samplers import EvaluationBatches
 from moelora_ad.data.shares import by_name
+from moelora_ad.data.workers import end_workers, starved
 from moelora_ad.errors import InputError
 from moelora_ad.models import Detector
 from moelora_ad.runs.record import RECORD, read_record
@@ -96,21 +97,24 @@ def batches(
         progress: called after each batch with its number of trials.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read, or there is no room to read ahead.
     """
     data = trained.data
     workers = data.num_workers if workers is None else workers
-    loader = DataLoader(
-        TrialDataset(trials, data.eval_segment, data.seed),
-        sampler=EvaluationBatches(len(trials), batch_size or data.eval_batch_size),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=data.multiprocessing_context if workers else None,
-    )
+    size = batch_size or data.eval_batch_size
+    dataset = TrialDataset(trials, data.eval_segment, data.seed)
+    sampler = EvaluationBatches(len(trials), size)
+    loader = DataLoader(dataset, sampler=sampler, **data.reading(dataset, sampler, size, again=False, workers=workers))
     batch: Batch
-    for batch in loader:
-        yield batch
-        progress(len(batch.trials))
+    try:
+        for batch in loader:
+            yield batch
+            progress(len(batch.trials))
+    except (KeyboardInterrupt, OSError, RuntimeError) as error:
+        end_workers()
+        if told := starved(error, workers):
+            raise InputError(told) from None
+        raise
 
 
 def _best_checkpoint(folder: Path) -> Path:

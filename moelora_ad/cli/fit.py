@@ -20,8 +20,9 @@ from moelora_ad.adapters import AdapterError
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, imports_limited
 from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
-from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
+from moelora_ad.data.trainer_state import is_fast_dev_run, no_empty_folder, run_directory, shards_the_model
 from moelora_ad.errors import InputError
+from moelora_ad.files import written_whole
 from moelora_ad.models.precision import ROUNDED
 from moelora_ad.models.saving.checkpoints import check_readable
 from moelora_ad.runs.checkpoints import BEST, LAST, CheckpointError, checkpoint_of, missing, run_of
@@ -37,7 +38,7 @@ from moelora_ad.training.callbacks.start_summary import with_start_block
 from moelora_ad.training.callbacks.wandb import WandbRun, group_runs
 from moelora_ad.training.checkpoint_writing import last_saved, write_whole_checkpoints
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.interruptions import stops_told
+from moelora_ad.training.interruptions import StopBetweenBatches, stops_told
 from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
 
 FAILED = 1
@@ -99,10 +100,10 @@ class _SaveRunConfig(SaveConfigCallback):
             return
         folder = run_directory(trainer)
         check_free(folder, resumes=self.config.ckpt_path is not None)
-        folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.ckpt_path = None
-        self.parser.save(config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False)
+        with written_whole(folder / "config.yaml") as unfinished:
+            self.parser.save(config, unfinished, skip_unset=False, overwrite=True, multifile=False)
 
 
 def _listed(plugins: Any) -> list[Any]:
@@ -177,7 +178,8 @@ class DetectionCommand(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if self.subcommand == "fit":
             self.recorder = RunRecorder(self._get(self.config, "system"), self.argv)
-            callbacks = [*callbacks, self.recorder, *self._watching(callbacks_of(config))]
+            self.interruption = StopBetweenBatches()
+            callbacks = [*callbacks, self.recorder, self.interruption, *self._watching(callbacks_of(config))]
             config = with_start_block(config)
         plugins = _listed(config.get("plugins"))
         if (precision := config.get("precision")) in ROUNDED:
@@ -270,7 +272,11 @@ class DetectionCommand(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Train; then score the development set and every test set with the best checkpoint."""
         try:
-            with stops_told(self.trainer, self.datamodule), self.recorder.no_folder_of_a_failed_start(self.trainer):
+            with (
+                stops_told(self.trainer, self.datamodule),
+                self.recorder.no_folder_of_a_failed_start(self.trainer),
+                self.interruption.listening(),
+            ):
                 self.trainer.fit(**arguments, weights_only=True)
         except KeyboardInterrupt as stop:
             if saved := last_saved(self.trainer):
@@ -294,17 +300,17 @@ class DetectionCommand(LightningCLI):
             print_fit(self.trainer, self.model, checkpoint, tested, self.recorder.record)
 
     def validate(self, **arguments: Any) -> None:
-        with stops_told(self.trainer, self.datamodule):
+        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
             self.trainer.validate(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def test(self, **arguments: Any) -> None:
-        with stops_told(self.trainer, self.datamodule):
+        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
             self.trainer.test(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def predict(self, **arguments: Any) -> None:
-        with stops_told(self.trainer, self.datamodule):
+        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
             self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
         self._print_evaluation()
 

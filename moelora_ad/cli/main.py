@@ -91,7 +91,8 @@ def _answer(program: str, arguments: list[str]) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`, unless whoever started us ignores it."""
+    """Within the block SIGTERM raises `Terminated`, unless whoever started us ignores it. It, or Ctrl-C, comes again if
+    it came in code that cannot raise, such as a finaliser."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     process = os.getpid()
 
@@ -102,11 +103,20 @@ def _signals() -> Iterator[None]:
         if signal.getsignal(number) is end:
             raise Terminated
 
+    def tell_or_repeat(lost: "sys.UnraisableHookArgs") -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            number = signal.SIGTERM if issubclass(lost.exc_type, Terminated) else signal.SIGINT
+            threading.Timer(0.01, os.kill, (process, number)).start()
+        else:
+            before(lost)
+
     if ours:
         signal.signal(signal.SIGTERM, end)
+    before, sys.unraisablehook = sys.unraisablehook, tell_or_repeat
     try:
         yield
     finally:
+        sys.unraisablehook = before
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -180,7 +180,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
             self.train_on_error,
             self.augment_before_crop,
         )
-        reading = self._reading(dataset, batches, self.batch_size, again=True)
+        reading = self.reading(dataset, batches, self.batch_size, again=True)
         return TrainingLoader(self.trainer, batches, dataset=dataset, **reading)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
@@ -209,7 +209,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
                 DataLoader(
                     dataset,
                     sampler=batches,
-                    **self._reading(dataset, batches, self.eval_batch_size, again),
+                    **self.reading(dataset, batches, self.eval_batch_size, again),
                 )
             )
         return loaders
@@ -219,20 +219,34 @@ class AudioDeepfakeDataModule(LightningDataModule):
             self._lengths[name] = lengths_of(trials, name, self.trainer)
         return self._lengths[name]
 
-    def _reading(self, dataset: TrialDataset, batches: Sized, batch_size: int, again: bool) -> dict[str, Any]:
-        """How a set is read: once, or again in every epoch. The workers of one that is read once end with it, before
-        those of the next one start."""
-        ahead = min(len(dataset), batch_size * min(len(batches), PREFETCHED * self.num_workers))
+    def reading(
+        self, dataset: TrialDataset, batches: Sized, batch_size: int, again: bool, workers: int | None = None
+    ) -> dict[str, Any]:
+        """How a set is read, as arguments of a ``DataLoader``: once, or again in every epoch. The workers of one that
+        is read once end with it, before those of the next one start.
+
+        Args:
+            dataset: what is read.
+            batches: those of an epoch.
+            batch_size: trials of a batch.
+            again: whether it is read in every epoch.
+            workers: processes that read; None for ``num_workers``.
+
+        Raises:
+            InputError: there is no room for what the workers read ahead.
+        """
+        workers = self.num_workers if workers is None else workers
+        ahead = min(len(dataset), batch_size * min(len(batches), PREFETCHED * workers))
         samples = dataset.excerpt.samples or 0  # unknown of whole utterances
-        check_room(self.num_workers, ahead * dataset.excerpt.count * samples * torch.float32.itemsize)
+        check_room(workers, ahead * dataset.excerpt.count * samples * torch.float32.itemsize)
         return {
             "batch_size": None,  # the sampler makes the batches
-            "num_workers": self.num_workers,
-            "persistent_workers": again and self.num_workers > 0,
-            "prefetch_factor": PREFETCHED if self.num_workers > 0 else None,
-            "timeout": SILENT_SECONDS if self.num_workers > 0 else 0,
+            "num_workers": workers,
+            "persistent_workers": again and workers > 0,
+            "prefetch_factor": PREFETCHED if workers > 0 else None,
+            "timeout": SILENT_SECONDS if workers > 0 else 0,
             "worker_init_fn": begin_worker,
-            "multiprocessing_context": self.multiprocessing_context if self.num_workers > 0 else None,
+            "multiprocessing_context": self.multiprocessing_context if workers > 0 else None,
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 

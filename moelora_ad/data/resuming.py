@@ -14,6 +14,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.runs.record import trials_hash
 
 TRAINING_DATA = "training_data"  # of a checkpoint
+CUT_OFF, VALIDATION, BATCHES = "cut_off", "validation", "batches"
 
 
 class TrainingLoader(DataLoader[Batch]):
@@ -73,9 +74,32 @@ def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -
     )
 
 
+def cut_off(trainer: Trainer, validated: int | None) -> dict[str, Any]:
+    """What a checkpoint within fit keeps of what has begun, and has not come to its end; plain values.
+
+    Args:
+        trainer: in fit.
+        validated: how many training batches there had been when the last validation ended.
+
+    Returns:
+        ``validation``: whether one follows on the training batch that is done; ``batches``: how many have given
+        gradients that no step has been taken with.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    progress, fetcher = loop.batch_progress, trainer.fit_loop._data_fetcher
+    counts: Any = progress.current
+    done, ready = counts.processed, counts.ready
+    is_due = done == ready > 0 and fetcher is not None and loop._should_check_val_fx(fetcher)
+    has_stepped = done == ready and not loop._should_accumulate()
+    return {
+        VALIDATION: is_due and validated != progress.total.ready,
+        BATCHES: 0 if has_stepped else done % trainer.accumulate_grad_batches,
+    }
+
+
 def redo_what_was_cut_off(checkpoint: dict[str, Any], by_steps: bool) -> None:
     """Change the counters of a checkpoint, in place, so that Lightning does again, as a whole, the training step or the
-    validation at an epoch's end that was cut off, or had not yet begun.
+    validation that was cut off, or had not yet begun.
 
     Args:
         checkpoint: as Lightning saves it.
@@ -92,9 +116,18 @@ def redo_what_was_cut_off(checkpoint: dict[str, Any], by_steps: bool) -> None:
             epochs[count]["completed"] = epochs[count]["processed"]
     training, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
     validation["current"] = dict.fromkeys(validation["current"], 0)
-    if training["current"]["processed"] < training["current"]["ready"]:
+    told = checkpoint.get(CUT_OFF)
+    if told is None:  # of an earlier version: that at an epoch's end
+        is_validated = validation["is_last_batch"] and validation["total"]["completed"]
+        told = {VALIDATION: training["is_last_batch"] and not is_validated, BATCHES: 0}
+    if told[BATCHES]:
+        again = training["current"]["ready"] - training["current"]["processed"] + told[BATCHES]
+        for progress in (training["total"], training["current"]):
+            progress |= dict.fromkeys(progress, progress["ready"] - again)
         training["is_last_batch"] = False
-    elif training["is_last_batch"] and not (validation["is_last_batch"] and validation["total"]["completed"]):
+    elif training["current"]["processed"] < training["current"]["ready"]:
+        training["is_last_batch"] = False
+    elif told[VALIDATION]:
         for count in ("total", "current"):
             training[count]["completed"] = training[count]["processed"]
         validation["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # Lightning: in the middle

@@ -1,5 +1,8 @@
 """What a trainer tells of its run: where it keeps what it makes, and how much of its data it goes over."""
 
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -39,6 +42,20 @@ def run_directory(trainer: Trainer) -> Path:
     logger = trainer.loggers[0]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+@contextmanager
+def no_empty_folder(trainer: Trainer) -> Iterator[None]:
+    """Remove the folder that a logger makes for this run, if nothing has been written into it by the block's end."""
+    folder = run_directory(trainer)
+    made = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    try:
+        yield
+    finally:
+        if trainer.is_global_zero:
+            with suppress(OSError):  # it is not empty, or not there
+                for path in made:
+                    path.rmdir()
 
 
 def training_folder(trainer: Trainer) -> Path:

@@ -1,11 +1,13 @@
 """The processes that read audio for training, and what they need of the system."""
 
 import errno
+import multiprocessing
 import multiprocessing.queues
 import os
 import re
 import resource
 import signal
+import threading
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -109,13 +111,22 @@ def outlive_signals(worker: int) -> None:
     """Leave signals to a whole group of processes, such as those of SLURM before a time limit, to the training process,
     which saves a checkpoint and ends its workers: it cannot do so when they are gone.
 
-    SIGUSR1 and SIGUSR2 are ignored; a first SIGTERM, too. The second one ends the worker: at its exit Python tells
-    workers that are left so, and waits for them.
+    SIGUSR1, SIGUSR2 and Ctrl-C are ignored; a first SIGTERM, too. The second one ends the worker.
     """
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_next_time)
 
 
 def _end_next_time(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
+
+
+def end_workers() -> None:
+    """End the workers that are left when work has ended early: Python, at its exit, would tell each once, which it
+    outlives, and wait for it for ever."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler takes their end for a failure
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

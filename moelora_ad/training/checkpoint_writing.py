@@ -1,9 +1,7 @@
 """Checkpoints that are there whole or not at all, whenever a run is killed or a disk is full."""
 
-import fcntl
 import io
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
 from moelora_ad.errors import InputError
-from moelora_ad.files import UNFINISHED, written_whole
+from moelora_ad.files import UNFINISHED, remove_abandoned, written_whole
 from moelora_ad.models.saving.checkpoints import check_readable
 
 
@@ -48,10 +46,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()  # torch.save into a file has no error that tells of a full disk
         torch.save(checkpoint, content)
         try:
-            _remove_abandoned(target.parent)
+            remove_abandoned(target.parent, f"{UNFINISHED}*.ckpt.tmp")
             with written_whole(target) as unfinished, open(unfinished, "wb") as file:
-                with suppress(OSError):  # a file system without locks
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.write(content.getbuffer())
         except OSError as error:
             raise UnwrittenCheckpointError.at(os.path.relpath(target), f"cannot be written: {error.strerror}") from None
@@ -64,14 +60,6 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """
         check_readable(str(path))
         return super().load_checkpoint(path, *args, **kwargs)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Those that nobody holds a lock on."""
-    for left in folder.glob(f"{UNFINISHED}*.ckpt.tmp"):
-        with suppress(OSError), open(left, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
 
 
 def write_whole_checkpoints(strategy: Strategy) -> None:

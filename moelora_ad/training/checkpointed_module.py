@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule
 
 from moelora_ad.configuration.building import PARTS, PREFIX, arguments_of, config_beside
-from moelora_ad.data.resuming import TRAINING_DATA, check_training_data, redo_what_was_cut_off
+from moelora_ad.data.resuming import (
+    CUT_OFF,
+    TRAINING_DATA,
+    VALIDATION,
+    check_training_data,
+    cut_off,
+    redo_what_was_cut_off,
+)
 from moelora_ad.data.trainer_state import shards_the_model
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.checkpoints import (
@@ -30,6 +37,7 @@ class CheckpointedModule(LightningModule):
         detector: what is trained.
         training_data: what checkpoints say of the trials that it is trained on, once that is known.
         has_weights: whether fit goes on from the weights that there are.
+        validated: how many training batches there had been when the last validation within fit ended.
     """
 
     detector: Detector
@@ -40,6 +48,7 @@ class CheckpointedModule(LightningModule):
         self.strict_loading = False
         self.training_data: dict[str, Any] = {}
         self.has_weights = False
+        self.validated: int | None = None
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -90,6 +99,8 @@ class CheckpointedModule(LightningModule):
             check_weights(self._trainer, checkpoint["state_dict"])
             checkpoint[TRAINING_DATA] = self.training_data
             checkpoint[ARCHITECTURE] = architecture_of(self.detector)
+            if self._trainer.state.fn == "fit":
+                checkpoint[CUT_OFF] = cut_off(self._trainer, self.validated)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
@@ -100,4 +111,7 @@ class CheckpointedModule(LightningModule):
         if self._trainer is not None:
             if self._trainer.state.fn == "fit":
                 check_training_data(checkpoint, self.training_data)
+                if not checkpoint.get(CUT_OFF, {VALIDATION: True})[VALIDATION]:
+                    loops = checkpoint["loops"]["fit_loop"]
+                    self.validated = loops["epoch_loop.batch_progress"]["total"]["ready"]
             redo_what_was_cut_off(checkpoint, by_steps=self._trainer.max_steps != -1)

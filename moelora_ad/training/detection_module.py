@@ -235,6 +235,8 @@ class DetectionModule(CheckpointedModule, LossModule):
 
     def on_validation_epoch_end(self) -> None:
         self._finish("", write=self.trainer.state.fn == "validate")
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.validated = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
     def on_test_epoch_start(self) -> None:
         self._sets = evaluation_sets(self.trainer)

@@ -1,15 +1,72 @@
-"""What ends a trainer's work from outside: signals, a lack of memory, lost processes."""
+"""Ctrl-C and SIGTERM: what is under way in training comes to its end, so that what is saved is whole."""
 
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.data.workers import end_workers
 from moelora_ad.errors import Terminated
 from moelora_ad.training.lost_processes import lost_told
 from moelora_ad.training.out_of_memory import memory_told
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """Ctrl-C in the middle of whatever was done: a step may be half taken, and is not saved."""
+
+
+class StopBetweenBatches(Callback):
+    """Raises ``KeyboardInterrupt`` once the training step, or the batch of validation, is done in which Ctrl-C came, as
+    Lightning does for SIGTERM: raised anywhere, it could leave an optimiser's step half taken, or be lost in code that
+    cannot raise. A second one ends the run at once, and nothing more is saved.
+    """
+
+    def __init__(self) -> None:
+        self._trains = self._asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear Ctrl-C within the block, unless whoever started us ignores it or has an answer of their own."""
+        in_main = threading.current_thread() is threading.main_thread()
+        ours = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if ours:
+            signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            if ours:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trains = True
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        self._stop()
+
+    def on_validation_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        self._stop()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trains = False
+        self._stop()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if not self._trains:
+            raise KeyboardInterrupt
+        if self._asked:
+            raise StoppedAtOnce
+        self._asked = True
+
+    def _stop(self) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
 
 
 @contextmanager
@@ -27,3 +84,6 @@ def stops_told(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None
         raise Terminated from None
     except SystemExit as end:
         raise (end.__context__ if isinstance(end.__context__, KeyboardInterrupt) else KeyboardInterrupt()) from None
+    finally:
+        if sys.exc_info()[0] is not None:
+            end_workers()

@@ -1,6 +1,5 @@
 """What a run says when memory, shared memory or open files do not suffice."""
 
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,8 +25,6 @@ def memory_told(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[Non
         yield
     except (MemoryError, OSError, RuntimeError) as error:  # torch.OutOfMemoryError is one
         if (told := starved(error, data.num_workers)) is not None:
-            for worker in multiprocessing.active_children():  # each outlives one request, and Python's exit makes one
-                worker.terminate()
             raise InputError(told + where_to_continue(trainer)) from None
         if isinstance(error, OSError):
             raise

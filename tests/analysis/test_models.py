@@ -1,10 +1,15 @@
 """A run's detector and its corpora, read back."""
 
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 
 from moelora_ad.analysis.models import batches, load_trained, trials_of
+from moelora_ad.data import workers as reading
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 
@@ -50,3 +55,24 @@ def test_the_scores_are_those_of_the_run(run):
             load_trained(given)
     with pytest.raises(InputError, match="no set 'other': choose from in_domain, out_of_domain, dev, train"):
         trials_of(trained, "other")
+
+
+def test_an_analysis_reads_as_all_else_does(fitted, monkeypatch):
+    """The workers outlive the signals that a group of processes gets, and what they need is looked at first."""
+    trained = load_trained(fitted["lora", 1])
+    trials = trials_of(trained, "dev")
+    readers = []
+    whole = [batch.trials for batch in batches(trained, trials)]
+    for number, batch in enumerate(batches(trained, trials, batch_size=2, workers=1)):
+        if number == 0:
+            readers = multiprocessing.active_children()
+            for reader in readers:
+                for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                    os.kill(reader.pid, sent)
+        assert len(batch.trials) <= 2
+    assert len(readers) == 1
+    assert 2 * number + len(batch.trials) == len(trials) == len(torch.cat(whole))
+
+    monkeypatch.setattr(reading, "_free_bytes", lambda: 100)
+    with pytest.raises(InputError, match="/dev/shm is too small"):
+        next(batches(trained, trials, workers=1))

@@ -12,6 +12,8 @@ from moelora_ad.adapters import LoRA, MoELoRA
 from moelora_ad.audio import RawBoost
 from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
 from moelora_ad.training import DetectionModule, WarmupCosine
+from moelora_ad.training.callbacks.checkpoints import WholeCheckpoint
+from moelora_ad.training.callbacks.early_stopping import LastingEarlyStopping
 
 STEPS = 4  # batches of an epoch
 
@@ -36,7 +38,12 @@ class Recorder(Callback):
         self._here("validation")
 
     def on_validation_end(self, trainer, module):
+        self._here("validation's end")
         self.validated.append((trainer.current_epoch, float(trainer.callback_metrics["dev/eer"])))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, number):
+        if self.cut == "sigterm" and len(self.trained) == self.times_left:
+            trainer._signal_connector.received_sigterm = True  # as Lightning's handler does
 
     def _here(self, place: str) -> None:
         if place == self.cut:
@@ -103,6 +110,45 @@ def test_from_what_was_saved_when_the_run_was_cut_off(fit, tmp_path, cut, time, 
         fit(Recorder(cut, time), saved)
     rest = check_resumed(fit, folder / "last.ckpt", done, whole, weights)
     assert rest.validated == whole.validated[3 - validations :]
+
+
+@pytest.mark.parametrize(
+    ("cut", "time", "done"),
+    [("validation", 1, 2), ("validation", 5, 4), ("validation's end", 1, 2), ("validation's end", 2, 4)]
+    + [("sigterm", steps, steps) for steps in (1, 2, 4)],
+)
+def test_a_validation_that_was_cut_off_is_made_again_as_if_it_had_not_begun(fit, tmp_path, cut, time, done):
+    """Two validations in each epoch, of three batches each; cut off after early stopping has counted, too."""
+
+    def watching(folder: str) -> list[Callback]:
+        stopping = LastingEarlyStopping(monitor="dev/loss", patience=100, min_delta=100.0)  # counts all but the first
+        saving = WholeCheckpoint(
+            dirpath=tmp_path / folder, filename="{step}", monitor="dev/eer", save_last=True, save_on_exception=True
+        )
+        return [stopping, saving]
+
+    whole = Recorder()
+    stopping, _ = watching("whole")
+    weights = fit(stopping, whole, val_check_interval=2)
+    with pytest.raises((ConnectionAbortedError, SystemExit)):
+        fit(*watching("cut"), Recorder(cut, time), val_check_interval=2)
+    rest, again = Recorder(), watching("cut")
+    checkpoint = tmp_path / "cut" / "last-interrupted.ckpt"
+    resumed = fit(*again, rest, checkpoint=checkpoint, val_check_interval=2)
+    assert rest.trained == whole.trained[done:]
+    assert rest.validated == whole.validated[(done - 1) // 2 :]
+    assert again[0].wait_count == stopping.wait_count == len(whole.validated) - 1
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("batches", [2, 3, 5, 7])
+def test_sigterm_between_accumulated_batches(fit, tmp_path, batches):
+    """At the end of a step, and after the first of the two batches of another, which is done again."""
+    whole, saved = Recorder(), WholeCheckpoint(dirpath=tmp_path, save_on_exception=True, every_n_epochs=100)
+    weights = fit(whole, accumulate_grad_batches=2)
+    with pytest.raises(SystemExit):
+        fit(Recorder("sigterm", batches), saved, accumulate_grad_batches=2)
+    check_resumed(fit, tmp_path / "last-interrupted.ckpt", batches // 2 * 2, whole, weights, accumulate_grad_batches=2)
 
 
 def test_with_workers_that_read_ahead(fit, tmp_path):

@@ -1,27 +1,52 @@
 """Which checkpoints of a run are kept."""
 
 import os
+from copy import deepcopy
+from pathlib import Path
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from moelora_ad.data.trainer_state import shards_the_model
+from moelora_ad.data.resuming import CUT_OFF, VALIDATION
+from moelora_ad.data.trainer_state import is_fast_dev_run, shards_the_model
 from moelora_ad.training.callbacks.divergence import DivergenceError
 from moelora_ad.training.checkpoint_writing import UnwrittenCheckpointError
+from moelora_ad.training.interruptions import StoppedAtOnce
 from moelora_ad.training.lost_processes import is_of_lost_process, outlive_other_processes
 
 INTERRUPTED = "last-interrupted.ckpt"  # Lightning and sweeps look for last*.ckpt
 
 
 class WholeCheckpoint(ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint``, with three differences.
+    """Lightning's ``ModelCheckpoint``, with four differences.
 
     With ``save_last`` true the last checkpoint is one of every epoch, not only of those that were among the best: a run
     that is cut off loses no more than an epoch. With ``save_on_exception`` true the one of an interruption or an error
-    is ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole epoch. And
-    if training diverges, what was saved last is kept: the weights and batch statistics of that moment are spoilt.
+    is ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole epoch;
+    callbacks are as they were before a validation that was cut off. If training diverges, what was saved last is kept:
+    the weights and batch statistics of that moment are spoilt. And what a killed run had saved at the same step under
+    the same name is replaced, where Lightning would take another name.
     """
+
+    _has_begun = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._has_begun = True  # what the run goes on from is loaded
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._before_validation = deepcopy(call._call_callbacks_state_dict(trainer))
+
+    def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
+        is_other = super().file_exists(filepath, trainer)
+        if is_other and trainer.is_global_zero and os.path.isfile(filepath):
+            there = torch.load(filepath, weights_only=True, map_location="meta")
+            is_other = there["global_step"] != trainer.global_step
+        return trainer.strategy.reduce_boolean_decision(is_other and trainer.is_global_zero, all=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_due = self._is_due(trainer, at_epoch_end=True)
@@ -32,6 +57,10 @@ class WholeCheckpoint(ModelCheckpoint):
         is_due = self._is_due(trainer, at_epoch_end=False)
         super().on_validation_end(trainer, pl_module)
         self._keep_last(trainer, is_due)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_fast_dev_run(trainer):  # Lightning's save_last would save here
+            super().on_train_end(trainer, pl_module)
 
     def _is_due(self, trainer: Trainer, at_epoch_end: bool) -> bool:
         return (
@@ -49,19 +78,23 @@ class WholeCheckpoint(ModelCheckpoint):
         if is_of_lost_process(exception):
             outlive_other_processes(trainer)
         if (
-            isinstance(exception, DivergenceError | UnwrittenCheckpointError)
+            isinstance(exception, DivergenceError | UnwrittenCheckpointError | StoppedAtOnce)
             or trainer.state.fn != "fit"
+            or not self._has_begun
             or not self._should_save_on_exception(trainer)
         ):
             return
         assert self.dirpath is not None
         path = os.path.join(self.dirpath, INTERRUPTED)
-        if trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException):
-            trainer.save_checkpoint(path, self.save_weights_only)
-        elif trainer.is_global_zero and not shards_the_model(trainer):  # alone: the others may have ended
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-            trainer.strategy.save_checkpoint(checkpoint, path)
-        else:
+        together = trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        if not together and (not trainer.is_global_zero or shards_the_model(trainer)):  # the others may have ended
             return
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+        if trainer.validating and not self.save_weights_only:
+            checkpoint |= {"callbacks": self._before_validation}
+            checkpoint[CUT_OFF] = checkpoint.get(CUT_OFF, {}) | {VALIDATION: True}
+        trainer.strategy.save_checkpoint(checkpoint, path)
+        if together:
+            trainer.strategy.barrier()
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = path

@@ -18,7 +18,7 @@ from moelora_ad.audio import SAMPLE_RATE, AudioError, audio_length
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
 from moelora_ad.data.shares import by_name
-from moelora_ad.data.trainer_state import run_directory
+from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory
 from moelora_ad.runs.folder import shown
 from moelora_ad.training.callbacks.end_summary import line, trainable
 from moelora_ad.training.callbacks.progress import callbacks_of
@@ -57,7 +57,8 @@ class StartBlock(Callback):
         line(console, "batch", batch(trainer, data))
         line(console, "steps", _steps(trainer, steps))
         line(console, "on", devices(trainer))
-        line(console, "folder", f"{shown(run_directory(trainer))} (seed {data.seed})")
+        folder = "none: fast_dev_run keeps nothing" if is_fast_dev_run(trainer) else shown(run_directory(trainer))
+        line(console, "folder", f"{folder} (seed {data.seed})")
         console.print()
 
 
