@@ -29,12 +29,12 @@ from moelora_ad.analysis.batches import add_reading, existing, read, whole_numbe
 from moelora_ad.analysis.gate_use import gated_sites
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.analysis.scoring import check_classes, eer_difference, scores_of_variants
-from moelora_ad.data.data_module import DEV
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
 from moelora_ad.evaluation.reports.plots import BLUE, INK, short_name
 from moelora_ad.evaluation.reports.text_table import TextTable
+from moelora_ad.runs.record import DEV
 
 NAME = "ensemble"
 SCORES, WEIGHTS = "scores averaged", "weights averaged"

@@ -8,13 +8,13 @@ from torch.utils.data import DataLoader
 
 from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
 from moelora_ad.corpora import TrialList
-from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch, TrialDataset
 from moelora_ad.data.samplers import EvaluationBatches
 from moelora_ad.data.shares import by_name
 from moelora_ad.errors import InputError
 from moelora_ad.models import Detector
-from moelora_ad.runs.record import RECORD, read_record
+from moelora_ad.runs.record import DEV, RECORD, read_record
 
 
 class Trained(NamedTuple):

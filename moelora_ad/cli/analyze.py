@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, USAGE, OneLineArgumentParser
 from moelora_ad.cli.terminal import print_line, print_table
 from moelora_ad.errors import InputError, printable
 
 if TYPE_CHECKING:
     from moelora_ad.analysis.analysis import Analysis
 
-FAILED, USAGE = 1, 2
 
 # analysis -> (what it tells, its module, which has add_arguments(parser) and run(arguments) -> Analysis)
 ANALYSES = {

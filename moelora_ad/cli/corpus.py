@@ -11,17 +11,17 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from moelora_ad import corpora
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.configuration.parser import OneLineParser, read_yaml
 from moelora_ad.configuration.trust import add_allow, imports_limited
 from moelora_ad.corpora import Corpus
 from moelora_ad.corpora.checking import CorpusReport, check_corpus
-from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.shares import by_name
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
+from moelora_ad.runs.record import DEV
 
-FAILED = 1
 _LISTED = 10  # problems of one kind on the terminal; JSON has all
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moelora_ad import __version__
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.cli.terminal import print_line, print_table, progress
 from moelora_ad.corpora.trial import TEXT_FIELDS, TrialList
 from moelora_ad.errors import InputError
@@ -43,7 +43,6 @@ from moelora_ad.evaluation.score_files.paths import (
     find_score_files,
 )
 
-FAILED = 1
 _TANDEM = {"2019": TandemCosts2019, "2021": TandemCosts2021}
 
 

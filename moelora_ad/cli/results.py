@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.cli.terminal import print_line, print_table, progress
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.comparison.scored_runs import read_runs
@@ -16,8 +16,6 @@ from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
 from moelora_ad.evaluation.comparison.table_one import against_table, table_one
 from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.runs.record import find_records
-
-FAILED = 1
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:

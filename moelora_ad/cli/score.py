@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from moelora_ad.audio import SAMPLE_RATE
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.formats import told_left_out
@@ -33,7 +33,6 @@ from moelora_ad.inference.scorer import Failure, FileScore, Scorer
 from moelora_ad.inference.sources import Found, find_sounds
 from moelora_ad.models.precision import PRECISIONS
 
-FAILED = 1
 _PATHS = """audio files; folders (searched to the bottom); quoted patterns ('calls/**/*.flac'); a list of files (.csv,
 .tsv, .jsonl, .parquet with a column 'path'); places in archives (x.zip, 'x.zip!/a.wav'); pipes; - for sound on standard
 input, or for one of these a line"""

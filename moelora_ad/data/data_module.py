@@ -19,9 +19,9 @@ from moelora_ad.data.score_origin import kept_scores
 from moelora_ad.data.shares import check_labels, check_weights, training_trials
 from moelora_ad.data.workers import PREFETCHED, SILENT_SECONDS, begin_worker, check_room
 from moelora_ad.errors import InputError
+from moelora_ad.runs.record import DEV
 from moelora_ad.runs.scores import KeptScores
 
-DEV = "dev"
 TRAIN = "train"
 
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from moelora_ad.analysis.places import Places
 
 from moelora_ad.adapters import adapted_sites
 from moelora_ad.analysis.models import load_trained
-from moelora_ad.analysis.places import Places
 from moelora_ad.analysis.singular_values import analysis_of, num_last
 from moelora_ad.cli import analyze as analyze_command
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moelora_ad.data.data_module import DEV, TRAIN
+from moelora_ad.data.data_module import TRAIN
 from moelora_ad.data.trainer_state import run_directory, score_folder, set_folder, training_folder
 from moelora_ad.runs.folder import shown
-from moelora_ad.runs.record import RunRecord
+from moelora_ad.runs.record import DEV, RunRecord
 from moelora_ad.training.callbacks.progress import duration
 from moelora_ad.training.detection_module import DetectionModule
 
