@@ -13,6 +13,7 @@ from moelora_ad.corpora import TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.trainer_state import is_limited
 from moelora_ad.evaluation import ScoreTable, TrialFailures, TrialScores
+from moelora_ad.models.scores import trial_scores
 from moelora_ad.runs.scores import Found, KeptScores
 
 
@@ -98,12 +99,10 @@ class SetScores:
         self.failures.update([])
 
     def update(self, batch: Batch, logits: Tensor) -> None:
-        """Add a batch; a score is the log-odds of bona fide, the difference of the two logits, and the mean of those
-        of a trial's clips."""
+        """Add a batch; scores are those of `trial_scores`."""
         if not len(batch.trials):  # an idle pass
             return
-        logits = logits.detach().float()
-        scores = (logits[:, 1] - logits[:, 0]).reshape(len(batch.trials), -1).mean(dim=1)
+        scores = trial_scores(logits.detach(), len(batch.trials))
         # A trial that failed keeps its place in the count of trials, and its score is never used.
         scores = scores.where(batch.read(), float("nan"))
         self.scores.update(batch.trials, scores)
