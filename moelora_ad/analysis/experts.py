@@ -14,12 +14,12 @@ from moelora_ad.adapters import adapted_sites, knocked_out
 from moelora_ad.analysis.analysis import Analysis
 from moelora_ad.analysis.batches import add_reading, existing, whole_number
 from moelora_ad.analysis.gate_use import require_gates
-from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.analysis.scoring import Variant, check_classes, eer_difference, eers_by_attack, scores_of_variants
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
+from moelora_ad.evaluation.reports.heatmaps import heatmaps
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 NAME = "experts"

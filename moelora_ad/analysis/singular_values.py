@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from moelora_ad.adapters import adapted_sites, singular_values
 from moelora_ad.analysis.analysis import Analysis
 from moelora_ad.analysis.batches import add_building, existing
-from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.models import load_trained
 from moelora_ad.analysis.places import Places
 from moelora_ad.errors import InputError
+from moelora_ad.evaluation.reports.heatmaps import heatmaps
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 NAME = "singular-values"

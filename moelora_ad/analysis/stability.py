@@ -14,13 +14,13 @@ from scipy.stats import spearmanr
 from moelora_ad.analysis.analysis import Analysis
 from moelora_ad.analysis.batches import add_reading, existing, progress, whole_number
 from moelora_ad.analysis.gate_use import gated_sites, watched
-from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.matching import Agreement, agreement, aligned
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.analysis.places import Places
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, SeedSummary, over_seeds
 from moelora_ad.evaluation.comparison.scored_runs import ScoredRun, read_runs
+from moelora_ad.evaluation.reports.heatmaps import heatmaps
 from moelora_ad.evaluation.reports.plots import BLUE, INK, short_name
 from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.runs.record import RunRecord, find_records
