@@ -117,11 +117,10 @@ def banded_heatmaps(
     every = {name: panel for band in bands for name, panel in band.panels.items()}
     panel_width, band_height = _panel_width(every, columns, most_columns), max(_CELL[1] * len(rows), _LOWEST)
     left, top = _left(rows), _TOP + (0.2 if title else 0.0)
-    gaps = [
-        _BETWEEN if above.panels.keys() == below.panels.keys() else _BETWEEN_TITLED for above, below in pairwise(bands)
-    ]
-    last_gap = panel_width / (len(columns) + 1)
-    width = left + panel_width * max(len(band.panels) for band in bands) - last_gap + _RIGHT
+    same = (above.panels.keys() == below.panels.keys() for above, below in pairwise(bands))
+    gaps = [_BETWEEN if one else _BETWEEN_TITLED for one in same]
+    panels_end = left + panel_width * (max(len(band.panels) for band in bands) - 1 / (len(columns) + 1))
+    width = max(panels_end + _RIGHT, _TITLE_LETTER * len(title) + 0.3)
     height = top + band_height * len(bands) + sum(gaps) + _BOTTOM
     figure = Figure(figsize=(width, height))
     bottom = height - top
@@ -136,12 +135,12 @@ def banded_heatmaps(
         if number == len(bands) - 1 or gaps[number] == _BETWEEN_TITLED:
             _name_columns(axes, band, columns, most_columns)
             axes.set_xlabel(columns_are)
-        bar_box = 1 - (_RIGHT - 0.15) / width, box[1], 0.09 / width, box[3]
+        bar_box = (panels_end + 0.15) / width, box[1], 0.09 / width, box[3]
         bar = figure.colorbar(axes.images[0], cax=figure.add_axes(bar_box))
         bar.outline.set_visible(False)
         if band.ticks:
             bar.set_ticks(list(band.ticks), labels=list(band.ticks.values()))
-        bar.set_label(textwrap.fill(band.values_are, int(band_height / _LETTER)), fontsize=8)
+        bar.set_label(textwrap.fill(band.values_are, int(band_height / _LETTER), break_on_hyphens=False), fontsize=8)
         bar.ax.tick_params(labelsize=7, length=2)
     if title:
         figure.suptitle(title, fontsize=9.5, fontweight="bold", y=1 - 0.08 / height, va="top")
