@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moelora_ad.errors import InputError
+
 _MOST_CODES = 4_000_000  # that are counted at once
 
 
@@ -39,7 +41,7 @@ def dependence(
     groups: Sequence[NDArray[np.intp]],
     permutations: int,
     seed: int,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> Dependence:
     """Test whether experts and classes are independent.
 
@@ -54,8 +56,12 @@ def dependence(
         groups: numbers of the sites of each group.
         permutations: at least 1.
         seed: of the permutations.
-        advance: told of every permutation.
+        advance: told after each permutation how many are done.
+
+    Raises:
+        InputError: there is no permutation.
     """
+    check_permutations(permutations)
     num_classes = int(classes.max()) + 1
     members = np.stack([np.bincount(group, minlength=experts.shape[1]) / len(group) for group in groups])
     observed = mutual_information(experts, classes, num_experts, num_classes)
@@ -63,14 +69,23 @@ def dependence(
     exceeded = np.zeros(len(groups) + 1, np.int64)
     total = np.zeros_like(observed)
     generator = np.random.default_rng(seed)
-    for _ in range(permutations):
+    for number in range(1, permutations + 1):
         permuted = mutual_information(experts, generator.permutation(classes), num_experts, num_classes)
         # Equal tables may differ in the last bits: their sums run in another order.
         exceeded += np.append(members @ permuted, permuted.mean()) >= statistics - 1e-12
         total += permuted
-        advance(1)
+        advance(number)
     p_values = (1 + exceeded) / (1 + permutations)
     return Dependence(observed, total / permutations, float(p_values[-1]), holm(p_values[:-1]), permutations)
+
+
+def check_permutations(permutations: int) -> None:
+    """
+    Raises:
+        InputError: there is none.
+    """
+    if permutations < 1:
+        raise InputError(f"permutations: must be at least 1, not {permutations}")
 
 
 def mutual_information(

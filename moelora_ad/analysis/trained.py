@@ -17,11 +17,11 @@ from moelora_ad.models import Detector
 from moelora_ad.runs.record import DEV, RECORD, read_record
 
 
-class Trained(NamedTuple):
+class TrainedDetector(NamedTuple):
     """A trained detector and the corpora of its run.
 
     Attributes:
-        detector: in evaluation mode.
+        detector: in evaluation mode; its ``precision`` is that of the run.
         data: of the run.
         name: the run's system; the name of its folder if it has no record.
         seed: of the run.
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     folder: Path
 
 
-def load_trained(path: str | Path, backbone: str | None = None, allow: Collection[str] = ()) -> Trained:
+def load_trained(path: str | Path, backbone: str | None = None, allow: Collection[str] = ()) -> TrainedDetector:
     """A run's detector with its trained weights.
 
     Args:
@@ -58,10 +58,11 @@ def load_trained(path: str | Path, backbone: str | None = None, allow: Collectio
     load_weights(built.detector, state, str(checkpoint))
     folder = config.parent
     name = read_record(folder).system if (folder / RECORD).exists() else folder.name
-    return Trained(built.detector.eval(), built.data, name, built.data.seed, checkpoint, folder)
+    built.detector.precision = built.precision
+    return TrainedDetector(built.detector.eval(), built.data, name, built.data.seed, checkpoint, folder)
 
 
-def trials_of(trained: Trained, set_name: str) -> TrialList:
+def trials_of(trained: TrainedDetector, set_name: str) -> TrialList:
     """The trials of one of the run's sets: "train", "dev", or a test set by its name.
 
     Raises:
@@ -80,11 +81,11 @@ def trials_of(trained: Trained, set_name: str) -> TrialList:
 
 
 def batches(
-    trained: Trained,
+    trained: TrainedDetector,
     trials: TrialList,
     batch_size: int | None = None,
     workers: int | None = None,
-    progress: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Batch]:
     """The trials in their order, in evaluation segments, never augmented.
 
@@ -93,7 +94,7 @@ def batches(
         trials: what to read.
         batch_size: None for that of the run's evaluation.
         workers: processes that read audio; None for those of the run.
-        progress: called after each batch with its number of trials.
+        advance: called after each batch with its number of trials.
 
     Raises:
         InputError: a file cannot be read.
@@ -110,14 +111,14 @@ def batches(
     batch: Batch
     for batch in loader:
         yield batch
-        progress(len(batch.trials))
+        advance(len(batch.trials))
 
 
 def _best_checkpoint(folder: Path) -> Path:
     if (folder / RECORD).exists():
-        found = read_record(folder).checkpoint_path
-        if found is not None:
-            return found
+        best = read_record(folder).checkpoint_path
+        if best is not None:
+            return best
     kept = sorted(path for path in (folder / "checkpoints").glob("*.ckpt") if not path.name.startswith("last"))
     if len(kept) != 1:
         raise InputError(f"{folder}: {len(kept) or 'no'} checkpoints to choose from in {folder / 'checkpoints'}")
