@@ -229,7 +229,10 @@ def _add_passes(parser: Parser) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
     parser.add_argument(
-        "--precision", metavar="NAME", help="that models are computed in (default: the one that each was judged in)"
+        "--precision",
+        type=_precision,
+        metavar="NAME",
+        help="that models are computed in (default: the one that each was judged in)",
     )
 
 
@@ -237,6 +240,14 @@ def _existing(text: str) -> str:
     """The type of an argument that is the folder of a run or a checkpoint."""
     if not os.path.exists(text):
         raise argparse.ArgumentTypeError(f"{text}: no such folder or file; give the folder of a run, or a checkpoint")
+    return text
+
+
+def _precision(text: str) -> str:
+    from moelora_ad.models.precision import PRECISIONS
+
+    if text not in PRECISIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(PRECISIONS)}")
     return text
 
 
