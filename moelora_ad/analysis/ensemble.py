@@ -18,7 +18,7 @@ from moelora_ad.adapters import LoRAUpdate, adapted_sites, lora_updates, record_
 from moelora_ad.adapters.merging import with_loras
 from moelora_ad.analysis.gates import gated_sites
 from moelora_ad.analysis.passes import AudioPasses, Progress, silent
-from moelora_ad.analysis.scoring import check_classes, eer_difference, scores_of_variants, sets_to_score
+from moelora_ad.analysis.scoring import check_both_classes, eer_difference, scores_of_variants, sets_to_score
 from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
@@ -132,7 +132,7 @@ class _Scores:
     def add(self, trained: TrainedDetector, variant: str) -> None:
         for name, by_variant in self.by_set.items():
             trials = trials_of(trained, name)
-            check_classes(trials, name)
+            check_both_classes(trials, name)
             others = next(iter(by_variant.values())).trials if by_variant else trials
             if list(trials.columns.utterance) != list(others.columns.utterance):
                 raise InputError(f"{trained.folder} has other trials in {name} than {self._first}")

@@ -16,7 +16,7 @@ from moelora_ad.analysis.gates import require_gates
 from moelora_ad.analysis.passes import AudioPasses, Progress, silent
 from moelora_ad.analysis.scoring import (
     Variant,
-    check_classes,
+    check_both_classes,
     eer_difference,
     eers_by_attack,
     scores_of_variants,
@@ -134,7 +134,7 @@ def analyze_experts(
     require_gates(trained)
     trials = {name: trials_of(trained, name) for name in sets_to_score(trained, sets)}
     for name, of_set in trials.items():
-        check_classes(of_set, name)
+        check_both_classes(of_set, name)
     variants = variants_of(trained, keep_gates)
     scores = {
         name: scores_of_variants(trained, of_set, variants, passes, f"{trained.name} on {name}")

@@ -74,7 +74,7 @@ def sets_to_score(trained: TrainedDetector, sets: Sequence[str] | None) -> list[
     return names
 
 
-def check_classes(trials: TrialList, name: str) -> None:
+def check_both_classes(trials: TrialList, name: str) -> None:
     """
     Raises:
         InputError: the set lacks bona fide or spoofed trials, so that it has no EER.

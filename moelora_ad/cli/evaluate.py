@@ -10,7 +10,7 @@ from typing import Any
 
 from moelora_ad import __version__
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.cli.terminal import print_line, print_table, steps
+from moelora_ad.cli.terminal import print_line, print_table, step_progress
 from moelora_ad.corpora.trial import TEXT_FIELDS, TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.costs import TandemCosts2019, TandemCosts2021, read_asv_error_rates
@@ -188,7 +188,7 @@ def _results(
             development = ScoreReader(None, given.format_in).read(given.calibration).table
             raw = tables
             calibration, tables = calibrated(tables, development, given.calibration)
-        with steps(len(found) + len({file.run for file in found}) + len(pairs)) as tick:
+        with step_progress(len(found) + len({file.run for file in found}) + len(pairs)) as tick:
             files = evaluate_files(tables, options, raw, tick)
             runs = summarise_runs(files, given.own, options, tick, given.average)
             comparisons = compare_pairs(pairs, labelled, systems, options, tick)
@@ -246,7 +246,7 @@ def _write(results: Results, folder: str) -> None:
     from moelora_ad.evaluation.reports.writing import write_results
 
     try:
-        with steps(number_of_plots(results)) as tick:
+        with step_progress(number_of_plots(results)) as tick:
             write_results(results, folder, tick)
     except OSError as error:
         raise _Faulty(f"{folder}: cannot be written: {error.strerror}") from None

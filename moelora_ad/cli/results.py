@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.cli.terminal import print_line, print_table, steps
+from moelora_ad.cli.terminal import print_line, print_table, step_progress
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.comparison.scored_runs import read_runs
 from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
@@ -59,7 +59,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Comparison:
     records = find_records(given.runs)
-    with steps(len(records)) as tick:
+    with step_progress(len(records)) as tick:
         runs, notes = read_runs(records, tick)
     comparison = Comparison(runs, given.own, tuple(notes))
     strangers = sorted(set(given.own or ()) - set(comparison.sets))

@@ -54,7 +54,7 @@ def progress(console: Console | None = None) -> Iterator[Show]:
 
 
 @contextmanager
-def steps(total: int) -> Iterator[Callable[[str], None]]:
+def step_progress(total: int) -> Iterator[Callable[[str], None]]:
     """The same for so many steps of one task: what it gives is told of each before it begins."""
     done = itertools.count()
     with progress() as show:

@@ -280,7 +280,7 @@ class DetectionModule(CheckpointedModule, LossModule):
     def _write(self, part: SetScores) -> SetResult:
         result = part.result()
         if part.kept is not None and self.trainer.is_global_zero:
-            described = about(self.trainer, part.name, len(result.reasons), result.num_found, part.started)
+            described = about(self.trainer, part.name, len(result.reasons), result.num_known, part.started)
             part.kept.finish(result.table, result.indices, described)
         self._list_failures(set_folder(self.trainer, part.name), part.name, part.trials, result.reasons)
         return result

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from moelora_ad.cli.terminal import progress, steps
+from moelora_ad.cli.terminal import progress, step_progress
 
 
 def terminal() -> Console:
@@ -29,7 +29,7 @@ def test_one_task_after_another(capsys):
 def test_nothing_is_drawn_where_there_is_no_terminal(capsys):
     with progress() as show:
         show("reading", 1, 2)
-    with steps(2) as begin:
+    with step_progress(2) as begin:
         begin("one")
         begin("two")
     assert capsys.readouterr() == ("", "")
@@ -47,7 +47,7 @@ def test_steps_count_what_is_done_before_each(monkeypatch, count):
             pass
 
     monkeypatch.setattr("moelora_ad.cli.terminal.progress", Fake)
-    with steps(3) as begin:
+    with step_progress(3) as begin:
         for number in range(count):
             begin(f"step {number}")
     assert shown == [(f"step {number}", number, 3) for number in range(count)]

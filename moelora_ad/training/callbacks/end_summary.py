@@ -68,8 +68,8 @@ def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
         apart = "" if folder == score_folder(trainer) else f" ({', '.join(names)}: not of the run, in no average of it)"
         line(console, "scores", f"{shown(folder)}{apart}")
     for name, figures in model.evaluated.items():
-        if figures.num_found:
-            line(console, "not computed again", f"{figures.num_found:,} of {name}, scored by an earlier run")
+        if figures.num_known:
+            line(console, "not computed again", f"{figures.num_known:,} of {name}, scored by an earlier run")
     _print_failures(console, trainer, model)
 
 
