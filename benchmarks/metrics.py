@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from moelora_ad.evaluation import AsvErrorRates, ScoreCurve
-from moelora_ad.evaluation.metrics import equal_error_rate
+from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
 from moelora_ad.evaluation.metrics.intervals import bootstrap
 from moelora_ad.evaluation.metrics.options import FigureOptions
 
