@@ -82,7 +82,8 @@ def analyze_ensemble(
         sets: "dev", "train" or test sets of the runs; None for all test sets of the first.
         resamples: of the bootstrap.
         seed: of the bootstrap.
-        batch_size: as for `AudioPasses`; ``workers``, ``device``, ``precision`` and ``progress`` too.
+        batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
+            ``progress``.
         backbone: where the encoder is, if not where the runs found it.
         allow: packages besides ours whose classes the runs' configurations may name.
 

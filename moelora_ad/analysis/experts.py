@@ -122,7 +122,8 @@ def analyze_experts(
         keep_gates: keep the gates' weights as they are; otherwise they decide between the experts that remain.
         resamples: of the bootstrap.
         seed: of the bootstrap.
-        batch_size: as for `AudioPasses`; ``workers``, ``device``, ``precision`` and ``progress`` too.
+        batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
+            ``progress``.
         backbone: where the encoder is, if not where the run found it.
         allow: packages besides ours whose classes the run's configuration may name.
 

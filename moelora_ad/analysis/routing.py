@@ -104,7 +104,8 @@ def analyze_routing(
         set: "dev", "train" or a test set of the run.
         permutations: of the classes, at least 1; see `dependence`.
         seed: of the permutations.
-        batch_size: as for `AudioPasses`; ``workers``, ``device``, ``precision`` and ``progress`` too.
+        batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
+            ``progress``.
         backbone: where the encoder is, if not where the run found it.
         allow: packages besides ours whose classes the run's configuration may name.
 

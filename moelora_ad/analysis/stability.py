@@ -124,7 +124,8 @@ def analyze_stability(
         set: where routing is compared: "dev", "train" or a test set.
         permutations: of the utterances, at least 1; see `agreement`.
         seed: of the permutations.
-        batch_size: as for `AudioPasses`; ``workers``, ``device``, ``precision`` and ``progress`` too.
+        batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
+            ``progress``.
         backbone: where the encoder is, if not where the runs found it.
         allow: packages besides ours whose classes the runs' configurations may name.
 

@@ -1,7 +1,9 @@
 """What the analyses give to a researcher in Python: arrays, without files and without a terminal."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from moelora_ad import analysis
 from moelora_ad.evaluation import ScoreTable
 
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 HERE = {"device": "cpu", "workers": 0}
 
 
@@ -64,6 +67,20 @@ def test_routing(fitted, tmp_path):
     assert {path.name for path in files} >= {"routing.json", "routing.csv", "routing.md", "routing-gates.png"}
 
 
+def test_the_readmes_example(fitted, tmp_path, monkeypatch, capsys):
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "analyze_routing" in code]
+    (path,) = re.findall(r'"(runs/.*?)"', example)
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).symlink_to(fitted["mixture", 1], target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    exec(example, namespace)
+    gates, p_value = namespace["analysis"].overall.mean_gate[0], namespace["analysis"].dependence["attack"].p_value
+    printed = capsys.readouterr().out
+    assert printed == f"{namespace['analysis'].sites[0]} {gates} {p_value}\n"
+    assert (tmp_path / "figures" / "routing.json").is_file()
+
+
 def test_experts(fitted):
     result = analysis.analyze_experts(fitted["mixture", 1], sets=["other"], resamples=20, keep_gates=True, **HERE)
     assert (result.seed, result.keep_gates, result.resamples) == (1, True, 20)
@@ -83,7 +100,7 @@ def test_singular_values_and_stability(fitted):
     values = analysis.analyze_singular_values(fitted["lora", 1])
     assert values.largest.shape == (2, 4, 1)
     assert values.late_to_early.keys() == values.active_in.keys() == {*values.grid.projections}
-    stability = analysis.analyze_stability(fitted["mixture", 1].parent.iterdir(), permutations=2, **HERE)
+    stability = analysis.analyze_stability([fitted["mixture", 1].parent], permutations=2, **HERE)
     assert stability.seeds == [1, 2]
     assert stability.scores["other"].eers.shape == (2,)
     assert stability.routing.agreement.similarity.shape == (1, 8)
