@@ -6,8 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moelora_ad.errors import InputError
-
 _MOST_CODES = 4_000_000  # that are counted at once
 
 
@@ -57,11 +55,7 @@ def dependence(
         permutations: at least 1.
         seed: of the permutations.
         advance: told after each permutation how many are done.
-
-    Raises:
-        InputError: there is no permutation.
     """
-    check_permutations(permutations)
     num_classes = int(classes.max()) + 1
     members = np.stack([np.bincount(group, minlength=experts.shape[1]) / len(group) for group in groups])
     observed = mutual_information(experts, classes, num_experts, num_classes)
@@ -77,15 +71,6 @@ def dependence(
         advance(number)
     p_values = (1 + exceeded) / (1 + permutations)
     return Dependence(observed, total / permutations, float(p_values[-1]), holm(p_values[:-1]), permutations)
-
-
-def check_permutations(permutations: int) -> None:
-    """
-    Raises:
-        InputError: there is none.
-    """
-    if permutations < 1:
-        raise InputError(f"permutations: must be at least 1, not {permutations}")
 
 
 def mutual_information(

@@ -17,7 +17,7 @@ from torch import Tensor
 from moelora_ad.adapters import LoRAUpdate, adapted_sites, lora_updates, record_routing, static_mixture
 from moelora_ad.adapters.merging import with_loras
 from moelora_ad.analysis.gates import gated_sites
-from moelora_ad.analysis.passes import AudioPasses, Progress, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
 from moelora_ad.analysis.scoring import check_both_classes, eer_difference, scores_of_variants, sets_to_score
 from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
 from moelora_ad.errors import InputError
@@ -92,6 +92,7 @@ def analyze_ensemble(
     """
     if len(runs) < 2:
         raise InputError("an ensemble needs at least two LoRA runs")
+    check_positive("resamples", resamples)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     first = load_trained(runs[0], backbone, allow)
     names = sets_to_score(first, sets)

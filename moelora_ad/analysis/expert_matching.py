@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from moelora_ad.analysis.dependence import check_permutations
-
 
 class Agreement(NamedTuple):
     """How alike the gates of several models are once their experts are matched at every site.
@@ -41,11 +39,7 @@ def agreement(
         permutations: of the utterances, drawn for each model by itself; at least 1.
         seed: of the permutations.
         advance: told after each permutation how many are done.
-
-    Raises:
-        InputError: there is no permutation.
     """
-    check_permutations(permutations)
     standard = [standardised(one) for one in gates]
     observed = _similarities(standard)
     generator = np.random.default_rng(seed)

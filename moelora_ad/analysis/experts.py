@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moelora_ad.adapters import adapted_sites, knocked_out
 from moelora_ad.analysis.gates import require_gates
-from moelora_ad.analysis.passes import AudioPasses, Progress, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
 from moelora_ad.analysis.scoring import (
     Variant,
     check_both_classes,
@@ -130,6 +130,7 @@ def analyze_experts(
     Raises:
         InputError: the model has no gates, a set lacks a class, or audio cannot be read.
     """
+    check_positive("resamples", resamples)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     trained = load_trained(run, backbone, allow)
     require_gates(trained)

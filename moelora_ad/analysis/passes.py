@@ -20,6 +20,15 @@ def silent(what: str, done: float, total: int) -> None:
     """The `Progress` that shows nothing."""
 
 
+def check_positive(name: str, number: int) -> None:
+    """
+    Raises:
+        InputError: the number is below 1.
+    """
+    if number < 1:
+        raise InputError(f"{name}: must be at least 1, not {number}")
+
+
 class AudioPasses:
     """Passes of sets through trained detectors.
 
@@ -45,8 +54,8 @@ class AudioPasses:
         precision: str | None = None,
         progress: Progress = silent,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch size: must be at least 1, not {batch_size}")
+        if batch_size is not None:
+            check_positive("batch size", batch_size)
         self.device = usable_device(device)
         self.progress = progress
         self.notes: list[str] = []

@@ -14,7 +14,7 @@ from moelora_ad.adapters import RoutingRecord
 from moelora_ad.adapters.sites import SiteGrid
 from moelora_ad.analysis.dependence import Dependence, dependence, entropy
 from moelora_ad.analysis.gates import GateStatistics, require_gates, watched
-from moelora_ad.analysis.passes import AudioPasses, Progress, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
 from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
 from moelora_ad.corpora import TrialList
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF
@@ -112,6 +112,7 @@ def analyze_routing(
     Raises:
         InputError: there is no such run or set, the model has no gates, or audio cannot be read.
     """
+    check_positive("permutations", permutations)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     trained = load_trained(run, backbone, allow)
     sites = require_gates(trained)

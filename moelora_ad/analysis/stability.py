@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from moelora_ad.adapters.sites import SiteGrid
 from moelora_ad.analysis.expert_matching import Agreement, agreement, aligned
 from moelora_ad.analysis.gates import gated_sites, watched
-from moelora_ad.analysis.passes import AudioPasses, Progress, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
 from moelora_ad.analysis.trained import load_trained, trials_of
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, SeedSummary, over_seeds
@@ -133,6 +133,7 @@ def analyze_stability(
         InputError: there are not two finished runs of one system, their files are damaged or of other trials, or audio
             cannot be read.
     """
+    check_positive("permutations", permutations)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     scored, notes = _runs(runs)
     records = [run.record for run in scored]

@@ -74,6 +74,8 @@ def test_routing_in_half_precision(judged, fitted):
 
 
 def test_mistakes(fitted):
+    with pytest.raises(InputError, match="resamples: must be at least 1, not 0"):
+        analyze_experts(fitted["mixture", 1], resamples=0)
     for given, words in (
         ({"precision": "64-true"}, "precision: '64-true' is not one of"),
         ({"batch_size": 0}, "batch size: must be at least 1, not 0"),
