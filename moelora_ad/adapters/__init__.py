@@ -26,7 +26,14 @@ from moelora_ad.adapters.methods import (
 )
 from moelora_ad.adapters.peft.files import LoRAUpdate, load_lora, lora_updates, read_lora
 from moelora_ad.adapters.peft.format import adapt_from_peft, save_peft
-from moelora_ad.adapters.routing import Decision, RoutingRecord, SiteRouting, record_routing, watch_gates
+from moelora_ad.adapters.routing import (
+    Decision,
+    RoutingRecord,
+    SiteRouting,
+    effective_experts,
+    record_routing,
+    watch_gates,
+)
 from moelora_ad.adapters.spectra import principal_angles, singular_values
 from moelora_ad.adapters.starting import mixture_of_loras, warm_start
 from moelora_ad.adapters.surgery import (
@@ -68,6 +75,7 @@ __all__ = [
     "adapter_modules",
     "add_expert",
     "drop_expert",
+    "effective_experts",
     "freeze_experts",
     "inject",
     "knocked_out",

@@ -1,7 +1,6 @@
 """Putting adapted projections into a model, and what is whose afterwards."""
 
 import difflib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.patterns import bounded_pattern
+from moelora_ad.adapters.sites import layer_of
 
 Build = Callable[[nn.Linear, str], MoELoRALinear]
 
@@ -35,12 +35,6 @@ class LayerRange:
             end + num_layers if end < 0 else end for end in (self.first, -1 if self.last is None else self.last)
         )
         return range(max(first, 0), min(last, num_layers - 1) + 1)
-
-
-def layer_of(site: str) -> str | None:
-    """The dotted path of the layer that a site belongs to, up to the first number; None if there is no number."""
-    found = re.match(r"(?:.*?\.)??\d+(?=\.|$)", site)
-    return found[0] if found else None
 
 
 def inject(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moelora_ad.adapters.errors import AdapterError
+from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.injection import adapted_sites
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.peft.files import LoRAUpdate, check_sites, lora_updates
@@ -82,6 +83,39 @@ def merge_static_mixture(model: nn.Module, mean_gates: Mapping[str, Tensor]) -> 
     What this changes is told by `static_mixture_error`. Args and errors: see `static_mixture`.
     """
     return Merged(model, static_mixture(model, mean_gates))
+
+
+@contextmanager
+def with_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> Iterator[None]:
+    """Put other LoRAs in the place of a model's adapters, within the block.
+
+    They stay beside the weights: merged into weights of half precision most of an update would be rounded away.
+
+    Args:
+        model: adapted; afterwards it is what it was.
+        updates: for every adapted projection, of any rank.
+
+    Raises:
+        AdapterError: updates are missing, or there are others.
+    """
+    adapted = dict(adapted_sites(model))
+    check_sites(adapted, updates)
+    for site, layer in adapted.items():
+        _put(model, layer, _lora_layer(layer, updates[site]))
+    try:
+        yield
+    finally:
+        for site, layer in adapted.items():
+            _put(model, model.get_submodule(site), layer)
+
+
+def _lora_layer(layer: MoELoRALinear, update: LoRAUpdate) -> MoELoRALinear:
+    base, rank = layer.base, len(update.lora_A)
+    with torch.device("meta"):
+        expert = LoRAExpert(base.in_features, base.out_features, rank)
+    expert.lora_A = nn.Parameter(update.lora_A.to(base.weight.device), requires_grad=False)
+    expert.lora_B = nn.Parameter(update.lora_B.to(base.weight.device), requires_grad=False)
+    return MoELoRALinear(base, [expert], alpha=update.scaling * rank).train(layer.training)
 
 
 @torch.no_grad()

@@ -17,10 +17,11 @@ from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.errors import AdapterError, InjectionError
 from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate, GatePolicy
-from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, inject, layer_of
+from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, inject
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.peft.files import load_lora, read_lora
+from moelora_ad.adapters.sites import layer_of
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 

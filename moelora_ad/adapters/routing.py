@@ -34,6 +34,12 @@ class Decision(NamedTuple):
     weights: Tensor
     valid: Tensor | None
 
+    def mean_weights(self) -> Tensor:
+        """The experts' weights (..., N) float32 of each row, their mean over its tokens that are not padding."""
+        weights = self.weights.float()
+        of_tokens = self.valid is not None and weights.shape[-2] == self.valid.shape[-1]
+        return mean_over_tokens(weights, self.valid if of_tokens else None)
+
 
 @contextmanager
 def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[None]:
@@ -117,9 +123,8 @@ class SiteRouting:
 
     @property
     def effective_experts(self) -> float:
-        """exp of the entropy of the mean weights: N if all experts are used alike, 1 if one takes everything."""
-        share = self.mean_gate / self.mean_gate.sum()
-        return float(torch.special.entr(share).sum().exp())
+        """See the function of this name."""
+        return float(effective_experts(self.mean_gate))
 
     @property
     def load_balance(self) -> float:
@@ -127,6 +132,13 @@ class SiteRouting:
         2101.03961, eq. 4 to 6): 1 if the experts are used alike, N if one takes everything."""
         share = self.mean_gate / self.mean_gate.sum()
         return float(len(share) * (self.top1_share * share).sum())
+
+
+def effective_experts(mean_gate: Tensor) -> Tensor:
+    """exp of the entropy of the mean weights, (..., N) -> (...): N if all experts are used alike, 1 if one takes
+    everything."""
+    share = mean_gate / mean_gate.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1).exp()
 
 
 class RoutingRecord:
@@ -224,7 +236,7 @@ def _numbers(decision: Decision) -> Tensor:
     weights, valid = decision.weights.float(), decision.valid
     norms = expert_norms(decision.layer, decision.inputs)
     if norms.shape != weights.shape:  # one decision for all tokens of an utterance
-        norms = _mean_over_tokens(norms, valid)
+        norms = mean_over_tokens(norms, valid).unsqueeze(-2)
         valid = None
     top1 = torch.zeros_like(weights).scatter_(-1, weights.argmax(-1, keepdim=True), 1.0)
     mass = weights.sum(-1, keepdim=True)
@@ -240,11 +252,12 @@ def _summed_in(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # which mps has not
 
 
-def _mean_over_tokens(values: Tensor, valid: Tensor | None) -> Tensor:
+def mean_over_tokens(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over tokens that are not padding: (..., T, N) -> (..., N); ``valid`` (..., T) as of a `Decision`."""
     if valid is None:
-        return values.mean(-2, keepdim=True)
-    kept = values.where(valid.unsqueeze(-1), 0.0).sum(-2, keepdim=True)
-    return kept / valid.sum(-1)[..., None, None].clamp(min=1)
+        return values.mean(-2)
+    kept = values.where(valid.unsqueeze(-1), 0.0).sum(-2)
+    return kept / valid.sum(-1).unsqueeze(-1).clamp(min=1)
 
 
 def expert_norms(layer: MoELoRALinear, inputs: Tensor) -> Tensor:

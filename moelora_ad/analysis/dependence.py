@@ -39,7 +39,7 @@ def dependence(
     groups: Sequence[NDArray[np.intp]],
     permutations: int,
     seed: int,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> Dependence:
     """Test whether experts and classes are independent.
 
@@ -54,7 +54,7 @@ def dependence(
         groups: numbers of the sites of each group.
         permutations: at least 1.
         seed: of the permutations.
-        advance: told of every permutation.
+        advance: told after each permutation how many are done.
     """
     num_classes = int(classes.max()) + 1
     members = np.stack([np.bincount(group, minlength=experts.shape[1]) / len(group) for group in groups])
@@ -63,12 +63,12 @@ def dependence(
     exceeded = np.zeros(len(groups) + 1, np.int64)
     total = np.zeros_like(observed)
     generator = np.random.default_rng(seed)
-    for _ in range(permutations):
+    for number in range(1, permutations + 1):
         permuted = mutual_information(experts, generator.permutation(classes), num_experts, num_classes)
         # Equal tables may differ in the last bits: their sums run in another order.
         exceeded += np.append(members @ permuted, permuted.mean()) >= statistics - 1e-12
         total += permuted
-        advance(1)
+        advance(number)
     p_values = (1 + exceeded) / (1 + permutations)
     return Dependence(observed, total / permutations, float(p_values[-1]), holm(p_values[:-1]), permutations)
 

@@ -5,112 +5,160 @@ cost of one. A mixture decides for each token instead; with its gates held at th
 which shows what the dynamic routing is worth.
 """
 
-import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from moelora_ad.adapters import (
-    LoRAUpdate,
-    adapted_sites,
-    lora_updates,
-    merge_static_mixture,
-    record_routing,
-)
-from moelora_ad.adapters.merging import Merged
-from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import add_reading, existing, read, whole_number
-from moelora_ad.analysis.gate_use import gated_sites
-from moelora_ad.analysis.models import Trained, load_trained, trials_of
-from moelora_ad.analysis.scoring import check_classes, eer_difference, scores_of_variants
-from moelora_ad.data.data_module import DEV
+from moelora_ad.adapters import LoRAUpdate, adapted_sites, lora_updates, record_routing, static_mixture
+from moelora_ad.adapters.merging import with_loras
+from moelora_ad.analysis.gates import gated_sites
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.scoring import check_both_classes, eer_difference, scores_of_variants, sets_to_score
+from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
-from moelora_ad.evaluation.reports.plots import BLUE, INK, short_name
-from moelora_ad.evaluation.reports.text_table import TextTable
+from moelora_ad.runs.record import DEV
 
-NAME = "ensemble"
 SCORES, WEIGHTS = "scores averaged", "weights averaged"
 MIXTURE, STATIC = "mixture", "mixture with constant gates"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=existing, metavar="RUN", help="folders of LoRA runs, or checkpoints")
-    parser.add_argument("--against", type=existing, metavar="RUN", help="a run of a mixture")
-    parser.add_argument(
-        "--set", dest="sets", nargs="+", metavar="NAME", help="dev, train or test sets (default: all test sets)"
-    )
-    parser.add_argument("--resamples", type=whole_number(1), default=1000, metavar="N", help="default: 1000")
-    parser.add_argument("--seed", type=whole_number(0), default=1, help="of the bootstrap (default: 1)")
-    add_reading(parser)
+@dataclass(frozen=True, eq=False)
+class EnsembleAnalysis:
+    """What averages of LoRAs are worth, and what a mixture.
+
+    Variants are the members ("lora, seed 1"), `SCORES` and `WEIGHTS` averaged and, if there is a mixture, `MIXTURE`
+    and `STATIC`.
+
+    Attributes:
+        system: name of the LoRAs' system.
+        members: the variants that are averaged.
+        reference: the variant that others are set against: the mixture, or else the averaged scores.
+        resamples: of the bootstrap.
+        scores: by set and variant.
+        differences: of the EER to that of the reference, with a 95 % interval, by set and variant.
+        notes: on the precision, a line each.
+    """
+
+    system: str
+    members: Sequence[str]
+    reference: str
+    resamples: int
+    scores: Mapping[str, Mapping[str, ScoreTable]]
+    differences: Mapping[str, Mapping[str, Difference]]
+    notes: Sequence[str] = ()
+
+    def forward_passes(self, variant: str) -> int:
+        """How many models must see an utterance."""
+        return len(self.members) if variant == SCORES else 1
 
 
-def run(arguments: argparse.Namespace) -> Analysis:
+def analyze_ensemble(
+    runs: Sequence[str | Path],
+    *,
+    against: str | Path | None = None,
+    sets: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 1,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    backbone: str | None = None,
+    allow: Collection[str] = (),
+    progress: Progress = silent,
+) -> EnsembleAnalysis:
     """Score sets with every LoRA, with their averages, and with a mixture and its static form.
+
+    Args:
+        runs: folders of at least two runs of LoRAs, or checkpoints in them.
+        against: a run of a mixture.
+        sets: "dev", "train" or test sets of the runs; None for all test sets of the first.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
+            ``progress``.
+        backbone: where the encoder is, if not where the runs found it.
+        allow: packages besides ours whose classes the runs' configurations may name.
 
     Raises:
         InputError: there are not two LoRA runs, their parts differ, a set lacks a class, or audio cannot be read.
     """
-    if len(arguments.runs) < 2:
+    if len(runs) < 2:
         raise InputError("an ensemble needs at least two LoRA runs")
-    first = load_trained(arguments.runs[0], arguments.backbone, arguments.allow)
-    names = arguments.sets or list(first.data.test)
-    if not names:
-        raise InputError(f"{first.folder} has no test set: name one by --set")
-    scored: dict[str, dict[str, ScoreTable]] = {name: {} for name in names}
+    check_positive("resamples", resamples)
+    passes = AudioPasses(batch_size, workers, device, precision, progress)
+    first = load_trained(runs[0], backbone, allow)
+    names = sets_to_score(first, sets)
+    scored = _Scores({name: {} for name in names}, passes, runs[0])
     updates, classifiers = [], []
-    for path in arguments.runs:  # one model in memory at a time
-        trained = load_trained(path, arguments.backbone, arguments.allow)
+    for path in runs:  # one model in memory at a time
+        trained = load_trained(path, backbone, allow)
         updates.append(_updates(trained))
         classifiers.append(_classifier(trained))
         _check_alike(first, trained, updates, classifiers)
-        _score(trained, f"{trained.name}, seed {trained.seed}", scored, arguments)
-        singles = list(scored[names[0]])
-    for by_variant in scored.values():
+        scored.add(trained, f"{trained.name}, seed {trained.seed}")
+    members = tuple(scored.by_set[names[0]])
+    for by_variant in scored.by_set.values():
         tables = list(by_variant.values())
         by_variant[SCORES] = tables[0].with_scores(np.mean([table.scores for table in tables], axis=0))
     with averaged(first, updates, classifiers):
-        _score(first, WEIGHTS, scored, arguments)
-    if arguments.against is not None:
-        _score_mixture(load_trained(arguments.against, arguments.backbone, arguments.allow), scored, arguments)
-    return analysis_of(first.name, singles, scored, arguments)
+        scored.add(first, WEIGHTS)
+    if against is not None:
+        _add_mixture(load_trained(against, backbone, allow), scored)
+    reference = SCORES if against is None else MIXTURE
+    differences = {
+        name: {
+            variant: eer_difference(table, by_variant[reference], resamples, seed)
+            for variant, table in by_variant.items()
+        }
+        for name, by_variant in scored.by_set.items()
+    }
+    return EnsembleAnalysis(first.name, members, reference, resamples, scored.by_set, differences, tuple(passes.notes))
 
 
-def _score(trained: Trained, variant: str, scored: dict[str, dict[str, ScoreTable]], given: argparse.Namespace) -> None:
-    for name, by_variant in scored.items():
-        trials = trials_of(trained, name)
-        check_classes(trials, name)
-        others = next(iter(by_variant.values())).trials if by_variant else trials
-        if list(trials.columns.utterance) != list(others.columns.utterance):
-            raise InputError(f"{trained.folder} has other trials in {name} than {given.runs[0]}")
-        if variant in by_variant:
-            raise InputError(f"{trained.folder}: a run of {variant} is named twice")
-        by_variant |= scores_of_variants(trained, trials, {variant: nullcontext}, given, f"{variant} on {name}")
+class _Scores:
+    """The scores that are gathered, by set and variant."""
+
+    def __init__(self, by_set: dict[str, dict[str, ScoreTable]], passes: AudioPasses, first: str | Path) -> None:
+        self.by_set = by_set
+        self.passes = passes
+        self._first = first
+
+    def add(self, trained: TrainedDetector, variant: str) -> None:
+        for name, by_variant in self.by_set.items():
+            trials = trials_of(trained, name)
+            check_both_classes(trials, name)
+            others = next(iter(by_variant.values())).trials if by_variant else trials
+            if list(trials.columns.utterance) != list(others.columns.utterance):
+                raise InputError(f"{trained.folder} has other trials in {name} than {self._first}")
+            if variant in by_variant:
+                raise InputError(f"{trained.folder}: a run of {variant} is named twice")
+            words = f"{variant} on {name}"
+            by_variant |= scores_of_variants(trained, trials, {variant: nullcontext}, self.passes, words)
 
 
-def _score_mixture(mixture: Trained, scored: dict[str, dict[str, ScoreTable]], given: argparse.Namespace) -> None:
+def _add_mixture(mixture: TrainedDetector, scored: _Scores) -> None:
     if not gated_sites(mixture):
         raise InputError(f"--against: {mixture.folder} has no gates; give a run that was adapted with MoELoRA")
     encoder = mixture.detector.backbone.encoder
-    _score(mixture, MIXTURE, scored, given)
-    with torch.inference_mode(), record_routing(encoder) as routing:
-        for batch in read(mixture, trials_of(mixture, DEV), given, f"mean gates on {DEV}"):
+    scored.add(mixture, MIXTURE)
+    with record_routing(encoder) as routing:
+        for batch in scored.passes.batches(mixture, trials_of(mixture, DEV), f"mean gates on {DEV}"):
             mixture.detector.backbone(batch.waveforms, batch.lengths)
-    merged = merge_static_mixture(encoder, routing.mean_gates())
-    _score(mixture, STATIC, scored, given)
-    merged.undo()
+    with with_loras(encoder, static_mixture(encoder, routing.mean_gates())):
+        scored.add(mixture, STATIC)
 
 
 @contextmanager
 def averaged(
-    trained: Trained, updates: Sequence[Mapping[str, LoRAUpdate]], classifiers: Sequence[Mapping[str, Tensor]]
+    trained: TrainedDetector, updates: Sequence[Mapping[str, LoRAUpdate]], classifiers: Sequence[Mapping[str, Tensor]]
 ) -> Iterator[None]:
     """The detector with the mean of the updates, (1 / n) sum_i s_i B_i A_i exactly, not the product of mean factors,
     and with the mean of the classifiers' weights and batch statistics, within the block."""
@@ -120,12 +168,11 @@ def averaged(
         name: torch.stack([state[name].double() for state in classifiers]).mean(0).to(tensor.dtype)
         for name, tensor in before.items()
     }
-    merged = Merged(detector.backbone.encoder, mean_updates(updates))
     detector.classifier.load_state_dict(mean)
     try:
-        yield
+        with with_loras(detector.backbone.encoder, mean_updates(updates)):
+            yield
     finally:
-        merged.undo()
         detector.classifier.load_state_dict(before)
 
 
@@ -139,7 +186,7 @@ def mean_updates(updates: Sequence[Mapping[str, LoRAUpdate]]) -> dict[str, LoRAU
     return means
 
 
-def _updates(trained: Trained) -> dict[str, LoRAUpdate]:
+def _updates(trained: TrainedDetector) -> dict[str, LoRAUpdate]:
     encoder = trained.detector.backbone.encoder
     if gated_sites(trained) or not list(adapted_sites(encoder)):
         raise InputError(f"{trained.folder} is no run of a LoRA; a mixture goes behind --against")
@@ -149,13 +196,13 @@ def _updates(trained: Trained) -> dict[str, LoRAUpdate]:
     }
 
 
-def _classifier(trained: Trained) -> dict[str, Tensor]:
+def _classifier(trained: TrainedDetector) -> dict[str, Tensor]:
     return {name: tensor.cpu().clone() for name, tensor in trained.detector.classifier.state_dict().items()}
 
 
 def _check_alike(
-    first: Trained,
-    trained: Trained,
+    first: TrainedDetector,
+    trained: TrainedDetector,
     updates: Sequence[Mapping[str, LoRAUpdate]],
     classifiers: Sequence[Mapping[str, Tensor]],
 ) -> None:
@@ -168,77 +215,3 @@ def _check_alike(
     for part, alike in zip(("backbone", "adapted projections", "classifier"), same, strict=True):
         if not alike:
             raise InputError(f"{trained.folder} has another {part} than {first.folder}: their weights have no mean")
-
-
-def analysis_of(
-    system: str, singles: Sequence[str], scored: Mapping[str, Mapping[str, ScoreTable]], arguments: argparse.Namespace
-) -> Analysis:
-    """The analysis of scores by set and variant; the last variant but the static one is what others are set against."""
-    rows: list[dict[str, Any]] = []
-    tables, told = [], []
-    reference = MIXTURE if arguments.against is not None else SCORES
-    for name, by_variant in scored.items():
-        lines = []
-        for variant, table in by_variant.items():
-            difference = eer_difference(table, by_variant[reference], arguments.resamples, arguments.seed)
-            low, high = difference.interval.low, difference.interval.high
-            passes = len(singles) if variant == SCORES else 1
-            values = {"eer": difference.first, "difference": difference.difference, "low": low, "high": high}
-            rows.append({"set": name, "variant": variant, "forward_passes": passes, **values})
-            away = ("", "") if variant == reference else (_points(difference), _interval(difference))
-            lines.append((variant, str(passes), f"{100 * difference.first:.2f}", *away))
-            if variant in (SCORES, WEIGHTS, STATIC) and variant != reference:
-                told.append(_sentence(name, variant, reference, difference))
-        columns = ("variant", "forward passes", "EER %", f"to {reference}", "95 %")
-        tables.append(TextTable(f"EER % on {name}", columns, lines))
-    return Analysis(
-        name=NAME,
-        finding="; ".join(told),
-        tables=tables,
-        rows=rows,
-        data={"system": system, "members": list(singles)},
-        figures={"eer": lambda: _figure(rows, list(scored))},
-        notes=[
-            "weights averaged: the mean of the updates, exactly, and of the classifiers, which were trained apart",
-            f"{STATIC}: the mean gates of {DEV} for every token",
-            f"intervals: paired bootstrap of clusters of trials, {arguments.resamples:,} resamples",
-        ],
-    )
-
-
-def _sentence(name: str, variant: str, reference: str, difference: Difference) -> str:
-    points = f"{_points(difference)} points {_interval(difference)} to {reference}"
-    beyond = difference.interval.low > 0 or difference.interval.high < 0
-    verdict = ("worse" if difference.difference > 0 else "better") if beyond else "no difference is shown"
-    return f"{variant} on {name}: {verdict} ({points})"
-
-
-def _points(difference: Difference) -> str:
-    return f"{100 * difference.difference:+.2f}"
-
-
-def _interval(difference: Difference) -> str:
-    return f"[{100 * difference.interval.low:+.2f}, {100 * difference.interval.high:+.2f}]"
-
-
-def _figure(rows: Sequence[Mapping[str, Any]], sets: Sequence[str]) -> Figure:
-    """A panel for each set, a dot for each variant."""
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure = Figure(figsize=(2.2 + 2.6 * len(sets), 0.9 + 0.28 * len(variants)), layout="constrained")
-    grid = figure.subplots(1, len(sets), squeeze=False, sharey=True)
-    highest = max(100 * row["eer"] for row in rows)
-    for axes, name in zip(grid[0], sets, strict=True):
-        assert isinstance(axes, Axes)
-        values = [100 * row["eer"] for row in rows if row["set"] == name]
-        places = range(len(variants))
-        axes.hlines(places, 0, values, color=BLUE, linewidth=1.2)
-        axes.plot(values, places, "o", color=BLUE, markersize=5)
-        for place, value in zip(places, values, strict=True):
-            axes.annotate(f"{value:.1f}", (value, place), (5, 0), textcoords="offset points", va="center", color=INK)
-        axes.set_yticks(places, [short_name(variant) for variant in variants])
-        axes.set_ylim(len(variants) - 0.5, -0.5)
-        axes.set_xlim(0, 1.2 * max(highest, 1.0))
-        axes.set_xlabel("EER (%)")
-        axes.set_title(short_name(name), fontsize=9)
-        axes.grid(axis="y", visible=False)
-    return figure

@@ -1,69 +1,159 @@
 """EER when an expert is removed, or left alone."""
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
+import torch
 from numpy.typing import NDArray
 
 from moelora_ad.adapters import adapted_sites, knocked_out
-from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import add_reading, existing, whole_number
-from moelora_ad.analysis.gate_use import require_gates
-from moelora_ad.analysis.heatmaps import heatmaps
-from moelora_ad.analysis.models import Trained, load_trained, trials_of
-from moelora_ad.analysis.scoring import Variant, check_classes, eer_difference, eers_by_attack, scores_of_variants
+from moelora_ad.analysis.gates import require_gates
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.scoring import (
+    Variant,
+    check_both_classes,
+    eer_difference,
+    eers_by_attack,
+    scores_of_variants,
+    sets_to_score,
+)
+from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
-from moelora_ad.evaluation.reports.text_table import TextTable
 
-NAME = "experts"
 BASE = "all experts"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=existing, metavar="RUN", help="folder of a run of a mixture, or a checkpoint in it")
-    parser.add_argument(
-        "--set", dest="sets", nargs="+", metavar="NAME", help="dev, train or test sets (default: all test sets)"
-    )
-    parser.add_argument(
-        "--keep-gates",
-        action="store_true",
-        help="keep the gates' weights as they are (default: they decide between the experts that remain)",
-    )
-    parser.add_argument("--resamples", type=whole_number(1), default=1000, metavar="N", help="default: 1000")
-    parser.add_argument("--seed", type=whole_number(0), default=1, help="of the bootstrap (default: 1)")
-    add_reading(parser)
+class ScoreChanges(NamedTuple):
+    """How scores move without experts.
+
+    Attributes:
+        kinds: "bona fide", and the attacks of the spoofs.
+        variants: without some experts.
+        means: (kinds, variants) mean change of the score of the kind's trials, in log-odds.
+    """
+
+    kinds: Sequence[str]
+    variants: Sequence[str]
+    means: NDArray[np.float64]
+
+    @classmethod
+    def between(cls, scores: Mapping[str, ScoreTable]) -> "ScoreChanges":
+        """Of the scores of a set by variant."""
+        base = scores[BASE]
+        column, labels = base.trials.column("attack"), np.asarray(base.labels)
+        attacks = np.array([value or "spoof" for value in column.values], dtype=object)[np.asarray(column.codes)]
+        of_trials = np.where(labels == 1, "bona fide", attacks)
+        kinds = ["bona fide", *sorted({str(kind) for kind in of_trials[labels == 0]})]
+        variants = [variant for variant in scores if variant != BASE]
+        means = [
+            [float((scores[variant].scores - base.scores)[of_trials == kind].mean()) for variant in variants]
+            for kind in kinds
+        ]
+        return cls(kinds, variants, np.array(means))
 
 
-def run(arguments: argparse.Namespace) -> Analysis:
+@dataclass(frozen=True, eq=False)
+class ExpertAnalysis:
+    """What a mixture's scores are worth without some of its experts.
+
+    Variants are "all experts", "without I" and, of more than two experts, "I alone", counted from 0.
+
+    Attributes:
+        system: name of the run's system.
+        seed: of the run.
+        checkpoint: where the weights come from.
+        keep_gates: whether gates kept their weights; otherwise they decided between the experts that remained.
+        resamples: of the bootstrap.
+        scores: by set and variant.
+        differences: of the EER to that of all experts, with a 95 % interval, by set and variant.
+        notes: on the precision, a line each.
+    """
+
+    system: str
+    seed: int
+    checkpoint: Path
+    keep_gates: bool
+    resamples: int
+    scores: Mapping[str, Mapping[str, ScoreTable]]
+    differences: Mapping[str, Mapping[str, Difference]]
+    notes: Sequence[str] = ()
+
+    @property
+    def eers_by_attack(self) -> dict[str, dict[str, dict[str, float]]]:
+        """EERs of each attack's spoofs against all bona fide trials, by set, variant and attack."""
+        return {
+            name: {variant: eers_by_attack(table) for variant, table in of_set.items()}
+            for name, of_set in self.scores.items()
+        }
+
+    @property
+    def score_changes(self) -> dict[str, ScoreChanges]:
+        """By set."""
+        return {name: ScoreChanges.between(of_set) for name, of_set in self.scores.items()}
+
+
+def analyze_experts(
+    run: str | Path,
+    *,
+    sets: Sequence[str] | None = None,
+    keep_gates: bool = False,
+    resamples: int = 1000,
+    seed: int = 1,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    backbone: str | None = None,
+    allow: Collection[str] = (),
+    progress: Progress = silent,
+) -> ExpertAnalysis:
     """Score sets with each expert removed at all projections, and with each alone.
+
+    Args:
+        run: folder of a run of a mixture, or a checkpoint in it.
+        sets: "dev", "train" or test sets of the run; None for all test sets.
+        keep_gates: keep the gates' weights as they are; otherwise they decide between the experts that remain.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
+            ``progress``.
+        backbone: where the encoder is, if not where the run found it.
+        allow: packages besides ours whose classes the run's configuration may name.
 
     Raises:
         InputError: the model has no gates, a set lacks a class, or audio cannot be read.
     """
-    trained = load_trained(arguments.run, arguments.backbone, arguments.allow)
+    check_positive("resamples", resamples)
+    passes = AudioPasses(batch_size, workers, device, precision, progress)
+    trained = load_trained(run, backbone, allow)
     require_gates(trained)
-    names = arguments.sets or list(trained.data.test)
-    if not names:
-        raise InputError(f"{trained.folder} has no test set: name one by --set")
-    trials = {name: trials_of(trained, name) for name in names}
-    for name, listed in trials.items():
-        check_classes(listed, name)
-    variants = variants_of(trained, arguments.keep_gates)
-    scored = {
-        name: scores_of_variants(trained, listed, variants, arguments, f"{trained.name} on {name}")
-        for name, listed in trials.items()
+    trials = {name: trials_of(trained, name) for name in sets_to_score(trained, sets)}
+    for name, of_set in trials.items():
+        check_both_classes(of_set, name)
+    variants = variants_of(trained, keep_gates)
+    scores = {
+        name: scores_of_variants(trained, of_set, variants, passes, f"{trained.name} on {name}")
+        for name, of_set in trials.items()
     }
-    return analysis_of(trained, scored, arguments)
+    differences = {
+        name: {
+            variant: eer_difference(table, by_variant[BASE], resamples, seed) for variant, table in by_variant.items()
+        }
+        for name, by_variant in scores.items()
+    }
+    return ExpertAnalysis(
+        trained.name, trained.seed, trained.checkpoint, keep_gates, resamples, scores, differences, tuple(passes.notes)
+    )
 
 
-def variants_of(trained: Trained, keep_gates: bool) -> dict[str, Variant]:
+def variants_of(trained: TrainedDetector, keep_gates: bool) -> dict[str, Variant]:
     """The model as it is, without each expert, and with each alone."""
     encoder = trained.detector.backbone.encoder
     counts = {len(layer.experts) for _, layer in adapted_sites(encoder) if layer.gate is not None}
@@ -78,95 +168,3 @@ def variants_of(trained: Trained, keep_gates: bool) -> dict[str, Variant]:
         for number in range(count):
             variants[f"{number} alone"] = partial(without, [other for other in range(count) if other != number])
     return variants
-
-
-def analysis_of(
-    trained: Trained, scored: Mapping[str, Mapping[str, ScoreTable]], arguments: argparse.Namespace
-) -> Analysis:
-    """The analysis of scores by set and variant."""
-    rows: list[dict[str, Any]] = []
-    tables, removals = [], []
-    changes: dict[str, tuple[list[str], list[str], NDArray[np.float64]]] = {}
-    for name, by_variant in scored.items():
-        base = by_variant[BASE]
-        lines = []
-        for variant, table in by_variant.items():
-            difference = eer_difference(table, base, arguments.resamples, arguments.seed)
-            low, high = difference.interval.low, difference.interval.high
-            values = {"eer": difference.first, "difference": difference.difference, "low": low, "high": high}
-            rows.append({"set": name, "variant": variant, "attack": "", **values})
-            rows += [
-                {"set": name, "variant": variant, "attack": attack, "eer": eer}
-                for attack, eer in eers_by_attack(table).items()
-            ]
-            if variant == BASE:
-                lines.append((variant, f"{100 * difference.first:.2f}", "", ""))
-                continue
-            lines.append((variant, f"{100 * difference.first:.2f}", _points(difference), _interval(difference)))
-            if variant.startswith("without"):
-                removals.append((name, variant, difference))
-        tables.append(TextTable(f"EER % on {name}", ("experts", "EER %", "difference", "95 %"), lines))
-        changes[name] = _changes(by_variant)
-    gates = "keep their weights" if arguments.keep_gates else "decide between the experts that remain"
-    notes = [
-        f"an expert is removed at all projections at once; gates {gates}",
-        f"intervals: paired bootstrap of clusters of trials, {arguments.resamples:,} resamples",
-    ]
-    return Analysis(
-        name=NAME,
-        finding=_finding(trained.name, removals),
-        tables=tables,
-        rows=rows,
-        data={"system": trained.name, "seed": trained.seed, "checkpoint": trained.checkpoint},
-        figures={name: partial(_figure, name, *parts) for name, parts in changes.items()},
-        notes=notes,
-    )
-
-
-def _changes(by_variant: Mapping[str, ScoreTable]) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Mean change of the score of each attack's trials, and of bona fide ones, by variant."""
-    base = by_variant[BASE]
-    column, labels = base.trials.column("attack"), np.asarray(base.labels)
-    attacks = np.array([value or "spoof" for value in column.values], dtype=object)[np.asarray(column.codes)]
-    kinds = np.where(labels == 1, "bona fide", attacks)
-    rows = ["bona fide", *sorted({str(kind) for kind in kinds[labels == 0]})]
-    columns = [variant for variant in by_variant if variant != BASE]
-    means = [
-        [float((by_variant[variant].scores - base.scores)[kinds == kind].mean()) for variant in columns]
-        for kind in rows
-    ]
-    return rows, columns, np.array(means)
-
-
-def _figure(name: str, rows: Sequence[str], columns: Sequence[str], values: NDArray[np.float64]) -> Figure:
-    return heatmaps(
-        {"": values},
-        rows,
-        columns,
-        rows_are="trials",
-        columns_are="experts",
-        values_are="change of the mean score (log-odds)",
-        diverging=True,
-        title=f"Scores on {name} without experts",
-    )
-
-
-def _points(difference: Difference) -> str:
-    return f"{100 * difference.difference:+.2f}"
-
-
-def _interval(difference: Difference) -> str:
-    return f"[{100 * difference.interval.low:+.2f}, {100 * difference.interval.high:+.2f}]"
-
-
-def _finding(system: str, removals: Sequence[tuple[str, str, Difference]]) -> str:
-    shown = [one for one in removals if one[2].interval.low > 0 or one[2].interval.high < 0]
-    if not shown:
-        largest = max(removals, key=lambda one: abs(one[2].difference))
-        return (
-            f"removing no single expert of {system} changes an EER beyond chance (95 %); the largest change is "
-            f"{_points(largest[2])} points {_interval(largest[2])} on {largest[0]} {largest[1]}"
-        )
-    told = [f"{_points(difference)} points {_interval(difference)} on {name} {v}" for name, v, difference in shown]
-    rest = len(removals) - len(shown)
-    return f"removing experts of {system} changes the EER by {'; '.join(told)}; {rest} other removals within chance"

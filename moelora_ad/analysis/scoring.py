@@ -1,47 +1,44 @@
 """Scores of a set by several variants of one model: every file is read once."""
 
-import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from moelora_ad.analysis.batches import read
-from moelora_ad.analysis.models import Trained
+from moelora_ad.analysis.passes import AudioPasses
+from moelora_ad.analysis.trained import TrainedDetector
 from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference, compare
 from moelora_ad.evaluation.metrics.options import FigureOptions
+from moelora_ad.models.scores import trial_scores
 
 Variant = Callable[[], AbstractContextManager[object]]
 
 
 def scores_of_variants(
-    trained: Trained, trials: TrialList, variants: Mapping[str, Variant], arguments: argparse.Namespace, what: str
+    trained: TrainedDetector, trials: TrialList, variants: Mapping[str, Variant], passes: AudioPasses, what: str
 ) -> dict[str, ScoreTable]:
-    """The scores of a set by each variant: log-odds of bona fide, the mean over a trial's clips.
+    """The scores of a set by each variant; see `trial_scores`.
 
     Args:
         trained: its detector.
         trials: of the set.
         variants: by name, what makes the detector this variant within a ``with`` block.
-        arguments: those of `add_reading`.
-        what: words beside the progress bar.
+        passes: how the set is read.
+        what: words for the progress.
 
     Raises:
         InputError: a file cannot be read.
     """
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in variants}
-    with torch.inference_mode():
-        for batch in read(trained, trials, arguments, what):
-            for name, variant in variants.items():
-                with variant():
-                    logits = trained.detector(batch.waveforms, batch.lengths).float()
-                odds = (logits[:, 1] - logits[:, 0]).reshape(len(batch.trials), -1).mean(dim=1)
-                scores[name].append(odds.double().cpu().numpy())
+    for batch in passes.batches(trained, trials, what):
+        for name, variant in variants.items():
+            with variant():
+                logits = trained.detector(batch.waveforms, batch.lengths)
+            scores[name].append(trial_scores(logits, len(batch.trials)).double().cpu().numpy())
     return {name: ScoreTable(trials, np.concatenate(parts)) for name, parts in scores.items()}
 
 
@@ -58,17 +55,29 @@ def eers_by_attack(table: ScoreTable) -> dict[str, float]:
     """The EER of the spoofs of each attack against all bona fide trials, by the attack's name."""
     column, labels = table.trials.column("attack"), np.asarray(table.labels)
     attacks = np.array(column.values, dtype=object)[np.asarray(column.codes)]
-    found = {}
+    eers = {}
     for attack in sorted({str(name) for name in attacks[labels == 0] if name}):
         chosen = np.flatnonzero((labels == 1) | ((labels == 0) & (attacks == attack)))
-        found[attack] = table.select(chosen).equal_error_rate().eer
-    return found
+        eers[attack] = table.select(chosen).equal_error_rate().eer
+    return eers
 
 
-def check_classes(table_or_trials: TrialList, name: str) -> None:
+def sets_to_score(trained: TrainedDetector, sets: Sequence[str] | None) -> list[str]:
+    """The sets that were asked for, or all test sets of the run.
+
+    Raises:
+        InputError: none was asked for, and the run has no test set.
+    """
+    names = list(sets or trained.data.test)
+    if not names:
+        raise InputError(f"{trained.folder} has no test set: name one by --set")
+    return names
+
+
+def check_both_classes(trials: TrialList, name: str) -> None:
     """
     Raises:
         InputError: the set lacks bona fide or spoofed trials, so that it has no EER.
     """
-    if not table_or_trials.num_bona_fide or not table_or_trials.num_spoof:
-        raise InputError(f"{name} has no {'bona fide' if table_or_trials.num_spoof else 'spoofed'} trials, so no EER")
+    if not trials.num_bona_fide or not trials.num_spoof:
+        raise InputError(f"{name} has no {'bona fide' if trials.num_spoof else 'spoofed'} trials, so no EER")

@@ -2,30 +2,38 @@
 
 import argparse
 import difflib
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
-from moelora_ad.cli.terminal import print_line, print_table
+from moelora_ad.cli.arguments import FAILED, USAGE, OneLineArgumentParser
+from moelora_ad.cli.terminal import print_line, print_table, progress
+from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from moelora_ad.analysis.analysis import Analysis
+    from moelora_ad.analysis import Report
 
-FAILED, USAGE = 1, 2
+Parser = argparse.ArgumentParser
+Keywords = dict[str, Any]
 
-# analysis -> (what it tells, its module, which has add_arguments(parser) and run(arguments) -> Analysis)
-ANALYSES = {
-    "singular-values": ("where experts are active: the largest singular value of each update", "singular_values"),
-    "routing": ("which experts attacks, codecs and labels use, and whether that is more than chance", "routing_usage"),
-    "experts": ("EER when an expert is removed, or left alone", "experts"),
-    "ensemble": ("independently trained LoRAs, averaged, against a mixture", "ensemble"),
-    "stability": ("what differs from seed to seed: EER, scores, and routing once experts are matched", "stability"),
-}
+
+class Analysis(NamedTuple):
+    """An analysis on the command line.
+
+    Attributes:
+        what: it tells.
+        add_arguments: adds its options, by the names of the function's keywords.
+        report: its report, from keywords.
+        reads_audio: whether it passes audio through models.
+    """
+
+    what: str
+    add_arguments: Callable[[Parser], None]
+    report: "Callable[[Keywords], Report]"
+    reads_audio: bool = True
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
@@ -41,48 +49,225 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(ANALYSES)}"
         print(f"{program}: error: no analysis {printable(name)!r}; {hint}", file=sys.stderr)
         return USAGE
-    what, module_name = ANALYSES[name]
-    module = importlib.import_module(f"moelora_ad.analysis.{module_name}")
-    parser = OneLineArgumentParser(prog=f"{program} {name}", description=f"{what[0].upper()}{what[1:]}.")
-    module.add_arguments(parser)
+    analysis = ANALYSES[name]
+    what = f"{analysis.what[0].upper()}{analysis.what[1:]}."
+    # What is not given is left to the function.
+    parser = OneLineArgumentParser(prog=f"{program} {name}", description=what, argument_default=argparse.SUPPRESS)
+    analysis.add_arguments(parser)
     parser.add_argument("--to", metavar="DIR", help=f"write {name}.json, .csv, .md and the figures there")
-    given = parser.parse_args(arguments[1:])
-    if given.to is not None and os.path.exists(given.to) and not os.path.isdir(given.to):
-        parser.error(f"--to: {given.to} is not a folder")
+    keywords = vars(parser.parse_args(arguments[1:]))
+    folder = keywords.pop("to", None)
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        parser.error(f"--to: {folder} is not a folder")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        return _analyse(module.run, given)
+        return _analyze(analysis, keywords, folder)
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
 
 
-def _analyse(analyse: "Callable[[argparse.Namespace], Analysis]", given: argparse.Namespace) -> int:
-    from moelora_ad.analysis.analysis import write
+def _analyze(analysis: Analysis, keywords: Keywords, folder: str | None) -> int:
+    from moelora_ad.analysis import write_report
+    from moelora_ad.models.devices import usable_device
 
-    analysis = analyse(given)
+    with progress() as show:
+        if analysis.reads_audio:
+            keywords |= {"device": usable_device(keywords.get("device"), "--device:"), "progress": show}
+        report = analysis.report(keywords)
     try:
-        if given.to is not None:
-            write(analysis, given.to)
+        if folder is not None:
+            write_report(report, folder)
     except OSError as error:
-        raise InputError(f"{given.to}: cannot be written: {error.strerror}") from None
-    finally:  # what was found is shown even if a disk is full
-        _print(analysis)
-    if given.to is not None:
-        print_line(f"files: {Path(given.to, analysis.name)}.json, .csv, .md, and figures beside them")
+        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
+    finally:  # what the analysis says is shown even if a disk is full
+        _print(report)
+    if folder is not None:
+        print_line(f"files: {Path(folder, report.name)}.json, .csv, .md, and figures beside them")
     return 0
 
 
-def _print(analysis: "Analysis") -> None:
-    for table in analysis.tables:
+def _print(report: "Report") -> None:
+    for table in report.tables:
         print_table(table)
-    for note in analysis.notes:
+    for note in report.notes:
         print_line(f"note: {note}")
-    print_line(analysis.finding)
+    print_line(report.finding)
+
+
+# The analyses: their options are the keywords of the functions.
+
+
+def _singular_values_arguments(parser: Parser) -> None:
+    parser.add_argument("run", type=_existing, metavar="RUN", help="folder of a run, or a checkpoint in it")
+    _add_building(parser)
+
+
+def _singular_values(keywords: Keywords) -> "Report":
+    from moelora_ad.analysis import analyze_singular_values, singular_values_report
+
+    return singular_values_report(analyze_singular_values(**keywords))
+
+
+def _routing_arguments(parser: Parser) -> None:
+    parser.add_argument("run", type=_existing, metavar="RUN", help="folder of a run, or a checkpoint in it")
+    parser.add_argument("--set", metavar="NAME", help="dev, train or a test set (default: dev)")
+    _add_permutations(parser, 1000)
+    _add_passes(parser)
+
+
+def _routing(keywords: Keywords) -> "Report":
+    from moelora_ad.analysis import analyze_routing, routing_report
+
+    return routing_report(analyze_routing(**keywords))
+
+
+def _experts_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "run", type=_existing, metavar="RUN", help="folder of a run of a mixture, or a checkpoint in it"
+    )
+    _add_sets(parser)
+    parser.add_argument(
+        "--keep-gates",
+        action="store_true",
+        help="keep the gates' weights as they are (default: they decide between the experts that remain)",
+    )
+    _add_bootstrap(parser)
+    _add_passes(parser)
+
+
+def _experts(keywords: Keywords) -> "Report":
+    from moelora_ad.analysis import analyze_experts, experts_report
+
+    return experts_report(analyze_experts(**keywords))
+
+
+def _ensemble_arguments(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="+", type=_existing, metavar="RUN", help="folders of LoRA runs, or checkpoints")
+    parser.add_argument("--against", type=_existing, metavar="RUN", help="a run of a mixture")
+    _add_sets(parser)
+    _add_bootstrap(parser)
+    _add_passes(parser)
+
+
+def _ensemble(keywords: Keywords) -> "Report":
+    from moelora_ad.analysis import analyze_ensemble, ensemble_report
+
+    return ensemble_report(analyze_ensemble(**keywords))
+
+
+def _stability_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", type=_existing, metavar="RUN", help="folders of runs of one system, or folders above them"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NAME",
+        help="where routing is compared: dev, train or a test set (default: dev)",
+    )
+    _add_permutations(parser, 100)
+    _add_passes(parser)
+
+
+def _stability(keywords: Keywords) -> "Report":
+    from moelora_ad.analysis import analyze_stability, stability_report
+
+    return stability_report(analyze_stability(**keywords))
+
+
+ANALYSES = {
+    "singular-values": Analysis(
+        "where experts are active: the largest singular value of each update",
+        _singular_values_arguments,
+        _singular_values,
+        reads_audio=False,
+    ),
+    "routing": Analysis(
+        "which experts attacks, codecs and labels use, and whether that is more than chance",
+        _routing_arguments,
+        _routing,
+    ),
+    "experts": Analysis("EER when an expert is removed, or left alone", _experts_arguments, _experts),
+    "ensemble": Analysis("independently trained LoRAs, averaged, against a mixture", _ensemble_arguments, _ensemble),
+    "stability": Analysis(
+        "what differs from seed to seed: EER, scores, and routing once experts are matched",
+        _stability_arguments,
+        _stability,
+    ),
+}
+
+
+def _add_sets(parser: Parser) -> None:
+    parser.add_argument(
+        "--set", dest="sets", nargs="+", metavar="NAME", help="dev, train or test sets (default: all test sets)"
+    )
+
+
+def _add_permutations(parser: Parser, default: int) -> None:
+    parser.add_argument("--permutations", type=_whole(1), metavar="N", help=f"default: {default}")
+    parser.add_argument("--seed", type=_whole(0), help="of the permutations (default: 1)")
+
+
+def _add_bootstrap(parser: Parser) -> None:
+    parser.add_argument("--resamples", type=_whole(1), metavar="N", help="default: 1000")
+    parser.add_argument("--seed", type=_whole(0), help="of the bootstrap (default: 1)")
+
+
+def _add_building(parser: Parser) -> None:
+    parser.add_argument("--backbone", metavar="DIR", help="where the encoder is, if not where the run found it")
+    add_allow(parser)
+
+
+def _add_passes(parser: Parser) -> None:
+    """The options of building a model and passing audio through it."""
+    _add_building(parser)
+    parser.add_argument(
+        "--batch-size", type=_whole(1), metavar="N", help="utterances at once (default: as the run evaluated)"
+    )
+    parser.add_argument(
+        "--workers", type=_whole(0), metavar="N", help="processes that read audio (default: as the run had)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
+    parser.add_argument(
+        "--precision",
+        type=_precision,
+        metavar="NAME",
+        help="that models are computed in (default: the one that each was judged in)",
+    )
+
+
+def _existing(text: str) -> str:
+    """The type of an argument that is the folder of a run or a checkpoint."""
+    if not os.path.exists(text):
+        raise argparse.ArgumentTypeError(f"{text}: no such folder or file; give the folder of a run, or a checkpoint")
+    return text
+
+
+def _precision(text: str) -> str:
+    from moelora_ad.models.precision import PRECISIONS
+
+    if text not in PRECISIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(PRECISIONS)}")
+    return text
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number, at least ``least``."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+        return number
+
+    return parse
 
 
 def _help(program: str) -> str:
-    names = "\n".join(f"  {name:16} {what}" for name, (what, _) in ANALYSES.items())
+    names = "\n".join(f"  {name:16} {analysis.what}" for name, analysis in ANALYSES.items())
     return f"""usage: {program} ANALYSIS RUN... [options]
 
 What the experts of trained models do. A RUN is the folder of a training run, or a checkpoint in it.

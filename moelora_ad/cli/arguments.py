@@ -5,6 +5,9 @@ from typing import Any, NoReturn
 
 from moelora_ad.errors import InputError
 
+FAILED, USAGE = 1, 2
+"""Exit codes: the work failed; the command line is wrong."""
+
 
 class OneLineArgumentParser(argparse.ArgumentParser):
     """A mistake is one line on standard error and exit code 2; options are never abbreviated."""
@@ -13,4 +16,4 @@ class OneLineArgumentParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False} | arguments)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {InputError(' '.join(message.split()))}\n")
+        self.exit(USAGE, f"{self.prog}: error: {InputError(' '.join(message.split()))}\n")

@@ -3,25 +3,25 @@
 import argparse
 import inspect
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 
 from moelora_ad import corpora
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.terminal import progress
 from moelora_ad.configuration.parser import OneLineParser, read_yaml
 from moelora_ad.configuration.trust import add_allow, imports_limited
 from moelora_ad.corpora import Corpus
 from moelora_ad.corpora.checking import CorpusReport, check_corpus
-from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.shares import by_name
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
+from moelora_ad.runs.record import DEV
 
-FAILED = 1
 _LISTED = 10  # problems of one kind on the terminal; JSON has all
 
 
@@ -114,11 +114,14 @@ def _data(path: str) -> dict[str, Any]:
 
 
 def _check(found: dict[str, Corpus], samples: int | None, json_path: str | None) -> int:
-    def progress(indices: Iterable[int], what: str, total: int) -> Iterable[int]:
-        console = Console(stderr=True)
-        return track(indices, what, total, console=console, transient=True, disable=not console.is_terminal)
+    with progress() as show:
 
-    reports = {place: check_corpus(corpus, samples, progress) for place, corpus in found.items()}
+        def shown(indices: Iterable[int], what: str, total: int) -> Iterator[int]:
+            for done, index in enumerate(indices):
+                show(what, done, total)
+                yield index
+
+        reports = {place: check_corpus(corpus, samples, shown) for place, corpus in found.items()}
     console = Console()
     console.print(_counts(reports))
     console.print(_audio(reports))

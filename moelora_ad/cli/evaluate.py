@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from moelora_ad import __version__
-from moelora_ad.cli.arguments import OneLineArgumentParser
-from moelora_ad.cli.terminal import print_line, print_table, progress
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.terminal import print_line, print_table, step_progress
 from moelora_ad.corpora.trial import TEXT_FIELDS, TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.costs import TandemCosts2019, TandemCosts2021, read_asv_error_rates
@@ -43,7 +43,6 @@ from moelora_ad.evaluation.score_files.paths import (
     find_score_files,
 )
 
-FAILED = 1
 _TANDEM = {"2019": TandemCosts2019, "2021": TandemCosts2021}
 
 
@@ -189,7 +188,7 @@ def _results(
             development = ScoreReader(None, given.format_in).read(given.calibration).table
             raw = tables
             calibration, tables = calibrated(tables, development, given.calibration)
-        with progress(len(found) + len({file.run for file in found}) + len(pairs)) as tick:
+        with step_progress(len(found) + len({file.run for file in found}) + len(pairs)) as tick:
             files = evaluate_files(tables, options, raw, tick)
             runs = summarise_runs(files, given.own, options, tick, given.average)
             comparisons = compare_pairs(pairs, labelled, systems, options, tick)
@@ -247,7 +246,7 @@ def _write(results: Results, folder: str) -> None:
     from moelora_ad.evaluation.reports.writing import write_results
 
     try:
-        with progress(number_of_plots(results)) as tick:
+        with step_progress(number_of_plots(results)) as tick:
             write_results(results, folder, tick)
     except OSError as error:
         raise _Faulty(f"{folder}: cannot be written: {error.strerror}") from None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.corpora import Corpus
@@ -19,7 +19,6 @@ from moelora_ad.models.saving.files import CONFIG, read_config
 from moelora_ad.models.saving.onnx_export import export_onnx
 
 ONNX = "model.onnx"
-FAILED = 1
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:

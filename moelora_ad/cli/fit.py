@@ -17,9 +17,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from moelora_ad.adapters import AdapterError
+from moelora_ad.cli.arguments import FAILED
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, imports_limited
-from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.trainer_state import is_fast_dev_run, no_empty_folder, run_directory, shards_the_model
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
@@ -27,6 +28,7 @@ from moelora_ad.models.precision import ROUNDED
 from moelora_ad.models.saving.checkpoints import check_readable
 from moelora_ad.runs.checkpoints import BEST, LAST, CheckpointError, checkpoint_of, missing, run_of
 from moelora_ad.runs.folder import check_free
+from moelora_ad.runs.record import DEV
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 from moelora_ad.training.callbacks.checkpoints import WholeCheckpoint
 from moelora_ad.training.callbacks.early_stopping import LastingEarlyStopping
@@ -41,7 +43,6 @@ from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.interruptions import StopBetweenBatches, stops_told
 from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
 
-FAILED = 1
 HPC = "hpc"  # the checkpoint that Lightning saves before SLURM ends or requeues a job
 # Advice that our own defaults answer already.
 SILENCED = (

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.cli.fit import DetectionCommand
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import add_allow
@@ -32,7 +32,6 @@ from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, precision
 from moelora_ad.models.trial import MOST_OF_DETECTOR, built_on_trial
 from moelora_ad.training.detection_module import DetectionModule
 
-FAILED = 1
 NAMES = sorted({*PRECISIONS} - {"16-true"})  # in which training works, see `check_trains`
 WIDTH = 80
 

@@ -16,9 +16,9 @@ from types import FrameType
 from typing import NoReturn
 
 from moelora_ad import __version__
+from moelora_ad.cli.arguments import FAILED, USAGE
 from moelora_ad.errors import Terminated, printable
 
-FAILED = 1
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of one of several processes that train together
 
 # verb -> (what it does, the module here whose function run runs it)
@@ -83,7 +83,7 @@ def _answer(program: str, arguments: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VERBS)}"
         print(f"{program}: error: no verb {verb!r}; {hint}", file=sys.stderr)
-        return 2
+        return USAGE
     with _stopped_at_once(f"{program} {verb}"):
         run: Callable[[list[str], str], int] = importlib.import_module(f"moelora_ad.cli.{VERBS[verb][1]}").run
     return run(arguments, program)

@@ -18,13 +18,14 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from rich.console import Console
 
 from moelora_ad.adapters import AdapterError
-from moelora_ad.cli.arguments import OneLineArgumentParser
-from moelora_ad.cli.fit import FAILED, SILENCED, DetectionCommand
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.fit import SILENCED, DetectionCommand
 from moelora_ad.cli.planning import Plan, plan_of
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import add_allow
-from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
+from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.end_summary import line, trainable
 from moelora_ad.training.callbacks.measuring import Measured, Seconds, StepTimer
 from moelora_ad.training.callbacks.progress import callbacks_of, duration, silence_banners

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.measuring import Measured, total
 
 

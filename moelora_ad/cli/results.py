@@ -8,16 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
-from moelora_ad.cli.terminal import print_line, print_table, progress
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.terminal import print_line, print_table, step_progress
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.comparison.scored_runs import read_runs
 from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
 from moelora_ad.evaluation.comparison.table_one import against_table, table_one
 from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.runs.record import find_records
-
-FAILED = 1
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
@@ -61,7 +59,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Comparison:
     records = find_records(given.runs)
-    with progress(len(records)) as tick:
+    with step_progress(len(records)) as tick:
         runs, notes = read_runs(records, tick)
     comparison = Comparison(runs, given.own, tuple(notes))
     strangers = sorted(set(given.own or ()) - set(comparison.sets))

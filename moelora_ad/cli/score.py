@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from moelora_ad.audio import SAMPLE_RATE
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.terminal import progress
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.formats import told_left_out
@@ -33,7 +33,6 @@ from moelora_ad.inference.scorer import Failure, FileScore, Scorer
 from moelora_ad.inference.sources import Found, find_sounds
 from moelora_ad.models.precision import PRECISIONS
 
-FAILED = 1
 _PATHS = """audio files; folders (searched to the bottom); quoted patterns ('calls/**/*.flac'); a list of files (.csv,
 .tsv, .jsonl, .parquet with a column 'path'); places in archives (x.zip, 'x.zip!/a.wav'); pipes; - for sound on standard
 input, or for one of these a line"""
@@ -218,12 +217,12 @@ def _to_standard_output(line: bytes) -> None:
 def _progress(total: int) -> Iterator[tuple]:
     """Two functions: one is told how many files are done, one prints a line; both on standard error."""
     console = Console(stderr=True)
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
+    with progress(console) as bar:
 
         def show(done: float) -> None:
-            progress.update(task, completed=done)
+            bar("scoring", done, total)
+
+        show(0)
 
         def complain(line: str) -> None:
             if console.is_terminal:

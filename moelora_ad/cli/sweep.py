@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.errors import InputError, printable
 from moelora_ad.sweeps.attempt import runs_now
 from moelora_ad.sweeps.foreground import run_alone
@@ -20,7 +20,6 @@ from moelora_ad.sweeps.states import Status, readable_status_of
 from moelora_ad.sweeps.sweep import Sweep, read_sweep
 from moelora_ad.sweeps.wandb_agent import agent_configuration
 
-FAILED = 1
 _BAD = ("failed", "differs", "cut off", "interrupted")
 
 

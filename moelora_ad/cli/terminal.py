@@ -6,10 +6,13 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
+
+Show = Callable[[str, float, int], None]
+"""Is told what is being done, how many are done, and of how many."""
 
 
 def print_table(table: TextTable) -> None:
@@ -31,16 +34,28 @@ def print_line(text: str) -> None:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on standard error, if that is a terminal; gives what is told of each step before it begins."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task("", total=total)
-        done = itertools.count()
+def progress(console: Console | None = None) -> Iterator[Show]:
+    """A bar on standard error, if that is a terminal, for one task after another.
 
-        def tick(what: str) -> None:
-            bar.update(task, description=printable(what), completed=next(done))
+    Args:
+        console: that is printed to meanwhile; None for one on standard error.
+    """
+    console = console or Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
 
-        yield tick
+        def show(what: str, done: float, total: int) -> None:
+            if done < bar.tasks[0].completed:  # the next task: time is estimated anew
+                bar.reset(task)
+            bar.update(task, description=printable(what), completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
+def step_progress(total: int) -> Iterator[Callable[[str], None]]:
+    """The same for so many steps of one task: what it gives is told of each before it begins."""
+    done = itertools.count()
+    with progress() as show:
+        yield lambda what: show(what, next(done), total)

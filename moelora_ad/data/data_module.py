@@ -19,9 +19,9 @@ from moelora_ad.data.score_origin import kept_scores
 from moelora_ad.data.shares import check_labels, check_weights, training_trials
 from moelora_ad.data.workers import PREFETCHED, SILENT_SECONDS, begin_worker, check_room
 from moelora_ad.errors import InputError
+from moelora_ad.runs.record import DEV
 from moelora_ad.runs.scores import KeptScores
 
-DEV = "dev"
 TRAIN = "train"
 
 
@@ -200,10 +200,10 @@ class AudioDeepfakeDataModule(LightningDataModule):
             # Rows of one length need no order by length.
             lengths = self._lengths_of(name, trials) if self.eval_segment.samples is None else None
             kept = self.kept.get(name)
-            done = None if kept is None else kept.found.indices
+            done = None if kept is None else kept.known.indices
             batches = EvaluationBatches(len(trials), self.eval_batch_size, rank, world_size, lengths, done)
             if kept is not None:
-                kept.found = kept.found.without(batches.trials)
+                kept.known = kept.known.without(batches.trials)
             dataset = TrialDataset(trials, self.eval_segment, self.seed, on_error=self._on_error)
             loaders.append(
                 DataLoader(

@@ -18,7 +18,7 @@ from moelora_ad.data.workers import is_out_of_files
 OnError = Literal["raise", "report"]
 
 
-class Failure(NamedTuple):
+class FailedTrial(NamedTuple):
     """A trial that could not be read: its index in the list of trials, and why in one line."""
 
     trial: int
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     lengths: Tensor | None
     labels: Tensor
     trials: Tensor
-    failures: list[Failure]
+    failures: list[FailedTrial]
 
     @property
     def num_read(self) -> int:
@@ -110,7 +110,7 @@ class TrialDataset(Dataset[Batch]):
         """
         clips: list[Clip] = []
         labels: list[int] = []
-        failures: list[Failure] = []
+        failures: list[FailedTrial] = []
         for key in keys:
             trial = self.trials[key.trial]
             labels.append(-1 if trial.label is None else trial.label)
@@ -119,7 +119,7 @@ class TrialDataset(Dataset[Batch]):
             except (AudioError, StorageError) as error:
                 if self.on_error == "raise" or is_out_of_files(str(error)):
                     raise
-                failures.append(Failure(key.trial, str(error)))
+                failures.append(FailedTrial(key.trial, str(error)))
                 clips += self._silence()
         if not keys:
             clips = self._silence()

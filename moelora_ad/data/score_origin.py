@@ -57,7 +57,7 @@ def kept_scores(trainer: Trainer | None) -> dict[str, KeptScores]:
         if trainer.is_global_zero:
             for line in kept.find():
                 Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
-        kept.found = trainer.strategy.broadcast(kept.found)
+        kept.known = trainer.strategy.broadcast(kept.known)
         sets[name] = kept
     return sets
 
@@ -67,7 +67,7 @@ def _writes_scores(trainer: Trainer) -> bool:
     return scoring and not is_fast_dev_run(trainer)
 
 
-def about(trainer: Trainer, name: str, num_failed: int, num_found: int, started: datetime) -> dict[str, Any]:
+def about(trainer: Trainer, name: str, num_failed: int, num_known: int, started: datetime) -> dict[str, Any]:
     """What the provenance of a set's scores tells besides their origin; plain JSON."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     corpus = data.test.get(name, data.val)
@@ -78,7 +78,7 @@ def about(trainer: Trainer, name: str, num_failed: int, num_found: int, started:
     return {
         "set_of_run": None if record is None else record.is_configured(name, trials),
         "failed": num_failed,
-        "taken_from_earlier_runs": num_found,
+        "taken_from_earlier_runs": num_known,
         "corpus": {
             "class": f"{type(corpus).__module__}.{type(corpus).__qualname__}",
             "name": corpus.name,

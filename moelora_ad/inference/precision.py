@@ -13,15 +13,20 @@ from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, SINGLE
 
 
 def chosen_precision(
-    asked: str | None, detector: Detector, calibration: Calibration | None, device: torch.device
+    asked: str | None,
+    detector: Detector,
+    calibration: Calibration | None,
+    device: torch.device,
+    done: str = "scored",
 ) -> tuple[str, list[str]]:
-    """The precision to score in, and lines for the reader.
+    """The precision to compute in, and lines for the reader.
 
     Args:
         asked: by its name; None for the one that the detector was judged in, or float32 if the device has not that.
-        detector: that scores.
+        detector: that computes.
         calibration: of the scores, if any.
         device: where it is.
+        done: what is done in the precision.
 
     Raises:
         InputError: what was asked for is no precision, or the device has it not.
@@ -33,16 +38,16 @@ def chosen_precision(
     notes = []
     if chosen == "16-mixed" and device.type == "cpu":  # as Lightning has it
         chosen = "bf16-mixed"
-        notes.append("scored in bf16-mixed, which takes the place of 16-mixed on a CPU, as in lightning test")
+        notes.append(f"{done} in bf16-mixed, which takes the place of 16-mixed on a CPU, as in lightning test")
     elif chosen not in PRECISIONS or not _computes(device, chosen):
         if asked is not None:
             raise InputError(f"precision: {device} does not compute in {asked}: give another one, or another device")
         chosen = SINGLE
-        notes.append(f"the model was judged in {judged}, which is not to be had here: scored in {SINGLE}")
+        notes.append(f"the model was judged in {judged}, which is not to be had here: {done} in {SINGLE}")
     elif judged not in (None, chosen):
-        notes.append(f"scored in {chosen}; the model was judged in {judged}, which gives slightly other scores")
+        notes.append(f"{done} in {chosen}; the model was judged in {judged}, which gives slightly other scores")
     elif asked is None and chosen != SINGLE:
-        notes.append(f"scored in {chosen}, as the model was judged; --precision takes another one")
+        notes.append(f"{done} in {chosen}, as the model was judged; --precision takes another one")
     if calibration is not None and calibration.precision not in (None, chosen):
         notes.append(f"the calibration was fitted on scores in {calibration.precision}, these are in {chosen}")
     return chosen, notes

@@ -23,7 +23,9 @@ from moelora_ad.inference.precision import chosen_precision, computing_in
 from moelora_ad.inference.sounds import Opened, PendingSound, named_sound
 from moelora_ad.inference.windows import Sound, sound_of_array
 from moelora_ad.models import Detector
+from moelora_ad.models.devices import usable_device
 from moelora_ad.models.precision import ROUNDED, round_frozen
+from moelora_ad.models.scores import log_odds
 
 Verdict = Literal["bonafide", "spoof"]
 
@@ -151,7 +153,7 @@ class Scorer:
             raise InputError(f"hop: must be above 0 and at most a window, {window} samples ({seconds:g} s), not {hop}")
         if batch_size < 1:
             raise InputError(f"batch size: must be at least 1, not {batch_size}")
-        self.device = _usable(device)
+        self.device = usable_device(device)
         self.precision, self.precision_notes = chosen_precision(precision, detector, calibration, self.device)
         self.detector = detector.to(self.device, torch.float32).eval()
         if self.precision in ROUNDED:
@@ -183,7 +185,7 @@ class Scorer:
         Raises:
             InputError: The model is missing or does not fit, or see the class.
         """
-        device = _usable(device)
+        device = usable_device(device)
         detector = Detector.from_pretrained(source, revision=revision, backbone=backbone, device=device)
         kept = detector.calibration
         calibration = None if kept is None else Calibration.from_dict(kept)
@@ -260,15 +262,14 @@ class Scorer:
         """Give the windows of a batch to their sounds, and empty it."""
         if batch:
             waveforms = torch.from_numpy(np.stack([clip for _, clip in batch]))
-            for (sound, _), log_odds in zip(batch, self._log_odds(waveforms), strict=True):
-                sound.log_odds.append(log_odds)
+            for (sound, _), score in zip(batch, self._log_odds(waveforms), strict=True):
+                sound.log_odds.append(score)
             batch.clear()
 
     def _log_odds(self, waveforms: torch.Tensor) -> list[float]:
         try:
             with torch.inference_mode(), computing_in(self.precision, self.device):
-                logits = self.detector(waveforms.to(self.device))
-                return (logits[:, 1] - logits[:, 0]).tolist()
+                return log_odds(self.detector(waveforms.to(self.device))).tolist()
         except torch.OutOfMemoryError:
             raise InputError(
                 f"{self.device} has too little memory for {len(waveforms)} windows at once: take a smaller batch size"
@@ -298,15 +299,3 @@ class Scorer:
             sound.envelope.seconds,
             sound.notes,
         )
-
-
-def _usable(device: str | torch.device | None) -> torch.device:
-    """The device that was asked for; the first GPU, or else the CPU, if none was."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as reason:
-        told = str(reason).strip().splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used: {told}") from None

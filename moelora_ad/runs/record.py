@@ -13,6 +13,8 @@ from moelora_ad.errors import InputError
 
 RECORD = "run.json"
 FORMAT = 1
+DEV = "dev"
+"""The set that checkpoints are selected on: it is shown, and in no average."""
 State = Literal["running", "finished", "failed", "interrupted"]
 
 

@@ -25,20 +25,20 @@ Origin = Mapping[str, str]
 """All that decides on the scores of a set, by name: hashes, versions, settings."""
 
 
-class Found(NamedTuple):
+class KnownScores(NamedTuple):
     """Scores that need not be computed again: indices (n,) int64, ascending, and their scores (n,) float64."""
 
     indices: NDArray[np.int64]
     scores: NDArray[np.float64]
 
     @classmethod
-    def of(cls, scores: Mapping[int, float]) -> "Found":
+    def of(cls, scores: Mapping[int, float]) -> "KnownScores":
         indices = np.array(sorted(scores), np.int64)
         return cls(indices, np.array([scores[index] for index in indices.tolist()], np.float64))
 
-    def without(self, indices: NDArray[np.int64]) -> "Found":
+    def without(self, indices: NDArray[np.int64]) -> "KnownScores":
         rest = ~np.isin(self.indices, indices)
-        return Found(self.indices[rest], self.scores[rest])
+        return KnownScores(self.indices[rest], self.scores[rest])
 
 
 class KeptScores:
@@ -55,7 +55,7 @@ class KeptScores:
             resume from, and replaces a score file of the same origin only if it has more scores.
 
     Attributes:
-        found: scores that need not be computed again, none before `find`.
+        known: scores that need not be computed again, none before `find`.
     """
 
     def __init__(self, folder: Path, name: str, trials: TrialList, origin: Origin, resumes: bool = True) -> None:
@@ -64,11 +64,11 @@ class KeptScores:
         self.trials = trials
         self.origin = dict(origin)
         self.resumes = resumes
-        self.found = Found.of({})
+        self.known = KnownScores.of({})
         self._provenance = folder / f"{name}.json"
         self._parts = folder / f".{name}.parts"
         self._part: int | None = None
-        self._in_file = self.found
+        self._in_file = self.known
         self._corpus_in_file: Any = None
 
     # What is there
@@ -88,11 +88,11 @@ class KeptScores:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         with self._reporting("read"):
             scores = self._of_file(told)
-            self._in_file = Found.of(scores)
+            self._in_file = KnownScores.of(scores)
             if not self.resumes:
                 return [f"{self.name}: {self.path} stays as it is unless this run has more scores"] if scores else told
             scores = self._of_parts(told, damaged) | scores
-        self.found = Found.of(scores)
+        self.known = KnownScores.of(scores)
         if len(self._in_file.indices) == len(self.trials):
             return [f"{self.name}: all scores are in {self.path} already"]
         if scores:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from moelora_ad.adapters import AdaptationMethod, AdapterError
 from moelora_ad.corpora import TrialList
-from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.resuming import training_data
 from moelora_ad.data.score_origin import about
@@ -22,6 +22,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.runs.failures import write_failures
+from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.divergence import check_loss
 from moelora_ad.training.checkpointed_module import CheckpointedModule
 from moelora_ad.training.gradients import FirstSteps
@@ -281,7 +282,7 @@ class DetectionModule(CheckpointedModule, LossModule):
     def _write(self, part: SetScores) -> SetResult:
         result = part.result()
         if part.kept is not None and self.trainer.is_global_zero:
-            described = about(self.trainer, part.name, len(result.reasons), result.num_found, part.started)
+            described = about(self.trainer, part.name, len(result.reasons), result.num_known, part.started)
             part.kept.finish(result.table, result.indices, described)
         self._list_failures(set_folder(self.trainer, part.name), part.name, part.trials, result.reasons)
         return result

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from moelora_ad.corpora import BONA_FIDE, SPOOF, TrialList
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
-from moelora_ad.data.dataset import Batch, Failure
+from moelora_ad.data.dataset import Batch, FailedTrial
 from moelora_ad.errors import InputError
 from moelora_ad.training.batch_norm import uncounted
 from moelora_ad.training.loss_module import LossModule
@@ -220,7 +220,7 @@ def part_of(batch: Batch, chosen: NDArray[np.integer]) -> Batch:
     clips = len(batch.waveforms) // len(batch.trials)
     rows_of_clips = (rows.unsqueeze(1) * clips + torch.arange(clips, device=rows.device)).flatten()
     trials = batch.trials[rows]
-    failures = [] if len(chosen) else [Failure(int(trials[0]), "not of this part")]
+    failures = [] if len(chosen) else [FailedTrial(int(trials[0]), "not of this part")]
     lengths = None if batch.lengths is None else batch.lengths[rows_of_clips]
     return Batch(batch.waveforms[rows_of_clips], lengths, batch.labels[rows], trials, failures)
 

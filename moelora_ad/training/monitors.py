@@ -5,9 +5,10 @@ import difflib
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.trainer_state import is_fast_dev_run
 from moelora_ad.errors import InputError
+from moelora_ad.runs.record import DEV
 from moelora_ad.training.loss_module import LossModule
 
 FIGURES = (f"{DEV}/eer", f"{DEV}/loss", f"{TRAIN}/loss", f"{TRAIN}/loss_epoch", f"{TRAIN}/loss_step")

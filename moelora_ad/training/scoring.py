@@ -13,7 +13,8 @@ from moelora_ad.corpora import TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.trainer_state import is_limited
 from moelora_ad.evaluation import ScoreTable, TrialFailures, TrialScores
-from moelora_ad.runs.scores import Found, KeptScores
+from moelora_ad.models.scores import trial_scores
+from moelora_ad.runs.scores import KeptScores, KnownScores
 
 
 class SetFigures(NamedTuple):
@@ -26,7 +27,7 @@ class SetFigures(NamedTuple):
         num_scored: trials that were scored, with or without a label.
         num_failed: trials that could not be read.
         first_failure: why the first of them could not.
-        num_found: scores that were there already, and were not computed again.
+        num_known: scores that were there already, and were not computed again.
     """
 
     num_bona_fide: int
@@ -35,7 +36,7 @@ class SetFigures(NamedTuple):
     num_scored: int
     num_failed: int
     first_failure: str
-    num_found: int = 0
+    num_known: int = 0
 
 
 class SetResult(NamedTuple):
@@ -45,23 +46,23 @@ class SetResult(NamedTuple):
         table: None if all trials failed.
         indices: (n,) int64 of its trials, ascending.
         reasons: why trials failed, by index.
-        num_found: scores that were there already.
+        num_known: scores that were there already.
     """
 
     table: ScoreTable | None
     indices: NDArray[np.int64]
     reasons: dict[int, str]
-    num_found: int = 0
+    num_known: int = 0
 
     def figures(self) -> SetFigures:
         """Counts of what was scored, and its EER."""
         failed = len(self.reasons), next(iter(self.reasons.values()), "")
         if self.table is None:
-            return SetFigures(0, 0, None, 0, *failed, self.num_found)
+            return SetFigures(0, 0, None, 0, *failed, self.num_known)
         counts = self.table.trials.num_bona_fide, self.table.trials.num_spoof
         labelled = all(counts) and min(self.table.labels) >= 0
         eer = self.table.equal_error_rate().eer if labelled else None
-        return SetFigures(*counts, eer, len(self.table), *failed, self.num_found)
+        return SetFigures(*counts, eer, len(self.table), *failed, self.num_known)
 
 
 class SetScores:
@@ -72,7 +73,7 @@ class SetScores:
         trials: all its trials.
         complete: whether every trial must be scored; False when the trainer was told to run a part only.
         kept: where scores are kept as they come, with those that are there already; None where no file is written.
-        adds_found: whether this process brings the scores that are there already into the gathering; one must.
+        adds_known: whether this process brings the scores that are there already into the gathering; one must.
         device: where the processes gather them.
     """
 
@@ -82,7 +83,7 @@ class SetScores:
         trials: TrialList,
         complete: bool,
         kept: KeptScores | None = None,
-        adds_found: bool = True,
+        adds_known: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         self.name = name
@@ -92,18 +93,16 @@ class SetScores:
         self.failures = TrialFailures().to(device)
         self.kept = kept
         self.started = datetime.now(timezone.utc)
-        found = kept.found if kept is not None and adds_found else Found.of({})
+        known = kept.known if kept is not None and adds_known else KnownScores.of({})
         # Metrics warn if they are computed without an update: a process may have idle passes alone.
-        self.scores.update(torch.from_numpy(found.indices), torch.from_numpy(found.scores))
+        self.scores.update(torch.from_numpy(known.indices), torch.from_numpy(known.scores))
         self.failures.update([])
 
     def update(self, batch: Batch, logits: Tensor) -> None:
-        """Add a batch; a score is the log-odds of bona fide, the difference of the two logits, and the mean of those
-        of a trial's clips."""
+        """Add a batch; scores are those of `trial_scores`."""
         if not len(batch.trials):  # an idle pass
             return
-        logits = logits.detach().float()
-        scores = (logits[:, 1] - logits[:, 0]).reshape(len(batch.trials), -1).mean(dim=1)
+        scores = trial_scores(logits.detach(), len(batch.trials))
         # A trial that failed keeps its place in the count of trials, and its score is never used.
         scores = scores.where(batch.read(), float("nan"))
         self.scores.update(batch.trials, scores)
@@ -122,12 +121,12 @@ class SetScores:
         if self.kept is not None:
             self.kept.close()
         read = ~np.isin(indices.numpy(), list(reasons))
-        num_found = 0 if self.kept is None else len(self.kept.found.indices)
+        num_known = 0 if self.kept is None else len(self.kept.known.indices)
         scored = indices.numpy()[read]
         if not len(scored):
-            return SetResult(None, scored, reasons, num_found)
+            return SetResult(None, scored, reasons, num_known)
         trials = self.trials if len(scored) == len(self.trials) else self.trials.select(scored)
-        return SetResult(ScoreTable(trials, scores.double().numpy()[read]), scored, reasons, num_found)
+        return SetResult(ScoreTable(trials, scores.double().numpy()[read]), scored, reasons, num_known)
 
 
 def evaluation_sets(trainer: Trainer) -> list[SetScores]:

@@ -1,6 +1,5 @@
 """Experts removed and left alone; LoRAs averaged: against models changed by hand."""
 
-import argparse
 import json
 from contextlib import nullcontext
 
@@ -9,17 +8,19 @@ import pytest
 import torch
 
 from moelora_ad.adapters import adapted_sites
-from moelora_ad.analysis import ensemble, experts
-from moelora_ad.analysis.models import load_trained, trials_of
+from moelora_ad.analysis import ensemble, ensemble_report, experts
+from moelora_ad.analysis.passes import AudioPasses
 from moelora_ad.analysis.scoring import eers_by_attack, scores_of_variants
-from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.metrics import equal_error_rate
+from moelora_ad.analysis.trained import load_trained, trials_of
+from moelora_ad.cli import analyze as analyze_command
+from moelora_ad.evaluation import ScoreTable, equal_error_rate
 
-READING = argparse.Namespace(batch_size=3, workers=0, device="cpu", resamples=50, seed=1, keep_gates=False)
+READING = {"batch_size": 3, "workers": 0, "device": "cpu"}
 
 
 def score(trained, name="other") -> np.ndarray:
-    return scores_of_variants(trained, trials_of(trained, name), {"it": nullcontext}, READING, "")["it"].scores
+    passes = AudioPasses(**READING)
+    return scores_of_variants(trained, trials_of(trained, name), {"it": nullcontext}, passes, "")["it"].scores
 
 
 def test_variants_are_models_without_these_experts(fitted):
@@ -27,7 +28,7 @@ def test_variants_are_models_without_these_experts(fitted):
     trained = load_trained(fitted["mixture", 1])
     trials = trials_of(trained, "other")
     variants = experts.variants_of(trained, keep_gates=False)
-    scored = scores_of_variants(trained, trials, variants, READING, "")
+    scored = scores_of_variants(trained, trials, variants, AudioPasses(**READING), "")
     assert list(scored) == ["all experts", "without 0", "without 1", "without 2", "0 alone", "1 alone", "2 alone"]
     (path,) = (trained.folder / "scores").glob("*/other.csv")
     np.testing.assert_allclose(scored["all experts"].scores, ScoreTable.read(path).scores, atol=1e-5)
@@ -50,7 +51,7 @@ def test_variants_are_models_without_these_experts(fitted):
     trained = load_trained(fitted["mixture", 1])
     kept_gates = experts.variants_of(trained, keep_gates=True)
     only = {"without 2": kept_gates["without 2"]}
-    without = scores_of_variants(trained, trials, only, READING, "")["without 2"].scores
+    without = scores_of_variants(trained, trials, only, AudioPasses(**READING), "")["without 2"].scores
     np.testing.assert_allclose(without, by_hand, atol=1e-6)
     assert len(kept) == len(sites)
 
@@ -95,8 +96,6 @@ def test_averaged_weights_are_those_of_a_dense_merge(fitted):
 
 
 def test_the_verbs(fitted, run_verb, tmp_path):
-    from moelora_ad.cli import analyze as analyze_command
-
     mixture, lora = fitted["mixture", 1], fitted["lora", 1]
     code, out, _ = run_verb(analyze_command, "experts", mixture, "--resamples", 50, "--to", tmp_path)
     assert code == 0
@@ -145,8 +144,11 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
         return trained
 
     monkeypatch.setattr(ensemble, "load_trained", load_second)
-    given = vars(READING) | {"runs": [fitted["lora", 1], "second"], "against": fitted["mixture", 1]}
-    analysis = ensemble.run(argparse.Namespace(**given, sets=None, backbone=None, allow=()))
+    analysis = ensemble_report(
+        ensemble.analyze_ensemble(
+            [fitted["lora", 1], "second"], against=fitted["mixture", 1], resamples=50, seed=1, **READING
+        )
+    )
     eers = {row["variant"]: row["eer"] for row in analysis.rows}
     assert list(eers) == [
         "lora, seed 1",

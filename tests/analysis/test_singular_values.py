@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from moelora_ad.adapters import adapted_sites
-from moelora_ad.analysis.models import load_trained
-from moelora_ad.analysis.places import Places
-from moelora_ad.analysis.singular_values import analysis_of, num_last
+from moelora_ad.analysis.reports.report import Report
+from moelora_ad.analysis.reports.singular_values import singular_values_report
+from moelora_ad.analysis.singular_values import SingularValueAnalysis, num_last
+from moelora_ad.analysis.trained import load_trained
 from moelora_ad.cli import analyze as analyze_command
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -42,10 +43,14 @@ def planted(levels: dict[str, list[float]]) -> dict[str, np.ndarray]:
     }
 
 
+def report_of(levels: dict[str, list[float]]) -> Report:
+    return singular_values_report(SingularValueAnalysis("x", planted(levels)))
+
+
 def test_the_published_pattern_is_recognised():
     late, flat = [0.1, 0.1, 0.2, 0.1, 1.0, 2.0], [1.0, 1.2, 1.0, 0.8, 1.5, 1.0]
     levels = dict(zip(PROJECTIONS, (late, late, flat, flat), strict=True))
-    found = analysis_of(planted(levels), "x")
+    found = report_of(levels)
     # Of 6 layers the last 2 against the first 4: 1.5 / 0.125 and 1.25 / 1.
     assert found.data["late_to_early"]["q_proj"] == pytest.approx(12)
     assert found.data["late_to_early"]["v_proj"] == pytest.approx(1.25)
@@ -56,7 +61,7 @@ def test_the_published_pattern_is_recognised():
         "out_proj": "all layers",
     }
     assert "this is the published pattern" in found.finding
-    found = analysis_of(planted(levels | {"k_proj": flat, "v_proj": late[::-1], "out_proj": [0.0] * 6}), "x")
+    found = report_of(levels | {"k_proj": flat, "v_proj": late[::-1], "out_proj": [0.0] * 6})
     assert "q_proj in the last layers" in found.finding
     assert "v_proj in the first layers" in found.finding
     assert "out_proj in no layer" in found.finding
@@ -64,8 +69,8 @@ def test_the_published_pattern_is_recognised():
 
 
 def test_models_that_say_nothing():
-    assert "not trained" in analysis_of(planted({"q_proj": [0.0, 0.0]}), "x").finding
-    assert "no early and late part" in analysis_of(planted({"q_proj": [1.0]}), "x").finding
+    assert "not trained" in report_of({"q_proj": [0.0, 0.0]}).finding
+    assert "no early and late part" in report_of({"q_proj": [1.0]}).finding
     assert [num_last(number) for number in (1, 2, 4, 6, 12, 24)] == [0, 1, 1, 2, 4, 8]
 
 
@@ -74,16 +79,3 @@ def test_a_model_without_updates_is_a_mistake(fitted, run_verb, monkeypatch):
     code, _, err = run_verb(analyze_command, "singular-values", fitted["lora", 1])
     assert code == 1
     assert "no LoRA and no experts" in err
-
-
-def test_places():
-    places = Places(["layers.0.q_proj", "layers.0.fc.0", "layers.1.q_proj", "head"])
-    assert places.of["layers.1.q_proj"] == ("1", "q_proj")
-    assert places.of["head"] == ("", "head")
-    assert places.layers == ("0", "1", "")
-    grid = places.grid([1.0, 2.0, 3.0, 4.0])
-    assert grid[1, places.projections.index("q_proj")] == 3.0
-    assert np.isnan(grid[1, places.projections.index("head")])
-    assert places.in_layer("0").tolist() == [0, 1]
-    two = Places(["text.layers.0.q", "audio.layers.0.q"])
-    assert two.layers == ("text.layers.0", "audio.layers.0")

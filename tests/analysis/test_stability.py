@@ -10,8 +10,8 @@ import torch
 from scipy.stats import spearmanr
 
 from moelora_ad.adapters import record_routing
-from moelora_ad.analysis.models import batches, load_trained, trials_of
-from moelora_ad.analysis.stability import SetScores, routing_of
+from moelora_ad.analysis.stability import ScoreStability, routing_of
+from moelora_ad.analysis.trained import batches, load_trained, trials_of
 from moelora_ad.cli import analyze as analyze_command
 from moelora_ad.corpora.trial import Trial
 from moelora_ad.evaluation import ScoreTable
@@ -66,12 +66,12 @@ def table(scores: list[float]) -> ScoreTable:
 
 def test_scores_by_hand():
     first, second = table([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), table([0.0, 1.0, 4.0, 3.0, 2.0, 5.0])
-    found = SetScores.between([first, second])
+    found = ScoreStability.between([first, second])
     # The first has no error; the second's best threshold misses one bona fide of 3 and accepts one spoof of 3.
     np.testing.assert_allclose(found.eers, [0, 1 / 3])
     assert found.rank_correlation == pytest.approx(1 - 6 * (2**2 + 2**2) / (6 * 35))
     assert found.disagreement == pytest.approx(2 / 6)
-    assert SetScores.between([first, table([1.0] * 6)]).rank_correlation == 0
+    assert ScoreStability.between([first, table([1.0] * 6)]).rank_correlation == 0
 
 
 def test_the_spread_of_matched_experts_forgets_their_numbers():

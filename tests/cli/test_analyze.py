@@ -2,19 +2,17 @@
 
 import csv
 import json
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from moelora_ad.analysis.analysis import Analysis
+from moelora_ad.analysis import Report
 from moelora_ad.cli import analyze as analyze_command
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 
-def made(**changes) -> Analysis:
+def made(**changes) -> Report:
     fields = {
         "name": "count",
         "finding": "there are 2",
@@ -24,7 +22,7 @@ def made(**changes) -> Analysis:
         "figures": {"empty": Figure},
         "notes": ["by eye"],
     }
-    return Analysis(**(fields | changes))
+    return Report(**(fields | changes))
 
 
 @pytest.fixture
@@ -32,8 +30,8 @@ def analysis(monkeypatch):
     """Puts an analysis of our own in the place of routing."""
 
     def use(run) -> None:
-        module = SimpleNamespace(add_arguments=lambda parser: None, run=run)
-        monkeypatch.setitem(sys.modules, "moelora_ad.analysis.routing_usage", module)
+        ours = analyze_command.Analysis("what it tells", lambda parser: None, run)
+        monkeypatch.setitem(analyze_command.ANALYSES, "routing", ours)
 
     return use
 

@@ -14,7 +14,7 @@ import pytest
 
 from moelora_ad.cli.main import main
 from moelora_ad.evaluation import ScoreCurve, ScoreTable, TandemCosts2019, TandemCosts2021, read_asv_error_rates
-from moelora_ad.evaluation.metrics import equal_error_rate
+from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
 
 Evaluate = Callable[..., int]
 

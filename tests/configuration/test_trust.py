@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from moelora_ad.adapters import MoELoRA
-from moelora_ad.analysis.models import load_trained
+from moelora_ad.analysis.trained import load_trained
 from moelora_ad.errors import InputError
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.training import DetectionModule

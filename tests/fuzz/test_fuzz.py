@@ -26,7 +26,7 @@ import soundfile
 import torch
 
 from moelora_ad.adapters import read_lora
-from moelora_ad.analysis.models import load_trained
+from moelora_ad.analysis.trained import load_trained
 from moelora_ad.audio import AudioReader, read_audio
 from moelora_ad.cli.main import main
 from moelora_ad.configuration.building import detector_state

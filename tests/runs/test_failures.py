@@ -12,9 +12,9 @@ import torch
 from moelora_ad.adapters import LoRA
 from moelora_ad.audio import AudioError, FullUtterance
 from moelora_ad.corpora import Trial, TrialList
-from moelora_ad.data.dataset import Failure
+from moelora_ad.data.dataset import FailedTrial
 from moelora_ad.evaluation import ScoreTable, TrialFailures
-from moelora_ad.evaluation.metrics import equal_error_rate
+from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.runs.failures import write_failures
 from moelora_ad.training import Batch, DetectionModule
@@ -84,7 +84,7 @@ def test_the_list_of_an_earlier_run_goes_away(tmp_path):
 def test_a_score_of_a_read_trial_that_is_not_finite_is_no_failure():
     """A model that diverged must not pass for files that cannot be read."""
     part = SetScores("x", TrialList([Trial("a", ""), Trial("b", "")]), complete=True)
-    batch = Batch(torch.zeros(2, 1), None, torch.tensor([0, 1]), torch.tensor([0, 1]), [Failure(0, "gone")])
+    batch = Batch(torch.zeros(2, 1), None, torch.tensor([0, 1]), torch.tensor([0, 1]), [FailedTrial(0, "gone")])
     part.update(batch, torch.tensor([[0.0, 1.0], [0.0, math.nan]]))
     with pytest.raises(ValueError, match="1 scores are not finite; the first is of utterance 'b'"):
         part.result()
@@ -129,7 +129,7 @@ def test_failed_trials_have_no_part_in_training(model, data, trainer, tmp_path):
     assert sorted(model.train_failures) == [1, 8]
 
     torch.manual_seed(0)
-    batch = Batch(torch.randn(3, 8_000), None, torch.tensor([0, 1, 1]), torch.tensor([4, 5, 6]), [Failure(5, "")])
+    batch = Batch(torch.randn(3, 8_000), None, torch.tensor([0, 1, 1]), torch.tensor([4, 5, 6]), [FailedTrial(5, "")])
     rest = Batch(batch.waveforms[[0, 2]], None, batch.labels[[0, 2]], batch.trials[[0, 2]], [])
     with torch.no_grad():
         torch.testing.assert_close(
@@ -139,7 +139,11 @@ def test_failed_trials_have_no_part_in_training(model, data, trainer, tmp_path):
 
 def test_a_batch_of_failures_alone_gives_gradients_of_zero(model):
     batch = Batch(
-        torch.zeros(2, 8_000), None, torch.tensor([0, 1]), torch.tensor([4, 5]), [Failure(4, ""), Failure(5, "")]
+        torch.zeros(2, 8_000),
+        None,
+        torch.tensor([0, 1]),
+        torch.tensor([4, 5]),
+        [FailedTrial(4, ""), FailedTrial(5, "")],
     )
     loss = model._loss(model(batch.waveforms), batch)
     assert loss.item() == 0

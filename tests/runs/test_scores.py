@@ -30,7 +30,7 @@ def finish(scores: KeptScores, indices: list[int], values: list[float], about: d
 
 
 def found(scores: KeptScores) -> dict[int, float]:
-    return dict(zip(scores.found.indices.tolist(), scores.found.scores.tolist(), strict=True))
+    return dict(zip(scores.known.indices.tolist(), scores.known.scores.tolist(), strict=True))
 
 
 def parts(folder: Path) -> list[Path]:

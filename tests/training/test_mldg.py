@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from moelora_ad.adapters import AuxiliaryWeights, FrozenBackbone, FullFineTuning, GatePolicy, LoRA, MoELoRA
 from moelora_ad.audio import Crops
 from moelora_ad.corpora import Trial, TrialList
-from moelora_ad.data.dataset import Failure
+from moelora_ad.data.dataset import FailedTrial
 from moelora_ad.errors import InputError
 from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
 from moelora_ad.training import MLDG, Batch, DetectionModule, WarmupCosine
@@ -311,7 +311,9 @@ def test_both_parts_have_bona_fide_trials_if_there_are_two():
 
 def test_a_part_has_all_clips_of_its_trials():
     rows = torch.arange(12.0).reshape(6, 2)
-    batch = Batch(rows, torch.arange(6), torch.tensor([1, 0, 0]), torch.tensor([7, 5, 9]), [Failure(5, "no such file")])
+    batch = Batch(
+        rows, torch.arange(6), torch.tensor([1, 0, 0]), torch.tensor([7, 5, 9]), [FailedTrial(5, "no such file")]
+    )
     part = part_of(batch, np.array([0, 2]))
     assert part.waveforms.tolist() == rows[[0, 1, 4, 5]].tolist()
     assert part.lengths.tolist() == [0, 1, 4, 5]

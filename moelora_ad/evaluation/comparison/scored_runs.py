@@ -12,10 +12,7 @@ from moelora_ad.evaluation.provenance import partial_note, provenance_of, read_p
 from moelora_ad.evaluation.score_files.labelled import ScoreReader
 from moelora_ad.evaluation.score_files.paths import FAILED, failed_note
 from moelora_ad.evaluation.score_table import ScoreTable
-from moelora_ad.runs.record import RunRecord, trials_hash
-
-DEV = "dev"
-"""The set that checkpoints are selected on: it is shown, and in no average."""
+from moelora_ad.runs.record import DEV, RunRecord, trials_hash
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from moelora_ad.evaluation.comparison.published import SOURCE
-from moelora_ad.evaluation.comparison.scored_runs import DEV
 from moelora_ad.evaluation.comparison.systems import MACRO_ALL, Comparison
 from moelora_ad.evaluation.comparison.table_one import published_eer, published_rows
 from moelora_ad.evaluation.reports.plots import BLUE, INK, ORANGE, Plot, drawn, short_name, style
+from moelora_ad.runs.record import DEV
 
 _WIDTH = 7.2  # inches, a page's text
 _HEIGHT = 1.7  # of a panel

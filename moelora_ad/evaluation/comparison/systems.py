@@ -10,8 +10,9 @@ from scipy import stats
 
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.comparison.published import PublishedRow, published_row
-from moelora_ad.evaluation.comparison.scored_runs import DEV, ScoredRun, ScoredSet
+from moelora_ad.evaluation.comparison.scored_runs import ScoredRun, ScoredSet
 from moelora_ad.evaluation.metrics.averages import SeedSummary, over_seeds
+from moelora_ad.runs.record import DEV
 
 MACRO_OOD, MACRO_ALL = "macro_ood", "macro_all"
 

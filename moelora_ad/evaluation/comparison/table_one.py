@@ -9,11 +9,12 @@ import numpy as np
 from moelora_ad import __version__
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.comparison.published import OUT_OF_DOMAIN, SOURCE, PublishedRow, backbone_source, paper_set
-from moelora_ad.evaluation.comparison.scored_runs import DEV, ScoredRun
+from moelora_ad.evaluation.comparison.scored_runs import ScoredRun
 from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
 from moelora_ad.evaluation.metrics.averages import SeedSummary
 from moelora_ad.evaluation.reports.tables import rounded
 from moelora_ad.evaluation.reports.text_table import TextTable
+from moelora_ad.runs.record import DEV
 
 UNKNOWN = "?"
 

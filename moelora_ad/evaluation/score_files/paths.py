@@ -8,13 +8,12 @@ from shlex import quote
 from typing import NamedTuple
 
 from moelora_ad.errors import InputError, printable
-from moelora_ad.runs.record import RECORD, read_record
+from moelora_ad.runs.record import DEV, RECORD, read_record
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 FAILED = ".failed"
 OWN_FILES = ("figures.csv", "comparison.csv")
 """What evaluate writes itself; in a folder these are no scores."""
-_DEV = "dev"
 
 
 class PathError(InputError):
@@ -118,9 +117,9 @@ def _of_run(run: Path) -> tuple[Path, list[str]]:
 
 def _of_folder(folder: Path) -> tuple[list[Path], list[str]]:
     found = [path for path in sorted(folder.iterdir()) if _has_scores(path)]
-    kept = [path for path in found if path.stem != _DEV]
+    kept = [path for path in found if path.stem != DEV]
     if kept:
-        note = f"{folder / _DEV} is left out: models are selected on the development set; name the file to include it"
+        note = f"{folder / DEV} is left out: models are selected on the development set; name the file to include it"
         return kept, [note] * (len(kept) < len(found))
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(map(_has_scores, path.iterdir()))]
     hint = f"; its folder {inside[0].name!r} has some" if inside else ""

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moelora_ad.data.data_module import DEV, TRAIN
+from moelora_ad.data.data_module import TRAIN
 from moelora_ad.data.trainer_state import run_directory, score_folder, set_folder, training_folder
 from moelora_ad.runs.folder import shown
-from moelora_ad.runs.record import RunRecord
+from moelora_ad.runs.record import DEV, RunRecord
 from moelora_ad.training.callbacks.progress import duration
 from moelora_ad.training.detection_module import DetectionModule
 
@@ -68,8 +68,8 @@ def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
         apart = "" if folder == score_folder(trainer) else f" ({', '.join(names)}: not of the run, in no average of it)"
         line(console, "scores", f"{shown(folder)}{apart}")
     for name, figures in model.evaluated.items():
-        if figures.num_found:
-            line(console, "not computed again", f"{figures.num_found:,} of {name}, scored by an earlier run")
+        if figures.num_known:
+            line(console, "not computed again", f"{figures.num_known:,} of {name}, scored by an earlier run")
     _print_failures(console, trainer, model)
 
 

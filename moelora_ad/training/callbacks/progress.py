@@ -16,7 +16,8 @@ from lightning_utilities.core import rank_zero
 from rich.console import Console
 from rich.progress import TextColumn
 
-from moelora_ad.data.data_module import DEV, TRAIN
+from moelora_ad.data.data_module import TRAIN
+from moelora_ad.runs.record import DEV
 
 # What Lightning says that the start block, the lines and the tables say better, or that helps nobody.
 _BANNERS = (

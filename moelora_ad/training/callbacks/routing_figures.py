@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from moelora_ad.adapters import SiteRouting
-from moelora_ad.adapters.injection import layer_of
+from moelora_ad.adapters.sites import projection_of
 from moelora_ad.files import written_whole
 
 PER_EXPERT = ("mean_gate", "top1_share", "output_norm", "largest_singular_value")
@@ -131,12 +131,6 @@ def write_figures(
     }
     with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def projection_of(site: str) -> str:
-    """The path of a site within its layer: ``self_attn.q_proj`` of ``layers.3.self_attn.q_proj``."""
-    layer = layer_of(site)
-    return site if layer is None else site[len(layer) + 1 :] or site
 
 
 def _mean(values: object) -> float:

@@ -17,10 +17,11 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from moelora_ad.adapters import Decision, RoutingRecord, adapted_sites, singular_values, watch_gates
-from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.files import written_whole
+from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.routing_figures import COLLAPSED, SiteFigures, by_figure, overview, write_figures
 from moelora_ad.training.callbacks.routing_plot import routing_heatmaps
 from moelora_ad.training.detection_module import DetectionModule

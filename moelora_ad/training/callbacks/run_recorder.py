@@ -20,13 +20,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import moelora_ad
-from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.score_origin import versions
 from moelora_ad.data.shares import by_name
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, score_folder
 from moelora_ad.errors import printable
 from moelora_ad.files import written_whole
 from moelora_ad.runs.record import (
+    DEV,
     RECORD,
     ConfiguredSet,
     RecordedSet,

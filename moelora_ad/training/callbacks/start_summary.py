@@ -16,10 +16,11 @@ from torch.optim import Optimizer
 
 from moelora_ad.audio import SAMPLE_RATE, AudioError, audio_length
 from moelora_ad.corpora import TrialList
-from moelora_ad.data.data_module import DEV, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.shares import by_name
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory
 from moelora_ad.runs.folder import shown
+from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.end_summary import line, trainable
 from moelora_ad.training.callbacks.progress import callbacks_of
 from moelora_ad.training.detection_module import DetectionModule

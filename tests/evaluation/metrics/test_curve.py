@@ -22,7 +22,7 @@ from moelora_ad.evaluation import (
     min_dcf,
     min_tdcf,
 )
-from moelora_ad.evaluation.metrics import equal_error_rate
+from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
 
 CLOSE = {"rel": 1e-12, "abs": 1e-12}
 

@@ -30,7 +30,7 @@ from moelora_ad.evaluation import (
     min_dcf,
     min_tdcf,
 )
-from moelora_ad.evaluation.metrics import equal_error_rate
+from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
 
 
 def test_equal_error_rate_over_batches_is_that_of_the_whole():

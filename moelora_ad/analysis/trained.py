@@ -8,21 +8,21 @@ from torch.utils.data import DataLoader
 
 from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
 from moelora_ad.corpora import TrialList
-from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch, TrialDataset
 from moelora_ad.data.samplers import EvaluationBatches
 from moelora_ad.data.shares import by_name
 from moelora_ad.data.workers import end_workers, starved
 from moelora_ad.errors import InputError
 from moelora_ad.models import Detector
-from moelora_ad.runs.record import RECORD, read_record
+from moelora_ad.runs.record import DEV, RECORD, read_record
 
 
-class Trained(NamedTuple):
+class TrainedDetector(NamedTuple):
     """A trained detector and the corpora of its run.
 
     Attributes:
-        detector: in evaluation mode.
+        detector: in evaluation mode; its ``precision`` is that of the run.
         data: of the run.
         name: the run's system; the name of its folder if it has no record.
         seed: of the run.
@@ -38,7 +38,7 @@ class Trained(NamedTuple):
     folder: Path
 
 
-def load_trained(path: str | Path, backbone: str | None = None, allow: Collection[str] = ()) -> Trained:
+def load_trained(path: str | Path, backbone: str | None = None, allow: Collection[str] = ()) -> TrainedDetector:
     """A run's detector with its trained weights.
 
     Args:
@@ -59,10 +59,11 @@ def load_trained(path: str | Path, backbone: str | None = None, allow: Collectio
     load_weights(built.detector, state, str(checkpoint))
     folder = config.parent
     name = read_record(folder).system if (folder / RECORD).exists() else folder.name
-    return Trained(built.detector.eval(), built.data, name, built.data.seed, checkpoint, folder)
+    built.detector.precision = built.precision
+    return TrainedDetector(built.detector.eval(), built.data, name, built.data.seed, checkpoint, folder)
 
 
-def trials_of(trained: Trained, set_name: str) -> TrialList:
+def trials_of(trained: TrainedDetector, set_name: str) -> TrialList:
     """The trials of one of the run's sets: "train", "dev", or a test set by its name.
 
     Raises:
@@ -81,11 +82,11 @@ def trials_of(trained: Trained, set_name: str) -> TrialList:
 
 
 def batches(
-    trained: Trained,
+    trained: TrainedDetector,
     trials: TrialList,
     batch_size: int | None = None,
     workers: int | None = None,
-    progress: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Batch]:
     """The trials in their order, in evaluation segments, never augmented.
 
@@ -94,7 +95,7 @@ def batches(
         trials: what to read.
         batch_size: None for that of the run's evaluation.
         workers: processes that read audio; None for those of the run.
-        progress: called after each batch with its number of trials.
+        advance: called after each batch with its number of trials.
 
     Raises:
         InputError: a file cannot be read, or there is no room to read ahead.
@@ -109,7 +110,7 @@ def batches(
     try:
         for batch in loader:
             yield batch
-            progress(len(batch.trials))
+            advance(len(batch.trials))
     except (KeyboardInterrupt, OSError, RuntimeError) as error:
         end_workers()
         if told := starved(error, workers):
@@ -119,9 +120,9 @@ def batches(
 
 def _best_checkpoint(folder: Path) -> Path:
     if (folder / RECORD).exists():
-        found = read_record(folder).checkpoint_path
-        if found is not None:
-            return found
+        best = read_record(folder).checkpoint_path
+        if best is not None:
+            return best
     kept = sorted(path for path in (folder / "checkpoints").glob("*.ckpt") if not path.name.startswith("last"))
     if len(kept) != 1:
         raise InputError(f"{folder}: {len(kept) or 'no'} checkpoints to choose from in {folder / 'checkpoints'}")

@@ -1,6 +1,5 @@
 """Routing by group: a planted gate that follows the attack, and a trained model against its gates group by group."""
 
-import argparse
 import csv
 import json
 from types import SimpleNamespace
@@ -13,10 +12,10 @@ from torch import nn
 
 from moelora_ad.adapters import GatePolicy, LoRAExpert, MoELoRALinear, record_routing, valid_tokens
 from moelora_ad.adapters.gate import Gate
-from moelora_ad.analysis import routing_usage
-from moelora_ad.analysis.batches import add_reading
-from moelora_ad.analysis.gate_use import watched
-from moelora_ad.analysis.models import Trained, load_trained, trials_of
+from moelora_ad.analysis import Report, routing, routing_report
+from moelora_ad.analysis.gates import watched
+from moelora_ad.analysis.passes import AudioPasses
+from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
 from moelora_ad.audio import Crops, Segment
 from moelora_ad.cli import analyze as analyze_command
 from moelora_ad.corpora import Manifest
@@ -65,28 +64,26 @@ def planted(tmp_path):
                 writer.writerow([path, name, "spoof" if attack else "bonafide", attack, f"c{number % 2}"])
     corpus = Manifest(str(tmp_path / "dev.csv"), name="dev")
 
-    def build(policy: GatePolicy = GatePolicy()) -> Trained:  # noqa: B008
+    def build(policy: GatePolicy = GatePolicy()) -> TrainedDetector:  # noqa: B008
         data = AudioDeepfakeDataModule(val=corpus, eval_segment=Segment(1600), eval_batch_size=6)
-        return Trained(SimpleNamespace(backbone=Levels(policy).eval(), to=lambda _: None), data, "planted", 1, "", "")
+        detector = SimpleNamespace(backbone=Levels(policy).eval(), to=lambda _: None)
+        return TrainedDetector(detector, data, "planted", 1, "", "")
 
     return build
 
 
 @pytest.fixture
-def options(monkeypatch):
-    def build(trained: Trained, *given: str) -> argparse.Namespace:
-        monkeypatch.setattr(routing_usage, "load_trained", lambda *_: trained)
-        parser = argparse.ArgumentParser()
-        routing_usage.add_arguments(parser)
-        return parser.parse_args([".", "--device", "cpu", "--workers", "0", *given])
+def report(monkeypatch):
+    def build(trained: TrainedDetector, **given) -> Report:
+        monkeypatch.setattr(routing, "load_trained", lambda *_: trained)
+        return routing_report(routing.analyze_routing(".", device="cpu", workers=0, **given))
 
     return build
 
 
 @pytest.mark.parametrize("level", ["token", "utterance"])
-def test_experts_that_are_the_attacks(planted, options, level):
-    trained = planted(GatePolicy(level=level))
-    found = routing_usage.run(options(trained, "--permutations", "200"))
+def test_experts_that_are_the_attacks(planted, report, level):
+    found = report(planted(GatePolicy(level=level)), permutations=200)
     of_attack = found.data["dependence"]["attack"]
     assert of_attack["classes"] == dict.fromkeys(ATTACKS, 5)
     assert of_attack["entropy"] == pytest.approx(np.log2(3))
@@ -109,11 +106,9 @@ def test_experts_that_are_the_attacks(planted, options, level):
     np.testing.assert_allclose(over_all, [0.25, 0.375, 0.375], atol=1e-6)
 
 
-def first_weights(trained: Trained) -> np.ndarray:
-    parser = argparse.ArgumentParser()
-    add_reading(parser)
+def first_weights(trained: TrainedDetector) -> np.ndarray:
     trials = trials_of(trained, "dev")
-    (first, *_) = watched(trained, trials, parser.parse_args(["--device", "cpu"]))
+    (first, *_) = watched(trained, trials, AudioPasses(device="cpu"))
     assert trials[int(first.batch.trials[0])].utterance == "A01-0"
     return first.weights[0]
 
@@ -164,11 +159,11 @@ def test_the_verb_on_a_trained_mixture(fitted, run_verb, tmp_path):
         batch = TrialDataset(part, trained.data.eval_segment, 1)[keys]
         with torch.inference_mode(), record_routing(trained.detector.backbone.encoder) as record:
             trained.detector(batch.waveforms, batch.lengths)
-        for site, routing in record.sites().items():
+        for site, own in record.sites().items():
             of_site = [row for row in rows if (row["by"], row["class"], row["site"]) == (kind, name, site)]
             assert [int(row["expert"]) for row in of_site] == [0, 1, 2]
             for field in ("mean_gate", "top1_share", "output_norm"):
-                expected = getattr(routing, field)
+                expected = getattr(own, field)
                 np.testing.assert_allclose([float(row[field]) for row in of_site], expected, atol=1e-5)
 
 
@@ -178,6 +173,7 @@ def test_mistakes(fitted, run_verb):
         (("routing", fitted["lora", 1]), 1, "has no gates; give a run that was adapted with MoELoRA"),
         (("routing", run, "--set", "tset"), 1, "no set 'tset': choose from other, dev, train"),
         (("routing", run, "--permutations", "0"), 2, "--permutations: 0 is less than 1"),
+        (("routing", run, "--precision", "bf15-mixed"), 2, "--precision: 'bf15-mixed' is not one of 32-true, 16-mixed"),
         (("routing", run, "--device", "abacus"), 1, "--device: 'abacus' cannot be used"),
         (("routing", run / "none"), 2, "no such folder or file"),
         (("routin", run), 2, "did you mean 'routing'?"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from moelora_ad.analysis.models import batches, load_trained, trials_of
+from moelora_ad.analysis.trained import batches, load_trained, trials_of
 from moelora_ad.data import workers as reading
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
@@ -30,7 +30,7 @@ def test_the_scores_are_those_of_the_run(run):
     counts = []
     for name in ("dev", "in_domain", "out_of_domain"):
         trials = trials_of(trained, name)
-        read = list(batches(trained, trials, batch_size=3, progress=counts.append))
+        read = list(batches(trained, trials, batch_size=3, advance=counts.append))
         assert torch.cat([batch.trials for batch in read]).tolist() == list(range(len(trials)))
         with torch.inference_mode():
             logits = torch.cat([trained.detector(batch.waveforms, batch.lengths) for batch in read])

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from moelora_ad.analysis.matching import agreement, aligned, correlations, matched, standardised
+from moelora_ad.analysis.expert_matching import agreement, aligned, correlations, matched, standardised
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where adapted projections stand: rows and columns of the plots and tables."""
+"""Where adapted projections stand in a model, read from their dotted paths."""
 
 import re
 from collections.abc import Sequence
@@ -8,15 +8,31 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+def layer_of(site: str) -> str | None:
+    """The dotted path of the layer that a site belongs to, up to the first number; None if there is no number."""
+    layer = re.match(r"(?:.*?\.)??\d+(?=\.|$)", site)
+    return layer[0] if layer else None
+
+
+def projection_of(site: str) -> str:
+    """The path of a site within its layer: ``self_attn.q_proj`` of ``layers.3.self_attn.q_proj``. A projection that is
+    the layer itself is called by its stack: ``blocks`` of ``blocks.3``."""
+    layer = layer_of(site)
+    if layer is None:
+        return site
+    return site[len(layer) + 1 :] or layer.rpartition(".")[0] or site
+
+
 class Place(NamedTuple):
-    """A site's layer and its projection in it: ``3`` and ``q_proj`` of ``layers.3.self_attn.q_proj``."""
+    """A site's layer and its projection in it, by short names: ``3`` and ``q_proj`` of ``layers.3.self_attn.q_proj``;
+    see `SiteGrid`."""
 
     layer: str
     projection: str
 
 
-class Places:
-    """The sites of a model as a grid of layers and projections.
+class SiteGrid:
+    """The sites of a model as a grid of layers and projections: rows and columns of tables and plots.
 
     Args:
         sites: dotted paths, in the model's order.
@@ -29,13 +45,9 @@ class Places:
     """
 
     def __init__(self, sites: Sequence[str]) -> None:
-        split = [re.fullmatch(r"(?:((?:.*?\.)??\d+)\.)?(.+)", site) for site in sites]
-        paths = [((found[1] or ""), found[2]) for found in split if found]
-        layers = _shortest([layer for layer, _ in paths])
-        projections = _shortest([inside for _, inside in paths])
-        self.of = {
-            site: Place(layers[layer], projections[inside]) for site, (layer, inside) in zip(sites, paths, strict=True)
-        }
+        layers = _shortest([layer_of(site) or "" for site in sites])
+        projections = _shortest([projection_of(site) for site in sites])
+        self.of = {site: Place(layers[layer_of(site) or ""], projections[projection_of(site)]) for site in sites}
         self.layers = tuple(dict.fromkeys(place.layer for place in self.of.values()))
         self.projections = tuple(dict.fromkeys(place.projection for place in self.of.values()))
 
@@ -46,6 +58,11 @@ class Places:
         for value, place in zip(given, self.of.values(), strict=True):
             grid[self.layers.index(place.layer), self.projections.index(place.projection)] = value
         return grid
+
+    def panels(self, values: ArrayLike) -> dict[str, NDArray[np.float64]]:
+        """The same by projection: (layers, ...) each."""
+        grid = self.grid(values)
+        return {name: grid[:, at] for at, name in enumerate(self.projections)}
 
     def in_layer(self, layer: str) -> NDArray[np.intp]:
         """Which of the sites stand in a layer."""

@@ -30,7 +30,7 @@ def agreement(
     gates: Sequence[NDArray[np.float32]],
     permutations: int,
     seed: int,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> Agreement:
     """Match the experts of every two models and test whether their gates agree.
 
@@ -38,18 +38,18 @@ def agreement(
         gates: of each model (n, S, N), mean weights of the experts for the same utterances at the same sites.
         permutations: of the utterances, drawn for each model by itself; at least 1.
         seed: of the permutations.
-        advance: told of every permutation.
+        advance: told after each permutation how many are done.
     """
     standard = [standardised(one) for one in gates]
     observed = _similarities(standard)
     generator = np.random.default_rng(seed)
     exceeded, total = 0, np.zeros(observed.shape[1])
-    for _ in range(permutations):
+    for number in range(1, permutations + 1):
         shuffled = [one[:, generator.permutation(one.shape[1])] for one in standard]
         by_chance = _similarities(shuffled)
         exceeded += bool(by_chance.mean() >= observed.mean() - 1e-12)
         total += by_chance.mean(0)
-        advance(1)
+        advance(number)
     return Agreement(observed, total / permutations, (1 + exceeded) / (1 + permutations), permutations)
 
 
@@ -89,8 +89,8 @@ def matched(correlation: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray
 def aligned(gates: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
     """Mean gates (S, N) of each model, its experts in the order of those of the first that they match."""
     reference = standardised(gates[0])
-    found = []
+    means = []
     for one in gates:
         partners, _ = matched(correlations(reference, standardised(one)))
-        found.append(np.take_along_axis(one.mean(0, dtype=np.float64), partners, axis=1))
-    return found
+        means.append(np.take_along_axis(one.mean(0, dtype=np.float64), partners, axis=1))
+    return means

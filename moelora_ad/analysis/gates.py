@@ -1,7 +1,6 @@
 """What gates do on a set: one pass, summed up by group, and utterance by utterance."""
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,20 +8,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moelora_ad.adapters import Decision, RoutingRecord, SiteRouting, adapted_sites, watch_gates
-from moelora_ad.analysis.batches import read
-from moelora_ad.analysis.models import Trained
+from moelora_ad.adapters import (
+    Decision,
+    RoutingRecord,
+    SiteRouting,
+    adapted_sites,
+    effective_experts,
+    watch_gates,
+)
+from moelora_ad.analysis.passes import AudioPasses
+from moelora_ad.analysis.trained import TrainedDetector
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
 
 
-def gated_sites(trained: Trained) -> list[str]:
+def gated_sites(trained: TrainedDetector) -> list[str]:
     """Dotted paths of the projections that have a gate, in the model's order."""
     return [site for site, layer in adapted_sites(trained.detector.backbone.encoder) if layer.gate is not None]
 
 
-def require_gates(trained: Trained) -> list[str]:
+def require_gates(trained: TrainedDetector) -> list[str]:
     """The same.
 
     Raises:
@@ -47,9 +53,9 @@ class WatchedBatch(NamedTuple):
 
 
 def watched(
-    trained: Trained,
+    trained: TrainedDetector,
     trials: TrialList,
-    arguments: argparse.Namespace,
+    passes: AudioPasses,
     before: Callable[[Batch], None] = lambda batch: None,
     see: Callable[[Decision], None] = lambda decision: None,
 ) -> Iterator[WatchedBatch]:
@@ -58,7 +64,7 @@ def watched(
     Args:
         trained: a detector with gates.
         trials: what to read.
-        arguments: those of `add_reading`.
+        passes: how.
         before: called with each batch before it passes.
         see: called with every decision.
 
@@ -69,13 +75,12 @@ def watched(
     weights: dict[str, Tensor] = {}
 
     def note(decision: Decision) -> None:
-        weights[decision.site] = over_tokens(decision)
+        weights[decision.site] = decision.mean_weights()
         see(decision)
 
     backbone = trained.detector.backbone
-    words = f"{trained.name}, seed {trained.seed}"
-    with torch.inference_mode(), watch_gates(backbone.encoder, note):
-        for batch in read(trained, trials, arguments, words):
+    with watch_gates(backbone.encoder, note):
+        for batch in passes.batches(trained, trials, f"{trained.name}, seed {trained.seed}"):
             before(batch)
             backbone(batch.waveforms, batch.lengths)
             rows = torch.stack([weights[site] for site in sites], dim=1)  # (B C, S, N)
@@ -83,17 +88,9 @@ def watched(
             yield WatchedBatch(batch, of_trials.cpu().numpy())
 
 
-def over_tokens(decision: Decision) -> Tensor:
-    """Mean weights over the tokens of each row that are not padding: (rows, N) float32."""
-    weights = decision.weights.float()
-    if decision.valid is None or weights.shape[-2] != decision.valid.shape[-1]:
-        return weights.mean(-2)
-    valid = decision.valid.unsqueeze(-1)
-    return weights.where(valid, 0.0).sum(-2) / valid.sum(-2).clamp(min=1)
-
-
-class Usage(NamedTuple):
-    """How the experts were used by some utterances: means over decisions, of tokens or whole utterances.
+class GateStatistics(NamedTuple):
+    """How the gates of S sites used their N experts for some utterances: means over decisions, of tokens or whole
+    utterances; see `SiteRouting`.
 
     Attributes:
         mean_gate: (S, N) weights.
@@ -107,30 +104,30 @@ class Usage(NamedTuple):
     output_norm: NDArray[np.float64]
     entropy: NDArray[np.float64]
 
+    @classmethod
+    def of(cls, record: RoutingRecord, groups: Sequence[str], sites: Sequence[str]) -> "GateStatistics":
+        """Of all utterances of some groups of a record."""
+        by_group = [record.sites(group) for group in groups]
+        counts = np.array([[one[site].num_decisions for site in sites] for one in by_group], np.float64)
+        shares = counts / counts.sum(0)  # (groups, S)
+
+        def mean(values: Callable[[SiteRouting], Tensor | float]) -> NDArray[np.float64]:
+            of_groups = np.array([[np.asarray(values(one[site]), np.float64) for site in sites] for one in by_group])
+            return np.einsum("gs,gs...->s...", shares, of_groups)
+
+        return cls(
+            mean(lambda one: one.mean_gate),
+            mean(lambda one: one.top1_share),
+            mean(lambda one: one.output_norm),
+            mean(lambda one: one.entropy),
+        )
+
     @property
     def effective_experts(self) -> NDArray[np.float64]:
-        """(S,) exp of the entropy of the mean weights."""
-        share = self.mean_gate / self.mean_gate.sum(1, keepdims=True)
-        return np.exp(-(share * np.log(np.maximum(share, np.finfo(float).tiny))).sum(1))
+        """(S,) exp of the entropy of the mean weights, from 1 to N."""
+        return effective_experts(torch.from_numpy(self.mean_gate)).numpy()
 
-    def deviation(self, other: "Usage") -> NDArray[np.float64]:
-        """(S,) how much weight goes to other experts than in another usage: half of sum |difference|, from 0 to 1."""
+    def deviation(self, other: "GateStatistics") -> NDArray[np.float64]:
+        """(S,) how much weight goes to other experts than for other utterances: half of sum |difference|, from 0 to
+        1."""
         return np.abs(self.mean_gate - other.mean_gate).sum(1) / 2
-
-
-def usage_of(record: RoutingRecord, groups: list[str], sites: list[str]) -> Usage:
-    """The usage by all utterances of some groups of a record."""
-    found = [record.sites(group) for group in groups]
-    counts = np.array([[one[site].num_decisions for site in sites] for one in found], np.float64)  # (groups, S)
-    shares = counts / counts.sum(0)
-
-    def mean(values: Callable[[SiteRouting], Tensor | float]) -> NDArray[np.float64]:
-        of_groups = np.array([[np.asarray(values(one[site]), np.float64) for site in sites] for one in found])
-        return np.einsum("gs,gs...->s...", shares, of_groups)
-
-    return Usage(
-        mean(lambda one: one.mean_gate),
-        mean(lambda one: one.top1_share),
-        mean(lambda one: one.output_norm),
-        mean(lambda one: one.entropy),
-    )

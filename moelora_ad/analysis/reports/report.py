@@ -1,4 +1,4 @@
-"""What an analysis hands over, and its files."""
+"""The report of an analysis, and its files."""
 
 import json
 import math
@@ -17,12 +17,12 @@ from moelora_ad.files import written_whole
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """The outcome of an analysis.
+class Report:
+    """What an analysis says.
 
     Attributes:
         name: of the analysis, which its files are called after.
-        finding: what it found, with figures; one line.
+        finding: what it shows, with figures; one line.
         tables: for people.
         rows: for programs, one figure or one thing measured a row, at full precision.
         data: for programs, what rows cannot hold: plain JSON values at full precision; null for what is not finite.
@@ -39,14 +39,14 @@ class Analysis:
     notes: Sequence[str] = ()
 
 
-def write(analysis: Analysis, folder: str | Path) -> list[Path]:
-    """Write an analysis; each file appears whole or not at all.
+def write_report(report: Report, folder: str | Path) -> list[Path]:
+    """Write a report; each file appears whole or not at all.
 
     NAME.json has finding, notes, data and rows, NAME.csv the rows, NAME.md finding, notes and tables; each figure is
     NAME-FIGURE.png and .svg.
 
     Args:
-        analysis: what was found.
+        report: of an analysis.
         folder: made if it is missing.
 
     Returns:
@@ -56,30 +56,30 @@ def write(analysis: Analysis, folder: str | Path) -> list[Path]:
         OSError: a file cannot be written.
     """
     folder = Path(folder)
-    texts = {".json": _as_json(analysis), ".md": _as_markdown(analysis)}
-    if analysis.rows:
-        columns = list(dict.fromkeys(column for row in analysis.rows for column in row))
-        texts[".csv"] = as_csv(analysis.rows, columns)
+    texts = {".json": _as_json(report), ".md": _as_markdown(report)}
+    if report.rows:
+        columns = list(dict.fromkeys(column for row in report.rows for column in row))
+        texts[".csv"] = as_csv(report.rows, columns)
     written = []
     for ending, text in texts.items():
-        path = folder / f"{analysis.name}{ending}"
+        path = folder / f"{report.name}{ending}"
         with written_whole(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8", newline="")
         written.append(path)
-    for name, make in analysis.figures.items():
+    for name, make in report.figures.items():
         with style():
             plot = drawn(make())
-        written += plot.write(folder / f"{analysis.name}-{name}")
+        written += plot.write(folder / f"{report.name}-{name}")
     return written
 
 
-def _as_json(analysis: Analysis) -> str:
+def _as_json(report: Report) -> str:
     content = {
-        "analysis": analysis.name,
-        "finding": analysis.finding,
-        "notes": list(analysis.notes),
-        **analysis.data,
-        "rows": list(analysis.rows),
+        "analysis": report.name,
+        "finding": report.finding,
+        "notes": list(report.notes),
+        **report.data,
+        "rows": list(report.rows),
     }
     return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
@@ -97,7 +97,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _as_markdown(analysis: Analysis) -> str:
-    notes = "\n".join(f"- {printable(note)}" for note in analysis.notes)
-    parts = (f"# {analysis.name}", printable(analysis.finding), notes, *map(as_markdown, analysis.tables))
+def _as_markdown(report: Report) -> str:
+    notes = "\n".join(f"- {printable(note)}" for note in report.notes)
+    parts = (f"# {report.name}", printable(report.finding), notes, *map(as_markdown, report.tables))
     return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"

@@ -1,0 +1,95 @@
+"""Passes of sets through trained detectors: on which device, in which precision, and how far they are."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from moelora_ad.analysis.trained import TrainedDetector, batches
+from moelora_ad.corpora import TrialList
+from moelora_ad.data.dataset import Batch
+from moelora_ad.errors import InputError
+from moelora_ad.inference.precision import chosen_precision, computing_in
+from moelora_ad.models.devices import usable_device
+from moelora_ad.models.precision import ROUNDED, round_frozen
+
+Progress = Callable[[str, float, int], None]
+"""Is told what is being done, how much of it is done, and of how much."""
+
+
+def silent(what: str, done: float, total: int) -> None:
+    """The `Progress` that shows nothing."""
+
+
+def check_positive(name: str, number: int) -> None:
+    """
+    Raises:
+        InputError: the number is below 1.
+    """
+    if number < 1:
+        raise InputError(f"{name}: must be at least 1, not {number}")
+
+
+class AudioPasses:
+    """Passes of sets through trained detectors.
+
+    Args:
+        batch_size: utterances at once; None for as many as the run evaluated.
+        workers: processes that read audio; None for as many as the run had.
+        device: "cpu", "cuda", "cuda:1", ...; None for the first GPU, if there is one.
+        precision: as for `Scorer`; None for the one that each run was judged in.
+        progress: is told how far each pass is.
+
+    Attributes:
+        notes: what a reader should know of the precision, a line each.
+
+    Raises:
+        InputError: there is no such device, or the batch size is below 1.
+    """
+
+    def __init__(
+        self,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        if batch_size is not None:
+            check_positive("batch size", batch_size)
+        self.device = usable_device(device)
+        self.progress = progress
+        self.notes: list[str] = []
+        self._batch_size = batch_size
+        self._workers = workers
+        self._precision = precision
+
+    def batches(self, trained: TrainedDetector, trials: TrialList, what: str) -> Iterator[Batch]:
+        """The batches of some trials, in order, on the device. While the loop runs, what is computed is computed in
+        the precision and without gradients.
+
+        Args:
+            trained: its detector is moved to the device and, in ``bf16-true`` and ``16-true``, rounded in place.
+            trials: what to read.
+            what: words for the progress.
+
+        Raises:
+            InputError: a file cannot be read, or the precision cannot be had.
+        """
+        detector = trained.detector
+        precision, notes = chosen_precision(self._precision, detector, None, self.device, "computed")
+        self.notes += [note for note in notes if note not in self.notes]
+        detector.to(self.device)
+        if precision in ROUNDED:
+            round_frozen(detector, precision)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress(what, done, len(trials))
+
+        with torch.inference_mode(), computing_in(precision, self.device):
+            advance(0)
+            for batch in batches(trained, trials, self._batch_size, self._workers, advance):
+                lengths = None if batch.lengths is None else batch.lengths.to(self.device)
+                yield batch._replace(waveforms=batch.waveforms.to(self.device), lengths=lengths)

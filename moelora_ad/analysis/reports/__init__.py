@@ -1,0 +1,1 @@
+"""Tables, rows, JSON and figures of the analyses."""

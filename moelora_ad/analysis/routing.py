@@ -1,0 +1,187 @@
+"""Which experts attacks, codecs and labels use, and whether that is more than chance."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moelora_ad.adapters import RoutingRecord
+from moelora_ad.adapters.sites import SiteGrid
+from moelora_ad.analysis.dependence import Dependence, dependence, entropy
+from moelora_ad.analysis.gates import GateStatistics, require_gates, watched
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
+from moelora_ad.corpora import TrialList
+from moelora_ad.corpora.trial import BONA_FIDE, SPOOF
+from moelora_ad.data.dataset import Batch
+from moelora_ad.runs.record import DEV
+
+
+class Classes(NamedTuple):
+    """The utterances of a set by one of their properties.
+
+    Attributes:
+        names: of the classes.
+        codes: (n,) index of each utterance's class, -1 for those that belong to none.
+    """
+
+    names: tuple[str, ...]
+    codes: NDArray[np.int64]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(classes,) utterances of each class."""
+        return np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
+
+    @property
+    def entropy(self) -> float:
+        """In bits, of those that belong to a class: no expert can tell more of them."""
+        return entropy(self.codes[self.codes >= 0])
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingAnalysis:
+    """How a mixture routes the n utterances of a set through its N experts at S projections.
+
+    Kinds of classes are "attack" (of spoofs alone), "label" and "codec".
+
+    Attributes:
+        system: name of the run's system.
+        set: that was read.
+        sites: (S,) dotted paths of the projections.
+        classes: of the utterances, by kind.
+        overall: use of the experts by all utterances.
+        by_class: the same by kind and class.
+        leading: (n, S) int8, the expert with the largest mean weight for each utterance at each site.
+        dependence: of the leading expert on the class, by kind, where there are two classes; its groups are the layers.
+        notes: on the precision, a line each.
+    """
+
+    system: str
+    set: str
+    sites: Sequence[str]
+    classes: Mapping[str, Classes]
+    overall: GateStatistics
+    by_class: Mapping[str, Mapping[str, GateStatistics]]
+    leading: NDArray[np.int8]
+    dependence: Mapping[str, Dependence]
+    notes: Sequence[str] = ()
+
+    @property
+    def grid(self) -> SiteGrid:
+        """Layers and projections of the sites."""
+        return SiteGrid(self.sites)
+
+    @property
+    def num_experts(self) -> int:
+        """N."""
+        return self.overall.mean_gate.shape[1]
+
+
+def analyze_routing(
+    run: str | Path,
+    *,
+    set: str = DEV,
+    permutations: int = 1000,
+    seed: int = 1,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    backbone: str | None = None,
+    allow: Collection[str] = (),
+    progress: Progress = silent,
+) -> RoutingAnalysis:
+    """Pass a set through a mixture, sum up its gates by class, and test whether the leading experts depend on it.
+
+    Args:
+        run: folder of a run, or a checkpoint in it.
+        set: "dev", "train" or a test set of the run.
+        permutations: of the classes, at least 1; see `dependence`.
+        seed: of the permutations.
+        batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
+            ``progress``.
+        backbone: where the encoder is, if not where the run found it.
+        allow: packages besides ours whose classes the run's configuration may name.
+
+    Raises:
+        InputError: there is no such run or set, the model has no gates, or audio cannot be read.
+    """
+    check_positive("permutations", permutations)
+    passes = AudioPasses(batch_size, workers, device, precision, progress)
+    trained = load_trained(run, backbone, allow)
+    sites = require_gates(trained)
+    trials = trials_of(trained, set)
+    classes = classes_of(trials)
+    overall, by_class, leading = _watch(trained, trials, sites, classes, passes)
+    tested = {kind: one for kind, one in classes.items() if (one.counts > 0).sum() > 1}
+    grid, by_kind = SiteGrid(sites), {}
+
+    def advance(before: int, done: int) -> None:
+        progress("permutations", before + done, len(tested) * permutations)
+
+    for number, (kind, one) in enumerate(tested.items()):
+        members = one.codes >= 0
+        by_kind[kind] = dependence(
+            leading[members],
+            np.unique(one.codes[members], return_inverse=True)[1],
+            overall.mean_gate.shape[1],
+            [grid.in_layer(layer) for layer in grid.layers],
+            permutations,
+            seed,
+            partial(advance, number * permutations),
+        )
+    return RoutingAnalysis(
+        trained.name, set, tuple(sites), classes, overall, by_class, leading, by_kind, tuple(passes.notes)
+    )
+
+
+def classes_of(trials: TrialList) -> dict[str, Classes]:
+    """The utterances by attack (spoofs that name one; bona fide belong to none), by label, and by codec."""
+    labels = trials.labels.astype(np.int64)
+    attacks, codecs = (_named(trials.column(field).values, trials.column(field).codes) for field in ("attack", "codec"))
+    attacks = attacks._replace(codes=np.where(labels == SPOOF, attacks.codes, -1))
+    by_label = np.select([labels == BONA_FIDE, labels == SPOOF], [0, 1], -1)
+    return {"attack": attacks, "label": Classes(("bona fide", "spoof"), by_label), "codec": codecs}
+
+
+def _named(values: Sequence[str | None], codes: NDArray[np.unsignedinteger]) -> Classes:
+    names = tuple(sorted(value for value in values if value))
+    numbers = np.array([names.index(value) if value else -1 for value in values])
+    return Classes(names, numbers[codes])
+
+
+def _watch(
+    trained: TrainedDetector,
+    trials: TrialList,
+    sites: list[str],
+    classes: Mapping[str, Classes],
+    passes: AudioPasses,
+) -> tuple[GateStatistics, dict[str, dict[str, GateStatistics]], NDArray[np.int8]]:
+    """One pass: statistics of all and of each class, and the leading experts (n, S)."""
+    # One label for each combination of classes: sums of one pass serve all kinds.
+    combined, joint = np.unique(np.stack([one.codes for one in classes.values()]), axis=1, return_inverse=True)
+    joint = joint.reshape(-1)
+    record = RoutingRecord()
+
+    def label(batch: Batch) -> None:
+        clips = len(batch.waveforms) // len(batch.trials)
+        record.label([str(group) for group in joint[batch.trials.numpy()].repeat(clips)])
+
+    leading = np.zeros((len(trials), len(sites)), np.int8)
+    for batch, weights in watched(trained, trials, passes, before=label, see=record.add):
+        leading[batch.trials.numpy()] = weights.argmax(-1)
+    by_class = {
+        kind: {
+            name: GateStatistics.of(record, [str(group) for group in np.flatnonzero(codes == number)], sites)
+            for number, name in enumerate(one.names)
+            if (codes == number).any()
+        }
+        for (kind, one), codes in zip(classes.items(), combined, strict=True)
+    }
+    return GateStatistics.of(record, record.groups, sites), by_class, leading

@@ -1,0 +1,25 @@
+"""The device that a model computes on."""
+
+import torch
+
+from moelora_ad.errors import InputError
+
+
+def usable_device(device: str | torch.device | None = None, called: str = "device") -> torch.device:
+    """The device that was asked for; the first GPU, or else the CPU, if none was.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", ...; None for the best there is.
+        called: what the user calls this choice, for the error's line.
+
+    Raises:
+        InputError: there is no such device, or it cannot be used.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{called} {str(device)!r} cannot be used: {reason}") from None
