@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from moelora_ad.errors import InputError
+from moelora_ad.models.transformers_internals import attention_of
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -35,7 +36,7 @@ def load_config(source: str | Path, revision: str | None, model_type: str) -> Pr
         raise _faulty(source, error) from None
     if config.model_type != model_type:
         raise InputError(f"backbone {source} is a {config.model_type!r} model, this class loads {model_type!r}")
-    if "/" in str(config._attn_implementation):  # a repository of the hub, whose kernels would be loaded
+    if "/" in str(attention_of(config)):
         raise _wants_code(source, "attn_implementation")
     return config
 

@@ -41,6 +41,7 @@ from moelora_ad.models.saving.files import (
     write_config,
 )
 from moelora_ad.models.saving.specification import describe, first_argument, maker
+from moelora_ad.models.transformers_internals import commit_of
 
 Kept = TypeVar("Kept", bound="KeptModule")
 
@@ -209,7 +210,7 @@ class KeptModule(nn.Module):
         if not is_window(self.window):
             raise InputError(f"a detector of clips of {self.window:,} samples cannot be kept: 0.1 s to an hour can")
         backbone = describe(self.backbone)
-        commit = getattr(self.backbone.encoder.config, "_commit_hash", None)  # transformers notes it for hub ids only
+        commit = commit_of(self.backbone.encoder.config)
         if commit and "revision" in backbone["init_args"]:
             backbone["init_args"]["revision"] = commit
         classifier = describe(self.classifier, leave_out=[first_argument(type(self.classifier))])

@@ -3,18 +3,18 @@
 import os
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from moelora_ad.data.trainer_state import shards_the_model
 from moelora_ad.training.callbacks.divergence import DivergenceError
 from moelora_ad.training.checkpoint_writing import UnwrittenCheckpointError
+from moelora_ad.training.lightning_internals import OpenModelCheckpoint, checkpoint_content
 from moelora_ad.training.lost_processes import is_of_lost_process, outlive_other_processes
 
 INTERRUPTED = "last-interrupted.ckpt"  # Lightning and sweeps look for last*.ckpt
 
 
-class WholeCheckpoint(ModelCheckpoint):
+class WholeCheckpoint(OpenModelCheckpoint):
     """Lightning's ``ModelCheckpoint``, with three differences.
 
     With ``save_last`` true the last checkpoint is one of every epoch, not only of those that were among the best: a run
@@ -24,26 +24,18 @@ class WholeCheckpoint(ModelCheckpoint):
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_due = self._is_due(trainer, at_epoch_end=True)
+        is_due = self.is_due(trainer, at_epoch_end=True)
         super().on_train_epoch_end(trainer, pl_module)
         self._keep_last(trainer, is_due)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_due = self._is_due(trainer, at_epoch_end=False)
+        is_due = self.is_due(trainer, at_epoch_end=False)
         super().on_validation_end(trainer, pl_module)
         self._keep_last(trainer, is_due)
 
-    def _is_due(self, trainer: Trainer, at_epoch_end: bool) -> bool:
-        return (
-            not self._should_skip_saving_checkpoint(trainer)
-            and self._should_save_on_train_epoch_end(trainer) == at_epoch_end
-            and self._every_n_epochs >= 1
-            and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        )
-
     def _keep_last(self, trainer: Trainer, is_due: bool) -> None:
-        if is_due and self.save_last is True and self._last_global_step_saved != trainer.global_step:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if is_due and self.save_last is True and not self.is_saved(trainer):
+            self.save_as_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if is_of_lost_process(exception):
@@ -51,7 +43,7 @@ class WholeCheckpoint(ModelCheckpoint):
         if (
             isinstance(exception, DivergenceError | UnwrittenCheckpointError)
             or trainer.state.fn != "fit"
-            or not self._should_save_on_exception(trainer)
+            or not self.saves_after_exception(trainer)
         ):
             return
         assert self.dirpath is not None
@@ -59,9 +51,7 @@ class WholeCheckpoint(ModelCheckpoint):
         if trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException):
             trainer.save_checkpoint(path, self.save_weights_only)
         elif trainer.is_global_zero and not shards_the_model(trainer):  # alone: the others may have ended
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-            trainer.strategy.save_checkpoint(checkpoint, path)
+            trainer.strategy.save_checkpoint(checkpoint_content(trainer, self.save_weights_only), path)
         else:
             return
-        self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = path
+        self.note_saved(trainer, path)
