@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -121,4 +121,6 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each transformer layer in the backward pass instead of keeping its activations."""
-        self.encoder.activation_checkpointing_enable({"use_reentrant": False})
+        encoder: Any = self.encoder  # the name is that of transformers since 5.23, the other one goes in 6
+        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
