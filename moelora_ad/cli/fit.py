@@ -115,10 +115,11 @@ class DetectionCommand(LightningCLI):
     model: DetectionModule
     datamodule: AudioDeepfakeDataModule
     allow: Collection[str] | None = None  # see `imports_limited`
+    _parsers: tuple[LightningArgumentParser, ...] = ()  # that of all verbs, then one of each
 
     def init_parser(self, **arguments: Any) -> LightningArgumentParser:
         parser = super().init_parser(**arguments)
-        self._parsers = (*getattr(self, "_parsers", ()), parser)  # that of all verbs, then one of each
+        self._parsers += (parser,)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]

@@ -10,11 +10,6 @@ def attention_of(config: PreTrainedConfig) -> str | None:
     return config._attn_implementation
 
 
-def commit_of(config: PreTrainedConfig) -> str | None:
-    """The commit that an encoder was loaded from; None if it did not come from the hub."""
-    return getattr(config, "_commit_hash", None)
-
-
 def freeze_front_end(front_end: Any) -> None:
     """Freeze the convolutions of Wav2Vec 2.0, HuBERT or WavLM, which otherwise ask for gradients of their input in
     training, for the sake of gradient checkpointing. (``HubertModel`` lacks the public method that the others have.)"""

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -87,6 +89,18 @@ def _without_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def commit_of(source: str | Path, revision: str | None) -> str | None:
+    """The commit that a hub id and a revision stand for, by the local cache that its files were taken from; None for a
+    folder."""
+    if Path(source).is_dir():
+        return None
+    try:
+        found = try_to_load_from_cache(str(source), "config.json", revision=revision)
+    except HFValidationError:  # a folder that is gone
+        return None
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def has_file(folder: str | Path, name: str) -> bool:
