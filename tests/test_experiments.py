@@ -29,7 +29,7 @@ def build(monkeypatch, *configs: str, accelerator: str = "cpu") -> DetectionComm
     options = [name for name in configs if not name.endswith(".yaml")]
     arguments = [part for name in files for part in ("--config", str(EXPERIMENTS / name))] + options
     # The machine's accelerator is not the configuration's business.
-    monkeypatch.setattr(DetectionCommand, "_run_subcommand", lambda *_: None)
+    monkeypatch.setattr(DetectionCommand, "fit", lambda *_, **__: None)
     monkeypatch.setattr(DetectionCommand, "_read_trials", lambda *_: None)  # the corpora are not here
     return DetectionCommand(
         DetectionModule,

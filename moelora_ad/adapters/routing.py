@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from moelora_ad.adapters.errors import AdapterError
 from moelora_ad.adapters.injection import adapted_sites
 from moelora_ad.adapters.layer import MoELoRALinear
+from moelora_ad.torch_internals import is_within_backward
 
 ALL = ""  # the group of utterances that no label was given for
 
@@ -67,7 +68,7 @@ def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[N
         return note
 
     def decided(gate: nn.Module, arguments: tuple[Tensor, ...], weights: Tensor) -> None:
-        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+        if is_within_backward():
             return
         name, layer, inputs = current[0]
         assert layer.gate is gate

@@ -55,7 +55,7 @@ def load_trained(path: str | Path, backbone: str | None = None, allow: Collectio
         raise InputError(f"{checkpoint}: no such checkpoint; give the folder of a run, or a file in its checkpoints")
     config = Path(config_beside(str(checkpoint)))
     state = detector_state(str(checkpoint))
-    built = build_from_configs([str(config)], state, str(checkpoint), backbone, "moelora-ad analyze", allow)
+    built = build_from_configs([str(config)], state, str(checkpoint), backbone, allow)
     load_weights(built.detector, state, str(checkpoint))
     folder = config.parent
     name = read_record(folder).system if (folder / RECORD).exists() else folder.name

@@ -1,6 +1,5 @@
 """The verb corpus: what corpora there are, and whether those of an experiment are right."""
 
-import argparse
 import inspect
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,8 +11,9 @@ from rich.table import Column, Table
 from moelora_ad import corpora
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.cli.terminal import progress
-from moelora_ad.configuration.parser import OneLineParser, read_yaml
-from moelora_ad.configuration.trust import add_allow, imports_limited
+from moelora_ad.configuration.objects import instantiate, parse_parts
+from moelora_ad.configuration.parser import OneLineParser
+from moelora_ad.configuration.trust import add_allow
 from moelora_ad.corpora import Corpus
 from moelora_ad.corpora.checking import CorpusReport, check_corpus
 from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
@@ -43,7 +43,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     if arguments.samples < 1:
         check.error(f"--samples: {arguments.samples} is not positive")
     try:
-        found = _corpora(arguments.config, check, arguments.allow)
+        found = _corpora(arguments.config, arguments.allow)
     except InputError as error:
         check.error(str(error))
     return _check(found, None if arguments.all else arguments.samples, arguments.json)
@@ -88,29 +88,18 @@ def _is_corpus(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, Corpus) and not inspect.isabstract(value)
 
 
-def _corpora(configs: list[str], check: argparse.ArgumentParser, allow: Collection[str]) -> dict[str, Corpus]:
+def _corpora(configs: list[str], allow: Collection[str]) -> dict[str, Corpus]:
     """The corpora of configurations, by where they stand in the part ``data``."""
-    parser = OneLineParser(prog=check.prog)
+    parser = OneLineParser(exit_on_error=False)
     parser.add_class_arguments(AudioDeepfakeDataModule, "data")
-    parsed = parser.get_defaults()
-    with imports_limited(allow):
-        for path in configs:
-            parsed = parser.parse_object({"data": _data(path)}, cfg_base=parsed)
-        data: AudioDeepfakeDataModule = parser.instantiate_classes(parsed).data
+    parsed = parse_parts(parser, configs, {"data": None}, allow)
+    data: AudioDeepfakeDataModule = instantiate(parser, parsed, configs, allow).data
     found = {f"{TRAIN}.{name}".rstrip("."): corpus for name, corpus in by_name(data.train).items()}
     found |= {DEV: data.val} if data.val else {}
     found |= {f"test.{name}": corpus for name, corpus in data.test.items()}
     if not found:
         raise InputError(f"{', '.join(configs)}: no corpus in the part 'data'")
     return found
-
-
-def _data(path: str) -> dict[str, Any]:
-    config = read_yaml(path)
-    data = config.get("data", {}) if isinstance(config, dict) else None
-    if not isinstance(data, dict):
-        raise InputError(f"--config: {path} has no part 'data' with corpora")
-    return data
 
 
 def _check(found: dict[str, Corpus], samples: int | None, json_path: str | None) -> int:

@@ -46,9 +46,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     _check_target(folder, arguments.onnx)
     state = detector_state(arguments.checkpoint)
     configs = arguments.config or [config_beside(arguments.checkpoint)]
-    run = build_from_configs(
-        configs, state, arguments.checkpoint, arguments.backbone, f"{program} export", arguments.allow
-    )
+    run = build_from_configs(configs, state, arguments.checkpoint, arguments.backbone, arguments.allow)
     load_weights(run.detector, state, arguments.checkpoint)
     run.detector.window = run.window
     run.detector.precision = run.precision

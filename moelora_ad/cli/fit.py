@@ -117,11 +117,26 @@ class DetectionCommand(LightningCLI):
     model: DetectionModule
     datamodule: AudioDeepfakeDataModule
     allow: Collection[str] | None = None  # see `imports_limited`
+    _parsers: tuple[LightningArgumentParser, ...] = ()  # that of all verbs, then one of each
+
+    def init_parser(self, **arguments: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**arguments)
+        self._parsers += (parser,)
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
         with imports_limited(self.allow):
             self.argv = tuple(args)
             self.config = parser.parse_args(args)
+        self.verb = self.config.subcommand
+        self.given = self.config[self.verb]
+        self.verb_parser = self._parsers[1 + [*self.subcommands()].index(self.verb)]
+        self._find_checkpoint()
+        # Lightning would look for hyper-parameters in it next; ours are in the configuration.
+        self._checkpoint_given, self.given.ckpt_path = self.given.ckpt_path, None
+
+    def before_instantiate_classes(self) -> None:
+        self.given.ckpt_path = self._checkpoint_given
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(WholeCheckpoint, "checkpoint")
@@ -176,27 +191,30 @@ class DetectionCommand(LightningCLI):
             "predict": ours | {"dataloaders", "return_predictions"},
         }
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if self.subcommand == "fit":
-            self.recorder = RunRecorder(self._get(self.config, "system"), self.argv)
+    def instantiate_trainer(self, **changes: Any) -> Trainer:
+        config = {**self.config_init[self.verb].trainer, **changes}
+        if self.verb == "fit":
+            self.recorder = RunRecorder(self.given.system, self.argv)
             self.interruption = StopBetweenBatches()
-            callbacks = [*callbacks, self.recorder, self.interruption, *self._watching(callbacks_of(config))]
+            watching = self._watching(callbacks_of(config))
+            self.trainer_defaults = {"callbacks": [self.recorder, self.interruption, *watching]}
             config = with_start_block(config)
         plugins = _listed(config.get("plugins"))
         if (precision := config.get("precision")) in ROUNDED:
             config["precision"] = None
             plugins.append(FrozenHalfPrecision(precision))
-        if config.pop("sync_batchnorm"):
+        if config["sync_batchnorm"]:
+            config["sync_batchnorm"] = False
             plugins.append(SyncedBatchNorm())
-        config = with_progress(config | {"plugins": plugins}, lines=self.subcommand == "fit")
-        trainer = super()._instantiate_trainer(config, callbacks)
+        config = with_progress(config | {"plugins": plugins}, lines=self.verb == "fit")
+        trainer = super().instantiate_trainer(**config)
         cast_by_autocast_alone(trainer.strategy)
         write_whole_checkpoints(trainer.strategy)
         return trainer
 
     def _watching(self, given: list[Callback]) -> list[Callback]:
         """What watches a training run for its loggers, unless the configuration has such callbacks itself."""
-        ours = [RoutingLog(), WandbRun(self._get(self.config, "system"), self.configuration)]
+        ours = [RoutingLog(), WandbRun(self.given.system, self.configuration)]
         return [callback for callback in ours if not any(isinstance(other, type(callback)) for other in given)]
 
     def instantiate_classes(self) -> None:
@@ -204,16 +222,13 @@ class DetectionCommand(LightningCLI):
             self._instantiate_classes()
 
     def _instantiate_classes(self) -> None:
-        parser = self._parser(self.subcommand)
         with self._mistakes_told():
-            check_made_later(self.config[self.subcommand].model)
-            if self.subcommand == "fit":
-                check_trains(self._get(self.config, "trainer.precision"))
-        system = self._get(self.config, "system") if self.subcommand == "fit" else None
-        if system is not None:
-            given = self.config[self.subcommand]
-            group_runs(given.trainer.logger, system, given.seed_everything)
-        self.configuration = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_validation=True))
+            check_made_later(self.given.model)
+            if self.verb == "fit":
+                check_trains(self.given.trainer.precision)
+        if self.verb == "fit" and self.given.system is not None:
+            group_runs(self.given.trainer.logger, self.given.system, self.given.seed_everything)
+        self.configuration = yaml.safe_load(self.verb_parser.dump(self.given, skip_validation=True))
         with self._mistakes_told():
             data = self._data()
         self._read_trials(data)  # what is not there is told before a backbone is fetched and built
@@ -221,32 +236,28 @@ class DetectionCommand(LightningCLI):
             super().instantiate_classes()
         self.datamodule = data
         self.model.configuration = {part: self.configuration.get(part) for part in ("model", "data")}
-        folder = self._get(self.config, "score_folder")
+        folder = self.given.score_folder
         self.model.score_folder = None if folder is None else Path(folder)
-        self.model.untrained = self.subcommand != "fit" and self._get(self.config, "ckpt_path") is None
+        self.model.untrained = self.verb != "fit" and self.given.ckpt_path is None
 
     @contextmanager
     def _mistakes_told(self) -> Iterator[None]:
         try:
             yield
         except (ValueError, MisconfigurationException) as error:
-            self._parser(self.subcommand).error(str(error))
+            self.verb_parser.error(str(error))
 
     def _data(self) -> AudioDeepfakeDataModule:
-        given = Namespace(data=self.config[self.subcommand].data)
         # Without groups: those are the model and the trainer too.
-        built = self._parser(self.subcommand).instantiate(given, instantiate_groups=False)
+        built = self.verb_parser.instantiate(Namespace(data=self.given.data), instantiate_groups=False)
         return AudioDeepfakeDataModule(**vars(built.data))
 
     def _read_trials(self, data: AudioDeepfakeDataModule) -> None:
-        verb = self.config.subcommand
-        data.read_trials(verb, test=verb == "fit" and self.config[verb].test_after_fit)
+        data.read_trials(self.verb, test=self.verb == "fit" and self.given.test_after_fit)
 
-    def _parse_ckpt_path(self) -> None:
-        """Find and read the checkpoint before anything is built (Lightning would look for hyper-parameters in it; ours
-        are in the configuration)."""
-        verb = self.config.subcommand
-        given = self.config[verb]
+    def _find_checkpoint(self) -> None:
+        """Find and read the checkpoint before anything is built."""
+        verb, given = self.verb, self.given
         try:
             if given.untrained and (verb == "fit" or given.ckpt_path is not None):
                 raise CheckpointError("--untrained is for validate, test and predict without --ckpt_path")
@@ -261,14 +272,13 @@ class DetectionCommand(LightningCLI):
             elif verb != "fit":
                 raise CheckpointError(f"--ckpt_path {HPC}: goes on with training, in fit")
         except InputError as error:
-            self._parser(verb).error(str(error))
+            self.verb_parser.error(str(error))
 
     def _run_of_configuration(self) -> Path | None:
-        given = self.config[self.config.subcommand]
-        logger = given.trainer.logger
+        logger = self.given.trainer.logger
         loggers = logger if isinstance(logger, list) else [logger]
         first = loggers[0].as_dict() if loggers and isinstance(loggers[0], Namespace) else None
-        return run_of([path.absolute for path in given.config or []], first)
+        return run_of([path.absolute for path in self.given.config or []], first)
 
     def fit(self, **arguments: Any) -> None:
         """Train; then score the development set and every test set with the best checkpoint."""
@@ -286,11 +296,11 @@ class DetectionCommand(LightningCLI):
         except ValueError as error:
             if arguments.get("ckpt_path") != HPC or "no HPC checkpoint" not in str(error):
                 raise
-            self._parser(self.subcommand).error(f"--ckpt_path {HPC}: there is none in {self.trainer.default_root_dir}")
+            self.verb_parser.error(f"--ckpt_path {HPC}: there is none in {self.trainer.default_root_dir}")
         if is_fast_dev_run(self.trainer):
             return
         checkpoint = self._checkpoint()
-        tested = self._get(self.config, "test_after_fit") and not shards_the_model(self.trainer)
+        tested = self.given.test_after_fit and not shards_the_model(self.trainer)
         if tested:
             evaluation = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": checkpoint}
             self.validate(**evaluation)
@@ -316,7 +326,7 @@ class DetectionCommand(LightningCLI):
         self._print_evaluation()
 
     def _print_evaluation(self) -> None:
-        if self.subcommand != "fit" and self.trainer.is_global_zero:
+        if self.verb != "fit" and self.trainer.is_global_zero:
             print_evaluation(self.trainer, self.model)
 
     def _checkpoint(self) -> str:

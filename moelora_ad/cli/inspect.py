@@ -56,7 +56,8 @@ class _Model(DetectionCommand):
         super().__init__(DetectionModule, AudioDeepfakeDataModule, **arguments)
 
     def before_instantiate_classes(self) -> None:
-        trainer = self.config.fit.trainer
+        super().before_instantiate_classes()
+        trainer = self.given.trainer
         for name, value in vars(trainer).items():
             if isinstance(value, Namespace | list):
                 trainer[name] = None  # loggers, callbacks and the like: none of them counts
@@ -67,7 +68,7 @@ class _Model(DetectionCommand):
     def _read_trials(self, data: AudioDeepfakeDataModule) -> None:
         """No corpus is needed."""
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def fit(self, **_: Any) -> None:
         """Nothing is run."""
 
 
@@ -151,7 +152,7 @@ def _segment(command: DetectionCommand, own: argparse.Namespace) -> int:
 
 def _precision(command: DetectionCommand) -> tuple[str, torch.dtype]:
     """Its name, and what products are computed in."""
-    name = precision_name(command._get(command.config, "trainer.precision"))
+    name = precision_name(command.given.trainer.precision)
     if name not in NAMES:
         raise InputError(f"trainer.precision {name}: give one of {', '.join(NAMES)}, which train here")
     return name, AUTOCAST.get(name, torch.float32)

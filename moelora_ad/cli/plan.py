@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelSummary, ProgressBar, Timer
 from lightning.pytorch.loggers.logger import DummyLogger
 from rich.console import Console
@@ -70,10 +70,11 @@ class _Planned(DetectionCommand):
         )
 
     def before_instantiate_classes(self) -> None:
-        self.config.fit.trainer.logger = False  # some want an account, some make a folder
+        super().before_instantiate_classes()
+        self.given.trainer.logger = False  # some want an account, some make a folder
 
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        self.wanted = config
+    def instantiate_trainer(self, **changes: Any) -> Trainer:
+        self.wanted = config = {**self.config_init[self.verb].trainer, **changes}
         # What workers read ahead at first would hide that they are too slow.
         ahead = -(-2 * self.datamodule.num_workers // config.get("accumulate_grad_batches", 1))
         self.timer = StepTimer(max(WARM_UP, ahead))
@@ -96,9 +97,10 @@ class _Planned(DetectionCommand):
             "max_steps": self.timer.warm_up + self.num_steps,
             "max_time": None,
         }
-        return super()._instantiate_trainer(config | ours, [])
+        self.verb_parser.callback_keys.clear()  # those that save checkpoints and stop early
+        return super().instantiate_trainer(**ours)
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def fit(self, **_: Any) -> None:
         """See `_measure`."""
 
 
@@ -136,7 +138,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 def _planned(command: _Planned, own: argparse.Namespace, program: str) -> int:
     trainer, model, data = command.trainer, command.model, command.datamodule
-    tested = command._get(command.config, "test_after_fit")
+    tested = command.given.test_after_fit
     test_sizes = {name: len(data.trials_by_set[name]) for name in data.test} if tested else None
     size_on_disk = checkpoint_bytes(model)
     measured = _measure(command)

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
 import torch
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from torch import Tensor
 
 from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.audio import TRAINING_SAMPLES
-from moelora_ad.configuration.parser import OneLineParser, explain, read_yaml
-from moelora_ad.configuration.trust import check_made_later, imports_limited
+from moelora_ad.configuration.files import part_of, read_configuration
+from moelora_ad.configuration.objects import instantiate, parse_parts
+from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier, Detector
@@ -51,8 +52,7 @@ def build_from_configs(
     paths: list[str],
     state: Mapping[str, Tensor],
     checkpoint: str,
-    backbone: str | None,
-    program: str,
+    backbone: str | None = None,
     allow: Collection[str] = (),
 ) -> Built:
     """Build the detector and the data module of configurations, once one on trial has shown that the detector is that
@@ -64,52 +64,43 @@ def build_from_configs(
         state: of the checkpoint, see `detector_state`.
         checkpoint: its path.
         backbone: where the encoder is, if not where the configurations say.
-        program: for error messages, which end the program.
         allow: packages besides ours whose classes may be built.
 
     Raises:
         InputError: a file is missing or faulty, or the parts do not fit each other or the checkpoint.
     """
-    with imports_limited(allow):
-        return _build(paths, state, checkpoint, backbone, program)
-
-
-def _build(paths: list[str], state: Mapping[str, Tensor], checkpoint: str, backbone: str | None, program: str) -> Built:
-    parser = OneLineParser(prog=program)
+    parser = OneLineParser(exit_on_error=False)
     # Not required here: a file that others complete may lack any of them.
     for name, kind in (("backbone", Backbone), ("adaptation", AdaptationMethod), ("classifier", ClassifierOf)):
         parser.add_argument(f"--model.{name}", type=kind)
     parser.add_class_arguments(AudioDeepfakeDataModule, "data")
-    parsed = parser.get_defaults()
-    precision = None
-    for path in paths:
-        config = _config(path)
-        model, data = _part(config, "model", path), _part(config, "data", path)
-        precision = _part(config, "trainer", path).get("precision", precision)
-        if type(config.get("seed_everything")) is int:
-            data = data | {"seed": config["seed_everything"]}
-        content = {"model": {name: model[name] for name in PARTS if name in model}, "data": data}
-        parsed = parser.parse_object(content, cfg_base=parsed)
-    check_made_later(parsed.model)
+    parsed = parse_parts(parser, paths, {"model": PARTS, "data": None}, allow)
+    named = ", ".join(paths)
     if missing := [name for name in PARTS if parsed.model.get(name) is None]:
-        raise InputError(f"{', '.join(paths)}: no model.{missing[0]}")
+        raise InputError(f"{named}: no model.{missing[0]}")
     if backbone is not None:
         given = parsed.model.backbone.init_args
         if "source" not in given:
             raise InputError(f"--backbone: a {parsed.model.backbone.class_path} is built from no source")
         given["source"], given["revision"] = backbone, None
+    precision = None
+    for path in paths:
+        config = read_configuration(path)
+        precision = part_of(config, "trainer", path).get("precision", precision)
+        if type(config.get("seed_everything")) is int:
+            parsed.data.seed = config["seed_everything"]
     try:
         _build_on_trial(
-            lambda: parser.instantiate(Namespace(model=parsed.model), instantiate_groups=False).model,
+            lambda: instantiate(parser, Namespace(model=parsed.model), paths, allow, groups=False).model,
             state,
             f"--checkpoint: {checkpoint}",
         )
-        built = parser.instantiate_classes(parsed)
+        built = instantiate(parser, parsed, paths, allow)
         detector = Detector(built.model.backbone, built.model.adaptation, built.model.classifier)
     except CheckpointError:
         raise
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        line = f"{', '.join(paths)}: {' '.join(str(error).split())}"
+        line = str(error) if str(error).startswith(named) else f"{named}: {' '.join(str(error).split())}"
         elsewhere = backbone is None and "no such folder" in line
         raise InputError(f"{line}; give its place now with --backbone" if elsewhere else line) from None
     data_module: AudioDeepfakeDataModule = built.data
@@ -149,21 +140,14 @@ def arguments_of(kind: type, config: str, allow: Collection[str] = (), checkpoin
     """
     parser = OneLineParser(exit_on_error=False)
     parser.add_class_arguments(kind, "model")
-    try:
-        with imports_limited(allow):
-            parsed = parser.parse_object({"model": _part(_config(config), "model", config)})
-            check_made_later(parsed.model)
+    parsed = parse_parts(parser, [config], {"model": None}, allow)
 
-            def parts() -> Any:
-                return parser.instantiate(parsed, instantiate_groups=False).model
+    def parts() -> Any:
+        return instantiate(parser, parsed, [config], allow, groups=False).model
 
-            if checkpoint is not None:
-                _build_on_trial(parts, detector_state(checkpoint), "the checkpoint")
-            return vars(parts())
-    except InputError:
-        raise
-    except (ArgumentError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"{config}: {explain(str(error), parser)}") from None
+    if checkpoint is not None:
+        _build_on_trial(parts, detector_state(checkpoint), "the checkpoint")
+    return vars(parts())
 
 
 def config_beside(checkpoint: str) -> str:
@@ -213,17 +197,3 @@ def load_weights(detector: Detector, state: dict[str, Tensor], path: str) -> Non
     check_fit(state, detector, f"--checkpoint: {path}")
     tell_other_architecture(_checkpoint(path), detector)
     detector.load_state_dict(state, strict=False)
-
-
-def _config(path: str) -> dict[str, Any]:
-    config = read_yaml(path)
-    if not isinstance(config, dict):
-        raise InputError(f"--config: {path} is no configuration of a run")
-    return config
-
-
-def _part(config: dict[str, Any], name: str, path: str) -> dict[str, Any]:
-    part = config.get(name) or {}
-    if not isinstance(part, dict):
-        raise InputError(f"--config: the part {name!r} of {path} is no mapping")
-    return part

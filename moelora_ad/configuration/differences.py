@@ -1,34 +1,12 @@
-"""The configurations that runs were made with, and what differs between two of them."""
+"""What differs between two configurations."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-from moelora_ad.documents import read_yaml
-from moelora_ad.errors import InputError
 
 # What may differ between the seeds of one system: the seed, names, and places that files are put or taken up from.
 _FREE = ("seed_everything", "system", "ckpt_path", "score_folder", "data.seed", "trainer.logger")
 _FREE_PLACES = ("trainer.default_root_dir", "checkpoint.dirpath")
 _MISSING = object()
-
-
-def read_configuration(path: str | Path) -> Mapping[str, Any]:
-    """The ``config.yaml`` of a run.
-
-    Raises:
-        InputError: it is missing, no YAML, or no mapping.
-    """
-    path = Path(path)
-    try:
-        content = read_yaml(path)
-    except FileNotFoundError:
-        raise InputError.at(path, "is missing: a run is compared by its configuration") from None
-    except OSError as error:
-        raise InputError.at(path, f"cannot be read: {error.strerror}") from None
-    if not isinstance(content, dict):
-        raise InputError.at(path, "is no configuration: it has no fields")
-    return content
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import yaml
@@ -58,7 +58,8 @@ class OneLineParser(LightningArgumentParser):
             super().error(message, ex)
         message = "\n".join(map(printable, shortened(message).splitlines()))  # it may quote a faulty file
         verb, place = self.prog.replace(" [options]", ""), f"{self._file}: " if self._file else ""
-        self.exit(2, f"{verb}: error: {place}{explain(message, self)}\n")
+        parser = getattr(ex, "subcommand_parser", self)  # that of the verb which does not know a key
+        self.exit(2, f"{verb}: error: {place}{explain(message, parser)}\n")
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
         """jsonargparse asks for the arguments of whatever a configuration names, and would then call a function: a
@@ -70,34 +71,27 @@ class OneLineParser(LightningArgumentParser):
         raise ImportError(f"'{function.__module__}.{function.__qualname__}' is a function")
 
 
-def read_yaml(path: str) -> Any:
-    """The content of a configuration file, given as ``--config``.
-
-    Raises:
-        InputError: It cannot be read, is not YAML, or too large.
-    """
-    try:
-        return documents.read_yaml(path)
-    except OSError as reason:
-        raise InputError(f"--config: {path} cannot be read: {reason.strerror}") from None
-    except InputError as error:
-        raise InputError(f"--config: {error}") from None
-
-
 def explain(message: str, parser: LightningArgumentParser) -> str:
-    """A parser's message in one line, with the name that was probably meant."""
+    """A parser's message in one line, with the name that was probably meant.
+
+    jsonargparse's errors carry nothing but their text (4.53), and a union keeps the texts alone of what each of its
+    types said. What is not known below is told as it is, in one line.
+    """
     line = re.sub(r"\s+", " ", message).strip()
     key = re.search(r'Parser key "([^"]+)"', message)
     where = f"{key[1]}: " if key else ""
+    # A package that is not trusted: how to trust it, instead of the setting of jsonargparse.
     if found := re.search(r"Importing '([^']+)' is not allowed, denied by the '([^']+)' entry", line):
         return f"{where}{_not_imported(found[1], is_unknown=found[2] == '*')}"
+    # Our own words (see `OneLineParser.add_function_arguments`) within those of every type that was tried.
     if found := re.search(r"'([\w.<>]+)' is a function", line):
         return f"{where}{found[1]} is a function: give a class"
+    # Words of argparse, jsonargparse and Python, with the nearest name: an option, a key, an argument, a class.
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
         return f"unknown option --{found[1]}{_nearest(found[1], _options(parser))}"
-    if found := re.search(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):
-        verb = _subparser(parser, found[1])
-        return f"{_file_with(found[2], verb)}unknown key {found[2]!r}{_nearest(found[2], _options(verb))}"
+    if found := re.search(r"(Subcommand|Group) '([\w.]+)' does not accept option '([^']+)'", message):
+        name = found[3] if found[1] == "Subcommand" else f"{found[2]}.{found[3]}"
+        return f"{_file_with(name, parser)}unknown key {name!r}{_nearest(name, _options(parser))}"
     if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
         return f"{where}{found[1]} has no argument {found[2]!r}{_nearest(found[2], _arguments(found[1]))}"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
@@ -107,6 +101,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         return f"{where}{found[2]}: {explain(found[3], parser)}"
     if found := re.search(r"Errors:\n(?s:.*?)^ *- (?!Expected)(.+)", message, re.MULTILINE):  # of a type's own words
         return f"{where}{found[1]}"
+    # Otherwise the types in words, once each.
     if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (?!Namespace)(.*)", message):
         choices = _choices(found[1])
         place = ".".join(re.findall(r'Parser key "([^"]+)"', message))
@@ -157,13 +152,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _options(parser: LightningArgumentParser) -> set[str]:
     """Option names and the groups that they stand in (``model``, ``trainer``, ...)."""
-    names = {action.dest for action in parser._actions}
-    return names | {name.rpartition(".")[0] for name in names} - {""}
-
-
-def _subparser(parser: LightningArgumentParser, verb: str) -> LightningArgumentParser:
-    choices = (action.choices for action in parser._actions if isinstance(action.choices, Mapping))
-    return next(parsers[verb] for parsers in choices if verb in parsers)
+    return {"print_config", *parser.get_defaults().keys(branches=True)}
 
 
 def _arguments(class_path: str) -> list[str]:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from jsonargparse import set_parsing_settings
-from jsonargparse._common import parsing_settings  # which can be set by the public function, but not set back
 
+from moelora_ad.configuration.jsonargparse_internals import settings_restored
 from moelora_ad.errors import InputError
 
 KNOWN = (
@@ -36,19 +36,16 @@ def imports_limited(allow: Collection[str] | None) -> Iterator[None]:
     Args:
         allow: packages besides `KNOWN`; None for all that jsonargparse does not deny, such as ``os``.
     """
-    before = dict(parsing_settings)
-    if allow is None:
-        set_parsing_settings(import_path_denylist=[])  # its own list, which only warns otherwise
-    else:
-        set_parsing_settings(
-            import_path_denylist=["*"],
-            import_path_allowlist=[*KNOWN, *allow],
-            instantiate_subclass_spec_in_any=False,  # where anything is expected, there is no kind to check
-        )
-    try:
+    with settings_restored():
+        if allow is None:
+            set_parsing_settings(import_path_denylist=[])  # its own list, which only warns otherwise
+        else:
+            set_parsing_settings(
+                import_path_denylist=["*"],
+                import_path_allowlist=[*KNOWN, *allow],
+                instantiate_subclass_spec_in_any=False,  # where anything is expected, there is no kind to check
+            )
         yield
-    finally:
-        parsing_settings.update(before)
 
 
 def check_made_later(model: Mapping[str, object]) -> None:

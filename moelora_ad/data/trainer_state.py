@@ -5,12 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from moelora_ad.runs.record import RECORD, RunRecord, read_record
 
 UNTRAINED = "untrained"
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """The trainer that a module is attached to, if any; what stands for one under Fabric is none."""
+    try:
+        return module.trainer if module.fabric is None else None
+    except RuntimeError:
+        return None
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:

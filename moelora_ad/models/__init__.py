@@ -1,6 +1,6 @@
 """The detector and its parts: backbones and classifiers."""
 
-from moelora_ad.models.backbones.base import Backbone, Constant
+from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.backbones.hubert import HubertBackbone
 from moelora_ad.models.backbones.wav2vec2 import Wav2Vec2Backbone
 from moelora_ad.models.backbones.wav2vec2_bert import Wav2Vec2BertBackbone
@@ -10,6 +10,7 @@ from moelora_ad.models.detector import Detector
 from moelora_ad.models.heads.aasist import AASIST, load_public_aasist
 from moelora_ad.models.heads.pooling import AttentiveStatistics, Classifier, MeanPooling
 from moelora_ad.models.saving.onnx_export import export_onnx
+from moelora_ad.torch_internals import Constant
 
 __all__ = [
     "AASIST",

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moelora_ad.adapters import adapted_sites
 from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.models.detector import ENCODER, Detector
+from moelora_ad.torch_internals import FakeTensorMode
 
 
 @dataclass(frozen=True)
@@ -173,18 +174,18 @@ def _training(detector: Detector, clip: Tensor) -> int:
 def _saved(detector: Detector, batch: Tensor, precision: torch.dtype) -> int:
     detector.train()
     own = {_storage(tensor) for tensor in (*detector.parameters(), *detector.buffers())}
-    kept: dict[int, Any] = {}  # the storages themselves, so that none takes another's place
+    kept: dict[StorageWeakRef, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if (storage := _storage(tensor)) not in own:
-            kept[storage] = tensor.untyped_storage()
+            kept[storage] = tensor.untyped_storage().nbytes()
         return tensor
 
     mixed = torch.autocast("cpu", precision, enabled=precision != torch.float32)
     with saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
         loss = _loss(detector, batch)
     assert loss.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(kept.values())
 
 
 def _loss(detector: Detector, batch: Tensor) -> Tensor:
@@ -219,5 +220,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    """A storage's identity, which no later one takes while this is held."""
+    return StorageWeakRef(tensor.untyped_storage())

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins import LayerSync
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from moelora_ad.torch_internals import BatchNorm, check_dimensions
 
 
 class SyncedBatchNorm(LayerSync):
@@ -21,7 +22,7 @@ class SyncedBatchNorm(LayerSync):
 
     def apply(self, model: nn.Module) -> nn.Module:
         for layer in model.modules():
-            if isinstance(layer, _BatchNorm) and not isinstance(layer, _Synced | nn.SyncBatchNorm):
+            if isinstance(layer, BatchNorm) and not isinstance(layer, _Synced | nn.SyncBatchNorm):
                 own = type(layer)
                 # The last in line before PyTorch's own forward, which a subclass calls.
                 layer.__class__ = type(own.__name__, (own, _Synced), {"__module__": own.__module__, "own_class": own})
@@ -47,16 +48,16 @@ def uncounted(model: nn.Module) -> Iterator[None]:
             layer.counts = True
 
 
-class _Synced(_BatchNorm):
+class _Synced(BatchNorm):
     """Normalises by the mean and variance of the values of all processes, however many each has."""
 
-    own_class: type[_BatchNorm]
+    own_class: type[BatchNorm]
     counts = True
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or distributed.get_world_size() == 1:
             return super().forward(input)
-        self._check_input_dim(input)
+        check_dimensions(self, input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         own_variance, own_mean = torch.var_mean(x, axes, correction=0)

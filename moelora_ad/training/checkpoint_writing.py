@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import Strategy
 from moelora_ad.errors import InputError
 from moelora_ad.files import UNFINISHED, remove_abandoned, written_whole
 from moelora_ad.models.saving.checkpoints import check_readable
+from moelora_ad.training.lightning_internals import last_path
 
 
 class UnwrittenCheckpointError(InputError):
@@ -73,7 +74,7 @@ def last_saved(trainer: Trainer) -> str | None:
     callback = trainer.checkpoint_callback
     if not isinstance(callback, ModelCheckpoint):
         return None
-    found = (callback._last_checkpoint_saved, callback.last_model_path, callback.best_model_path)
+    found = (last_path(callback), callback.last_model_path, callback.best_model_path)
     return next((os.path.relpath(path) for path in found if path and Path(path).exists()), None)
 
 

@@ -16,7 +16,7 @@ from moelora_ad.data.resuming import (
     cut_off,
     redo_what_was_cut_off,
 )
-from moelora_ad.data.trainer_state import shards_the_model
+from moelora_ad.data.trainer_state import shards_the_model, trainer_of
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.checkpoints import (
     ARCHITECTURE,
@@ -95,23 +95,25 @@ class CheckpointedModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = {f"{PREFIX}{name}" for name in self.detector.kept_names()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-        if self._trainer is not None:
-            check_weights(self._trainer, checkpoint["state_dict"])
+        trainer = trainer_of(self)
+        if trainer is not None:
+            check_weights(trainer, checkpoint["state_dict"])
             checkpoint[TRAINING_DATA] = self.training_data
             checkpoint[ARCHITECTURE] = architecture_of(self.detector)
-            if self._trainer.state.fn == "fit":
-                checkpoint[CUT_OFF] = cut_off(self._trainer, self.validated)
+            if trainer.state.fn == "fit":
+                checkpoint[CUT_OFF] = cut_off(trainer, self.validated)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
-        is_whole = self._trainer is None or not shards_the_model(self._trainer)
+        trainer = trainer_of(self)
+        is_whole = trainer is None or not shards_the_model(trainer)
         check_fit(state, self.detector, "the checkpoint", shapes=is_whole)
-        if self._trainer is None or self._trainer.is_global_zero:
+        if trainer is None or trainer.is_global_zero:
             tell_other_architecture(checkpoint, self.detector)
-        if self._trainer is not None:
-            if self._trainer.state.fn == "fit":
+        if trainer is not None:
+            if trainer.state.fn == "fit":
                 check_training_data(checkpoint, self.training_data)
                 if not checkpoint.get(CUT_OFF, {VALIDATION: True})[VALIDATION]:
                     loops = checkpoint["loops"]["fit_loop"]
                     self.validated = loops["epoch_loop.batch_progress"]["total"]["ready"]
-            redo_what_was_cut_off(checkpoint, by_steps=self._trainer.max_steps != -1)
+            redo_what_was_cut_off(checkpoint, by_steps=trainer.max_steps != -1)

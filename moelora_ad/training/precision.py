@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from torch import nn
 from torch.distributed.fsdp import MixedPrecision
 
+from moelora_ad.data.trainer_state import trainer_of
 from moelora_ad.errors import InputError
 from moelora_ad.models.precision import precision_name, round_frozen
 from moelora_ad.training.detection_module import DetectionModule
@@ -52,7 +53,8 @@ class FrozenHalfPrecision(HalfPrecision):
             InputError: the encoder itself is trained, or this is no precision to train in.
         """
         assert isinstance(module, DetectionModule)
-        if module._trainer is not None and module.trainer.state.fn == "fit":
+        trainer = trainer_of(module)
+        if trainer is not None and trainer.state.fn == "fit":
             check_trains(self.precision)
         round_frozen(module.detector, self.precision, "trainer.precision")
         return module

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moelora_ad.configuration.differences import differences, read_configuration
+from moelora_ad.configuration.differences import differences
+from moelora_ad.configuration.files import read_configuration
 from moelora_ad.errors import InputError
 
 BASE = {
@@ -77,7 +78,12 @@ def test_a_list_that_becomes_empty_differs() -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "is missing"), ("a: [", "is not YAML"), ("- 1", "has no fields"), ("a: !!python/object:os.x {}", "YAML")],
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("a: [", "is not YAML"),
+        ("- 1", "has no fields"),
+        ("a: !!python/object:os.x {}", "YAML"),
+    ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, content: str | None, words: str) -> None:
     path = tmp_path / "config.yaml"

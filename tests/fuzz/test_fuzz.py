@@ -30,8 +30,8 @@ from moelora_ad.analysis.trained import load_trained
 from moelora_ad.audio import AudioReader, read_audio
 from moelora_ad.cli.main import main
 from moelora_ad.configuration.building import detector_state
-from moelora_ad.configuration.differences import differences, read_configuration
-from moelora_ad.configuration.parser import read_yaml
+from moelora_ad.configuration.differences import differences
+from moelora_ad.configuration.files import read_configuration
 from moelora_ad.corpora import ASVspoof2021DF, ASVspoof2021LA, Manifest, Trial, TrialList
 from moelora_ad.corpora.asvspoof5 import read_asvspoof5_protocol
 from moelora_ad.corpora.asvspoof2019 import ASVspoof2019Protocol
@@ -155,7 +155,6 @@ def read_sound(folder: Path, path: Path) -> None:
 
 
 def read_configurations(folder: Path, path: Path) -> None:
-    read_yaml(str(path))
     one = read_configuration(path)
     differences(one, {"model": 1})
     differences({}, one)

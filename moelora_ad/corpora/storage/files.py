@@ -313,6 +313,5 @@ def _remote_archives(container: str) -> Sequence[str]:
 
 
 def _remote_files(folder: str) -> Iterator[str]:
-    system, path = fsspec.url_to_fs(folder)
-    start = system._strip_protocol(path).rstrip("/") + "/"
+    start = fsspec.url_to_fs(folder)[1].rstrip("/") + "/"
     yield from (name.removeprefix(start) for name in _remote(folder, "find"))

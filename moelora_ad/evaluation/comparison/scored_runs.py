@@ -6,7 +6,8 @@ from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
-from moelora_ad.configuration.differences import differences, read_configuration
+from moelora_ad.configuration.differences import differences
+from moelora_ad.configuration.files import read_configuration
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.provenance import partial_note, provenance_of, read_provenance
 from moelora_ad.evaluation.score_files.labelled import ScoreReader

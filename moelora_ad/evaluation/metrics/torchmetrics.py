@@ -20,8 +20,11 @@ class _Gathered(Metric):
     is_differentiable = False
     full_state_update = False
 
+    lists: tuple[str, ...] = ()
+
     def _add_list(self, name: str) -> None:
         self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.lists += (name,)
 
     def _state_type(self, name: str) -> torch.dtype:
         # Apple's GPU has no float64; nothing is lost there, as its scores are float32 at most.
@@ -35,7 +38,7 @@ class _Gathered(Metric):
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         # A process without data must bring an empty tensor of the right type to the gathering, or the others hang.
-        for name in self._defaults:
+        for name in self.lists:
             if len(getattr(self, name)) == 0:
                 self._append(name, torch.empty(0))
         super().sync(*args, **kwargs)
@@ -214,7 +217,8 @@ class TrialScores(_Gathered):
         return indices, self._joined("scores")[order]
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        # torchmetrics makes scalars of results with one element; a set of one trial must stay a list.
+        # A private name of torchmetrics, which makes scalars of results with one element: a set of one trial must stay
+        # a list, also after unpickling, when torchmetrics wraps its methods anew.
         wrapped = super()._wrap_compute(compute)
         return functools.wraps(compute)(lambda: tuple(value.reshape(-1) for value in wrapped()))
 

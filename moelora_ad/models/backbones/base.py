@@ -1,8 +1,8 @@
 """What every backbone promises: waveforms in, frames out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,30 +12,6 @@ from moelora_ad.adapters import RemembersArguments, valid_tokens
 from moelora_ad.errors import InputError
 
 HiddenStates = Literal["last", "weighted"] | int
-
-
-class Constant(nn.Module):
-    """A tensor of a front end, such as a filter bank: it goes with the model from device to device, and keeps its
-    precision. A buffer would be cast with the model, by ``nn.Module.to`` and by strategies that cast all buffers.
-
-    Args:
-        tensor: of any shape.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__()
-        self.tensor = tensor
-
-    def forward(self, device: torch.device) -> Tensor:
-        """The tensor, on the device of what it is used with."""
-        return self.tensor.to(device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constant":
-        super()._apply(fn, recurse)
-        device = fn(self.tensor.new_empty(0)).device
-        without_content = self.tensor.is_meta
-        self.tensor = torch.empty_like(self.tensor, device=device) if without_content else self.tensor.to(device)
-        return self
 
 
 class Backbone(RemembersArguments, nn.Module, ABC):
@@ -145,4 +121,6 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each transformer layer in the backward pass instead of keeping its activations."""
-        self.encoder.activation_checkpointing_enable({"use_reentrant": False})
+        encoder: Any = self.encoder  # the name is that of transformers since 5.23, the other one goes in 6
+        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+        enable({"use_reentrant": False})

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
@@ -20,6 +22,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
+from moelora_ad.models.transformers_internals import attention_of
 from moelora_ad.models.trial import MOST_OF_ENCODER, built_on_trial
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -49,7 +52,7 @@ def load_config(source: str | Path, revision: str | None, model_type: str) -> Pr
         raise _faulty(source, error) from None
     if config.model_type != model_type:
         raise InputError(f"backbone {source} is a {config.model_type!r} model, this class loads {model_type!r}")
-    if "/" in str(config._attn_implementation):  # a repository of the hub, whose kernels would be loaded
+    if "/" in str(attention_of(config)):
         raise _wants_code(source, "attn_implementation")
     return config
 
@@ -182,6 +185,18 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
+
+
+def commit_of(source: str | Path, revision: str | None) -> str | None:
+    """The commit that a hub id and a revision stand for, by the local cache that its files were taken from; None for a
+    folder."""
+    if Path(source).is_dir():
+        return None
+    try:
+        found = try_to_load_from_cache(str(source), "config.json", revision=revision)
+    except HFValidationError:  # a folder that is gone
+        return None
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def has_file(folder: str | Path, name: str) -> bool:

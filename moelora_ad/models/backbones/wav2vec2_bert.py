@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from moelora_ad.errors import InputError
-from moelora_ad.models.backbones.base import Backbone, Constant, HiddenStates
+from moelora_ad.models.backbones.base import Backbone, HiddenStates
 from moelora_ad.models.backbones.pretrained import (
     is_meta,
     load_config,
@@ -16,6 +16,7 @@ from moelora_ad.models.backbones.pretrained import (
     settings,
     unused_mask,
 )
+from moelora_ad.torch_internals import Constant
 
 W2V_BERT_2 = "facebook/w2v-bert-2.0"
 WINDOW = 400  # samples of an analysis window, 25 ms

@@ -20,6 +20,7 @@ from moelora_ad.models.backbones.pretrained import (
     settings,
     unused_mask,
 )
+from moelora_ad.models.transformers_internals import freeze_front_end
 
 # What the published large models have in common, so that they can be built without their weights and without a network.
 LARGE: Mapping[str, Any] = {
@@ -96,20 +97,25 @@ class WaveformBackbone(Backbone):
     def after_adaptation(self) -> None:
         front_end = self.encoder.feature_extractor
         if not any(parameter.requires_grad for parameter in front_end.parameters()):
-            # Without it the encoder asks for gradients of its input in training and back-propagates through the CNN.
-            front_end._freeze_parameters()
+            freeze_front_end(front_end)  # no back-propagation through the CNN
 
     def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         mask, frames, valid = None, None, None
         if lengths is not None:
             mask = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths.unsqueeze(1)
-            frames = self.encoder._get_feat_extract_output_lengths(lengths)
-            most = int(self.encoder._get_feat_extract_output_lengths(waveforms.shape[1]))
-            valid = torch.arange(most, device=waveforms.device) < frames.unsqueeze(1)
+            frames = self._frames(lengths)
+            valid = torch.arange(self._frames(waveforms.shape[1]), device=waveforms.device) < frames.unsqueeze(1)
         self.tell_gates(valid)
         if self.normalize:
             waveforms = _normalize(waveforms, mask)
         return self.run_encoder(waveforms, mask if self.uses_mask else None), frames
+
+    def _frames(self, samples: Any) -> Any:
+        """How many frames the convolutions make of so many samples, an int or a tensor of them."""
+        config = self.encoder.config
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
 
     def _checkpoint_normalizes(self, source: str | Path, revision: str | None) -> bool:
         if str(source) in self.published:

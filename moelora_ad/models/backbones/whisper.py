@@ -9,8 +9,9 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from moelora_ad.errors import InputError
-from moelora_ad.models.backbones.base import Backbone, Constant, HiddenStates
+from moelora_ad.models.backbones.base import Backbone, HiddenStates
 from moelora_ad.models.backbones.pretrained import is_meta, load_config, load_encoder, random_encoder, settings
+from moelora_ad.torch_internals import Constant
 
 FFT = 400  # samples of an analysis window, 25 ms
 HOP = 160  # samples between windows, 10 ms

@@ -21,6 +21,7 @@ from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
 from moelora_ad.errors import InputError
 from moelora_ad.files import file_hash, written_whole
 from moelora_ad.models.backbones.base import Backbone
+from moelora_ad.models.backbones.pretrained import commit_of
 from moelora_ad.models.heads.pooling import Classifier
 from moelora_ad.models.saving.card import model_card
 from moelora_ad.models.saving.files import (
@@ -210,9 +211,9 @@ class KeptModule(nn.Module):
         if not is_window(self.window):
             raise InputError(f"a detector of clips of {self.window:,} samples cannot be kept: 0.1 s to an hour can")
         backbone = describe(self.backbone)
-        commit = getattr(self.backbone.encoder.config, "_commit_hash", None)  # transformers notes it for hub ids only
-        if commit and "revision" in backbone["init_args"]:
-            backbone["init_args"]["revision"] = commit
+        given = backbone["init_args"]
+        if "revision" in given and (commit := commit_of(given["source"], given["revision"])):
+            given["revision"] = commit
         classifier = describe(self.classifier, leave_out=[first_argument(type(self.classifier))])
         return {
             "format": FORMAT,

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from moelora_ad.data.resuming import CUT_OFF, VALIDATION
@@ -15,12 +13,13 @@ from moelora_ad.data.trainer_state import is_fast_dev_run, shards_the_model
 from moelora_ad.training.callbacks.divergence import DivergenceError
 from moelora_ad.training.checkpoint_writing import UnwrittenCheckpointError
 from moelora_ad.training.interruptions import StoppedAtOnce
+from moelora_ad.training.lightning_internals import OpenModelCheckpoint, callbacks_state, checkpoint_content
 from moelora_ad.training.lost_processes import is_of_lost_process, outlive_other_processes
 
 INTERRUPTED = "last-interrupted.ckpt"  # Lightning and sweeps look for last*.ckpt
 
 
-class WholeCheckpoint(ModelCheckpoint):
+class WholeCheckpoint(OpenModelCheckpoint):
     """Lightning's ``ModelCheckpoint``, with four differences.
 
     With ``save_last`` true the last checkpoint is one of every epoch, not only of those that were among the best: a run
@@ -39,7 +38,7 @@ class WholeCheckpoint(ModelCheckpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
-        self._before_validation = deepcopy(call._call_callbacks_state_dict(trainer))
+        self._before_validation = deepcopy(callbacks_state(trainer))
 
     def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
         is_other = super().file_exists(filepath, trainer)
@@ -49,12 +48,12 @@ class WholeCheckpoint(ModelCheckpoint):
         return trainer.strategy.reduce_boolean_decision(is_other and trainer.is_global_zero, all=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_due = self._is_due(trainer, at_epoch_end=True)
+        is_due = self.is_due(trainer, at_epoch_end=True)
         super().on_train_epoch_end(trainer, pl_module)
         self._keep_last(trainer, is_due)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_due = self._is_due(trainer, at_epoch_end=False)
+        is_due = self.is_due(trainer, at_epoch_end=False)
         super().on_validation_end(trainer, pl_module)
         self._keep_last(trainer, is_due)
 
@@ -62,17 +61,9 @@ class WholeCheckpoint(ModelCheckpoint):
         if not is_fast_dev_run(trainer):  # Lightning's save_last would save here
             super().on_train_end(trainer, pl_module)
 
-    def _is_due(self, trainer: Trainer, at_epoch_end: bool) -> bool:
-        return (
-            not self._should_skip_saving_checkpoint(trainer)
-            and self._should_save_on_train_epoch_end(trainer) == at_epoch_end
-            and self._every_n_epochs >= 1
-            and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        )
-
     def _keep_last(self, trainer: Trainer, is_due: bool) -> None:
-        if is_due and self.save_last is True and self._last_global_step_saved != trainer.global_step:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if is_due and self.save_last is True and not self.is_saved(trainer):
+            self.save_as_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if is_of_lost_process(exception):
@@ -81,7 +72,7 @@ class WholeCheckpoint(ModelCheckpoint):
             isinstance(exception, DivergenceError | UnwrittenCheckpointError | StoppedAtOnce)
             or trainer.state.fn != "fit"
             or not self._has_begun
-            or not self._should_save_on_exception(trainer)
+            or not self.saves_after_exception(trainer)
         ):
             return
         assert self.dirpath is not None
@@ -89,12 +80,11 @@ class WholeCheckpoint(ModelCheckpoint):
         together = trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException)
         if not together and (not trainer.is_global_zero or shards_the_model(trainer)):  # the others may have ended
             return
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+        checkpoint = checkpoint_content(trainer, self.save_weights_only)
         if trainer.validating and not self.save_weights_only:
             checkpoint |= {"callbacks": self._before_validation}
             checkpoint[CUT_OFF] = checkpoint.get(CUT_OFF, {}) | {VALIDATION: True}
         trainer.strategy.save_checkpoint(checkpoint, path)
         if together:
             trainer.strategy.barrier()
-        self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = path
+        self.note_saved(trainer, path)

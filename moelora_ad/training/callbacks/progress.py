@@ -14,7 +14,9 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
 )
 from lightning_utilities.core import rank_zero
 from rich.console import Console
-from rich.progress import TextColumn
+from rich.progress import ProgressColumn, Task
+from rich.table import Column
+from rich.text import Text
 
 from moelora_ad.data.data_module import TRAIN
 from moelora_ad.runs.record import DEV
@@ -76,14 +78,24 @@ class DetectionProgressBar(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5, theme=RichProgressBarTheme(metrics_text_delimiter=", "))
+        self._set = 0  # that is evaluated
 
-    def _init_progress(self, trainer: Trainer) -> None:
-        super()._init_progress(trainer)
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._vanish()
+        super().on_exception(trainer, pl_module, exception)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._vanish()
+        super().teardown(trainer, pl_module, stage)
+
+    def _vanish(self) -> None:
+        """When it stops; the lines and the tables stay."""
         if self.progress is not None:
-            self.progress.live.transient = True  # the lines and the tables stay
+            self.progress.live.transient = True
 
-    def _get_train_description(self, current_epoch: int) -> str:
-        return epoch_of(self.trainer)
+    def has_dataloader_changed(self, dataloader_idx: int) -> bool:
+        self._set = dataloader_idx
+        return super().has_dataloader_changed(dataloader_idx)
 
     @property
     def sanity_check_description(self) -> str:
@@ -103,7 +115,7 @@ class DetectionProgressBar(RichProgressBar):
 
     def _evaluated_set(self) -> str:
         names = list(self.trainer.datamodule.eval_trials)  # type: ignore[attr-defined]
-        return names[self._current_eval_dataloader_idx or 0]
+        return names[self._set]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         found, shown = super().get_metrics(trainer, pl_module), {}
@@ -120,11 +132,23 @@ class DetectionProgressBar(RichProgressBar):
 
     def configure_columns(self, trainer: Trainer) -> list:
         return [
-            TextColumn("{task.description}", markup=False),
+            _What(self),
             CustomBarColumn(bar_width=12, complete_style="cyan", finished_style="cyan", pulse_style="cyan"),
             BatchesProcessedColumn(style=self.theme.batch_progress),
             CustomTimeColumn(style=self.theme.time),
         ]
+
+
+class _What(ProgressColumn):
+    """The epoch, or the set that is evaluated."""
+
+    def __init__(self, bar: DetectionProgressBar) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        is_training = task.id == self.bar.train_progress_bar_id
+        return Text(epoch_of(self.bar.trainer) if is_training else task.description)
 
 
 def with_progress(arguments: dict[str, Any], lines: bool) -> dict[str, Any]:

@@ -22,9 +22,11 @@ from moelora_ad.data.dataset import Batch
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.files import written_whole
 from moelora_ad.runs.record import DEV
+from moelora_ad.torch_internals import undoes_scaling
 from moelora_ad.training.callbacks.routing_figures import COLLAPSED, SiteFigures, by_figure, overview, write_figures
 from moelora_ad.training.callbacks.routing_plot import routing_heatmaps
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.lightning_internals import logged_step
 
 FOLDER = "routing"
 HEATMAPS = "routing/heatmaps"
@@ -81,8 +83,7 @@ class RoutingLog(Callback):
             return
         norms = gradient_norms(encoder)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            # Such an optimiser undoes the scaling of 16-mixed in its own step; for others Lightning has done it.
+        if scaler is not None and undoes_scaling(optimizer):  # for others Lightning has done it
             norms = {name: norm / scaler.get_scale() for name, norm in norms.items()}
         # The strategy has averaged the gradients: every process has the same.
         pl_module.log_dict(
@@ -186,8 +187,7 @@ def gradient_norms(encoder: nn.Module) -> dict[str, Tensor]:
 
 def _log(trainer: Trainer, sites: dict[str, SiteFigures], png: bytes, path: Path) -> None:
     """What loggers get besides the means."""
-    # Where Lightning logs the other figures of this validation; it counts the step after it.
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    step = logged_step(trainer)
     tables = by_figure(sites)
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):

@@ -11,7 +11,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from rich import get_console
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from moelora_ad.audio import SAMPLE_RATE, AudioError, audio_length
@@ -21,6 +20,7 @@ from moelora_ad.data.shares import by_name
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory
 from moelora_ad.runs.folder import shown
 from moelora_ad.runs.record import DEV
+from moelora_ad.torch_internals import FakeTensorMode
 from moelora_ad.training.callbacks.end_summary import line, trainable
 from moelora_ad.training.callbacks.progress import callbacks_of
 from moelora_ad.training.detection_module import DetectionModule

@@ -412,6 +412,22 @@ def test_what_cannot_be_described_is_not_saved(tmp_path, small_whisper):
     assert not any((tmp_path / name / "config.json").exists() for name in "abcd")
 
 
+def test_an_encoder_of_the_hub_is_pinned_to_its_commit(small_wav2vec2, tmp_path, monkeypatch):
+    """From a cache as the hub's client lays it out, without a network: ``main`` may be another commit tomorrow."""
+    commit, cached = "0123456789abcdef0123456789abcdef01234567", tmp_path / "cache" / "models--somebody--encoder"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    shutil.copytree(small_wav2vec2, cached / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for revision in (None, "main", commit):
+        detector = trained(Detector(Wav2Vec2Backbone("somebody/encoder", revision), MoELoRA(2, 2), MeanPooling))
+        detector.save_pretrained(tmp_path / "model")
+        kept = json.loads((tmp_path / "model" / "config.json").read_text())["backbone"]["init_args"]
+        assert (kept["source"], kept["revision"]) == ("somebody/encoder", commit)
+        assert torch.equal(logits(Detector.from_pretrained(tmp_path / "model")), logits(detector))
+
+
 def test_places_that_are_no_model(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "config.json: cannot be read" in refusal(tmp_path)

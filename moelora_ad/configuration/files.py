@@ -1,0 +1,34 @@
+"""Configuration files, read as they are."""
+
+from pathlib import Path
+from typing import Any
+
+from moelora_ad.documents import read_yaml
+from moelora_ad.errors import InputError
+
+
+def read_configuration(path: str | Path) -> dict[str, Any]:
+    """The fields of a configuration file.
+
+    Raises:
+        InputError: it cannot be read, is no YAML or too large, or has no fields.
+    """
+    try:
+        content = read_yaml(path)
+    except OSError as error:
+        raise InputError.at(path, f"cannot be read: {error.strerror}") from None
+    if not isinstance(content, dict):
+        raise InputError.at(path, "is no configuration: it has no fields")
+    return content
+
+
+def part_of(config: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    """The fields of a part, such as ``model``; none if it is not there or empty.
+
+    Raises:
+        InputError: it is no mapping.
+    """
+    part = config.get(name) or {}
+    if not isinstance(part, dict):
+        raise InputError.at(path, f"the part {name!r} is no mapping")
+    return part

@@ -1,0 +1,17 @@
+"""What this package needs of jsonargparse that it has no public name for: every such use is here, each with a test."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jsonargparse._common import parsing_settings
+
+
+@contextmanager
+def settings_restored() -> Iterator[None]:
+    """After the block jsonargparse's settings are what they were: ``set_parsing_settings`` adds packages to its lists
+    of what may be imported, and can take none away."""
+    before = dict(parsing_settings)
+    try:
+        yield
+    finally:
+        parsing_settings.update(before)

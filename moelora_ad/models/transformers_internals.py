@@ -1,0 +1,16 @@
+"""What this package needs of transformers that it has no public name for: every such use is here, each with a test."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+def attention_of(config: PreTrainedConfig) -> str | None:
+    """The attention that a configuration asks for: a name, or a repository of the hub whose kernels would be loaded."""
+    return config._attn_implementation
+
+
+def freeze_front_end(front_end: Any) -> None:
+    """Freeze the convolutions of Wav2Vec 2.0, HuBERT or WavLM, which otherwise ask for gradients of their input in
+    training, for the sake of gradient checkpointing. (``HubertModel`` lacks the public method that the others have.)"""
+    front_end._freeze_parameters()

@@ -1,0 +1,56 @@
+"""What this package needs of PyTorch that PyTorch has no public name for: every such use is here, each with a test."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.optim import Optimizer
+
+__all__ = ["BatchNorm", "Constant", "FakeTensorMode", "check_dimensions", "is_within_backward", "undoes_scaling"]
+# FakeTensorMode: tensors with a device but no content, on which a real model runs; on the meta device it could not, as
+# code asks for devices. BatchNorm: all kinds of batch normalisation, and the one forward that they share.
+
+
+def is_within_backward() -> bool:
+    """Whether a backward pass of this thread is going on: gradient checkpointing repeats forward passes in it."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def undoes_scaling(optimizer: Optimizer) -> bool:
+    """Whether an optimiser (a fused one) divides gradients by the scale of ``16-mixed`` in its own step."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def check_dimensions(layer: BatchNorm, values: Tensor) -> None:
+    """Refuse values of other dimensions than a kind of batch normalisation takes.
+
+    Raises:
+        ValueError: PyTorch's.
+    """
+    layer._check_input_dim(values)
+
+
+class Constant(nn.Module):
+    """A tensor of a front end, such as a filter bank: it goes with the model from device to device, and keeps its
+    precision. A buffer would be cast with the model, by ``nn.Module.to`` and by strategies that cast all buffers.
+
+    Args:
+        tensor: of any shape.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+    def forward(self, device: torch.device) -> Tensor:
+        """The tensor, on the device of what it is used with."""
+        return self.tensor.to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constant":
+        super()._apply(fn, recurse)
+        device = fn(self.tensor.new_empty(0)).device
+        without_content = self.tensor.is_meta
+        self.tensor = torch.empty_like(self.tensor, device=device) if without_content else self.tensor.to(device)
+        return self

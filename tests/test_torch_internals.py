@@ -1,0 +1,90 @@
+"""What is used of PyTorch by a private name: what it must do."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from moelora_ad.torch_internals import (
+    BatchNorm,
+    Constant,
+    FakeTensorMode,
+    check_dimensions,
+    is_within_backward,
+    undoes_scaling,
+)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_a_checkpoint_repeats_is_within_the_backward_pass(reentrant):
+    seen = []
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        seen.append(is_within_backward())
+        return x.sin()
+
+    x = torch.ones(3, requires_grad=True)
+    y = checkpoint(layer, x, use_reentrant=reentrant).sum()
+    assert seen == [False]
+    y.backward()
+    assert seen == [False, True]
+    assert not is_within_backward()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimiser_that_undoes_scaling_steps_with_a_scaled_gradient(fused):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(3.0 * weight.sum()).backward()
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(weight.grad.tolist()))
+    scaler.step(optimizer)
+    assert undoes_scaling(optimizer) == fused
+    assert seen == [[24.0 if fused else 3.0] * 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dimensions"), [(nn.BatchNorm1d, (2, 3)), (nn.BatchNorm2d, (4,)), (nn.BatchNorm3d, (5,))]
+)
+def test_batch_normalisation_has_one_forward_and_checks_dimensions(kind, dimensions):
+    class Watched(BatchNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1.0
+
+    class Own(kind, Watched):
+        """Comes to ``Watched`` before PyTorch's forward."""
+
+    values = torch.randn(4, 3, *[2] * (dimensions[0] - 2))
+    torch.testing.assert_close(Own(3)(values), kind(3)(values) + 1.0)
+    for number in range(1, 6):
+        x = torch.zeros([2] * number)
+        if number in dimensions:
+            check_dimensions(kind(3), x)
+        else:
+            with pytest.raises(ValueError, match="expected"):
+                check_dimensions(kind(3), x)
+
+
+def test_fake_tensors_compute_shapes_and_have_a_device():
+    layer = nn.Linear(3, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        many = torch.zeros(10**9, 3)  # 12 GB, if they were real
+        assert layer(many).shape == (10**9, 4)
+        assert many.device.type == "cpu"
+
+
+def test_a_constant_goes_with_the_model_and_keeps_its_precision():
+    values = torch.arange(3, dtype=torch.float64) / 3
+    model = nn.Sequential(nn.Linear(3, 3))
+    model.append(Constant(values))
+    model.half()
+    assert model[0].weight.dtype == torch.float16
+    assert torch.equal(model[1](torch.device("cpu")), values)
+    assert not model[1].state_dict()
+    model.to("meta")
+    assert model[1].tensor.is_meta
+    model.to_empty(device="cpu")
+    assert model[1].tensor.shape == (3,)
+    assert model[1].tensor.device.type == "cpu"
+    assert model[1].tensor.dtype == torch.float64
