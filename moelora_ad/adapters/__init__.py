@@ -17,7 +17,6 @@ from moelora_ad.adapters.merging import (
 )
 from moelora_ad.adapters.methods import (
     ATTENTION_PROJECTIONS,
-    AdaptationMethod,
     FrozenBackbone,
     FullFineTuning,
     LoRA,
@@ -26,6 +25,7 @@ from moelora_ad.adapters.methods import (
 )
 from moelora_ad.adapters.peft.files import LoRAUpdate, load_lora, lora_updates, read_lora
 from moelora_ad.adapters.peft.format import adapt_from_peft, save_peft
+from moelora_ad.adapters.protocol import GATES, AdaptationMethod, AuxiliaryTerms, Ownership
 from moelora_ad.adapters.routing import Decision, RoutingRecord, SiteRouting, record_routing, watch_gates
 from moelora_ad.adapters.spectra import principal_angles, singular_values
 from moelora_ad.adapters.starting import mixture_of_loras, warm_start
@@ -40,9 +40,11 @@ from moelora_ad.adapters.surgery import (
 
 __all__ = [
     "ATTENTION_PROJECTIONS",
+    "GATES",
     "AdaptationMethod",
     "AdapterError",
     "AuxiliaryLosses",
+    "AuxiliaryTerms",
     "AuxiliaryWeights",
     "CallWatch",
     "Decision",
@@ -58,6 +60,7 @@ __all__ = [
     "Merged",
     "MoELoRA",
     "MoELoRALinear",
+    "Ownership",
     "RemembersArguments",
     "RoutingRecord",
     "SiteRouting",
