@@ -37,6 +37,8 @@ class FrozenBackbone(AdaptationMethod):
 class FullFineTuning(AdaptationMethod):
     """Train the whole encoder, except what the model itself keeps fixed (Whisper's sinusoidal positions)."""
 
+    casts_inputs = True  # it has no modules
+
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         return ()
 
@@ -54,6 +56,8 @@ class TopLayers(AdaptationMethod):
     Raises:
         ValueError: fewer than one layer.
     """
+
+    casts_inputs = True  # it has no modules
 
     def __init__(self, num_layers: int, stack: str = "layers") -> None:
         if num_layers < 1:

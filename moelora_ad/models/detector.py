@@ -38,9 +38,10 @@ class Detector(KeptModule):
         self.backbone = backbone
         self.adaptation = adaptation
         never_called = [backbone.encoder.get_parameter(name) for name in backbone.never_called]
+        frozen = [parameter for parameter in never_called if not parameter.requires_grad]
         self.ownership = Ownership(adaptation, backbone.encoder)
         self.sites = self.ownership.sites
-        for parameter in never_called:
+        for parameter in frozen:  # whatever the adaptation made of it
             parameter.requires_grad_(False)
         backbone.after_adaptation()
         self.classifier = classifier(backbone.width)

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
+from moelora_ad.adapters import FrozenBackbone
 from moelora_ad.audio import Segment, read_segment
 from moelora_ad.corpora import Manifest
 from moelora_ad.evaluation import ScoreTable
@@ -168,6 +169,18 @@ def test_what_is_frozen_stays_and_what_is_trained_moves(name, precision, small_w
             assert torch.equal(tensor, before[one].to(tensor.dtype)), one
     matrices = {one for one in after if one not in kept(name) and after[one].dim() > 1}
     assert {after[one].dtype for one in matrices} == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
+
+
+def test_the_encoder_is_known_again_whatever_stands_in_it(name, small_whisper):
+    """By the hash of what is frozen, which a model folder has: that of the pretrained encoder, if all of it is."""
+    frozen = Detector(WhisperBackbone(small_whisper), FrozenBackbone(), MeanPooling)
+    adapted = Detector(WhisperBackbone(small_whisper), method(name), MeanPooling)
+    assert (adapted.frozen_hash() == frozen.frozen_hash()) == (name != "bitfit")
+    before = adapted.frozen_hash()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter += parameter.requires_grad
+    assert adapted.frozen_hash() == before
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
