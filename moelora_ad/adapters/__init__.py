@@ -25,7 +25,7 @@ from moelora_ad.adapters.methods import (
 )
 from moelora_ad.adapters.peft.files import LoRAUpdate, load_lora, lora_updates, read_lora
 from moelora_ad.adapters.peft.format import adapt_from_peft, save_peft
-from moelora_ad.adapters.protocol import GATES, AdaptationMethod, AuxiliaryTerms, Ownership
+from moelora_ad.adapters.protocol import AdaptationMethod, AuxiliaryTerms, Ownership
 from moelora_ad.adapters.routing import Decision, RoutingRecord, SiteRouting, record_routing, watch_gates
 from moelora_ad.adapters.spectra import principal_angles, singular_values
 from moelora_ad.adapters.starting import mixture_of_loras, warm_start
@@ -40,7 +40,6 @@ from moelora_ad.adapters.surgery import (
 
 __all__ = [
     "ATTENTION_PROJECTIONS",
-    "GATES",
     "AdaptationMethod",
     "AdapterError",
     "AuxiliaryLosses",

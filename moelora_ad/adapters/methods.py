@@ -19,7 +19,7 @@ from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, adap
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.peft.files import load_lora, read_lora
-from moelora_ad.adapters.protocol import GATES, AdaptationMethod
+from moelora_ad.adapters.protocol import AdaptationMethod
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -104,7 +104,7 @@ class _LowRank(AdaptationMethod):
     def parts(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Module | nn.Parameter]]:
         modules = [module for _, module in adapter_modules(encoder)]
         gates = [module for module in modules if isinstance(module, Gate)]
-        return {"experts": [module for module in modules if not isinstance(module, Gate)], GATES: gates}
+        return {"experts": [module for module in modules if not isinstance(module, Gate)], "gates": gates}
 
     def apart(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Parameter]]:
         gates = [module for _, module in adapter_modules(encoder) if isinstance(module, Gate)]

@@ -19,8 +19,6 @@ OWN = "adapters"
 """The part of what a method trains and gives no name."""
 WHOLE = "backbone"
 """The part of what is trained of modules that are trained as a whole."""
-GATES = "gates"
-"""A part with a learning rate of its own."""
 TAKEN = (WHOLE, "classifier", "total")
 """Names of other figures beside those of a method's parts."""
 

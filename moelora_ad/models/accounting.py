@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from moelora_ad.adapters import GATES
 from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.models.detector import ENCODER, Detector
 
@@ -129,7 +128,7 @@ def _sites(detector: Detector) -> Sites:
     found = {site: own[site] for site in detector.sites if site in own}
     numbers = {next((part for part in site.split(".") if part.isdigit()), "") for site in found}
     widths = [(getattr(m, "in_features", None), getattr(m, "out_features", None)) for m in found.values()]
-    gates = [part for part in detector.adaptation.parts(encoder).get(GATES, ()) if isinstance(part, nn.Module)]
+    gates = [part for part in detector.adaptation.parts(encoder).get("gates", ()) if isinstance(part, nn.Module)]
     return Sites(
         wrapped=len(found),
         expected=len(detector.sites),

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,39 @@ def test_plan_measures_it(name, config, lightning):
     _, _, _, count, *_ = METHODS[name]
     # What is trained, and Adam's two moments and step count of each tensor.
     assert json.loads(out)["checkpoint_bytes"] == 4 * (3 * (count + HEAD) + len(kept(name)))
+
+
+class Small:
+    """An auxiliary loss of a user's own: the squares of what the bottlenecks add in a pass."""
+
+    def __init__(self) -> None:
+        self.watched = 0
+
+    @contextmanager
+    def watch(self, model):
+        self.added = []
+        ups = [module.up for module in model.modules() if hasattr(module, "up")]
+        handles = [up.register_forward_hook(lambda *arguments: self.added.append(arguments[2])) for up in ups]
+        yield
+        self.watched += len(self.added)
+        for handle in handles:
+            handle.remove()
+
+    def terms(self):
+        return {"small": 0.5 * torch.stack([added.square().mean() for added in self.added]).sum()}
+
+
+def test_a_method_gives_losses_of_its_own(small_whisper, data, trainer, tmp_path):
+    adaptation = method("bottleneck")
+    adaptation.auxiliary_losses = Small
+    module = DetectionModule(WhisperBackbone(small_whisper), adaptation, MeanPooling, adapter_lr=0.01)
+    run = trainer(tmp_path, limit_val_batches=0)
+    run.fit(module, datamodule=data())
+    assert module.auxiliary.watched == 3 * 2 * LAYERS  # batches, projections
+    logged = {one: float(value) for one, value in run.logged_metrics.items()}
+    assert logged["train/auxiliary/small_step"] > 0
+    total = logged["train/loss_step"] + logged["train/auxiliary/small_step"]
+    assert logged["train/total_loss_step"] == pytest.approx(total)
 
 
 @pytest.mark.forks
