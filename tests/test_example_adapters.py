@@ -23,7 +23,7 @@ from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 from moelora_ad.training import DetectionModule
 from moelora_ad.training.precision import FrozenHalfPrecision
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[1]
 
 # Liu et al., arXiv 2205.05638: keys, values and the feed-forward's inner activations are scaled. As a user may write
 # it: it tells nothing of what it puts where, and its modules do not mind half precision.
