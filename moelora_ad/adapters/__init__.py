@@ -17,7 +17,6 @@ from moelora_ad.adapters.merging import (
 )
 from moelora_ad.adapters.methods import (
     ATTENTION_PROJECTIONS,
-    AdaptationMethod,
     FrozenBackbone,
     FullFineTuning,
     LoRA,
@@ -26,6 +25,7 @@ from moelora_ad.adapters.methods import (
 )
 from moelora_ad.adapters.peft.files import LoRAUpdate, load_lora, lora_updates, read_lora
 from moelora_ad.adapters.peft.format import adapt_from_peft, save_peft
+from moelora_ad.adapters.protocol import AdaptationMethod, AuxiliaryTerms, Ownership
 from moelora_ad.adapters.routing import (
     Decision,
     RoutingRecord,
@@ -50,6 +50,7 @@ __all__ = [
     "AdaptationMethod",
     "AdapterError",
     "AuxiliaryLosses",
+    "AuxiliaryTerms",
     "AuxiliaryWeights",
     "CallWatch",
     "Decision",
@@ -65,6 +66,7 @@ __all__ = [
     "Merged",
     "MoELoRA",
     "MoELoRALinear",
+    "Ownership",
     "RemembersArguments",
     "RoutingRecord",
     "SiteRouting",

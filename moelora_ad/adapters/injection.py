@@ -1,7 +1,7 @@
 """Putting adapted projections into a model, and what is whose afterwards."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,7 +14,7 @@ from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.patterns import bounded_pattern
 from moelora_ad.adapters.sites import layer_of
 
-Build = Callable[[nn.Linear, str], MoELoRALinear]
+Build = Callable[[nn.Linear, str], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def inject(
         model: any module that has the projections below it.
         targets: module names, each matching the end of a dotted path (``q_proj`` matches ``layers.0.attn.q_proj``);
             or one string, a regular expression that must match the whole path. (peft's convention.)
-        build: makes the adapted projection from the one that stands there and its dotted path.
+        build: makes the adapted projection from the one that stands there and its dotted path: any module that takes
+            its place.
         layers: which layers' projections; None for all, and for those that stand in no numbered layer.
 
     Returns:
@@ -146,12 +147,17 @@ class CallWatch:
 
     A model can read a projection's weight instead of calling the projection (WavLM's attention in transformers 5
     does); an adapter there would silently never act.
+
+    Args:
+        model: has them.
+        sites: their dotted paths; None for those of our own adapters.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._uncalled = {name: None for name, _ in adapted_sites(model)}  # a dict keeps the model's order
+    def __init__(self, model: nn.Module, sites: Iterable[str] | None = None) -> None:
+        watched = dict(adapted_sites(model)) if sites is None else {name: model.get_submodule(name) for name in sites}
+        self._uncalled = dict.fromkeys(watched)  # a dict keeps the model's order
         self._handles: list[RemovableHandle] = []
-        for name, site in adapted_sites(model):
+        for name, site in watched.items():
             self._handles.append(site.register_forward_pre_hook(lambda *_, name=name: self._uncalled.pop(name, None)))
 
     @property

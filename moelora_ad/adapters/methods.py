@@ -5,70 +5,30 @@ A method is a small class that a configuration builds by its class path. A new m
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 from torch import nn
 
 from moelora_ad.adapters import starting, surgery
-from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.errors import AdapterError, InjectionError
 from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate, GatePolicy
-from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, inject
+from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, adapter_modules, inject, layer_of
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.peft.files import load_lora, read_lora
+from moelora_ad.adapters.protocol import AdaptationMethod
 from moelora_ad.adapters.sites import layer_of
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class AdaptationMethod(RemembersArguments, ABC):
-    """Prepares an encoder for training: freezes, injects, and leaves ``requires_grad`` on what is to be trained.
-
-    Attributes:
-        initial_arguments: names of arguments that only say how training starts; a kept detector does without them.
-    """
-
-    initial_arguments: ClassVar[tuple[str, ...]] = ()
-
-    @abstractmethod
-    def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
-        """Change the encoder in place.
-
-        Returns:
-            The dotted paths of the adapted projections; empty for methods that add none.
-
-        Raises:
-            InjectionError: the method's targets do not fit the encoder.
-        """
-
-    def initialise(self, encoder: nn.Module) -> None:
-        """Give the adapters of an adapted encoder the weights that training starts from, if not those of ``adapt``.
-
-        It is called once, before the first step of a training that does not continue an earlier one.
-
-        Raises:
-            AdapterError: the weights cannot be read, or do not fit.
-        """
-
-    def check(self, encoder: nn.Module) -> None:
-        """See that the adapters of an encoder are still those that this method makes: surgery changes them.
-
-        Raises:
-            AdapterError: they are others.
-        """
-
-    def auxiliary_losses(self) -> AuxiliaryLosses | None:
-        """What is added to the loss in training; None for nothing."""
-        return None
-
-
 class FrozenBackbone(AdaptationMethod):
     """Train nothing of the encoder: the classifier alone learns."""
+
+    casts_inputs = True  # it has no modules
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         encoder.requires_grad_(False)
@@ -78,8 +38,13 @@ class FrozenBackbone(AdaptationMethod):
 class FullFineTuning(AdaptationMethod):
     """Train the whole encoder, except what the model itself keeps fixed (Whisper's sinusoidal positions)."""
 
+    casts_inputs = True  # it has no modules
+
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         return ()
+
+    def whole(self, encoder: nn.Module) -> Iterable[nn.Module]:
+        return (encoder,)
 
 
 class TopLayers(AdaptationMethod):
@@ -93,6 +58,8 @@ class TopLayers(AdaptationMethod):
         ValueError: fewer than one layer.
     """
 
+    casts_inputs = True  # it has no modules
+
     def __init__(self, num_layers: int, stack: str = "layers") -> None:
         if num_layers < 1:
             raise ValueError(f"num_layers is {num_layers}: train at least one, or use FrozenBackbone")
@@ -100,6 +67,12 @@ class TopLayers(AdaptationMethod):
         self.stack = stack
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
+        trained = {id(parameter) for layer in self.whole(encoder) for parameter in layer.parameters()}
+        for parameter in encoder.parameters():  # what the model itself keeps fixed stays so
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in trained)
+        return ()
+
+    def whole(self, encoder: nn.Module) -> Iterable[nn.Module]:
         stacks = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)}
         found = [name for name in stacks if name == self.stack or name.endswith(f".{self.stack}")]
         if len(found) != 1:
@@ -110,10 +83,7 @@ class TopLayers(AdaptationMethod):
         layers = stacks[found[0]]
         if self.num_layers > len(layers):
             raise InjectionError(f"num_layers is {self.num_layers}: {found[0]} has {len(layers)} layers")
-        trained = {id(parameter) for layer in list(layers)[-self.num_layers :] for parameter in layer.parameters()}
-        for parameter in encoder.parameters():  # what the model itself keeps fixed stays so
-            parameter.requires_grad_(parameter.requires_grad and id(parameter) in trained)
-        return ()
+        return list(layers)[-self.num_layers :]
 
 
 def _check_alpha(alpha: float | None) -> None:
@@ -126,10 +96,20 @@ class _LowRank(AdaptationMethod):
 
     targets: str | Sequence[str]
     layers: LayerRange | None
+    casts_inputs = True
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         encoder.requires_grad_(False)
         return inject(encoder, self.targets, self._builder(), self.layers)
+
+    def parts(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Module | nn.Parameter]]:
+        modules = [module for _, module in adapter_modules(encoder)]
+        gates = [module for module in modules if isinstance(module, Gate)]
+        return {"experts": [module for module in modules if not isinstance(module, Gate)], "gates": gates}
+
+    def apart(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Parameter]]:
+        gates = [module for _, module in adapter_modules(encoder) if isinstance(module, Gate)]
+        return {"gate_noise": [gate.noise_weight for gate in gates if gate.noise_weight is not None]}
 
     @abstractmethod
     def _builder(self) -> Build:
@@ -202,6 +182,7 @@ class MoELoRA(_LowRank):
     """
 
     initial_arguments = ("init_from", "perturbation")
+    training_arguments = ("auxiliary", "freeze_experts")
 
     def __init__(
         self,

@@ -180,10 +180,12 @@ def _print(result: Account, setting: Mapping[str, Any], left_out: Sequence[str])
     console.print(table)
     facts = Table.grid(padding=(0, 2))
     if sites.wrapped:
-        names = ", ".join(f"{count} {name}" for name, count in sites.by_name.items())
-        shapes = ", ".join(f"{inner} -> {outer}" for inner, outer in sites.shapes)
+        told = [", ".join(f"{count} {name}" for name, count in sites.by_name.items())]
+        if sites.shapes:
+            told.append(", ".join(f"{inner} -> {outer}" for inner, outer in sites.shapes))
         facts.add_row("adapted", f"{sites.wrapped} of {sites.expected} projections, in {sites.layers} layers")
-        facts.add_row("", f"{names}; {shapes}")
+        facts.add_row("", "; ".join(told))
+    if sites.gates:
         facts.add_row("gates", f"{sites.gates}")
     forward = result.forward
     parts = ", ".join(f"{name} {forward[name] / 1e9:.2f}" for name in ("backbone", "adapters", "classifier"))

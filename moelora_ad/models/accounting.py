@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from moelora_ad.adapters import adapted_sites
 from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.models.detector import ENCODER, Detector
 from moelora_ad.torch_internals import FakeTensorMode
@@ -31,7 +30,7 @@ class Sites:
         expected: how many the adaptation method reported.
         by_name: how many by the last part of their dotted path.
         layers: how many numbered layers they stand in.
-        shapes: (in_features, out_features) of those that occur.
+        shapes: (in_features, out_features) of those that occur; modules of other kinds have none.
         gates: how many gates there are; fewer than projections if they are shared.
     """
 
@@ -48,8 +47,9 @@ class Account:
     """The account of a detector in a training run.
 
     Attributes:
-        parameters: ``experts``, ``gates`` (W_g), ``gate_noise`` (W_noise), ``classifier``, ``layer_weights``,
-            ``backbone_trained``, ``backbone_frozen`` and ``total``; of the first six what is trained.
+        parameters: the parts of the adaptation (of a mixture ``experts``, ``gates``, W_g, and ``gate_noise``, W_noise),
+            ``classifier``, ``layer_weights``, ``backbone_trained``, ``backbone_frozen`` and ``total``; of all but the
+            last two what is trained.
         sites: the adapted projections.
         forward: floating-point operations for one second of audio, a multiplication and an addition being two:
             ``backbone``, ``adapters``, ``classifier`` and ``total``.
@@ -108,36 +108,35 @@ def account(
 
 
 def _parameters(detector: Detector) -> dict[str, int]:
-    parts = detector.parameters_by_part()
-    noise = {id(site.gate.noise_weight) for _, site in adapted_sites(detector) if site.gate is not None}
-    layer_weights = detector.backbone.layer_weights
-
-    def count(members: Iterable[nn.Parameter]) -> int:
-        return sum(parameter.numel() for parameter in members)
-
-    trained_encoder = count(parts["backbone"])
-    trained = {
-        "experts": count(parts["experts"]),
-        "gates": count(p for p in parts["gates"] if id(p) not in noise),
-        "gate_noise": count(p for p in parts["gates"] if id(p) in noise),
-        "classifier": count(p for p in parts["classifier"] if p is not layer_weights),
-        "layer_weights": count(p for p in parts["classifier"] if p is layer_weights),
-        "backbone_trained": trained_encoder,
+    parts, layer_weights = detector.parameters_by_part(), detector.backbone.layer_weights
+    backbone, classifier = parts.pop("backbone"), parts.pop("classifier")
+    for name, members in detector.adaptation.apart(detector.backbone.encoder).items():
+        chosen = {id(parameter) for parameter in members if parameter.requires_grad}
+        listed = [parameter for part in parts.values() for parameter in part if id(parameter) in chosen]
+        parts = {part: [p for p in those if id(p) not in chosen] for part, those in parts.items()} | {name: listed}
+    parts |= {
+        "classifier": [parameter for parameter in classifier if parameter is not layer_weights],
+        "layer_weights": [parameter for parameter in classifier if parameter is layer_weights],
+        "backbone_trained": backbone,
     }
-    total = count(detector.parameters())
+    trained = {name: sum(parameter.numel() for parameter in members) for name, members in parts.items()}
+    total = sum(parameter.numel() for parameter in detector.parameters())
     return trained | {"backbone_frozen": total - sum(trained.values()), "total": total}
 
 
 def _sites(detector: Detector) -> Sites:
-    found = dict(adapted_sites(detector.backbone.encoder))
+    encoder, own = detector.backbone.encoder, dict(detector.ownership.own_modules())
+    found = {site: own[site] for site in detector.sites if site in own}
     numbers = {next((part for part in site.split(".") if part.isdigit()), "") for site in found}
+    widths = [(getattr(m, "in_features", None), getattr(m, "out_features", None)) for m in found.values()]
+    gates = [part for part in detector.adaptation.parts(encoder).get("gates", ()) if isinstance(part, nn.Module)]
     return Sites(
         wrapped=len(found),
         expected=len(detector.sites),
         by_name=dict(Counter(site.rpartition(".")[2] for site in found)),
         layers=len(numbers - {""}),
-        shapes=sorted({(layer.in_features, layer.out_features) for layer in found.values()}),
-        gates=len({id(layer.gate) for layer in found.values() if layer.gate is not None}),
+        shapes=sorted({(inner, outer) for inner, outer in widths if isinstance(inner, int) and isinstance(outer, int)}),
+        gates=len(gates),
     )
 
 
@@ -151,16 +150,31 @@ def _forward(detector: Detector, clip: Tensor) -> dict[str, int]:
     def of(path: str) -> int:
         return by_module.get(f"{root}.{path}", 0)
 
-    sites = [f"{ENCODER}{site}" for site, _ in adapted_sites(detector.backbone.encoder)]
-    adapters = sum(of(site) - of(f"{site}.base") for site in sites)
-    total = counter.get_total_flops()
-    classifier = of("classifier")
+    total, adapters, classifier = counter.get_total_flops(), _of_adapters(detector, of), of("classifier")
     return {
         "backbone": total - adapters - classifier,
         "adapters": adapters,
         "classifier": classifier,
         "total": total,
     }
+
+
+def _of_adapters(detector: Detector, of: Callable[[str], int]) -> int:
+    """The operations of the adaptation's modules, without those of the encoder's modules that they call.
+
+    Args:
+        detector: that was run.
+        of: the operations of a module by its path, with those of the modules within it.
+    """
+    own, counted, total = {name for name, _ in detector.ownership.own_modules()}, set(), 0
+    for name, _ in detector.backbone.encoder.named_modules():  # outer ones first
+        if name and (count := of(f"{ENCODER}{name}")):
+            around = name.rpartition(".")[0]
+            while around and around not in counted:
+                around = around.rpartition(".")[0]
+            total += count * ((name in own) - (around in own))
+            counted.add(name)
+    return total
 
 
 def _training(detector: Detector, clip: Tensor) -> int:

@@ -1,16 +1,18 @@
 """The detector: backbone, adaptation and classifier as one module."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from moelora_ad.adapters import AdaptationMethod, Gate, adapted_sites, adapter_modules
+from moelora_ad.adapters import AdaptationMethod, Ownership
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.heads.pooling import Classifier
 from moelora_ad.models.saving.model_folder import KeptModule
 
 ENCODER = "backbone.encoder."
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Detector(KeptModule):
@@ -22,7 +24,11 @@ class Detector(KeptModule):
         classifier: makes the classifier for a frame width, for example the class ``AASIST``.
 
     Attributes:
-        sites: dotted paths of the adapted projections inside ``backbone.encoder``.
+        ownership: what in ``backbone.encoder`` is the adaptation's.
+        sites: dotted paths inside ``backbone.encoder`` of the modules that the adaptation put in the place of others.
+
+    Raises:
+        AdapterError: the adaptation does not fit the encoder.
     """
 
     def __init__(
@@ -31,7 +37,12 @@ class Detector(KeptModule):
         super().__init__()
         self.backbone = backbone
         self.adaptation = adaptation
-        self.sites = adaptation.adapt(backbone.encoder)
+        never_called = [backbone.encoder.get_parameter(name) for name in backbone.never_called]
+        frozen = [parameter for parameter in never_called if not parameter.requires_grad]
+        self.ownership = Ownership(adaptation, backbone.encoder)
+        self.sites = self.ownership.sites
+        for parameter in frozen:  # whatever the adaptation made of it
+            parameter.requires_grad_(False)
         backbone.after_adaptation()
         self.classifier = classifier(backbone.width)
         self.train(self.training)
@@ -43,37 +54,40 @@ class Detector(KeptModule):
             waveforms: (B, samples) float, 16 kHz mono.
             lengths: (B,) valid samples of each row, None when all rows are full.
         """
-        features, frames = self.backbone(waveforms, lengths)
+        with self._products(waveforms.device.type):
+            features, frames = self.backbone(waveforms, lengths)
         dtype = next((parameter.dtype for parameter in self.classifier.parameters()), torch.float32)
         with torch.autocast(features.device.type, enabled=False):
             return self.classifier(features.to(dtype), frames)
+
+    def _products(self, device: str) -> AbstractContextManager:
+        """Autocast where the encoder is in half precision and the adaptation's float32 tensors are not made for it."""
+        if self.adaptation.casts_inputs or torch.is_autocast_enabled(device):
+            return nullcontext()
+        dtype = next((p.dtype for p in self.backbone.encoder.parameters() if p.dtype in HALF), None)
+        return nullcontext() if dtype is None else torch.autocast(device, dtype)
 
     def train(self, mode: bool = True) -> "Detector":
         """Training mode for what is trained. A frozen encoder stays in evaluation mode, so that its own dropout, layer
         drop, masking and batch statistics are off, unless the backbone was asked for them."""
         super().train(mode)
-        encoder = self.backbone.encoder
-        if self.backbone.stochastic or self.parameters_by_part()["backbone"]:
+        if self.backbone.stochastic:
             return self
-        encoder.eval()
+        self.backbone.encoder.eval()
         for layer in self.backbone.layers():
             # transformers checkpoints a layer only if its own flag says training; without dropout it says no more.
             layer.training = mode and getattr(layer, "gradient_checkpointing", False)
-        for _, adapter in adapter_modules(encoder):
-            adapter.train(mode)
-        for _, site in adapted_sites(encoder):
-            site.training = mode
+        self.ownership.train(self.adaptation, mode)
         return self
 
     def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by part: ``experts``, ``gates``, ``classifier`` (with the backbone's layer weights) and
-        ``backbone`` (the encoder's own)."""
-        parts: dict[str, list[nn.Parameter]] = {"experts": [], "gates": [], "classifier": [], "backbone": []}
-        owners = self._owners()
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                parts[_part(name, owners)].append(parameter)
-        return parts
+        """Trainable parameters by part: those of the adaptation (``experts`` and ``gates`` of a mixture of LoRAs),
+        ``classifier`` (with the backbone's layer weights) and ``backbone`` (what of the encoder is trained as a
+        whole)."""
+        parts = self.ownership.trained(self.adaptation)
+        backbone = parts.pop("backbone")
+        others = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith(ENCODER)]
+        return parts | {"classifier": others, "backbone": backbone}
 
     def parameter_counts(self) -> dict[str, int]:
         """Number of all parameters (``total``), and of the trainable ones of each part."""
@@ -82,31 +96,9 @@ class Detector(KeptModule):
 
     def kept_names(self) -> set[str]:
         """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors."""
-        owners = self._owners()
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        encoder = {f"{ENCODER}{name}" for name, _ in self.backbone.encoder.named_parameters()}
-        never_called = {f"{ENCODER}{name}" for name in self.backbone.never_called}
-        if encoder - trained == never_called:  # an encoder that is trained whole is kept whole
-            trained |= never_called
-        # A buffer (batch statistics) is kept when its module is trained.
-        modules = {_module(name) for name in trained}
-        return {
-            name
-            for name in self.state_dict()
-            if _part(name, owners) != "backbone" or name in trained or _module(name) in modules
-        }
-
-    def _owners(self) -> dict[str, str]:
-        """The part that each expert and gate belongs to, by its dotted path."""
-        return {
-            f"{ENCODER}{name}": "gates" if isinstance(module, Gate) else "experts"
-            for name, module in adapter_modules(self.backbone.encoder)
-        }
-
-
-def _part(name: str, owners: dict[str, str]) -> str:
-    return owners.get(_module(name), "backbone") if name.startswith(ENCODER) else "classifier"
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
+        kept = self.ownership.kept_names(self.adaptation, all_in_training=self.backbone.stochastic)
+        not_kept = {name for name, _ in self.backbone.encoder.named_parameters()} - kept
+        if not_kept == set(self.backbone.never_called):  # an encoder that is trained whole is kept whole
+            kept |= not_kept
+        others = {name for name in self.state_dict() if not name.startswith(ENCODER)}
+        return others | {f"{ENCODER}{name}" for name in kept}

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from moelora_ad.adapters import adapter_modules
 from moelora_ad.errors import InputError
 from moelora_ad.models.detector import Detector
 
@@ -12,7 +11,7 @@ SINGLE = "32-true"
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Products of the encoder and its adapters in half precision, weights in float32."""
 ROUNDED = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
-"""The frozen tensors of the encoder in half precision, adapters and head in float32."""
+"""The frozen tensors of the encoder in half precision, what is trained and the head in float32."""
 PRECISIONS = (SINGLE, *AUTOCAST, *ROUNDED)
 _SHORT = {"None": SINGLE, "32": SINGLE, "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -33,15 +32,14 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
     Raises:
         InputError: the encoder itself is trained.
     """
-    encoder = detector.backbone.encoder
     if detector.parameters_by_part()["backbone"]:
         raise InputError(
             f"{option} {precision} rounds the encoder, which this adaptation trains: "
             f"use {precision.partition('-')[0]}-mixed"
         )
-    adapters = {id(part) for _, part in adapter_modules(encoder)}
-    for part in encoder.modules():
-        if id(part) not in adapters:
-            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
-                if tensor.is_floating_point():
-                    tensor.data = tensor.data.to(ROUNDED[precision])
+    # Under autocast, see `Detector.forward`, vectors stay: those of a normalisation must be of one type, and no coarser
+    # than what comes in.
+    least = 0 if detector.adaptation.casts_inputs else 2
+    for tensor in detector.ownership.encoder_tensors():
+        if tensor.is_floating_point() and not tensor.requires_grad and tensor.dim() >= least:
+            tensor.data = tensor.data.to(ROUNDED[precision])

@@ -48,7 +48,8 @@ class DetectionModule(CheckpointedModule, LossModule):
         classifier: classifier class; it gets the backbone's width.
         optimizer: any torch optimiser; its own learning rate serves every part that has none below.
         schedule: ``WarmupCosine`` (step by step), any torch scheduler (epoch by epoch), or none.
-        adapter_lr: learning rate of the experts.
+        adapter_lr: learning rate of what the adaptation trains: experts, or any other part but gates. (An encoder or
+            layers that are trained as a whole have the optimiser's.)
         gate_lr: learning rate of the gates.
         classifier_lr: learning rate of the classifier.
         class_weights: weights of spoof and bona fide in the cross entropy.
@@ -85,7 +86,8 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.meta_learning: MLDG | None = meta_learning
-        self.learning_rates = {"experts": adapter_lr, "gates": gate_lr, "classifier": classifier_lr, "backbone": None}
+        self.learning_rates = dict.fromkeys(self.detector.parameters_by_part(), adapter_lr)
+        self.learning_rates |= {"gates": gate_lr, "classifier": classifier_lr, "backbone": None}
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
         self.score_folder: Path | None = None
         self.configuration: dict[str, Any] | None = None

@@ -20,7 +20,7 @@ class FirstSteps:
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
         self._skips = detector.backbone.stochastic
-        self._calls: CallWatch | None = CallWatch(detector.backbone.encoder)
+        self._calls: CallWatch | None = CallWatch(detector.backbone.encoder, detector.sites)
         self._stepped = False  # a run that goes on may be at the end of an epoch
 
     def after_backward(self, trainer: Trainer) -> None:

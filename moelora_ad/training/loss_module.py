@@ -3,7 +3,7 @@
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from moelora_ad.adapters import AuxiliaryLosses
+from moelora_ad.adapters import AuxiliaryTerms
 from moelora_ad.data.dataset import Batch
 
 
@@ -17,7 +17,7 @@ class LossModule(LightningModule):
     """
 
     class_weights: Tensor
-    auxiliary: AuxiliaryLosses | None
+    auxiliary: AuxiliaryTerms | None
     meta_learning: object | None
 
     def training_loss(self, batch: Batch, share: float | Tensor = 1.0, prefix: str = "train/") -> Tensor:

@@ -5,7 +5,15 @@ import resource
 import pytest
 import torch
 
-from moelora_ad.adapters import FrozenBackbone, FullFineTuning, LoRA, MoELoRA, adapted_sites
+from moelora_ad.adapters import (
+    AdaptationMethod,
+    FrozenBackbone,
+    FullFineTuning,
+    LoRA,
+    MoELoRA,
+    TopLayers,
+    adapted_sites,
+)
 from moelora_ad.models import AASIST, AttentiveStatistics, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
 
 PUBLISHED = {  # trainable parameters with AASIST on XLSR-53
@@ -84,6 +92,26 @@ def test_a_frozen_encoder_stays_in_evaluation_mode_and_its_adapters_do_not(small
     regularised = Detector(Wav2Vec2Backbone(small_wav2vec2, dropout=0.1), LoRA(2), MeanPooling).train()
     assert regularised.backbone.encoder.encoder.layers[0].dropout.training
     assert Detector(Wav2Vec2Backbone(small_wav2vec2), FullFineTuning(), MeanPooling).train().backbone.encoder.training
+
+
+def test_layers_below_the_trained_ones_stay_in_evaluation_mode(small_wav2vec2):
+    encoder = Detector(Wav2Vec2Backbone(small_wav2vec2), TopLayers(1), MeanPooling).train().backbone.encoder
+    modules = encoder.encoder.layers[2].modules()
+    assert {id(module) for module in encoder.modules() if module.training} == {id(module) for module in modules}
+
+
+class Everything(AdaptationMethod):
+    """Asks for what it cannot get: the vector of masked frames, which has no part without masking."""
+
+    def adapt(self, encoder):
+        encoder.requires_grad_(True)
+
+
+def test_what_is_never_called_stays_frozen_whatever_a_method_does(small_wav2vec2):
+    detector = Detector(Wav2Vec2Backbone(small_wav2vec2), Everything(), MeanPooling)
+    fixed = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
+    assert fixed == {"backbone.encoder.masked_spec_embed"}
+    assert detector.kept_names() == set(detector.state_dict())  # trained whole, it is kept whole
 
 
 @pytest.mark.parametrize("backbone", [Wav2Vec2Backbone, WhisperBackbone])

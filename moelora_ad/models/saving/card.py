@@ -140,8 +140,8 @@ def _figure(name: str, figure: Mapping[str, Any] | None) -> str:
 
 def _parameters(config: Mapping[str, Any]) -> str:
     counts = config["parameters"]
-    trained = {part: counts.get(part, 0) for part in _PARTS}
-    rows = [f"| {_PARTS[part]} | {count:,} |" for part, count in trained.items() if count]
+    trained = {part: count for part, count in counts.items() if part != "total"}
+    rows = [f"| {_PARTS.get(part) or _text(part)} | {count:,} |" for part, count in trained.items() if count]
     rows += [f"| **trained** | **{sum(trained.values()):,}** |", f"| all, with what is frozen | {counts['total']:,} |"]
     return "\n".join(["| part | parameters |", "| --- | ---: |", *rows])
 

@@ -16,8 +16,7 @@ from moelora_ad.models import Detector
 from moelora_ad.runs.checkpoints import CheckpointError
 
 ARCHITECTURE = "architecture"  # key of a checkpoint
-# Arguments that say where weights come from, or how they are trained, and not what is computed with them.
-_ELSEWHERE = {"source", "revision", "init_from", "perturbation", "freeze_experts", "auxiliary"}
+_ELSEWHERE = {"source", "revision"}  # arguments that say where weights come from, and not what is computed with them
 
 
 def check_readable(path: str, option: str = "--ckpt_path") -> None:
@@ -105,11 +104,12 @@ def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, 
 
 def architecture_of(detector: Detector) -> dict[str, str]:
     """What is computed with the weights of a detector, which their names and shapes do not tell; plain values."""
-    told = {}
+    told, method = {}, detector.adaptation
+    left_out = {*_ELSEWHERE, *method.initial_arguments, *method.training_arguments}
     for name in ("backbone", "adaptation", "classifier"):
         part = getattr(detector, name)
         told[name] = type(part).__qualname__
-        told |= {f"{name}.{key}": repr(value) for key, value in part.init_args.items() if key not in _ELSEWHERE}
+        told |= {f"{name}.{key}": repr(value) for key, value in part.init_args.items() if key not in left_out}
     return told
 
 

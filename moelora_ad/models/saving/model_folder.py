@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from torch import Tensor, nn
 
 from moelora_ad import __version__
-from moelora_ad.adapters import AdaptationMethod, AdapterError
+from moelora_ad.adapters import AdaptationMethod, AdapterError, Ownership
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
 from moelora_ad.errors import InputError
 from moelora_ad.files import file_hash, written_whole
@@ -44,6 +44,7 @@ from moelora_ad.models.saving.specification import describe, first_argument, mak
 from moelora_ad.models.trial import MOST_OF_ENCODER, built_on_trial, most_for
 
 Kept = TypeVar("Kept", bound="KeptModule")
+_ENCODER = "backbone.encoder."
 
 
 class KeptModule(nn.Module):
@@ -51,6 +52,7 @@ class KeptModule(nn.Module):
 
     Attributes:
         adaptation: the method that changed the encoder.
+        ownership: what in ``backbone.encoder`` is the adaptation's.
         sites: dotted paths of the adapted projections inside ``backbone.encoder``.
         window: samples (16 kHz) of the clips that the detector was evaluated on.
         precision: that the detector was evaluated in, by Lightning's name; None if that is not known.
@@ -61,6 +63,7 @@ class KeptModule(nn.Module):
 
     backbone: Backbone
     adaptation: AdaptationMethod
+    ownership: Ownership
     classifier: Classifier
     sites: tuple[str, ...]
     window: int = TRAINING_SAMPLES
@@ -176,18 +179,12 @@ class KeptModule(nn.Module):
         raise NotImplementedError
 
     def frozen_hash(self) -> str | None:
-        """SHA-256 over the encoder's tensors that are not kept: name, type, shape and values of each, by name. None if
-        all are kept."""
-        kept = self._kept_names()
-        encoder = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("backbone.encoder.")}
-        frozen = {self._name_in_encoder(name): tensor for name, tensor in encoder.items() if name not in kept}
+        """SHA-256 over the encoder's tensors that are not kept: name (in the pretrained encoder), type, shape and
+        values of each, by name. None if all are kept."""
+        names = self._kept_names()
+        kept = {name.removeprefix(_ENCODER) for name in names if name.startswith(_ENCODER)}
+        frozen = self.ownership.frozen(kept)
         return tensors_hash(frozen) if frozen else None
-
-    def _name_in_encoder(self, name: str) -> str:
-        """The name that a tensor had before its projection was adapted."""
-        name = name.removeprefix("backbone.encoder.")
-        site, _, rest = name.rpartition(".base.")
-        return f"{site}.{rest}" if site in self.sites else name
 
     def _kept_names(self) -> set[str]:
         """All tensors if the encoder was not pretrained: its random weights are nowhere else."""
