@@ -56,9 +56,6 @@ class Detector(KeptModule):
         if self.backbone.stochastic or self.parameters_by_part()["backbone"]:
             return self
         encoder.eval()
-        for layer in self.backbone.layers():
-            # transformers checkpoints a layer only if its own flag says training; without dropout it says no more.
-            layer.training = mode and getattr(layer, "gradient_checkpointing", False)
         for _, adapter in adapter_modules(encoder):
             adapter.train(mode)
         for _, site in adapted_sites(encoder):

@@ -72,6 +72,8 @@ class WaveformBackbone(Backbone):
         else:
             encoder = self.model_class(config)
         super().__init__(encoder, config.hidden_size, hidden_states, unused_mask(encoder, spec_augment))
+        if hidden_states != "last" and config.do_stable_layer_norm:  # else the norm stands before the layers
+            self.encoder.encoder.layer_norm = nn.Identity()  # it belongs to the last hidden state alone
         self.normalize = self._checkpoint_normalizes(source, revision) if normalize is None else normalize
         self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
         # Models with group normalisation in the first convolution were trained without attention masks.
@@ -80,27 +82,24 @@ class WaveformBackbone(Backbone):
     def layers(self) -> nn.ModuleList:
         return self.encoder.encoder.layers
 
-    def drop_final_norm(self) -> None:
-        if self.encoder.config.do_stable_layer_norm:  # else the norm stands before the layers
-            self.encoder.encoder.layer_norm = nn.Identity()
-
     def after_adaptation(self) -> None:
+        super().after_adaptation()
         front_end = self.encoder.feature_extractor
         if not any(parameter.requires_grad for parameter in front_end.parameters()):
             # Without it the encoder asks for gradients of its input in training and back-propagates through the CNN.
             front_end._freeze_parameters()
 
-    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        mask, frames, valid = None, None, None
+    def frames(self, lengths: Tensor) -> Tensor:
+        return self.encoder._get_feat_extract_output_lengths(lengths)
+
+    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        mask = None
         if lengths is not None:
             mask = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths.unsqueeze(1)
-            frames = self.encoder._get_feat_extract_output_lengths(lengths)
-            most = int(self.encoder._get_feat_extract_output_lengths(waveforms.shape[1]))
-            valid = torch.arange(most, device=waveforms.device) < frames.unsqueeze(1)
-        self.tell_gates(valid)
         if self.normalize:
             waveforms = _normalize(waveforms, mask)
-        return self.run_encoder(waveforms, mask if self.uses_mask else None), frames
+        heard = mask.long() if mask is not None and self.uses_mask else None
+        return self.encoder(waveforms, attention_mask=heard).last_hidden_state
 
     def _checkpoint_normalizes(self, source: str | Path, revision: str | None) -> bool:
         if str(source) in self.published:
