@@ -80,7 +80,9 @@ def _build(paths: list[str], backbone: str | None, program: str) -> Built:
         given = parsed.model.backbone.init_args
         if "source" not in given:
             raise InputError(f"--backbone: a {parsed.model.backbone.class_path} is built from no source")
-        given["source"], given["revision"] = backbone, None
+        given["source"] = backbone
+        if "revision" in given:
+            given["revision"] = None
     try:
         built = parser.instantiate_classes(parsed)
         detector = Detector(built.model.backbone, built.model.adaptation, built.model.classifier)

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad import documents
 from moelora_ad.errors import InputError, printable, shortened
+from moelora_ad.models.saving.specification import not_found, outside_code
 
 _load = get_loader("yaml")
 
@@ -72,6 +73,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         return f"{where}{_not_imported(found[1], is_unknown=found[2] == '*')}"
     if found := re.search(r"'([\w.<>]+)' is a function", line):
         return f"{where}{found[1]} is a function: give a class"
+    if (found := re.search(r"No module named '(\w+)'", line)) and key:
+        return f"{where}{not_found(found[1])}"
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
         return f"unknown option --{found[1]}{_nearest(found[1], _options(parser))}"
     if found := re.search(r"Subcommand '(\w+)' does not accept option '([^']+)'", message):
@@ -96,11 +99,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
 def _not_imported(path: str, is_unknown: bool) -> str:
     if not is_unknown:
         return f"{path} is nothing that a configuration may name"
-    package = path.partition(".")[0]
-    return (
-        f"{path} is code from outside moelora_ad: if you trust it, name its package, --allow {package} "
-        f"(in Python allow=[{package!r}])"
-    )
+    return outside_code(path)
 
 
 def _choices(types: str) -> list[str]:

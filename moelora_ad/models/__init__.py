@@ -1,6 +1,6 @@
 """The detector and its parts: backbones and classifiers."""
 
-from moelora_ad.models.backbones.base import Backbone, Constant
+from moelora_ad.models.backbones.base import Backbone, Constant, HiddenStates
 from moelora_ad.models.backbones.hubert import HubertBackbone
 from moelora_ad.models.backbones.wav2vec2 import Wav2Vec2Backbone
 from moelora_ad.models.backbones.wav2vec2_bert import Wav2Vec2BertBackbone
@@ -18,6 +18,7 @@ __all__ = [
     "Classifier",
     "Constant",
     "Detector",
+    "HiddenStates",
     "HubertBackbone",
     "MeanPooling",
     "Wav2Vec2Backbone",

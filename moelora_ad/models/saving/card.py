@@ -71,7 +71,7 @@ def _header(config: Mapping[str, Any], results: list[dict[str, Any]]) -> str:
 
 
 def _summary(config: Mapping[str, Any]) -> str:
-    encoder = hub_id(config) or Path(str(config["backbone"]["init_args"].get("source", "not named"))).name
+    encoder = hub_id(config) or Path(str(config["backbone"]["init_args"].get("source") or "not named")).name
     digest = config["backbone_sha256"]
     frozen = (
         f"The encoder, `{_text(encoder)}`, is not part of these files: it is loaded from where you have it, and "
