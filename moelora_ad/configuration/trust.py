@@ -21,6 +21,9 @@ from moelora_ad.errors import InputError
 KNOWN = (
     "moelora_ad",
     "torch.optim",
+    "torch.nn.CrossEntropyLoss",
+    "torch.nn.MultiMarginLoss",
+    "torch.nn.modules.loss",
     "lightning.fabric.plugins",
     *(
         f"lightning.pytorch.{part}"
