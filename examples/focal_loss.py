@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class FocalLoss(nn.Module):
-    """(1 - p)^gamma times the cross entropy, p the probability of the right class. ``model.class_weights`` are its alpha.
+    """(1 - p)^gamma times the cross entropy, p the probability of the right class; ``class_weights`` are its alpha.
 
     Args:
         gamma: 0 is the cross entropy.

@@ -26,7 +26,7 @@ class MeanAndDeviation(Classifier):
         self.layers = nn.Sequential(nn.Linear(2 * width, hidden), nn.ReLU(), nn.Linear(hidden, 2))
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits (B, 2), spoof and bona fide, of (B, frames, width); ``lengths`` (B,) are valid frames, None for all."""
+        """Logits (B, 2), spoof and bona fide, of (B, frames, width); ``lengths`` (B,): valid frames, None for all."""
         if lengths is None:
             lengths = torch.full(features.shape[:1], features.shape[1], device=features.device)
         valid = (torch.arange(features.shape[1], device=features.device) < lengths.unsqueeze(1)).unsqueeze(2)

@@ -78,8 +78,8 @@ class Detector(KeptModule):
         return trained | {"total": sum(p.numel() for p in self.parameters())}
 
     def kept_names(self) -> set[str]:
-        """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors, and those too
-        if they are nowhere else (`Backbone.is_elsewhere`)."""
+        """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors, and these if
+        they are nowhere else (`Backbone.is_elsewhere`)."""
         if not self.backbone.is_elsewhere:
             return set(self.state_dict())
         owners = self._owners()

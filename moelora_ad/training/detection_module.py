@@ -48,8 +48,8 @@ class DetectionModule(CheckpointedModule, LossModule):
         gate_lr: learning rate of the gates.
         classifier_lr: learning rate of the classifier.
         class_weights: weights of spoof and bona fide in the loss.
-        loss: any module that makes losses (n,) of logits (n, 2) and labels (n,); None for the cross entropy. The loss of
-            a batch is their mean, weighted by ``class_weights``.
+        loss: any module that makes losses (n,) of logits (n, 2) and labels (n,); None for the cross entropy. A batch's
+            is their mean, weighted by ``class_weights``.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
         meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
 

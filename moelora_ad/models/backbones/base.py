@@ -152,7 +152,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             states = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
         if self.layer_weights is None:
             return states[-1]
-        weights = self.layer_weights.softmax(dim=0)
+        weights = self.layer_weights.softmax(dim=0).to(states[0].dtype)
         return torch.einsum("l,lbtd->btd", weights, torch.stack(states))
 
     def _note_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

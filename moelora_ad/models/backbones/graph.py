@@ -24,10 +24,12 @@ def without_part(module: nn.Module, names: Sequence[str]) -> list[str]:
     was_training = module.training
     module.eval()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
-            leaves = {name: torch.empty_like(module.get_parameter(name), requires_grad=True) for name in names}
-            clip = torch.zeros(1, CLIP, device=next(iter(leaves.values())).device)
-            found = _leaves(functional_call(module, leaves, (clip,))[0].grad_fn)
+        # On the CPU: on the meta device, autocast and others do not work.
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"), torch.enable_grad():
+            tensors = [*module.named_parameters(), *module.named_buffers()]
+            state = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors}
+            leaves = {name: state[name].requires_grad_() for name in names}
+            found = _leaves(functional_call(module, state, (torch.zeros(1, CLIP),))[0].grad_fn)
     except Exception:  # of somebody's own module; what training misses a gradient of is told then
         return []
     finally:

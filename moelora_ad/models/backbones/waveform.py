@@ -36,6 +36,7 @@ class WaveformBackbone(Backbone):
         published: the configuration of some hub ids, whose preprocessors all normalise.
     """
 
+    encoder: PreTrainedModel
     model_class: ClassVar[type[PreTrainedModel]]
     config_class: ClassVar[type[PreTrainedConfig]]
     published: ClassVar[Mapping[str, Mapping[str, Any]]]
