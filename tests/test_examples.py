@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,28 @@ def test_a_module_that_is_not_there_is_told(verb, experiment, write_config, ligh
     assert code == 2
     assert err.count("\n") == 1
     assert "no module named 'no_head': it is not installed, and no_head.py is not in the current folder" in err
+
+
+def test_the_head_of_the_page_takes_the_maximum_over_valid_frames():
+    page = (PROJECT / "docs/extending/head.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found: dict = {}
+    exec(code, found)
+    head = found["Maximum"](3)
+    head.output = torch.nn.Identity()
+    features = torch.randn(2, 7, 3)
+    wanted = torch.stack([features[0].amax(0), features[1, :4].amax(0)])
+    assert torch.equal(head(features, torch.tensor([7, 4])), wanted)
+
+
+def test_pages_name_examples_that_are_there_and_each_gives_its_command():
+    named = set()
+    for page in (PROJECT / "docs/extending").glob("*.md"):
+        named |= {Path(name).name for name in re.findall(r"\]\(\.\./\.\./examples/([\w.]+)\)", page.read_text())}
+    there = {path.name for path in EXAMPLES.glob("*.py")}
+    assert named == there
+    for name in there:
+        assert "moelora-ad fit --config experiments/quickstart.yaml" in (EXAMPLES / name).read_text()
 
 
 # A corpus
