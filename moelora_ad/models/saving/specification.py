@@ -2,7 +2,7 @@
 
 The JSON may come from a stranger. Only classes of packages that the reader trusts are imported, and an argument is
 never more than a number, a word, a list or the fields of a dataclass that the class itself names. (jsonargparse, which
-reads a user's own YAML, takes words for numbers, "0x10" for 16, opens files that a value names and builds objects within
+reads a user's own YAML, takes words for numbers, "0x10" for 16, opens files that a value names and builds objects in
 objects: what a user may write is more than what a model needs.)
 """
 
