@@ -96,6 +96,9 @@ def test_a_model_with_a_head_of_ones_own_is_scored_and_calibrated(
     assert f"{line} (in Python allow=['examples'])" in err
     with pytest.raises(InputError, match="--allow examples"):
         Scorer.from_pretrained(model)
+    card = (model / "README.md").read_text()
+    assert "Scorer.from_pretrained(\"FOLDER_OR_HUB_ID\", allow=['examples'])" in card
+    assert "--model FOLDER_OR_HUB_ID --allow examples` with examples, which is not part of these files" in card
     check_same_scores(Scorer.from_pretrained(model, allow=["examples"], device="cpu"), run, tmp_path / "eval.csv")
 
     rng = np.random.default_rng(0)  # development scores that a calibration fits

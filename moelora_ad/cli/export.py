@@ -17,7 +17,7 @@ from moelora_ad.models import Detector
 from moelora_ad.models.precision import SINGLE
 from moelora_ad.models.saving.files import CONFIG, read_config
 from moelora_ad.models.saving.onnx_export import export_onnx
-from moelora_ad.models.saving.specification import packages_of
+from moelora_ad.models.saving.specification import allow_options, packages_of
 
 ONNX = "model.onnx"
 FAILED = 1
@@ -115,5 +115,5 @@ def _tell(program: str, folder: Path, detector: Detector) -> None:
     print(f"score computes in {detector.precision}, like the run; --precision takes another one")
     if detector.calibration is None:
         print(f"scores are not calibrated: {program} calibrate DEV_SCORES.csv --model {quote(str(folder))}")
-    allowed = "".join(f" --allow {package}" for package in packages_of([config[part] for part in PARTS]))
+    allowed = allow_options(packages_of([config[part] for part in PARTS]))
     print(f"next: {program} score FILES --model {quote(str(folder))}{allowed}")

@@ -185,7 +185,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
     def after_adaptation(self) -> None:
         """Called once the adaptation method has decided what is trained: what has no part in the frames is frozen, as
         distributed training stops at a trained parameter without a gradient."""
-        own = {id(parameter) for parameter in self._own}
+        own, self._own = {id(parameter) for parameter in self._own}, []  # sharding lets go of them
         trained = [name for name, p in self.encoder.named_parameters() if p.requires_grad and id(p) in own]
         if trained and not self.stochastic:
             self._freeze(without_part(self, [f"encoder.{name}" for name in trained]))

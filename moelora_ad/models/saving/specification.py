@@ -115,12 +115,18 @@ def packages_of(described: Any) -> list[str]:
     if isinstance(described, Mapping):
         path = described.get("class_path")
         found = [path.partition(".")[0]] if isinstance(path, str) and "." in path else []
+        found = [package for package in found if package.isidentifier()]
         parts: Any = described.values()
     else:
         found, parts = [], described if isinstance(described, list | tuple) else ()
     for part in parts:
         found += packages_of(part)
     return [package for package in dict.fromkeys(found) if package != OURS]
+
+
+def allow_options(packages: Sequence[str]) -> str:
+    """What to add to a command so that it builds classes of these packages."""
+    return "".join(f" --allow {package}" for package in packages)
 
 
 def maker(described: Any, base: type[Any], allow: Collection[str] = (), given: int = 0) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from moelora_ad.configuration.building import PARTS
 from moelora_ad.data.data_module import DEV, TRAIN
 from moelora_ad.data.trainer_state import run_directory, score_folder, set_folder, training_folder
-from moelora_ad.models.saving.specification import packages_of
+from moelora_ad.models.saving.specification import allow_options, packages_of
 from moelora_ad.runs.folder import shown
 from moelora_ad.runs.record import RunRecord
 from moelora_ad.training.callbacks.progress import duration
@@ -54,8 +54,7 @@ def print_fit(
     line(console, "next", f"lightning test --config {config} --ckpt_path {best}")
     if tested:
         line(console, "next", f"moelora-ad evaluate {quote(shown(score_folder(trainer)))}")
-    allowed = "".join(f" --allow {package}" for package in _packages(model))
-    line(console, "next", f"moelora-ad export --checkpoint {best} --to MODEL{allowed}")
+    line(console, "next", f"moelora-ad export --checkpoint {best} --to MODEL{allow_options(_packages(model))}")
 
 
 def _packages(model: DetectionModule) -> list[str]:
