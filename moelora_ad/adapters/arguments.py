@@ -17,6 +17,9 @@ class _SignatureOfInit:
 class RemembersArguments:
     """Base of whatever a saved model builds again: every instance remembers the arguments of its constructor.
 
+    (jsonargparse and Lightning remember what a parser or a module was given, not what Python code built; a dataclass is
+    no module. ``__new__`` sees the arguments of every subclass without a call in its ``__init__``.)
+
     Attributes:
         init_args: argument by name, defaults included, as they were given; they stay what they were if ``__init__``
             keeps something else. Copies and unpickled instances have those of the original.

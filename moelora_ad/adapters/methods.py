@@ -15,7 +15,7 @@ from moelora_ad.adapters import starting, surgery
 from moelora_ad.adapters.errors import AdapterError, InjectionError
 from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate, GatePolicy
-from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, adapter_modules, inject, layer_of
+from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, adapter_modules, inject
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.peft.files import load_lora, read_lora

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration, fit_calibration, shared_trials
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
@@ -33,6 +34,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         "scores", metavar="DEV_SCORES.csv", help="raw scores of the model on a development set, as validate writes them"
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
+    add_allow(parser)  # one command line for a model; nothing of it is built here
     arguments = parser.parse_args(argv[1:])
     try:
         config = read_config(arguments.model)

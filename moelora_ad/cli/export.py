@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
+from moelora_ad.configuration.building import PARTS, build_from_configs, config_beside, detector_state, load_weights
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.corpora import Corpus
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
@@ -17,6 +17,7 @@ from moelora_ad.models import Detector
 from moelora_ad.models.precision import SINGLE
 from moelora_ad.models.saving.files import CONFIG, read_config
 from moelora_ad.models.saving.onnx_export import export_onnx
+from moelora_ad.models.saving.specification import allow_options, packages_of
 
 ONNX = "model.onnx"
 
@@ -107,10 +108,11 @@ def _tell(program: str, folder: Path, detector: Detector) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     size = sum(path.stat().st_size for path in files)
     print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB in all")
-    encoder = detector.backbone.init_args.get("source")
-    if read_config(folder)["backbone_sha256"]:
+    encoder, config = detector.backbone.init_args.get("source"), read_config(folder)
+    if config["backbone_sha256"]:
         print(f"the frozen encoder stays where it is: {encoder}; {CONFIG} has its hash")
     print(f"score computes in {detector.precision}, like the run; --precision takes another one")
     if detector.calibration is None:
         print(f"scores are not calibrated: {program} calibrate DEV_SCORES.csv --model {quote(str(folder))}")
-    print(f"next: {program} score FILES --model {quote(str(folder))}")
+    allowed = allow_options(packages_of([config[part] for part in PARTS]))
+    print(f"next: {program} score FILES --model {quote(str(folder))}{allowed}")

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from moelora_ad.adapters import AdapterError
 from moelora_ad.cli.arguments import FAILED
 from moelora_ad.configuration.parser import OneLineParser
-from moelora_ad.configuration.trust import check_made_later, imports_limited
+from moelora_ad.configuration.trust import check_made_later, import_from_here, imports_limited
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.trainer_state import is_fast_dev_run, no_empty_folder, run_directory, shards_the_model
 from moelora_ad.errors import InputError
@@ -61,6 +61,7 @@ SILENCED = (
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     """Run the verb ``argv[0]`` with its arguments ``argv[1:]``; returns the exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import_from_here()
     silence_banners()
     for message in SILENCED:
         warnings.filterwarnings("ignore", message=message)

@@ -16,6 +16,7 @@ from rich.text import Text
 from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.cli.terminal import progress
+from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.formats import told_left_out
@@ -56,6 +57,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
             batch_size=arguments.batch_size,
             device=arguments.device,
             precision=arguments.precision,
+            allow=arguments.allow,
         )
         return _score(found, scorer, arguments)
     except InputError as error:
@@ -104,6 +106,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PRECISIONS,
         help="that the encoder is computed in (default: the one that the model was judged in)",
     )
+    add_allow(parser)
 
 
 def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -82,7 +82,9 @@ def build_from_configs(
         given = parsed.model.backbone.init_args
         if "source" not in given:
             raise InputError(f"--backbone: a {parsed.model.backbone.class_path} is built from no source")
-        given["source"], given["revision"] = backbone, None
+        given["source"] = backbone
+        if "revision" in given:
+            given["revision"] = None
     precision = None
     for path in paths:
         config = read_configuration(path)

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad import documents
 from moelora_ad.errors import InputError, printable, shortened
+from moelora_ad.models.saving.specification import not_found, outside_code
 
 _load = get_loader("yaml")
 
@@ -86,6 +87,8 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     # Our own words (see `OneLineParser.add_function_arguments`) within those of every type that was tried.
     if found := re.search(r"'([\w.<>]+)' is a function", line):
         return f"{where}{found[1]} is a function: give a class"
+    if (found := re.search(r"No module named '(\w+)'", line)) and key:
+        return f"{where}{not_found(found[1])}"
     # Words of argparse, jsonargparse and Python, with the nearest name: an option, a key, an argument, a class.
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
         return f"unknown option --{found[1]}{_nearest(found[1], _options(parser))}"
@@ -125,11 +128,7 @@ def _file_with(key: str, parser: LightningArgumentParser) -> str:
 def _not_imported(path: str, is_unknown: bool) -> str:
     if not is_unknown:
         return f"{path} is nothing that a configuration may name"
-    package = path.partition(".")[0]
-    return (
-        f"{path} is code from outside moelora_ad: if you trust it, name its package, --allow {package} "
-        f"(in Python allow=[{package!r}])"
-    )
+    return outside_code(path)
 
 
 def _choices(types: str) -> list[str]:

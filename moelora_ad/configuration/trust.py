@@ -7,8 +7,11 @@ with a run may be a stranger's: a command that only looks at it imports no packa
 
 import argparse
 import inspect
+import os
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from jsonargparse import set_parsing_settings
 
@@ -18,6 +21,9 @@ from moelora_ad.errors import InputError
 KNOWN = (
     "moelora_ad",
     "torch.optim",
+    "torch.nn.CrossEntropyLoss",
+    "torch.nn.MultiMarginLoss",
+    "torch.nn.modules.loss",
     "lightning.fabric.plugins",
     *(
         f"lightning.pytorch.{part}"
@@ -60,16 +66,33 @@ def check_made_later(model: Mapping[str, object]) -> None:
             raise InputError(f"model.{name}: {path} is a function: give a class")
 
 
+def import_from_here() -> None:
+    """Let files of the current folder be imported by the installed commands as by ``python -m``, but behind all that is
+    installed, so that none takes the place of a library."""
+    here = os.getcwd()
+    if not getattr(sys.flags, "safe_path", False) and not {"", here} & {*sys.path}:
+        sys.path.append(here)
+
+
 def add_allow(parser: argparse.ArgumentParser) -> None:
-    """The option --allow of commands that look at a run."""
+    """The option --allow of commands that look at a run or a model."""
     parser.add_argument(
         "--allow",
-        action="append",
+        action=_Allow,
         default=[],
         type=_package,
         metavar="PACKAGE",
-        help="build classes of this package too, because you trust it; may be repeated (default: those of moelora_ad)",
+        help="build classes of this package or file of the current folder too, because you trust it; may be repeated "
+        "(default: those of moelora_ad)",
     )
+
+
+class _Allow(argparse.Action):
+    """Keeps the packages, which may lie in the current folder: nothing there is imported without one."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: object = None) -> None:
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+        import_from_here()
 
 
 def _package(text: str) -> str:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +173,7 @@ class Scorer:
         batch_size: int = 16,
         device: str | torch.device | None = None,
         precision: str | None = None,
+        allow: Collection[str] = (),
     ) -> "Scorer":
         """The scorer of a model that was kept, with its calibration and its window.
 
@@ -181,12 +182,13 @@ class Scorer:
             revision: Commit, tag or branch of the hub repository.
             backbone: Where the pretrained encoder is, if not where the model says.
             hop: As for the class; the others too.
+            allow: Packages besides this one whose classes the model may be built of, because you trust them.
 
         Raises:
-            InputError: The model is missing or does not fit, or see the class.
+            InputError: The model is missing or does not fit, a class of it is not trusted, or see the class.
         """
         device = usable_device(device)
-        detector = Detector.from_pretrained(source, revision=revision, backbone=backbone, device=device)
+        detector = Detector.from_pretrained(source, revision=revision, backbone=backbone, device=device, allow=allow)
         kept = detector.calibration
         calibration = None if kept is None else Calibration.from_dict(kept)
         return cls(detector, calibration, detector.window, hop, batch_size, device, precision)

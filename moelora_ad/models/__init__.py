@@ -1,6 +1,6 @@
 """The detector and its parts: backbones and classifiers."""
 
-from moelora_ad.models.backbones.base import Backbone
+from moelora_ad.models.backbones.base import Backbone, HiddenStates
 from moelora_ad.models.backbones.hubert import HubertBackbone
 from moelora_ad.models.backbones.wav2vec2 import Wav2Vec2Backbone
 from moelora_ad.models.backbones.wav2vec2_bert import Wav2Vec2BertBackbone
@@ -19,6 +19,7 @@ __all__ = [
     "Classifier",
     "Constant",
     "Detector",
+    "HiddenStates",
     "HubertBackbone",
     "MeanPooling",
     "Wav2Vec2Backbone",

@@ -74,9 +74,6 @@ class Detector(KeptModule):
         if self.backbone.stochastic:
             return self
         self.backbone.encoder.eval()
-        for layer in self.backbone.layers():
-            # transformers checkpoints a layer only if its own flag says training; without dropout it says no more.
-            layer.training = mode and getattr(layer, "gradient_checkpointing", False)
         self.ownership.train(self.adaptation, mode)
         return self
 
@@ -95,7 +92,10 @@ class Detector(KeptModule):
         return trained | {"total": sum(p.numel() for p in self.parameters())}
 
     def kept_names(self) -> set[str]:
-        """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors."""
+        """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors, and these if
+        they are nowhere else (`Backbone.is_elsewhere`)."""
+        if not self.backbone.is_elsewhere:
+            return set(self.state_dict())
         kept = self.ownership.kept_names(self.adaptation, all_in_training=self.backbone.stochastic)
         not_kept = {name for name, _ in self.backbone.encoder.named_parameters()} - kept
         if not_kept == set(self.backbone.never_called):  # an encoder that is trained whole is kept whole

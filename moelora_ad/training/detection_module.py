@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -33,8 +32,6 @@ from moelora_ad.training.randomness import seed_batch
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.scoring import SetFigures, SetResult, SetScores, evaluation_sets
 
-IGNORED = -100  # a label that has no part in the loss
-
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
@@ -52,7 +49,9 @@ class DetectionModule(CheckpointedModule, LossModule):
             layers that are trained as a whole have the optimiser's.)
         gate_lr: learning rate of the gates.
         classifier_lr: learning rate of the classifier.
-        class_weights: weights of spoof and bona fide in the cross entropy.
+        class_weights: weights of spoof and bona fide in the loss.
+        loss: any module that makes losses (n,) of logits (n, 2) and labels (n,); None for the cross entropy. A batch's
+            is their mean, weighted by ``class_weights``.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
         meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
 
@@ -74,6 +73,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         gate_lr: float | None = None,
         classifier_lr: float | None = None,
         class_weights: tuple[float, float] = (0.1, 0.9),
+        loss: nn.Module | None = None,
         gradient_checkpointing: bool = False,
         meta_learning: MLDG | None = None,
     ) -> None:
@@ -89,6 +89,10 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.learning_rates = dict.fromkeys(self.detector.parameters_by_part(), adapter_lr)
         self.learning_rates |= {"gates": gate_lr, "classifier": classifier_lr, "backbone": None}
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        self.loss = loss or nn.CrossEntropyLoss(reduction="none")
+        if any(parameter.requires_grad for parameter in self.loss.parameters()):
+            name = type(self.loss).__name__
+            raise InputError(f"model.loss: {name} has weights to train: put them into a head, a loss has no optimiser")
         self.score_folder: Path | None = None
         self.configuration: dict[str, Any] | None = None
         self.untrained = False
@@ -194,10 +198,16 @@ class DetectionModule(CheckpointedModule, LossModule):
         """Over the clips of trials that could be read; exactly zero if there are none."""
         if len(batch.failures) == len(batch.trials):
             return 0.0 * logits.sum()  # the other processes wait for this one's gradients
-        labels = batch.labels.where(batch.read(), IGNORED).repeat_interleave(len(logits) // len(batch.trials))
-        return functional.cross_entropy(
-            logits.to(self.class_weights.dtype), labels, weight=self.class_weights, ignore_index=IGNORED
-        )
+        clips = len(logits) // len(batch.trials)
+        labels = batch.labels.where(batch.read(), 0).repeat_interleave(clips)
+        weights = self.class_weights[labels].where(batch.read().repeat_interleave(clips), 0.0)
+        losses = self.loss(logits.to(self.class_weights.dtype), labels)
+        if losses.shape != labels.shape:
+            raise InputError(
+                f"model.loss: {type(self.loss).__name__} gives {tuple(losses.shape)} for {len(labels)} trials, not one "
+                "value for each: set reduction to none, the mean is taken here"
+            )
+        return (weights * losses.where(weights > 0, 0.0)).sum() / weights.sum()
 
     def on_fit_start(self) -> None:
         if self._start_error is not None and self.trainer.ckpt_path is None:

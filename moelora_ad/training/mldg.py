@@ -122,7 +122,8 @@ class MLDG:
 
         meta_test_loss, there = with_parameters(module, dict(zip(names, moved, strict=True)), meta_test_pass)
         if self.second_order:
-            there = self._through_inner_step(module, parameters, gradients, there)
+            with sdpa_kernel(SDPBackend.MATH):  # gradient checkpointing runs layers again, as they ran before
+                there = self._through_inner_step(module, parameters, gradients, there)
         totals = [_sum(f, g, self.beta) for f, g in zip(gradients, there, strict=True)]
         used = [(p, total.detach()) for p, total in zip(parameters, totals, strict=True) if total is not None]
         value = loss.detach() + self.beta * meta_test_loss

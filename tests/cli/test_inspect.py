@@ -78,11 +78,8 @@ class FramedLinear(Backbone):
     def layers(self) -> nn.ModuleList:
         return self.encoder.layers
 
-    def drop_final_norm(self) -> None:
-        """There is none."""
-
     def encode(self, waveforms, lengths):
-        return [self.encoder(waveforms.unflatten(1, (-1, 8)))], None
+        return self.encoder(waveforms.unflatten(1, (-1, 8)))
 
 
 @pytest.mark.parametrize("experts", [1, 3])

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from moelora_ad.adapters import AuxiliaryWeights, InjectionError, LoRA, MoELoRA, adapted_sites, watch_gates
 from moelora_ad.audio import RawBoost
+from moelora_ad.data.dataset import FailedTrial
 from moelora_ad.data.samplers import Key
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
@@ -176,6 +177,53 @@ def test_adapters_that_the_model_bypasses_stop_the_first_step(small_whisper, dat
     layer.forward = bypass
     with pytest.raises(InjectionError, match=r"1 adapted projections were never called.*layers\.1\.fc1"):
         trainer(tmp_path).fit(model, datamodule=data())
+
+
+def test_gradient_checkpointing_runs_the_layers_again_in_a_fit(small_whisper, data, trainer, tmp_path):
+    for checkpointing in (False, True):
+        model, runs = module(small_whisper, gradient_checkpointing=checkpointing), []
+        base = model.detector.backbone.layers()[0].self_attn.q_proj.base
+        base.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(model, datamodule=data())
+        assert len(runs) == (4 if checkpointing else 2)
+
+
+class Scaled(torch.nn.Module):
+    """The cross entropy of each trial, times a factor that it may learn."""
+
+    def __init__(self, factor: float, learned: bool = False, reduction: str = "none") -> None:
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(factor), requires_grad=learned)
+        self.reduction = reduction
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.factor * torch.nn.functional.cross_entropy(logits, labels, reduction=self.reduction)
+
+
+def test_a_loss_of_ones_own_is_a_weighted_mean_over_the_trials_that_could_be_read(small_whisper):
+    batch = Batch(
+        torch.randn(4, 8_000),
+        None,
+        torch.tensor([0, 1, 0, 1]),
+        torch.arange(4),
+        [FailedTrial(2, "damaged")],
+    )
+    model = module(small_whisper, loss=Scaled(3.0), class_weights=(0.25, 0.75))
+    logits = torch.randn(4, 2)
+    each = -logits.log_softmax(1)[torch.arange(4), batch.labels]
+    wanted = 3 * (0.25 * each[0] + 0.75 * each[1] + 0.75 * each[3]) / 1.75
+    torch.testing.assert_close(model._loss(logits, batch), wanted)
+    logits[2] = torch.nan  # of what could not be read
+    torch.testing.assert_close(model._loss(logits, batch), wanted)
+    standard = module(small_whisper, class_weights=(0.25, 0.75))
+    torch.testing.assert_close(3 * standard._loss(logits, batch), wanted)
+
+
+def test_losses_that_cannot_be_shared_out_are_refused(small_whisper, data, trainer, tmp_path):
+    with pytest.raises(InputError, match="Scaled has weights to train: put them into a head"):
+        module(small_whisper, loss=Scaled(1.0, learned=True))
+    with pytest.raises(InputError, match=r"model.loss: Scaled gives \(\) for 4 trials.*set reduction to none"):
+        trainer(tmp_path).fit(module(small_whisper, loss=Scaled(1.0, reduction="mean")), datamodule=data())
 
 
 def test_random_crops_change_with_the_epoch_and_evaluation_does_not(data):

@@ -27,10 +27,10 @@ def one_process():
 
 
 class Forgetful(Wav2Vec2Backbone):
-    """Trains what it never calls."""
+    """Trains what it never calls, and that is not looked for where training is random."""
 
     def __init__(self, source: str) -> None:
-        super().__init__(source)
+        super().__init__(source, dropout=0.1)
         self.encoder.masked_spec_embed.requires_grad_(True)
 
 

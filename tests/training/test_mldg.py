@@ -116,6 +116,19 @@ def test_a_step_follows_the_formula(small_whisper, data, trainer, tmp_path, meth
         check_step(before, model, other)
 
 
+class Doubled(nn.Module):
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return -2 * logits.log_softmax(1)[range(len(logits)), labels]
+
+
+def test_a_step_with_a_loss_of_ones_own_follows_the_formula(small_whisper, data, trainer, tmp_path, monkeypatch):
+    model = module(small_whisper, LoRA(2), loss=Doubled())
+    before, recorder = one_step(trainer, tmp_path, model, data(batch_size=8))
+    single = plain_loss
+    monkeypatch.setitem(globals(), "plain_loss", lambda *arguments: 2 * single(*arguments))
+    check_step(before, model, expected_gradients(before, recorder, second_order=False))
+
+
 def test_finite_differences_agree_with_second_order(small_whisper, data, trainer, tmp_path):
     """Of F(theta) + beta G(theta - alpha grad F(theta)), in double precision, along a random direction."""
     model = module(small_whisper, LoRA(2), meta_learning=MLDG(ALPHA, BETA, second_order=True))

@@ -1,15 +1,18 @@
 """What every backbone promises: waveforms in, frames out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from moelora_ad.adapters import RemembersArguments, valid_tokens
 from moelora_ad.errors import InputError
+from moelora_ad.models.backbones.graph import without_part
 
 HiddenStates = Literal["last", "weighted"] | int
 
@@ -17,16 +20,22 @@ HiddenStates = Literal["last", "weighted"] | int
 class Backbone(RemembersArguments, nn.Module, ABC):
     """A speech encoder with its input normalisation, and the choice of its hidden states.
 
+    A subclass makes an encoder, any ``nn.Module``, hands it to ``super().__init__`` and writes two methods: `layers`
+    and `encode`. Padding, the choice and weighting of layers, masks of gates, half precision, gradient checkpointing
+    and the freezing of what has no part are done here.
+
     ``encoder`` is the pretrained module that an adaptation method changes; everything else of a backbone is its own:
     the front end without parameters (its tensors are `Constant`), and the layer weights when ``hidden_states`` is
-    "weighted".
+    "weighted". An argument ``source`` of the subclass says where the encoder's weights come from: they stay there, and
+    a saved detector names it and their hash. Without one, checkpoints and saved detectors hold the whole encoder.
 
     Args:
-        encoder: the pretrained model.
+        encoder: the pretrained model. What it is called with is cast to its type.
         width: features of an output frame.
-        hidden_states: see the subclasses.
-        never_called: names of parameters of the encoder that have no part in ``encode``. They are frozen: distributed
-            training stops at a trained parameter without a gradient.
+        hidden_states: "last", what `encode` gives; the number of a layer, 1 to the last, for that layer's output; or
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers.
+        never_called: names of parameters of the encoder that have no part in training. Only an encoder with
+            ``stochastic`` needs to name them; of others they are found.
 
     Attributes:
         stochastic: whether dropout, layer drop or masking of the encoder was asked for.
@@ -35,15 +44,15 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         InputError: the encoder has no such layer.
     """
 
-    encoder: PreTrainedModel
+    encoder: nn.Module
     width: int
     stochastic: bool = False
 
     def __init__(
         self,
-        encoder: PreTrainedModel,
+        encoder: nn.Module,
         width: int,
-        hidden_states: HiddenStates,
+        hidden_states: HiddenStates = "last",
         never_called: Collection[str] = (),
     ) -> None:
         super().__init__()
@@ -58,25 +67,36 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             del layers[hidden_states:]  # layers above the chosen one would be computed and adapted for nothing
         if hidden_states == "weighted":
             self.layer_weights = nn.Parameter(torch.zeros(len(layers) + 1))
+        self._states: dict[int, Tensor] = {}  # of the present pass: 0 for the first layer's input, n for layer n
         if hidden_states != "last":
-            self.drop_final_norm()
-        self.never_called = tuple(never_called)
-        for name in self.never_called:
-            encoder.get_parameter(name).requires_grad_(False)
+            for number, layer in enumerate(layers, start=1):
+                layer.register_forward_pre_hook(self._note_input, with_kwargs=True)
+                layer.register_forward_hook(partial(self._note_output, number))
+        encoder.register_forward_pre_hook(_in_its_type)
+        self._own = [*encoder.parameters()]  # before an adaptation method adds others
+        self.never_called: tuple[str, ...] = ()
+        self._freeze(never_called)
         self._gates_hear_of_padding = False
 
     @abstractmethod
     def layers(self) -> nn.ModuleList:
-        """The encoder's transformer layers, in order."""
+        """The encoder's layers, in order: each gives (B, frames, width), or a tuple that begins with it."""
 
     @abstractmethod
-    def drop_final_norm(self) -> None:
-        """Take away the normalisation behind the last layer, which belongs to the last hidden state alone."""
+    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        """The last hidden state, (B, frames, width).
 
-    @abstractmethod
-    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        """Hidden states (B, frames, width), the wanted last one last, all of them if ``layer_weights`` is set; and the
-        valid frames (B,), None for all."""
+        Args:
+            waveforms: (B, samples) float, 16 kHz mono.
+            lengths: (B,) valid samples of each row, None when all rows are full: always, unless `frames` is written.
+        """
+
+    def frames(self, lengths: Tensor) -> Tensor | None:
+        """How many frames come of so many samples, (B,) of (B,): for an encoder that leaves padding out itself.
+
+        None, as here, for one that does not: each row of a padded batch then goes through it alone, without padding.
+        """
+        return None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Frames of a batch.
@@ -88,39 +108,88 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         Returns:
             (B, frames, width), and the valid frames (B,), None when all are valid.
         """
-        states, frames = self.encode(waveforms, lengths)
+        if lengths is None:
+            self._tell_gates(None)
+            return self._hidden(waveforms, None), None
+        frames = self.frames(lengths)
+        if frames is None:
+            self._tell_gates(None)
+            rows = [self._hidden(row[None, :n], None)[0] for row, n in zip(waveforms, lengths.tolist(), strict=True)]
+            return pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows]).to(lengths)
+        (most,) = self.frames(torch.tensor([waveforms.shape[1]])).tolist()  # type: ignore[union-attr]
+        self._tell_gates(torch.arange(most, device=waveforms.device) < frames.unsqueeze(1))
+        return self._hidden(waveforms, lengths), frames
+
+    def _hidden(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        self._states.clear()
+        last = self.encode(waveforms, lengths)
+        states = [last] if self.hidden_states == "last" else self._noted(last)
         if not torch.is_autocast_enabled(waveforms.device.type):  # a half-precision encoder
             states = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
         if self.layer_weights is None:
-            return states[-1], frames
-        weights = self.layer_weights.softmax(dim=0)
-        return torch.einsum("l,lbtd->btd", weights, torch.stack(states)), frames
+            return states[-1]
+        weights = self.layer_weights.softmax(dim=0).to(states[0].dtype)
+        return torch.einsum("l,lbtd->btd", weights, torch.stack(states))
 
-    def run_encoder(self, inputs: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """What `encode` gives, of an encoder that transformers can run as it is.
+    def _note_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._states:
+            self._states[0] = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
-        Args:
-            inputs: what the encoder takes, (B, samples) or (B, frames, features).
-            mask: (B, samples) or (B, frames) bool, True for what is not padding; None for all.
-        """
-        output = self.encoder(
-            inputs.to(self.encoder.dtype),
-            attention_mask=None if mask is None else mask.long(),
-            output_hidden_states=self.layer_weights is not None,
-        )
-        return [output.last_hidden_state] if self.layer_weights is None else list(output.hidden_states)
+    def _note_output(self, number: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._states[number] = output if isinstance(output, Tensor) else output[0]
 
-    def tell_gates(self, valid: Tensor | None) -> None:
+    def _noted(self, last: Tensor) -> list[Tensor]:
+        """The hidden states of the pass: the input of the first layer and the output of each."""
+        states = [self._states.get(0, last)]
+        for number in range(1, len(self.layers()) + 1):
+            states.append(self._states.get(number, states[-1]))  # layer drop passes on what a layer would get
+        self._states.clear()
+        for number, state in enumerate(states):
+            if state.shape != (*last.shape[:2], self.width):
+                raise InputError(
+                    f"hidden_states is {self.hidden_states!r}, but layer {number} of {type(self).__name__} gives "
+                    f"{tuple(state.shape)}, not (batch, frames, width) = {(*last.shape[:2], self.width)}: use 'last'"
+                )
+        return states
+
+    def _tell_gates(self, valid: Tensor | None) -> None:
         """Tell utterance-level gates in the encoder which frames count, (B, frames) bool; None for all."""
         if valid is not None or self._gates_hear_of_padding:
             valid_tokens(self.encoder, valid)
             self._gates_hear_of_padding = valid is not None
 
     def after_adaptation(self) -> None:
-        """Called once the adaptation method has decided what is trained."""
+        """Called once the adaptation method has decided what is trained: what has no part in the frames is frozen, as
+        distributed training stops at a trained parameter without a gradient."""
+        own, self._own = {id(parameter) for parameter in self._own}, []  # sharding lets go of them
+        trained = [name for name, p in self.encoder.named_parameters() if p.requires_grad and id(p) in own]
+        if trained and not self.stochastic:
+            self._freeze(without_part(self, [f"encoder.{name}" for name in trained]))
+
+    def _freeze(self, names: Collection[str]) -> None:
+        names = [name.removeprefix("encoder.") for name in names]
+        for name in names:
+            self.encoder.get_parameter(name).requires_grad_(False)
+        self.never_called = tuple(dict.fromkeys((*self.never_called, *names)))
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute each transformer layer in the backward pass instead of keeping its activations."""
-        encoder: Any = self.encoder  # the name is that of transformers since 5.23, the other one goes in 6
-        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        for layer in self.layers():
+            layer.forward = partial(_recomputed, layer.forward)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the encoder's weights can be had again from where the argument ``source`` says."""
+        return self.init_args.get("source") is not None and bool(self.init_args.get("pretrained", True))
+
+
+def _in_its_type(encoder: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an encoder, in the type of its weights."""
+    dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), None)
+    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if torch.is_grad_enabled():
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return forward(*args, **kwargs)

@@ -94,17 +94,15 @@ class Wav2Vec2BertBackbone(Backbone):
     def layers(self) -> nn.ModuleList:
         return self.encoder.encoder.layers
 
-    def drop_final_norm(self) -> None:
-        """There is none: each layer ends with its own."""
+    def frames(self, lengths: Tensor) -> Tensor:
+        return _windows(lengths) // STACKED
 
-    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         features, frames = self.log_mel(waveforms, lengths)
-        if lengths is None:
-            self.tell_gates(None)
-            return self.run_encoder(features, None), None
-        valid = torch.arange(features.shape[1], device=features.device) < frames.unsqueeze(1)
-        self.tell_gates(valid)
-        return self.run_encoder(features, valid), frames
+        mask = None
+        if lengths is not None:
+            mask = (torch.arange(features.shape[1], device=features.device) < frames.unsqueeze(1)).long()
+        return self.encoder(features, attention_mask=mask).last_hidden_state
 
 
 class LogMel(nn.Module):
@@ -144,7 +142,7 @@ class LogMel(nn.Module):
         spectra = (waveforms.double().unfold(1, WINDOW, HOP) @ self.spectrum(waveforms.device)).unflatten(-1, (2, -1))
         powers = spectra.square().sum(dim=-2)  # (B, windows, FFT // 2 + 1)
         bands = (powers @ self.filters(waveforms.device)).clamp(min=torch.finfo(torch.float32).eps).log()
-        windows = ((lengths - WINDOW) // HOP + 1).clamp(min=0)  # a window counts if it lies in the clip as a whole
+        windows = _windows(lengths)
         valid = (torch.arange(bands.shape[1], device=bands.device) < windows.unsqueeze(1)).unsqueeze(-1)
         count = windows[:, None, None].clamp(min=STACKED)  # fewer make no frame
         mean = bands.where(valid, 0.0).sum(dim=1, keepdim=True) / count
@@ -153,6 +151,11 @@ class LogMel(nn.Module):
         normalised = (centred / (variance + 1e-7).sqrt()).float()
         frames = bands.shape[1] // STACKED
         return normalised[:, : frames * STACKED].reshape(rows, frames, STACKED * BANDS), windows // STACKED
+
+
+def _windows(lengths: Tensor) -> Tensor:
+    """How many there are in so many samples: a window counts if it lies in the clip as a whole."""
+    return ((lengths - WINDOW) // HOP + 1).clamp(min=0)
 
 
 def _spectrum(window: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class WaveformBackbone(Backbone):
         published: the configuration of some hub ids, whose preprocessors all normalise.
     """
 
+    encoder: PreTrainedModel
     model_class: ClassVar[type[PreTrainedModel]]
     config_class: ClassVar[type[PreTrainedConfig]]
     published: ClassVar[Mapping[str, Mapping[str, Any]]]
@@ -82,6 +83,8 @@ class WaveformBackbone(Backbone):
         else:
             encoder = random_encoder(self.model_class, config, source)
         super().__init__(encoder, config.hidden_size, hidden_states, unused_mask(encoder, spec_augment))
+        if hidden_states != "last" and config.do_stable_layer_norm:  # else the norm stands before the layers
+            self.encoder.encoder.layer_norm = nn.Identity()  # it belongs to the last hidden state alone
         self.normalize = self._checkpoint_normalizes(source, revision) if normalize is None else normalize
         self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
         # Models with group normalisation in the first convolution were trained without attention masks.
@@ -90,32 +93,25 @@ class WaveformBackbone(Backbone):
     def layers(self) -> nn.ModuleList:
         return self.encoder.encoder.layers
 
-    def drop_final_norm(self) -> None:
-        if self.encoder.config.do_stable_layer_norm:  # else the norm stands before the layers
-            self.encoder.encoder.layer_norm = nn.Identity()
-
     def after_adaptation(self) -> None:
+        super().after_adaptation()
         front_end = self.encoder.feature_extractor
         if not any(parameter.requires_grad for parameter in front_end.parameters()):
             freeze_front_end(front_end)  # no back-propagation through the CNN
 
-    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        mask, frames, valid = None, None, None
+    def frames(self, lengths: Tensor) -> Tensor:
+        for kernel, stride in zip(self.encoder.config.conv_kernel, self.encoder.config.conv_stride, strict=True):
+            lengths = (lengths - kernel) // stride + 1
+        return lengths
+
+    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        mask = None
         if lengths is not None:
             mask = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths.unsqueeze(1)
-            frames = self._frames(lengths)
-            valid = torch.arange(self._frames(waveforms.shape[1]), device=waveforms.device) < frames.unsqueeze(1)
-        self.tell_gates(valid)
         if self.normalize:
             waveforms = _normalize(waveforms, mask)
-        return self.run_encoder(waveforms, mask if self.uses_mask else None), frames
-
-    def _frames(self, samples: Any) -> Any:
-        """How many frames the convolutions make of so many samples, an int or a tensor of them."""
-        config = self.encoder.config
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-            samples = (samples - kernel) // stride + 1
-        return samples
+        heard = mask.long() if mask is not None and self.uses_mask else None
+        return self.encoder(waveforms, attention_mask=heard).last_hidden_state
 
     def _checkpoint_normalizes(self, source: str | Path, revision: str | None) -> bool:
         if str(source) in self.published:

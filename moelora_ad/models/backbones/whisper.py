@@ -48,20 +48,14 @@ class WhisperBackbone(Backbone):
         encoder = _encoder(config, source, revision, pretrained)
         encoder.embed_positions.requires_grad_(False)  # fixed sinusoids; loading a checkpoint forgets that
         super().__init__(encoder, config.d_model, hidden_states)
+        if hidden_states != "last":
+            encoder.layer_norm = nn.Identity()  # it belongs to the last hidden state alone
         self.mel_filters = Constant(_mel_filters(config.num_mel_bins))
 
     def layers(self) -> nn.ModuleList:
         return self.encoder.layers
 
-    def drop_final_norm(self) -> None:
-        self.encoder.layer_norm = nn.Identity()
-
-    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        if lengths is not None:
-            raise InputError(
-                "Whisper hears the padding of a batch: set data.eval_batch_size to 1, or take a Segment or Crops "
-                "(with short: repeat)"
-            )
+    def encode(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         encoder = self.encoder
         hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms).to(encoder.conv1.weight.dtype)))
         hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (B, frames, width)
@@ -69,11 +63,9 @@ class WhisperBackbone(Backbone):
             seconds = waveforms.shape[1] / 16_000
             raise InputError(f"a clip of {seconds:.1f} s exceeds the 30 s that Whisper takes: use shorter segments")
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-        states = [hidden]
         for layer in encoder.layers:
-            states.append(layer(states[-1], None))
-        states[-1] = encoder.layer_norm(states[-1])
-        return states, None
+            hidden = layer(hidden, None)
+        return encoder.layer_norm(hidden)
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
         """Whisper's log-mel spectrogram, (B, samples) -> (B, mel bands, samples // 160)."""

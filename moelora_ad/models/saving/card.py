@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from moelora_ad.models.saving.specification import allow_options, packages_of
+
 _PARTS = {"experts": "LoRA experts", "gates": "gates", "classifier": "classifier", "backbone": "encoder"}
 _PERCENT = ("EER", "accuracy")
 
@@ -71,7 +73,7 @@ def _header(config: Mapping[str, Any], results: list[dict[str, Any]]) -> str:
 
 
 def _summary(config: Mapping[str, Any]) -> str:
-    encoder = hub_id(config) or Path(str(config["backbone"]["init_args"].get("source", "not named"))).name
+    encoder = hub_id(config) or Path(str(config["backbone"]["init_args"].get("source") or "not named")).name
     digest = config["backbone_sha256"]
     frozen = (
         f"The encoder, `{_text(encoder)}`, is not part of these files: it is loaded from where you have it, and "
@@ -95,10 +97,13 @@ def _summary(config: Mapping[str, Any]) -> str:
 
 
 def _use(config: Mapping[str, Any]) -> str:
+    packages = packages_of([config["backbone"], config["adaptation"], config["classifier"]])
+    allow = f", allow={packages}" if packages else ""
     return (
         "```python\nfrom moelora_ad.inference import Scorer\n\n"
-        'scorer = Scorer.from_pretrained("FOLDER_OR_HUB_ID")\nprint(scorer("speech.wav"))\n```\n\n'
-        "or `moelora-ad score speech.wav --model FOLDER_OR_HUB_ID`"
+        f'scorer = Scorer.from_pretrained("FOLDER_OR_HUB_ID"{allow})\nprint(scorer("speech.wav"))\n```\n\n'
+        f"or `moelora-ad score speech.wav --model FOLDER_OR_HUB_ID{allow_options(packages)}`"
+        + (f" with {', '.join(packages)}, which is not part of these files" if packages else "")
         + (
             ""
             if hub_id(config) or config["backbone_sha256"] is None

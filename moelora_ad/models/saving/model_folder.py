@@ -40,7 +40,7 @@ from moelora_ad.models.saving.files import (
     tensors_hash,
     write_config,
 )
-from moelora_ad.models.saving.specification import describe, first_argument, maker
+from moelora_ad.models.saving.specification import describe, first_argument, maker, resolve, without_source
 from moelora_ad.models.trial import MOST_OF_ENCODER, built_on_trial, most_for
 
 Kept = TypeVar("Kept", bound="KeptModule")
@@ -181,22 +181,16 @@ class KeptModule(nn.Module):
     def frozen_hash(self) -> str | None:
         """SHA-256 over the encoder's tensors that are not kept: name (in the pretrained encoder), type, shape and
         values of each, by name. None if all are kept."""
-        names = self._kept_names()
-        kept = {name.removeprefix(_ENCODER) for name in names if name.startswith(_ENCODER)}
+        kept = {name.removeprefix(_ENCODER) for name in self.kept_names() if name.startswith(_ENCODER)}
         frozen = self.ownership.frozen(kept)
         return tensors_hash(frozen) if frozen else None
-
-    def _kept_names(self) -> set[str]:
-        """All tensors if the encoder was not pretrained: its random weights are nowhere else."""
-        pretrained = self.backbone.init_args.get("pretrained", True)
-        return self.kept_names() if pretrained else set(self.state_dict())
 
     def _weights(self) -> dict[str, Tensor]:
         state = self.state_dict()
         for name, tensor in state.items():
             if tensor.is_floating_point() and tensor.dtype != torch.float32:
                 raise InputError(f"{name} is {tensor.dtype}, not float32: save the detector before you convert it")
-        kept = {name: state[name].detach().cpu().contiguous().clone() for name in sorted(self._kept_names())}
+        kept = {name: state[name].detach().cpu().contiguous().clone() for name in sorted(self.kept_names())}
         check_finite(_without_silence(kept), "the detector")
         return kept
 
@@ -250,8 +244,8 @@ class KeptModule(nn.Module):
             changes = {name: value for name, value in changes.items() if name in described["init_args"]}
             if backbone is not None and "source" not in changes:
                 raise InputError(f"a {described['class_path']} is built from no source: backbone= has no use")
-            if digest is None and "pretrained" in described["init_args"]:
-                changes["pretrained"] = False  # every weight is in the detector's own file
+            if digest is None:  # every weight is in the detector's own file
+                changes |= without_source(resolve(described, Backbone, allow))
         except InputError as error:
             raise InputError.at(path, str(error)) from None
 
@@ -286,7 +280,7 @@ class KeptModule(nn.Module):
                 folder / CONFIG, f"adapted {len(config['sites'])} projections, here there are {len(self.sites)}"
             )
         own = self.state_dict()
-        kept = set(own) if config["backbone_sha256"] is None else self._kept_names()
+        kept = set(own) if config["backbone_sha256"] is None else self.kept_names()
         for names, what in ((kept - given.keys(), "lacks"), (given.keys() - kept, "holds besides the model's own")):
             if names:
                 raise InputError.at(path, f"{what} {len(names)} tensors, first {min(names)}")

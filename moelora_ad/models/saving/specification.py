@@ -2,7 +2,8 @@
 
 The JSON may come from a stranger. Only classes of packages that the reader trusts are imported, and an argument is
 never more than a number, a word, a list or the fields of a dataclass that the class itself names. (jsonargparse, which
-reads a user's own YAML, would import any module that a string names.)
+reads a user's own YAML, takes words for numbers, "0x10" for 16, opens files that a value names and builds objects in
+objects: what a user may write is more than what a model needs.)
 """
 
 import dataclasses
@@ -56,6 +57,14 @@ def first_argument(cls: type) -> str:
     return name
 
 
+def without_source(cls: type) -> dict[str, Any]:
+    """The argument that keeps a backbone's constructor from loading weights, if it has one."""
+    parameters = inspect.signature(cls).parameters
+    if "pretrained" in parameters:
+        return {"pretrained": False}
+    return {"source": None} if "source" in parameters and parameters["source"].default is None else {}
+
+
 def resolve(described: Any, base: type[Any], allow: Collection[str] = ()) -> type[Any]:
     """The class of a description.
 
@@ -75,17 +84,49 @@ def resolve(described: Any, base: type[Any], allow: Collection[str] = ()) -> typ
     if len(names) < 2 or not all(name.isidentifier() and not name.startswith("_") for name in names):
         raise InputError(f"class_path {path!r} of the {what} is not a dotted path of a class")
     if not any(path.startswith(f"{package}.") for package in (OURS, *allow)):
-        raise InputError(
-            f"class_path {path} is code from outside {OURS}: if you trust it, name its package in allow=({names[0]!r},)"
-        )
+        raise InputError(f"class_path {outside_code(path)}")
     module_name, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name, None)
     except ImportError as error:
-        raise InputError(f"class_path {path}: {error}") from None
+        told = not_found(names[0]) if getattr(error, "name", None) == names[0] else error
+        raise InputError(f"class_path {path}: {told}") from None
     if not inspect.isclass(found) or not issubclass(found, base) or inspect.isabstract(found):
         raise InputError(f"class_path {path} is no {what} that can be built; is {OURS} older than the model?")
     return found
+
+
+def outside_code(path: str) -> str:
+    """Why a class is not imported, and what to do if it may be."""
+    package = path.partition(".")[0]
+    return (
+        f"{path} is code from outside {OURS}: if you trust it, name its package, --allow {package} "
+        f"(in Python allow=[{package!r}])"
+    )
+
+
+def not_found(module: str) -> str:
+    """What to do about a module that is not there."""
+    return f"no module named {module!r}: it is not installed, and {module}.py is not in the current folder"
+
+
+def packages_of(described: Any) -> list[str]:
+    """The packages besides ours whose classes a description names, anywhere within."""
+    if isinstance(described, Mapping):
+        path = described.get("class_path")
+        found = [path.partition(".")[0]] if isinstance(path, str) and "." in path else []
+        found = [package for package in found if package.isidentifier()]
+        parts: Any = described.values()
+    else:
+        found, parts = [], described if isinstance(described, list | tuple) else ()
+    for part in parts:
+        found += packages_of(part)
+    return [package for package in dict.fromkeys(found) if package != OURS]
+
+
+def allow_options(packages: Sequence[str]) -> str:
+    """What to add to a command so that it builds classes of these packages."""
+    return "".join(f" --allow {package}" for package in packages)
 
 
 def maker(described: Any, base: type[Any], allow: Collection[str] = (), given: int = 0) -> Callable[..., Any]:

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from moelora_ad.configuration.building import PARTS
 from moelora_ad.data.data_module import TRAIN
 from moelora_ad.data.trainer_state import run_directory, score_folder, set_folder, training_folder
+from moelora_ad.models.saving.specification import allow_options, packages_of
 from moelora_ad.runs.folder import shown
 from moelora_ad.runs.record import DEV, RunRecord
 from moelora_ad.training.callbacks.progress import duration
@@ -52,7 +54,14 @@ def print_fit(
     line(console, "next", f"lightning test --config {config} --ckpt_path {best}")
     if tested:
         line(console, "next", f"moelora-ad evaluate {quote(shown(score_folder(trainer)))}")
-    line(console, "next", f"moelora-ad export --checkpoint {best} --to MODEL")
+    line(console, "next", f"moelora-ad export --checkpoint {best} --to MODEL{allow_options(_packages(model))}")
+
+
+def _packages(model: DetectionModule) -> list[str]:
+    """Whose classes, besides ours, the detector and the data of a run are built of."""
+    configuration = model.configuration or {}
+    parts = configuration.get("model") or {}
+    return packages_of([*(parts.get(name) for name in PARTS), configuration.get("data")])
 
 
 def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:

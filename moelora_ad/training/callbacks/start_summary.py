@@ -160,7 +160,7 @@ def audio_seconds(trials: TrialList) -> float | None:
 
 def _model(module: DetectionModule) -> str:
     backbone, adaptation = module.detector.backbone, module.detector.adaptation
-    source = backbone.init_args.get("source", "")
+    source = backbone.init_args.get("source") or ""
     told = [type(adaptation).__name__]
     for name, parameter in inspect.signature(type(adaptation)).parameters.items():
         value = adaptation.init_args.get(name)

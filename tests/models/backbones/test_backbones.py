@@ -122,20 +122,29 @@ def test_whisper_cuts_its_positions_to_the_clip(whisper_tiny):
 
 def test_whisper_hidden_states(small_whisper):
     last = WhisperBackbone(small_whisper).eval()
-    states, _ = last.encode(waveforms(), None)
+    states = []
+    last.layers()[0].register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    for layer in last.layers():
+        layer.register_forward_hook(lambda *call: states.append(call[-1]))
+    final, _ = last(waveforms())
     for layer in (1, 2):
         chosen = WhisperBackbone(small_whisper, hidden_states=layer).eval()
         assert len(chosen.layers()) == layer
+        torch.testing.assert_close(chosen(waveforms())[0], states[layer])
     # The last layer without the final normalisation, normalised, is the last hidden state.
-    torch.testing.assert_close(last.encoder.layer_norm(chosen(waveforms())[0]), states[-1])
+    torch.testing.assert_close(last.encoder.layer_norm(chosen(waveforms())[0]), final)
     weighted = WhisperBackbone(small_whisper, hidden_states="weighted").eval()
-    parts = [*states[:-1], chosen(waveforms())[0]]
-    torch.testing.assert_close(weighted(waveforms())[0], torch.stack(parts).mean(0))
+    torch.testing.assert_close(weighted(waveforms())[0], torch.stack(states).mean(0))
 
 
-def test_whisper_refuses_padded_rows(small_whisper):
-    with pytest.raises(InputError, match=r"Whisper hears the padding .*set data\.eval_batch_size to 1"):
-        WhisperBackbone(small_whisper)(waveforms(2, 16_000), torch.tensor([16_000, 8_000]))
+def test_whisper_gives_a_padded_row_what_it_gives_it_alone(small_whisper):
+    backbone, clips = WhisperBackbone(small_whisper).eval(), waveforms(2, 16_000)
+    (alone,), _ = backbone(clips[1:, :8_000])
+    clips[1, 8_000:] = 3.0
+    frames, counts = backbone(clips, torch.tensor([16_000, 8_000]))
+    assert counts.tolist() == [50, 25]
+    torch.testing.assert_close(frames[1, :25], alone)
+    torch.testing.assert_close(frames[0], backbone(clips[:1])[0][0])
 
 
 def test_a_missing_folder_and_a_folder_without_weights(tmp_path, small_wav2vec2):

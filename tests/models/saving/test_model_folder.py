@@ -382,7 +382,7 @@ def test_code_from_outside_can_be_trusted(tmp_path, small_whisper, monkeypatch):
 
     saved = Detector(WhisperBackbone(small_whisper), mine.First(1), partial(mine.Head, scale=2.0, extra=3))
     trained(saved).save_pretrained(tmp_path / "model")
-    assert "allow=('mine',)" in refusal(tmp_path / "model")
+    assert "--allow mine (in Python allow=['mine'])" in refusal(tmp_path / "model")
     loaded = Detector.from_pretrained(tmp_path / "model", allow=("mine",))
     assert loaded.classifier.scale == 5.0
     assert torch.equal(logits(loaded), logits(saved))
