@@ -10,9 +10,6 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from jsonargparse import set_parsing_settings
-from jsonargparse._common import parsing_settings  # which can be set by the public function, but not set back
-
 from moelora_ad.errors import InputError
 
 KNOWN = (
@@ -36,6 +33,9 @@ def imports_limited(allow: Collection[str] | None) -> Iterator[None]:
     Args:
         allow: packages besides `KNOWN`; None for all that jsonargparse does not deny, such as ``os``.
     """
+    from jsonargparse import set_parsing_settings  # here: the help of verbs has the option --allow, and no parsing
+    from jsonargparse._common import parsing_settings  # which can be set by the public function, but not set back
+
     before = dict(parsing_settings)
     if allow is None:
         set_parsing_settings(import_path_denylist=[])  # its own list, which only warns otherwise

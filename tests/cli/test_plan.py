@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from moelora_ad.cli import plan as plan_command
-from moelora_ad.cli.planning import _batches, _hints, _length, _validations
+from moelora_ad.cli.lightning_cli.planning import _batches, _hints, _length, _validations
 from moelora_ad.training import DetectionModule
 from moelora_ad.training.callbacks.measuring import Measured, Seconds, _by_step, total
 
