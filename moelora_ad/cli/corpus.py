@@ -4,22 +4,20 @@ import argparse
 import inspect
 import json
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from moelora_ad import corpora
 from moelora_ad.cli.arguments import OneLineArgumentParser
-from moelora_ad.configuration.parser import OneLineParser, read_yaml
 from moelora_ad.configuration.trust import add_allow, imports_limited
-from moelora_ad.corpora import Corpus
-from moelora_ad.corpora.checking import CorpusReport, check_corpus
-from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
-from moelora_ad.data.shares import by_name
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
+
+if TYPE_CHECKING:
+    from moelora_ad.corpora import Corpus
+    from moelora_ad.corpora.checking import CorpusReport
 
 FAILED = 1
 _LISTED = 10  # problems of one kind on the terminal; JSON has all
@@ -50,6 +48,8 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def _list(json_path: str | None) -> int:
+    from moelora_ad import corpora
+
     classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
     rows = [
         {
@@ -71,7 +71,7 @@ def _list(json_path: str | None) -> int:
     return 0
 
 
-def _official(one: type[Corpus]) -> str:
+def _official(one: "type[Corpus]") -> str:
     """Official numbers of trials, by the split, phase or list that the class takes."""
     choices = {name: get_args(hint) for name, hint in get_type_hints(one.__init__).items() if get_args(hint)}
     name = next((name for name in ("split", "phase", "trials") if isinstance(choices.get(name, (None,))[0], str)), None)
@@ -85,11 +85,17 @@ def _official(one: type[Corpus]) -> str:
 
 
 def _is_corpus(value: Any) -> bool:
+    from moelora_ad.corpora import Corpus
+
     return inspect.isclass(value) and issubclass(value, Corpus) and not inspect.isabstract(value)
 
 
-def _corpora(configs: list[str], check: argparse.ArgumentParser, allow: Collection[str]) -> dict[str, Corpus]:
+def _corpora(configs: list[str], check: argparse.ArgumentParser, allow: Collection[str]) -> "dict[str, Corpus]":
     """The corpora of configurations, by where they stand in the part ``data``."""
+    from moelora_ad.configuration.parser import OneLineParser
+    from moelora_ad.data.data_module import DEV, TRAIN, AudioDeepfakeDataModule
+    from moelora_ad.data.shares import by_name
+
     parser = OneLineParser(prog=check.prog)
     parser.add_class_arguments(AudioDeepfakeDataModule, "data")
     parsed = parser.get_defaults()
@@ -106,6 +112,8 @@ def _corpora(configs: list[str], check: argparse.ArgumentParser, allow: Collecti
 
 
 def _data(path: str) -> dict[str, Any]:
+    from moelora_ad.configuration.parser import read_yaml
+
     config = read_yaml(path)
     data = config.get("data", {}) if isinstance(config, dict) else None
     if not isinstance(data, dict):
@@ -113,7 +121,9 @@ def _data(path: str) -> dict[str, Any]:
     return data
 
 
-def _check(found: dict[str, Corpus], samples: int | None, json_path: str | None) -> int:
+def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | None) -> int:
+    from moelora_ad.corpora.checking import check_corpus
+
     def progress(indices: Iterable[int], what: str, total: int) -> Iterable[int]:
         console = Console(stderr=True)
         return track(indices, what, total, console=console, transient=True, disable=not console.is_terminal)
@@ -133,7 +143,7 @@ def _check(found: dict[str, Corpus], samples: int | None, json_path: str | None)
     return FAILED if off else 0
 
 
-def _counts(reports: dict[str, CorpusReport]) -> Table:
+def _counts(reports: "dict[str, CorpusReport]") -> Table:
     table = _empty_table("trials", "bona fide", "spoof", "official", "no audio")
     for place, report in reports.items():
         official = report.official and report.official.total
@@ -142,7 +152,7 @@ def _counts(reports: dict[str, CorpusReport]) -> Table:
     return table
 
 
-def _audio(reports: dict[str, CorpusReport]) -> Table:
+def _audio(reports: "dict[str, CorpusReport]") -> Table:
     table = _empty_table("decoded", "failed", "seconds (median)", "rates", "hours")
     for place, report in reports.items():
         seconds = "{0:.1f} to {2:.1f} ({1:.1f})".format(*report.seconds) if report.seconds else ""

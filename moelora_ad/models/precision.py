@@ -7,13 +7,13 @@ import torch
 from moelora_ad.adapters import adapter_modules
 from moelora_ad.errors import InputError
 from moelora_ad.models.detector import Detector
+from moelora_ad.models.precision_names import PRECISIONS, SINGLE
 
-SINGLE = "32-true"
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Products of the encoder and its adapters in half precision, weights in float32."""
 ROUNDED = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
 """The frozen tensors of the encoder in half precision, adapters and head in float32."""
-PRECISIONS = (SINGLE, *AUTOCAST, *ROUNDED)
+assert {*PRECISIONS} == {SINGLE, *AUTOCAST, *ROUNDED}
 _SHORT = {"None": SINGLE, "32": SINGLE, "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
