@@ -1,7 +1,6 @@
-"""A set read by the analyses: the options of a pass over its audio, and the batches on the device."""
+"""A set read by the analyses: its batches on the device."""
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,50 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moelora_ad.analysis.models import Trained, batches
-from moelora_ad.configuration.trust import add_allow
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError, printable
-
-
-def existing(text: str) -> str:
-    """The type of an argument that is the folder of a run or a checkpoint."""
-    if not os.path.exists(text):
-        raise argparse.ArgumentTypeError(f"{text}: no such folder or file; give the folder of a run, or a checkpoint")
-    return text
-
-
-def add_building(parser: argparse.ArgumentParser) -> None:
-    """The options of building a run's model: --backbone, --allow."""
-    parser.add_argument("--backbone", metavar="DIR", help="where the encoder is, if not where the run found it")
-    add_allow(parser)
-
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """The options of a pass over audio: --backbone, --allow, --batch-size, --workers, --device."""
-    add_building(parser)
-    parser.add_argument(
-        "--batch-size", type=whole_number(1), metavar="N", help="utterances at once (default: as the run evaluated)"
-    )
-    parser.add_argument(
-        "--workers", type=whole_number(0), metavar="N", help="processes that read audio (default: as the run had)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number, at least ``least``."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
-        return number
-
-    return parse
 
 
 def read(trained: Trained, trials: TrialList, arguments: argparse.Namespace, what: str) -> Iterator[Batch]:
@@ -62,7 +20,7 @@ def read(trained: Trained, trials: TrialList, arguments: argparse.Namespace, wha
     Args:
         trained: its detector is moved to the device.
         trials: what to read.
-        arguments: those of `add_reading`.
+        arguments: batch_size, workers and device; None for those of the run.
         what: words beside the bar.
 
     Raises:

@@ -25,7 +25,7 @@ from moelora_ad.adapters import (
 )
 from moelora_ad.adapters.merging import Merged
 from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import add_reading, existing, read, whole_number
+from moelora_ad.analysis.batches import read
 from moelora_ad.analysis.gate_use import gated_sites
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.analysis.scoring import check_classes, eer_difference, scores_of_variants
@@ -39,17 +39,6 @@ from moelora_ad.evaluation.reports.text_table import TextTable
 NAME = "ensemble"
 SCORES, WEIGHTS = "scores averaged", "weights averaged"
 MIXTURE, STATIC = "mixture", "mixture with constant gates"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=existing, metavar="RUN", help="folders of LoRA runs, or checkpoints")
-    parser.add_argument("--against", type=existing, metavar="RUN", help="a run of a mixture")
-    parser.add_argument(
-        "--set", dest="sets", nargs="+", metavar="NAME", help="dev, train or test sets (default: all test sets)"
-    )
-    parser.add_argument("--resamples", type=whole_number(1), default=1000, metavar="N", help="default: 1000")
-    parser.add_argument("--seed", type=whole_number(0), default=1, help="of the bootstrap (default: 1)")
-    add_reading(parser)
 
 
 def run(arguments: argparse.Namespace) -> Analysis:

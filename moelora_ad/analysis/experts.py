@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from moelora_ad.adapters import adapted_sites, knocked_out
 from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import add_reading, existing, whole_number
 from moelora_ad.analysis.gate_use import require_gates
 from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
@@ -24,21 +23,6 @@ from moelora_ad.evaluation.reports.text_table import TextTable
 
 NAME = "experts"
 BASE = "all experts"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=existing, metavar="RUN", help="folder of a run of a mixture, or a checkpoint in it")
-    parser.add_argument(
-        "--set", dest="sets", nargs="+", metavar="NAME", help="dev, train or test sets (default: all test sets)"
-    )
-    parser.add_argument(
-        "--keep-gates",
-        action="store_true",
-        help="keep the gates' weights as they are (default: they decide between the experts that remain)",
-    )
-    parser.add_argument("--resamples", type=whole_number(1), default=1000, metavar="N", help="default: 1000")
-    parser.add_argument("--seed", type=whole_number(0), default=1, help="of the bootstrap (default: 1)")
-    add_reading(parser)
 
 
 def run(arguments: argparse.Namespace) -> Analysis:

@@ -58,7 +58,7 @@ def watched(
     Args:
         trained: a detector with gates.
         trials: what to read.
-        arguments: those of `add_reading`.
+        arguments: see `read`.
         before: called with each batch before it passes.
         see: called with every decision.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moelora_ad.adapters import RoutingRecord
 from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import add_reading, existing, progress, whole_number
+from moelora_ad.analysis.batches import progress
 from moelora_ad.analysis.dependence import Dependence, dependence, entropy
 from moelora_ad.analysis.gate_use import Usage, require_gates, usage_of, watched
 from moelora_ad.analysis.heatmaps import heatmaps
@@ -42,14 +42,6 @@ class Classes(NamedTuple):
     @property
     def counts(self) -> NDArray[np.int64]:
         return np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=existing, metavar="RUN", help="folder of a run, or a checkpoint in it")
-    parser.add_argument("--set", default="dev", metavar="NAME", help="dev, train or a test set (default: dev)")
-    parser.add_argument("--permutations", type=whole_number(1), default=1000, metavar="N", help="default: 1000")
-    parser.add_argument("--seed", type=whole_number(0), default=1, help="of the permutations (default: 1)")
-    add_reading(parser)
 
 
 def run(arguments: argparse.Namespace) -> Analysis:

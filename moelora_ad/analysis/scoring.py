@@ -28,7 +28,7 @@ def scores_of_variants(
         trained: its detector.
         trials: of the set.
         variants: by name, what makes the detector this variant within a ``with`` block.
-        arguments: those of `add_reading`.
+        arguments: see `read`.
         what: words beside the progress bar.
 
     Raises:

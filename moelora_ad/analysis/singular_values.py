@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from moelora_ad.adapters import adapted_sites, singular_values
 from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import add_building, existing
 from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.models import load_trained
 from moelora_ad.analysis.places import Places
@@ -21,11 +20,6 @@ FACTOR = 2.0
 LAST_LAYERS, FIRST_LAYERS, THROUGHOUT, NOWHERE = "the last layers", "the first layers", "all layers", "no layer"
 # The pattern that the paper reports (figure 2), by how wav2vec 2.0 and Whisper call their projections.
 PUBLISHED = {"q_proj": LAST_LAYERS, "k_proj": LAST_LAYERS, "v_proj": THROUGHOUT, "out_proj": THROUGHOUT}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=existing, metavar="RUN", help="folder of a run, or a checkpoint in it")
-    add_building(parser)
 
 
 def run(arguments: argparse.Namespace) -> Analysis:

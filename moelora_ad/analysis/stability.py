@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import add_reading, existing, progress, whole_number
+from moelora_ad.analysis.batches import progress
 from moelora_ad.analysis.gate_use import gated_sites, watched
 from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.matching import Agreement, agreement, aligned
@@ -27,18 +27,6 @@ from moelora_ad.runs.record import RunRecord, find_records
 
 NAME = "stability"
 DEV = "dev"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="+", type=existing, metavar="RUN", help="folders of runs of one system, or folders above them"
-    )
-    parser.add_argument(
-        "--set", default=DEV, metavar="NAME", help="where routing is compared: dev, train or a test set (default: dev)"
-    )
-    parser.add_argument("--permutations", type=whole_number(1), default=100, metavar="N", help="default: 100")
-    parser.add_argument("--seed", type=whole_number(0), default=1, help="of the permutations (default: 1)")
-    add_reading(parser)
 
 
 def run(arguments: argparse.Namespace) -> Analysis:

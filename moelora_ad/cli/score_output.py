@@ -15,6 +15,7 @@ from rich.text import Text
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.formats import told_left_out
+from moelora_ad.inference.file_scores import FileFailure, FileScore
 from moelora_ad.inference.output import (
     FILE_COLUMNS,
     WINDOW_COLUMNS,
@@ -25,7 +26,7 @@ from moelora_ad.inference.output import (
     print_table,
     window_rows,
 )
-from moelora_ad.inference.scorer import Failure, FileScore, Scorer
+from moelora_ad.inference.scorer import Scorer
 from moelora_ad.inference.sources import Found
 
 FAILED = 1
@@ -49,7 +50,7 @@ def score_all(found: Found, scorer: Scorer, arguments: argparse.Namespace) -> in
             complain(str(problem))
         try:
             for result in scorer.score_files(found.sounds, show, arguments.track):
-                if isinstance(result, Failure):
+                if isinstance(result, FileFailure):
                     failed += 1
                     complain(result.reason)
                 sink(result)
@@ -93,7 +94,7 @@ class _Sink:
             windows = _whole_file(self._timelines / f"windows.{form}", stack)
             self._write_window = RowWriter(form, WINDOW_COLUMNS, windows.write)
 
-    def __call__(self, result: FileScore | Failure) -> None:
+    def __call__(self, result: FileScore | FileFailure) -> None:
         row = file_row(result, self._decision)
         if self._table is None:
             self._write(row)

@@ -16,17 +16,21 @@ if TYPE_CHECKING:
         asv_error_rates,
         read_asv_error_rates,
     )
-    from moelora_ad.evaluation.metrics.curve import ScoreCurve, accuracy, act_dcf, auc, cllr, min_cllr, min_dcf, min_tdcf
+    from moelora_ad.evaluation.metrics.curve import (
+        ScoreCurve,
+        accuracy,
+        act_dcf,
+        auc,
+        cllr,
+        min_cllr,
+        min_dcf,
+        min_tdcf,
+    )
     from moelora_ad.evaluation.metrics.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
     from moelora_ad.evaluation.metrics.figures import evaluate_set, pooled
     from moelora_ad.evaluation.metrics.intervals import Difference, Interval, bootstrap, compare
     from moelora_ad.evaluation.metrics.options import FigureOptions
     from moelora_ad.evaluation.metrics.set_evaluation import Figures, SetEvaluation
-    from moelora_ad.evaluation.reports.evaluate import evaluate
-    from moelora_ad.evaluation.reports.results import Results
-    from moelora_ad.evaluation.score_files.formats import Scores, read_scores, write_scores
-    from moelora_ad.evaluation.score_files.keys import Joined, join_scores, read_key
-    from moelora_ad.evaluation.score_table import ScoreTable
     from moelora_ad.evaluation.metrics.torchmetrics import (
         ActualDetectionCost,
         AreaUnderCurve,
@@ -38,6 +42,11 @@ if TYPE_CHECKING:
         TrialFailures,
         TrialScores,
     )
+    from moelora_ad.evaluation.reports.evaluate import evaluate
+    from moelora_ad.evaluation.reports.results import Results
+    from moelora_ad.evaluation.score_files.formats import Scores, read_scores, write_scores
+    from moelora_ad.evaluation.score_files.keys import Joined, join_scores, read_key
+    from moelora_ad.evaluation.score_table import ScoreTable
 
 __all__ = [
     "ActualDetectionCost",

@@ -14,7 +14,6 @@ from torch import nn
 from moelora_ad.adapters import GatePolicy, LoRAExpert, MoELoRALinear, record_routing, valid_tokens
 from moelora_ad.adapters.gate import Gate
 from moelora_ad.analysis import routing_usage
-from moelora_ad.analysis.batches import add_reading
 from moelora_ad.analysis.gate_use import watched
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.audio import Crops, Segment
@@ -77,7 +76,8 @@ def options(monkeypatch):
     def build(trained: Trained, *given: str) -> argparse.Namespace:
         monkeypatch.setattr(routing_usage, "load_trained", lambda *_: trained)
         parser = argparse.ArgumentParser()
-        routing_usage.add_arguments(parser)
+        analyze_command.ANALYSES["routing"][2](parser.add_argument)
+        parser.set_defaults(allow=[])
         return parser.parse_args([".", "--device", "cpu", "--workers", "0", *given])
 
     return build
@@ -110,10 +110,9 @@ def test_experts_that_are_the_attacks(planted, options, level):
 
 
 def first_weights(trained: Trained) -> np.ndarray:
-    parser = argparse.ArgumentParser()
-    add_reading(parser)
+    reading = argparse.Namespace(batch_size=None, workers=None, device="cpu")
     trials = trials_of(trained, "dev")
-    (first, *_) = watched(trained, trials, parser.parse_args(["--device", "cpu"]))
+    (first, *_) = watched(trained, trials, reading)
     assert trials[int(first.batch.trials[0])].utterance == "A01-0"
     return first.weights[0]
 

@@ -32,8 +32,9 @@ def analysis(monkeypatch):
     """Puts an analysis of our own in the place of routing."""
 
     def use(run) -> None:
-        module = SimpleNamespace(add_arguments=lambda parser: None, run=run)
-        monkeypatch.setitem(sys.modules, "moelora_ad.analysis.routing_usage", module)
+        monkeypatch.setitem(sys.modules, "moelora_ad.analysis.routing_usage", SimpleNamespace(run=run))
+        what, module, _ = analyze_command.ANALYSES["routing"]
+        monkeypatch.setitem(analyze_command.ANALYSES, "routing", (what, module, lambda add: None))
 
     return use
 

@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 
 from moelora_ad.cli.main import main
-from moelora_ad.evaluation import ScoreCurve, ScoreTable, TandemCosts2019, TandemCosts2021, read_asv_error_rates
-from moelora_ad.evaluation import equal_error_rate
+from moelora_ad.evaluation import (
+    ScoreCurve,
+    ScoreTable,
+    TandemCosts2019,
+    TandemCosts2021,
+    equal_error_rate,
+    read_asv_error_rates,
+)
 
 Evaluate = Callable[..., int]
 

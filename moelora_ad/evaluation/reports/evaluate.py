@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -121,11 +120,11 @@ def evaluate(
         found = find_score_files([os.fspath(place) for place in places], names)  # type: ignore[union-attr, arg-type]
     else:
         found = FoundFiles([FoundFile(None, name, "") for name in tables], [])
-    compared = find_pairs(*map(os.fspath, compare)) if compare else Compared()
+    compared = find_pairs(os.fspath(compare[0]), os.fspath(compare[1])) if compare else Compared()
     for option, chosen in (("own", own), ("average", average)):
         if strangers := sorted(set(chosen) - {file.set_name for file in found.files}):
             raise PathError(f"--{option}: no set is called {strangers[0]!r}")
-    trials = read_key(labels, phase) if isinstance(labels, str | os.PathLike) else labels
+    trials = read_key(os.fspath(labels), phase) if isinstance(labels, str | os.PathLike) else labels
     reader = ScoreReader(trials, format_in, allow_partial)
     options = FigureOptions(
         calibrated=calibrated or calibration is not None,
