@@ -16,15 +16,13 @@ from moelora_ad.analysis.gate_use import Usage, require_gates, usage_of, watched
 from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.analysis.places import Places
-from moelora_ad.corpora import TrialList
-from moelora_ad.corpora.trial import BONA_FIDE, SPOOF
+from moelora_ad.corpora import BONA_FIDE, SPOOF, TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.evaluation.reports.plots import MOST_BARS
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 NAME = "routing"
-LEVEL = 0.05
-"""p values up to here are called a dependence."""
+LEVEL = 0.05  # p values up to here are called a dependence
 KINDS = ("attack", "label", "codec")
 
 

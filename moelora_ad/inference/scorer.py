@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from moelora_ad.audio import SAMPLE_RATE, AudioError
+from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError
 from moelora_ad.audio.segments import Clip
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
@@ -34,7 +34,7 @@ class Scorer:
     one window has the score that `lightning test` gives it in the same precision.
 
     Args:
-        detector: It is put in evaluation mode.
+        detector: It is put in evaluation mode. Any module that makes logits (B, 2) of waveforms (B, samples) will do.
         calibration: Makes log-odds log-likelihood ratios; the detector's own if not given. Without one, scores are raw
             log-odds.
         window: Length of a window in samples at 16 kHz; that of the detector if not given.
@@ -63,9 +63,9 @@ class Scorer:
         device: str | torch.device | None = None,
         precision: str | None = None,
     ) -> None:
-        window = detector.window if window is None else window
-        if calibration is None and detector.calibration is not None:
-            calibration = Calibration.from_dict(detector.calibration)
+        window = getattr(detector, "window", TRAINING_SAMPLES) if window is None else window
+        if calibration is None and (kept := getattr(detector, "calibration", None)) is not None:
+            calibration = Calibration.from_dict(kept)
         self.hop = max(1, window // 2) if hop is None else hop
         if not 1 <= self.hop <= window:
             seconds = window / SAMPLE_RATE

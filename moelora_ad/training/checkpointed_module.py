@@ -28,7 +28,7 @@ class CheckpointedModule(LightningModule):
 
     Attributes:
         detector: what is trained.
-        training_data: what checkpoints say of the trials that it is trained on, once that is known.
+        training_data: what checkpoints say of the trials that it is trained on; empty if that is not known.
         has_weights: whether fit goes on from the weights that there are.
     """
 
@@ -86,7 +86,8 @@ class CheckpointedModule(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         if self._trainer is not None:
             check_weights(self._trainer, checkpoint["state_dict"])
-            checkpoint[TRAINING_DATA] = self.training_data
+            if self.training_data:
+                checkpoint[TRAINING_DATA] = self.training_data
             checkpoint[ARCHITECTURE] = architecture_of(self.detector)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
