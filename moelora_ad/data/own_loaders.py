@@ -35,7 +35,7 @@ def as_batch(given: Any, labelled: bool) -> Batch:
         if labelled:
             raise _wrong(f"it has no labels; {_FORMS}")
         labels = torch.full((len(waveforms),), -1, device=waveforms.device)
-    elif not bool(torch.isin(labels, torch.tensor([0, 1], device=labels.device)).all()):
+    elif not bool(((labels == 0) | (labels == 1)).all()):
         raise _wrong("labels must be 1 for bona fide or 0 for spoof")
     for name, values in (("labels", labels), ("lengths", lengths)):
         if values is not None and values.shape != (len(waveforms),):

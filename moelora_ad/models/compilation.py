@@ -4,12 +4,15 @@ Layers of one kind share their compiled code, names in checkpoints stay, and a p
 stands. Random draws of compiled code (dropout, gate noise) are seeded too, but are others than those of eager code.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
+from torch._dynamo import list_backends
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from moelora_ad.errors import InputError
 from moelora_ad.models.detector import Detector
 
 LAYERS, CLASSIFIER = "the encoder's layers", "the classifier"
@@ -50,11 +53,19 @@ class CompiledDetector:
         backend: of ``torch.compile``.
         eager: parts that are not compiled, and why.
         tell: gets a line for each of them, and one if the compiler fails.
+
+    Raises:
+        InputError: there is no such backend.
     """
 
     def __init__(
         self, detector: Detector, backend: str, eager: Mapping[str, str], tell: Callable[[str], object]
     ) -> None:
+        known = list_backends(exclude_tags=())
+        if backend not in known:
+            near = difflib.get_close_matches(backend, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+            raise InputError(f"model.compile: torch.compile has no backend {backend!r}; {hint}")
         self.detector = detector
         self.tell = tell
         parts: dict[str, list[nn.Module]] = {
@@ -74,8 +85,8 @@ class CompiledDetector:
         except TorchDynamoException as error:
             if not self.modules:
                 raise
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            self.tell(f"model.compile: everything runs eagerly, because the compiler failed: {reason}")
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            self.tell(f"model.compile: everything runs eagerly, because the compiler failed: {' '.join(lines[:2])}")
             self.undo()
             return self.detector(waveforms, lengths)
 

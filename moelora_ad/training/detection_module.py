@@ -113,9 +113,7 @@ class DetectionModule(CheckpointedModule, LossModule):
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         return (self._compiled or self.detector)(waveforms, lengths)
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        if known_data(self.trainer) is not None:
-            return batch
+    def _as_batch(self, batch: Any, dataloader_idx: int) -> Batch:
         return as_batch(batch, labelled=self.trainer.state.fn in ("fit", "validate"))
 
     # Training
@@ -123,9 +121,13 @@ class DetectionModule(CheckpointedModule, LossModule):
     def setup(self, stage: str) -> None:
         if self.backend is not None and self._compiled is None:
             self._compiled = self._compile(self.backend)
+        data = known_data(self.trainer)
+        # Lightning warns of a hook that a module has beside a data module.
+        self.__dict__.pop("on_before_batch_transfer", None)
+        if data is None:
+            self.on_before_batch_transfer = self._as_batch  # type: ignore[method-assign]
         if stage != "fit":
             return
-        data = known_data(self.trainer)
         if data is not None:
             assert data.train_trials is not None
             self.training_data = training_data(data.train, data.train_trials)
@@ -251,7 +253,7 @@ class DetectionModule(CheckpointedModule, LossModule):
     def on_validation_epoch_start(self) -> None:
         self._sets = evaluation_sets(self.trainer)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         logits = self(batch.waveforms, batch.lengths)
         self._sets[0].update(batch, logits)
         loss = self._loss(logits, batch)
