@@ -1,8 +1,8 @@
 """A set read by the analyses: its batches on the device."""
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -14,22 +14,37 @@ from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError, printable
 
 
-def read(trained: Trained, trials: TrialList, arguments: argparse.Namespace, what: str) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Reading:
+    """How audio is read and where it is computed on.
+
+    Args:
+        batch_size: utterances at once; None for that of the run's evaluation.
+        workers: processes that read audio; None for those of the run.
+        device: None for the first GPU, or the CPU.
+    """
+
+    batch_size: int | None = None
+    workers: int | None = None
+    device: str | None = None
+
+
+def read(trained: Trained, trials: TrialList, reading: Reading, what: str) -> Iterator[Batch]:
     """The batches of some trials, in order, on the device that the detector is put on; a bar shows how far it is.
 
     Args:
         trained: its detector is moved to the device.
         trials: what to read.
-        arguments: batch_size, workers and device; None for those of the run.
+        reading: how.
         what: words beside the bar.
 
     Raises:
         InputError: a file cannot be read, or there is no such device.
     """
-    device = device_of(arguments.device)
+    device = device_of(reading.device)
     trained.detector.to(device)
     with progress(what, len(trials)) as advance:
-        for batch in batches(trained, trials, arguments.batch_size, arguments.workers, advance):
+        for batch in batches(trained, trials, reading.batch_size, reading.workers, advance):
             lengths = None if batch.lengths is None else batch.lengths.to(device)
             yield batch._replace(waveforms=batch.waveforms.to(device), lengths=lengths)
 

@@ -5,8 +5,7 @@ cost of one. A mixture decides for each token instead; with its gates held at th
 which shows what the dynamic routing is worth.
 """
 
-import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -25,7 +24,7 @@ from moelora_ad.adapters import (
 )
 from moelora_ad.adapters.merging import Merged
 from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import read
+from moelora_ad.analysis.batches import Reading, read
 from moelora_ad.analysis.gate_use import gated_sites
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.analysis.scoring import check_classes, eer_difference, scores_of_variants
@@ -41,59 +40,80 @@ SCORES, WEIGHTS = "scores averaged", "weights averaged"
 MIXTURE, STATIC = "mixture", "mixture with constant gates"
 
 
-def run(arguments: argparse.Namespace) -> Analysis:
+def analyse(
+    runs: Sequence[str],
+    *,
+    against: str | None = None,
+    sets: Sequence[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 1,
+    backbone: str | None = None,
+    allow: Collection[str] = (),
+    reading: Reading | None = None,
+) -> Analysis:
     """Score sets with every LoRA, with their averages, and with a mixture and its static form.
+
+    Args:
+        runs: folders of LoRA runs, or checkpoints in them.
+        against: a run of a mixture; None for none.
+        sets: "dev", "train" or test sets; None for all test sets.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        backbone: where the encoder is, if not where the run found it.
+        allow: packages besides ours whose classes the run's configuration may name.
+        reading: see `Reading`; as the run read, and on the first GPU, if not given.
 
     Raises:
         InputError: there are not two LoRA runs, their parts differ, a set lacks a class, or audio cannot be read.
     """
-    if len(arguments.runs) < 2:
+    if len(runs) < 2:
         raise InputError("an ensemble needs at least two LoRA runs")
-    first = load_trained(arguments.runs[0], arguments.backbone, arguments.allow)
-    names = arguments.sets or list(first.data.test)
+    first = load_trained(runs[0], backbone, allow)
+    names = sets or list(first.data.test)
     if not names:
         raise InputError(f"{first.folder} has no test set: name one by --set")
+    reading = reading or Reading()
     scored: dict[str, dict[str, ScoreTable]] = {name: {} for name in names}
     updates, classifiers = [], []
-    for path in arguments.runs:  # one model in memory at a time
-        trained = load_trained(path, arguments.backbone, arguments.allow)
+    for path in runs:  # one model in memory at a time
+        trained = load_trained(path, backbone, allow)
         updates.append(_updates(trained))
         classifiers.append(_classifier(trained))
         _check_alike(first, trained, updates, classifiers)
-        _score(trained, f"{trained.name}, seed {trained.seed}", scored, arguments)
+        _score(trained, f"{trained.name}, seed {trained.seed}", scored, reading)
         singles = list(scored[names[0]])
     for by_variant in scored.values():
         tables = list(by_variant.values())
         by_variant[SCORES] = tables[0].with_scores(np.mean([table.scores for table in tables], axis=0))
     with averaged(first, updates, classifiers):
-        _score(first, WEIGHTS, scored, arguments)
-    if arguments.against is not None:
-        _score_mixture(load_trained(arguments.against, arguments.backbone, arguments.allow), scored, arguments)
-    return analysis_of(first.name, singles, scored, arguments)
+        _score(first, WEIGHTS, scored, reading)
+    if against is not None:
+        _score_mixture(load_trained(against, backbone, allow), scored, reading)
+    return analysis_of(first.name, singles, scored, SCORES if against is None else MIXTURE, resamples, seed)
 
 
-def _score(trained: Trained, variant: str, scored: dict[str, dict[str, ScoreTable]], given: argparse.Namespace) -> None:
+def _score(trained: Trained, variant: str, scored: dict[str, dict[str, ScoreTable]], reading: Reading) -> None:
     for name, by_variant in scored.items():
         trials = trials_of(trained, name)
         check_classes(trials, name)
         others = next(iter(by_variant.values())).trials if by_variant else trials
         if list(trials.columns.utterance) != list(others.columns.utterance):
-            raise InputError(f"{trained.folder} has other trials in {name} than {given.runs[0]}")
+            raise InputError(f"{trained.folder} has other trials in {name} than the first run")
         if variant in by_variant:
             raise InputError(f"{trained.folder}: a run of {variant} is named twice")
-        by_variant |= scores_of_variants(trained, trials, {variant: nullcontext}, given, f"{variant} on {name}")
+        by_variant |= scores_of_variants(trained, trials, {variant: nullcontext}, reading, f"{variant} on {name}")
 
 
-def _score_mixture(mixture: Trained, scored: dict[str, dict[str, ScoreTable]], given: argparse.Namespace) -> None:
+def _score_mixture(mixture: Trained, scored: dict[str, dict[str, ScoreTable]], reading: Reading) -> None:
     if not gated_sites(mixture):
         raise InputError(f"--against: {mixture.folder} has no gates; give a run that was adapted with MoELoRA")
     encoder = mixture.detector.backbone.encoder
-    _score(mixture, MIXTURE, scored, given)
+    _score(mixture, MIXTURE, scored, reading)
     with torch.inference_mode(), record_routing(encoder) as routing:
-        for batch in read(mixture, trials_of(mixture, DEV), given, f"mean gates on {DEV}"):
+        for batch in read(mixture, trials_of(mixture, DEV), reading, f"mean gates on {DEV}"):
             mixture.detector.backbone(batch.waveforms, batch.lengths)
     merged = merge_static_mixture(encoder, routing.mean_gates())
-    _score(mixture, STATIC, scored, given)
+    _score(mixture, STATIC, scored, reading)
     merged.undo()
 
 
@@ -160,16 +180,20 @@ def _check_alike(
 
 
 def analysis_of(
-    system: str, singles: Sequence[str], scored: Mapping[str, Mapping[str, ScoreTable]], arguments: argparse.Namespace
+    system: str,
+    singles: Sequence[str],
+    scored: Mapping[str, Mapping[str, ScoreTable]],
+    reference: str,
+    resamples: int,
+    seed: int,
 ) -> Analysis:
-    """The analysis of scores by set and variant; the last variant but the static one is what others are set against."""
+    """The analysis of scores by set and variant, each set against the variant ``reference``."""
     rows: list[dict[str, Any]] = []
     tables, told = [], []
-    reference = MIXTURE if arguments.against is not None else SCORES
     for name, by_variant in scored.items():
         lines = []
         for variant, table in by_variant.items():
-            difference = eer_difference(table, by_variant[reference], arguments.resamples, arguments.seed)
+            difference = eer_difference(table, by_variant[reference], resamples, seed)
             low, high = difference.interval.low, difference.interval.high
             passes = len(singles) if variant == SCORES else 1
             values = {"eer": difference.first, "difference": difference.difference, "low": low, "high": high}
@@ -190,7 +214,7 @@ def analysis_of(
         notes=[
             "weights averaged: the mean of the updates, exactly, and of the classifiers, which were trained apart",
             f"{STATIC}: the mean gates of {DEV} for every token",
-            f"intervals: paired bootstrap of clusters of trials, {arguments.resamples:,} resamples",
+            f"intervals: paired bootstrap of clusters of trials, {resamples:,} resamples",
         ],
     )
 

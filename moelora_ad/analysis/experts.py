@@ -1,7 +1,6 @@
 """EER when an expert is removed, or left alone."""
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from moelora_ad.adapters import adapted_sites, knocked_out
 from moelora_ad.analysis.analysis import Analysis
+from moelora_ad.analysis.batches import Reading
 from moelora_ad.analysis.gate_use import require_gates
 from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
@@ -25,26 +25,47 @@ NAME = "experts"
 BASE = "all experts"
 
 
-def run(arguments: argparse.Namespace) -> Analysis:
+def analyse(
+    run: str,
+    *,
+    sets: Sequence[str] | None = None,
+    keep_gates: bool = False,
+    resamples: int = 1000,
+    seed: int = 1,
+    backbone: str | None = None,
+    allow: Collection[str] = (),
+    reading: Reading | None = None,
+) -> Analysis:
     """Score sets with each expert removed at all projections, and with each alone.
+
+    Args:
+        run: folder of a run of a mixture, or a checkpoint in it.
+        sets: "dev", "train" or test sets; None for all test sets.
+        keep_gates: whether gates keep their weights, or decide between the experts that remain.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        backbone: where the encoder is, if not where the run found it.
+        allow: packages besides ours whose classes the run's configuration may name.
+        reading: see `Reading`; as the run read, and on the first GPU, if not given.
 
     Raises:
         InputError: the model has no gates, a set lacks a class, or audio cannot be read.
     """
-    trained = load_trained(arguments.run, arguments.backbone, arguments.allow)
+    trained = load_trained(run, backbone, allow)
     require_gates(trained)
-    names = arguments.sets or list(trained.data.test)
+    names = sets or list(trained.data.test)
     if not names:
         raise InputError(f"{trained.folder} has no test set: name one by --set")
     trials = {name: trials_of(trained, name) for name in names}
     for name, listed in trials.items():
         check_classes(listed, name)
-    variants = variants_of(trained, arguments.keep_gates)
+    variants = variants_of(trained, keep_gates)
+    reading = reading or Reading()
     scored = {
-        name: scores_of_variants(trained, listed, variants, arguments, f"{trained.name} on {name}")
+        name: scores_of_variants(trained, listed, variants, reading, f"{trained.name} on {name}")
         for name, listed in trials.items()
     }
-    return analysis_of(trained, scored, arguments)
+    return analysis_of(trained, scored, keep_gates, resamples, seed)
 
 
 def variants_of(trained: Trained, keep_gates: bool) -> dict[str, Variant]:
@@ -65,7 +86,7 @@ def variants_of(trained: Trained, keep_gates: bool) -> dict[str, Variant]:
 
 
 def analysis_of(
-    trained: Trained, scored: Mapping[str, Mapping[str, ScoreTable]], arguments: argparse.Namespace
+    trained: Trained, scored: Mapping[str, Mapping[str, ScoreTable]], keep_gates: bool, resamples: int, seed: int
 ) -> Analysis:
     """The analysis of scores by set and variant."""
     rows: list[dict[str, Any]] = []
@@ -75,7 +96,7 @@ def analysis_of(
         base = by_variant[BASE]
         lines = []
         for variant, table in by_variant.items():
-            difference = eer_difference(table, base, arguments.resamples, arguments.seed)
+            difference = eer_difference(table, base, resamples, seed)
             low, high = difference.interval.low, difference.interval.high
             values = {"eer": difference.first, "difference": difference.difference, "low": low, "high": high}
             rows.append({"set": name, "variant": variant, "attack": "", **values})
@@ -91,10 +112,10 @@ def analysis_of(
                 removals.append((name, variant, difference))
         tables.append(TextTable(f"EER % on {name}", ("experts", "EER %", "difference", "95 %"), lines))
         changes[name] = _changes(by_variant)
-    gates = "keep their weights" if arguments.keep_gates else "decide between the experts that remain"
+    gates = "keep their weights" if keep_gates else "decide between the experts that remain"
     notes = [
         f"an expert is removed at all projections at once; gates {gates}",
-        f"intervals: paired bootstrap of clusters of trials, {arguments.resamples:,} resamples",
+        f"intervals: paired bootstrap of clusters of trials, {resamples:,} resamples",
     ]
     return Analysis(
         name=NAME,

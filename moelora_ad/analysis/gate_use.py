@@ -1,7 +1,6 @@
 """What gates do on a set: one pass, summed up by group, and utterance by utterance."""
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moelora_ad.adapters import Decision, RoutingRecord, SiteRouting, adapted_sites, watch_gates
-from moelora_ad.analysis.batches import read
-from moelora_ad.analysis.models import Trained
+from moelora_ad.analysis.batches import Reading, read
+from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
+from moelora_ad.runs.record import RunRecord
 
 
 def gated_sites(trained: Trained) -> list[str]:
@@ -49,7 +49,7 @@ class WatchedBatch(NamedTuple):
 def watched(
     trained: Trained,
     trials: TrialList,
-    arguments: argparse.Namespace,
+    reading: Reading,
     before: Callable[[Batch], None] = lambda batch: None,
     see: Callable[[Decision], None] = lambda decision: None,
 ) -> Iterator[WatchedBatch]:
@@ -58,7 +58,7 @@ def watched(
     Args:
         trained: a detector with gates.
         trials: what to read.
-        arguments: see `read`.
+        reading: see `read`.
         before: called with each batch before it passes.
         see: called with every decision.
 
@@ -75,7 +75,7 @@ def watched(
     backbone = trained.detector.backbone
     words = f"{trained.name}, seed {trained.seed}"
     with torch.inference_mode(), watch_gates(backbone.encoder, note):
-        for batch in read(trained, trials, arguments, words):
+        for batch in read(trained, trials, reading, words):
             before(batch)
             backbone(batch.waveforms, batch.lengths)
             rows = torch.stack([weights[site] for site in sites], dim=1)  # (B C, S, N)
@@ -134,3 +134,35 @@ def usage_of(record: RoutingRecord, groups: list[str], sites: list[str]) -> Usag
         mean(lambda one: one.output_norm),
         mean(lambda one: one.entropy),
     )
+
+
+def gates_of_runs(
+    records: Sequence[RunRecord], set_name: str, reading: Reading, backbone: str | None, allow: Collection[str]
+) -> tuple[list[NDArray[np.float32]], list[str]] | None:
+    """The mean weights (n, S, N) of each run for the n trials of a set, and the S sites; None for models without gates.
+
+    Raises:
+        InputError: the runs have other trials, gates at other places, or other numbers of experts.
+    """
+    gates: list[NDArray[np.float32]] = []
+    sites: list[str] = []
+    utterances: list[str] = []
+    for record in records:  # one model in memory at a time
+        trained = load_trained(record.folder, backbone, allow)
+        found = gated_sites(trained)
+        if not gates:
+            if not found:
+                return None
+            sites = found
+        trials = trials_of(trained, set_name)
+        listed = list(trials.columns.utterance)
+        utterances = utterances or listed
+        if found != sites or listed != utterances:
+            what = f"other trials in {set_name}" if found == sites else "gates at other places"
+            raise InputError(f"{record.folder} has {what} than {records[0].folder}, so their routing does not compare")
+        gates.append(np.concatenate([weights for _, weights in watched(trained, trials, reading)]))
+        if gates[-1].shape != gates[0].shape:
+            raise InputError(
+                f"{record.folder} has {gates[-1].shape[-1]} experts and {records[0].folder} has {gates[0].shape[-1]}"
+            )
+    return gates, sites

@@ -1,7 +1,6 @@
 """Which experts attacks, codecs and labels use, and whether that is more than chance."""
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +9,14 @@ from numpy.typing import NDArray
 
 from moelora_ad.adapters import RoutingRecord
 from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import progress
+from moelora_ad.analysis.batches import Reading, progress
+from moelora_ad.analysis.classes import Classes, classes_of
 from moelora_ad.analysis.dependence import Dependence, dependence, entropy
 from moelora_ad.analysis.gate_use import Usage, require_gates, usage_of, watched
 from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.analysis.places import Places
-from moelora_ad.corpora import BONA_FIDE, SPOOF, TrialList
+from moelora_ad.corpora import TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.evaluation.reports.plots import MOST_BARS
 from moelora_ad.evaluation.reports.text_table import TextTable
@@ -26,36 +26,37 @@ LEVEL = 0.05  # p values up to here are called a dependence
 KINDS = ("attack", "label", "codec")
 
 
-class Classes(NamedTuple):
-    """The utterances of a set by one of their properties.
-
-    Attributes:
-        names: of the classes.
-        codes: (n,) index of each utterance's class, -1 for those that belong to none.
-    """
-
-    names: tuple[str, ...]
-    codes: NDArray[np.int64]
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        return np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
-
-
-def run(arguments: argparse.Namespace) -> Analysis:
+def analyse(
+    run: str,
+    *,
+    set_name: str = "dev",
+    permutations: int = 1000,
+    seed: int = 1,
+    backbone: str | None = None,
+    allow: Collection[str] = (),
+    reading: Reading | None = None,
+) -> Analysis:
     """Pass a set through the model, sum up its gates by group, and test whether the leading experts depend on it.
+
+    Args:
+        run: folder of a run, or a checkpoint in it.
+        set_name: "dev", "train" or a test set.
+        permutations: of the tests.
+        seed: of the permutations.
+        backbone: where the encoder is, if not where the run found it.
+        allow: packages besides ours whose classes the run's configuration may name.
+        reading: see `Reading`; as the run read, and on the first GPU, if not given.
 
     Raises:
         InputError: there is no such run or set, the model has no gates, or audio cannot be read.
     """
-    trained = load_trained(arguments.run, arguments.backbone, arguments.allow)
+    trained = load_trained(run, backbone, allow)
     sites = require_gates(trained)
-    trials = trials_of(trained, arguments.set)
-    seen = _see(trained, trials, sites, arguments)
+    seen = _see(trained, trials_of(trained, set_name), sites, reading or Reading())
     tested = {kind: classes for kind, classes in seen.classes.items() if (classes.counts > 0).sum() > 1}
     found = {}
     places = Places(sites)
-    with progress("permutations", len(tested) * arguments.permutations) as advance:
+    with progress("permutations", len(tested) * permutations) as advance:
         for kind, classes in tested.items():
             members = classes.codes >= 0
             found[kind] = dependence(
@@ -63,11 +64,11 @@ def run(arguments: argparse.Namespace) -> Analysis:
                 np.unique(classes.codes[members], return_inverse=True)[1],
                 seen.everything.mean_gate.shape[1],
                 [places.in_layer(layer) for layer in places.layers],
-                arguments.permutations,
-                arguments.seed,
+                permutations,
+                seed,
                 advance,
             )
-    return analysis_of(seen, found, sites, trained.name, arguments.set)
+    return analysis_of(seen, found, sites, trained.name, set_name)
 
 
 class Seen(NamedTuple):
@@ -86,22 +87,7 @@ class Seen(NamedTuple):
     leading: NDArray[np.int8]
 
 
-def classes_of(trials: TrialList) -> dict[str, Classes]:
-    """The utterances by attack (spoofs that name one; bona fide belong to none), by label, and by codec."""
-    labels = trials.labels.astype(np.int64)
-    attacks, codecs = (_named(trials.column(field).values, trials.column(field).codes) for field in ("attack", "codec"))
-    attacks = attacks._replace(codes=np.where(labels == SPOOF, attacks.codes, -1))
-    by_label = np.select([labels == BONA_FIDE, labels == SPOOF], [0, 1], -1)
-    return {"attack": attacks, "label": Classes(("bona fide", "spoof"), by_label), "codec": codecs}
-
-
-def _named(values: Sequence[str | None], codes: NDArray[np.unsignedinteger]) -> Classes:
-    names = tuple(sorted(value for value in values if value))
-    numbers = np.array([names.index(value) if value else -1 for value in values])
-    return Classes(names, numbers[codes])
-
-
-def _see(trained: Trained, trials: TrialList, sites: list[str], arguments: argparse.Namespace) -> Seen:
+def _see(trained: Trained, trials: TrialList, sites: list[str], reading: Reading) -> Seen:
     classes = classes_of(trials)
     # One label for each combination of classes: sums of one pass serve all kinds.
     combined, joint = np.unique(np.stack([one.codes for one in classes.values()]), axis=1, return_inverse=True)
@@ -113,7 +99,7 @@ def _see(trained: Trained, trials: TrialList, sites: list[str], arguments: argpa
         record.label([str(group) for group in joint[batch.trials.numpy()].repeat(clips)])
 
     leading = np.zeros((len(trials), len(sites)), np.int8)
-    for batch, weights in watched(trained, trials, arguments, before=label, see=record.add):
+    for batch, weights in watched(trained, trials, reading, before=label, see=record.add):
         leading[batch.trials.numpy()] = weights.argmax(-1)
     usage = {
         kind: {

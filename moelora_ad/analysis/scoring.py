@@ -1,6 +1,5 @@
 """Scores of a set by several variants of one model: every file is read once."""
 
-import argparse
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moelora_ad.analysis.batches import read
+from moelora_ad.analysis.batches import Reading, read
 from moelora_ad.analysis.models import Trained
 from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
@@ -20,7 +19,7 @@ Variant = Callable[[], AbstractContextManager[object]]
 
 
 def scores_of_variants(
-    trained: Trained, trials: TrialList, variants: Mapping[str, Variant], arguments: argparse.Namespace, what: str
+    trained: Trained, trials: TrialList, variants: Mapping[str, Variant], reading: Reading, what: str
 ) -> dict[str, ScoreTable]:
     """The scores of a set by each variant: log-odds of bona fide, the mean over a trial's clips.
 
@@ -28,7 +27,7 @@ def scores_of_variants(
         trained: its detector.
         trials: of the set.
         variants: by name, what makes the detector this variant within a ``with`` block.
-        arguments: see `read`.
+        reading: see `read`.
         what: words beside the progress bar.
 
     Raises:
@@ -36,7 +35,7 @@ def scores_of_variants(
     """
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in variants}
     with torch.inference_mode():
-        for batch in read(trained, trials, arguments, what):
+        for batch in read(trained, trials, reading, what):
             for name, variant in variants.items():
                 with variant():
                     logits = trained.detector(batch.waveforms, batch.lengths).float()

@@ -1,7 +1,6 @@
 """Where experts are active: the largest singular values of their updates, figure 2 of arXiv 2509.13878."""
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +21,21 @@ LAST_LAYERS, FIRST_LAYERS, THROUGHOUT, NOWHERE = "the last layers", "the first l
 PUBLISHED = {"q_proj": LAST_LAYERS, "k_proj": LAST_LAYERS, "v_proj": THROUGHOUT, "out_proj": THROUGHOUT}
 
 
-def run(arguments: argparse.Namespace) -> Analysis:
+def analyse(run: str, *, backbone: str | None = None, allow: Collection[str] = ()) -> Analysis:
     """Singular values of every expert's update (alpha / r) B_i A_i; no audio is read.
+
+    Args:
+        run: folder of a run, or a checkpoint in it.
+        backbone: where the encoder is, if not where the run found it.
+        allow: packages besides ours whose classes the run's configuration may name.
 
     Raises:
         InputError: there is no such run, or its model has no low-rank adapters.
     """
-    trained = load_trained(arguments.run, arguments.backbone, arguments.allow)
+    trained = load_trained(run, backbone, allow)
     found = {site: singular_values(layer).numpy() for site, layer in adapted_sites(trained.detector.backbone.encoder)}
     if not found:
-        raise InputError(f"{arguments.run}: the model has no LoRA and no experts, so there are no updates to look at")
+        raise InputError(f"{run}: the model has no LoRA and no experts, so there are no updates to look at")
     return analysis_of(found, trained.name)
 
 

@@ -1,7 +1,6 @@
 """What differs from seed to seed: EER, scores, and routing once experts are matched."""
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -12,11 +11,10 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from moelora_ad.analysis.analysis import Analysis
-from moelora_ad.analysis.batches import progress
-from moelora_ad.analysis.gate_use import gated_sites, watched
+from moelora_ad.analysis.batches import Reading, progress
+from moelora_ad.analysis.gate_use import gates_of_runs
 from moelora_ad.analysis.heatmaps import heatmaps
 from moelora_ad.analysis.matching import Agreement, agreement, aligned
-from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.analysis.places import Places
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, SeedSummary, over_seeds
@@ -29,23 +27,45 @@ NAME = "stability"
 DEV = "dev"
 
 
-def run(arguments: argparse.Namespace) -> Analysis:
+def analyse(
+    runs: Sequence[str],
+    *,
+    set_name: str = DEV,
+    permutations: int = 100,
+    seed: int = 1,
+    backbone: str | None = None,
+    allow: Collection[str] = (),
+    reading: Reading | None = None,
+) -> Analysis:
     """Compare runs of one system: their score files, and the gates of their models on one set.
+
+    Args:
+        runs: folders of runs of one system, or folders above them.
+        set_name: where routing is compared: "dev", "train" or a test set.
+        permutations: for the agreement by chance.
+        seed: of the permutations.
+        backbone: where the encoder is, if not where the run found it.
+        allow: packages besides ours whose classes the run's configuration may name.
+        reading: see `Reading`; as the run read, and on the first GPU, if not given.
 
     Raises:
         InputError: there are not two finished runs of one system, their files are damaged or of other trials, or audio
             cannot be read.
     """
-    runs, notes = _runs(arguments.runs)
-    records = [run.record for run in runs]
-    shared = [name for name in runs[0].sets if all(name in run.sets for run in runs)]
+    found, notes = _runs(runs)
+    records = [run.record for run in found]
+    shared = [name for name in found[0].sets if all(name in run.sets for run in found)]
     if not shared:
         raise InputError("the runs have no set in common that all of them have scores of")
     scored = {name: SetScores.between(_scores(records, name)) for name in shared}
-    routing = _routing(records, arguments)
-    if routing is None:
+    gates = gates_of_runs(records, set_name, reading or Reading(), backbone, allow)
+    routing = None
+    if gates is not None:
+        with progress("permutations", permutations) as advance:
+            routing = routing_of(*gates, permutations, seed, advance)
+    else:
         notes.append("the models have no gates, so there is no routing to compare")
-    return analysis_of(records[0].system, [record.seed for record in records], scored, routing, arguments.set, notes)
+    return analysis_of(records[0].system, [record.seed for record in records], scored, routing, set_name, notes)
 
 
 def _runs(paths: Sequence[str]) -> tuple[list[ScoredRun], list[str]]:
@@ -124,37 +144,6 @@ class Routing(NamedTuple):
     agreement: Agreement
     spread: NDArray[np.float64]
     unmatched_spread: NDArray[np.float64]
-
-
-def _routing(records: Sequence[RunRecord], arguments: argparse.Namespace) -> Routing | None:
-    gates: list[NDArray[np.float32]] = []
-    sites: list[str] = []
-    utterances: list[str] = []
-    for record in records:  # one model in memory at a time
-        trained = load_trained(record.folder, arguments.backbone, arguments.allow)
-        found = gated_sites(trained)
-        if not gates:
-            if not found:
-                return None
-            sites = found
-        trials = trials_of(trained, arguments.set)
-        listed = list(trials.columns.utterance)
-        utterances = utterances or listed
-        if found != sites or listed != utterances:
-            what = f"other trials in {arguments.set}" if found == sites else "gates at other places"
-            raise InputError(f"{record.folder} has {what} than {records[0].folder}, so their routing does not compare")
-        gates.append(_gates(trained, arguments))
-        if gates[-1].shape != gates[0].shape:
-            raise InputError(
-                f"{record.folder} has {gates[-1].shape[-1]} experts and {records[0].folder} has {gates[0].shape[-1]}"
-            )
-    with progress("permutations", arguments.permutations) as advance:
-        return routing_of(gates, sites, arguments.permutations, arguments.seed, advance)
-
-
-def _gates(trained: Trained, arguments: argparse.Namespace) -> NDArray[np.float32]:
-    trials = trials_of(trained, arguments.set)
-    return np.concatenate([weights for _, weights in watched(trained, trials, arguments)])
 
 
 def routing_of(

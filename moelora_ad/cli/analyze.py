@@ -65,7 +65,7 @@ def _of_singular_values(add: Add) -> None:
 
 def _of_routing(add: Add) -> None:
     add("run", type=_existing, metavar="RUN", help="folder of a run, or a checkpoint in it")
-    add("--set", default="dev", metavar="NAME", help="dev, train or a test set (default: dev)")
+    add("--set", dest="set_name", default="dev", metavar="NAME", help="dev, train or a test set (default: dev)")
     add("--permutations", type=_whole_number(1), default=1000, metavar="N", help="default: 1000")
     add("--seed", type=_whole_number(0), default=1, help="of the permutations (default: 1)")
     _add_reading(add)
@@ -97,6 +97,7 @@ def _of_stability(add: Add) -> None:
     add("runs", nargs="+", type=_existing, metavar="RUN", help="folders of runs of one system, or folders above them")
     add(
         "--set",
+        dest="set_name",
         default="dev",
         metavar="NAME",
         help="where routing is compared: dev, train or a test set (default: dev)",
@@ -106,7 +107,7 @@ def _of_stability(add: Add) -> None:
     _add_reading(add)
 
 
-# analysis -> (what it tells, its module, which has run(arguments) -> Analysis, its options)
+# analysis -> (what it tells, its module, which has the function analyse, its options)
 ANALYSES: dict[str, tuple[str, str, Callable[[Add], None]]] = {
     "singular-values": (
         "where experts are active: the largest singular value of each update",
@@ -152,16 +153,20 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     module = importlib.import_module(f"moelora_ad.analysis.{module_name}")
     try:
-        return _analyse(module.run, given)
+        return _analyse(module.analyse, given)
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
 
 
-def _analyse(analyse: "Callable[[argparse.Namespace], Analysis]", given: argparse.Namespace) -> int:
+def _analyse(analyse: "Callable[..., Analysis]", given: argparse.Namespace) -> int:
     from moelora_ad.analysis.analysis import write
+    from moelora_ad.analysis.batches import Reading
 
-    analysis = analyse(given)
+    arguments = {name: value for name, value in vars(given).items() if name != "to"}
+    if "device" in arguments:
+        arguments["reading"] = Reading(*(arguments.pop(name) for name in ("batch_size", "workers", "device")))
+    analysis = analyse(**arguments)
     try:
         if given.to is not None:
             write(analysis, given.to)

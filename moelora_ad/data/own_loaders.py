@@ -9,7 +9,7 @@ from torch import Tensor
 from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
 
-_FORMS = "give (waveforms, labels), (waveforms, labels, lengths), a dictionary of these names, or a data.dataset.Batch"
+_FORMS = "give (waveforms, labels[, lengths]), a dictionary with these names, or a moelora_ad.training.Batch"
 
 
 def as_batch(given: Any, labelled: bool) -> Batch:

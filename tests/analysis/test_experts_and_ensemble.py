@@ -1,6 +1,5 @@
 """Experts removed and left alone; LoRAs averaged: against models changed by hand."""
 
-import argparse
 import json
 from contextlib import nullcontext
 
@@ -10,12 +9,12 @@ import torch
 
 from moelora_ad.adapters import adapted_sites
 from moelora_ad.analysis import ensemble, experts
+from moelora_ad.analysis.batches import Reading
 from moelora_ad.analysis.models import load_trained, trials_of
 from moelora_ad.analysis.scoring import eers_by_attack, scores_of_variants
-from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.metrics import equal_error_rate
+from moelora_ad.evaluation import ScoreTable, equal_error_rate
 
-READING = argparse.Namespace(batch_size=3, workers=0, device="cpu", resamples=50, seed=1, keep_gates=False)
+READING = Reading(batch_size=3, workers=0, device="cpu")
 
 
 def score(trained, name="other") -> np.ndarray:
@@ -95,7 +94,7 @@ def test_averaged_weights_are_those_of_a_dense_merge(fitted):
 
 
 def test_the_verbs(fitted, run_verb, tmp_path):
-    from moelora_ad.analysis import analyze_command
+    from moelora_ad.cli import analyze as analyze_command
 
     mixture, lora = fitted["mixture", 1], fitted["lora", 1]
     code, out, _ = run_verb(analyze_command, "experts", mixture, "--resamples", 50, "--to", tmp_path)
@@ -145,8 +144,8 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
         return trained
 
     monkeypatch.setattr(ensemble, "load_trained", load_second)
-    given = vars(READING) | {"runs": [fitted["lora", 1], "second"], "against": fitted["mixture", 1]}
-    analysis = ensemble.run(argparse.Namespace(**given, sets=None, backbone=None, allow=()))
+    given = [fitted["lora", 1], "second"]
+    analysis = ensemble.analyse(given, against=fitted["mixture", 1], resamples=50, reading=READING)
     eers = {row["variant"]: row["eer"] for row in analysis.rows}
     assert list(eers) == [
         "lora, seed 1",

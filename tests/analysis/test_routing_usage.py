@@ -1,9 +1,9 @@
 """Routing by group: a planted gate that follows the attack, and a trained model against its gates group by group."""
 
-import argparse
 import csv
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from torch import nn
 from moelora_ad.adapters import GatePolicy, LoRAExpert, MoELoRALinear, record_routing, valid_tokens
 from moelora_ad.adapters.gate import Gate
 from moelora_ad.analysis import routing_usage
+from moelora_ad.analysis.batches import Reading
 from moelora_ad.analysis.gate_use import watched
 from moelora_ad.analysis.models import Trained, load_trained, trials_of
 from moelora_ad.audio import Crops, Segment
@@ -73,12 +74,9 @@ def planted(tmp_path):
 
 @pytest.fixture
 def options(monkeypatch):
-    def build(trained: Trained, *given: str) -> argparse.Namespace:
+    def build(trained: Trained, **given: Any) -> dict[str, Any]:
         monkeypatch.setattr(routing_usage, "load_trained", lambda *_: trained)
-        parser = argparse.ArgumentParser()
-        analyze_command.ANALYSES["routing"][2](parser.add_argument)
-        parser.set_defaults(allow=[])
-        return parser.parse_args([".", "--device", "cpu", "--workers", "0", *given])
+        return {"run": ".", "reading": Reading(device="cpu", workers=0), **given}
 
     return build
 
@@ -86,7 +84,7 @@ def options(monkeypatch):
 @pytest.mark.parametrize("level", ["token", "utterance"])
 def test_experts_that_are_the_attacks(planted, options, level):
     trained = planted(GatePolicy(level=level))
-    found = routing_usage.run(options(trained, "--permutations", "200"))
+    found = routing_usage.analyse(**options(trained, permutations=200))
     of_attack = found.data["dependence"]["attack"]
     assert of_attack["classes"] == dict.fromkeys(ATTACKS, 5)
     assert of_attack["entropy"] == pytest.approx(np.log2(3))
@@ -110,7 +108,7 @@ def test_experts_that_are_the_attacks(planted, options, level):
 
 
 def first_weights(trained: Trained) -> np.ndarray:
-    reading = argparse.Namespace(batch_size=None, workers=None, device="cpu")
+    reading = Reading(device="cpu")
     trials = trials_of(trained, "dev")
     (first, *_) = watched(trained, trials, reading)
     assert trials[int(first.batch.trials[0])].utterance == "A01-0"

@@ -32,7 +32,7 @@ def analysis(monkeypatch):
     """Puts an analysis of our own in the place of routing."""
 
     def use(run) -> None:
-        monkeypatch.setitem(sys.modules, "moelora_ad.analysis.routing_usage", SimpleNamespace(run=run))
+        monkeypatch.setitem(sys.modules, "moelora_ad.analysis.routing_usage", SimpleNamespace(analyse=run))
         what, module, _ = analyze_command.ANALYSES["routing"]
         monkeypatch.setitem(analyze_command.ANALYSES, "routing", (what, module, lambda add: None))
 
@@ -40,7 +40,7 @@ def analysis(monkeypatch):
 
 
 def test_an_analysis_is_printed_and_written(analysis, run_verb, tmp_path):
-    analysis(lambda given: made())
+    analysis(lambda **given: made())
     code, printed, err = run_verb(analyze_command, "routing", "--to", tmp_path)
     assert (code, err) == (0, "")
     assert [word for word in ("Counted", "experts", "note: by eye", "there are 2") if word not in printed] == []
@@ -63,7 +63,7 @@ def test_an_analysis_is_printed_and_written(analysis, run_verb, tmp_path):
 
 def test_what_was_found_is_shown_even_if_it_cannot_be_written(analysis, run_verb, tmp_path):
     (tmp_path / "file").write_text("")
-    analysis(lambda given: made())
+    analysis(lambda **given: made())
     code, printed, err = run_verb(analyze_command, "routing", "--to", tmp_path / "file" / "inside")
     assert code == 1
     assert "there are 2" in printed
@@ -71,7 +71,7 @@ def test_what_was_found_is_shown_even_if_it_cannot_be_written(analysis, run_verb
 
 
 def test_an_interrupted_analysis(analysis, run_verb):
-    def interrupt(given):
+    def interrupt(**given):
         raise KeyboardInterrupt
 
     analysis(interrupt)

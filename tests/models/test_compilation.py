@@ -6,7 +6,16 @@ import torch
 from moelora_ad.adapters import AuxiliaryWeights, GatePolicy, LoRA, MoELoRA, record_routing
 from moelora_ad.errors import InputError
 from moelora_ad.inference import Scorer
-from moelora_ad.models import AASIST, Detector, MeanPooling, WhisperBackbone
+from moelora_ad.models import (
+    AASIST,
+    Detector,
+    HubertBackbone,
+    MeanPooling,
+    Wav2Vec2Backbone,
+    Wav2Vec2BertBackbone,
+    WavLMBackbone,
+    WhisperBackbone,
+)
 from moelora_ad.models.compilation import CompiledDetector, eager_parts
 from moelora_ad.training import DetectionModule
 
@@ -65,6 +74,35 @@ def test_training_checkpoints_routing_and_scores_are_those_of_the_model_as_it_st
     kept = Scorer.from_pretrained(tmp_path / "model", device="cpu")(waveforms[0]).score
     assert kept == pytest.approx((logits[0, 1] - logits[0, 0]).item(), abs=1e-5)
     assert Scorer(compiled.detector, device="cpu")(waveforms[0]).score == pytest.approx(kept, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "backbone"),
+    [
+        ("small_wav2vec2", Wav2Vec2Backbone),
+        ("small_hubert", HubertBackbone),
+        ("small_wavlm", WavLMBackbone),
+        ("small_wav2vec2_bert", Wav2Vec2BertBackbone),
+    ],
+)
+def test_layers_of_every_encoder_are_compiled_once(request, fixture, backbone):
+    torch.manual_seed(1)
+    targets = ["linear_q", "linear_v"] if backbone is Wav2Vec2BertBackbone else ["q_proj", "v_proj"]
+    method = MoELoRA(2, 2, targets=targets, gate=GatePolicy(noise="none", level="utterance"))
+    detector = Detector(backbone(request.getfixturevalue(fixture), hidden_states="weighted"), method, MeanPooling)
+    waveforms, lengths = 0.1 * torch.randn(3, 6_000), torch.tensor([6_000, 5_000, 6_000])
+    wanted = detector.train()(waveforms, lengths)
+    wanted.sum().backward()
+    gradients = [p.grad.clone() for p in detector.parameters() if p.grad is not None]
+    detector.zero_grad()
+    compiled = CompiledDetector(detector, "eager", {}, pytest.fail)
+    torch.testing.assert_close(compiled(waveforms, lengths), wanted)
+    frames = torch._dynamo.utils.counters["frames"]["ok"]
+    assert frames > 0
+    compiled(waveforms, lengths).sum().backward()
+    assert torch._dynamo.utils.counters["frames"]["ok"] == frames
+    for gradient, p in zip(gradients, (p for p in detector.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(p.grad, gradient)
 
 
 def test_what_cannot_be_compiled_is_told_and_runs_as_it_stands(module, data, trainer, tmp_path, caplog):

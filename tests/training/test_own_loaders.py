@@ -163,7 +163,7 @@ def test_lengths_and_whole_batches_are_kept():
         ((WAVEFORMS, LABELS + 1), r"labels must be 1 for bona fide or 0 for spoof"),
         ((WAVEFORMS, LABELS, LABELS[:1]), r"lengths are of shape \(1,\)"),
         ((WAVEFORMS, ["bonafide", "spoof", "spoof"]), r"labels are no tensor"),
-        ({"waveforms": WAVEFORMS, "label": LABELS}, r"it has the key 'label'; give \(waveforms, labels\)"),
+        ({"waveforms": WAVEFORMS, "label": LABELS}, r"it has the key 'label'; give \(waveforms, labels"),
         ({"labels": LABELS}, r"waveforms are missing"),
         ((1, 2, 3, 4), r"it is a tuple; give"),
         ("text", r"waveforms are no tensor|it is a str"),
