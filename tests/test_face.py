@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.metrics import roc_curve
 
 import moelora_ad
@@ -70,6 +71,14 @@ def test_evaluate_and_load_are_found_without_torch_where_none_is_needed():
         "print(found.overall.eer, 'torch' in sys.modules)"
     )
     assert told == "0.5 False\n"
+
+
+def test_configurations_name_methods_by_their_package(experiment, write_config, lightning):
+    """Not by the shorter names of the face, which are the same classes."""
+    given = ("--config", write_config(experiment), "--model.adaptation", "LoRA", "--print_config")
+    code, printed, err = lightning("fit", *given)
+    assert code == 0, err
+    assert yaml.safe_load(printed)["model"]["adaptation"]["class_path"] == "moelora_ad.adapters.LoRA"
 
 
 # evaluate

@@ -120,7 +120,7 @@ def test_what_does_not_work_is_told(module, trainer, tones, tmp_path):
     with pytest.raises(InputError, match=r"^dev was scored in part, 20 bona fide and 0 spoof"):
         trainer(tmp_path).fit(module(), loader, DataLoader(bona_fide, batch_size=6))
     spoilt = TensorDataset(tones.tensors[0].index_fill(0, torch.tensor([1]), torch.nan), tones.tensors[1])
-    with pytest.raises(InputError, match=r"because the audio of row 1 of the batch is not finite"):
+    with pytest.raises(InputError, match=r"because the audio of trial 1 is not finite"):
         trainer(tmp_path).fit(module(), DataLoader(spoilt, batch_size=6), loader)
 
 
