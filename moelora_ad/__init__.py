@@ -1,8 +1,50 @@
 """Mixtures of low-rank adapter experts for generalisable audio deepfake detection (arXiv 2509.13878).
 
+What people use is here; importing it imports nothing else, and each name its modules when it is first asked for:
+
+- ``load(RUN)``: a trained detector, from the folder of a run, a checkpoint, the folder of a model or the hub;
+- ``Scorer``: scores of sounds; ``evaluate(scores, key)``: figures of scores;
+- ``Detector``, ``LoRA``, ``MoELoRA``, ``DetectionModule``, ``AudioDeepfakeDataModule``: the parts of training.
+
 The packages, from the bottom up: ``audio`` and ``corpora`` (trials), ``adapters`` and ``models`` (the detector),
-``evaluation`` (scores to figures), ``training`` (Lightning) and ``cli`` (the door). Importing ``moelora_ad`` alone
-imports none of them.
+``evaluation`` (scores to figures), ``data``, ``training`` (Lightning), ``inference`` and ``analysis``.
 """
 
+from typing import TYPE_CHECKING
+
+from moelora_ad.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from moelora_ad import adapters, analysis, audio, corpora, data, evaluation, inference, models, runs, training
+    from moelora_ad.adapters import LoRA, MoELoRA
+    from moelora_ad.data.data_module import AudioDeepfakeDataModule
+    from moelora_ad.evaluation.reports.evaluate import evaluate
+    from moelora_ad.inference.loading import load
+    from moelora_ad.inference.scorer import Scorer
+    from moelora_ad.models.detector import Detector
+    from moelora_ad.training.detection_module import DetectionModule
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AudioDeepfakeDataModule",
+    "DetectionModule",
+    "Detector",
+    "LoRA",
+    "MoELoRA",
+    "Scorer",
+    "adapters",
+    "analysis",
+    "audio",
+    "corpora",
+    "data",
+    "evaluate",
+    "evaluation",
+    "inference",
+    "load",
+    "models",
+    "runs",
+    "training",
+]
+
+__getattr__, __dir__ = lazy_names(__name__)

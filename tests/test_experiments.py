@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from moelora_ad.adapters import FrozenBackbone, GatePolicy, LoRA, MoELoRA, adapted_sites
-from moelora_ad.cli.fit import DetectionCommand
+from moelora_ad.cli.lightning_cli.detection_command import DetectionCommand
 from moelora_ad.corpora import ASVspoof2019
 from moelora_ad.corpora.storage.files import located
 from moelora_ad.data.data_module import AudioDeepfakeDataModule

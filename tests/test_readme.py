@@ -1,8 +1,10 @@
-"""The README's Python, word for word, on a small random model in the place of one from the hub."""
+"""The README's Python, word for word: on a small random model in the place of one from the hub, and for a few steps."""
 
 import re
 from pathlib import Path
 
+import lightning.pytorch
+import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel
 
@@ -21,3 +23,22 @@ def test_a_model_that_is_not_ours_is_adapted_as_the_readme_does(monkeypatch, cap
     gates = torch.tensor([float(number) for number in re.findall(r"\d\.\d+", shown)])
     torch.testing.assert_close(gates, found["routing"].sites()[found["sites"][0]].mean_gate, rtol=0, atol=1e-4)
     assert (gates > 0).sum() >= 2
+
+
+@pytest.mark.slow
+def test_training_without_yaml_as_the_readme_does(monkeypatch, tmp_path, capsys, quickstart):
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "DetectionModule(" in code]
+    assert len([line for line in example.splitlines() if line]) <= 15
+    shorter = {"accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 2, "logger": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    trainer = lightning.pytorch.Trainer
+    monkeypatch.setattr(lightning.pytorch, "Trainer", lambda **given: trainer(**given | shorter | quiet))
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "quickstart").symlink_to(quickstart)
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(example, found)
+    checkpoint, eer = capsys.readouterr().out.split()[:2]
+    assert Path(checkpoint).is_relative_to(tmp_path / "mine")
+    assert found["module"].evaluated["dev"].eer == pytest.approx(float(re.findall(r"[\d.]+", eer)[0]), abs=1e-3)
+    assert found["module"].evaluated["dev"].num_scored == 110

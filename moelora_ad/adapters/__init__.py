@@ -4,7 +4,14 @@ from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.errors import AdapterError, InjectionError
 from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate, GatePolicy, valid_tokens
-from moelora_ad.adapters.injection import CallWatch, LayerRange, adapted_sites, adapter_modules, inject
+from moelora_ad.adapters.injection import (
+    CallWatch,
+    LayerRange,
+    adapted_sites,
+    adapter_modules,
+    inject,
+    running_eagerly,
+)
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.merging import (
@@ -89,6 +96,7 @@ __all__ = [
     "principal_angles",
     "read_lora",
     "record_routing",
+    "running_eagerly",
     "save_peft",
     "set_logit_offset",
     "singular_values",

@@ -2,10 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from moelora_ad.adapters.errors import InjectionError
 from moelora_ad.adapters.expert import LoRAExpert
@@ -130,23 +132,30 @@ def _known(names: list[str]) -> str:
 
 def adapted_sites(model: nn.Module) -> Iterator[tuple[str, MoELoRALinear]]:
     """The adapted projections of the model with their dotted paths, in the model's order."""
-    for name, module in model.named_modules():
+    for name, module in _own(model).named_modules():
         if isinstance(module, MoELoRALinear):
             yield name, module
 
 
 def adapter_modules(model: nn.Module) -> Iterator[tuple[str, LoRAExpert | Gate]]:
     """The experts and gates of the model with their dotted paths: what adaptation added to it."""
-    for name, module in model.named_modules():
+    for name, module in _own(model).named_modules():
         if isinstance(module, LoRAExpert | Gate):
             yield name, module
 
 
+def _own(model: nn.Module) -> nn.Module:
+    """The model that ``torch.compile`` has wrapped; itself if it has not."""
+    wrapped = getattr(model, "_orig_mod", None)
+    return wrapped if isinstance(wrapped, nn.Module) else model
+
+
 class CallWatch:
-    """Watches that every adapted projection is called.
+    """Watches that every adapted projection is called in the forward passes of its ``with`` blocks.
 
     A model can read a projection's weight instead of calling the projection (WavLM's attention in transformers 5
-    does); an adapter there would silently never act.
+    does); an adapter there would silently never act. What ``torch.compile`` has compiled runs as it stands within the
+    block (see `running_eagerly`).
 
     Args:
         model: has them.
@@ -154,28 +163,43 @@ class CallWatch:
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[str] | None = None) -> None:
-        watched = dict(adapted_sites(model)) if sites is None else {name: model.get_submodule(name) for name in sites}
-        self._uncalled = dict.fromkeys(watched)  # a dict keeps the model's order
-        self._handles: list[RemovableHandle] = []
-        for name, site in watched.items():
-            self._handles.append(site.register_forward_pre_hook(lambda *_, name=name: self._uncalled.pop(name, None)))
+        given = adapted_sites(model) if sites is None else ((name, model.get_submodule(name)) for name in sites)
+        self._sites: dict[str, nn.Module] = dict(given)
+        self._uncalled = dict.fromkeys(self._sites)  # a dict keeps the model's order
+        self._watching = ExitStack()
+
+    def __enter__(self) -> "CallWatch":
+        self._watching.enter_context(running_eagerly())
+        for name, site in self._sites.items():
+            called = partial(self._called, name)
+            self._watching.callback(site.register_forward_pre_hook(called).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watching.close()
+
+    def _called(self, name: str, *_: object) -> None:
+        self._uncalled.pop(name, None)
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of them were called since the watch began."""
+        """Whether all of them were called within the blocks."""
         return not self._uncalled
 
-    def finish(self) -> None:
-        """Stop watching.
-
-        Raises:
-            InjectionError: some adapted projections were not called since the watch began; it names them.
+    def check(self) -> None:
         """
-        for handle in self._handles:
-            handle.remove()
+        Raises:
+            InjectionError: some adapted projections were not called within the blocks; it names them.
+        """
         if self._uncalled:
             names = list(self._uncalled)
             raise InjectionError(
                 f"{len(names)} adapted projections were never called, the model reads their weights past the adapter: "
                 f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}; choose other targets"
             )
+
+
+def running_eagerly() -> AbstractContextManager[None]:
+    """Within the block all that ``torch.compile`` has compiled, here and elsewhere in the process, runs as it stands:
+    compiled code does not call the hooks that observers watch by."""
+    return torch.compiler.set_stance("force_eager")

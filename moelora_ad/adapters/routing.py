@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moelora_ad.adapters.errors import AdapterError
-from moelora_ad.adapters.injection import adapted_sites
+from moelora_ad.adapters.injection import adapted_sites, running_eagerly
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.torch_internals import is_within_backward
 
@@ -46,8 +46,9 @@ class Decision(NamedTuple):
 def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[None]:
     """Call a function with every decision of the model's gates, within the block.
 
-    A pass that gradient checkpointing repeats in the backward pass is not seen again. Nothing is left on the model
-    afterwards; a model that nobody watches pays nothing.
+    A pass that gradient checkpointing repeats in the backward pass is not seen again. What ``torch.compile`` has
+    compiled runs as it stands within the block (see `running_eagerly`). Nothing is left on the model afterwards; one
+    that nobody watches pays nothing.
 
     Args:
         model: with adapted projections below it.
@@ -79,7 +80,8 @@ def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[N
         assert gate is not None
         handles.append(gate.register_forward_hook(decided))
     try:
-        yield
+        with running_eagerly():
+            yield
     finally:
         for handle in handles:
             handle.remove()

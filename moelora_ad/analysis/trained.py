@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch.utils.data import DataLoader
 
-from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch, TrialDataset
@@ -14,6 +13,7 @@ from moelora_ad.data.samplers import EvaluationBatches
 from moelora_ad.data.shares import by_name
 from moelora_ad.data.workers import end_workers, starved
 from moelora_ad.errors import InputError
+from moelora_ad.inference.loading import load_run
 from moelora_ad.models import Detector
 from moelora_ad.runs.record import DEV, RECORD, read_record
 
@@ -49,18 +49,10 @@ def load_trained(path: str | Path, backbone: str | None = None, allow: Collectio
     Raises:
         InputError: there is no such run, it has no checkpoint, or the two do not fit.
     """
-    path = Path(path)
-    checkpoint = _best_checkpoint(path) if path.is_dir() else path
-    if not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no such checkpoint; give the folder of a run, or a file in its checkpoints")
-    config = Path(config_beside(str(checkpoint)))
-    state = detector_state(str(checkpoint))
-    built = build_from_configs([str(config)], state, str(checkpoint), backbone, allow)
-    load_weights(built.detector, state, str(checkpoint))
+    built, checkpoint, config = load_run(path, backbone, allow)
     folder = config.parent
     name = read_record(folder).system if (folder / RECORD).exists() else folder.name
-    built.detector.precision = built.precision
-    return TrainedDetector(built.detector.eval(), built.data, name, built.data.seed, checkpoint, folder)
+    return TrainedDetector(built.detector, built.data, name, built.data.seed, checkpoint, folder)
 
 
 def trials_of(trained: TrainedDetector, set_name: str) -> TrialList:
@@ -116,14 +108,3 @@ def batches(
         if told := starved(error, workers):
             raise InputError(told) from None
         raise
-
-
-def _best_checkpoint(folder: Path) -> Path:
-    if (folder / RECORD).exists():
-        best = read_record(folder).checkpoint_path
-        if best is not None:
-            return best
-    kept = sorted(path for path in (folder / "checkpoints").glob("*.ckpt") if not path.name.startswith("last"))
-    if len(kept) != 1:
-        raise InputError(f"{folder}: {len(kept) or 'no'} checkpoints to choose from in {folder / 'checkpoints'}")
-    return kept[0]

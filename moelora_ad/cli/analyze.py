@@ -244,7 +244,7 @@ def _existing(text: str) -> str:
 
 
 def _precision(text: str) -> str:
-    from moelora_ad.models.precision import PRECISIONS
+    from moelora_ad.models.precision_names import PRECISIONS
 
     if text not in PRECISIONS:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(PRECISIONS)}")

@@ -1,6 +1,7 @@
 """The command lines of our own verbs."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from moelora_ad.errors import InputError
@@ -17,3 +18,8 @@ class OneLineArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: error: {InputError(' '.join(message.split()))}\n")
+
+
+def names_configuration(arguments: Sequence[str]) -> bool:
+    """Whether ``--config`` is among the arguments of fit."""
+    return any(argument == "--config" or argument.startswith("--config=") for argument in arguments)

@@ -3,22 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from moelora_ad.cli.arguments import OneLineArgumentParser
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.metrics.calibration import Calibration, fit_calibration, shared_trials
-from moelora_ad.evaluation.metrics.curve import ScoreCurve
-from moelora_ad.evaluation.metrics.figures import evaluate_set
-from moelora_ad.evaluation.metrics.options import FigureOptions
-from moelora_ad.evaluation.provenance import read_provenance
-from moelora_ad.evaluation.score_table import ScoreTable
-from moelora_ad.files import file_hash
-from moelora_ad.models.saving.files import read_config, store_calibration
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from moelora_ad.evaluation.metrics.calibration import Calibration
+    from moelora_ad.evaluation.score_table import ScoreTable
 
 _CARD = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}
 
@@ -36,6 +31,11 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
     add_allow(parser)  # one command line for a model; nothing of it is built here
     arguments = parser.parse_args(argv[1:])
+    from rich.console import Console
+
+    from moelora_ad.evaluation.score_table import ScoreTable
+    from moelora_ad.models.saving.files import read_config, store_calibration
+
     try:
         config = read_config(arguments.model)
         table = ScoreTable.read(arguments.scores)
@@ -59,12 +59,14 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     return 0
 
 
-def fitted(table: ScoreTable, path: str | Path) -> Calibration:
+def fitted(table: "ScoreTable", path: str | Path) -> "Calibration":
     """The calibration of a development score file ``path`` with the scores ``table``.
 
     Raises:
         ScoreError: see `fit_calibration`.
     """
+    from moelora_ad.evaluation.metrics.calibration import fit_calibration
+
     calibration = fit_calibration(table.scores, table.labels, fitted_on=_named(path, table))
     return replace(calibration, precision=precision_of(path))
 
@@ -72,6 +74,9 @@ def fitted(table: ScoreTable, path: str | Path) -> Calibration:
 def precision_of(path: str | Path) -> str | None:
     """The precision of the scores in a file, by the provenance beside it; None if that is not there or of other
     scores."""
+    from moelora_ad.evaluation.provenance import read_provenance
+    from moelora_ad.files import file_hash
+
     try:
         provenance = read_provenance(Path(path))
         of_these = provenance["score_file_sha256"] == file_hash(Path(path))
@@ -82,7 +87,7 @@ def precision_of(path: str | Path) -> str | None:
 
 
 def figures_of_sets(
-    paths: Sequence[str | Path], calibration: Calibration | None, fitted_on: ScoreTable | None
+    paths: Sequence[str | Path], calibration: "Calibration | None", fitted_on: "ScoreTable | None"
 ) -> list[dict[str, Any]]:
     """Figures of score files for the model card, see `models.model_card`; a set is named by its file.
 
@@ -95,6 +100,11 @@ def figures_of_sets(
     Raises:
         InputError: a file is missing or faulty, or two have the same name.
     """
+    from moelora_ad.evaluation.metrics.calibration import shared_trials
+    from moelora_ad.evaluation.metrics.figures import evaluate_set
+    from moelora_ad.evaluation.metrics.options import FigureOptions
+    from moelora_ad.evaluation.score_table import ScoreTable
+
     names = [Path(path).stem for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{len(names)} score files, but {twice[0]!r} names more than one: rename them")
@@ -116,14 +126,18 @@ def figures_of_sets(
     return results
 
 
-def _named(path: str | Path, table: ScoreTable) -> str:
+def _named(path: str | Path, table: "ScoreTable") -> str:
     """A score file in words that stay true when it is moved: its name, its corpora and splits."""
     fields = zip(table.trials.column("corpus"), table.trials.column("split"), strict=True)
     parts = sorted({" ".join(filter(None, pair)) for pair in set(fields)})
     return f"{Path(path).name} ({', '.join(parts)})"
 
 
-def _table(table: ScoreTable, calibration: Calibration) -> Table:
+def _table(table: "ScoreTable", calibration: "Calibration") -> "Table":
+    from rich.table import Table
+
+    from moelora_ad.evaluation.metrics.curve import ScoreCurve
+
     shown = Table()
     for column in ("", "Cllr", "actDCF"):
         shown.add_column(column, justify="right" if column else "left")

@@ -3,24 +3,20 @@
 import inspect
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from moelora_ad import corpora
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.cli.terminal import progress
-from moelora_ad.configuration.objects import instantiate, parse_parts
-from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import add_allow
-from moelora_ad.corpora import Corpus
-from moelora_ad.corpora.checking import CorpusReport, check_corpus
-from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
-from moelora_ad.data.shares import by_name
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
-from moelora_ad.runs.record import DEV
+
+if TYPE_CHECKING:
+    from moelora_ad.corpora import Corpus
+    from moelora_ad.corpora.checking import CorpusReport
 
 _LISTED = 10  # problems of one kind on the terminal; JSON has all
 
@@ -50,6 +46,8 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def _list(json_path: str | None) -> int:
+    from moelora_ad import corpora
+
     classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
     rows = [
         {
@@ -71,7 +69,7 @@ def _list(json_path: str | None) -> int:
     return 0
 
 
-def _official(one: type[Corpus]) -> str:
+def _official(one: "type[Corpus]") -> str:
     """Official numbers of trials, by the split, phase or list that the class takes."""
     choices = {name: get_args(hint) for name, hint in get_type_hints(one.__init__).items() if get_args(hint)}
     name = next((name for name in ("split", "phase", "trials") if isinstance(choices.get(name, (None,))[0], str)), None)
@@ -85,11 +83,19 @@ def _official(one: type[Corpus]) -> str:
 
 
 def _is_corpus(value: Any) -> bool:
+    from moelora_ad.corpora import Corpus
+
     return inspect.isclass(value) and issubclass(value, Corpus) and not inspect.isabstract(value)
 
 
-def _corpora(configs: list[str], allow: Collection[str]) -> dict[str, Corpus]:
+def _corpora(configs: list[str], allow: Collection[str]) -> "dict[str, Corpus]":
     """The corpora of configurations, by where they stand in the part ``data``."""
+    from moelora_ad.configuration.objects import instantiate, parse_parts
+    from moelora_ad.configuration.parser import OneLineParser
+    from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
+    from moelora_ad.data.shares import by_name
+    from moelora_ad.runs.record import DEV
+
     parser = OneLineParser(exit_on_error=False)
     parser.add_class_arguments(AudioDeepfakeDataModule, "data")
     parsed = parse_parts(parser, configs, {"data": None}, allow)
@@ -102,7 +108,9 @@ def _corpora(configs: list[str], allow: Collection[str]) -> dict[str, Corpus]:
     return found
 
 
-def _check(found: dict[str, Corpus], samples: int | None, json_path: str | None) -> int:
+def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | None) -> int:
+    from moelora_ad.corpora.checking import check_corpus
+
     with progress() as show:
 
         def shown(indices: Iterable[int], what: str, total: int) -> Iterator[int]:
@@ -125,7 +133,7 @@ def _check(found: dict[str, Corpus], samples: int | None, json_path: str | None)
     return FAILED if off else 0
 
 
-def _counts(reports: dict[str, CorpusReport]) -> Table:
+def _counts(reports: "dict[str, CorpusReport]") -> Table:
     table = _empty_table("trials", "bona fide", "spoof", "official", "no audio")
     for place, report in reports.items():
         official = report.official and report.official.total
@@ -134,7 +142,7 @@ def _counts(reports: dict[str, CorpusReport]) -> Table:
     return table
 
 
-def _audio(reports: dict[str, CorpusReport]) -> Table:
+def _audio(reports: "dict[str, CorpusReport]") -> Table:
     table = _empty_table("decoded", "failed", "seconds (median)", "rates", "hours")
     for place, report in reports.items():
         seconds = "{0:.1f} to {2:.1f} ({1:.1f})".format(*report.seconds) if report.seconds else ""

@@ -5,19 +5,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.configuration.building import PARTS, build_from_configs, config_beside, detector_state, load_weights
 from moelora_ad.configuration.trust import add_allow
-from moelora_ad.corpora import Corpus
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
-from moelora_ad.data.shares import by_name
 from moelora_ad.errors import InputError
-from moelora_ad.models import Detector
-from moelora_ad.models.precision import SINGLE
-from moelora_ad.models.saving.files import CONFIG, read_config
-from moelora_ad.models.saving.onnx_export import export_onnx
-from moelora_ad.models.saving.specification import allow_options, packages_of
+
+if TYPE_CHECKING:
+    from moelora_ad.corpora import Corpus
+    from moelora_ad.data.data_module import AudioDeepfakeDataModule
+    from moelora_ad.models import Detector
 
 ONNX = "model.onnx"
 
@@ -43,6 +40,9 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def _export(program: str, arguments: argparse.Namespace) -> int:
+    from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
+    from moelora_ad.models.precision import SINGLE
+
     folder = Path(arguments.to)
     _check_target(folder, arguments.onnx)
     state = detector_state(arguments.checkpoint)
@@ -71,7 +71,9 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     return FAILED if failure else 0
 
 
-def _onnx_failure(detector: Detector, folder: Path) -> str | None:
+def _onnx_failure(detector: "Detector", folder: Path) -> str | None:
+    from moelora_ad.models.saving.onnx_export import export_onnx
+
     try:
         export_onnx(detector, folder / ONNX)
     except (InputError, RuntimeError) as error:
@@ -79,20 +81,24 @@ def _onnx_failure(detector: Detector, folder: Path) -> str | None:
     return None
 
 
-def _corpora(data: AudioDeepfakeDataModule) -> dict[str, str]:
+def _corpora(data: "AudioDeepfakeDataModule") -> dict[str, str]:
     """Which corpora a run used, in words."""
+    from moelora_ad.data.shares import by_name
+
     words = {"training": ", ".join(sorted({_corpus(corpus) for corpus in by_name(data.train).values()}))}
     words["selection of the checkpoint"] = _corpus(data.val) if data.val else ""
     words["augmentation in training"] = type(data.train_augmentation).__name__ if data.train_augmentation else "none"
     return {use: what for use, what in words.items() if what}
 
 
-def _corpus(corpus: Corpus) -> str:
+def _corpus(corpus: "Corpus") -> str:
     return f"{corpus.name} {getattr(corpus, 'split', None) or ''}".strip()
 
 
 def _check_target(folder: Path, onnx: bool) -> None:
     """Nothing but a model that was saved before is overwritten, and that as a whole."""
+    from moelora_ad.models.saving.files import read_config
+
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
@@ -104,7 +110,11 @@ def _check_target(folder: Path, onnx: bool) -> None:
         raise InputError(f"--to: {folder} has the {ONNX} of another model: give --onnx too, or another folder")
 
 
-def _tell(program: str, folder: Path, detector: Detector) -> None:
+def _tell(program: str, folder: Path, detector: "Detector") -> None:
+    from moelora_ad.configuration.building import PARTS
+    from moelora_ad.models.saving.files import CONFIG, read_config
+    from moelora_ad.models.saving.specification import allow_options, packages_of
+
     files = sorted(path for path in folder.iterdir() if path.is_file())
     size = sum(path.stat().st_size for path in files)
     print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB in all")

@@ -1,75 +1,9 @@
 """The verb inspect: what the model of a configuration costs, without its weights."""
 
-import argparse
-import json
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from moelora_ad.adapters import AdapterError
-from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
-from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.cli.fit import DetectionCommand
-from moelora_ad.configuration.parser import OneLineParser
+from moelora_ad.cli.arguments import OneLineArgumentParser, names_configuration
 from moelora_ad.configuration.trust import add_allow
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
-from moelora_ad.errors import InputError
-from moelora_ad.models.accounting import Account, account
-from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, precision_name, round_frozen
-from moelora_ad.models.trial import MOST_OF_DETECTOR, built_on_trial
-from moelora_ad.training.detection_module import DetectionModule
-
-NAMES = sorted({*PRECISIONS} - {"16-true"})  # in which training works, see `check_trains`
-WIDTH = 80
-
-
-class _Parser(OneLineParser):
-    """The configuration is that of fit; a mistake in it is told under this verb's name."""
-
-    def exit(self, status: int = 0, message: str | None = None) -> Any:
-        super().exit(status, message and message.replace(" fit: error:", " inspect: error:", 1))
-
-
-class _Model(DetectionCommand):
-    """Builds what fit builds, on the meta device, and runs nothing.
-
-    Args:
-        allow: packages besides ours whose classes may be built.
-        arguments: of ``LightningCLI``.
-    """
-
-    def __init__(self, allow: Collection[str], **arguments: Any) -> None:
-        self.allow = allow
-        super().__init__(DetectionModule, AudioDeepfakeDataModule, **arguments)
-
-    def before_instantiate_classes(self) -> None:
-        super().before_instantiate_classes()
-        trainer = self.given.trainer
-        for name, value in vars(trainer).items():
-            if isinstance(value, Namespace | list):
-                trainer[name] = None  # loggers, callbacks and the like: none of them counts
-
-    def instantiate_trainer(self, **_: Any) -> Trainer:
-        return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-
-    def _read_trials(self, data: AudioDeepfakeDataModule) -> None:
-        """No corpus is needed."""
-
-    def fit(self, **_: Any) -> None:
-        """Nothing is run."""
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
@@ -77,125 +11,15 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser = OneLineArgumentParser(
         prog=f"{program} inspect",
         description=f"{__doc__} It takes --config and all other options of {program} fit, and these:",
-        allow_abbrev=False,
     )
     parser.add_argument("--seconds", type=float, help="of a clip (default: the training segment's)")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     add_allow(parser)
     own, rest = parser.parse_known_args(argv[1:])
-    if not any(argument == "--config" or argument.startswith("--config=") for argument in rest):
+    if not names_configuration(rest):
         parser.error("give the configuration of a training run with --config")
     if own.seconds is not None and not 0 < own.seconds < 3_600:
         parser.error(f"--seconds is {own.seconds:g}: give the length of a clip")
-    try:
-        command = _built(rest, own.allow)
-        result = _account(command, own)
-    except (InputError, AdapterError, MisconfigurationException) as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
-    setting = {
-        "seconds": _segment(command, own) / SAMPLE_RATE,
-        "batch_size": command.datamodule.batch_size,
-        "precision": _precision(command)[0],
-    }
-    if own.format == "json":
-        print(json.dumps({"setting": setting} | asdict(result), indent=2))
-    else:
-        _print(result, setting, _left_out(command.model))
-    return 0
+    from moelora_ad.cli.lightning_cli.inspection import inspect_model
 
-
-def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with built_on_trial(MOST_OF_DETECTOR), _quiet():
-        return _Model(
-            allow,
-            save_config_callback=None,
-            seed_everything_default=False,
-            parser_class=_Parser,
-            parser_kwargs={"allow_abbrev": False},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=["fit", *arguments],
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Seeds and devices are not this verb's business, and PyTorch logs an error that is told in a line anyway."""
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _account(command: DetectionCommand, own: argparse.Namespace) -> Account:
-    model, samples, (name, precision) = command.model, _segment(command, own), _precision(command)
-    if name in ROUNDED:
-        round_frozen(model.detector, name, "trainer.precision")
-    try:
-        with _quiet():
-            return account(model.detector, model.optimizer, samples, command.datamodule.batch_size, precision)
-    except (RuntimeError, ValueError) as error:  # too few frames, in the words of whichever layer lacks them
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"the model does not take clips of {samples / SAMPLE_RATE:g} s: {reason}") from None
-
-
-def _segment(command: DetectionCommand, own: argparse.Namespace) -> int:
-    if own.seconds is not None:
-        return round(own.seconds * SAMPLE_RATE)
-    return command.datamodule.train_segment.samples or TRAINING_SAMPLES
-
-
-def _precision(command: DetectionCommand) -> tuple[str, torch.dtype]:
-    """Its name, and what products are computed in."""
-    name = precision_name(command.given.trainer.precision)
-    if name not in NAMES:
-        raise InputError(f"trainer.precision {name}: give one of {', '.join(NAMES)}, which train here")
-    return name, AUTOCAST.get(name, torch.float32)
-
-
-def _left_out(model: DetectionModule) -> list[str]:
-    """What a training step of this configuration does beyond what is counted."""
-    extra = {"meta-learning": model.meta_learning, "auxiliary losses": model.auxiliary}
-    return [name for name, used in extra.items() if used is not None]
-
-
-def _print(result: Account, setting: Mapping[str, Any], left_out: Sequence[str]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    counts, sites = result.parameters, result.sites
-    trained = counts["total"] - counts["backbone_frozen"]
-    table = Table("parameters", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("number", justify="right")
-    table.add_column("share", justify="right")
-    for name, number in counts.items():
-        if number:
-            if name == "total":
-                table.add_section()
-            table.add_row(name.replace("_", " "), f"{number:,}", f"{100 * number / counts['total']:.2f} %")
-    table.add_row("trained", f"{trained:,}", f"{100 * trained / counts['total']:.2f} %")
-    console.print(table)
-    facts = Table.grid(padding=(0, 2))
-    if sites.wrapped:
-        told = [", ".join(f"{count} {name}" for name, count in sites.by_name.items())]
-        if sites.shapes:
-            told.append(", ".join(f"{inner} -> {outer}" for inner, outer in sites.shapes))
-        facts.add_row("adapted", f"{sites.wrapped} of {sites.expected} projections, in {sites.layers} layers")
-        facts.add_row("", "; ".join(told))
-    if sites.gates:
-        facts.add_row("gates", f"{sites.gates}")
-    forward = result.forward
-    parts = ", ".join(f"{name} {forward[name] / 1e9:.2f}" for name in ("backbone", "adapters", "classifier"))
-    facts.add_row("forward", f"{forward['total'] / 1e9:.2f} GFLOP per second of audio: {parts}")
-    facts.add_row("training", f"{result.training_step / 1e9:.2f} GFLOP per second of audio, forward and backward")
-    clips = f"{setting['batch_size']} clips of {setting['seconds']:g} s, {setting['precision']}"
-    facts.add_row("activations", f"{result.saved_bytes / 2**20:,.0f} MiB kept for the backward pass: {clips}")
-    facts.add_row("model to keep", f"{result.kept_bytes / 1e6:,.1f} MB")
-    facts.add_row("checkpoint", f"{result.checkpoint_bytes / 1e6:,.1f} MB with optimiser")
-    console.print(facts)
-    console.print("FLOP: of products and convolutions; Fourier transforms and the like are left out")
-    if left_out:
-        console.print(f"a step of the plain loss, without {' and '.join(left_out)}")
+    return inspect_model(rest, own, parser.prog)

@@ -5,17 +5,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.cli.terminal import print_line, print_table, step_progress
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.comparison.scored_runs import read_runs
-from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
-from moelora_ad.evaluation.comparison.table_one import against_table, table_one
-from moelora_ad.evaluation.reports.text_table import TextTable
-from moelora_ad.runs.record import find_records
+
+if TYPE_CHECKING:
+    from moelora_ad.evaluation.comparison.systems import Comparison
+    from moelora_ad.evaluation.reports.text_table import TextTable
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
@@ -57,7 +57,11 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         parser.error(f"--to: {given.to} is not a folder")
 
 
-def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Comparison:
+def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "Comparison":
+    from moelora_ad.evaluation.comparison.scored_runs import read_runs
+    from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
+    from moelora_ad.runs.record import find_records
+
     records = find_records(given.runs)
     with step_progress(len(records)) as tick:
         runs, notes = read_runs(records, tick)
@@ -75,7 +79,7 @@ def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> C
     return comparison
 
 
-def _write(comparison: Comparison, given: argparse.Namespace) -> None:
+def _write(comparison: "Comparison", given: argparse.Namespace) -> None:
     from moelora_ad.evaluation.comparison.writing import write_comparison  # matplotlib takes a second
 
     try:
@@ -84,7 +88,9 @@ def _write(comparison: Comparison, given: argparse.Namespace) -> None:
         raise InputError(f"{given.to}: cannot be written: {error.strerror}") from None
 
 
-def _print(comparison: Comparison, reference: str | None) -> None:
+def _print(comparison: "Comparison", reference: str | None) -> None:
+    from moelora_ad.evaluation.comparison.table_one import against_table, table_one
+
     _print_table(table_one(comparison))
     if reference is not None:
         _print_table(against_table(comparison, reference))
@@ -92,7 +98,7 @@ def _print(comparison: Comparison, reference: str | None) -> None:
         print_line(f"note: {note}")
 
 
-def _print_table(table: TextTable) -> None:
+def _print_table(table: "TextTable") -> None:
     console = Console()
     if not console.is_terminal:  # nothing is bold there
         rows = [

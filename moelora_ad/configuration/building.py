@@ -160,7 +160,10 @@ def config_beside(checkpoint: str) -> str:
     """
     path = Path(checkpoint).absolute().parent.parent / "config.yaml"
     if not path.is_file():
-        raise InputError(f"no configuration {path}: give that of the run with --config (in Python hparams_file)")
+        raise InputError(
+            f"no configuration {path}: give that of the run with --config (in Python hparams_file, or backbone, "
+            "adaptation and classifier)"
+        )
     return str(path)
 
 

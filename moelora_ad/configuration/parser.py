@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse._util import resolved_import_paths  # what it writes in place of the shortest path
 from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad import documents
+from moelora_ad.adapters import LoRA, MoELoRA
 from moelora_ad.errors import InputError, printable, shortened
 from moelora_ad.models.saving.specification import not_found, outside_code
 
@@ -25,6 +27,9 @@ def _load_checked(text: str) -> Any:
 
 # Of all that jsonargparse reads: configurations, and values on the command line.
 set_loader("yaml", _load_checked, exceptions=(yaml.YAMLError, ValueError, RecursionError))
+
+for _method in (LoRA, MoELoRA):  # which are in moelora_ad, too
+    resolved_import_paths.add(_method, f"moelora_ad.adapters.{_method.__name__}")
 
 _WORDS = {"int": "whole number", "float": "number", "bool": "true, false", "str": "text", "NoneType": "null"}
 _SHOWN = 80  # characters of a value

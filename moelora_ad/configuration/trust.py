@@ -13,9 +13,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jsonargparse import set_parsing_settings
-
-from moelora_ad.configuration.jsonargparse_internals import settings_restored
 from moelora_ad.errors import InputError
 
 KNOWN = (
@@ -42,6 +39,10 @@ def imports_limited(allow: Collection[str] | None) -> Iterator[None]:
     Args:
         allow: packages besides `KNOWN`; None for all that jsonargparse does not deny, such as ``os``.
     """
+    from jsonargparse import set_parsing_settings  # here: the help of verbs has the option --allow, and no parsing
+
+    from moelora_ad.configuration.jsonargparse_internals import settings_restored
+
     with settings_restored():
         if allow is None:
             set_parsing_settings(import_path_denylist=[])  # its own list, which only warns otherwise

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -252,3 +252,10 @@ class AudioDeepfakeDataModule(LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+def known_data(trainer: Trainer) -> AudioDeepfakeDataModule | None:
+    """The data module of a trainer, which knows the trials behind its batches; None for DataLoaders of the user's own,
+    and other data modules."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, AudioDeepfakeDataModule) else None

@@ -57,14 +57,14 @@ def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -
     """Refuse to go on with another training: its schedule and its optimiser are of other trials.
 
     Args:
-        checkpoint: as Lightning saves it; one of an earlier version, which knows nothing of its data, passes.
-        own: what this run trains on.
+        checkpoint: as Lightning saves it; one that knows nothing of its data passes.
+        own: what this run trains on; empty if that is not known.
 
     Raises:
         InputError: these are other trials.
     """
     theirs = checkpoint.get(TRAINING_DATA)
-    if theirs is None or theirs["sha256"] == own["sha256"]:
+    if not theirs or not own or theirs["sha256"] == own["sha256"]:
         return
     told = [f"{', '.join(data['corpora'])} ({data['trials']:,} trials)" for data in (theirs, own)]
     raise InputError(

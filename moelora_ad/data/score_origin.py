@@ -118,7 +118,8 @@ def _common_origin(trainer: Trainer) -> dict[str, str]:
         return {}
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     parts = (detector.backbone, detector.adaptation, detector.classifier)
-    return {
+    backend: str | None = getattr(trainer.lightning_module, "backend", None)
+    return ({} if backend is None else {"compiled": backend}) | {
         "weights": tensors_hash(tensors),
         "architecture": _text_hash(f"{_class_name(part)} {part.init_args}" for part in parts),
         "code": _code_hash(detector),

@@ -1,34 +1,41 @@
 """Scores -> figures. No model is needed: a score file is enough."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from moelora_ad.evaluation.metrics.averages import MacroAverage, SeedSummary, macro_averages, over_seeds
-from moelora_ad.evaluation.metrics.calibration import Calibration, fit_calibration, probability_of_bona_fide
-from moelora_ad.evaluation.metrics.clusters import default_clusters
-from moelora_ad.evaluation.metrics.costs import (
-    AsvErrorRates,
-    DetectionCosts,
-    TandemCosts2019,
-    TandemCosts2021,
-    asv_error_rates,
-    read_asv_error_rates,
-)
-from moelora_ad.evaluation.metrics.curve import ScoreCurve, accuracy, act_dcf, auc, cllr, min_cllr, min_dcf, min_tdcf
-from moelora_ad.evaluation.metrics.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
-from moelora_ad.evaluation.metrics.figures import evaluate_set, pooled
-from moelora_ad.evaluation.metrics.intervals import Difference, Interval, bootstrap, compare
-from moelora_ad.evaluation.metrics.options import FigureOptions
-from moelora_ad.evaluation.metrics.set_evaluation import Figures, SetEvaluation
-from moelora_ad.evaluation.score_files.formats import Scores, read_scores, write_scores
-from moelora_ad.evaluation.score_files.keys import Joined, join_scores, read_key
-from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from moelora_ad.evaluation.metrics.averages import MacroAverage, SeedSummary, macro_averages, over_seeds
+    from moelora_ad.evaluation.metrics.calibration import Calibration, fit_calibration, probability_of_bona_fide
+    from moelora_ad.evaluation.metrics.clusters import default_clusters
+    from moelora_ad.evaluation.metrics.costs import (
+        AsvErrorRates,
+        DetectionCosts,
+        TandemCosts2019,
+        TandemCosts2021,
+        asv_error_rates,
+        read_asv_error_rates,
+    )
+    from moelora_ad.evaluation.metrics.curve import (
+        ScoreCurve,
+        accuracy,
+        act_dcf,
+        auc,
+        cllr,
+        min_cllr,
+        min_dcf,
+        min_tdcf,
+    )
+    from moelora_ad.evaluation.metrics.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
+    from moelora_ad.evaluation.metrics.figures import evaluate_set, pooled
+    from moelora_ad.evaluation.metrics.intervals import Difference, Interval, bootstrap, compare
+    from moelora_ad.evaluation.metrics.options import FigureOptions
+    from moelora_ad.evaluation.metrics.set_evaluation import Figures, SetEvaluation
     from moelora_ad.evaluation.metrics.torchmetrics import (
         ActualDetectionCost,
         AreaUnderCurve,
         EqualErrorRate,
+        LabelledScores,
         LogLikelihoodRatioCost,
         MinDetectionCost,
         MinLogLikelihoodRatioCost,
@@ -36,6 +43,11 @@ if TYPE_CHECKING:
         TrialFailures,
         TrialScores,
     )
+    from moelora_ad.evaluation.reports.evaluate import evaluate
+    from moelora_ad.evaluation.reports.results import Results
+    from moelora_ad.evaluation.score_files.formats import Scores, read_scores, write_scores
+    from moelora_ad.evaluation.score_files.keys import Joined, join_scores, read_key
+    from moelora_ad.evaluation.score_table import ScoreTable
 
 __all__ = [
     "ActualDetectionCost",
@@ -50,11 +62,13 @@ __all__ = [
     "Figures",
     "Interval",
     "Joined",
+    "LabelledScores",
     "LogLikelihoodRatioCost",
     "MacroAverage",
     "MinDetectionCost",
     "MinLogLikelihoodRatioCost",
     "MinTandemDetectionCost",
+    "Results",
     "ScoreCurve",
     "ScoreError",
     "ScoreTable",
@@ -74,6 +88,7 @@ __all__ = [
     "compare",
     "default_clusters",
     "equal_error_rate",
+    "evaluate",
     "evaluate_set",
     "fit_calibration",
     "join_scores",
@@ -90,9 +105,5 @@ __all__ = [
     "write_scores",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # Importing torch for the metrics takes seconds and 560 MB, and the figures of a score file need none of it.
-    if name in __all__:
-        return getattr(import_module("moelora_ad.evaluation.metrics.torchmetrics"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The figures of a score file need no torch, and a verb's help needs nothing of all this.
+__getattr__, __dir__ = lazy_names(__name__)

@@ -1,5 +1,15 @@
 """Trained detectors at work: scores of a person's own files, and models to keep."""
 
-from moelora_ad.inference.scorer import FileScore, Scorer, WindowScore
+from typing import TYPE_CHECKING
 
-__all__ = ["FileScore", "Scorer", "WindowScore"]
+from moelora_ad.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from moelora_ad.audio.notes import Note
+    from moelora_ad.inference.file_scores import FileFailure, FileScore, WindowScore
+    from moelora_ad.inference.loading import load
+    from moelora_ad.inference.scorer import Scorer
+
+__all__ = ["FileFailure", "FileScore", "Note", "Scorer", "WindowScore", "load"]
+
+__getattr__, __dir__ = lazy_names(__name__)

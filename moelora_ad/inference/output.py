@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from moelora_ad.errors import printable
-from moelora_ad.inference.scorer import Failure, FileScore, default_threshold, probability
+from moelora_ad.inference.file_scores import FileFailure, FileScore, default_threshold, probability
 
 FILE_COLUMNS = (
     "path",
@@ -66,9 +66,9 @@ class Decision(NamedTuple):
         )
 
 
-def file_row(result: FileScore | Failure, decision: Decision) -> Row:
+def file_row(result: FileScore | FileFailure, decision: Decision) -> Row:
     """One file, by ``FILE_COLUMNS``."""
-    if isinstance(result, Failure):
+    if isinstance(result, FileFailure):
         return dict.fromkeys(FILE_COLUMNS) | {"path": result.name, "error": result.reason}
     return {
         "path": result.name,

@@ -9,7 +9,8 @@ import torch
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.models import Detector
-from moelora_ad.models.precision import AUTOCAST, PRECISIONS, ROUNDED, SINGLE
+from moelora_ad.models.precision import AUTOCAST, ROUNDED, SINGLE
+from moelora_ad.models.precision_names import PRECISIONS
 
 
 def chosen_precision(

@@ -1,23 +1,21 @@
 """Scores of sounds of any length: three lines from a model to a number."""
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError
-from moelora_ad.audio.notes import Note
 from moelora_ad.audio.segments import Clip
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.metrics.calibration import Calibration, probability_of_bona_fide
+from moelora_ad.evaluation.metrics.calibration import Calibration
+from moelora_ad.inference.file_scores import FileFailure, FileScore, WindowScore
 from moelora_ad.inference.pipes import is_pipe, open_pipe
 from moelora_ad.inference.precision import chosen_precision, computing_in
 from moelora_ad.inference.sounds import Opened, PendingSound, named_sound
@@ -26,87 +24,6 @@ from moelora_ad.models import Detector
 from moelora_ad.models.devices import usable_device
 from moelora_ad.models.precision import ROUNDED, round_frozen
 from moelora_ad.models.scores import log_odds
-
-Verdict = Literal["bonafide", "spoof"]
-
-
-class WindowScore(NamedTuple):
-    """A stretch of a sound, from ``start`` to ``end`` in seconds, and its score, on the scale of the file's."""
-
-    start: float
-    end: float
-    score: float
-
-
-@dataclass(frozen=True)
-class FileScore:
-    """What a detector says of a sound.
-
-    Attributes:
-        name: Of the file.
-        score: Higher is more bona fide. If ``is_calibrated``, the log-likelihood ratio of bona fide against spoof
-            (natural logarithm); otherwise the model's raw log-odds, on a scale of its own.
-        is_calibrated: See above.
-        seconds: Length of the sound.
-        windows: At least one; ``score`` is their mean.
-        envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
-        notes: What makes the score worth little, or is odd about the file; see `audio.quality`. They change no score.
-    """
-
-    name: str
-    score: float
-    is_calibrated: bool
-    seconds: float
-    windows: tuple[WindowScore, ...]
-    envelope: NDArray[np.float32] = field(repr=False, compare=False)
-    envelope_step: float = field(repr=False)
-    notes: tuple[Note, ...] = ()
-
-    def probability(self, prior: float = 0.5) -> float | None:
-        """The probability that the sound is bona fide; None if the score is not calibrated.
-
-        Args:
-            prior: How probable that is before the sound is heard, above 0 and below 1.
-        """
-        return probability(self.score, prior) if self.is_calibrated else None
-
-    def verdict(self, prior: float = 0.5, threshold: float | None = None) -> Verdict:
-        """Bona fide if the score reaches a threshold, see `default_threshold`."""
-        if threshold is None:
-            threshold = default_threshold(self.is_calibrated, prior)
-        return "bonafide" if self.score >= threshold else "spoof"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sound that has no score."""
-
-    name: str
-    error: Exception
-
-    @property
-    def reason(self) -> str:
-        """One line that has the name."""
-        if isinstance(self.error, InputError):
-            return str(self.error)
-        return str(InputError(f"cannot use {self.name}: {type(self.error).__name__}: {self.error}"))
-
-
-def probability(score: float, prior: float) -> float:
-    """The probability of bona fide for a log-likelihood ratio; ``prior`` as in `FileScore.probability`."""
-    return float(probability_of_bona_fide(np.array([score]), prior)[0])
-
-
-def default_threshold(is_calibrated: bool, prior: float) -> float:
-    """The threshold with the fewest expected errors for calibrated scores, -logit(prior); 0 for raw ones.
-
-    Raises:
-        InputError: ``prior`` is not above 0 and below 1.
-    """
-    if not 0 < prior < 1:
-        raise InputError(f"prior: must be above 0 and below 1, not {prior}")
-    return math.log1p(-prior) - math.log(prior) if is_calibrated else 0.0
-
 
 Progress = Callable[[float], None]
 
@@ -119,9 +36,10 @@ class Scorer:
     one window has the score that `lightning test` gives it in the same precision.
 
     Args:
-        detector: It is put in evaluation mode.
-        calibration: Makes log-odds log-likelihood ratios; without it, scores are raw log-odds.
-        window: Length of a window in samples at 16 kHz.
+        detector: It is put in evaluation mode. Any module that makes logits (B, 2) of waveforms (B, samples) will do.
+        calibration: Makes log-odds log-likelihood ratios; the detector's own if not given. Without one, scores are raw
+            log-odds.
+        window: Length of a window in samples at 16 kHz; that of the detector if not given.
         hop: Samples from one window to the next; half a window if not given.
         batch_size: Windows that the detector gets at once, of several files if these are short.
         device: "cpu", "cuda", ...; the first GPU if not given and if there is one.
@@ -141,12 +59,15 @@ class Scorer:
         self,
         detector: Detector,
         calibration: Calibration | None = None,
-        window: int = TRAINING_SAMPLES,
+        window: int | None = None,
         hop: int | None = None,
         batch_size: int = 16,
         device: str | torch.device | None = None,
         precision: str | None = None,
     ) -> None:
+        window = getattr(detector, "window", TRAINING_SAMPLES) if window is None else window
+        if calibration is None and (kept := getattr(detector, "calibration", None)) is not None:
+            calibration = Calibration.from_dict(kept)
         self.hop = max(1, window // 2) if hop is None else hop
         if not 1 <= self.hop <= window:
             seconds = window / SAMPLE_RATE
@@ -189,9 +110,7 @@ class Scorer:
         """
         device = usable_device(device)
         detector = Detector.from_pretrained(source, revision=revision, backbone=backbone, device=device, allow=allow)
-        kept = detector.calibration
-        calibration = None if kept is None else Calibration.from_dict(kept)
-        return cls(detector, calibration, detector.window, hop, batch_size, device, precision)
+        return cls(detector, hop=hop, batch_size=batch_size, device=device, precision=precision)
 
     def __call__(
         self,
@@ -221,14 +140,16 @@ class Scorer:
             of_array: AbstractContextManager[Sound] = nullcontext(sound_of_array(sound, sample_rate, "the array"))
             named = "the array", lambda: of_array
         (result,) = self._score([named], None)
-        if isinstance(result, Failure):
+        if isinstance(result, FileFailure):
             raise result.error
         return result
 
     def score_files(
         self, places: Iterable[str | BinaryIO], progress: Progress | None = None, track: int | None = None
-    ) -> Iterator[FileScore | Failure]:
+    ) -> Iterator[FileScore | FileFailure]:
         """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
+
+        A file gives a `FileScore`, one that cannot be used a `FileFailure`; `as_dict` of both is plain JSON.
 
         Args:
             places: Paths, places in archives, or binary file objects, which are closed. A path of a pipe is refused:
@@ -237,11 +158,13 @@ class Scorer:
             track: Which audio track of each, from 1 on; the one that the file calls its default if not given.
 
         Raises:
-            InputError: The device has too little memory. A file that cannot be used is a `Failure`.
+            InputError: The device has too little memory.
         """
         return self._score((named_sound(place, track) for place in places), progress)
 
-    def _score(self, sounds: Iterable[tuple[str, Opened]], progress: Progress | None) -> Iterator[FileScore | Failure]:
+    def _score(
+        self, sounds: Iterable[tuple[str, Opened]], progress: Progress | None
+    ) -> Iterator[FileScore | FileFailure]:
         waiting: deque[PendingSound] = deque()
         batch: list[tuple[PendingSound, Clip]] = []
         for number, (name, opened) in enumerate(sounds):
@@ -277,13 +200,13 @@ class Scorer:
                 f"{self.device} has too little memory for {len(waveforms)} windows at once: take a smaller batch size"
             ) from None
 
-    def _result(self, sound: PendingSound) -> FileScore | Failure:
+    def _result(self, sound: PendingSound) -> FileScore | FileFailure:
         if sound.error is not None:
-            return Failure(sound.name, sound.error)
+            return FileFailure(sound.name, sound.error)
         scores = np.array(sound.log_odds, np.float64)
         if not np.isfinite(scores).all():
             told = "the detector's output is not finite; are its samples within full scale?"
-            return Failure(sound.name, AudioError(f"cannot score {sound.name}: {told}"))
+            return FileFailure(sound.name, AudioError(f"cannot score {sound.name}: {told}"))
         if self.calibration is not None:
             scores = self.calibration.apply(scores)
         assert sound.envelope is not None

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from moelora_ad.errors import printable
 from moelora_ad.files import unused_name, written_whole
+from moelora_ad.inference.file_scores import FileScore
 from moelora_ad.inference.output import Decision, Row, chance, clock, window_rows
-from moelora_ad.inference.scorer import FileScore
 
 BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # told apart by colour-blind readers, too
 _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"

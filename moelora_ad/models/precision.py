@@ -6,13 +6,12 @@ import torch
 
 from moelora_ad.errors import InputError
 from moelora_ad.models.detector import Detector
+from moelora_ad.models.precision_names import SINGLE
 
-SINGLE = "32-true"
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Products of the encoder and its adapters in half precision, weights in float32."""
 ROUNDED = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
 """The frozen tensors of the encoder in half precision, what is trained and the head in float32."""
-PRECISIONS = (SINGLE, *AUTOCAST, *ROUNDED)
 _SHORT = {"None": SINGLE, "32": SINGLE, "16": "16-mixed", "bf16": "bf16-mixed"}
 
 

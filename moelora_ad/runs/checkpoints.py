@@ -67,6 +67,22 @@ def checkpoint_of(run: Path | None, which: str, verb: str) -> str:
     return str(path)
 
 
+def best_checkpoint(run: Path) -> Path:
+    """The best checkpoint of a run, by its record; the only one of a run that has none.
+
+    Raises:
+        CheckpointError: there is none, or are several.
+    """
+    if (run / RECORD).is_file():
+        found = read_record(run).checkpoint_path
+        if found is not None:
+            return found
+    kept = sorted(path for path in (run / _FOLDER).glob("*.ckpt") if not path.name.startswith(LAST))
+    if len(kept) != 1:
+        raise CheckpointError(f"{run}: {len(kept) or 'no'} checkpoints to choose from in {run / _FOLDER}")
+    return kept[0]
+
+
 def missing(run: Path | None, verb: str) -> CheckpointError:
     """The error of a command that judges a model and was given no checkpoint; names those of its run."""
     found = {} if run is None else {BEST: _best(run), LAST: _last(run)}

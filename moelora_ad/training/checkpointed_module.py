@@ -35,7 +35,7 @@ class CheckpointedModule(LightningModule):
 
     Attributes:
         detector: what is trained.
-        training_data: what checkpoints say of the trials that it is trained on, once that is known.
+        training_data: what checkpoints say of the trials that it is trained on; empty if that is not known.
         has_weights: whether fit goes on from the weights that there are.
         validated: how many training batches there had been when the last validation within fit ended.
     """
@@ -98,7 +98,8 @@ class CheckpointedModule(LightningModule):
         trainer = trainer_of(self)
         if trainer is not None:
             check_weights(trainer, checkpoint["state_dict"])
-            checkpoint[TRAINING_DATA] = self.training_data
+            if self.training_data:
+                checkpoint[TRAINING_DATA] = self.training_data
             checkpoint[ARCHITECTURE] = architecture_of(self.detector)
             if trainer.state.fn == "fit":
                 checkpoint[CUT_OFF] = cut_off(trainer, self.validated)

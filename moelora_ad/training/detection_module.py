@@ -1,25 +1,29 @@
 """The detector in training, validation and test."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from moelora_ad.adapters import AdaptationMethod, AdapterError
 from moelora_ad.corpora import TrialList
-from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import TRAIN, known_data
 from moelora_ad.data.dataset import Batch
+from moelora_ad.data.own_loaders import as_batch
 from moelora_ad.data.resuming import training_data
 from moelora_ad.data.score_origin import about
-from moelora_ad.data.trainer_state import is_fast_dev_run, set_folder, training_folder
+from moelora_ad.data.trainer_state import is_fast_dev_run, set_folder, shards_the_model, training_folder
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
+from moelora_ad.models.compilation import CompiledDetector, eager_parts
 from moelora_ad.runs.failures import write_failures
 from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.divergence import check_loss
@@ -30,7 +34,7 @@ from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.randomness import seed_batch
 from moelora_ad.training.schedule import WarmupCosine
-from moelora_ad.training.scoring import SetFigures, SetResult, SetScores, evaluation_sets
+from moelora_ad.training.scoring import Evaluated, SetFigures, SetResult, SetScores, UnlistedResult, evaluation_sets
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -54,6 +58,12 @@ class DetectionModule(CheckpointedModule, LossModule):
             is their mean, weighted by ``class_weights``.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
         meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
+        compile: compile the encoder's layers and the classifier, each by itself, by ``torch.compile``; a string names
+            its backend. What cannot be compiled runs eagerly, and a line says why.
+
+    A trainer that has an `AudioDeepfakeDataModule` knows the trials behind its batches. With DataLoaders of your own,
+    whose batches are what `as_batch` takes, there are loss, dev EER, checkpoints and the figures of routing, but no
+    score files, no `MLDG`, and no check that a run goes on with the same data.
 
     Attributes:
         score_folder: where score files go; None for the place that `run.score_folder` tells.
@@ -76,10 +86,12 @@ class DetectionModule(CheckpointedModule, LossModule):
         loss: nn.Module | None = None,
         gradient_checkpointing: bool = False,
         meta_learning: MLDG | None = None,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
         self.detector = Detector(backbone, adaptation, classifier)
         self.gradient_checkpointing = gradient_checkpointing
+        self.backend = compile if isinstance(compile, str) else "inductor" if compile else None
         if gradient_checkpointing:
             backbone.enable_gradient_checkpointing()
         self.auxiliary = adaptation.auxiliary_losses()
@@ -100,27 +112,32 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.evaluated: dict[str, SetFigures] = {}
         self.train_failures: dict[int, str] = {}
         self._gathered_failures: TrialFailures | None = None
-        self._sets: list[SetScores] = []
+        self._sets: list[Evaluated] = []
+        self._compiled: CompiledDetector | None = None
         self._first_steps: FirstSteps | None = None
         self._start_error: AdapterError | None = None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.detector(waveforms, lengths)
+        return (self._compiled or self.detector)(waveforms, lengths)
+
+    def _as_batch(self, batch: Any, dataloader_idx: int) -> Batch:
+        return as_batch(batch, labelled=self.trainer.state.fn in ("fit", "validate"))
 
     # Training
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, AudioDeepfakeDataModule):
-            raise InputError(
-                "a DetectionModule needs to know the trials behind its batches: give Trainer an "
-                "AudioDeepfakeDataModule as datamodule, in place of DataLoaders; corpora.Manifest reads any list of "
-                "files"
-            )
+        if self.backend is not None and self._compiled is None:
+            self._compiled = self._compile(self.backend)
+        data = known_data(self.trainer)
+        # Lightning warns of a hook that a module has beside a data module.
+        self.__dict__.pop("on_before_batch_transfer", None)
+        if data is None:
+            self.on_before_batch_transfer = self._as_batch  # type: ignore[method-assign]
         if stage != "fit":
             return
-        assert data.train_trials is not None
-        self.training_data = training_data(data.train, data.train_trials)
+        if data is not None:
+            assert data.train_trials is not None
+            self.training_data = training_data(data.train, data.train_trials)
         check_monitors(self.trainer, self)
         self.parameter_counts = self.detector.parameter_counts()  # while parameters are whole
         if self.has_weights:
@@ -145,17 +162,25 @@ class DetectionModule(CheckpointedModule, LossModule):
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
         return [optimizer], [{"scheduler": self.schedule(optimizer), "interval": "epoch", "monitor": f"{DEV}/eer"}]
 
+    def _compile(self, backend: str) -> CompiledDetector:
+        facts = {"sharded": shards_the_model(self.trainer), "checkpointing": self.gradient_checkpointing}
+        uses = {"meta_learning": self.meta_learning is not None, "auxiliary": self.auxiliary is not None}
+        eager = eager_parts(self.detector, self.trainer.world_size, **facts, **uses)
+        return CompiledDetector(self.detector, backend, eager, rank_zero_info)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        seed: int = self.trainer.datamodule.seed  # type: ignore[attr-defined]
-        seed_batch(seed, self.current_epoch, batch_idx, self.global_rank)
+        data = known_data(self.trainer)
+        if data is not None:
+            seed_batch(data.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self._gathered_failures is not None
         self._gathered_failures.update(batch.failures)
-        if self.meta_learning is not None:
-            loss = self.meta_learning.training_loss(self, batch)
-        else:
-            loss = self.training_loss(batch, self._share(batch))
+        with nullcontext() if self._first_steps is None else self._first_steps.watching():
+            if self.meta_learning is not None:
+                loss = self.meta_learning.training_loss(self, batch)
+            else:
+                loss = self.training_loss(batch, self._share(batch))
         check_loss(self.trainer, loss, batch)
         return loss
 
@@ -231,15 +256,17 @@ class DetectionModule(CheckpointedModule, LossModule):
         self._gathered_failures.update([])  # a run may continue at the end of an epoch
         self.train_failures |= self._gathered_failures.compute()
         self._gathered_failures.reset()
-        trials: TrialList = self.trainer.datamodule.train_trials  # type: ignore[attr-defined]
-        self._list_failures(training_folder(self.trainer), TRAIN, trials, self.train_failures)
+        data = known_data(self.trainer)
+        if data is not None:
+            assert data.train_trials is not None
+            self._list_failures(training_folder(self.trainer), TRAIN, data.train_trials, self.train_failures)
 
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
         self._sets = evaluation_sets(self.trainer)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         logits = self(batch.waveforms, batch.lengths)
         self._sets[0].update(batch, logits)
         loss = self._loss(logits, batch)
@@ -265,7 +292,8 @@ class DetectionModule(CheckpointedModule, LossModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         logits = self(batch.waveforms, batch.lengths)
-        self._sets[dataloader_idx].update(batch, logits)
+        if self._sets:
+            self._sets[dataloader_idx].update(batch, logits)
         return logits if len(batch.trials) else logits[:0]
 
     def on_predict_batch_end(self, *_: object) -> None:
@@ -289,14 +317,16 @@ class DetectionModule(CheckpointedModule, LossModule):
                 )
             self.evaluated[part.name] = figures
             if figures.eer is not None:
-                self.log(f"{prefix}{part.name}/eer", figures.eer, prog_bar=part.name == DEV, sync_dist=True)
+                name = f"{prefix}{part.name}" if isinstance(part, SetScores) else part.name
+                self.log(f"{name}/eer", figures.eer, prog_bar=part.name == DEV, sync_dist=True)
 
-    def _write(self, part: SetScores) -> SetResult:
+    def _write(self, part: Evaluated) -> SetResult | UnlistedResult:
         result = part.result()
-        if part.kept is not None and self.trainer.is_global_zero:
-            described = about(self.trainer, part.name, len(result.reasons), result.num_known, part.started)
-            part.kept.finish(result.table, result.indices, described)
-        self._list_failures(set_folder(self.trainer, part.name), part.name, part.trials, result.reasons)
+        if isinstance(part, SetScores) and isinstance(result, SetResult):
+            if part.kept is not None and self.trainer.is_global_zero:
+                described = about(self.trainer, part.name, len(result.reasons), result.num_known, part.started)
+                part.kept.finish(result.table, result.indices, described)
+            self._list_failures(set_folder(self.trainer, part.name), part.name, part.trials, result.reasons)
         return result
 
     def _list_failures(self, folder: Path, name: str, trials: TrialList, reasons: dict[int, str]) -> None:

@@ -1,6 +1,8 @@
 """Training reaches all that it should: every adapted projection is called, and under DDP all that is trained gets a
 gradient."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -14,7 +16,7 @@ class FirstSteps:
     """Looks at the first step of a training run; with layer drop, which skips any layer in any step, at more of them.
 
     Args:
-        detector: it is watched from now on.
+        detector: that is trained.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -23,11 +25,15 @@ class FirstSteps:
         self._calls: CallWatch | None = CallWatch(detector.backbone.encoder, detector.sites)
         self._stepped = False  # a run that goes on may be at the end of an epoch
 
+    def watching(self) -> AbstractContextManager[object]:
+        """What the forward pass of a step stands in, as long as there is something to watch."""
+        return nullcontext() if self._calls is None else self._calls
+
     def after_backward(self, trainer: Trainer) -> None:
         """Called after every backward pass.
 
         Raises:
-            InjectionError: see `CallWatch.finish`.
+            InjectionError: see `CallWatch.check`.
             InputError: see `check_gradients`.
         """
         self._stepped = True
@@ -41,7 +47,7 @@ class FirstSteps:
         """Called at the end of an epoch, by which all must have been called; raises as `after_backward` does."""
         if self._stepped and self._calls is not None:
             calls, self._calls = self._calls, None
-            calls.finish()
+            calls.check()
 
 
 def check_gradients(trainer: Trainer, detector: nn.Module) -> None:

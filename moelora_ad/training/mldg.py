@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from moelora_ad.corpora import BONA_FIDE, SPOOF, TrialList
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.data.data_module import AudioDeepfakeDataModule, known_data
 from moelora_ad.data.dataset import Batch, FailedTrial
 from moelora_ad.errors import InputError
 from moelora_ad.training.batch_norm import uncounted
@@ -90,7 +90,13 @@ class MLDG:
             raise InputError(f"MLDG does not work with {type(strategy).__name__}: use one device or the strategy ddp")
         if self.second_order and module.auxiliary is not None and trainer.world_size > 1:
             raise InputError("MLDG: second_order with auxiliary losses works in one process: use first order, or one")
-        trials = _datamodule(module).train_trials
+        data = known_data(trainer)
+        if data is None:
+            raise InputError(
+                "MLDG needs to know the attacks of its trials: give Trainer an AudioDeepfakeDataModule as datamodule "
+                "in place of DataLoaders, or leave out meta_learning"
+            )
+        trials = data.train_trials
         assert trials is not None
         self._attacks, names = attacks_of(trials)
         if len(names) < 2:

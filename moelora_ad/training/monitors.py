@@ -5,7 +5,7 @@ import difflib
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
+from moelora_ad.data.data_module import TRAIN, known_data
 from moelora_ad.data.trainer_state import is_fast_dev_run
 from moelora_ad.errors import InputError
 from moelora_ad.runs.record import DEV
@@ -43,9 +43,11 @@ def check_dev_limit(trainer: Trainer) -> None:
     Raises:
         InputError: it lacks one.
     """
-    data: AudioDeepfakeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    data = known_data(trainer)
+    if data is None or is_fast_dev_run(trainer):
+        return
     num_batches = sum(int(count) for count in trainer.num_val_batches)
-    if not num_batches or is_fast_dev_run(trainer):
+    if not num_batches:
         return
     (loader,) = trainer.val_dataloaders  # type: ignore[misc]
     scored = data.eval_trials[DEV].labels[loader.sampler.of_first(num_batches)]

@@ -9,10 +9,12 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moelora_ad.corpora import TrialList
+from moelora_ad.corpora import BONA_FIDE, SPOOF, TrialList
+from moelora_ad.data.data_module import DEV, known_data
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.trainer_state import is_limited
-from moelora_ad.evaluation import ScoreTable, TrialFailures, TrialScores
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation import LabelledScores, ScoreTable, TrialFailures, TrialScores, equal_error_rate
 from moelora_ad.models.scores import trial_scores
 from moelora_ad.runs.scores import KeptScores, KnownScores
 
@@ -129,11 +131,77 @@ class SetScores:
         return SetResult(ScoreTable(trials, scores.double().numpy()[read]), scored, reasons, num_known)
 
 
-def evaluation_sets(trainer: Trainer) -> list[SetScores]:
-    """The sets that the trainer's data module evaluates in this stage, in the order of its data loaders."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    complete, device = not is_limited(trainer), trainer.strategy.root_device
+class UnlistedScores:
+    """Gathers the scores of a set whose trials are not known: figures, and no score file.
+
+    Args:
+        name: of the set.
+        device: where the processes gather them.
+    """
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        self.name = name
+        self.scores = LabelledScores().to(device)
+        self.failures = TrialFailures().to(device)
+        self.failures.update([])
+
+    def update(self, batch: Batch, logits: Tensor) -> None:
+        """Add a batch, as `SetScores.update` does."""
+        if len(batch.trials):
+            read = batch.read()
+            scores = trial_scores(logits.detach(), len(batch.trials))
+            self.scores.update(scores[read], batch.labels[read])
+            self.failures.update(batch.failures)
+
+    def result(self) -> "UnlistedResult":
+        """The scores of all processes; a collective call."""
+        scores, labels = self.scores.compute()
+        return UnlistedResult(scores.numpy(), labels.numpy(), self.failures.compute())
+
+
+class UnlistedResult(NamedTuple):
+    """The scores and labels (n,) of a set whose trials are not known, and why trials failed."""
+
+    scores: NDArray[np.float64]
+    labels: NDArray[np.float64]
+    reasons: dict[int, str]
+
+    def figures(self) -> SetFigures:
+        """Counts of what was scored, and its EER."""
+        counts = int((self.labels == BONA_FIDE).sum()), int((self.labels == SPOOF).sum())
+        labelled = all(counts) and sum(counts) == len(self.labels)
+        eer = equal_error_rate(self.scores, self.labels).eer if labelled else None
+        failed = len(self.reasons), next(iter(self.reasons.values()), "")
+        return SetFigures(*counts, eer, len(self.scores), *failed)
+
+
+Evaluated = SetScores | UnlistedScores
+
+
+def evaluation_sets(trainer: Trainer) -> list[Evaluated]:
+    """The sets that the trainer evaluates in this stage, in the order of its data loaders.
+
+    Those of a user's own DataLoaders are called ``dev``, and ``test`` or ``test_0``, ``test_1`` and so on.
+
+    Raises:
+        InputError: there are several DataLoaders for validation.
+    """
+    data, device = known_data(trainer), trainer.strategy.root_device
+    if data is None:
+        return [UnlistedScores(name, device) for name in _names(trainer)]
+    complete = not is_limited(trainer)
     return [
         SetScores(name, trials, complete, data.kept.get(name), trainer.is_global_zero, device)
         for name, trials in data.eval_trials.items()
     ]
+
+
+def _names(trainer: Trainer) -> list[str]:
+    if trainer.state.fn == "test":
+        count = len(trainer.num_test_batches)
+        return ["test"] if count == 1 else [f"test_{number}" for number in range(count)]
+    if trainer.state.fn == "predict":
+        return []
+    if len(trainer.num_val_batches) > 1:
+        raise InputError(f"{len(trainer.num_val_batches)} DataLoaders for validation: give one, whose EER selects")
+    return [DEV]

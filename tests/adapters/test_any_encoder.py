@@ -184,11 +184,12 @@ def step(encoder: nn.Module, case: Case) -> tuple[set[str], set[str]]:
     before = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     watch = CallWatch(encoder)
-    frames = output(encoder.train(), case)
+    with watch:
+        frames = output(encoder.train(), case)
     if trained:
         (frames * noise(*frames.shape)).sum().backward()
         torch.optim.AdamW(trained, lr=0.01, weight_decay=0.1).step()
-    watch.finish()
+    watch.check()
     named = dict(encoder.named_parameters())
     moved = {name for name, parameter in named.items() if not torch.equal(parameter, before[name])}
     return moved, {name for name, p in named.items() if p.grad is not None and p.grad.any()}

@@ -128,17 +128,19 @@ def test_projections_that_are_not_called_are_named():
     sites = LoRA(rank=2, targets=ATTENTION_PROJECTIONS).adapt(wavlm)
     assert len(sites) == 8
     watch = CallWatch(wavlm)
-    wavlm(torch.randn(1, 4000)).last_hidden_state.sum().backward()
+    with watch:
+        wavlm(torch.randn(1, 4000)).last_hidden_state.sum().backward()
     with pytest.raises(InjectionError, match=r"8 adapted projections were never called.*encoder.layers.0.attention"):
-        watch.finish()
+        watch.check()
 
 
 def test_a_model_that_calls_all_its_projections_passes_the_watch():
     adapted = model()
     MoELoRA(2, 2, targets=["q_proj", "mlp"]).adapt(adapted)
     watch = CallWatch(adapted)
-    adapted(torch.randn(3, 8)).sum().backward()
-    watch.finish()
+    with watch:
+        adapted(torch.randn(3, 8)).sum().backward()
+    watch.check()
     assert not any(site._forward_pre_hooks for _, site in adapted_sites(adapted))
 
 

@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 
 from moelora_ad.cli.main import main
-from moelora_ad.evaluation import ScoreCurve, ScoreTable, TandemCosts2019, TandemCosts2021, read_asv_error_rates
-from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
+from moelora_ad.evaluation import (
+    ScoreCurve,
+    ScoreTable,
+    TandemCosts2019,
+    TandemCosts2021,
+    equal_error_rate,
+    read_asv_error_rates,
+)
 
 Evaluate = Callable[..., int]
 
@@ -418,7 +424,7 @@ def test_an_interruption_is_told_in_one_line(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moelora_ad.cli.evaluate.evaluate_files", interrupted)
+    monkeypatch.setattr("moelora_ad.evaluation.reports.evaluate.evaluate_files", interrupted)
     assert evaluate(runs / "seed1/scores") == 130
     assert one_line(capsys) == "moelora-ad evaluate: interrupted"
 

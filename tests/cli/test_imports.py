@@ -1,15 +1,62 @@
-"""Figures of score files need no torch."""
+"""A verb imports what it needs and no more: its help nothing of what computes, and figures of score files no torch."""
 
 import subprocess
 import sys
 
+import pytest
 
-def test_evaluate_does_not_import_torch():
+from moelora_ad.cli.analyze import ANALYSES
+from moelora_ad.cli.fit import FIRST
+from moelora_ad.cli.main import VERBS
+
+HEAVY = {"torch", "transformers", "lightning", "scipy", "matplotlib", "pandas", "av", "jsonargparse", "wandb"}
+
+
+def run(arguments: list[str], forbidden: set[str], most: int) -> str:
+    """The output of a verb in a new process that may import none of some packages, and no more modules than so many."""
     program = (
-        "import sys, moelora_ad.cli.evaluate, moelora_ad.evaluation as e\n"
-        "e.ScoreCurve([2.0, -1.0], [1, 0]).cllr()\n"
-        "assert not {'torch', 'torchmetrics', 'matplotlib'} & set(sys.modules)\n"
-        "assert all(hasattr(e, name) for name in e.__all__) and not hasattr(e, 'nothing')\n"
-        "assert 'torchmetrics' in sys.modules\n"
+        "import sys\n"
+        "from moelora_ad.cli.main import main\n"
+        f"sys.argv = ['moelora-ad', *{arguments!r}]\n"
+        "try:\n"
+        "    code = main()\n"
+        "except SystemExit as stop:\n"
+        "    code = stop.code or 0\n"
+        "assert code == 0, code\n"
+        f"assert not {forbidden!r} & {{*sys.modules}}, {forbidden!r} & {{*sys.modules}}\n"
+        f"assert len(sys.modules) <= {most}, len(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *(f"analyze {name}" for name in ANALYSES), "corpus list", "corpus check"])
+def test_help_imports_nothing_heavy(verb):
+    assert run([*verb.split(), "--help"], HEAVY, most=700).startswith("usage: moelora-ad ")
+
+
+def test_corpora_are_listed_without_what_computes():
+    assert "FakeAVCeleb" in run(["corpus", "list"], HEAVY, most=1_000)
+
+
+def test_figures_of_score_files_need_no_torch(make_scores, make_run, tmp_path):
+    make_scores().write(tmp_path / "scores.csv")
+    without = {"torch", "transformers", "lightning", "matplotlib", "torchmetrics"}
+    assert "EER" in run(["evaluate", str(tmp_path / "scores.csv"), "--resamples", "20"], without, most=1_500)
+    make_run("lora", 1)
+    assert "lora" in run(["results", str(tmp_path / "runs")], without, most=1_800)
+
+
+@pytest.mark.parametrize("verb", FIRST)
+def test_the_short_help_names_options_that_there_are(verb, lightning):
+    code, short, _ = lightning(verb, "--help")
+    assert code == 0
+    assert len(short.splitlines()) < 25
+    assert [*lightning("fit", "--config", "x.yaml", "-h")][:2] == [*lightning("fit", "--help")][:2]
+    listed = [line.split()[0] for line in short.splitlines() if line.startswith("  --")]
+    assert len(listed) == 10
+    code, whole, _ = lightning(verb, "--help", "all")
+    assert code == 0
+    assert len(whole.splitlines()) > 500
+    assert [option for option in listed if f" {option} " not in whole.replace(",", " ")] == []

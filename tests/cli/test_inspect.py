@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from moelora_ad.adapters import FrozenBackbone, FullFineTuning, LayerRange, LoRA, MoELoRA, TopLayers
-from moelora_ad.cli import inspect as inspect_command
+from moelora_ad.cli.lightning_cli import inspection
 from moelora_ad.models import AASIST, Backbone, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
 from moelora_ad.models.accounting import Account, Sites, account
 
@@ -190,7 +190,7 @@ def test_parts_of_the_parameters(small_wav2vec2):
 
 
 def test_the_table_is_readable(experiment, write_config, lightning, monkeypatch):
-    monkeypatch.setattr(inspect_command, "account", lambda *_: ACCOUNT)
+    monkeypatch.setattr(inspection, "account", lambda *_: ACCOUNT)
     code, out, err = lightning("inspect", "--config", write_config(experiment), "--seconds", "2")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
@@ -209,7 +209,7 @@ def test_the_table_is_readable(experiment, write_config, lightning, monkeypatch)
 
 
 def test_what_a_step_does_beyond_the_plain_loss_is_told(experiment, write_config, lightning, monkeypatch):
-    monkeypatch.setattr(inspect_command, "account", lambda *_: ACCOUNT)
+    monkeypatch.setattr(inspection, "account", lambda *_: ACCOUNT)
     experiment["model"]["meta_learning"] = {"class_path": "moelora_ad.training.MLDG"}
     experiment["model"]["adaptation"]["init_args"]["auxiliary"] = {"importance": 0.1}
     code, out, err = lightning("inspect", "--config", write_config(experiment))
@@ -232,7 +232,7 @@ def test_lightnings_names_of_precisions_are_understood(
     experiment, write_config, inspected, monkeypatch, given, name, dtype
 ):
     asked = []
-    monkeypatch.setattr(inspect_command, "account", lambda *arguments: asked.append(arguments[-1]) or ACCOUNT)
+    monkeypatch.setattr(inspection, "account", lambda *arguments: asked.append(arguments[-1]) or ACCOUNT)
     experiment["trainer"]["precision"] = given
     assert inspected("--config", str(write_config(experiment)))["setting"]["precision"] == name
     assert asked == [dtype]

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from moelora_ad.cli import plan as plan_command
-from moelora_ad.cli.planning import _batches, _hints, _length, _validations
+from moelora_ad.cli.lightning_cli import measurement
+from moelora_ad.cli.lightning_cli.planning import _batches, _hints, _length, _validations
 from moelora_ad.training import DetectionModule
 from moelora_ad.training.callbacks.measuring import Measured, Seconds, _by_step, total
 
@@ -93,7 +93,7 @@ def test_a_test_set_that_is_not_there_is_told_before_anything_is_measured(
         "class_path": "moelora_ad.corpora.Manifest",
         "init_args": {"path": "nowhere.csv", "name": "ood"},
     }
-    monkeypatch.setattr(plan_command, "_measure", lambda command: pytest.fail("measured"))
+    monkeypatch.setattr(measurement, "_measure", lambda command: pytest.fail("measured"))
     code, _, err = planned("--config", write_config(experiment))
     assert code == 1
     assert err.count("\n") == 1

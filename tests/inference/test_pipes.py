@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moelora_ad.audio import AudioError, read_audio
-from moelora_ad.inference import Scorer, pipes
+from moelora_ad.inference import FileFailure, Scorer, pipes
 from moelora_ad.inference.pipes import is_pipe, spooled
-from moelora_ad.inference.scorer import Failure
 from moelora_ad.inference.sources import _sound_or_lines, find_sounds
 
 
@@ -171,7 +170,7 @@ def test_pipes_that_nobody_named_are_not_waited_for(tmp_path):
         sounds, problems, _ = find_sounds([str(source)], io.BytesIO())
         assert (sounds, problems) == ([str(tmp_path / "a.wav")], [])
     (result,) = Scorer(Mean()).score_files(sounds)
-    assert isinstance(result, Failure)
+    assert isinstance(result, FileFailure)
     assert result.reason == f"cannot decode {tmp_path}/a.wav: this is a pipe; name it itself"
 
 

@@ -20,8 +20,7 @@ from moelora_ad.audio import AudioError, Segment, read_segment
 from moelora_ad.corpora.storage.files import StorageError
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
-from moelora_ad.inference import Scorer
-from moelora_ad.inference.scorer import Failure
+from moelora_ad.inference import FileFailure, Scorer
 from moelora_ad.inference.windows import window_starts
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 
@@ -156,12 +155,12 @@ def test_files_share_batches_keep_their_order_and_failures_do_not_stop_them(dete
     hook.remove()
     assert [result.name for result in results] == mixed
     assert set(rows[:-1]) == {5}
-    failures = {result.name.rpartition("/")[2]: result.reason for result in results if isinstance(result, Failure)}
+    failures = {result.name.rpartition("/")[2]: result.reason for result in results if isinstance(result, FileFailure)}
     assert list(failures) == ["nan.wav", "text.wav", "gone.wav"]
     assert "NaN" in failures["nan.wav"]
     assert failures["gone.wav"] == "no such audio file: gone.wav"
     alone = Scorer(detector, window=WINDOW, batch_size=1)
-    scores = {result.name: result.score for result in results if not isinstance(result, Failure)}
+    scores = {result.name: result.score for result in results if not isinstance(result, FileFailure)}
     for path in paths:
         assert scores[path] == pytest.approx(alone(path).score, abs=1e-6)
     assert progress == sorted(progress)

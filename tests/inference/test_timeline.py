@@ -9,8 +9,8 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
+from moelora_ad.inference.file_scores import FileScore, WindowScore
 from moelora_ad.inference.output import Decision
-from moelora_ad.inference.scorer import FileScore, WindowScore
 from moelora_ad.inference.timeline import (
     BONA_FIDE,
     SPOOF,

@@ -13,8 +13,7 @@ from moelora_ad.adapters import LoRA
 from moelora_ad.audio import AudioError, FullUtterance
 from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.data.dataset import FailedTrial
-from moelora_ad.evaluation import ScoreTable, TrialFailures
-from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
+from moelora_ad.evaluation import ScoreTable, TrialFailures, equal_error_rate
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.runs.failures import write_failures
 from moelora_ad.training import Batch, DetectionModule

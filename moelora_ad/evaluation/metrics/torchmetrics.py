@@ -44,14 +44,9 @@ class _Gathered(Metric):
         super().sync(*args, **kwargs)
 
 
-class _ScoreFigure(_Gathered):
-    """A figure of `ScoreCurve` over batches and processes.
+class LabelledScores(_Gathered):
+    """The scores and labels of all batches and processes, of trials that no list is known of."""
 
-    Call ``update`` for every batch and ``compute`` at the end; calling the metric itself also computes the figure of
-    the one batch, which fails if the batch has one class only.
-    """
-
-    higher_is_better = False
     scores: list[Tensor]
     labels: list[Tensor]
 
@@ -65,7 +60,21 @@ class _ScoreFigure(_Gathered):
         self._append("scores", scores)
         self._append("labels", labels)
 
-    def compute(self) -> Tensor:
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Scores (n,) and labels (n,), float64."""
+        return self._joined("scores"), self._joined("labels")
+
+
+class _ScoreFigure(LabelledScores):
+    """A figure of `ScoreCurve` over batches and processes.
+
+    Call ``update`` for every batch and ``compute`` at the end; calling the metric itself also computes the figure of
+    the one batch, which fails if the batch has one class only.
+    """
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:  # type: ignore[override]
         """The figure over all that was added, a scalar.
 
         Raises:

@@ -21,7 +21,7 @@ Tick = Callable[[str], None]
 """Called before each piece of work with what it is."""
 
 
-def calibrated(
+def calibrated_scores(
     found: Mapping[FoundFile, ScoreTable], development: ScoreTable, path: str | Path
 ) -> tuple[Calibration, dict[FoundFile, ScoreTable]]:
     """A calibration fitted on development scores, and the scores that it makes of others.
@@ -33,7 +33,7 @@ def calibrated(
         try:
             refuse_own_calibration(development, table)
         except ScoreError as error:
-            raise ScoreError(f"{file.path}: {error}") from None
+            raise ScoreError(f"{file.where}: {error}") from None
     calibration = fit_calibration(development.scores, development.labels, Path(path).name)
     return calibration, {file: table.with_scores(calibration.apply(table.scores)) for file, table in found.items()}
 
@@ -60,7 +60,7 @@ def evaluate_files(
         if raw is not None:
             curve = ScoreCurve(raw[file].scores, raw[file].labels)
             before = Uncalibrated(curve.act_dcf(options.costs), curve.cllr())
-        text, _, of_run = provenance_of(file.path)
+        text, _, of_run = (None, None, True) if file.path is None else provenance_of(file.path)
         evaluated.append(EvaluatedFile(file.set_name, file.run, file.path, table, evaluation, before, text, of_run))
     return tuple(evaluated)
 
@@ -114,7 +114,7 @@ def compare_pairs(
         try:
             differences = compare(first, second, options)
         except ScoreError as error:
-            raise ScoreError(f"{pair.files[0].path} and {pair.files[1].path}: {error}") from None
+            raise ScoreError(f"{pair.files[0].where} and {pair.files[1].where}: {error}") from None
         sentences = (f"{pair.set_name}: {conclusion(systems, differences['eer'])}",)
         notes = tuple(clusters_of(first.trials, options.clusters).notes)
         comparisons.append(SetComparison(pair.set_name, differences, sentences, (first, second), notes))

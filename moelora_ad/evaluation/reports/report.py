@@ -275,7 +275,7 @@ def _interval_text(results: Results) -> str:
 
 
 def _files(results: Results) -> TextTable:
-    rows = [(printable(file.title), printable(str(file.path)), f"{len(file.table):,}") for file in results.files]
+    rows = [(printable(file.title), printable(str(file.path or "")), f"{len(file.table):,}") for file in results.files]
     for comparison in results.comparisons:
         for system, table in zip(results.systems, comparison.tables, strict=True):
             rows.append((printable(comparison.set_name), printable(system), f"{len(table):,}"))

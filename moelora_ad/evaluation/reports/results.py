@@ -31,7 +31,7 @@ class EvaluatedFile:
     Args:
         set_name: The set it has scores of.
         run: Which run or seed made it; empty if there is only one.
-        path: The file.
+        path: The file; None for scores that are of no file.
         table: Its scores, after the calibration if there is one.
         evaluation: Its figures.
         before: Its figures before the calibration.
@@ -41,7 +41,7 @@ class EvaluatedFile:
 
     set_name: str
     run: str
-    path: Path
+    path: Path | None
     table: ScoreTable
     evaluation: SetEvaluation
     before: Uncalibrated | None = None
@@ -101,6 +101,22 @@ class Results:
     calibration: Calibration | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def sets(self) -> dict[str, SetEvaluation]:
+        """The figures of each file, by the name of its set, and of its run if there are several."""
+        return {file.title: file.evaluation for file in self.files}
+
+    @property
+    def overall(self) -> Figures:
+        """The figures of all trials of the only set.
+
+        Raises:
+            ValueError: There are several; `sets` has them.
+        """
+        if len(self.files) != 1:
+            raise ValueError(f"there are {len(self.files)} sets: take one of {', '.join(map(repr, self.sets))} by sets")
+        return self.files[0].evaluation.overall
 
     def over_runs(self) -> dict[tuple[str, str], SeedSummary]:
         """By set (or average) and figure, for all that more than one run has."""

@@ -107,7 +107,7 @@ def as_json(results: Results) -> str:
     content = {
         "options": dict(results.options),
         "calibration": asdict(results.calibration) if results.calibration else None,
-        "files": [{"set": file.set_name, "run": file.run, "path": str(file.path)} for file in results.files],
+        "files": [{"set": file.set_name, "run": file.run, "path": str(file.path or "")} for file in results.files],
         "figures": [{k: v for k, v in row.items() if v is not None} for row in figure_rows(results)],
         "before_calibration": [
             {"set": file.set_name, "run": file.run, **file.before._asdict()} for file in results.files if file.before

@@ -38,7 +38,14 @@ class ScoreReader:
         Raises:
             ScoreError: The file is faulty, has other trials than the key, or there are no labels.
         """
-        found = read_scores(path, self.file_format)
+        return self.labelled(read_scores(path, self.file_format), path)
+
+    def labelled(self, found: ScoreTable | Scores, path: str | Path) -> Labelled:
+        """The same of scores that are there already; ``path`` is what errors call them.
+
+        Raises:
+            ScoreError: As `read`.
+        """
         notes = []
         if isinstance(found, Scores) and found.num_failed:
             notes.append(f"{found.num_failed:,} trials could not be scored (column 'error') and are in no figure")

@@ -21,11 +21,17 @@ class PathError(InputError):
 
 
 class FoundFile(NamedTuple):
-    """A score file, the set it is of, and the run that made it (empty if there is only one)."""
+    """A score file (None for scores that are of no file), the set it is of, and the run that made it (empty if there is
+    only one)."""
 
-    path: Path
+    path: Path | None
     set_name: str
     run: str
+
+    @property
+    def where(self) -> str:
+        """What errors call it."""
+        return self.set_name if self.path is None else str(self.path)
 
 
 class FoundFiles(NamedTuple):

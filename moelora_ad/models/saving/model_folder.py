@@ -59,6 +59,7 @@ class KeptModule(nn.Module):
         calibration: what makes its scores log-likelihood ratios, as ``evaluation.Calibration.as_dict`` gives it; None
             for log-odds as they are.
         about: for the model card, see `model_card`; None for nothing.
+        configuration: that of the run or the model that it was loaded from; None for one that is not loaded.
     """
 
     backbone: Backbone
@@ -70,6 +71,7 @@ class KeptModule(nn.Module):
     precision: str | None = None
     calibration: dict[str, Any] | None = None
     about: dict[str, Any] | None = None
+    configuration: Mapping[str, Any] | None = None
 
     def kept_names(self) -> set[str]:
         """Names of ``state_dict()`` that must be kept."""
@@ -140,6 +142,7 @@ class KeptModule(nn.Module):
         detector.precision = config["precision"]
         detector.calibration = config["calibration"]
         detector.about = config["about"]
+        detector.configuration = config
         try:
             return detector.to(device or "cpu").eval()
         except (RuntimeError, AssertionError) as error:

@@ -215,9 +215,10 @@ def _dataclass(value: dict[str, Any], cls: Any, where: str) -> Any:
 
 
 def _public_path(cls: type) -> str:
-    """The shortest dotted path that the class can be imported by: packages export what is public."""
+    """The shortest dotted path that the class can be imported by: packages export what is public. The names of
+    ``moelora_ad`` itself are for people: files have those of its packages."""
     names = cls.__module__.split(".")
-    for count in range(1, len(names) + 1):
+    for count in range(2 if names[0] == OURS else 1, len(names) + 1):
         module = ".".join(names[:count])
         if getattr(sys.modules.get(module), cls.__name__, None) is cls:
             return f"{module}.{cls.__name__}"

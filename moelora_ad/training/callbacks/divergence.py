@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, distributed
 
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.data.data_module import known_data
 from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
 from moelora_ad.training.checkpoint_writing import last_saved
@@ -62,22 +62,25 @@ def check_weights(trainer: Trainer, state: Mapping[str, Any]) -> None:
 
 
 def _told(trainer: Trainer, loss: Tensor, batch: Batch) -> str:
-    data: AudioDeepfakeDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    assert data.train_trials is not None
-    utterances = data.train_trials.columns.utterance
     clips = len(batch.waveforms) // len(batch.trials)
     unfit = ~torch.isfinite(batch.waveforms).all(1).view(-1, clips).all(1)
     value = f"step {trainer.global_step}: the loss is {loss.item():g}"
     if bool(unfit.any()):
-        names = _listed([utterances[trial] for trial in batch.trials[unfit].tolist()])
+        names = _named(trainer, batch.trials[unfit].tolist())
         return (
             f"{value}, because the audio of {names} is not finite; {_last_good(trainer)}; mend or leave out the audio"
         )
-    names = _listed([utterances[trial] for trial in batch.trials.tolist()])
+    names = _named(trainer, batch.trials.tolist())
     return f"{value} in the batch of {names}; {_last_good(trainer)}; {_ADVICE}"
 
 
-def _listed(names: list[str]) -> str:
+def _named(trainer: Trainer, trials: list[int]) -> str:
+    """Utterances by their ids, or their numbers if no list of trials is known."""
+    data = known_data(trainer)
+    if data is None or data.train_trials is None:
+        names = [f"trial {trial}" for trial in trials]
+    else:
+        names = [data.train_trials.columns.utterance[trial] for trial in trials]
     shown = ", ".join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 

@@ -17,7 +17,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from moelora_ad.adapters import Decision, RoutingRecord, adapted_sites, singular_values, watch_gates
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.data.data_module import known_data
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.files import written_whole
@@ -117,10 +117,15 @@ class RoutingLog(Callback):
 
     def _is_watched(self, trainer: Trainer, batch_idx: int) -> bool:
         """Processes take turns in one list of batches, which does not depend on how many they are."""
-        data: AudioDeepfakeDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        num_batches = -(-len(data.eval_trials[DEV]) // data.eval_batch_size)
+        data = known_data(trainer)
         number = batch_idx * trainer.world_size + trainer.global_rank
-        return number % -(-num_batches // self.most_batches) == 0
+        if data is None:
+            num_batches = trainer.world_size * sum(trainer.num_val_batches)
+            if num_batches == float("inf"):
+                return number < self.most_batches
+        else:
+            num_batches = -(-len(data.eval_trials[DEV]) // data.eval_batch_size)
+        return number % -int(-num_batches // self.most_batches) == 0
 
     def _see(self, decision: Decision) -> None:
         assert self._record is not None

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.configuration.building import detector_state, load_weights
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.data.data_module import known_data
 from moelora_ad.data.shares import by_name
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.errors import InputError
@@ -94,9 +94,9 @@ class WandbRun(Callback):
             run.log_artifact(artifact, aliases=["best"])
 
     def _about(self, trainer: Trainer) -> dict[str, Any]:
-        data: AudioDeepfakeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = known_data(trainer)
         system = self.system or run_directory(trainer).name
-        return {"system": system, "seed": data.seed, "git_commit": git_commit()}
+        return {"system": system, "seed": None if data is None else data.seed, "git_commit": git_commit()}
 
 
 def save_best(trainer: Trainer, module: DetectionModule, best: str) -> Path:
@@ -105,7 +105,7 @@ def save_best(trainer: Trainer, module: DetectionModule, best: str) -> Path:
     Raises:
         InputError: the weights are sharded, are those of a whole encoder, or cannot be saved as they are.
     """
-    detector, data = module.detector, trainer.datamodule  # type: ignore[attr-defined]
+    detector, data = module.detector, known_data(trainer)
     if shards_the_model(trainer):
         raise InputError("the strategy shards the weights")
     if detector.parameters_by_part()["backbone"]:
@@ -113,9 +113,11 @@ def save_best(trainer: Trainer, module: DetectionModule, best: str) -> Path:
     best_weights = detector_state(best)
     kept = detector.kept_names()
     own = {name: tensor.clone() for name, tensor in detector.state_dict().items() if name in kept}
-    detector.window = data.eval_segment.samples or data.train_segment.samples or TRAINING_SAMPLES
-    corpora = sorted({corpus.name for corpus in by_name(data.train).values()})
-    detector.about = {"data": {"training": ", ".join(corpora), "selection of the checkpoint": data.val.name}}
+    if data is not None:
+        detector.window = data.eval_segment.samples or data.train_segment.samples or TRAINING_SAMPLES
+        corpora = sorted({corpus.name for corpus in by_name(data.train).values()})
+        selection = "" if data.val is None else data.val.name
+        detector.about = {"data": {"training": ", ".join(corpora), "selection of the checkpoint": selection}}
     folder = run_directory(trainer) / MODEL
     load_weights(detector, best_weights, best)
     try:

@@ -18,11 +18,11 @@ from moelora_ad.evaluation import (
     act_dcf,
     auc,
     cllr,
+    equal_error_rate,
     min_cllr,
     min_dcf,
     min_tdcf,
 )
-from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
 
 CLOSE = {"rel": 1e-12, "abs": 1e-12}
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation import ScoreError
-from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
+from moelora_ad.evaluation import ScoreError, equal_error_rate
 
 
 def brute_force(scores, labels):

@@ -26,11 +26,11 @@ from moelora_ad.evaluation import (
     act_dcf,
     auc,
     cllr,
+    equal_error_rate,
     min_cllr,
     min_dcf,
     min_tdcf,
 )
-from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
 
 
 def test_equal_error_rate_over_batches_is_that_of_the_whole():

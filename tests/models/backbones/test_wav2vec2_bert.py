@@ -130,6 +130,7 @@ def test_gradients_end_at_the_first_adapter(small_wav2vec2_bert):
     watch = CallWatch(backbone.encoder)
     seen = []
     backbone.layers()[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].requires_grad))
-    backbone(torch.randn(1, 8_000))[0].sum().backward()
-    watch.finish()
+    with watch:
+        backbone(torch.randn(1, 8_000))[0].sum().backward()
+    watch.check()
     assert seen == [False]

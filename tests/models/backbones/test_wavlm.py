@@ -85,8 +85,9 @@ def test_every_projection_is_called_and_its_adapter_gets_gradients(small_wavlm, 
     MoELoRA(2, 2, targets=[projection]).adapt(shaken(ours.encoder))
     ours.after_adaptation()
     watch = CallWatch(ours.encoder)
-    ours.train()(waveforms(), LENGTHS)[0].square().sum().backward()
-    watch.finish()
+    with watch:
+        ours.train()(waveforms(), LENGTHS)[0].square().sum().backward()
+    watch.check()
     for name, site in adapted_sites(ours.encoder):
         for expert in site.lora_experts():
             assert expert.lora_B.grad.abs().max() > 0, name

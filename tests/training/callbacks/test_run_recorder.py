@@ -8,8 +8,7 @@ from lightning.pytorch import Callback
 
 from moelora_ad.adapters import MoELoRA
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation import ScoreTable
-from moelora_ad.evaluation.metrics.equal_error_rate import equal_error_rate
+from moelora_ad.evaluation import ScoreTable, equal_error_rate
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.runs.record import read_record
 from moelora_ad.training import DetectionModule

@@ -1,0 +1,1 @@
+"""Lightning's command line around our classes: what fit, validate, test, predict, inspect and plan have in common."""

@@ -1,0 +1,336 @@
+"""Lightning's command line around our classes: fit, validate, test and predict."""
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from moelora_ad.adapters import AdapterError
+from moelora_ad.cli.arguments import FAILED
+from moelora_ad.configuration.parser import OneLineParser
+from moelora_ad.configuration.trust import check_made_later, import_from_here, imports_limited
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.data.trainer_state import is_fast_dev_run, no_empty_folder, run_directory, shards_the_model
+from moelora_ad.errors import InputError
+from moelora_ad.files import written_whole
+from moelora_ad.models.precision import ROUNDED
+from moelora_ad.models.saving.checkpoints import check_readable
+from moelora_ad.runs.checkpoints import BEST, LAST, CheckpointError, checkpoint_of, missing, run_of
+from moelora_ad.runs.folder import check_free
+from moelora_ad.runs.record import DEV
+from moelora_ad.training.batch_norm import SyncedBatchNorm
+from moelora_ad.training.callbacks.checkpoints import WholeCheckpoint
+from moelora_ad.training.callbacks.early_stopping import LastingEarlyStopping
+from moelora_ad.training.callbacks.end_summary import any_failures, print_evaluation, print_fit, unscored
+from moelora_ad.training.callbacks.progress import callbacks_of, silence_banners, with_progress
+from moelora_ad.training.callbacks.routing_log import RoutingLog
+from moelora_ad.training.callbacks.run_recorder import RunRecorder
+from moelora_ad.training.callbacks.start_summary import with_start_block
+from moelora_ad.training.callbacks.wandb import WandbRun, group_runs
+from moelora_ad.training.checkpoint_writing import last_saved, write_whole_checkpoints
+from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.interruptions import StopBetweenBatches, stops_told
+from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
+
+HPC = "hpc"  # the checkpoint that Lightning saves before SLURM ends or requeues a job
+# Advice that our own defaults answer already.
+SILENCED = (
+    ".*does not have many workers.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*lightning.pytorch.* due to potential conflicts.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*ended before the epoch ended and your dataloader is not resumable.*",  # TrainingBatches resumes
+    ".*The dirpath has changed from.*",  # a test of an earlier run's checkpoint
+    ".*module\\(s\\) in eval mode at the start of training.*",  # frozen means frozen
+    ".*It is recommended to use `self.log\\('routing/.*sync_dist=True.*",  # the first process logs what all have
+    ".*The `srun` command is available on your system but is not used.*",
+)
+
+
+def run_command(argv: Sequence[str], program: str) -> int:
+    """Run the verb ``argv[0]`` with its arguments ``argv[1:]``; returns the exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import_from_here()
+    silence_banners()
+    for message in SILENCED:
+        warnings.filterwarnings("ignore", message=message)
+    try:
+        command = DetectionCommand(
+            DetectionModule,
+            AudioDeepfakeDataModule,
+            save_config_callback=_SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=1,
+            parser_class=OneLineParser,
+            parser_kwargs={"allow_abbrev": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=list(argv),
+        )
+    except (InputError, AdapterError, MisconfigurationException) as error:
+        if str(error):  # otherwise another process tells
+            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    # One process tells: Lightning takes another one's exit code for a crash.
+    if not command.trainer.is_global_zero:
+        return 0
+    problems = [*unscored(command.model), *(f"{name}: {why}" for name, why in command.datamodule.unreadable.items())]
+    for problem in problems:
+        print(f"{program}: error: {problem}", file=sys.stderr)
+    return FAILED if problems or any_failures(command.model) else 0
+
+
+class _SaveRunConfig(SaveConfigCallback):
+    """Puts the configuration of a training run into its folder, whatever the logger; a test changes nothing there.
+
+    The checkpoint that a run went on from is left out: a test with this configuration must name the one it judges.
+    """
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        folder = run_directory(trainer)
+        check_free(folder, resumes=self.config.ckpt_path is not None)
+        config = self.config.clone()
+        config.ckpt_path = None
+        with written_whole(folder / "config.yaml") as unfinished:
+            self.parser.save(config, unfinished, skip_unset=False, overwrite=True, multifile=False)
+
+
+def _listed(plugins: Any) -> list[Any]:
+    return [*plugins] if isinstance(plugins, list) else [plugins] if plugins is not None else []
+
+
+class DetectionCommand(LightningCLI):
+    """LightningCLI with our defaults: selection by dev EER, a test of the best checkpoint after fit, plain errors."""
+
+    model: DetectionModule
+    datamodule: AudioDeepfakeDataModule
+    allow: Collection[str] | None = None  # see `imports_limited`
+    _parsers: tuple[LightningArgumentParser, ...] = ()  # that of all verbs, then one of each
+
+    def init_parser(self, **arguments: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**arguments)
+        self._parsers += (parser,)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
+        with imports_limited(self.allow):
+            self.argv = tuple(args)
+            self.config = parser.parse_args(args)
+        self.verb = self.config.subcommand
+        self.given = self.config[self.verb]
+        self.verb_parser = self._parsers[1 + [*self.subcommands()].index(self.verb)]
+        self._find_checkpoint()
+        # Lightning would look for hyper-parameters in it next; ours are in the configuration.
+        self._checkpoint_given, self.given.ckpt_path = self.given.ckpt_path, None
+
+    def before_instantiate_classes(self) -> None:
+        self.given.ckpt_path = self._checkpoint_given
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(WholeCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastingEarlyStopping, "early_stopping")
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="fit ends with a test of the best checkpoint"
+        )
+        parser.add_argument(
+            "--system",
+            type=str | None,
+            default=None,
+            help="name of what is compared, which its seeds share (default: the first logger's name)",
+        )
+        parser.add_argument(
+            "--untrained",
+            type=bool,
+            default=False,
+            help="validate, test and predict judge the model without a checkpoint: adapters and classifier untrained",
+        )
+        parser.add_argument(
+            "--score_folder",
+            type=str | None,
+            default=None,
+            help="folder of score files (default: scores/NAME of the run of the checkpoint NAME.ckpt)",
+        )
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": f"{DEV}/eer",
+                "checkpoint.filename": f"epoch{{epoch:02d}}-dev_eer{{{DEV}/eer:.4f}}",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.save_last": True,
+                "checkpoint.save_on_exception": True,
+                "early_stopping.monitor": f"{DEV}/eer",
+                "early_stopping.patience": 10,
+                # A run that continues from the middle of an epoch may have no figure at the first epoch's end.
+                "early_stopping.strict": False,
+                # A second GPU doubles the batch of an optimiser step: that is for the user to say.
+                "trainer.devices": 1,
+                "trainer.sync_batchnorm": True,
+            }
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        # Loading is always weights_only, and our own tables replace the verbose ones.
+        ours = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": ours | {"train_dataloaders", "val_dataloaders"},
+            "validate": ours | {"dataloaders", "verbose"},
+            "test": ours | {"dataloaders", "verbose"},
+            "predict": ours | {"dataloaders", "return_predictions"},
+        }
+
+    def instantiate_trainer(self, **changes: Any) -> Trainer:
+        config = {**self.config_init[self.verb].trainer, **changes}
+        if self.verb == "fit":
+            self.recorder = RunRecorder(self.given.system, self.argv)
+            self.interruption = StopBetweenBatches()
+            watching = self._watching(callbacks_of(config))
+            self.trainer_defaults = {"callbacks": [self.recorder, self.interruption, *watching]}
+            config = with_start_block(config)
+        plugins = _listed(config.get("plugins"))
+        if (precision := config.get("precision")) in ROUNDED:
+            config["precision"] = None
+            plugins.append(FrozenHalfPrecision(precision))
+        if config["sync_batchnorm"]:
+            config["sync_batchnorm"] = False
+            plugins.append(SyncedBatchNorm())
+        config = with_progress(config | {"plugins": plugins}, lines=self.verb == "fit")
+        trainer = super().instantiate_trainer(**config)
+        cast_by_autocast_alone(trainer.strategy)
+        write_whole_checkpoints(trainer.strategy)
+        return trainer
+
+    def _watching(self, given: list[Callback]) -> list[Callback]:
+        """What watches a training run for its loggers, unless the configuration has such callbacks itself."""
+        ours = [RoutingLog(), WandbRun(self.given.system, self.configuration)]
+        return [callback for callback in ours if not any(isinstance(other, type(callback)) for other in given)]
+
+    def instantiate_classes(self) -> None:
+        with imports_limited(self.allow):
+            self._instantiate_classes()
+
+    def _instantiate_classes(self) -> None:
+        with self._mistakes_told():
+            check_made_later(self.given.model)
+            if self.verb == "fit":
+                check_trains(self.given.trainer.precision)
+        if self.verb == "fit" and self.given.system is not None:
+            group_runs(self.given.trainer.logger, self.given.system, self.given.seed_everything)
+        self.configuration = yaml.safe_load(self.verb_parser.dump(self.given, skip_validation=True))
+        with self._mistakes_told():
+            data = self._data()
+        self._read_trials(data)  # what is not there is told before a backbone is fetched and built
+        with self._mistakes_told():
+            super().instantiate_classes()
+        self.datamodule = data
+        self.model.configuration = {part: self.configuration.get(part) for part in ("model", "data")}
+        folder = self.given.score_folder
+        self.model.score_folder = None if folder is None else Path(folder)
+        self.model.untrained = self.verb != "fit" and self.given.ckpt_path is None
+
+    @contextmanager
+    def _mistakes_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, MisconfigurationException) as error:
+            self.verb_parser.error(str(error))
+
+    def _data(self) -> AudioDeepfakeDataModule:
+        # Without groups: those are the model and the trainer too.
+        built = self.verb_parser.instantiate(Namespace(data=self.given.data), instantiate_groups=False)
+        return AudioDeepfakeDataModule(**vars(built.data))
+
+    def _read_trials(self, data: AudioDeepfakeDataModule) -> None:
+        data.read_trials(self.verb, test=self.verb == "fit" and self.given.test_after_fit)
+
+    def _find_checkpoint(self) -> None:
+        """Find and read the checkpoint before anything is built."""
+        verb, given = self.verb, self.given
+        try:
+            if given.untrained and (verb == "fit" or given.ckpt_path is not None):
+                raise CheckpointError("--untrained is for validate, test and predict without --ckpt_path")
+            if given.ckpt_path is None:
+                if verb != "fit" and not given.untrained:
+                    raise missing(self._run_of_configuration(), verb)
+                return
+            if given.ckpt_path in (BEST, LAST):
+                given.ckpt_path = checkpoint_of(self._run_of_configuration(), given.ckpt_path, verb)
+            if given.ckpt_path != HPC:  # found by Lightning alone
+                check_readable(given.ckpt_path)
+            elif verb != "fit":
+                raise CheckpointError(f"--ckpt_path {HPC}: goes on with training, in fit")
+        except InputError as error:
+            self.verb_parser.error(str(error))
+
+    def _run_of_configuration(self) -> Path | None:
+        logger = self.given.trainer.logger
+        loggers = logger if isinstance(logger, list) else [logger]
+        first = loggers[0].as_dict() if loggers and isinstance(loggers[0], Namespace) else None
+        return run_of([path.absolute for path in self.given.config or []], first)
+
+    def fit(self, **arguments: Any) -> None:
+        """Train; then score the development set and every test set with the best checkpoint."""
+        try:
+            with (
+                stops_told(self.trainer, self.datamodule),
+                self.recorder.no_folder_of_a_failed_start(self.trainer),
+                self.interruption.listening(),
+            ):
+                self.trainer.fit(**arguments, weights_only=True)
+        except KeyboardInterrupt as stop:
+            if saved := last_saved(self.trainer):
+                stop.args = (f"saved {shlex.quote(saved)}; give it as --ckpt_path to continue",)
+            raise
+        except ValueError as error:
+            if arguments.get("ckpt_path") != HPC or "no HPC checkpoint" not in str(error):
+                raise
+            self.verb_parser.error(f"--ckpt_path {HPC}: there is none in {self.trainer.default_root_dir}")
+        if is_fast_dev_run(self.trainer):
+            return
+        checkpoint = self._checkpoint()
+        tested = self.given.test_after_fit and not shards_the_model(self.trainer)
+        if tested:
+            evaluation = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": checkpoint}
+            self.validate(**evaluation)
+            if self.datamodule.test:
+                self.test(**evaluation)
+        self.recorder.finish(self.trainer, tested)
+        if self.trainer.is_global_zero:
+            print_fit(self.trainer, self.model, checkpoint, tested, self.recorder.record)
+
+    def validate(self, **arguments: Any) -> None:
+        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
+            self.trainer.validate(**arguments, weights_only=True, verbose=False)
+        self._print_evaluation()
+
+    def test(self, **arguments: Any) -> None:
+        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
+            self.trainer.test(**arguments, weights_only=True, verbose=False)
+        self._print_evaluation()
+
+    def predict(self, **arguments: Any) -> None:
+        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
+            self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
+        self._print_evaluation()
+
+    def _print_evaluation(self) -> None:
+        if self.verb != "fit" and self.trainer.is_global_zero:
+            print_evaluation(self.trainer, self.model)
+
+    def _checkpoint(self) -> str:
+        callback = self.trainer.checkpoint_callback
+        assert isinstance(callback, ModelCheckpoint)
+        return callback.best_model_path or callback.last_model_path

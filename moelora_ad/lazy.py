@@ -1,0 +1,50 @@
+"""Packages whose names import their modules when they are first asked for (PEP 562)."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package that offers ``__all__``.
+
+    Its own file says where each name comes from, in imports that stand below ``if TYPE_CHECKING:`` for those who check
+    types; a name that it imports from itself is a module of its own.
+
+    Args:
+        package: its ``__name__``.
+    """
+    places: dict[str, str] = {}
+
+    def getattr_(name: str) -> Any:
+        module = sys.modules[package]
+        if name not in module.__all__:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{_nearest(name, module.__all__)}")
+        if not places:
+            places.update(_imports(Path(str(module.__file__))))
+        place = places[name]
+        value = import_module(f"{package}.{name}") if place == package else getattr(import_module(place), name)
+        setattr(module, name, value)  # asked for once
+        return value
+
+    def dir_() -> list[str]:
+        module = sys.modules[package]
+        return sorted({*vars(module), *module.__all__})
+
+    return getattr_, dir_
+
+
+def _imports(path: Path) -> dict[str, str]:
+    import ast
+
+    nodes = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in nodes for alias in node.names}
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,97 @@
+"""Regional compilation: each transformer layer and the classifier by themselves, in place.
+
+Layers of one kind share their compiled code, names in checkpoints stay, and a part that cannot be compiled runs as it
+stands. Random draws of compiled code (dropout, gate noise) are seeded too, but are others than those of eager code.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+from torch._dynamo import list_backends
+from torch._dynamo.exc import TorchDynamoException
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from moelora_ad.errors import InputError
+from moelora_ad.models.detector import Detector
+
+LAYERS, CLASSIFIER = "the encoder's layers", "the classifier"
+
+
+def eager_parts(
+    detector: Detector, processes: int, *, sharded: bool, meta_learning: bool, auxiliary: bool, checkpointing: bool
+) -> dict[str, str]:
+    """The parts that cannot be compiled, and why.
+
+    Args:
+        detector: that is to be compiled.
+        processes: that train together.
+        sharded: whether the strategy shards its parameters.
+        meta_learning: whether other parameters are put into the places of its own.
+        auxiliary: whether its gates are watched in every step.
+        checkpointing: whether layers run again in the backward pass.
+    """
+    if sharded:
+        return dict.fromkeys((LAYERS, CLASSIFIER), "the strategy shards the parameters")
+    if meta_learning:
+        return dict.fromkeys((LAYERS, CLASSIFIER), "meta-learning puts other parameters into their places")
+    reasons = {}
+    if auxiliary:
+        reasons[LAYERS] = "auxiliary losses watch the gates in every step"
+    elif checkpointing:
+        reasons[LAYERS] = "gradient checkpointing runs them again in the backward pass"
+    if processes > 1 and any(isinstance(part, _BatchNorm) for part in detector.classifier.modules()):
+        reasons[CLASSIFIER] = "its batch normalisation goes over all processes"
+    return reasons
+
+
+class CompiledDetector:
+    """A detector whose parts are compiled when they first run.
+
+    Args:
+        detector: is changed in place.
+        backend: of ``torch.compile``.
+        eager: parts that are not compiled, and why.
+        tell: gets a line for each of them, and one if the compiler fails.
+
+    Raises:
+        InputError: there is no such backend.
+    """
+
+    def __init__(
+        self, detector: Detector, backend: str, eager: Mapping[str, str], tell: Callable[[str], object]
+    ) -> None:
+        known = list_backends(exclude_tags=())
+        if backend not in known:
+            near = difflib.get_close_matches(backend, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+            raise InputError(f"model.compile: torch.compile has no backend {backend!r}; {hint}")
+        self.detector = detector
+        self.tell = tell
+        parts: dict[str, list[nn.Module]] = {
+            LAYERS: list(detector.backbone.layers()),
+            CLASSIFIER: [detector.classifier],
+        }
+        for part, why in eager.items():
+            tell(f"model.compile: {part} {'run' if part == LAYERS else 'runs'} eagerly: {why}")
+        self.modules = [module for part, modules in parts.items() if part not in eager for module in modules]
+        for module in self.modules:
+            module.compile(backend=backend)
+
+    def __call__(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """As the detector; the first failure of the compiler makes all of it run eagerly."""
+        try:
+            return self.detector(waveforms, lengths)
+        except TorchDynamoException as error:
+            if not self.modules:
+                raise
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            self.tell(f"model.compile: everything runs eagerly, because the compiler failed: {' '.join(lines[:2])}")
+            self.undo()
+            return self.detector(waveforms, lengths)
+
+    def undo(self) -> None:
+        """Make the detector run as it stands again."""
+        for module in self.modules:
+            module._compiled_call_impl = None  # which `nn.Module.compile` sets
+        self.modules = []

@@ -1,0 +1,153 @@
+"""Regional compilation of a detector: the same model, faster, or a line that says why not."""
+
+import pytest
+import torch
+
+from moelora_ad.adapters import AuxiliaryWeights, GatePolicy, LoRA, MoELoRA, record_routing
+from moelora_ad.errors import InputError
+from moelora_ad.inference import Scorer
+from moelora_ad.models import (
+    AASIST,
+    Detector,
+    HubertBackbone,
+    MeanPooling,
+    Wav2Vec2Backbone,
+    Wav2Vec2BertBackbone,
+    WavLMBackbone,
+    WhisperBackbone,
+)
+from moelora_ad.models.compilation import CompiledDetector, eager_parts
+from moelora_ad.training import DetectionModule
+
+BACKEND = "aot_eager"  # all of torch.compile but the code that it writes, which takes minutes
+
+
+@pytest.fixture(autouse=True)
+def _anew():
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def module(small_whisper):
+    def build(compile=False, **arguments) -> DetectionModule:
+        torch.manual_seed(7)
+        method = MoELoRA(2, 2, gate=GatePolicy(noise="none"), auxiliary=arguments.pop("auxiliary", None))
+        return DetectionModule(WhisperBackbone(small_whisper), method, MeanPooling, compile=compile, **arguments)
+
+    return build
+
+
+def compiled_parts(detector: Detector) -> list[str]:
+    return [name for name, part in detector.named_modules() if part._compiled_call_impl is not None]
+
+
+def test_training_checkpoints_routing_and_scores_are_those_of_the_model_as_it_stands(module, data, trainer, tmp_path):
+    plain, compiled = module(), module(compile=BACKEND)
+    for name, one in (("plain", plain), ("compiled", compiled)):
+        trained = trainer(tmp_path / name, max_epochs=2)
+        trained.fit(one, datamodule=data())
+        trained.save_checkpoint(tmp_path / f"{name}.ckpt")
+    assert compiled_parts(plain.detector) == []
+    layers = [f"backbone.encoder.layers.{number}" for number in range(2)]
+    assert compiled_parts(compiled.detector) == [*layers, "classifier"]
+
+    wanted, found = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("plain", "compiled"))
+    assert [*found["state_dict"]] == [*wanted["state_dict"]]
+    for name, tensor in wanted["state_dict"].items():
+        torch.testing.assert_close(found["state_dict"][name], tensor, rtol=1e-4, atol=1e-5)
+    assert compiled.evaluated["dev"].eer == pytest.approx(plain.evaluated["dev"].eer)
+
+    waveforms = 0.1 * torch.randn(2, 8_000)
+    plain.detector.load_state_dict(compiled.detector.state_dict())
+    with torch.inference_mode(), record_routing(plain.detector.eval()) as record:
+        logits = plain(waveforms)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled.eval()(waveforms), logits)
+        with record_routing(compiled.detector) as seen:
+            compiled(waveforms)
+    assert seen.sites().keys() == record.sites().keys()
+    for site, routing in record.sites().items():
+        torch.testing.assert_close(seen.sites()[site].mean_gate, routing.mean_gate)
+
+    compiled.detector.window = 8_000
+    compiled.detector.save_pretrained(tmp_path / "model")
+    kept = Scorer.from_pretrained(tmp_path / "model", device="cpu")(waveforms[0]).score
+    assert kept == pytest.approx((logits[0, 1] - logits[0, 0]).item(), abs=1e-5)
+    assert Scorer(compiled.detector, device="cpu")(waveforms[0]).score == pytest.approx(kept, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "backbone"),
+    [
+        ("small_wav2vec2", Wav2Vec2Backbone),
+        ("small_hubert", HubertBackbone),
+        ("small_wavlm", WavLMBackbone),
+        ("small_wav2vec2_bert", Wav2Vec2BertBackbone),
+    ],
+)
+def test_layers_of_every_encoder_are_compiled_once(request, fixture, backbone):
+    torch.manual_seed(1)
+    targets = ["linear_q", "linear_v"] if backbone is Wav2Vec2BertBackbone else ["q_proj", "v_proj"]
+    method = MoELoRA(2, 2, targets=targets, gate=GatePolicy(noise="none", level="utterance"))
+    detector = Detector(backbone(request.getfixturevalue(fixture), hidden_states="weighted"), method, MeanPooling)
+    waveforms, lengths = 0.1 * torch.randn(3, 6_000), torch.tensor([6_000, 5_000, 6_000])
+    wanted = detector.train()(waveforms, lengths)
+    wanted.sum().backward()
+    gradients = [p.grad.clone() for p in detector.parameters() if p.grad is not None]
+    detector.zero_grad()
+    compiled = CompiledDetector(detector, "eager", {}, pytest.fail)
+    torch.testing.assert_close(compiled(waveforms, lengths), wanted)
+    frames = torch._dynamo.utils.counters["frames"]["ok"]
+    assert frames > 0
+    compiled(waveforms, lengths).sum().backward()
+    assert torch._dynamo.utils.counters["frames"]["ok"] == frames
+    for gradient, p in zip(gradients, (p for p in detector.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
+def test_what_cannot_be_compiled_is_told_and_runs_as_it_stands(module, data, trainer, tmp_path, caplog):
+    auxiliary = module(compile=BACKEND, auxiliary=AuxiliaryWeights(importance=0.1))
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(auxiliary, datamodule=data())
+    assert "model.compile: the encoder's layers run eagerly: auxiliary losses watch the gates" in caplog.text
+    assert compiled_parts(auxiliary.detector) == ["classifier"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "left"),
+    [
+        ({}, ()),
+        ({"sharded": True}, ("layers", "classifier")),
+        ({"meta_learning": True}, ("layers", "classifier")),
+        ({"checkpointing": True}, ("layers",)),
+        ({"processes": 2}, ("classifier",)),
+    ],
+)
+def test_which_parts_are_left(small_whisper, facts, left):
+    names = ("sharded", "meta_learning", "auxiliary", "checkpointing")
+    detector = Detector(WhisperBackbone(small_whisper), LoRA(2), AASIST)
+    reasons = eager_parts(detector, **({"processes": 1} | dict.fromkeys(names, False) | facts))
+    assert [part.rpartition(" ")[2] for part in reasons] == [*left]
+    if facts == {"processes": 2}:
+        pooled = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling)
+        assert not eager_parts(pooled, **({"processes": 2} | dict.fromkeys(names, False)))
+
+
+def test_a_compiler_that_fails_is_told_once(small_whisper):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    if "broken" not in torch._dynamo.list_backends(exclude_tags=()):
+        torch._dynamo.register_backend(broken, "broken")
+    detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling).eval()
+    waveforms = 0.1 * torch.randn(1, 8_000)
+    wanted, told = detector(waveforms), []
+    compiled = CompiledDetector(detector, "broken", {}, told.append)
+    for _ in range(2):
+        assert torch.equal(compiled(waveforms), wanted)
+    (line,) = told
+    assert line.startswith("model.compile: everything runs eagerly, because the compiler failed: ")
+    assert "no compiler here" in line
+    assert compiled_parts(detector) == []
+    with pytest.raises(InputError, match=r"^model.compile: torch.compile has no backend 'inducter'; did you mean 'ind"):
+        CompiledDetector(detector, "inducter", {}, told.append)
