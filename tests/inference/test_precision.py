@@ -20,7 +20,7 @@ from moelora_ad.corpora import Trial
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.inference.scorer import Scorer
 from moelora_ad.models import AASIST, AttentiveStatistics, Classifier, Detector, MeanPooling, Wav2Vec2Backbone
-from moelora_ad.models.precision import PRECISIONS
+from moelora_ad.models.precision_names import PRECISIONS
 
 SECOND = 16_000
 

@@ -12,22 +12,21 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.cli.arguments import FAILED
+from moelora_ad.cli.lightning_cli.run_config import SaveRunConfig
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, import_from_here, imports_limited
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
-from moelora_ad.data.trainer_state import is_fast_dev_run, no_empty_folder, run_directory, shards_the_model
+from moelora_ad.data.trainer_state import is_fast_dev_run, no_empty_folder, shards_the_model
 from moelora_ad.errors import InputError
-from moelora_ad.files import written_whole
 from moelora_ad.models.precision import ROUNDED
 from moelora_ad.models.saving.checkpoints import check_readable
 from moelora_ad.runs.checkpoints import BEST, LAST, CheckpointError, checkpoint_of, missing, run_of
-from moelora_ad.runs.folder import check_free
 from moelora_ad.runs.record import DEV
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 from moelora_ad.training.callbacks.checkpoints import WholeCheckpoint
@@ -69,7 +68,7 @@ def run_command(argv: Sequence[str], program: str) -> int:
         command = DetectionCommand(
             DetectionModule,
             AudioDeepfakeDataModule,
-            save_config_callback=_SaveRunConfig,
+            save_config_callback=SaveRunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=1,
             parser_class=OneLineParser,
@@ -89,23 +88,6 @@ def run_command(argv: Sequence[str], program: str) -> int:
     for problem in problems:
         print(f"{program}: error: {problem}", file=sys.stderr)
     return FAILED if problems or any_failures(command.model) else 0
-
-
-class _SaveRunConfig(SaveConfigCallback):
-    """Puts the configuration of a training run into its folder, whatever the logger; a test changes nothing there.
-
-    The checkpoint that a run went on from is left out: a test with this configuration must name the one it judges.
-    """
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        folder = run_directory(trainer)
-        check_free(folder, resumes=self.config.ckpt_path is not None)
-        config = self.config.clone()
-        config.ckpt_path = None
-        with written_whole(folder / "config.yaml") as unfinished:
-            self.parser.save(config, unfinished, skip_unset=False, overwrite=True, multifile=False)
 
 
 def _listed(plugins: Any) -> list[Any]:
