@@ -183,13 +183,15 @@ class Ownership:
                     )
                 for parameter in parameters:
                     part_of.setdefault(id(parameter), part)
-        whole = [parameter for module in method.whole(self._encoder) for parameter in module.parameters()]
-        part_of |= {id(parameter): WHOLE for parameter in whole if id(parameter) not in part_of}
+        whole = {id(parameter) for module in method.whole(self._encoder) for parameter in module.parameters()}
         backbone: list[nn.Parameter] = []
-        for parameter in self._encoder.parameters():
-            if parameter.requires_grad:
-                part = part_of.get(id(parameter), OWN)
-                (backbone if part == WHOLE else trained.setdefault(part, [])).append(parameter)
+        for name, parameter in self._encoder.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if id(parameter) in whole and id(parameter) not in part_of and not self._is_own(name):
+                backbone.append(parameter)
+            else:
+                trained.setdefault(part_of.get(id(parameter), OWN), []).append(parameter)
         return trained | {WHOLE: backbone}
 
     def train(self, method: AdaptationMethod, mode: bool) -> None:
@@ -217,7 +219,7 @@ class Ownership:
             seen.add(id(tensor))
             if self._is_own(name) or (tensor is not None and tensor.requires_grad):
                 kept.add(name)
-            elif not isinstance(tensor, nn.Parameter):
+            elif tensor is not None and not isinstance(tensor, nn.Parameter):
                 owner = self._encoder.get_submodule(name.rpartition(".")[0])
                 if all_in_training or id(owner) in in_training:
                     kept.add(name)

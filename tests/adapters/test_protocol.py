@@ -262,6 +262,24 @@ def test_parts_go_by_the_names_of_the_method(encoder):
     assert {*map(id, parts["adapters"])} == {id(wrappers[1].scale), *map(id, wrappers[1].norm.parameters())}
 
 
+def test_adapters_within_layers_that_are_trained_whole(encoder):
+    class Both(Method):
+        def adapt(self, encoder):
+            return self.change(encoder)
+
+        def whole(self, encoder):
+            return [encoder.layers[0]]
+
+    method = Both(wrap_by_hand)
+    ownership = Ownership(method, encoder)
+    parts = ownership.trained(method)
+    down = encoder.layers[0].down
+    assert {*map(id, parts["adapters"])} >= {id(down.scale), *map(id, down.norm.parameters())}
+    own = {id(down.scale), *map(id, down.norm.parameters())}
+    assert {*map(id, parts["backbone"])} == {*map(id, encoder.layers[0].parameters())} - own
+    assert "layers.0.norm.running_mean" in ownership.kept_names(method)
+
+
 def test_a_contradiction_is_one_line(encoder):
     class Taken(Method):
         def parts(self, encoder):
