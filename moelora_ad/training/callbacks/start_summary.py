@@ -160,13 +160,14 @@ def audio_seconds(trials: TrialList) -> float | None:
 
 def _model(module: DetectionModule) -> str:
     backbone, adaptation = module.detector.backbone, module.detector.adaptation
-    source = backbone.init_args.get("source") or ""
+    source = backbone.init_args.get("source")
     told = [type(adaptation).__name__]
     for name, parameter in inspect.signature(type(adaptation)).parameters.items():
         value = adaptation.init_args.get(name)
         if type(value) is int or (isinstance(value, str | float) and value != parameter.default):
             told.append(f"{name} {value}")
-    return f"{type(backbone).__name__} {source}, {' '.join(told)}, {type(module.detector.classifier).__name__}"
+    encoder = type(backbone).__name__ if source is None else f"{type(backbone).__name__} {source}"
+    return f"{encoder}, {' '.join(told)}, {type(module.detector.classifier).__name__}"
 
 
 def _steps(trainer: Trainer, total: int | float) -> str:
