@@ -1,7 +1,7 @@
 """The detector in training, validation and test."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +176,16 @@ class DetectionModule(CheckpointedModule, LossModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self._gathered_failures is not None
         self._gathered_failures.update(batch.failures)
-        with nullcontext() if self._first_steps is None else self._first_steps.watching():
+        with self._watching():
             if self.meta_learning is not None:
                 loss = self.meta_learning.training_loss(self, batch)
             else:
                 loss = self.training_loss(batch, self._share(batch))
         check_loss(self.trainer, loss, batch)
         return loss
+
+    def _watching(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._first_steps is None else self._first_steps.watching()
 
     def _share(self, batch: Batch) -> float | Tensor:
         """The factor that makes the mean of the processes' losses the loss of all their trials in one batch: class
@@ -267,7 +270,8 @@ class DetectionModule(CheckpointedModule, LossModule):
         self._sets = evaluation_sets(self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        logits = self(batch.waveforms, batch.lengths)
+        with self._watching():
+            logits = self(batch.waveforms, batch.lengths)
         self._sets[0].update(batch, logits)
         loss = self._loss(logits, batch)
         # What could not be read, and an idle pass, weigh nothing.

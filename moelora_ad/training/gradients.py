@@ -26,7 +26,7 @@ class FirstSteps:
         self._stepped = False  # a run that goes on may be at the end of an epoch
 
     def watching(self) -> AbstractContextManager[object]:
-        """What the forward pass of a step stands in, as long as there is something to watch."""
+        """What forward passes stand in, those of validation too, as long as there is something to watch."""
         return nullcontext() if self._calls is None else self._calls
 
     def after_backward(self, trainer: Trainer) -> None:
