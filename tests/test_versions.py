@@ -20,8 +20,6 @@ def requirements() -> dict[str, Requirement]:
     project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *extras["onnx"], *extras["parquet"], *extras["test"]]
-        line for name in ("onnx", "parquet", "test") for line in project["optional-dependencies"][name]
-    ]
     found = [Requirement(line) for line in lines]
     return {one.name: one for one in found if one.name != project["name"]}
 
