@@ -1,6 +1,7 @@
 """The order of the rooms: who may import whom, and how large files and folders may grow."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,12 @@ def test_files_and_folders_stay_small():
     assert not {path: lines for path, lines in long.items() if lines > LONGEST}
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
     assert not {str(folder) for folder in folders if len([*folder.glob("*.py")]) > MOST}
+
+
+def test_pages_are_templates():
+    """HTML stands in templates/ beside the module that fills it in."""
+    tags = re.compile(r"<(html|body|div|p|table|tr|td|style)[ >]")
+    assert not [str(path) for path in PACKAGE.rglob("*.py") if tags.search(path.read_text(encoding="utf-8"))]
 
 
 def test_what_needs_no_torch_does_not_import_it():

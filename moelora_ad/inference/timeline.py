@@ -21,7 +21,9 @@ from moelora_ad.inference.output import Decision, Row, chance, clock, window_row
 
 BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # told apart by colour-blind readers, too
 _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
-_PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader("moelora_ad.inference"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
 
 
 def write_timeline(result: FileScore, decision: Decision, stem: Path) -> None:
@@ -99,7 +101,7 @@ def steps(result: FileScore) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def timeline_page(result: FileScore, decision: Decision) -> str:
     """An HTML page with the plot for wide and for narrow screens, and all windows."""
-    return _PAGE.from_string(_TEMPLATE).render(
+    return _PAGES.get_template("timeline.html.j2").render(
         name=printable(result.name),
         score=f"{result.score:.3f}",
         chance=chance(result.probability(decision.prior)),
@@ -162,49 +164,3 @@ class FileNames:
         """For example ``speech.wav``, or ``speech.wav-2`` for the second of that name."""
         stem = re.sub(r"[^\w.-]", "_", re.split(r"[/\\]", place.rstrip("/"))[-1], flags=re.ASCII).lstrip(".")[-80:]
         return unused_name(stem or "sound", self._taken)
-
-
-_TEMPLATE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ name }}: {{ verdict }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #333; background: #fff; max-width: 70rem; margin: 0 auto;
-  padding: 1rem; }
-h1 { font-size: 1.2rem; overflow-wrap: anywhere; margin: 0; }
-img { width: 100%; height: auto; display: block; }
-.facts { margin: .3rem 0 1rem; }
-.verdict { color: {{ colour }}; font-weight: 700; }
-.note { color: #666; font-size: .9rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { text-align: right; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid #eee; }
-summary { cursor: pointer; }
-</style>
-</head>
-<body>
-<h1>{{ name }}</h1>
-<p class="facts"><span class="verdict">{{ verdict }}</span>, score {{ score }}\
-{% if chance %}, P(bona fide) {{ chance }}{% endif %}, length {{ length }}</p>
-{% if notes %}
-<p class="facts">{{ notes }}</p>
-{% endif %}
-<picture>
-<source media="(max-width: 640px)" srcset="{{ narrow }}">
-<img src="{{ wide }}" alt="Score over time; the windows are listed below">
-</picture>
-<p class="note">{{ explained }}. Grey: the waveform. Each step is a window of the sound, drawn around its centre.</p>
-<details>
-<summary>{{ windows | length }} window{{ "" if windows | length == 1 else "s" }}</summary>
-<table>
-<tr><th>from</th><th>to</th><th>score</th><th>P(bona fide)</th></tr>
-{% for row in windows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
-</details>
-</body>
-</html>
-"""
