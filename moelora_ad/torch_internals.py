@@ -4,13 +4,25 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException as CompilerError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim import Optimizer
 
-__all__ = ["BatchNorm", "Constant", "FakeTensorMode", "check_dimensions", "is_within_backward", "undoes_scaling"]
+__all__ = [
+    "BatchNorm",
+    "CompilerError",
+    "Constant",
+    "FakeTensorMode",
+    "check_dimensions",
+    "forget_compilation",
+    "is_within_backward",
+    "uncompiled",
+    "undoes_scaling",
+]
 # FakeTensorMode: tensors with a device but no content, on which a real model runs; on the meta device it could not, as
 # code asks for devices. BatchNorm: all kinds of batch normalisation, and the one forward that they share.
+# CompilerError: what torch.compile raises where it cannot compile.
 
 
 def is_within_backward() -> bool:
@@ -21,6 +33,17 @@ def is_within_backward() -> bool:
 def undoes_scaling(optimizer: Optimizer) -> bool:
     """Whether an optimiser (a fused one) divides gradients by the scale of ``16-mixed`` in its own step."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` has wrapped; itself if it has not."""
+    wrapped = getattr(module, "_orig_mod", None)
+    return wrapped if isinstance(wrapped, nn.Module) else module
+
+
+def forget_compilation(module: nn.Module) -> None:
+    """Undo ``module.compile()``: the module runs as it stands again."""
+    module._compiled_call_impl = None
 
 
 def check_dimensions(layer: BatchNorm, values: Tensor) -> None:

@@ -14,7 +14,7 @@ LONGEST, MOST = 330, 16  # lines of a file, files of a folder
 
 # From the bottom up: a room imports those that stand before it. A longer name is a room within another.
 ROOMS = (
-    *("errors", "formats", "documents", "files", "torch_internals", "lazy"),
+    *("errors", "formats", "documents", "files", "torch_internals", "lightning_internals", "lazy"),
     *("adapters", "audio", "corpora"),
     *("evaluation.metrics.equal_error_rate", "evaluation.provenance", "evaluation.score_table", "evaluation.metrics"),
     "runs",

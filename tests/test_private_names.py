@@ -17,7 +17,7 @@ HOMES = {
     "configuration/jsonargparse_internals.py",
     "evaluation/metrics/torchmetrics.py",
     "models/transformers_internals.py",
-    "training/lightning_internals.py",
+    "lightning_internals.py",
 }
 PYTHON = {"_asdict", "_exit", "_fields", "_make", "_replace"}  # documented
 ALLOWED = {("data/workers.py", "_on_queue_feeder_error")}  # Python's own, made to be replaced; it has no other hook

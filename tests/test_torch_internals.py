@@ -7,10 +7,13 @@ from torch.utils.checkpoint import checkpoint
 
 from moelora_ad.torch_internals import (
     BatchNorm,
+    CompilerError,
     Constant,
     FakeTensorMode,
     check_dimensions,
+    forget_compilation,
     is_within_backward,
+    uncompiled,
     undoes_scaling,
 )
 
@@ -88,3 +91,32 @@ def test_a_constant_goes_with_the_model_and_keeps_its_precision():
     assert model[1].tensor.shape == (3,)
     assert model[1].tensor.device.type == "cpu"
     assert model[1].tensor.dtype == torch.float64
+
+
+def test_compilation_is_seen_and_forgotten():
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(len(inputs))
+        return graph.forward
+
+    layer = nn.Linear(2, 2)
+    assert uncompiled(torch.compile(layer, backend="eager")) is layer
+    assert uncompiled(layer) is layer
+    layer.compile(backend=backend)
+    layer(torch.zeros(1, 2))
+    assert calls
+    calls.clear()
+    forget_compilation(layer)
+    layer(torch.zeros(3, 2))
+    assert not calls
+
+
+def test_what_the_compiler_raises():
+    def backend(graph, inputs):
+        raise ZeroDivisionError
+
+    layer = nn.Linear(2, 2)
+    layer.compile(backend=backend)
+    with pytest.raises(CompilerError, match="ZeroDivisionError"):
+        layer(torch.zeros(1, 2))

@@ -14,14 +14,6 @@ from moelora_ad.adapters.injection import (
 )
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
-from moelora_ad.adapters.merging import (
-    Merged,
-    StaticError,
-    merge,
-    merge_static_mixture,
-    static_mixture,
-    static_mixture_error,
-)
 from moelora_ad.adapters.methods import (
     ATTENTION_PROJECTIONS,
     FrozenBackbone,
@@ -42,8 +34,7 @@ from moelora_ad.adapters.routing import (
     watch_gates,
 )
 from moelora_ad.adapters.spectra import principal_angles, singular_values
-from moelora_ad.adapters.starting import mixture_of_loras, warm_start
-from moelora_ad.adapters.surgery import (
+from moelora_ad.adapters.surgery.experts import (
     add_expert,
     drop_expert,
     freeze_experts,
@@ -51,6 +42,15 @@ from moelora_ad.adapters.surgery import (
     set_logit_offset,
     split_expert,
 )
+from moelora_ad.adapters.surgery.merging import (
+    Merged,
+    StaticError,
+    merge,
+    merge_static_mixture,
+    static_mixture,
+    static_mixture_error,
+)
+from moelora_ad.adapters.surgery.starting import mixture_of_loras, warm_start
 
 __all__ = [
     "ATTENTION_PROJECTIONS",

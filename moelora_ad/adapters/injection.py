@@ -15,6 +15,7 @@ from moelora_ad.adapters.gate import Gate
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.patterns import bounded_pattern
 from moelora_ad.adapters.sites import layer_of
+from moelora_ad.torch_internals import uncompiled
 
 Build = Callable[[nn.Linear, str], nn.Module]
 
@@ -132,22 +133,16 @@ def _known(names: list[str]) -> str:
 
 def adapted_sites(model: nn.Module) -> Iterator[tuple[str, MoELoRALinear]]:
     """The adapted projections of the model with their dotted paths, in the model's order."""
-    for name, module in _own(model).named_modules():
+    for name, module in uncompiled(model).named_modules():
         if isinstance(module, MoELoRALinear):
             yield name, module
 
 
 def adapter_modules(model: nn.Module) -> Iterator[tuple[str, LoRAExpert | Gate]]:
     """The experts and gates of the model with their dotted paths: what adaptation added to it."""
-    for name, module in _own(model).named_modules():
+    for name, module in uncompiled(model).named_modules():
         if isinstance(module, LoRAExpert | Gate):
             yield name, module
-
-
-def _own(model: nn.Module) -> nn.Module:
-    """The model that ``torch.compile`` has wrapped; itself if it has not."""
-    wrapped = getattr(model, "_orig_mod", None)
-    return wrapped if isinstance(wrapped, nn.Module) else model
 
 
 class CallWatch:

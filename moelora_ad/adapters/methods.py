@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from torch import nn
 
-from moelora_ad.adapters import starting, surgery
 from moelora_ad.adapters.errors import AdapterError, InjectionError
 from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate, GatePolicy
@@ -21,6 +20,8 @@ from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.peft.files import load_lora, read_lora
 from moelora_ad.adapters.protocol import AdaptationMethod
 from moelora_ad.adapters.sites import layer_of
+from moelora_ad.adapters.surgery import experts as surgery
+from moelora_ad.adapters.surgery import starting
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moelora_ad.adapters import LoRAUpdate, adapted_sites, lora_updates, record_routing, static_mixture
-from moelora_ad.adapters.merging import with_loras
+from moelora_ad.adapters.surgery.merging import with_loras
 from moelora_ad.analysis.gates import gated_sites
 from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
 from moelora_ad.analysis.scoring import check_both_classes, eer_difference, scores_of_variants, sets_to_score

@@ -4,6 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jsonargparse._common import parsing_settings
+from jsonargparse._util import resolved_import_paths
+
+__all__ = ["resolved_import_paths", "settings_restored"]
+# resolved_import_paths: by class, what is written in place of the shortest path that it can be imported from.
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-from jsonargparse._util import resolved_import_paths  # what it writes in place of the shortest path
 from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad import documents
 from moelora_ad.adapters import LoRA, MoELoRA
+from moelora_ad.configuration.jsonargparse_internals import resolved_import_paths
 from moelora_ad.errors import InputError, printable, shortened
 from moelora_ad.models.saving.specification import not_found, outside_code
 

@@ -11,6 +11,7 @@ from moelora_ad.data.dataset import Batch
 from moelora_ad.data.samplers import TrainingBatches
 from moelora_ad.data.shares import by_name
 from moelora_ad.errors import InputError
+from moelora_ad.lightning_internals import accumulates, validation_is_due
 from moelora_ad.runs.record import trials_hash
 
 TRAINING_DATA = "training_data"  # of a checkpoint
@@ -85,12 +86,11 @@ def cut_off(trainer: Trainer, validated: int | None) -> dict[str, Any]:
         ``validation``: whether one follows on the training batch that is done; ``batches``: how many have given
         gradients that no step has been taken with.
     """
-    loop = trainer.fit_loop.epoch_loop
-    progress, fetcher = loop.batch_progress, trainer.fit_loop._data_fetcher
+    progress = trainer.fit_loop.epoch_loop.batch_progress
     counts: Any = progress.current
     done, ready = counts.processed, counts.ready
-    is_due = done == ready > 0 and fetcher is not None and loop._should_check_val_fx(fetcher)
-    has_stepped = done == ready and not loop._should_accumulate()
+    is_due = done == ready > 0 and validation_is_due(trainer)
+    has_stepped = done == ready and not accumulates(trainer)
     return {
         VALIDATION: is_due and validated != progress.total.ready,
         BATCHES: 0 if has_stepped else done % trainer.accumulate_grad_batches,

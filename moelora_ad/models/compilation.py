@@ -8,12 +8,11 @@ import difflib
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
-from torch._dynamo import list_backends
-from torch._dynamo.exc import TorchDynamoException
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.compiler import list_backends
 
 from moelora_ad.errors import InputError
 from moelora_ad.models.detector import Detector
+from moelora_ad.torch_internals import BatchNorm, CompilerError, forget_compilation
 
 LAYERS, CLASSIFIER = "the encoder's layers", "the classifier"
 
@@ -40,7 +39,7 @@ def eager_parts(
         reasons[LAYERS] = "auxiliary losses watch the gates in every step"
     elif checkpointing:
         reasons[LAYERS] = "gradient checkpointing runs them again in the backward pass"
-    if processes > 1 and any(isinstance(part, _BatchNorm) for part in detector.classifier.modules()):
+    if processes > 1 and any(isinstance(part, BatchNorm) for part in detector.classifier.modules()):
         reasons[CLASSIFIER] = "its batch normalisation goes over all processes"
     return reasons
 
@@ -82,7 +81,7 @@ class CompiledDetector:
         """As the detector; the first failure of the compiler makes all of it run eagerly."""
         try:
             return self.detector(waveforms, lengths)
-        except TorchDynamoException as error:
+        except CompilerError as error:
             if not self.modules:
                 raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -93,5 +92,5 @@ class CompiledDetector:
     def undo(self) -> None:
         """Make the detector run as it stands again."""
         for module in self.modules:
-            module._compiled_call_impl = None  # which `nn.Module.compile` sets
+            forget_compilation(module)
         self.modules = []

@@ -15,8 +15,8 @@ from lightning.pytorch.strategies import Strategy
 
 from moelora_ad.errors import InputError
 from moelora_ad.files import UNFINISHED, remove_abandoned, written_whole
+from moelora_ad.lightning_internals import last_path
 from moelora_ad.models.saving.checkpoints import check_readable
-from moelora_ad.training.lightning_internals import last_path
 
 
 class UnwrittenCheckpointError(InputError):

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,15 +18,16 @@ from moelora_ad.data.dataset import Batch
 from moelora_ad.data.own_loaders import as_batch
 from moelora_ad.data.resuming import training_data
 from moelora_ad.data.score_origin import about
-from moelora_ad.data.trainer_state import is_fast_dev_run, set_folder, shards_the_model, training_folder
+from moelora_ad.data.trainer_state import is_fast_dev_run, set_folder, training_folder
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
-from moelora_ad.models.compilation import CompiledDetector, eager_parts
+from moelora_ad.models.compilation import CompiledDetector
 from moelora_ad.runs.failures import write_failures
 from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.divergence import check_loss
 from moelora_ad.training.checkpointed_module import CheckpointedModule
+from moelora_ad.training.compilation import compiled
 from moelora_ad.training.gradients import FirstSteps
 from moelora_ad.training.loss_module import LossModule
 from moelora_ad.training.mldg import MLDG
@@ -127,7 +127,7 @@ class DetectionModule(CheckpointedModule, LossModule):
 
     def setup(self, stage: str) -> None:
         if self.backend is not None and self._compiled is None:
-            self._compiled = self._compile(self.backend)
+            self._compiled = compiled(self, self.detector, self.backend, self.gradient_checkpointing)
         data = known_data(self.trainer)
         # Lightning warns of a hook that a module has beside a data module.
         self.__dict__.pop("on_before_batch_transfer", None)
@@ -162,12 +162,6 @@ class DetectionModule(CheckpointedModule, LossModule):
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
         return [optimizer], [{"scheduler": self.schedule(optimizer), "interval": "epoch", "monitor": f"{DEV}/eer"}]
 
-    def _compile(self, backend: str) -> CompiledDetector:
-        facts = {"sharded": shards_the_model(self.trainer), "checkpointing": self.gradient_checkpointing}
-        uses = {"meta_learning": self.meta_learning is not None, "auxiliary": self.auxiliary is not None}
-        eager = eager_parts(self.detector, self.trainer.world_size, **facts, **uses)
-        return CompiledDetector(self.detector, backend, eager, rank_zero_info)
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         data = known_data(self.trainer)
         if data is not None:
@@ -180,22 +174,12 @@ class DetectionModule(CheckpointedModule, LossModule):
             if self.meta_learning is not None:
                 loss = self.meta_learning.training_loss(self, batch)
             else:
-                loss = self.training_loss(batch, self._share(batch))
+                loss = self.training_loss(batch, self.share(batch))
         check_loss(self.trainer, loss, batch)
         return loss
 
     def _watching(self) -> AbstractContextManager[object]:
         return nullcontext() if self._first_steps is None else self._first_steps.watching()
-
-    def _share(self, batch: Batch) -> float | Tensor:
-        """The factor that makes the mean of the processes' losses the loss of all their trials in one batch: class
-        weights, and trials that could not be read, leave each process another sum of weights."""
-        if self.trainer.world_size == 1:
-            return 1.0
-        own = self.class_weights[batch.labels.where(batch.read(), 0)].where(batch.read(), 0.0).sum()
-        mean = self.trainer.strategy.reduce(own.clone(), reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return own / mean.clamp(min=torch.finfo(mean.dtype).tiny)
 
     def training_loss(self, batch: Batch, share: float | Tensor = 1.0, prefix: str = "train/") -> Tensor:
         """The loss of a batch with the auxiliary losses of the adaptation; each is logged by itself, as the mean over

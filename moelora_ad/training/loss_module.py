@@ -1,5 +1,6 @@
 """What meta-learning and the checks at a start need of a module in training."""
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -29,3 +30,13 @@ class LossModule(LightningModule):
             prefix: of the names in the log.
         """
         raise NotImplementedError
+
+    def share(self, batch: Batch) -> float | Tensor:
+        """The factor that makes the mean of the processes' losses the loss of all their trials in one batch: class
+        weights, and trials that could not be read, leave each process another sum of weights."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        own = self.class_weights[batch.labels.where(batch.read(), 0)].where(batch.read(), 0.0).sum()
+        mean = self.trainer.strategy.reduce(own.clone(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return own / mean.clamp(min=torch.finfo(mean.dtype).tiny)

@@ -39,7 +39,7 @@ from moelora_ad.training.callbacks.start_summary import with_start_block
 from moelora_ad.training.callbacks.wandb import WandbRun, group_runs
 from moelora_ad.training.checkpoint_writing import last_saved, write_whole_checkpoints
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.interruptions import StopBetweenBatches, stops_told
+from moelora_ad.training.interruptions.signals import StopBetweenBatches, stops_told
 from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
 
 HPC = "hpc"  # the checkpoint that Lightning saves before SLURM ends or requeues a job

@@ -30,7 +30,7 @@ from moelora_ad.training.callbacks.measuring import Measured, Seconds, StepTimer
 from moelora_ad.training.callbacks.progress import callbacks_of, duration, silence_banners
 from moelora_ad.training.callbacks.start_summary import batch, checkpoint_bytes, devices
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.interruptions import stops_told
+from moelora_ad.training.interruptions.signals import stops_told
 
 WARM_UP = 3  # steps: memory is allocated, kernels are chosen
 EVALUATION_BATCHES = 4

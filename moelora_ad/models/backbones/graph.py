@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+
+from moelora_ad.torch_internals import FakeTensorMode
 
 CLIP = 16_000  # samples: longer than what any front end needs for a frame
 

@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from moelora_ad.data.resuming import CUT_OFF, VALIDATION
 from moelora_ad.data.trainer_state import is_fast_dev_run, shards_the_model
+from moelora_ad.lightning_internals import OpenModelCheckpoint, callbacks_state, checkpoint_content
 from moelora_ad.training.callbacks.divergence import DivergenceError
 from moelora_ad.training.checkpoint_writing import UnwrittenCheckpointError
-from moelora_ad.training.interruptions import StoppedAtOnce
-from moelora_ad.training.lightning_internals import OpenModelCheckpoint, callbacks_state, checkpoint_content
-from moelora_ad.training.lost_processes import is_of_lost_process, outlive_other_processes
+from moelora_ad.training.interruptions.lost_processes import is_of_lost_process, outlive_other_processes
+from moelora_ad.training.interruptions.signals import StoppedAtOnce
 
 INTERRUPTED = "last-interrupted.ckpt"  # Lightning and sweeps look for last*.ckpt
 

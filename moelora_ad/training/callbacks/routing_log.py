@@ -21,12 +21,12 @@ from moelora_ad.data.data_module import known_data
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
 from moelora_ad.files import written_whole
+from moelora_ad.lightning_internals import logged_step
 from moelora_ad.runs.record import DEV
 from moelora_ad.torch_internals import undoes_scaling
 from moelora_ad.training.callbacks.routing_figures import COLLAPSED, SiteFigures, by_figure, overview, write_figures
 from moelora_ad.training.callbacks.routing_plot import routing_heatmaps
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.lightning_internals import logged_step
 
 FOLDER = "routing"
 HEATMAPS = "routing/heatmaps"

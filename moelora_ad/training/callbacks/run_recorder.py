@@ -37,7 +37,7 @@ from moelora_ad.runs.record import (
     trials_hash,
 )
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.lost_processes import is_of_lost_process
+from moelora_ad.training.interruptions.lost_processes import is_of_lost_process
 
 
 class RunRecorder(Callback):

@@ -8,7 +8,7 @@ from torch import nn
 from moelora_ad.adapters.errors import AdapterError
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.peft.files import LoRAUpdate, check_sites
-from moelora_ad.adapters.surgery import (
+from moelora_ad.adapters.surgery.experts import (
     check_perturbation,
     chosen_mixtures,
     freeze_experts,

@@ -55,3 +55,14 @@ def callbacks_state(trainer: Trainer) -> dict[str, Any]:
 def logged_step(trainer: Trainer) -> int:
     """The step under which Lightning logs what is logged now; in a validation it is one behind the global step."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation follows on the training batch that is done; false before the first."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def accumulates(trainer: Trainer) -> bool:
+    """Whether the gradients of the training batch that is done wait for those of the next one."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()

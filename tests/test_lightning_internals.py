@@ -10,7 +10,14 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from moelora_ad.training.lightning_internals import OpenModelCheckpoint, checkpoint_content, last_path, logged_step
+from moelora_ad.lightning_internals import (
+    OpenModelCheckpoint,
+    accumulates,
+    checkpoint_content,
+    last_path,
+    logged_step,
+    validation_is_due,
+)
 
 BATCHES = 4  # of an epoch
 
@@ -147,3 +154,18 @@ def test_the_step_of_what_is_logged_in_a_validation(tmp_path, interval):
     fit(tmp_path, step, logger=logger, validates=True, val_check_interval=interval, max_epochs=2)
     between = int(BATCHES * interval)
     assert list(step.steps) == logger.steps["dev"] == [n - 1 for n in range(between, 2 * BATCHES + 1, between)]
+
+
+def test_what_follows_on_a_batch(tmp_path):
+    class Seen(Callback):
+        batches: tuple[tuple[bool, bool], ...] = ()
+
+        def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+            self.batches += ((validation_is_due(trainer), accumulates(trainer)),)
+
+    seen = Seen()
+    fit(tmp_path, seen, validates=True, max_epochs=1, accumulate_grad_batches=2)
+    assert [due for due, _ in seen.batches] == [False] * (BATCHES - 1) + [True]
+    assert [waits for _, waits in seen.batches] == [
+        number % 2 == 0 and number < BATCHES - 1 for number in range(BATCHES)
+    ]

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.workers import end_workers
 from moelora_ad.errors import Terminated
-from moelora_ad.training.lost_processes import lost_told
-from moelora_ad.training.out_of_memory import memory_told
+from moelora_ad.training.interruptions.lost_processes import lost_told
+from moelora_ad.training.interruptions.out_of_memory import memory_told
 
 
 class StoppedAtOnce(KeyboardInterrupt):

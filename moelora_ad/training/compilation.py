@@ -1,0 +1,31 @@
+"""Which parts of a detector in training are compiled."""
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from moelora_ad.data.trainer_state import shards_the_model
+from moelora_ad.models import Detector
+from moelora_ad.models.compilation import CompiledDetector, eager_parts
+from moelora_ad.training.loss_module import LossModule
+
+
+def compiled(module: LossModule, detector: Detector, backend: str, checkpointing: bool) -> CompiledDetector:
+    """The detector of a module with all parts compiled that can be; the first process says which run eagerly, and why.
+
+    Args:
+        module: in training or evaluation, with its trainer.
+        detector: its own; changed in place.
+        backend: of ``torch.compile``.
+        checkpointing: whether layers run again in the backward pass.
+
+    Raises:
+        InputError: there is no such backend.
+    """
+    eager = eager_parts(
+        detector,
+        module.trainer.world_size,
+        sharded=shards_the_model(module.trainer),
+        meta_learning=module.meta_learning is not None,
+        auxiliary=module.auxiliary is not None,
+        checkpointing=checkpointing,
+    )
+    return CompiledDetector(detector, backend, eager, rank_zero_info)
