@@ -26,20 +26,31 @@ from moelora_ad.adapters.surgery import starting
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class FrozenBackbone(AdaptationMethod):
-    """Train nothing of the encoder: the classifier alone learns."""
+class _Ours(AdaptationMethod):
+    """Tables and records of all our methods have the same parts, without parameters where there are none."""
 
-    casts_inputs = True  # it has no modules
+    casts_inputs = True
+
+    def parts(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Module | nn.Parameter]]:
+        modules = [module for _, module in adapter_modules(encoder)]
+        gates = [module for module in modules if isinstance(module, Gate)]
+        return {"experts": [module for module in modules if not isinstance(module, Gate)], "gates": gates}
+
+    def apart(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Parameter]]:
+        gates = [module for _, module in adapter_modules(encoder) if isinstance(module, Gate)]
+        return {"gate_noise": [gate.noise_weight for gate in gates if gate.noise_weight is not None]}
+
+
+class FrozenBackbone(_Ours):
+    """Train nothing of the encoder: the classifier alone learns."""
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         encoder.requires_grad_(False)
         return ()
 
 
-class FullFineTuning(AdaptationMethod):
+class FullFineTuning(_Ours):
     """Train the whole encoder, except what the model itself keeps fixed (Whisper's sinusoidal positions)."""
-
-    casts_inputs = True  # it has no modules
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         return ()
@@ -48,7 +59,7 @@ class FullFineTuning(AdaptationMethod):
         return (encoder,)
 
 
-class TopLayers(AdaptationMethod):
+class TopLayers(_Ours):
     """Train the top transformer layers whole; everything below and behind them is frozen.
 
     Args:
@@ -58,8 +69,6 @@ class TopLayers(AdaptationMethod):
     Raises:
         ValueError: fewer than one layer.
     """
-
-    casts_inputs = True  # it has no modules
 
     def __init__(self, num_layers: int, stack: str = "layers") -> None:
         if num_layers < 1:
@@ -92,25 +101,15 @@ def _check_alpha(alpha: float | None) -> None:
         raise ValueError(f"alpha is {alpha}: give a number above 0, or null for no scale")
 
 
-class _LowRank(AdaptationMethod):
+class _LowRank(_Ours):
     """Freezes the encoder and puts an adapted projection in the place of each targeted one."""
 
     targets: str | Sequence[str]
     layers: LayerRange | None
-    casts_inputs = True
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         encoder.requires_grad_(False)
         return inject(encoder, self.targets, self._builder(), self.layers)
-
-    def parts(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Module | nn.Parameter]]:
-        modules = [module for _, module in adapter_modules(encoder)]
-        gates = [module for module in modules if isinstance(module, Gate)]
-        return {"experts": [module for module in modules if not isinstance(module, Gate)], "gates": gates}
-
-    def apart(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Parameter]]:
-        gates = [module for _, module in adapter_modules(encoder) if isinstance(module, Gate)]
-        return {"gate_noise": [gate.noise_weight for gate in gates if gate.noise_weight is not None]}
 
     @abstractmethod
     def _builder(self) -> Build:
