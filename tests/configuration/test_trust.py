@@ -133,6 +133,15 @@ def test_looking_at_a_run_calls_nothing(lightning, run, experiment, canary, tmp_
     assert "is code from outside moelora_ad" in line or "is nothing that a configuration may name" in line
 
 
+def test_losses_of_pytorch_are_known(lightning, experiment, write_config):
+    loss = {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"reduction": "none", "label_smoothing": 0.1}}
+    code, _, err = lightning("inspect", "--config", write_config(changed(experiment, "model.loss", loss)))
+    assert code == 0, err
+    code, _, err = lightning("inspect", "--config", write_config(changed(experiment, "model.loss", "torch.nn.Linear")))
+    assert code == 2
+    assert "torch.nn.Linear is code from outside moelora_ad" in err
+
+
 @pytest.mark.parametrize("verb", LOOKING[:-1])
 def test_looking_imports_packages_that_are_allowed(lightning, run, experiment, canary, tmp_path, verb):
     (run / "config.yaml").write_text(yaml.safe_dump(changed(experiment, "model.classifier", "stranger.Head")))
