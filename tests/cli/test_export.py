@@ -11,6 +11,7 @@ import yaml
 from moelora_ad.adapters import GatePolicy, MoELoRA
 from moelora_ad.cli import export as export_command
 from moelora_ad.models import AttentiveStatistics, Detector, WhisperBackbone
+from moelora_ad.models.saving import onnx_export
 from moelora_ad.training.detection_module import DetectionModule
 
 CORPUS = Path(__file__).parents[2] / "experiments" / "quickstart" / "corpus" / "MiniLA"
@@ -165,7 +166,7 @@ def test_the_precision_is_that_of_the_run(run, export, tmp_path, monkeypatch, fi
     run.config["trainer"] |= first
     run.write()
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"trainer": second}))
-    monkeypatch.setattr(export_command, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
     configs = ("--config", run.folder / "config.yaml", "--config", tmp_path / "more.yaml")
     code, printed, _ = export("--checkpoint", run.checkpoint, *configs, "--to", tmp_path / "model", "--onnx")
     assert code == 0
@@ -176,7 +177,7 @@ def test_the_precision_is_that_of_the_run(run, export, tmp_path, monkeypatch, fi
 
 def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatch):
     arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
-    monkeypatch.setattr(export_command, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
     code, printed, _ = export(*arguments, "--onnx")
     assert code == 0
     assert "model.onnx" in printed
@@ -187,7 +188,7 @@ def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatc
     def fail(_detector, _path):
         raise RuntimeError("no such\noperator")
 
-    monkeypatch.setattr(export_command, "export_onnx", fail)
+    monkeypatch.setattr(onnx_export, "export_onnx", fail)
     code, printed, error = export(*arguments, "--onnx")
     assert code == 1
     assert "no such operator" in error
