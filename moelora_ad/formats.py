@@ -40,7 +40,7 @@ def sounds_among(names: Iterable[str]) -> tuple[list[str], Counter[str]]:
     return sounds, others
 
 
-def told_left_out(endings: Counter[str]) -> str:
+def left_out_note(endings: Counter[str]) -> str:
     """One line that counts the files that were not taken for sound, by their ending."""
     most = endings.most_common(_MOST_TOLD)
     counts = [f"{count:,} {end or 'without ending'}" for end, count in most]

@@ -13,7 +13,7 @@ from moelora_ad.audio.ffmpeg import _FORMATS
 from moelora_ad.audio.probing import holds_sound
 from moelora_ad.corpora import Folder
 from moelora_ad.corpora.storage.archives import SUFFIXES as ARCHIVES
-from moelora_ad.formats import AUDIO_SUFFIXES, UNSURE_SUFFIXES, ending, sounds_among, told_left_out
+from moelora_ad.formats import AUDIO_SUFFIXES, UNSURE_SUFFIXES, ending, left_out_note, sounds_among
 from moelora_ad.inference.sources import LISTS, find_sounds
 
 # By libsndfile's documentation of its formats, and their publishers'.
@@ -89,10 +89,10 @@ def test_what_is_left_out_is_counted():
     sounds, others = sounds_among(["b.wav", "a.txt", "c/README", "d.TXT", "e.json", "a.opus"])
     assert sounds == ["b.wav", "a.opus"]
     assert others == {".txt": 2, ".json": 1, "": 1}
-    assert told_left_out(others) == "left out: 2 .txt, 1 without ending, 1 .json"
+    assert left_out_note(others) == "left out: 2 .txt, 1 without ending, 1 .json"
     many = Counter({f".x{number}": 1_000 + number for number in range(13)})
-    assert told_left_out(many).startswith("left out: 1,012 .x12, 1,011 .x11, ")
-    assert told_left_out(many).endswith(", 1,003 .x3, 3,003 with other endings")
+    assert left_out_note(many).startswith("left out: 1,012 .x12, 1,011 .x11, ")
+    assert left_out_note(many).endswith(", 1,003 .x3, 3,003 with other endings")
 
 
 def by_libsndfile(path, form, subtype=None):

@@ -15,7 +15,7 @@ from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.terminal import progress
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
-from moelora_ad.formats import told_left_out
+from moelora_ad.formats import left_out_note
 from moelora_ad.inference.file_scores import FileFailure, FileScore
 from moelora_ad.inference.output import (
     FILE_COLUMNS,
@@ -28,10 +28,10 @@ from moelora_ad.inference.output import (
     window_rows,
 )
 from moelora_ad.inference.scorer import Scorer
-from moelora_ad.inference.sources import Found
+from moelora_ad.inference.sources import AudioSources
 
 
-def score_all(found: Found, scorer: Scorer, arguments: argparse.Namespace) -> int:
+def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace) -> int:
     """Score what was found and write it as the arguments of the verb say; returns the exit code."""
     decision = Decision.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
     failed, total = len(found.problems), len(found.sounds) + len(found.problems)
@@ -44,7 +44,7 @@ def score_all(found: Found, scorer: Scorer, arguments: argparse.Namespace) -> in
         for note in scorer.precision_notes:
             complain(f"note: {note}")
         if found.left_out:
-            complain(f"{told_left_out(found.left_out)}; a file that is named itself is always tried")
+            complain(f"{left_out_note(found.left_out)}; a file that is named itself is always tried")
         for problem in found.problems:
             complain(str(problem))
         try:

@@ -121,7 +121,7 @@ def _run(sweep: Sweep, runs: Sequence[PlannedRun], given: argparse.Namespace, pr
     console.print(runs_table(runs, left))
     bad = [(run, status) for run, status in zip(runs, left, strict=True) if status.state in _BAD]
     for run, status in bad:
-        print(f"{program} sweep: error: {printable(_told(run, status))}", file=sys.stderr)
+        print(f"{program} sweep: error: {printable(_line(run, status))}", file=sys.stderr)
     if any(status.state == "finished" for status in left):
         print(f"next: {program} results {shlex.quote(str(sweep.folder))}")
     return FAILED if bad else 0
@@ -137,11 +137,11 @@ def _show_plan(runs: Sequence[PlannedRun], statuses: Mapping[str, Status], retry
             variables = [f"{name}={value}" for name, value in run.environment.items()]
             print(shlex.join([*(["env", *variables] if variables else []), "lightning", *run.arguments(checkpoint)]))
         else:
-            print(f"# {printable(_told(run, status))}; does not run")
+            print(f"# {printable(_line(run, status))}; does not run")
     return 0
 
 
-def _told(run: PlannedRun, status: Status) -> str:
+def _line(run: PlannedRun, status: Status) -> str:
     line = describe(run, status)
     if status.state == "differs":
         return f"{line}: undo that, or move or delete {run.folder} to run it anew"

@@ -13,7 +13,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     """What differs besides the seed and the places of files, one ``field (value, other value)`` each."""
     ones, others = (dict(_fields(one)) for one in (first, second))
     return [
-        f"{name} ({_told(ones, name)}, {_told(others, name)})"
+        f"{name} ({_value_text(ones, name)}, {_value_text(others, name)})"
         for name in dict.fromkeys((*ones, *others))
         if not _is_free(name) and ones.get(name, _MISSING) != others.get(name, _MISSING)
     ]
@@ -37,5 +37,5 @@ def _is_free(name: str) -> bool:
     return within_callbacks or any(name == free or name.startswith(f"{free}.") for free in (*_FREE, *_FREE_PLACES))
 
 
-def _told(fields: Mapping[str, Any], name: str) -> str:
+def _value_text(fields: Mapping[str, Any], name: str) -> str:
     return str(fields[name]) if name in fields else "not there"

@@ -11,7 +11,7 @@ from moelora_ad.corpora.protocols.manifest_formats import read_manifest
 from moelora_ad.corpora.protocols.records import Block, ProtocolError
 from moelora_ad.corpora.storage.files import all_files, folder_of, joined, located
 from moelora_ad.corpora.trial import TrialList
-from moelora_ad.formats import AUDIO_SUFFIXES, sounds_among, told_left_out
+from moelora_ad.formats import AUDIO_SUFFIXES, left_out_note, sounds_among
 
 
 class Manifest(Corpus):
@@ -99,7 +99,7 @@ class Folder(Corpus):
         folder = located(self.path)
         files, others = sounds_among(all_files(folder))
         if others:
-            warnings.warn(f"{folder}: {told_left_out(others)}", stacklevel=2)
+            warnings.warn(f"{folder}: {left_out_note(others)}", stacklevel=2)
         collector = Collector(folder, unlabelled=True)
         collector.add(range(len(files)), files, ["-"] * len(files), corpus=self.name)
         return collector.trials(before=joined(folder, ""))

@@ -13,7 +13,7 @@ from moelora_ad.corpora.protocols.manifest_formats import read_manifest
 from moelora_ad.corpora.storage.archives import SUFFIXES as ARCHIVES
 from moelora_ad.corpora.storage.files import all_files, folder_of, joined, located, open_file
 from moelora_ad.errors import InputError
-from moelora_ad.formats import AUDIO_SUFFIXES, UNSURE_SUFFIXES, ending, told_left_out
+from moelora_ad.formats import AUDIO_SUFFIXES, UNSURE_SUFFIXES, ending, left_out_note
 from moelora_ad.inference.pipes import is_pipe, open_pipe, spooled
 
 LISTS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -25,7 +25,7 @@ class SourceError(InputError):
     """A source that has no file to score."""
 
 
-class Found(NamedTuple):
+class AudioSources(NamedTuple):
     """What sources have.
 
     Attributes:
@@ -39,7 +39,7 @@ class Found(NamedTuple):
     left_out: Counter[str]
 
 
-def find_sounds(sources: Iterable[str], standard_input: BinaryIO) -> Found:
+def find_sounds(sources: Iterable[str], standard_input: BinaryIO) -> AudioSources:
     """The sounds that a person means.
 
     Args:
@@ -72,14 +72,14 @@ def find_sounds(sources: Iterable[str], standard_input: BinaryIO) -> Found:
                     sounds[identity] = open_pipe(found) if found == source and is_pipe(found) else found
             left_out |= {_identity(file): ending(file) for file in others}
             if count == 0:
-                told = f" ({told_left_out(Counter(map(ending, others)))})" if others else ""
+                told = f" ({left_out_note(Counter(map(ending, others)))})" if others else ""
                 problems.append(SourceError(f"no audio file in {source}{told}"))
         except InputError as error:  # a faulty list or archive
             problems.append(error)
         except (OSError, ValueError) as error:  # a name that no file can have
             problems.append(SourceError(f"{source}: {error}"))
     unnamed = Counter(end for file, end in left_out.items() if file not in sounds)
-    return Found(list(sounds.values()), problems, unnamed)
+    return AudioSources(list(sounds.values()), problems, unnamed)
 
 
 def _with_standard_input(sources: Iterable[str], standard_input: BinaryIO) -> Iterator[str | BinaryIO | InputError]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moelora_ad.audio.augmentation.base import Augmentation, check_limits
 from moelora_ad.audio.decoding import AudioError, read_audio
 from moelora_ad.audio.segments import Segment, read_segment
-from moelora_ad.formats import sounds_among, told_left_out
+from moelora_ad.formats import left_out_note, sounds_among
 
 MOST_DECIBELS = 100.0
 
@@ -95,7 +95,7 @@ def _audio_files(folder: str | os.PathLike[str]) -> list[Path]:
     files, others = sounds_among(str(path) for path in Path(folder).rglob("*") if path.is_file())
     if not files:
         raise AudioError.at(
-            folder, f"no audio file in this folder; {told_left_out(others) if others else 'it is empty'}"
+            folder, f"no audio file in this folder; {left_out_note(others) if others else 'it is empty'}"
         )
     return sorted(map(Path, files))
 

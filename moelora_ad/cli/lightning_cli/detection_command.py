@@ -39,7 +39,7 @@ from moelora_ad.training.callbacks.start_summary import with_start_block
 from moelora_ad.training.callbacks.wandb import WandbRun, group_runs
 from moelora_ad.training.checkpoint_writing import last_saved, write_whole_checkpoints
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.interruptions.signals import StopBetweenBatches, stops_told
+from moelora_ad.training.interruptions.signals import StopBetweenBatches, explain_interruptions
 from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
 
 HPC = "hpc"  # the checkpoint that Lightning saves before SLURM ends or requeues a job
@@ -205,17 +205,17 @@ class DetectionCommand(LightningCLI):
             self._instantiate_classes()
 
     def _instantiate_classes(self) -> None:
-        with self._mistakes_told():
+        with self._usage_errors():
             check_made_later(self.given.model)
             if self.verb == "fit":
                 check_trains(self.given.trainer.precision)
         if self.verb == "fit" and self.given.system is not None:
             group_runs(self.given.trainer.logger, self.given.system, self.given.seed_everything)
         self.configuration = yaml.safe_load(self.verb_parser.dump(self.given, skip_validation=True))
-        with self._mistakes_told():
+        with self._usage_errors():
             data = self._data()
         self._read_trials(data)  # what is not there is told before a backbone is fetched and built
-        with self._mistakes_told():
+        with self._usage_errors():
             super().instantiate_classes()
         self.datamodule = data
         self.model.configuration = {part: self.configuration.get(part) for part in ("model", "data")}
@@ -224,7 +224,7 @@ class DetectionCommand(LightningCLI):
         self.model.untrained = self.verb != "fit" and self.given.ckpt_path is None
 
     @contextmanager
-    def _mistakes_told(self) -> Iterator[None]:
+    def _usage_errors(self) -> Iterator[None]:
         try:
             yield
         except (ValueError, MisconfigurationException) as error:
@@ -267,7 +267,7 @@ class DetectionCommand(LightningCLI):
         """Train; then score the development set and every test set with the best checkpoint."""
         try:
             with (
-                stops_told(self.trainer, self.datamodule),
+                explain_interruptions(self.trainer, self.datamodule),
                 self.recorder.no_folder_of_a_failed_start(self.trainer),
                 self.interruption.listening(),
             ):
@@ -294,17 +294,17 @@ class DetectionCommand(LightningCLI):
             print_fit(self.trainer, self.model, checkpoint, tested, self.recorder.record)
 
     def validate(self, **arguments: Any) -> None:
-        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
+        with explain_interruptions(self.trainer, self.datamodule), no_empty_folder(self.trainer):
             self.trainer.validate(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def test(self, **arguments: Any) -> None:
-        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
+        with explain_interruptions(self.trainer, self.datamodule), no_empty_folder(self.trainer):
             self.trainer.test(**arguments, weights_only=True, verbose=False)
         self._print_evaluation()
 
     def predict(self, **arguments: Any) -> None:
-        with stops_told(self.trainer, self.datamodule), no_empty_folder(self.trainer):
+        with explain_interruptions(self.trainer, self.datamodule), no_empty_folder(self.trainer):
             self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
         self._print_evaluation()
 

@@ -30,7 +30,7 @@ from moelora_ad.training.callbacks.measuring import Measured, Seconds, StepTimer
 from moelora_ad.training.callbacks.progress import callbacks_of, duration, silence_banners
 from moelora_ad.training.callbacks.start_summary import batch, checkpoint_bytes, devices
 from moelora_ad.training.detection_module import DetectionModule
-from moelora_ad.training.interruptions.signals import stops_told
+from moelora_ad.training.interruptions.signals import explain_interruptions
 
 WARM_UP = 3  # steps: memory is allocated, kernels are chosen
 EVALUATION_BATCHES = 4
@@ -155,7 +155,7 @@ def _measure(command: _Planned) -> Measured | None:
     console = Console(stderr=True, quiet=not trainer.is_global_zero)
     with console.status("reading the protocols") as status:
         timer.tell = status.update
-        with stops_told(trainer, data):
+        with explain_interruptions(trainer, data):
             trainer.fit(command.model, datamodule=data)
     if trainer.is_global_zero and timer.measured is None:
         raise InputError(f"trainer.strategy {command.wanted.get('strategy')} measures elsewhere: give ddp to plan")
@@ -174,11 +174,13 @@ def _print(command: _Planned, plan: Plan, trainable_parameters: str) -> None:
     spread = f"{duration(min(measured.steps))} to {duration(max(measured.steps))}"
     share = f"{100 * plan.data_wait_share:.0f} % of the time waiting for data"
     line(console, "step", f"{duration(step)}, median of {len(measured.steps)} ({spread}); {share}")
-    line(console, "epoch", f"{_told(seconds['train_epoch'])}: {_count(plan.steps['per_epoch'], 'step')}")
-    line(console, "validation", f"{_told(seconds['validation'])}: {_count(plan.batches[DEV], 'batch')}")
+    line(console, "epoch", f"{_seconds(seconds['train_epoch'])}: {_count(plan.steps['per_epoch'], 'step')}")
+    line(console, "validation", f"{_seconds(seconds['validation'])}: {_count(plan.batches[DEV], 'batch')}")
     for name, estimate in seconds["test"].items():
         line(
-            console, f"test {name}", f"{_told(estimate)}: {_count(plan.batches['test'][name], 'batch')}, at dev's pace"
+            console,
+            f"test {name}",
+            f"{_seconds(estimate)}: {_count(plan.batches['test'][name], 'batch')}, at dev's pace",
         )
     if seconds["run"] is None:
         line(console, "whole run", "without end: give trainer.max_epochs")
@@ -186,14 +188,14 @@ def _print(command: _Planned, plan: Plan, trainable_parameters: str) -> None:
         counts = (plan.epochs, "epoch"), (plan.steps["total"], "step"), (plan.validations, "validation")
         what = ", ".join(_count(number, name) for number, name in counts)
         tests = ", test" if seconds["test"] else ""
-        line(console, "whole run", f"{_told(seconds['run'])}: {what}{tests}; less if it stops early")
+        line(console, "whole run", f"{_seconds(seconds['run'])}: {what}{tests}; less if it stops early")
     line(console, "memory", _memory(measured.peak_memory_bytes, plan.setting))
     line(console, "checkpoint", f"{plan.checkpoint_bytes / 1e6:,.2f} MB with optimiser")
     for hint in plan.hints:
         line(console, "hint", hint)
 
 
-def _told(estimate: dict[str, float]) -> str:
+def _seconds(estimate: dict[str, float]) -> str:
     seconds = Seconds(**estimate)
     return f"{duration(seconds.expected)} ({duration(seconds.low)} to {duration(seconds.high)})"
 

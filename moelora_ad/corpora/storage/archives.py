@@ -98,7 +98,7 @@ class Archive(ABC):
         except InputError:
             raise
         except Exception as reason:  # whatever the readers meet in a damaged archive
-            raise StorageError(f"{self.location}: cannot read member {name}: {_told(reason)}") from None
+            raise StorageError(f"{self.location}: cannot read member {name}: {_reason(reason)}") from None
         if len(data) < size:
             raise StorageError(
                 f"{self.location}: member {name} ends {size - len(data):,} bytes early; is the archive complete?"
@@ -117,7 +117,7 @@ class _Member(ReadThrough):
         self._place = place
 
     def failed(self, error: Exception) -> None:
-        raise StorageError(f"{self._place} cannot be read: {_told(error)}") from None
+        raise StorageError(f"{self._place} cannot be read: {_reason(error)}") from None
 
 
 class ZipArchive(Archive):
@@ -136,7 +136,7 @@ class ZipArchive(Archive):
         try:
             self._zip = zipfile.ZipFile(file)
         except Exception as reason:  # zipfile meets a damaged directory with many kinds of errors
-            raise StorageError(f"{location}: no readable zip archive: {_told(reason)}") from None
+            raise StorageError(f"{location}: no readable zip archive: {_reason(reason)}") from None
 
     def has(self, name: str) -> bool:
         """See `Archive.has`."""
@@ -195,7 +195,7 @@ class TarArchive(Archive):
                             outdated.unlink(missing_ok=True)
             self._tar = _indexed(self._file, index)
         except OSError as reason:
-            what = f"cannot keep the index of {location}: {_told(reason)}; set XDG_CACHE_HOME to a folder for it"
+            what = f"cannot keep the index of {location}: {_reason(reason)}; set XDG_CACHE_HOME to a folder for it"
             raise StorageError(f"{folder}: {what}") from None
 
     def has(self, name: str) -> bool:
@@ -251,7 +251,7 @@ def _build(location: str, open_file: Callable[[], IO[bytes]], index: Path) -> No
             with contextlib.redirect_stdout(sys.stderr):  # its progress bar
                 _indexed(file, path).close()
         except Exception as reason:  # whatever ratarmountcore and its decompressors meet in a damaged archive
-            raise StorageError(f"{location}: no readable tar archive: {_told(reason)}") from None
+            raise StorageError(f"{location}: no readable tar archive: {_reason(reason)}") from None
         os.replace(path, index)
 
 
@@ -277,5 +277,5 @@ def _indexed(file: IO[bytes], index: Path) -> SQLiteIndexedTar:
     )
 
 
-def _told(reason: Exception) -> str:
+def _reason(reason: Exception) -> str:
     return " ".join(str(reason).split()) or type(reason).__name__

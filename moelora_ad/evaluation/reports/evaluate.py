@@ -29,9 +29,9 @@ from moelora_ad.evaluation.score_files.keys import read_key
 from moelora_ad.evaluation.score_files.labelled import Labelled, ScoreReader
 from moelora_ad.evaluation.score_files.paths import (
     Compared,
-    FoundFile,
-    FoundFiles,
     PathError,
+    ScoreFile,
+    ScoreFiles,
     failed_note,
     find_pairs,
     find_score_files,
@@ -119,7 +119,7 @@ def evaluate(
         places = [scores] if isinstance(scores, str | os.PathLike) else scores
         found = find_score_files([os.fspath(place) for place in places], names)  # type: ignore[union-attr, arg-type]
     else:
-        found = FoundFiles([FoundFile(None, name, "") for name in tables], [])
+        found = ScoreFiles([ScoreFile(None, name, "") for name in tables], [])
     compared = find_pairs(os.fspath(compare[0]), os.fspath(compare[1])) if compare else Compared()
     for option, chosen in (("own", own), ("average", average)):
         if strangers := sorted(set(chosen) - {file.set_name for file in found.files}):
@@ -189,8 +189,8 @@ def _in_memory(scores: Any, key: Any) -> tuple[Mapping[str, ScoreTable] | None, 
 
 
 def _read_all(
-    reader: ScoreReader, found: Sequence[FoundFile], tables: Mapping[str, ScoreTable] | None
-) -> dict[FoundFile, Labelled]:
+    reader: ScoreReader, found: Sequence[ScoreFile], tables: Mapping[str, ScoreTable] | None
+) -> dict[ScoreFile, Labelled]:
     """Every file, or a line for each that is faulty; those of no file are in ``tables``."""
     labelled, faults = {}, []
     for file in found:

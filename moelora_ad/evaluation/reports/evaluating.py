@@ -14,7 +14,7 @@ from moelora_ad.evaluation.metrics.options import FigureOptions
 from moelora_ad.evaluation.provenance import provenance_of
 from moelora_ad.evaluation.reports.results import EvaluatedFile, RunSummary, SetComparison, Uncalibrated
 from moelora_ad.evaluation.score_files.labelled import Labelled
-from moelora_ad.evaluation.score_files.paths import FoundFile, Pair
+from moelora_ad.evaluation.score_files.paths import Pair, ScoreFile
 from moelora_ad.evaluation.score_table import ScoreTable
 
 Tick = Callable[[str], None]
@@ -22,8 +22,8 @@ Tick = Callable[[str], None]
 
 
 def calibrated_scores(
-    found: Mapping[FoundFile, ScoreTable], development: ScoreTable, path: str | Path
-) -> tuple[Calibration, dict[FoundFile, ScoreTable]]:
+    found: Mapping[ScoreFile, ScoreTable], development: ScoreTable, path: str | Path
+) -> tuple[Calibration, dict[ScoreFile, ScoreTable]]:
     """A calibration fitted on development scores, and the scores that it makes of others.
 
     Raises:
@@ -39,9 +39,9 @@ def calibrated_scores(
 
 
 def evaluate_files(
-    found: Mapping[FoundFile, ScoreTable],
+    found: Mapping[ScoreFile, ScoreTable],
     options: FigureOptions,
-    raw: Mapping[FoundFile, ScoreTable] | None = None,
+    raw: Mapping[ScoreFile, ScoreTable] | None = None,
     tick: Tick = lambda what: None,
 ) -> tuple[EvaluatedFile, ...]:
     """The figures of each file.
@@ -97,7 +97,7 @@ def summarise_runs(
 
 def compare_pairs(
     pairs: Sequence[Pair],
-    labelled: Mapping[FoundFile, Labelled],
+    labelled: Mapping[ScoreFile, Labelled],
     systems: tuple[str, str],
     options: FigureOptions,
     tick: Tick = lambda what: None,
@@ -134,7 +134,7 @@ def conclusion(systems: tuple[str, str], eer: Difference) -> str:
 
 
 def all_notes(
-    found: Mapping[FoundFile, Labelled],
+    found: Mapping[ScoreFile, Labelled],
     files: Sequence[EvaluatedFile],
     runs: Mapping[str, RunSummary],
     comparisons: Sequence[SetComparison],

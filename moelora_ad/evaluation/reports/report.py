@@ -142,7 +142,7 @@ def report_page(results: Results, drawn: Iterable[NamedPlot]) -> str:
         comparison=comparison if comparison.rows else None,
         sentences=[printable(sentence) for one in results.comparisons for sentence in one.sentences],
         files=_files(results),
-        options=TextTable("Options", ("option", "value"), [(k, _told(v)) for k, v in results.options.items()], 2),
+        options=TextTable("Options", ("option", "value"), [(k, _text(v)) for k, v in results.options.items()], 2),
         provenance=[(printable(f.title), f.provenance) for f in results.files if f.provenance],
         cost_text=_cost_text(results),
         interval_text=_interval_text(results),
@@ -282,7 +282,7 @@ def _files(results: Results) -> TextTable:
     return TextTable("Score files", ("set", "file", "trials"), rows, 2)
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {number:g}" for name, number in value.items())
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else printable(str(value))

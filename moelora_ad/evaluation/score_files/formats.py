@@ -76,7 +76,7 @@ def read_scores(path: str | Path, file_format: str | None = None) -> ScoreTable 
 
 
 def _read(path: str | Path, file_format: str | None) -> ScoreTable | Scores:
-    chosen = cast(ScoreFormat, file_format) if file_format else _found_out(path)
+    chosen = cast(ScoreFormat, file_format) if file_format else _recognised(path)
     if chosen in ("table", "asvspoof5"):
         return _table(path)
     if chosen == "asvspoof2019":
@@ -118,7 +118,7 @@ def write_scores(table: ScoreTable, path: str | Path, file_format: ScoreFormat) 
         csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(rows)
 
 
-def _found_out(path: str | Path) -> ScoreFormat:
+def _recognised(path: str | Path) -> ScoreFormat:
     if Path(path).suffix.lower() in (".parquet", ".jsonl"):
         return "table"
     first = first_line(read_text(path, ScoreError))

@@ -20,7 +20,7 @@ class PathError(InputError):
     """Paths on the command line that name no scores."""
 
 
-class FoundFile(NamedTuple):
+class ScoreFile(NamedTuple):
     """A score file (None for scores that are of no file), the set it is of, and the run that made it (empty if there is
     only one)."""
 
@@ -34,10 +34,10 @@ class FoundFile(NamedTuple):
         return self.set_name if self.path is None else str(self.path)
 
 
-class FoundFiles(NamedTuple):
+class ScoreFiles(NamedTuple):
     """Score files in the order given, and notes on what was left out."""
 
-    files: list[FoundFile]
+    files: list[ScoreFile]
     notes: list[str]
 
 
@@ -45,7 +45,7 @@ class Pair(NamedTuple):
     """The score files of two systems for one set."""
 
     set_name: str
-    files: tuple[FoundFile, FoundFile]
+    files: tuple[ScoreFile, ScoreFile]
 
 
 class Compared(NamedTuple):
@@ -56,7 +56,7 @@ class Compared(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> FoundFiles:
+def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> ScoreFiles:
     """The score files of files and folders.
 
     A set is called after its file; files of one name in several folders are several runs of the set. In a folder, lists
@@ -94,7 +94,7 @@ def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> FoundFi
         raise PathError("--names has an empty name")
     sets = [printable(name) for name in names] or [printable(path.stem) for path in files]
     runs = _runs(files, sets)
-    return FoundFiles([FoundFile(*one) for one in zip(files, sets, runs, strict=True)], notes)
+    return ScoreFiles([ScoreFile(*one) for one in zip(files, sets, runs, strict=True)], notes)
 
 
 def _is_run(folder: Path) -> bool:

@@ -39,10 +39,10 @@ def check_loss(trainer: Trainer, loss: Tensor, batch: Batch) -> None:
         if not together.item():
             return
         told: list[Any] = [None] * trainer.world_size
-        distributed.all_gather_object(told, _told(trainer, loss, batch) if bad.item() else None)
+        distributed.all_gather_object(told, _message(trainer, loss, batch) if bad.item() else None)
         raise DivergenceError(next(filter(None, told)))
     if bad.item():
-        raise DivergenceError(_told(trainer, loss, batch))
+        raise DivergenceError(_message(trainer, loss, batch))
 
 
 def check_weights(trainer: Trainer, state: Mapping[str, Any]) -> None:
@@ -61,7 +61,7 @@ def check_weights(trainer: Trainer, state: Mapping[str, Any]) -> None:
             )
 
 
-def _told(trainer: Trainer, loss: Tensor, batch: Batch) -> str:
+def _message(trainer: Trainer, loss: Tensor, batch: Batch) -> str:
     clips = len(batch.waveforms) // len(batch.trials)
     unfit = ~torch.isfinite(batch.waveforms).all(1).view(-1, clips).all(1)
     value = f"step {trainer.global_step}: the loss is {loss.item():g}"

@@ -26,7 +26,7 @@ class LostProcessError(InputError):
 
 
 @contextmanager
-def lost_told(trainer: Trainer) -> Iterator[None]:
+def explain_lost_process(trainer: Trainer) -> Iterator[None]:
     """Make what happens within the block because another process has ended, or a disk is full, an `InputError` that
     says how to go on.
 

@@ -15,7 +15,7 @@ _KILLED_WORKER = "killed by signal: Killed"
 
 
 @contextmanager
-def memory_told(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
+def explain_out_of_memory(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
     """Make a lack of memory or open files within the block an `InputError` that says what to change.
 
     Raises:

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.workers import end_workers
 from moelora_ad.errors import Terminated
-from moelora_ad.training.interruptions.lost_processes import lost_told
-from moelora_ad.training.interruptions.out_of_memory import memory_told
+from moelora_ad.training.interruptions.lost_processes import explain_lost_process
+from moelora_ad.training.interruptions.out_of_memory import explain_out_of_memory
 
 
 class StoppedAtOnce(KeyboardInterrupt):
@@ -70,15 +70,15 @@ class StopBetweenBatches(Callback):
 
 
 @contextmanager
-def stops_told(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
+def explain_interruptions(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
     """What ends a trainer's work within the block, as the command line tells it.
 
     Raises:
-        InputError: see `memory_told` and `lost_told`.
+        InputError: see `explain_out_of_memory` and `explain_lost_process`.
         KeyboardInterrupt: instead of Lightning's answers to Ctrl-C and, as `Terminated`, to SIGTERM, which are exits.
     """
     try:
-        with memory_told(trainer, data), lost_told(trainer):
+        with explain_out_of_memory(trainer, data), explain_lost_process(trainer):
             yield
     except SIGTERMException:
         raise Terminated from None

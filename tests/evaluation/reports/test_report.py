@@ -16,7 +16,7 @@ from moelora_ad.evaluation.reports.evaluating import conclusion, evaluate_files,
 from moelora_ad.evaluation.reports.plots import INK, LINES
 from moelora_ad.evaluation.reports.report import NamedPlot, number_of_plots, plots, report_page
 from moelora_ad.evaluation.reports.results import Results, SetComparison, Uncalibrated
-from moelora_ad.evaluation.score_files.paths import FoundFile
+from moelora_ad.evaluation.score_files.paths import ScoreFile
 
 _EVIL = '<script>alert("x")</script>{{ 7 * 191 }}'
 _VOID = ("meta", "br", "hr", "img", "input", "link")
@@ -57,7 +57,7 @@ def results(make_scores: Callable[..., ScoreTable]) -> Results:
     """Everything that a page can have, with names that want to break it."""
     options = FigureOptions(resamples=20, calibrated=True)
     found = {
-        FoundFile(Path(f"{name}.csv"), name, run): make_scores(number, name, attacks=(_EVIL, "A2", f"url(#{INK}"))
+        ScoreFile(Path(f"{name}.csv"), name, run): make_scores(number, name, attacks=(_EVIL, "A2", f"url(#{INK}"))
         for number, (name, run) in enumerate((s, r) for s in ("In", f"Out {_EVIL}") for r in ("seed1", _EVIL))
     }
     files = evaluate_files(found, options, raw=found)
@@ -166,7 +166,7 @@ def test_plots_have_files_of_their_own(results: Results, drawn: list[NamedPlot])
 
 def test_cards_show_averages_with_their_sets(make_scores: Callable[..., ScoreTable]) -> None:
     options = FigureOptions(resamples=20)
-    found = {FoundFile(Path(name), name, ""): make_scores(number, name) for number, name in enumerate(("In", "Out"))}
+    found = {ScoreFile(Path(name), name, ""): make_scores(number, name) for number, name in enumerate(("In", "Out"))}
     files = evaluate_files(found, options)
     runs = summarise_runs(files, ["In"], options)
     page = report_page(Results(files, runs), [])
@@ -183,7 +183,7 @@ def test_cards_show_averages_with_their_sets(make_scores: Callable[..., ScoreTab
 def test_provenance_and_calibration_are_shown(make_scores: Callable[..., ScoreTable], tmp_path: Path) -> None:
     (tmp_path / "In.json").write_text(json.dumps({"checkpoint": "<b>best</b>"}))
     options = FigureOptions(resamples=0, calibrated=True)
-    found = {FoundFile(tmp_path / "In.csv", "In", ""): make_scores(1, "In")}
+    found = {ScoreFile(tmp_path / "In.csv", "In", ""): make_scores(1, "In")}
     (file,) = evaluate_files(found, options, raw=found)
     assert isinstance(file.before, Uncalibrated)
     page = report_page(Results((file,), calibration=Calibration(2.0, -0.25, "dev.csv", 10, 20)), [])

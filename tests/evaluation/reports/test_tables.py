@@ -19,7 +19,7 @@ from moelora_ad.evaluation.reports.results import Results
 from moelora_ad.evaluation.reports.rows import FIGURE_ROW, as_csv, as_json, figure_rows
 from moelora_ad.evaluation.reports.tables import group_tables, rounded, sets_table, tables
 from moelora_ad.evaluation.reports.text_table import TextTable, as_latex, as_markdown, as_rich
-from moelora_ad.evaluation.score_files.paths import FoundFile
+from moelora_ad.evaluation.score_files.paths import ScoreFile
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def results(make_scores: Callable[..., ScoreTable]) -> Results:
     options = FigureOptions(resamples=20, threshold=0.5)
     names = {"In": ("A|1", "A_2", "50% & $x"), "Out": ("B1", "B2")}
     found = {
-        FoundFile(Path(f"{name}.csv"), name, ""): make_scores(number, name, attacks=attacks)
+        ScoreFile(Path(f"{name}.csv"), name, ""): make_scores(number, name, attacks=attacks)
         for number, (name, attacks) in enumerate(names.items())
     }
     files = evaluate_files(found, options)
