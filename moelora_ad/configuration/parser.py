@@ -30,7 +30,11 @@ _SHOWN = 80  # characters of a value
 
 
 class OneLineParser(LightningArgumentParser):
-    """Lightning's parser, but a mistake is one line on standard error, with the nearest known name, and exit code 2."""
+    """Lightning's parser, but options are never abbreviated, and a mistake is one line on standard error, with the
+    nearest known name, and exit code 2."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **({"allow_abbrev": False} | settings))
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         if not self.exit_on_error:
