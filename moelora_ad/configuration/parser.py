@@ -37,11 +37,11 @@ _ABSENT = object()
 
 
 class OneLineParser(LightningArgumentParser):
-    """Lightning's parser, but a mistake is one line on standard error, with the file that it stands in and the nearest
-    known name, and exit code 2."""
+    """Lightning's parser, but options are never abbreviated, and a mistake is one line on standard error, with the file
+    that it stands in and the nearest known name, and exit code 2."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **({"allow_abbrev": False} | settings))
         self.files: list[str] = []  # configurations that were read
         self._file: str | None = None  # that is being read
 

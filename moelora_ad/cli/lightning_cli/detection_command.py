@@ -72,7 +72,6 @@ def run_command(argv: Sequence[str], program: str) -> int:
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=1,
             parser_class=OneLineParser,
-            parser_kwargs={"allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=list(argv),

@@ -106,7 +106,6 @@ def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
             save_config_callback=None,
             seed_everything_default=False,
             parser_class=_Parser,
-            parser_kwargs={"allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=["fit", *arguments],

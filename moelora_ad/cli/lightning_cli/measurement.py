@@ -62,7 +62,6 @@ class _Planned(DetectionCommand):
             save_config_callback=None,
             seed_everything_default=1,
             parser_class=_Parser,
-            parser_kwargs={"allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=["fit", *arguments],

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -95,12 +96,14 @@ def _exported_powers(waveforms: Tensor) -> Tensor:
     are as large as the quiet parts of speech (0.002 in the log-mel spectrogram, against 0.00003 of PyTorch)."""
     device = waveforms.device
     padded = functional.pad(waveforms.unsqueeze(1), (FFT // 2, FFT // 2), mode="reflect").squeeze(1)
-    steps = torch.arange(FFT, device=device)
+    steps = np.arange(FFT)
+    # Made outside the graph: onnxruntime up to 1.23 has no cosine in double precision.
+    angles = 2 * np.pi / FFT * (steps[:, None] * steps[: FFT // 2 + 1] % FFT)
+    cosine, sine = (torch.tensor(wave, device=device) for wave in (np.cos(angles), np.sin(angles)))
     starts = HOP * torch.arange(waveforms.shape[1] // HOP, device=device)
     window = torch.hann_window(FFT, device=device, dtype=torch.float64)
-    frames = padded[:, starts.unsqueeze(1) + steps].double() * window  # (B, frames, FFT)
-    angles = 2 * torch.pi / FFT * (steps.unsqueeze(1) * steps[: FFT // 2 + 1] % FFT).double()
-    return ((frames @ angles.cos()).square() + (frames @ angles.sin()).square()).float().transpose(1, 2)
+    frames = padded[:, starts.unsqueeze(1) + torch.arange(FFT, device=device)].double() * window  # (B, frames, FFT)
+    return ((frames @ cosine).square() + (frames @ sine).square()).float().transpose(1, 2)
 
 
 def _encoder(config: WhisperConfig, source: str | Path, revision: str | None, pretrained: bool) -> WhisperEncoder:
