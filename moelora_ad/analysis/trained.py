@@ -11,7 +11,7 @@ from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch, TrialDataset
 from moelora_ad.data.samplers import EvaluationBatches
 from moelora_ad.data.shares import by_name
-from moelora_ad.data.workers import end_workers, starved
+from moelora_ad.data.workers import end_of_workers_awaited, end_workers, starved
 from moelora_ad.errors import InputError
 from moelora_ad.inference.loading import load_run
 from moelora_ad.models import Detector
@@ -100,9 +100,10 @@ def batches(
     loader = DataLoader(dataset, sampler=sampler, **data.reading(dataset, sampler, size, again=False, workers=workers))
     batch: Batch
     try:
-        for batch in loader:
-            yield batch
-            advance(len(batch.trials))
+        with end_of_workers_awaited():
+            for batch in loader:
+                yield batch
+                advance(len(batch.trials))
     except (KeyboardInterrupt, OSError, RuntimeError) as error:
         end_workers()
         if told := starved(error, workers):

@@ -63,8 +63,10 @@ class OneLineParser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         message = "\n".join(map(printable, shortened(message).splitlines()))  # it may quote a faulty file
-        verb, place = self.prog.replace(" [options]", ""), f"{self._file}: " if self._file else ""
+        verb = self.prog.replace(" [options]", "")
         parser = getattr(ex, "subcommand_parser", self)  # that of the verb which does not know a key
+        key = re.match(r"(\w+(?:\.\w+)+): ", message)  # where what is said after reading begins
+        place = f"{self._file}: " if self._file else _file_with(key[1], parser) if key else ""
         self.exit(2, f"{verb}: error: {place}{explain(message, parser)}\n")
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:

@@ -8,7 +8,10 @@ import re
 import resource
 import signal
 import threading
+import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +22,7 @@ SILENT_SECONDS = 1_800  # after which a loader that has delivered nothing is giv
 _SHARED_MEMORY = Path("/dev/shm")
 _OPEN_FILES = Path("/proc/self/fd")
 _PER_WORKER = 3  # files of this process: a queue's two ends, and one that tells of the worker's end
+_MOMENT = 1.0  # second
 _IN_ALL = 8  # a queue that all share, and the tensors of a batch
 _FULL, _TOO_MANY = os.strerror(errno.ENOSPC), os.strerror(errno.EMFILE)
 
@@ -58,6 +62,21 @@ def starved(error: BaseException, workers: int) -> str | None:
             f"storage answers, or lower data.num_workers (now {workers}; 0 reads in this process)"
         )
     return None
+
+
+@contextmanager
+def end_of_workers_awaited() -> Iterator[None]:
+    """Where a connection to a worker breaks within the block, wait for what PyTorch says of its end: it does so
+    when the system's signal comes, which may be a moment later.
+
+    Raises:
+        RuntimeError: in the place of the connection's error.
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError):
+        time.sleep(_MOMENT)
+        raise
 
 
 def _too_little(workers: int, why: str) -> str:

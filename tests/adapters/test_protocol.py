@@ -306,6 +306,7 @@ def test_a_module_of_any_method_that_is_never_called_is_named(encoder):
     model = Reading()
     ownership = Ownership(Method(wrap_by_hand), model)
     watch = CallWatch(model, ownership.sites)
-    model(torch.randn(2, 4))
+    with watch:
+        model(torch.randn(2, 4))
     with pytest.raises(InjectionError, match=r"1 adapted projections were never called.*layers\.0\.down"):
-        watch.finish()
+        watch.check()

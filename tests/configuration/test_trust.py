@@ -186,7 +186,7 @@ def test_functions_of_the_right_return_type_are_refused(lightning, experiment, w
         config = write_config(changed(experiment, f"model.{place}", value))
         code, _, err = lightning("fit", "--config", config)
         assert code == 2
-        assert err == f"lightning fit: error: model.{place}: {function} is a function: give a class\n"
+        assert err == f"lightning fit: error: {config}: model.{place}: {function} is a function: give a class\n"
 
 
 def test_fit_builds_classes_of_the_users_own(lightning, experiment, write_config, canary):

@@ -55,7 +55,7 @@ def test_a_reader_ends_at_the_second_request():
 READ = """
 import resource, sys, torch
 from torch.utils.data import DataLoader, Dataset
-from moelora_ad.data.workers import begin_worker, starved
+from moelora_ad.data.workers import begin_worker, end_of_workers_awaited, starved
 
 class Batches(Dataset):
     def __len__(self):
@@ -67,7 +67,8 @@ if sys.argv[1:]:
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 try:
-    taken = [batch for batch in DataLoader(Batches(), batch_size=None, num_workers=2, worker_init_fn=begin_worker)]
+    with end_of_workers_awaited():
+        taken = [batch for batch in DataLoader(Batches(), batch_size=None, num_workers=2, worker_init_fn=begin_worker)]
 except (RuntimeError, OSError) as error:
     print(starved(error, 2))
 """

@@ -202,7 +202,7 @@ def read_parts(folder: Path, path: Path) -> None:
     kept = KeptScores(folder, "eval", TRIALS, {"weights": "abc"})
     kept.find()
     right = KEPT if path.parent.name == ".eval.parts" else dict(enumerate(SCORES.scores))
-    assert dict(zip(kept.found.indices.tolist(), kept.found.scores.tolist(), strict=True)).items() <= right.items()
+    assert dict(zip(kept.known.indices.tolist(), kept.known.scores.tolist(), strict=True)).items() <= right.items()
 
 
 def read_a_sweep(folder: Path, path: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from lightning.pytorch import Trainer
 
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
-from moelora_ad.data.workers import starved
+from moelora_ad.data.workers import end_of_workers_awaited, starved
 from moelora_ad.errors import InputError
 from moelora_ad.training.checkpoint_writing import where_to_continue
 
@@ -22,7 +22,8 @@ def explain_out_of_memory(trainer: Trainer, data: AudioDeepfakeDataModule) -> It
         InputError: instead of PyTorch's error or Python's.
     """
     try:
-        yield
+        with end_of_workers_awaited():
+            yield
     except (MemoryError, OSError, RuntimeError) as error:  # torch.OutOfMemoryError is one
         if (told := starved(error, data.num_workers)) is not None:
             raise InputError(told + where_to_continue(trainer)) from None
