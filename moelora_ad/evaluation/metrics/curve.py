@@ -7,9 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression
 
 from moelora_ad.evaluation.metrics.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
+from moelora_ad.evaluation.metrics.counted import (
+    ASVSPOOF_5,
+    ASVSPOOF_2021,
+    CostResult,
+    CountedTrials,
+    Counts,
+)
 from moelora_ad.evaluation.metrics.equal_error_rate import (
     EqualErrorRateResult,
     ScoreError,
@@ -18,21 +24,6 @@ from moelora_ad.evaluation.metrics.equal_error_rate import (
 )
 
 Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
-
-
-class CostResult(NamedTuple):
-    """A least cost, and the lowest bona fide score that is accepted for it (infinity if all are rejected)."""
-
-    cost: float
-    threshold: float
-
-
-class ErrorRates(NamedTuple):
-    """Both in [0, 1]: ``miss`` of the bona fide trials are rejected, ``false_alarm`` of the spoofs are accepted."""
-
-    miss: float
-    false_alarm: float
 
 
 class OperatingPoints(NamedTuple):
@@ -41,29 +32,6 @@ class OperatingPoints(NamedTuple):
     thresholds: Floats
     miss: Floats
     false_alarm: Floats
-
-
-_ASVSPOOF_5 = DetectionCosts()
-_ASVSPOOF_2021 = TandemCosts2021()
-
-
-def pooled_cllr(bona_fide: Counts, spoof: Counts) -> float:
-    """The Cllr after the monotone map of the scores that makes it least, found by pooling adjacent violators.
-
-    Args:
-        bona_fide: (n,) how many bona fide trials have each score, ascending.
-        spoof: (n,) how many spoofs; no score is without trials.
-    """
-    trials = bona_fide + spoof
-    blocks = isotonic_regression(bona_fide / trials, weights=trials).blocks[:-1]
-    # The map gives each block the ratio of its shares of the two classes.
-    hits = np.add.reduceat(bona_fide, blocks) / bona_fide.sum()
-    false_alarms = np.add.reduceat(spoof, blocks) / spoof.sum()
-    # A block of one class has a ratio of 0 or infinity, which costs its trials nothing.
-    mixed = (hits > 0) & (false_alarms > 0)
-    hits, false_alarms = hits[mixed], false_alarms[mixed]
-    bits = hits * np.log2(1 + false_alarms / hits) + false_alarms * np.log2(1 + hits / false_alarms)
-    return float(bits.sum()) / 2
 
 
 def least_cost(costs: Callable[[Counts], tuple[Floats, Floats]], last: int) -> tuple[float, int]:
@@ -86,7 +54,7 @@ def least_cost(costs: Callable[[Counts], tuple[Floats, Floats]], last: int) -> t
     return float(hopeful_costs[best]), int(points[best])
 
 
-class ScoreCurve:
+class ScoreCurve(CountedTrials):
     """Scores of both classes, each sorted once. Tied scores are accepted or rejected together.
 
     A trial is accepted as bona fide if its score is at or above a threshold; only the threshold of
@@ -110,70 +78,7 @@ class ScoreCurve:
         self.num_bona_fide, self.num_spoof = len(self._bona_fide), len(self._spoof)
 
     def equal_error_rate(self) -> EqualErrorRateResult:
-        """See the function `equal_error_rate`."""
         return equal_error_rate_of_sorted(self._bona_fide, self._spoof)
-
-    def min_dcf(self, costs: DetectionCosts = _ASVSPOOF_5) -> CostResult:
-        """The least detection cost over all thresholds, over that of accepting or rejecting all (ASVspoof 5)."""
-        miss, false_alarm = costs.weights
-        cost, threshold = self._least_cost(miss, false_alarm)
-        return CostResult(cost / min(miss, false_alarm), threshold)
-
-    def act_dcf(self, costs: DetectionCosts = _ASVSPOOF_5) -> float:
-        """The detection cost at ``costs.bayes_threshold``, normalised as in `min_dcf` (ASVspoof 5).
-
-        Of use for log-likelihood ratios (natural logarithm), that is after a calibration.
-        """
-        miss, false_alarm = costs.weights
-        rates = self.error_rates(costs.bayes_threshold)
-        return (miss * rates.miss + false_alarm * rates.false_alarm) / min(miss, false_alarm)
-
-    def min_tdcf(self, asv: AsvErrorRates, costs: TandemCosts2019 | TandemCosts2021 = _ASVSPOOF_2021) -> CostResult:
-        """The least tandem detection cost over all thresholds, normalised (ASVspoof 2019 and 2021).
-
-        Args:
-            asv: The errors of the speaker verification system beside it.
-            costs: The form of 2019 or that of 2021.
-
-        Raises:
-            ScoreError: The ASV system is so bad that a weight of the cost is not positive.
-        """
-        weights = costs.checked_weights(asv)
-        cost, threshold = self._least_cost(weights.miss, weights.false_alarm)
-        return CostResult((weights.constant + cost) / (weights.constant + min(weights[1:])), threshold)
-
-    def cllr(self) -> float:
-        """The cost of log-likelihood ratios, in bits (Brümmer and du Preez, Computer Speech and Language 20, 2006).
-
-        ½ [mean log2(1 + e^-s) over bona fide + mean log2(1 + e^s) over spoofs]; 0 is perfect, and 1 is what knowing
-        nothing costs. Of use for log-likelihood ratios (natural logarithm), that is after a calibration.
-        """
-        bits = 2 * math.log(2)
-        return _mean_softplus(-self._bona_fide) / bits + _mean_softplus(self._spoof) / bits
-
-    def min_cllr(self) -> float:
-        """`cllr` after the monotone map of the scores that makes it least, found by pooling adjacent violators."""
-        return pooled_cllr(*self._groups)
-
-    def auc(self) -> float:
-        """The area under the receiver operating characteristic: the share of pairs that are ranked right, ties half."""
-        bona_fide, spoof = self._groups
-        twice_right = bona_fide * (2 * (spoof.cumsum() - spoof) + spoof)
-        return int(twice_right.sum()) / (2 * self.num_bona_fide * self.num_spoof)
-
-    def error_rates(self, threshold: float) -> ErrorRates:
-        """The rates at a threshold; a trial is accepted if its score is at or above it.
-
-        Raises:
-            ScoreError: The threshold is not a number.
-        """
-        missed, accepted_spoofs = self._errors(threshold)
-        return ErrorRates(missed / self.num_bona_fide, accepted_spoofs / self.num_spoof)
-
-    def accuracy(self, threshold: float) -> float:
-        """The share of all trials that are judged right at a threshold; raises what `error_rates` raises."""
-        trials = self.num_bona_fide + self.num_spoof
-        return (trials - sum(self._errors(threshold))) / trials
 
     def operating_points(self) -> OperatingPoints:
         """The rates at all distinct scores, and at infinity: every operating point there is."""
@@ -182,15 +87,12 @@ class ScoreCurve:
         return OperatingPoints(thresholds, missed / self.num_bona_fide, (self.num_spoof - rejected) / self.num_spoof)
 
     def _errors(self, threshold: float) -> tuple[int, int]:
-        """How many bona fide trials are rejected, and how many spoofs accepted."""
         if math.isnan(threshold):
             raise ScoreError("a threshold must be a number, not nan")
         rejected_spoofs = int(self._spoof.searchsorted(threshold))
         return int(self._bona_fide.searchsorted(threshold)), self.num_spoof - rejected_spoofs
 
     def _least_cost(self, miss: float, false_alarm: float) -> CostResult:
-        """The least of ``miss * miss rate + false_alarm * false alarm rate``; the weights are not negative."""
-
         def costs(places: Counts) -> tuple[Floats, Floats]:
             missed, accepted_spoofs = self._candidates(places)
             weights = np.float64(miss / self.num_bona_fide), np.float64(false_alarm / self.num_spoof)
@@ -216,13 +118,13 @@ class ScoreCurve:
         missed = self._bona_fide.searchsorted(self._spoof.take(places - 1, mode="clip"), "right")
         return np.where(places > 0, missed, 0), self.num_spoof - places
 
+    def _softplus(self) -> tuple[float, float]:
+        return _mean_softplus(-self._bona_fide), _mean_softplus(self._spoof)
+
     @cached_property
     def _groups(self) -> tuple[Counts, Counts]:
-        """How many bona fide trials and spoofs each group has, (g,) each, in ascending order of the scores.
-
-        Groups are the distinct scores of the smaller class with the ties of the larger class, and what the larger class
-        has between them.
-        """
+        """The distinct scores of the smaller class with the ties of the larger class, and what the larger class has
+        between them."""
         few, many = self._bona_fide, self._spoof
         if swapped := len(few) > len(many):
             few, many = many, few
@@ -244,12 +146,12 @@ def _mean_softplus(values: Floats) -> float:
     return float((np.maximum(values, 0) / len(values)).sum() + np.log(products).sum() / len(values))
 
 
-def min_dcf(scores: ArrayLike, labels: ArrayLike, costs: DetectionCosts = _ASVSPOOF_5) -> CostResult:
+def min_dcf(scores: ArrayLike, labels: ArrayLike, costs: DetectionCosts = ASVSPOOF_5) -> CostResult:
     """`ScoreCurve.min_dcf` of scores (n,) and labels (n,), 1 for bona fide and 0 for spoof; so are those below."""
     return ScoreCurve(scores, labels).min_dcf(costs)
 
 
-def act_dcf(scores: ArrayLike, labels: ArrayLike, costs: DetectionCosts = _ASVSPOOF_5) -> float:
+def act_dcf(scores: ArrayLike, labels: ArrayLike, costs: DetectionCosts = ASVSPOOF_5) -> float:
     """`ScoreCurve.act_dcf`; the scores must be log-likelihood ratios, that is calibrated."""
     return ScoreCurve(scores, labels).act_dcf(costs)
 
@@ -258,7 +160,7 @@ def min_tdcf(
     scores: ArrayLike,
     labels: ArrayLike,
     asv: AsvErrorRates,
-    costs: TandemCosts2019 | TandemCosts2021 = _ASVSPOOF_2021,
+    costs: TandemCosts2019 | TandemCosts2021 = ASVSPOOF_2021,
 ) -> CostResult:
     """`ScoreCurve.min_tdcf`; for ``asv`` see `asv_error_rates` and `read_asv_error_rates`."""
     return ScoreCurve(scores, labels).min_tdcf(asv, costs)

@@ -31,24 +31,16 @@ class _Trials:
     def figures(self, options: FigureOptions, with_intervals: tuple[str, ...] | None = None) -> Figures:
         """The figures, and intervals for those named or for all."""
         curve = ScoreCurve(self.scores, self.labels)
-        eer = curve.equal_error_rate()
         intervals = {}
         if options.resamples:
             intervals = bootstrap(self.scores, self.labels, self.clusters, options, with_intervals, self.sets)
         return Figures(
             num_bona_fide=curve.num_bona_fide,
             num_spoof=curve.num_spoof,
-            eer=eer.eer,
-            eer_threshold=eer.threshold,
-            min_dcf=curve.min_dcf(options.costs).cost,
-            auc=curve.auc(),
-            min_cllr=curve.min_cllr(),
-            act_dcf=curve.act_dcf(options.costs) if options.calibrated else None,
-            cllr=curve.cllr() if options.calibrated else None,
+            eer_threshold=curve.equal_error_rate().threshold,
             threshold=options.threshold,
-            accuracy=None if options.threshold is None else curve.accuracy(options.threshold),
-            min_tdcf=None if options.asv is None else curve.min_tdcf(options.asv, options.tandem).cost,
             intervals=intervals,
+            **{name: curve.figure(name, options) for name in options.figures},
         )
 
     def eer_interval(self, overall: Figures, options: FigureOptions) -> Interval:

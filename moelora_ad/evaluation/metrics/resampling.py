@@ -1,16 +1,16 @@
 """Figures of resampled trials, from one sort."""
 
-import math
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moelora_ad.evaluation.metrics.clusters import without_gaps
-from moelora_ad.evaluation.metrics.curve import least_cost, pooled_cllr
+from moelora_ad.evaluation.metrics.counted import CostResult, CountedTrials, Counts
+from moelora_ad.evaluation.metrics.curve import least_cost
+from moelora_ad.evaluation.metrics.equal_error_rate import EqualErrorRateResult
 from moelora_ad.evaluation.metrics.options import FigureOptions
 
-Counts = NDArray[np.int64]
 Integers = NDArray[np.integer]
 Floats = NDArray[np.float64]
 
@@ -72,12 +72,13 @@ class ResampledCurve:
         bona_fide = np.append(0, is_bona_fide.cumsum()[lasts])
         spoof = np.append(0, lasts + 1) - bona_fide
         self.points = bona_fide, spoof
+        self.thresholds = np.append(-np.inf, scores[lasts])
         # Costs and areas need only those between which the class changes.
         adds_bona_fide, adds_spoof = np.diff(bona_fide) > 0, np.diff(spoof) > 0
         mixed = adds_bona_fide & adds_spoof
         corner = np.ones(len(bona_fide), bool)
         corner[1:-1] = mixed[1:] | mixed[:-1] | (adds_bona_fide[1:] != adds_bona_fide[:-1])
-        self.corners = bona_fide[corner], spoof[corner]
+        self.corners = bona_fide[corner], spoof[corner], self.thresholds[corner]
 
     def figures(self, names: tuple[str, ...], counts: Counts) -> list[float]:
         """Figures by their names in `Figures`, for trials that occur as often as their clusters.
@@ -103,7 +104,7 @@ class ResampledCurve:
         resamples = (
             _Resample(self, counts, bona_fide[:, one], spoof[:, one]) for one, counts in enumerate((first, second))
         )
-        return [[float(getattr(resample, name)()) for name in names] for resample in resamples]
+        return [[resample.figure(name, self.options) for name in names] for resample in resamples]
 
     @cached_property
     def softplus(self) -> tuple[Floats, Floats]:
@@ -116,8 +117,8 @@ class ResampledCurve:
         return added[0], added[1]
 
 
-class _Resample:
-    """One resample; the methods are named as the figures."""
+class _Resample(CountedTrials):
+    """The trials of one resample."""
 
     def __init__(self, curve: ResampledCurve, counts: Counts, bona_fide: Integers, spoof: Integers) -> None:
         self.curve, self.counts = curve, counts
@@ -125,13 +126,7 @@ class _Resample:
         self.bona_fide, self.spoof = bona_fide, spoof
         self.num_bona_fide, self.num_spoof = int(bona_fide[-1]), int(spoof[-1])
 
-    @cached_property
-    def corners(self) -> tuple[Counts, Counts]:
-        """Bona fide trials missed and spoofs rejected at the points between which the class changes."""
-        bona_fide, spoof = self.curve.corners
-        return self.bona_fide[bona_fide].astype(np.int64), self.spoof[spoof].astype(np.int64)
-
-    def eer(self) -> float:
+    def equal_error_rate(self) -> EqualErrorRateResult:
         points_bona_fide, points_spoof = self.curve.points
 
         def rates(point: int) -> tuple[float, float]:
@@ -145,65 +140,39 @@ class _Resample:
             middle = (below + above) // 2
             miss, false_alarm = rates(middle)
             below, above = (below, middle) if miss >= false_alarm else (middle, above)
-        miss, false_alarm = min((rates(below), rates(above)), key=lambda both: abs(both[0] - both[1]))
-        return (miss + false_alarm) / 2
+        point = min((below, above), key=lambda one: abs(rates(one)[0] - rates(one)[1]))
+        return EqualErrorRateResult(sum(rates(point)) / 2, float(self.curve.thresholds[point]))
 
-    def min_dcf(self) -> float:
-        miss, false_alarm = self.curve.options.costs.weights
-        return self._least_cost(miss, false_alarm) / min(miss, false_alarm)
-
-    def min_tdcf(self) -> float:
-        options = self.curve.options
-        assert options.asv is not None
-        weights = options.tandem.checked_weights(options.asv)
-        cost = self._least_cost(weights.miss, weights.false_alarm)
-        return (weights.constant + cost) / (weights.constant + min(weights[1:]))
-
-    def _least_cost(self, miss: float, false_alarm: float) -> float:
-        bona_fide, spoof = self.curve.corners
+    def _least_cost(self, miss: float, false_alarm: float) -> CostResult:
+        bona_fide, spoof, thresholds = self.curve.corners
 
         def costs(corners: Counts) -> tuple[Floats, Floats]:
             missed, rejected = self.bona_fide[bona_fide[corners]], self.spoof[spoof[corners]]
             return miss * (missed / self.num_bona_fide), false_alarm * ((self.num_spoof - rejected) / self.num_spoof)
 
-        return least_cost(costs, len(bona_fide) - 1)[0]
-
-    def act_dcf(self) -> float:
-        costs = self.curve.options.costs
-        miss, false_alarm = costs.weights
-        missed, accepted_spoofs = self._errors(costs.bayes_threshold)
-        cost = miss * missed / self.num_bona_fide + false_alarm * accepted_spoofs / self.num_spoof
-        return cost / min(miss, false_alarm)
-
-    def accuracy(self) -> float:
-        assert self.curve.options.threshold is not None
-        trials = self.num_bona_fide + self.num_spoof
-        return (trials - sum(self._errors(self.curve.options.threshold))) / trials
+        cost, corner = least_cost(costs, len(bona_fide) - 1)
+        return CostResult(cost, float(thresholds[corner]))
 
     def _errors(self, threshold: float) -> tuple[int, int]:
         missed, rejected = (int(scores.searchsorted(threshold)) for scores in self.curve.scores)
         return int(self.bona_fide[missed]), self.num_spoof - int(self.spoof[rejected])
 
-    def auc(self) -> float:
-        missed, rejected = self.corners
-        bona_fide = np.diff(missed)
-        twice_right = bona_fide @ (rejected[1:] + rejected[:-1])
-        return int(twice_right) / (2 * self.num_bona_fide * self.num_spoof)
-
-    def cllr(self) -> float:
-        """The sum of what the clusters add, where a class's mean is over the trials that now count."""
-        bona_fide, spoof = (float(self.counts @ added) for added in self.curve.softplus)
-        # The clusters' shares are of the number of trials that there are without resampling.
-        bona_fide *= len(self.curve.scores[0]) / self.num_bona_fide
-        spoof *= len(self.curve.scores[1]) / self.num_spoof
-        return (bona_fide + spoof) / (2 * math.log(2))
-
-    def min_cllr(self) -> float:
-        """As `ScoreCurve.min_cllr`, over groups that have trials in this resample."""
-        missed, rejected = self.corners
-        bona_fide, spoof = np.diff(missed), np.diff(rejected)
+    @cached_property
+    def _groups(self) -> tuple[Counts, Counts]:
+        """What lies between corners, where it has trials in this resample."""
+        missed, rejected, _ = self.curve.corners
+        bona_fide, spoof = (
+            np.diff(self.bona_fide[missed].astype(np.int64)),
+            np.diff(self.spoof[rejected].astype(np.int64)),
+        )
         some = np.flatnonzero(bona_fide + spoof > 0)  # faster than a mask
-        return pooled_cllr(bona_fide.take(some), spoof.take(some))
+        return bona_fide.take(some), spoof.take(some)
+
+    def _softplus(self) -> tuple[float, float]:
+        """From what the clusters add, whose shares are of the number of trials that there are without resampling."""
+        bona_fide, spoof = (float(self.counts @ added) for added in self.curve.softplus)
+        of_bona_fide, of_spoof = (len(scores) for scores in self.curve.scores)
+        return bona_fide * of_bona_fide / self.num_bona_fide, spoof * of_spoof / self.num_spoof
 
 
 def _running(counts: Integers, clusters: Counts) -> Integers:
