@@ -11,7 +11,8 @@ from torch import nn
 from moelora_ad.adapters import FrozenBackbone, FullFineTuning, LayerRange, LoRA, MoELoRA, TopLayers
 from moelora_ad.cli.lightning_cli import inspection
 from moelora_ad.models import AASIST, Backbone, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
-from moelora_ad.models.accounting import Account, Sites, account
+from moelora_ad.models.accounting.account import Account, account
+from moelora_ad.models.accounting.parameters import Sites
 
 PROJECT = Path(__file__).parents[2]
 SAMPLES = 16_000

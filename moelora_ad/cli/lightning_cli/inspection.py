@@ -26,7 +26,7 @@ from moelora_ad.cli.lightning_cli.detection_command import DetectionCommand
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
-from moelora_ad.models.accounting import Account, account
+from moelora_ad.models.accounting.account import Account, account
 from moelora_ad.models.precision import AUTOCAST, ROUNDED, precision_name, round_frozen
 from moelora_ad.models.precision_names import PRECISIONS
 from moelora_ad.models.trial import MOST_OF_DETECTOR, built_on_trial

@@ -24,11 +24,12 @@ from moelora_ad.cli.lightning_cli.planning import Plan, plan_of
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
+from moelora_ad.models.accounting.memory import checkpoint_bytes
 from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.end_summary import line, trainable
 from moelora_ad.training.callbacks.measuring import Measured, Seconds, StepTimer
 from moelora_ad.training.callbacks.progress import callbacks_of, duration, silence_banners
-from moelora_ad.training.callbacks.start_summary import batch, checkpoint_bytes, devices
+from moelora_ad.training.callbacks.start_summary import batch, devices
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.interruptions.signals import explain_interruptions
 
@@ -131,7 +132,7 @@ def _planned(command: _Planned, own: Arguments) -> int:
     trainer, model, data = command.trainer, command.model, command.datamodule
     tested = command.given.test_after_fit
     test_sizes = {name: len(data.trials_by_set[name]) for name in data.test} if tested else None
-    size_on_disk = checkpoint_bytes(model)
+    size_on_disk = checkpoint_bytes(model.detector, model.optimizer)
     measured = _measure(command)
     if measured is None:
         return 0

@@ -2,7 +2,6 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from rich import get_console
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from moelora_ad.audio import SAMPLE_RATE, AudioError, audio_length
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.shares import by_name
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory
+from moelora_ad.models.accounting.memory import checkpoint_bytes
 from moelora_ad.runs.folder import shown
 from moelora_ad.runs.record import DEV
-from moelora_ad.torch_internals import FakeTensorMode
 from moelora_ad.training.callbacks.end_summary import line, trainable
 from moelora_ad.training.callbacks.progress import callbacks_of
 from moelora_ad.training.detection_module import DetectionModule
@@ -37,7 +34,7 @@ class StartBlock(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:  # while parameters are whole
             assert isinstance(pl_module, DetectionModule)
-            self._checkpoint_bytes = checkpoint_bytes(pl_module)
+            self._checkpoint_bytes = checkpoint_bytes(pl_module.detector, pl_module.optimizer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches
@@ -97,37 +94,9 @@ def devices(trainer: Trainer) -> str:
     return f"{name}, precision {trainer.precision}"
 
 
-def checkpoint_bytes(module: DetectionModule) -> int:
-    """Bytes of the tensors in a checkpoint of a run: what is kept of the detector, and the optimiser's state."""
-    detector = module.detector
-    state = detector.state_dict()
-    kept = sum(_bytes(state[name]) for name in detector.kept_names())
-    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    return kept + sum(map(_bytes, _optimizer_state(module.optimizer, parameters)))
-
-
 def corpus_name(corpus: Any) -> str:
     """The name of a corpus, if there is one."""
     return "none" if corpus is None else corpus.name
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _optimizer_state(make: Callable[[Iterable], Optimizer], parameters: list[nn.Parameter]) -> Iterator[Tensor]:
-    """The state after a step, on tensors without content; none if the optimiser does not work on such."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        copies = [nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)) for parameter in parameters]
-        for copy in copies:
-            copy.grad = torch.empty_like(copy)
-        try:
-            optimizer = make(copies)
-            optimizer.step()
-        except Exception:  # an optimiser of somebody else's: an estimate must not stop the run
-            return
-        for state in optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
 def _train(data: AudioDeepfakeDataModule, trials: TrialList) -> str:

@@ -1,0 +1,73 @@
+"""Bytes: what autograd keeps for a backward pass, what a model and a checkpoint hold."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim import Optimizer
+
+from moelora_ad.models.accounting.operations import plain_loss
+from moelora_ad.models.detector import Detector
+from moelora_ad.torch_internals import FakeTensorMode
+
+
+def saved_bytes(detector: Detector, batch: Tensor, precision: torch.dtype) -> int:
+    """See `Account.saved_bytes`, of a batch (B, samples)."""
+    detector.train()
+    own = {_storage(tensor) for tensor in (*detector.parameters(), *detector.buffers())}
+    kept: dict[StorageWeakRef, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (storage := _storage(tensor)) not in own:
+            kept[storage] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    mixed = torch.autocast("cpu", precision, enabled=precision != torch.float32)
+    with saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
+        loss = plain_loss(detector, batch)
+    assert loss.requires_grad
+    return sum(kept.values())
+
+
+def kept_bytes(detector: Detector) -> int:
+    """Of the tensors that a checkpoint and a kept model hold of a detector."""
+    state = detector.state_dict()
+    return sum(_bytes(state[name]) for name in detector.kept_names())
+
+
+def checkpoint_bytes(detector: Detector, optimizer: Callable[[Iterable[Any]], Optimizer]) -> int:
+    """Of the tensors in a checkpoint of a run: what is kept of the detector, and the optimiser's state.
+
+    Args:
+        detector: its parameters are left alone.
+        optimizer: makes the optimiser from parameters; one that needs their content counts nothing.
+    """
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    return kept_bytes(detector) + sum(map(_bytes, _optimizer_state(optimizer, trained)))
+
+
+def _optimizer_state(make: Callable[[Iterable[Any]], Optimizer], parameters: list[nn.Parameter]) -> Iterator[Tensor]:
+    """The state after a step, on tensors without content; none if the optimiser does not work on such."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        copies = [nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)) for parameter in parameters]
+        for copy in copies:
+            copy.grad = torch.empty_like(copy)
+        try:
+            optimizer = make(copies)
+            optimizer.step()
+        except Exception:  # an optimiser of somebody else's: an estimate must not stop the run
+            return
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    """A storage's identity, which no later one takes while this is held."""
+    return StorageWeakRef(tensor.untyped_storage())
