@@ -36,7 +36,7 @@ import torch
 import yaml
 from small_run import write_config
 
-import moelora_ad.cli.fit  # noqa: F401  # before the processes are forked
+import moelora_ad.cli.lightning_cli.detection_command  # noqa: F401  # before the processes are forked
 from moelora_ad.cli.main import main as moelora_ad_main
 from moelora_ad.errors import InputError
 from moelora_ad.files import UNFINISHED, file_hash
@@ -139,6 +139,7 @@ def started(given: list[str], folder: Path, prepare: Callable[[], None] | None =
     """A process of a group of its own with the command line's arguments, in a working folder."""
 
     def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started in the background ignores it
         os.setsid()
         os.chdir(folder)
         for number, name in ((1, "stdout"), (2, "stderr")):
