@@ -28,7 +28,7 @@ _TOO_MANY_PLANES = 8  # from here on PyAV reads past a frame's list of planes, a
 _FULL_SCALE = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 
 
-class Sound(NamedTuple):
+class FfmpegSound(NamedTuple):
     """Decoded sound.
 
     Attributes:
@@ -55,7 +55,7 @@ class NoSuchTrackError(UndecodableError):
         super().__init__(f"it has {tracks} audio track{'' if tracks == 1 else 's'}, no track {track}")
 
 
-def decode(file: BinaryIO, track: int | None = None) -> Iterator[Sound]:
+def decode(file: BinaryIO, track: int | None = None) -> Iterator[FfmpegSound]:
     """All of an audio track, block by block: some samples at least, of one rate and number of channels.
 
     What a container says of the codec's padding (MP4's edit list) is left out. A packet that was cut at the beginning
@@ -95,7 +95,7 @@ def _opened(file: BinaryIO) -> av.container.InputContainer:
     return av.open(file, options={"format_whitelist": _FORMATS, "protocol_whitelist": ""})
 
 
-def _decoded(container: av.container.InputContainer, track: int | None) -> Iterator[Sound]:
+def _decoded(container: av.container.InputContainer, track: int | None) -> Iterator[FfmpegSound]:
     streams = container.streams.audio
     if not streams:
         raise UndecodableError("it has no audio stream")
@@ -120,7 +120,7 @@ def _decoded(container: av.container.InputContainer, track: int | None) -> Itera
         blocks.append(block)
         waiting += len(block)
         if waiting >= _AT_ONCE:  # a codec's own blocks are small
-            yield Sound(np.concatenate(blocks), rate, number, len(streams))
+            yield FfmpegSound(np.concatenate(blocks), rate, number, len(streams))
             blocks, waiting = [], 0
     if not total:
         raise UndecodableError("it has zero samples")
@@ -128,7 +128,7 @@ def _decoded(container: av.container.InputContainer, track: int | None) -> Itera
     if missing > rate * TOLERANCE:
         raise UndecodableError(f"it ends {missing} samples early; is it truncated?")
     if blocks:
-        yield Sound(np.concatenate(blocks), rate, number, len(streams))
+        yield FfmpegSound(np.concatenate(blocks), rate, number, len(streams))
 
 
 def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:

@@ -11,7 +11,7 @@ from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.corpora.trial import TEXT_FIELDS
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.score_files.formats import FORMATS
-from moelora_ad.evaluation.score_files.keys import PARTS
+from moelora_ad.evaluation.score_files.keys import PHASES
 
 if TYPE_CHECKING:
     from moelora_ad.evaluation.reports.results import Results
@@ -62,7 +62,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add("--key", metavar="FILE", help="official protocol or key, manifest or table with the labels that scores lack")
     add(
         "--phase",
-        choices=PARTS,
+        choices=PHASES,
         help="of a key of ASVspoof 2021 (default: eval), or list of FakeAVCeleb (default: all)",
     )
     add("--format-in", choices=sorted(FORMATS), help="format of the score files (default: found out)")

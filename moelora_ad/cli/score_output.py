@@ -20,11 +20,11 @@ from moelora_ad.inference.file_scores import FileFailure, FileScore
 from moelora_ad.inference.output import (
     FILE_COLUMNS,
     WINDOW_COLUMNS,
-    Decision,
+    DecisionRule,
     Row,
     RowWriter,
     file_row,
-    print_table,
+    print_scores,
     window_rows,
 )
 from moelora_ad.inference.scorer import Scorer
@@ -33,7 +33,7 @@ from moelora_ad.inference.sources import AudioSources
 
 def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace) -> int:
     """Score what was found and write it as the arguments of the verb say; returns the exit code."""
-    decision = Decision.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
+    decision = DecisionRule.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
     failed, total = len(found.problems), len(found.sounds) + len(found.problems)
     code, stop = 0, None
     with ExitStack() as stack:
@@ -70,7 +70,7 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
 class _Sink:
     """Where results go: rows at once, a table in the end, timelines beside."""
 
-    def __init__(self, arguments: argparse.Namespace, decision: Decision, stack: ExitStack) -> None:
+    def __init__(self, arguments: argparse.Namespace, decision: DecisionRule, stack: ExitStack) -> None:
         self._decision = decision
         self._table: list[Row] | None = None
         write: Callable[[bytes], object] = _to_standard_output
@@ -106,7 +106,7 @@ class _Sink:
 
     def finish(self) -> None:
         if self._table is not None:
-            print_table(self._table, self._decision, self._page)
+            print_scores(self._table, self._decision, self._page)
 
 
 def _whole_file(path: Path, stack: ExitStack) -> BinaryIO:

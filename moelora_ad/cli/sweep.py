@@ -11,7 +11,7 @@ from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.errors import InputError, printable
 from moelora_ad.sweeps.attempt import runs_now
 from moelora_ad.sweeps.foreground import run_alone
-from moelora_ad.sweeps.live import LiveView, counts, describe
+from moelora_ad.sweeps.live import LiveView, counts, status_line
 from moelora_ad.sweeps.local import run_here
 from moelora_ad.sweeps.planning import PlannedRun, choose, plan_runs
 from moelora_ad.sweeps.run_folder import resumable
@@ -133,7 +133,7 @@ def _show_plan(runs: Sequence[PlannedRun], statuses: Mapping[str, Status], retry
         status = statuses[run.label]
         if runs_now(status, retry):
             checkpoint = resumable(run.folder)
-            print(f"# {printable(describe(run, status))}{f'; goes on from {checkpoint}' if checkpoint else ''}")
+            print(f"# {printable(status_line(run, status))}{f'; goes on from {checkpoint}' if checkpoint else ''}")
             variables = [f"{name}={value}" for name, value in run.environment.items()]
             print(shlex.join([*(["env", *variables] if variables else []), "lightning", *run.arguments(checkpoint)]))
         else:
@@ -142,7 +142,7 @@ def _show_plan(runs: Sequence[PlannedRun], statuses: Mapping[str, Status], retry
 
 
 def _line(run: PlannedRun, status: Status) -> str:
-    line = describe(run, status)
+    line = status_line(run, status)
     if status.state == "differs":
         return f"{line}: undo that, or move or delete {run.folder} to run it anew"
     if status.state in ("cut off", "interrupted"):

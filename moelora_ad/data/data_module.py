@@ -16,7 +16,7 @@ from moelora_ad.data.lengths import lengths_of
 from moelora_ad.data.resuming import TrainingLoader
 from moelora_ad.data.samplers import EvaluationBatches, FixedTrainingBatches, Group, TrainingBatches
 from moelora_ad.data.score_origin import kept_scores
-from moelora_ad.data.shares import check_labels, check_weights, training_trials
+from moelora_ad.data.shares import check_labels, check_shares, training_trials
 from moelora_ad.data.workers import PREFETCHED, SILENT_SECONDS, begin_worker, check_room
 from moelora_ad.errors import InputError
 from moelora_ad.runs.record import DEV
@@ -87,7 +87,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         for size in (batch_size, eval_batch_size or 1):
             if size < 1:
                 raise InputError(f"data: a batch size of {size} is too small")
-        check_weights(train, train_weights)
+        check_shares(train, train_weights)
         self.train = train
         self.val = val
         self.test = test or {}

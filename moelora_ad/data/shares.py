@@ -20,7 +20,7 @@ def by_name(train: Corpus | Mapping[str, Corpus] | None) -> Mapping[str, Corpus]
     return {"": train}
 
 
-def check_weights(train: Corpus | Mapping[str, Corpus] | None, weights: Mapping[str, float] | None) -> None:
+def check_shares(train: Corpus | Mapping[str, Corpus] | None, weights: Mapping[str, float] | None) -> None:
     """See that there is a positive weight for each joined corpus and for nothing else.
 
     Raises:

@@ -36,7 +36,7 @@ LLR, LOG_ODDS = "llr", "log_odds"
 Row = dict[str, Any]
 
 
-class Decision(NamedTuple):
+class DecisionRule(NamedTuple):
     """How scores are judged: the prior of bona fide, and the score from which on a sound is taken for bona fide."""
 
     is_calibrated: bool
@@ -44,7 +44,7 @@ class Decision(NamedTuple):
     threshold: float
 
     @classmethod
-    def of(cls, is_calibrated: bool, prior: float, threshold: float | None) -> "Decision":
+    def of(cls, is_calibrated: bool, prior: float, threshold: float | None) -> "DecisionRule":
         """The default threshold if none is given."""
         default = default_threshold(is_calibrated, prior)
         return cls(is_calibrated, prior, default if threshold is None else threshold)
@@ -66,7 +66,7 @@ class Decision(NamedTuple):
         )
 
 
-def file_row(result: FileScore | FileFailure, decision: Decision) -> Row:
+def file_row(result: FileScore | FileFailure, decision: DecisionRule) -> Row:
     """One file, by ``FILE_COLUMNS``."""
     if isinstance(result, FileFailure):
         return dict.fromkeys(FILE_COLUMNS) | {"path": result.name, "error": result.reason}
@@ -85,7 +85,7 @@ def file_row(result: FileScore | FileFailure, decision: Decision) -> Row:
     }
 
 
-def window_rows(result: FileScore, decision: Decision) -> list[Row]:
+def window_rows(result: FileScore, decision: DecisionRule) -> list[Row]:
     """The windows of one file, by ``WINDOW_COLUMNS``; times in seconds."""
     return [
         {
@@ -166,7 +166,7 @@ def _shared_folder(paths: Sequence[str]) -> str:
     return folder if len(paths) > 1 and all(path.startswith(folder) for path in paths) else ""
 
 
-def print_table(rows: list[Row], decision: Decision, console: Console) -> None:
+def print_scores(rows: list[Row], decision: DecisionRule, console: Console) -> None:
     """The table, and what its scores mean. On a narrow terminal its lines wrap: no column is lost."""
     if rows:
         table = score_table(rows)

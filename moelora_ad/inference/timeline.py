@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from moelora_ad.errors import printable
 from moelora_ad.files import unused_name, written_whole
 from moelora_ad.inference.file_scores import FileScore
-from moelora_ad.inference.output import Decision, Row, chance, clock, window_rows
+from moelora_ad.inference.output import DecisionRule, Row, chance, clock, window_rows
 
 BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # told apart by colour-blind readers, too
 _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
@@ -26,7 +26,7 @@ _PAGES = jinja2.Environment(
 )
 
 
-def write_timeline(result: FileScore, decision: Decision, stem: Path) -> None:
+def write_timeline(result: FileScore, decision: DecisionRule, stem: Path) -> None:
     """Write ``stem`` with .png (the plot) and with .html (a self-contained page, readable on a phone)."""
     with written_whole(stem.with_name(f"{stem.name}.png")) as unfinished:
         unfinished.write_bytes(_png(timeline_figure(result, decision, (10, 4), title=True), 150))
@@ -34,7 +34,9 @@ def write_timeline(result: FileScore, decision: Decision, stem: Path) -> None:
         unfinished.write_text(timeline_page(result, decision), encoding="utf-8")
 
 
-def timeline_figure(result: FileScore, decision: Decision, size: tuple[float, float], title: bool = False) -> Figure:
+def timeline_figure(
+    result: FileScore, decision: DecisionRule, size: tuple[float, float], title: bool = False
+) -> Figure:
     """The waveform in grey, and the score of each window as a step around the window's centre.
 
     Args:
@@ -99,7 +101,7 @@ def steps(result: FileScore) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return edges, np.array([window.score for window in result.windows])
 
 
-def timeline_page(result: FileScore, decision: Decision) -> str:
+def timeline_page(result: FileScore, decision: DecisionRule) -> str:
     """An HTML page with the plot for wide and for narrow screens, and all windows."""
     return _PAGES.get_template("timeline.html.j2").render(
         name=printable(result.name),
@@ -132,7 +134,7 @@ def _png(figure: Figure, dots_per_inch: int) -> bytes:
     return content.getvalue()
 
 
-def _verdict(result: FileScore, decision: Decision) -> str:
+def _verdict(result: FileScore, decision: DecisionRule) -> str:
     return "bona fide" if result.verdict(threshold=decision.threshold) == "bonafide" else "spoof"
 
 

@@ -6,7 +6,7 @@ import time
 
 from moelora_ad.errors import printable
 from moelora_ad.sweeps.attempt import start
-from moelora_ad.sweeps.live import describe
+from moelora_ad.sweeps.live import status_line
 from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.states import Status
 
@@ -25,7 +25,7 @@ def run_alone(run: PlannedRun, retry: bool) -> int:
     """
     attempt = start(run, retry)
     if isinstance(attempt, Status):
-        print(printable(describe(run, attempt)), file=sys.stderr)
+        print(printable(status_line(run, attempt)), file=sys.stderr)
         return 0 if attempt.state == "finished" else 1
     before = {number: signal.signal(number, lambda *_: attempt.stop()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -53,7 +53,7 @@ class LiveView:
         told = cells(run, status)[:-1]
         if not self._console.is_terminal and self._told.get(run.label) != told:
             self._told[run.label] = told
-            self.say(describe(run, status))
+            self.say(status_line(run, status))
 
     def say(self, line: str) -> None:
         """A line for the reader, above the table."""
@@ -87,10 +87,10 @@ def cells(run: PlannedRun, status: Status) -> tuple[str, ...]:
         return (run.label, status.state, "", "", "", "")
     epochs = f"{record.epoch}/{record.max_epochs}" if record.max_epochs is not None else str(record.epoch)
     eers = ["" if eer is None else f"{100 * eer:.2f}" for eer in (record.dev_eer, record.best_dev_eer)]
-    return (run.label, status.state, epochs, *eers, duration(record.seconds))
+    return (run.label, status.state, epochs, *eers, clock_time(record.seconds))
 
 
-def describe(run: PlannedRun, status: Status) -> str:
+def status_line(run: PlannedRun, status: Status) -> str:
     """One line about a run."""
     label, state, epochs, eer, best, time = cells(run, status)
     parts = [state]
@@ -99,7 +99,7 @@ def describe(run: PlannedRun, status: Status) -> str:
     return f"{label}: {', '.join(parts)}{f': {status.reason}' if status.reason else ''}"
 
 
-def duration(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
     """Hours, minutes and seconds."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

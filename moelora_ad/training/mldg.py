@@ -176,7 +176,7 @@ class MLDG:
         for chosen in (~meta_test & (attacks != _FAILED), meta_test):
             total = weights[chosen].sum()
             share = trainer.world_size * weights[chosen & is_own].sum() / total if total else 1.0
-            parts.append(Part(part_of(batch, np.flatnonzero(chosen[is_own])), float(share)))
+            parts.append(Part(trials_of_part(batch, np.flatnonzero(chosen[is_own])), float(share)))
         return parts[0], parts[1]
 
 
@@ -220,7 +220,7 @@ def split(attacks: NDArray[np.int64], share: float, generator: np.random.Generat
     return meta_test
 
 
-def part_of(batch: Batch, chosen: NDArray[np.integer]) -> Batch:
+def trials_of_part(batch: Batch, chosen: NDArray[np.integer]) -> Batch:
     """The trials of a batch at the places ``chosen`` (n,). Of none, the first trial as one that failed: the process
     takes part in what all do together and adds nothing to the cross entropy; auxiliary losses do see its gates."""
     rows = torch.from_numpy(chosen if len(chosen) else np.zeros(1, np.int64)).to(batch.trials.device)

@@ -11,7 +11,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.runs.record import DEV
 from moelora_ad.training.loss_module import LossModule
 
-FIGURES = (f"{DEV}/eer", f"{DEV}/loss", f"{TRAIN}/loss", f"{TRAIN}/loss_epoch", f"{TRAIN}/loss_step")
+LOGGED_FIGURES = (f"{DEV}/eer", f"{DEV}/loss", f"{TRAIN}/loss", f"{TRAIN}/loss_epoch", f"{TRAIN}/loss_step")
 _OURS = ("moelora_ad", "lightning")
 
 
@@ -29,10 +29,10 @@ def check_monitors(trainer: Trainer, module: LossModule) -> None:
         return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         name = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
-        if name is None or name in FIGURES or name.startswith(_prefixes(module)):
+        if name is None or name in LOGGED_FIGURES or name.startswith(_prefixes(module)):
             continue
-        near = difflib.get_close_matches(name, FIGURES, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(FIGURES)}"
+        near = difflib.get_close_matches(name, LOGGED_FIGURES, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(LOGGED_FIGURES)}"
         raise InputError(f"{type(callback).__name__}: its monitor {name!r} is never logged{hint}")
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from moelora_ad.adapters import LoRA
 from moelora_ad.cli.main import main
-from moelora_ad.inference.output import Decision, print_table
+from moelora_ad.inference.output import DecisionRule, print_scores
 from moelora_ad.inference.scorer import Scorer
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 
@@ -300,6 +300,6 @@ def test_an_output_that_cannot_be_written(score, sounds):
 def test_a_narrow_terminal_loses_no_column():
     row = {"path": "speech.wav", "score": -1.5, "probability": 0.2, "verdict": "spoof", "seconds": 4.0, "windows": 3}
     shown = io.StringIO()
-    print_table([row | {"notes": None}], Decision(True, 0.5, 0.0), Console(file=shown, width=40))
+    print_scores([row | {"notes": None}], DecisionRule(True, 0.5, 0.0), Console(file=shown, width=40))
     for word in ("speech.wav", "-1.500", "0.200", "spoof", "0:04.0"):
         assert word in shown.getvalue()

@@ -15,7 +15,7 @@ from moelora_ad.adapters import LoRA
 from moelora_ad.audio import AudioReader
 from moelora_ad.cli.main import main
 from moelora_ad.inference import Scorer
-from moelora_ad.inference.output import Decision
+from moelora_ad.inference.output import DecisionRule
 from moelora_ad.inference.timeline import timeline_page
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 
@@ -122,6 +122,6 @@ def test_the_table_for_a_person_has_a_column_of_notes_that_80_columns_hold(score
 
 def test_the_page_of_a_timeline_has_the_notes(model, files):
     scorer = Scorer.from_pretrained(model)
-    decision = Decision.of(False, 0.5, None)
+    decision = DecisionRule.of(False, 0.5, None)
     assert f">silent: -inf dBFS; {CANCEL}</p>" in timeline_page(scorer("antiphase.wav"), decision)
     assert "dBFS" not in timeline_page(scorer("clean.wav"), decision)

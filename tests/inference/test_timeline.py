@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
 from moelora_ad.inference.file_scores import FileScore, WindowScore
-from moelora_ad.inference.output import Decision
+from moelora_ad.inference.output import DecisionRule
 from moelora_ad.inference.timeline import (
     BONA_FIDE,
     SPOOF,
@@ -21,7 +21,7 @@ from moelora_ad.inference.timeline import (
     write_timeline,
 )
 
-CALIBRATED = Decision(True, 0.5, 0.0)
+CALIBRATED = DecisionRule(True, 0.5, 0.0)
 
 
 def result(scores, name="a.wav", window=4.0, hop=2.0, calibrated=True):
@@ -105,7 +105,7 @@ def test_the_page_needs_nothing_else_and_obeys_no_name(tmp_path):
 
 
 def test_raw_scores_are_called_raw():
-    raw = Decision.of(False, 0.5, None)
+    raw = DecisionRule.of(False, 0.5, None)
     page = timeline_page(result([1.25], calibrated=False), raw)
     assert "not calibrated" in page
     assert "P(bona fide) " not in page

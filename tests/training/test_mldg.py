@@ -24,7 +24,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
 from moelora_ad.training import MLDG, Batch, DetectionModule, WarmupCosine
 from moelora_ad.training.batch_norm import SyncedBatchNorm
-from moelora_ad.training.mldg import attacks_of, part_of, split
+from moelora_ad.training.mldg import attacks_of, split, trials_of_part
 
 ALPHA, BETA, LR = 0.5, 0.7, 0.1
 
@@ -327,11 +327,11 @@ def test_a_part_has_all_clips_of_its_trials():
     batch = Batch(
         rows, torch.arange(6), torch.tensor([1, 0, 0]), torch.tensor([7, 5, 9]), [FailedTrial(5, "no such file")]
     )
-    part = part_of(batch, np.array([0, 2]))
+    part = trials_of_part(batch, np.array([0, 2]))
     assert part.waveforms.tolist() == rows[[0, 1, 4, 5]].tolist()
     assert part.lengths.tolist() == [0, 1, 4, 5]
     assert (part.labels.tolist(), part.trials.tolist(), part.failures) == ([1, 0], [7, 9], [])
-    empty = part_of(batch, np.array([], np.int64))
+    empty = trials_of_part(batch, np.array([], np.int64))
     assert (empty.waveforms.tolist(), empty.num_read) == (rows[:2].tolist(), 0)
     assert not empty.read().any()
 

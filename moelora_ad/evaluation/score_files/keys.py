@@ -22,7 +22,7 @@ from moelora_ad.evaluation.score_files.formats import Scores
 from moelora_ad.evaluation.score_files.matching import match_ids
 from moelora_ad.evaluation.score_table import ID_NAMES, LABEL_NAMES, ScoreTable, one_of, read_score_columns
 
-PARTS = tuple(dict.fromkeys((*get_args(Phase), *get_args(TrialsList))))
+PHASES = tuple(dict.fromkeys((*get_args(Phase), *get_args(TrialsList))))
 """Phases and lists of the keys that have several."""
 _SHOWN = 5
 _ACCEPTED = (
@@ -63,7 +63,7 @@ def read_key(path: str | Path, phase: str | None = None) -> TrialList:
         ProtocolError: It is faulty.
     """
     if phase is not None:
-        _checked(phase, PARTS)
+        _checked(phase, PHASES)
     if Path(path).suffix.lower() in (".jsonl", ".parquet"):
         return _table(path, *read_score_columns(path))
     first = first_line(read_text(path, ScoreError))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreError, Scores, ScoreTable, join_scores, read_key
-from moelora_ad.evaluation.score_files.keys import PARTS
+from moelora_ad.evaluation.score_files.keys import PHASES
 
 LA_2021 = (
     "LA_0009 LA_E_9332881 alaw ita_tx A07 spoof notrim eval\n"
@@ -199,7 +199,7 @@ TEXT = st.lists(st.sampled_from(WORDS), max_size=40).map("".join)
     START,
     TEXT | st.text(max_size=30),
     st.sampled_from(["txt", "csv", "tsv", "jsonl", "parquet"]),
-    st.sampled_from([None, *PARTS]),
+    st.sampled_from([None, *PHASES]),
 )
 def test_any_text_is_a_key_or_one_line(tmp_path_factory, start, text, suffix, phase):
     path = tmp_path_factory.getbasetemp() / f"soup_key.{suffix}"
