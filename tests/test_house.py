@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import moelora_ad
 
 PACKAGE = Path(moelora_ad.__file__).parent
@@ -110,3 +112,40 @@ def test_what_needs_no_torch_does_not_import_it():
     lines = [f"import moelora_ad.{name}" for name in free]
     program = "\n".join([*lines, "import sys", "assert not {'torch', 'lightning', 'transformers'} & {*sys.modules}"])
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# What a newcomer looks for, the file whose name says so, and what stands there.
+GUESSES = {
+    "checkpoint writing": ("training/checkpoint_writing.py", "class WholeCheckpointIO"),
+    "which checkpoints are kept": ("training/callbacks/checkpoints.py", "class WholeCheckpoint"),
+    "early stopping": ("training/callbacks/early_stopping.py", "class LastingEarlyStopping"),
+    "loss that is not finite": ("training/callbacks/divergence.py", "def check_loss"),
+    "random draws of the data path": ("audio/randomness.py", "def keyed_generator"),
+    "DataLoader workers": ("data/workers.py", "def begin_worker"),
+    "RawBoost": ("audio/augmentation/rawboost.py", "class RawBoost"),
+    "a truncated MP3": ("audio/mpeg.py", "def stretches_of"),
+    "reading a zip": ("corpora/storage/archives.py", "class ZipArchive"),
+    "FakeAVCeleb's trial lists": ("corpora/fakeavceleb.py", "TrialsList = "),
+    "gate noise": ("adapters/gate.py", "noise"),
+    "which projections are adapted": ("adapters/injection.py", "def inject"),
+    "AASIST": ("models/heads/aasist.py", "class AASIST"),
+    "XLSR-53's input normalisation": ("models/backbones/waveform.py", "def _normalize"),
+    "saving a model": ("models/saving/model_folder.py", "def save_pretrained"),
+    "ONNX": ("models/saving/onnx_export.py", "def export_onnx"),
+    "EER": ("evaluation/metrics/equal_error_rate.py", "def equal_error_rate"),
+    "bootstrap intervals": ("evaluation/metrics/intervals.py", "def bootstrap"),
+    "DET plot": ("evaluation/reports/plots.py", "def det_plot"),
+    "score-file formats": ("evaluation/score_files/formats.py", "FORMATS"),
+    "run.json": ("runs/record.py", "class RunRecord"),
+    "calibration": ("evaluation/metrics/calibration.py", "def fit_calibration"),
+    "the W&B artefact": ("training/callbacks/wandb.py", "Artifact"),
+    "SLURM requeue": ("sweeps/slurm.py", "def _requeue"),
+    "exit codes": ("cli/main.py", "exit code"),
+    "GPU of a local sweep's run": ("sweeps/gpus.py", "class Gpus"),
+}
+
+
+@pytest.mark.parametrize(("behaviour", "place"), GUESSES.items())
+def test_a_newcomer_finds_it_by_name(behaviour, place):
+    path, words = place
+    assert words in (PACKAGE / path).read_text(encoding="utf-8"), behaviour
