@@ -46,6 +46,7 @@ from moelora_ad.training.callbacks.checkpoints import INTERRUPTED
 RUN = Path("runs", "small", "run")  # below a run's working folder
 KINDS = ("KILL at a moment", "KILL at a write", "TERM", "INT", "TERM, then KILL")
 WRITING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.flock"}
+TERMINATED = {128 + signal.SIGTERM, -signal.SIGTERM}  # a shell sees the same: before and after main, by the system
 PATIENCE = 120.0  # seconds after which a run that was told to end, or stopped at no moment, hangs
 # Of the record; all else in it tells of times, attempts and this machine.
 RECORDED = ("state", "system", "seed", "epoch", "step", "dev_eer", "best_dev_eer", "sets", "checkpoint", "scores")
@@ -117,14 +118,16 @@ def run_to_the_end(
             code = stop(process, kind, draws)
         else:
             code, kind = process.exitcode, kind if process.exitcode == -signal.SIGKILL else None
-        if code == 0 and kind not in ("TERM", "INT"):  # it came too late
+        if code == 0 and (kind not in ("TERM", "INT") or is_finished(folder / RUN)):  # it came too late
             kind = None
         with suppress(ProcessLookupError):  # the processes that read, if they outlived it
             os.killpg(process.pid, signal.SIGKILL)
         if kind is not None:
             told[kind] += 1
         words = (folder / "stderr").read_text()
-        allowed = {None: {0}, "TERM": {143}, "INT": {130}, "TERM, then KILL": {143, -9}}.get(kind, {-9})
+        allowed = {None: {0}, "TERM": TERMINATED, "INT": {130}, "TERM, then KILL": TERMINATED | {-signal.SIGKILL}}.get(
+            kind, {-9}
+        )
         faults = [f"{name} is {why}" for name, why in half_files(folder / RUN)]
         told["half files"] += len(faults)
         # Readers whose run is gone may say so.
@@ -208,6 +211,11 @@ def measured(config: Path, folder: Path) -> tuple[int, float]:
     if process.exitcode:
         raise SystemExit((folder / "stderr").read_text())
     return calls.value, time.monotonic() - begun
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run says that all is done."""
+    return (run / "run.json").is_file() and json.loads((run / "run.json").read_text())["state"] == "finished"
 
 
 def half_files(run: Path) -> list[tuple[str, str]]:

@@ -7,12 +7,13 @@ from moelora_ad.errors import InputError
 from moelora_ad.runs.record import RECORD, read_record
 
 
-def check_free(folder: Path, resumes: bool) -> None:
+def check_free(folder: Path, resumes: bool, config: bytes) -> None:
     """See that a run may keep itself in a folder: nothing of another run, nor of a user's, is overwritten there.
 
     Args:
         folder: of the run.
         resumes: whether it goes on from a checkpoint.
+        config: of the run, as it is about to be kept; a run that was killed before it kept more than that begins anew.
 
     Raises:
         InputError: it may not.
@@ -20,7 +21,7 @@ def check_free(folder: Path, resumes: bool) -> None:
     is_run = (folder / RECORD).is_file()
     if is_run and not resumes and read_record(folder).state == "finished":
         problem = "holds a finished run"
-    elif not is_run and (folder / "config.yaml").exists():
+    elif not is_run and (folder / "config.yaml").exists() and (folder / "config.yaml").read_bytes() != config:
         problem = "holds a config.yaml that is not of a run, and would be overwritten"
     else:
         return

@@ -370,6 +370,19 @@ def test_without_a_logger_no_file_of_the_user_is_overwritten(
     assert read_record(folder).state == "finished"
 
 
+def test_a_run_that_was_killed_before_it_kept_a_record_begins_anew(lightning, experiment, write_config, tmp_path):
+    folder = tmp_path / "alone"
+    options = ("--trainer.logger", "false", "--trainer.default_root_dir", folder, "--test_after_fit", "false")
+    arguments = ("fit", "--config", write_config(experiment), *options, "--trainer.max_epochs", 1)
+    assert lightning(*arguments)[0] == 0
+    (folder / "run.json").unlink()
+    code, _, err = lightning(*arguments, "--data.batch_size", 3)  # another run's
+    assert code == 1
+    assert "holds a config.yaml that is not of a run" in error_line(err)
+    assert lightning(*arguments)[0] == 0
+    assert read_record(folder).state == "finished"
+
+
 def test_weights_in_another_model_are_told(lightning, run, tmp_path):
     """Names and shapes of the tensors fit; what is computed with them differs."""
     config = ("--config", run / "config.yaml")

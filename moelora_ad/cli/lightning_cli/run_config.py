@@ -18,8 +18,9 @@ class SaveRunConfig(SaveConfigCallback):
         if stage != "fit":
             return
         folder = run_directory(trainer)
-        check_free(folder, resumes=self.config.ckpt_path is not None)
+        resumes = self.config.ckpt_path is not None
         config = self.config.clone()
         config.ckpt_path = None
         with written_whole(folder / "config.yaml") as unfinished:
             self.parser.save(config, unfinished, skip_unset=False, overwrite=True, multifile=False)
+            check_free(folder, resumes, unfinished.read_bytes())
