@@ -41,8 +41,11 @@ def progress(console: Console | None = None) -> Iterator[Show]:
         console: that is printed to meanwhile; None for one on standard error.
     """
     console = console or Console(stderr=True)
+    if not console.is_terminal:  # rich would end what it does not show with an empty line
+        yield lambda what, done, total: None
+        return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
         def show(what: str, done: float, total: int) -> None:

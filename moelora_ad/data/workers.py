@@ -24,6 +24,7 @@ _OPEN_FILES = Path("/proc/self/fd")
 _PER_WORKER = 3  # files of this process: a queue's two ends, and one that tells of the worker's end
 _MOMENT = 1.0  # second
 _IN_ALL = 8  # a queue that all share, and the tensors of a batch
+_NO_SHARED = "unable to allocate shared memory"  # PyTorch's words, whatever the system's
 _FULL, _TOO_MANY = os.strerror(errno.ENOSPC), os.strerror(errno.EMFILE)
 
 
@@ -119,7 +120,7 @@ def begin_worker(worker: int) -> None:
 
 
 def _end_worker(error: Exception, batch: object) -> None:
-    for number, words in ((errno.ENOSPC, _FULL), (errno.EMFILE, _TOO_MANY)):
+    for number, words in ((errno.ENOSPC, _FULL), (errno.ENOSPC, _NO_SHARED), (errno.EMFILE, _TOO_MANY)):
         if words in str(error):
             os._exit(number)  # `starved` tells it
     traceback.print_exception(error)
