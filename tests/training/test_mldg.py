@@ -434,6 +434,7 @@ class Undropped(AASIST):
                 layer.p = 0.0
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("second_order", [False, True])
 def test_several_processes_share_the_batch_statistics_of_each_part(
     small_whisper, data, trainer, tmp_path, second_order
