@@ -17,6 +17,7 @@ from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier, Detector
+from moelora_ad.models.dry_build import MOST_OF_ENCODER, dry_build, most_for
 from moelora_ad.models.precision import precision_name
 from moelora_ad.models.saving.checkpoints import (
     CheckpointError,
@@ -25,7 +26,6 @@ from moelora_ad.models.saving.checkpoints import (
     check_fit,
     tell_other_architecture,
 )
-from moelora_ad.models.trial import MOST_OF_ENCODER, built_on_trial, most_for
 
 ClassifierOf = Callable[[int], Classifier]
 PARTS = ("backbone", "adaptation", "classifier")
@@ -55,8 +55,8 @@ def build_from_configs(
     backbone: str | None = None,
     allow: Collection[str] = (),
 ) -> Built:
-    """Build the detector and the data module of configurations, once one on trial has shown that the detector is that
-    of a checkpoint.
+    """Build the detector and the data module of configurations, once one without memory has shown that the detector is
+    that of a checkpoint.
 
     Args:
         paths: as for fit; later files change earlier ones. Of ``model`` the three parts are used, all of ``data``,
@@ -92,7 +92,7 @@ def build_from_configs(
         if type(config.get("seed_everything")) is int:
             parsed.data.seed = config["seed_everything"]
     try:
-        _build_on_trial(
+        _check_dry(
             lambda: instantiate(parser, Namespace(model=parsed.model), paths, allow, groups=False).model,
             state,
             f"--checkpoint: {checkpoint}",
@@ -110,7 +110,7 @@ def build_from_configs(
     return Built(detector, data_module, window, precision_name(precision))
 
 
-def _build_on_trial(parts: Callable[[], Any], state: Mapping[str, Tensor], checkpoint: str) -> None:
+def _check_dry(parts: Callable[[], Any], state: Mapping[str, Tensor], checkpoint: str) -> None:
     """See that a checkpoint is that of a configuration, before anything is built that takes memory.
 
     Args:
@@ -121,9 +121,9 @@ def _build_on_trial(parts: Callable[[], Any], state: Mapping[str, Tensor], check
     Raises:
         CheckpointError: it is of something else.
     """
-    with built_on_trial(MOST_OF_ENCODER):
+    with dry_build(MOST_OF_ENCODER):
         made = parts()
-    with built_on_trial(most_for(state)):
+    with dry_build(most_for(state)):
         detector = Detector(made.backbone, made.adaptation, made.classifier)
     check_fit(state, detector, checkpoint)
 
@@ -135,7 +135,7 @@ def arguments_of(kind: type, config: str, allow: Collection[str] = (), checkpoin
         kind: the module's class.
         config: the file.
         allow: packages besides ours whose classes may be built.
-        checkpoint: a file that must be of the same detector, which is seen on trial before; None for none.
+        checkpoint: a file that must be of the same detector, which is seen before memory is taken; None for none.
 
     Raises:
         InputError: the file is missing or faulty, or the checkpoint is of something else.
@@ -148,7 +148,7 @@ def arguments_of(kind: type, config: str, allow: Collection[str] = (), checkpoin
         return instantiate(parser, parsed, [config], allow, groups=False).model
 
     if checkpoint is not None:
-        _build_on_trial(parts, detector_state(checkpoint), "the checkpoint")
+        _check_dry(parts, detector_state(checkpoint), "the checkpoint")
     return vars(parts())
 
 

@@ -27,9 +27,9 @@ from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
 from moelora_ad.models.accounting.account import Account, account
+from moelora_ad.models.dry_build import MOST_OF_DETECTOR, dry_build
 from moelora_ad.models.precision import AUTOCAST, ROUNDED, precision_name, round_frozen
 from moelora_ad.models.precision_names import PRECISIONS
-from moelora_ad.models.trial import MOST_OF_DETECTOR, built_on_trial
 from moelora_ad.training.detection_module import DetectionModule
 
 NAMES = sorted({*PRECISIONS} - {"16-true"})  # in which training works, see `check_trains`
@@ -100,7 +100,7 @@ def inspect_model(arguments: list[str], own: Arguments, program: str) -> int:
 
 def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with built_on_trial(MOST_OF_DETECTOR), _quiet():
+    with dry_build(MOST_OF_DETECTOR), _quiet():
         return _Model(
             allow,
             save_config_callback=None,

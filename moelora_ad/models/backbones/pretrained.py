@@ -22,8 +22,8 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
+from moelora_ad.models.dry_build import MOST_OF_ENCODER, dry_build
 from moelora_ad.models.transformers_internals import attention_of
-from moelora_ad.models.trial import MOST_OF_ENCODER, built_on_trial
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -122,9 +122,9 @@ def _check_size(
     size = _checkpoint_size(config, source, revision)
     if size is None:  # transformers tells what is not there
         return
-    with built_on_trial(MOST_OF_ENCODER):
-        trial = random_encoder(model_class, copy.deepcopy(config), source)
-    weights = sum(parameter.numel() for parameter in trial.parameters())
+    with dry_build(MOST_OF_ENCODER):
+        dry = random_encoder(model_class, copy.deepcopy(config), source)
+    weights = sum(parameter.numel() for parameter in dry.parameters())
     if weights > size:  # each takes a byte at least
         raise InputError(
             f"backbone {source}: its config.json describes a model of {weights:,} weights, which its checkpoint of "

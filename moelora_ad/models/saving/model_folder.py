@@ -22,6 +22,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.files import file_hash, written_whole
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.backbones.pretrained import commit_of
+from moelora_ad.models.dry_build import MOST_OF_ENCODER, dry_build, most_for
 from moelora_ad.models.heads.pooling import Classifier
 from moelora_ad.models.saving.card import model_card
 from moelora_ad.models.saving.files import (
@@ -41,7 +42,6 @@ from moelora_ad.models.saving.files import (
     write_config,
 )
 from moelora_ad.models.saving.specification import describe, first_argument, maker, resolve, without_source
-from moelora_ad.models.trial import MOST_OF_ENCODER, built_on_trial, most_for
 
 Kept = TypeVar("Kept", bound="KeptModule")
 _ENCODER = "backbone.encoder."
@@ -236,7 +236,7 @@ class KeptModule(nn.Module):
         backbone: str | Path | None,
         allow: Collection[str],
     ) -> Kept:
-        """The detector that is described, once one on trial has shown that the kept tensors are its own."""
+        """The detector that is described, once one without memory has shown that the kept tensors are its own."""
         path = folder / CONFIG
         described, digest = config["backbone"], config["backbone_sha256"]
         try:
@@ -268,11 +268,11 @@ class KeptModule(nn.Module):
             except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
                 raise InputError.at(path, " ".join(str(error).split())) from None
 
-        with built_on_trial(MOST_OF_ENCODER):
-            trial_encoder = encoder()
-        with built_on_trial(most_for(tensors)):
-            trial = detector(trial_encoder)
-        trial._check_tensors(folder, config, tensors)
+        with dry_build(MOST_OF_ENCODER):
+            dry_encoder = encoder()
+        with dry_build(most_for(tensors)):
+            dry = detector(dry_encoder)
+        dry._check_tensors(folder, config, tensors)
         return detector(encoder())
 
     def _check_tensors(self, folder: Path, config: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Modules built on trial: to see what a stranger's configuration asks for, before any memory is given to it."""
+"""Modules without memory: to see what a stranger's configuration asks for, before any is given to it."""
 
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ MOST_OF_DETECTOR = 200_000
 
 
 @contextmanager
-def built_on_trial(most: int) -> Iterator[None]:
+def dry_build(most: int) -> Iterator[None]:
     """Modules that are built within the block are on the meta device: they have names and shapes, and no values.
 
     Args:
