@@ -11,6 +11,7 @@ from moelora_ad.configuration.building import Built, build_from_configs, config_
 from moelora_ad.configuration.files import read_configuration
 from moelora_ad.errors import InputError
 from moelora_ad.models.detector import Detector
+from moelora_ad.models.devices import on_device
 from moelora_ad.models.saving.files import CONFIG
 from moelora_ad.runs.checkpoints import best_checkpoint
 from moelora_ad.runs.record import RECORD
@@ -67,10 +68,7 @@ def load(
     built, _, config = load_run(path, place, allow)
     detector = built.detector
     detector.configuration = read_configuration(config)
-    try:
-        return detector.to(device or "cpu")
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
+    return on_device(detector, device)
 
 
 def load_run(path: str | os.PathLike[str], backbone: str | None = None, allow: Collection[str] = ()) -> LoadedRun:

@@ -1,8 +1,13 @@
 """The device that a model computes on."""
 
+from typing import TypeVar
+
 import torch
+from torch import nn
 
 from moelora_ad.errors import InputError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def usable_device(device: str | torch.device | None = None, called: str = "device") -> torch.device:
@@ -23,3 +28,15 @@ def usable_device(device: str | torch.device | None = None, called: str = "devic
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{called} {str(device)!r} cannot be used: {reason}") from None
+
+
+def on_device(module: Module, device: str | torch.device | None) -> Module:
+    """The module, moved to a device; to the CPU if none is named.
+
+    Raises:
+        InputError: there is no such device, or it has too little memory.
+    """
+    try:
+        return module.to(device or "cpu")
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None

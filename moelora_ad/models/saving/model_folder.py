@@ -22,6 +22,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.files import file_hash, written_whole
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.backbones.pretrained import commit_of
+from moelora_ad.models.devices import on_device
 from moelora_ad.models.dry_build import MOST_OF_ENCODER, dry_build, most_for
 from moelora_ad.models.heads.pooling import Classifier
 from moelora_ad.models.saving.card import model_card
@@ -143,10 +144,7 @@ class KeptModule(nn.Module):
         detector.calibration = config["calibration"]
         detector.about = config["about"]
         detector.configuration = config
-        try:
-            return detector.to(device or "cpu").eval()
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
+        return on_device(detector, device).eval()
 
     def push_to_hub(
         self,
