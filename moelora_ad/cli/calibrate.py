@@ -89,7 +89,7 @@ def precision_of(path: str | Path) -> str | None:
 def figures_of_sets(
     paths: Sequence[str | Path], calibration: "Calibration | None", fitted_on: "ScoreTable | None"
 ) -> list[dict[str, Any]]:
-    """Figures of score files for the model card, see `models.model_card`; a set is named by its file.
+    """Figures of score files for the model card, see `moelora_ad.models.saving.card`; a set is named by its file.
 
     Args:
         paths: score files of the model, raw scores.

@@ -66,7 +66,7 @@ class DetectionModule(CheckpointedModule, LossModule):
     score files, no `MLDG`, and no check that a run goes on with the same data.
 
     Attributes:
-        score_folder: where score files go; None for the place that `run.score_folder` tells.
+        score_folder: where score files go; None for the place that `trainer_state.score_folder` tells.
         configuration: what this experiment was built from, for the provenance of scores.
         untrained: whether scores are those of weights that nothing has trained; told with them.
         parameter_counts: those of the detector, in training (see `Detector.parameter_counts`).
@@ -187,7 +187,7 @@ class DetectionModule(CheckpointedModule, LossModule):
 
         Args:
             batch: the trials.
-            share: factor of the cross entropy of this process.
+            share: factor of the loss of this process.
             prefix: of the names in the log.
         """
         # Equal weights: the shares have made a mean over processes the mean over trials already.

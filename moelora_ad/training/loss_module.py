@@ -12,7 +12,7 @@ class LossModule(LightningModule):
     """A module that tells the loss of a part of a batch.
 
     Attributes:
-        class_weights: (2,) of spoof and bona fide in the cross entropy.
+        class_weights: (2,) of spoof and bona fide in the loss.
         auxiliary: losses of the adaptation besides it, or None.
         meta_learning: what makes a step of several such losses, or None.
     """
@@ -26,7 +26,7 @@ class LossModule(LightningModule):
 
         Args:
             batch: the trials.
-            share: factor of the cross entropy of this process.
+            share: factor of the loss of this process.
             prefix: of the names in the log.
         """
         raise NotImplementedError
