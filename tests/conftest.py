@@ -17,11 +17,13 @@ import yaml
 from lightning.pytorch import Trainer
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperModel
 
+from moelora_ad.adapters import MoELoRA
 from moelora_ad.audio import Segment
 from moelora_ad.cli.main import main
 from moelora_ad.corpora import Manifest, Trial
 from moelora_ad.evaluation import ScoreTable
-from moelora_ad.training import AudioDeepfakeDataModule
+from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule
 
 torch.set_num_threads(1)  # the models are small: threads cost more than they bring, most of all on a busy machine
 
@@ -151,6 +153,21 @@ def experiment(tmp_path: Path, small_whisper: Path) -> dict:
             "eval_segment": segment,
         },
     }
+
+
+@pytest.fixture
+def run_of_experiment(experiment, tmp_path) -> Path:
+    """The folder of an untrained run of the tiny experiment, with its configuration and a checkpoint."""
+    folder = tmp_path / "run"
+    torch.manual_seed(1)
+    source = experiment["model"]["backbone"]["init_args"]["source"]
+    module = DetectionModule(WhisperBackbone(source), MoELoRA(2, rank=2), MeanPooling)
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    (folder / "checkpoints").mkdir(parents=True)
+    trainer.save_checkpoint(folder / "checkpoints" / "best.ckpt")
+    (folder / "config.yaml").write_text(yaml.safe_dump(experiment))
+    return folder
 
 
 @pytest.fixture

@@ -4,14 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from lightning.pytorch import Trainer
 
-from moelora_ad.adapters import MoELoRA
 from moelora_ad.analysis.trained import load_trained
 from moelora_ad.errors import InputError
-from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.training import DetectionModule
 
 MODULE = """
@@ -74,18 +70,8 @@ def changed(experiment: dict, place: str, value: object) -> dict:
 
 
 @pytest.fixture
-def run(experiment, tmp_path) -> Path:
-    """A run's folder with a checkpoint; its configuration is the test's to change."""
-    folder = tmp_path / "run"
-    torch.manual_seed(1)
-    source = experiment["model"]["backbone"]["init_args"]["source"]
-    module = DetectionModule(WhisperBackbone(source), MoELoRA(2, rank=2), MeanPooling)
-    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False)
-    trainer.strategy.connect(module)
-    (folder / "checkpoints").mkdir(parents=True)
-    trainer.save_checkpoint(folder / "checkpoints" / "best.ckpt")
-    (folder / "config.yaml").write_text(yaml.safe_dump(experiment))
-    return folder
+def run(run_of_experiment) -> Path:
+    return run_of_experiment
 
 
 def looking(run: Path, tmp_path: Path) -> dict[str, list]:
