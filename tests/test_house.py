@@ -141,6 +141,8 @@ GUESSES = {
     "the W&B artefact": ("training/callbacks/wandb.py", "Artifact"),
     "SLURM requeue": ("sweeps/slurm.py", "def _requeue"),
     "exit codes": ("cli/main.py", "exit code"),
+    "the page and the API": ("inference/serve/application.py", '"/score"'),
+    "limits of an upload": ("inference/serve/uploads.py", "UPLOAD_SECONDS"),
     "GPU of a local sweep's run": ("sweeps/gpus.py", "class Gpus"),
 }
 
