@@ -2,10 +2,10 @@
 
     python benchmarks/serving.py --model MODEL --requests 2000 --clients 16
 
-starts ``moelora-ad serve`` on a free port of this machine, sends the quickstart's sounds to it in rounds, and prints after
-each round how many requests were answered, how many failed, requests a second, the median and 95th percentile of the time
-of an answer, and the resident memory of the server. With ``--hostile`` every fifth request is a damaged or huge upload,
-which has to be refused.
+starts ``moelora-ad serve`` on a free port of this machine, sends the quickstart's sounds to it in rounds, and prints
+after each round how many requests were scored, refused and lost, requests a second, the median and 95th percentile of
+the time of an answer, and the resident memory of the server. With ``--hostile`` every fifth request is a damaged or
+huge upload, which has to be refused.
 """
 
 import argparse
@@ -45,9 +45,7 @@ def main() -> None:
             pass
         ThreadPoolExecutor(1).submit(server.stderr.read)  # else the server would wait for room in the pipe
         try:
-            print(
-                f"{'requests':>9} {'scored':>7} {'refused':>8} {'lost':>5} {'a second':>9} {'median':>8} {'95 %':>8} {'memory':>9}"
-            )
+            print(" requests  scored  refused  lost  a second   median     95 %    memory")
             for number in range(1, arguments.rounds + 1):
                 _round(number, address, server.pid, sounds, hostile if arguments.hostile else [], arguments)
         finally:

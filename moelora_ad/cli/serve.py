@@ -29,6 +29,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
             importlib.import_module(package)
     except ImportError as error:
         parser.error(f"{error.name} is not installed: pip install 'moelora_ad[serve]'")
+    from moelora_ad.inference.descriptions import model_name
     from moelora_ad.inference.output import DecisionRule
     from moelora_ad.inference.scorer import Scorer
     from moelora_ad.inference.serve.application import Limits, application
@@ -48,7 +49,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
             decision = DecisionRule.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
             limits = Limits(round(arguments.max_size * 2**20), arguments.max_seconds, arguments.queue)
             app = application(scorer, arguments.model, decision, limits)
-            _tell(listener.getsockname(), arguments.model, arguments.host)
+            _tell(listener.getsockname(), model_name(arguments.model), arguments.host)
             server(app).run(sockets=[listener])
     except InputError as error:
         parser.error(str(error))

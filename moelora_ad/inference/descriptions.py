@@ -86,7 +86,7 @@ def described_model(scorer: "Scorer", name: str, decision: DecisionRule) -> Abou
 
     Args:
         scorer: Computes them.
-        name: Where it comes from; of a path, the last part is shown.
+        name: Where it comes from.
         decision: How scores are judged.
     """
     detector = getattr(scorer, "detector", None)  # any module that gives logits, or none
@@ -94,7 +94,7 @@ def described_model(scorer: "Scorer", name: str, decision: DecisionRule) -> Abou
     counts: Callable[[], dict[str, int]] | None = getattr(detector, "parameter_counts", None)
     calibration = None if scorer.calibration is None else scorer.calibration.as_dict()
     return {
-        "name": printable(os.path.basename(os.path.abspath(name)) if os.path.exists(name) else name),
+        "name": model_name(name),
         "notices": notices(scorer),
         "is_calibrated": decision.is_calibrated,
         "calibration": calibration,
@@ -109,6 +109,11 @@ def described_model(scorer: "Scorer", name: str, decision: DecisionRule) -> Abou
         "parameters": None if counts is None else counts(),
         "library": f"moelora_ad {__version__}",
     }
+
+
+def model_name(source: str) -> str:
+    """What a model is called by where it comes from: the last part of a path, or all of another name."""
+    return printable(os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source)
 
 
 def notices(scorer: "Scorer") -> list[str]:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,19 @@ def _config(about: About) -> dict[str, Any]:
     return {"model": about, "columns": FILE_COLUMNS}
 
 
-def _page(name: str, about: About, scripts: Sequence[str], **values: Any) -> str:
+@lru_cache(maxsize=1)
+def _templates() -> jinja2.Environment:
+    """Ours, which extend the page of reports."""
     loaders = [jinja2.PackageLoader("moelora_ad.inference"), jinja2.PackageLoader("moelora_ad.evaluation.reports")]
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _page(name: str, about: About, scripts: Sequence[str], **values: Any) -> str:
     lines = ((BONA_FIDE, DARK_BONA_FIDE), (SPOOF, DARK_SPOOF))
-    return environment.get_template(name).render(model=about, lines=lines, scripts=scripts, **values)
+    return _templates().get_template(name).render(model=about, lines=lines, scripts=scripts, **values)

@@ -86,6 +86,8 @@ class _Sounds:
     def __call__(self, place: str) -> str | None:
         """An address of a file or a place in an archive; None if the page cannot have it: it came through a pipe, or is
         large and in an archive."""
+        if os.path.exists(place) and not os.path.isfile(place):  # to open a pipe is to wait
+            return None
         most = min(EMBEDDED, self._left)
         try:
             source = place if os.path.isfile(place) else open_file(place)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import zipfile
 
@@ -154,7 +155,8 @@ def test_small_sounds_stand_in_the_page_and_large_ones_are_linked_to(tmp_path):
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("in.mp3", b"ID3...")
         archive.writestr("large.mp3", bytes(EMBEDDED + 1))
-    names = [small, large, f"{packed}!/in.mp3", f"{packed}!/large.mp3", "standard input"]
+    os.mkfifo(tmp_path / "pipe.wav")
+    names = [small, large, f"{packed}!/in.mp3", f"{packed}!/large.mp3", "standard input", tmp_path / "pipe.wav"]
     page = write(tmp_path / "out" / "lines", *(result([1.0], str(name)) for name in names))
     sounds = [one["sound"] for one in results_of(page)]
     kind, _, content = sounds[0].partition(";base64,")
@@ -162,7 +164,7 @@ def test_small_sounds_stand_in_the_page_and_large_ones_are_linked_to(tmp_path):
     assert base64.b64decode(content) == b"fLaC..."
     assert sounds[1] == "../../%C3%BC%23%3F.wav"
     assert sounds[2] == f"data:audio/mpeg;base64,{base64.b64encode(b'ID3...').decode()}"
-    assert sounds[3:] == [None, None]
+    assert sounds[3:] == [None, None, None]
 
 
 def test_so_many_sounds_at_most_stand_in_the_page(tmp_path, monkeypatch):

@@ -24,7 +24,8 @@ def listening(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2_048)
     except (OSError, OverflowError, UnicodeError) as error:
-        told = getattr(error, "strerror", None) or error
+        told = getattr(error, "strerror", None) or str(error)
+        told = told.partition(" (while attempting")[0]  # the address is named already
         raise InputError(f"cannot listen on {host}, port {port}: {told}; --host and --port take others") from None
 
 

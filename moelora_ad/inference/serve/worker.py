@@ -66,8 +66,9 @@ class ScoringWorker:
                     now = time.monotonic()
                     self.seconds, begin = _MEMORY * self.seconds + (1 - _MEMORY) * (now - begin), now
             except Exception as error:  # the device has failed: the next sounds may be smaller
-                for lost in taken:
-                    lost.result.set_exception(error)
+                for lost in taken or [job]:
+                    if not lost.result.done():
+                        lost.result.set_exception(error)
                     lost.sound.close()
 
     def _sounds(self, job: _Job | None, taken: deque[_Job]) -> Iterator[BinaryIO]:
