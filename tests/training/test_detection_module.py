@@ -54,7 +54,8 @@ def test_auxiliary_losses_are_added_and_logged_by_name(small_whisper, data, tmp_
     source.setup("fit")
     batch = next(iter(source.train_dataloader()))
     torch.manual_seed(5)
-    loss = model.training_loss(batch)
+    loss, of_all = model.training_loss(batch)
+    assert float(loss.detach()) == float(of_all)
     torch.manual_seed(5)
     with watch_gates(model.detector.backbone.encoder, (seen := []).append):
         logits = model(batch.waveforms)
