@@ -29,7 +29,7 @@ from moelora_ad.training.callbacks.divergence import LossCheck
 from moelora_ad.training.checkpointed_module import CheckpointedModule
 from moelora_ad.training.compilation import compiled
 from moelora_ad.training.gradients import FirstSteps
-from moelora_ad.training.loss_module import LossModule, SharedLoss, shared_mean, weighted_mean
+from moelora_ad.training.loss_module import LossModule, SharedLoss, shared_loss, weighted_mean
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.optimizers import fused
@@ -193,20 +193,15 @@ class DetectionModule(CheckpointedModule, LossModule):
         """
         with nullcontext() if self.auxiliary is None else self.auxiliary.watch(self.detector.backbone.encoder):
             logits = self(batch.waveforms, batch.lengths)
-        loss = shared_mean(*self._weighted(logits, batch))
-        # A bar would wait for a GPU; ours shows what the check has read.
-        self._log_step(f"{prefix}loss", loss.of_all, prog_bar=self.device.type == "cpu")
-        if self.auxiliary is None:
-            return loss
-        for name, term in self.auxiliary.terms().items():
-            self._log_step(f"{prefix}auxiliary/{name}", term.detach())
-            loss = loss.plus(term)
-        self._log_step(f"{prefix}total_loss", loss.of_all)
+        terms = {} if self.auxiliary is None else self.auxiliary.terms()
+        named = {f"auxiliary/{name}": term for name, term in terms.items()}
+        loss = shared_loss(*self._weighted(logits, batch), named)
+        logged = {**loss.parts, "total_loss": loss.of_all} if terms else loss.parts
+        for name, value in logged.items():
+            # Processes need not talk about it again. A bar would wait for a GPU; ours shows what the check has read.
+            shown = name == "loss" and self.device.type == "cpu"
+            self.log(f"{prefix}{name}", value, prog_bar=shown, on_step=True, on_epoch=True, batch_size=1)
         return loss
-
-    def _log_step(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
-        """Log a value of all processes: they need not talk about it again."""
-        self.log(name, value, prog_bar=prog_bar, on_step=True, on_epoch=True, batch_size=1)
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Of this process alone; 0 of an idle pass."""

@@ -1,5 +1,6 @@
 """What meta-learning and the checks at a start need of a module in training."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,14 +17,12 @@ class SharedLoss(NamedTuple):
     Attributes:
         own: of this process, a scalar: the mean over the processes, and of its gradients, is that of ``of_all``.
         of_all: a scalar without gradient, the same in every process.
+        parts: what ``of_all`` is the sum of: ``loss``, that of the task, and each of the auxiliary terms.
     """
 
     own: Tensor
     of_all: Tensor
-
-    def plus(self, term: Tensor) -> "SharedLoss":
-        """With a term added that is the same in every process."""
-        return SharedLoss(self.own + term, self.of_all + term.detach())
+    parts: Mapping[str, Tensor]
 
 
 def weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
@@ -36,21 +35,25 @@ def weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
     return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-def shared_mean(total: Tensor, weight: Tensor) -> SharedLoss:
-    """The weighted mean over the losses of all processes, as if their trials were one batch: class weights, and trials
-    that could not be read, leave each process another sum of weights. One collective call, which nothing waits for.
+def shared_loss(total: Tensor, weight: Tensor, terms: Mapping[str, Tensor]) -> SharedLoss:
+    """The weighted mean over the losses of all processes, as if their trials were one batch (class weights, and trials
+    that could not be read, leave each process another sum of weights), and the mean of each term over the processes.
+    One collective call, which nothing waits for.
 
     Args:
         total: sum of the weighted losses of this process, a scalar.
         weight: sum of its weights.
+        terms: auxiliary losses by name, scalars, added to it.
     """
     processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    if processes == 1:
-        loss = weighted_mean(total, weight)
-        return SharedLoss(loss, loss.detach())
-    of_all = torch.stack([total.detach(), weight])
-    distributed.all_reduce(of_all)
-    return SharedLoss(processes * weighted_mean(total, of_all[1]), weighted_mean(of_all[0], of_all[1]))
+    of_all = torch.stack([total.detach(), weight, *(term.detach().to(total.dtype) for term in terms.values())])
+    if processes > 1:
+        distributed.all_reduce(of_all)
+    own = processes * weighted_mean(total, of_all[1])
+    for term in terms.values():
+        own = own + term
+    values = [weighted_mean(of_all[0], of_all[1]), *(of_all[2:] / processes)]
+    return SharedLoss(own, torch.stack(values).sum(), dict(zip(("loss", *terms), values, strict=True)))
 
 
 class LossModule(LightningModule):

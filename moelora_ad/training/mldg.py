@@ -115,7 +115,7 @@ class MLDG:
 
         def meta_test_pass() -> tuple[SharedLoss, Gradients]:
             there = _loss(module, meta_test, prefix="train/meta_test_")
-            return SharedLoss(there.own.detach(), there.of_all), _gradients(module, there.own, moved)
+            return there._replace(own=there.own.detach()), _gradients(module, there.own, moved)
 
         meta_test_loss, there = with_parameters(module, dict(zip(names, moved, strict=True)), meta_test_pass)
         if self.second_order:
@@ -125,7 +125,7 @@ class MLDG:
         used = [(p, total.detach()) for p, total in zip(parameters, totals, strict=True) if total is not None]
         value = loss.own.detach() + self.beta * meta_test_loss.own
         handed = cast(Tensor, _Hand.apply(value, [total for _, total in used], *(p for p, _ in used)))
-        return SharedLoss(handed, loss.of_all + self.beta * meta_test_loss.of_all)
+        return SharedLoss(handed, loss.of_all + self.beta * meta_test_loss.of_all, loss.parts)
 
     def _inner_step(self, module: LossModule, parameters: Sequence[Tensor], gradients: Gradients) -> list[Tensor]:
         """theta' = theta - alpha grad F(theta), leaves of a new graph."""
