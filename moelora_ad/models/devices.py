@@ -1,4 +1,4 @@
-"""The device that a model computes on."""
+"""The device that a model computes on, and its memory."""
 
 from typing import TypeVar
 
@@ -40,3 +40,14 @@ def on_device(module: Module, device: str | torch.device | None) -> Module:
         return module.to(device or "cpu")
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells of a lack of memory: Python's, PyTorch's of any device, and those that a library of the
+    GPU's maker raises where it finds no room of its own (cuBLAS, cuDNN)."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+
+
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")

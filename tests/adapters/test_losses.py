@@ -100,10 +100,12 @@ def written_out(block: Block, x: torch.Tensor, policy: GatePolicy) -> dict[str, 
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_every_loss_is_its_equation(policy):
-    block = adapted(policy)
-    given, _ = terms_of(block, inputs())
-    wanted = written_out(block, inputs(), policy)
+def test_every_loss_is_its_equation(policy, device):
+    block = adapted(policy).to(device)
+    given, _ = terms_of(block, inputs().to(device))
+    sum(given.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in block.parameters() if parameter.requires_grad)
+    wanted = written_out(block.cpu(), inputs(), policy)
     assert list(given) == list(wanted)
     for name, value in wanted.items():
         assert float(given[name]) == pytest.approx(getattr(EVERY, name) * value, rel=1e-4), name
