@@ -92,7 +92,7 @@ def same_noise() -> Callable[..., AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def assert_near() -> Callable[..., None]:
-    """Compares a tensor with the CPU's: errors are parts of the largest number in it, as sums of any order have them."""
+    """Compares a tensor with the CPU's: errors are parts of its largest number, as sums in another order have them."""
 
     def check(given: torch.Tensor, wanted: torch.Tensor, error: float, name: str = "") -> None:
         assert given.isfinite().all(), name

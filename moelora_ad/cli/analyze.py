@@ -79,7 +79,8 @@ def _analyze(analysis: Analysis, keywords: Keywords, folder: str | None) -> int:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise InputError(f"{keywords.get('device', 'cpu')} has too little memory: give a smaller --batch-size") from None
+            where = keywords.get("device", "the machine")
+            raise InputError(f"{where} has too little memory: give a smaller --batch-size") from None
     try:
         if folder is not None:
             write_report(report, folder)

@@ -296,8 +296,8 @@ def every_policy(experts: int) -> Iterator[GatePolicy]:
     noises = [{"noise": "none"}, {"noise": "learned"}, {"noise": "fixed", "noise_std": 0.3}]
     noises.append({"noise": "fixed", "noise_std": 0.3, "noise_mean": (1.0, 0.0, -1.0)})
     names = ("top_k", "renormalise", "order", "level", "temperature")
-    choices = ((None, 1, 2, experts), (False, True), ("softmax_first", "top_k_first"), ("token", "utterance"), (1.0, 0.5))
-    for noise, chosen in product(noises, product(*choices)):
+    orders, levels = ("softmax_first", "top_k_first"), ("token", "utterance")
+    for noise, chosen in product(noises, product((None, 1, 2, experts), (False, True), orders, levels, (1.0, 0.5))):
         try:
             yield GatePolicy(**noise, **dict(zip(names, chosen, strict=True)))
         except ValueError:  # they contradict each other

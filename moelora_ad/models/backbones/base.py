@@ -191,7 +191,7 @@ def _in_its_type(encoder: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if torch.is_grad_enabled():
-        # All by place: the random state is restored of the devices of what is given by place, and of no other.
+        # All by place: the random state is restored of the devices of those tensors alone.
         return checkpoint(_called, forward, args, kwargs, use_reentrant=False)
     return forward(*args, **kwargs)
 
