@@ -275,7 +275,7 @@ def trainer():
     def build(folder: Path, **arguments) -> Trainer:
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
         once = {"max_epochs": 1, "num_sanity_val_steps": 0}
-        here = {"accelerator": "cpu", "default_root_dir": folder}
+        here = {"accelerator": "cpu", "devices": 1, "default_root_dir": folder}
         return Trainer(**(here | quiet | once | arguments))
 
     return build

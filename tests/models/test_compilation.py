@@ -55,8 +55,10 @@ def test_training_checkpoints_routing_and_scores_are_those_of_the_model_as_it_st
 
     wanted, found = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("plain", "compiled"))
     assert [*found["state_dict"]] == [*wanted["state_dict"]]
+    # Adam makes as large a step of a gradient's rounding as of a gradient.
+    error = 1e-5 if device.type == "cpu" else 2e-4
     for name, tensor in wanted["state_dict"].items():
-        torch.testing.assert_close(found["state_dict"][name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found["state_dict"][name].cpu(), tensor.cpu(), rtol=1e-4, atol=error)
     assert compiled.evaluated["dev"].eer == pytest.approx(plain.evaluated["dev"].eer)
 
     plain.to(device), compiled.to(device)
