@@ -187,11 +187,11 @@ def test_half_precision_on_a_gpu_hears_what_the_cpu_hears(small, precision, erro
     detector = with_updates(Detector(backbone(source), method, MeanPooling)).eval()
     with torch.inference_mode():
         wanted, _ = detector.backbone(waveforms())
-        detector.to(gpu)
-        if precision in ROUNDED:
-            round_frozen(detector, precision)
-        with computing_in(precision, gpu):
-            given, _ = detector.backbone(waveforms().to(gpu))
+    detector.to(gpu)
+    if precision in ROUNDED:
+        round_frozen(detector, precision)
+    with torch.inference_mode(), computing_in(precision, gpu):
+        given, _ = detector.backbone(waveforms().to(gpu))
     assert_near(given.float(), wanted, error)
 
 
@@ -236,7 +236,7 @@ WITHOUT_DETERMINISTIC_KERNEL = re.compile(
     r"aten\.(avg_pool3d_backward|_?adaptive_(avg|max)_pool[23]d_backward|fractional_max_pool.*|max_unpool.*"
     r"|max_pool3d_with_indices_backward|upsample_(linear|bilinear|bicubic|trilinear).*_backward"
     r"|(reflection|replication)_pad.*_backward|nll_loss2d.*|_ctc_loss_backward|_embedding_bag.*backward|put_?|histc"
-    r"|bincount|median|grid_sampler.*_backward|kthvalue|scatter_reduce_?)\..*"
+    r"|bincount|median|grid_sampler.*_backward|kthvalue|scatter_reduce_?|cumsum)\..*"
 )
 
 

@@ -118,7 +118,7 @@ def test_no_gradient_is_computed_below_the_first_adapter(small):
     assert all(p.grad is None for p in adapted.encoder.parameters() if not p.requires_grad)
 
 
-def test_gradient_checkpointing_changes_no_gradient(small, device):
+def test_gradient_checkpointing_changes_no_gradient(small, device, assert_near):
     backbone, source = small
     gradients = []
     for checkpointing in (False, True):
@@ -137,7 +137,9 @@ def test_gradient_checkpointing_changes_no_gradient(small, device):
         gradients.append({name: p.grad for name, p in detector.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+        assert_near(
+            gradients[1][name], gradient.cpu(), 1e-6 if device.type == "cpu" else 1e-4, name
+        )  # attention adds up
 
 
 @pytest.mark.parametrize("hidden_states", ["last", "weighted", 2])

@@ -216,7 +216,7 @@ def test_layers_that_are_called_by_name_draw_the_same_noise_again(device, monkey
     assert len(seen) == 3
     assert all(len(shapes) == 1 for shapes in seen)
     for mine, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_an_encoder_that_is_nowhere_else_is_kept_whole(tmp_path):
