@@ -136,10 +136,9 @@ def test_gradient_checkpointing_changes_no_gradient(small, device, assert_near):
         assert len(runs) == 1 + checkpointing
         gradients.append({name: p.grad for name, p in detector.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
+    error = 1e-5 if device.type == "cpu" else 1e-4  # where attention adds up in no fixed order
     for name, gradient in gradients[0].items():
-        assert_near(
-            gradients[1][name], gradient.cpu(), 1e-6 if device.type == "cpu" else 1e-4, name
-        )  # attention adds up
+        assert_near(gradients[1][name], gradient.cpu(), error, name)
 
 
 @pytest.mark.parametrize("hidden_states", ["last", "weighted", 2])
