@@ -25,7 +25,7 @@ from moelora_ad.models.saving.checkpoints import (
     check_readable,
     tell_other_architecture,
 )
-from moelora_ad.training.callbacks.divergence import check_weights
+from moelora_ad.training.callbacks.divergence import LossCheck, check_weights
 
 Module = TypeVar("Module", bound="CheckpointedModule")
 
@@ -38,6 +38,7 @@ class CheckpointedModule(LightningModule):
         training_data: what checkpoints say of the trials that it is trained on; empty if that is not known.
         has_weights: whether fit goes on from the weights that there are.
         validated: how many training batches there had been when the last validation within fit ended.
+        loss_check: what stops training that diverges; it knows the last loss.
     """
 
     detector: Detector
@@ -49,6 +50,7 @@ class CheckpointedModule(LightningModule):
         self.training_data: dict[str, Any] = {}
         self.has_weights = False
         self.validated: int | None = None
+        self.loss_check: LossCheck | None = None
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -97,6 +99,8 @@ class CheckpointedModule(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         trainer = trainer_of(self)
         if trainer is not None:
+            if self.loss_check is not None and not trainer.interrupted:  # then other processes may have ended
+                self.loss_check.read()
             check_weights(trainer, checkpoint["state_dict"])
             if self.training_data:
                 checkpoint[TRAINING_DATA] = self.training_data
