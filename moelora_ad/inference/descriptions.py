@@ -74,9 +74,10 @@ def _times(log_ratio: float) -> str:
 def _waveform(result: FileScore) -> dict[str, Any]:
     together = -(-len(result.envelope) // WAVEFORM_POINTS)
     begins = np.arange(0, len(result.envelope), together)
-    low = np.minimum.reduceat(result.envelope[:, 0], begins)
-    high = np.maximum.reduceat(result.envelope[:, 1], begins)
-    peak = float(np.abs(result.envelope).max())
+    envelope = result.envelope.astype(np.float64)  # else rounding would leave all digits of float32
+    low = np.minimum.reduceat(envelope[:, 0], begins)
+    high = np.maximum.reduceat(envelope[:, 1], begins)
+    peak = float(np.abs(envelope).max())
     low, high = (np.round(side / (peak or 1.0), 2).tolist() for side in (low, high))
     return {"step": result.envelope_step * together, "peak": peak, "low": low, "high": high}
 

@@ -22,6 +22,7 @@ BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # told apart by colour-blind readers, t
 DARK_BONA_FIDE, DARK_SPOOF = "#6cb4f5", "#ff9a52"
 _SCRIPTS = ("wavesurfer/wavesurfer.min.js", "sounds.js")
 _RESULTS = "<!-- results -->"
+_COMPACT = (",", ":")  # of JSON; a page may have thousands of results
 
 
 def served_page(about: About, nonce: str, most_bytes: int, most_seconds: float) -> str:
@@ -62,7 +63,8 @@ def page_around_results(about: About, date: str) -> tuple[str, str]:
 
 def result_element(result: dict[str, Any]) -> str:
     """A result, see `described`, as data in a page; ``sound`` may be where it is."""
-    return f'<script type="application/json" class="result">{htmlsafe_json_dumps(result, json.dumps)}</script>\n'
+    data = htmlsafe_json_dumps(result, json.dumps, separators=_COMPACT)
+    return f'<script type="application/json" class="result">{data}</script>\n'
 
 
 def _config(about: About) -> dict[str, Any]:

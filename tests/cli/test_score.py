@@ -192,7 +192,7 @@ def test_the_timeline(score, sounds):
     assert sorted(os.listdir("lines")) == ["index.html", "long.flac.png", "short.wav.png", "windows.csv"]
     page = (sounds / "lines" / "index.html").read_text(encoding="utf-8")
     assert "Model calibrated, calibrated on dev (5 bona fide, 6 spoofed utterances); scored on 2" in page
-    assert page.count('class="result">{"name": ') == 2
+    assert page.count('class="result">{"name":') == 2
     score("short.wav", "--format", "jsonl", "--timeline")
     assert json.loads((sounds / "timeline" / "windows.jsonl").read_text())["path"] == "short.wav"
 

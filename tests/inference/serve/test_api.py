@@ -97,6 +97,7 @@ def test_a_waveform_to_draw(client):
     assert max(told["high"]) <= 1
     assert min(told["low"]) >= -1
     assert max(max(told["high"]), -min(told["low"])) == 1
+    assert all(len(str(value)) <= 5 for value in told["low"])
 
 
 def test_models_health_and_the_document_of_the_api(client):
@@ -185,6 +186,20 @@ def test_limits_of_size_and_length(client):
     for sound in (wav(20.1), wav(20.1, format="FLAC"), wav(20.1, format="OGG")):
         told = error_of(client.post("/score", content=sound, params={"name": "a.x"}), 413)
         assert told == "cannot use a.x: it is longer than 20 s"
+
+
+def test_a_large_sound_is_not_held_in_memory(make_app, scorer):
+    """From 16 MiB on, readers go through the file that the upload is kept in."""
+    channels = np.random.default_rng(0).uniform(-0.1, 0.1, (20 * 48_000, 10))
+    file = io.BytesIO()
+    soundfile.write(file, channels, 48_000, format="WAV")
+    assert len(file.getvalue()) > 18 * 2**20
+    wanted = scorer(io.BytesIO(file.getvalue()))
+    with TestClient(make_app(size=32 * 2**20)) as client:
+        for sent in ({"content": file.getvalue()}, {"files": {"file": ("a.wav", file.getvalue())}}):
+            told = client.post("/score", **sent).json()
+            assert told["seconds"] == 20.0
+            assert told["score"] == pytest.approx(wanted.score, abs=1e-6)
 
 
 def test_a_full_queue_says_when_to_come_again(make_app, scorer, monkeypatch):
