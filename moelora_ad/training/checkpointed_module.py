@@ -28,7 +28,7 @@ from moelora_ad.models.saving.checkpoints import (
     tell_other_architecture,
 )
 from moelora_ad.runs.record import InitialWeights
-from moelora_ad.training.callbacks.divergence import check_weights
+from moelora_ad.training.callbacks.divergence import LossCheck, check_weights
 from moelora_ad.training.initial_weights import load_initial_weights
 
 Module = TypeVar("Module", bound="CheckpointedModule")
@@ -45,6 +45,7 @@ class CheckpointedModule(LightningModule):
         started_from: what that gave; None before fit, and for new weights.
         start_error: why there are no weights to start from; a checkpoint may bring others.
         validated: how many training batches there had been when the last validation within fit ended.
+        loss_check: what stops training that diverges; it knows the last loss.
     """
 
     detector: Detector
@@ -59,6 +60,7 @@ class CheckpointedModule(LightningModule):
         self.started_from: InitialWeights | None = None
         self.start_error: ValueError | None = None
         self.validated: int | None = None
+        self.loss_check: LossCheck | None = None
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -119,6 +121,8 @@ class CheckpointedModule(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         trainer = trainer_of(self)
         if trainer is not None:
+            if self.loss_check is not None and not trainer.interrupted:  # then other processes may have ended
+                self.loss_check.read()
             check_weights(trainer, checkpoint["state_dict"])
             if self.training_data:
                 checkpoint[TRAINING_DATA] = self.training_data
