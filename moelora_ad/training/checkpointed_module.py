@@ -31,6 +31,7 @@ from moelora_ad.runs.record import InitialWeights
 from moelora_ad.training.callbacks.divergence import LossCheck, check_weights
 from moelora_ad.training.initial_weights import load_initial_weights
 
+INIT_WEIGHTS = "init_weights"  # key of a checkpoint
 Module = TypeVar("Module", bound="CheckpointedModule")
 
 
@@ -42,7 +43,8 @@ class CheckpointedModule(LightningModule):
         training_data: what checkpoints say of the trials that it is trained on; empty if that is not known.
         has_weights: whether fit goes on from the weights that there are.
         init_weights: a model or a checkpoint to start from; None for new weights.
-        started_from: what that gave; None before fit, and for new weights.
+        started_from: what that gave, to this run or to the one that it goes on with; None before fit, and for new
+            weights.
         start_error: why there are no weights to start from; a checkpoint may bring others.
         validated: how many training batches there had been when the last validation within fit ended.
         loss_check: what stops training that diverges; it knows the last loss.
@@ -127,6 +129,8 @@ class CheckpointedModule(LightningModule):
             if self.training_data:
                 checkpoint[TRAINING_DATA] = self.training_data
             checkpoint[ARCHITECTURE] = architecture_of(self.detector)
+            if self.started_from is not None:
+                checkpoint[INIT_WEIGHTS] = self.started_from._asdict()
             if trainer.state.fn == "fit":
                 checkpoint[CUT_OFF] = cut_off(trainer, self.validated)
 
@@ -140,6 +144,9 @@ class CheckpointedModule(LightningModule):
         if trainer is not None:
             if trainer.state.fn == "fit":
                 check_training_data(checkpoint, self.training_data)
+                started = checkpoint.get(INIT_WEIGHTS, {})
+                if started.keys() == set(InitialWeights._fields):
+                    self.started_from = InitialWeights(**started)
                 if not checkpoint.get(CUT_OFF, {VALIDATION: True})[VALIDATION]:
                     loops = checkpoint["loops"]["fit_loop"]
                     self.validated = loops["epoch_loop.batch_progress"]["total"]["ready"]
