@@ -23,7 +23,7 @@ from moelora_ad.inference.precision import chosen_precision, computing_in
 from moelora_ad.inference.sounds import Opened, PendingSound, named_sound
 from moelora_ad.inference.windows import Sound, sound_of_array
 from moelora_ad.models import Detector
-from moelora_ad.models.devices import usable_device
+from moelora_ad.models.devices import is_out_of_memory, on_device, usable_device
 from moelora_ad.models.precision import ROUNDED, SINGLE, round_frozen
 from moelora_ad.models.scores import log_odds
 
@@ -78,7 +78,7 @@ class Scorer:
             raise InputError(f"batch size: must be at least 1, not {batch_size}")
         self.device = usable_device(device)
         self.precision, self.precision_notes = chosen_precision(precision, detector, calibration, self.device)
-        self.detector = detector.to(self.device, torch.float32).eval()
+        self.detector = on_device(detector, self.device).float().eval()
         if self.precision in ROUNDED:
             round_frozen(self.detector, self.precision)
         self.calibration = calibration
@@ -205,7 +205,9 @@ class Scorer:
         try:
             with torch.inference_mode(), computing_in(self.precision, self.device):
                 return log_odds(self.detector(waveforms.to(self.device))).tolist()
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise InputError(
                 f"{self.device} has too little memory for {len(waveforms)} windows at once: take a smaller batch size"
             ) from None

@@ -1,5 +1,6 @@
 """AASIST: its published size, the loader of public weights, and its layers against their definitions by hand."""
 
+import copy
 import warnings
 
 import pytest
@@ -72,6 +73,26 @@ def test_clips_that_are_too_short_or_of_different_lengths_are_refused():
 def test_a_clip_does_not_depend_on_the_others_in_evaluation():
     head, features = AASIST(16).eval(), torch.randn(3, 50, 16)
     torch.testing.assert_close(head(features)[1:2], head(features[1:2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gpu_gives_the_cpus_logits_gradients_and_statistics(training, gpu, assert_near):
+    """Without dropout, whose draws differ. In training, batch normalisation divides by what it finds."""
+    torch.manual_seed(0)
+    head, features, found = AASIST(16).train(training), torch.randn(4, 60, 16), []
+    for module in head.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for device in (torch.device("cpu"), gpu):
+        twin, inputs = copy.deepcopy(head).to(device), features.to(device, copy=True).requires_grad_()
+        logits = twin(inputs)
+        functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0], device=device)).backward()
+        gradients = {name: p.grad for name, p in twin.named_parameters()}
+        found.append({"logits": logits, "features": inputs.grad} | gradients | dict(twin.named_buffers()))
+    for name, wanted in found[0].items():
+        # A bias in front of a normalisation has no effect: its gradient is rounding.
+        assert_near(found[1][name], wanted, 1e-3 if wanted.abs().max() > 1e-5 else 10.0, name)
 
 
 def test_every_parameter_gets_a_gradient_and_the_unused_ones_get_zero():
