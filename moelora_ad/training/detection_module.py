@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from moelora_ad.adapters import AdaptationMethod, AdapterError
+from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.data_module import TRAIN, known_data
 from moelora_ad.data.dataset import Batch, FailedTrial
@@ -60,6 +60,8 @@ class DetectionModule(CheckpointedModule, LossModule):
             is their mean, weighted by ``class_weights``.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
         meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
+        init_weights: a model (its folder or hub id) or a checkpoint to start from: what fits by name and shape gets its
+            weights, and lines tell what does not. Data, optimiser and schedule are new. See `initial_weights`.
         compile: compile the encoder's layers and the classifier, each by itself, by ``torch.compile``; a string names
             its backend. What cannot be compiled runs eagerly, and a line says why.
 
@@ -88,6 +90,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         loss: nn.Module | None = None,
         gradient_checkpointing: bool = False,
         meta_learning: MLDG | None = None,
+        init_weights: str | None = None,
         compile: bool | str = False,
     ) -> None:
         super().__init__()
@@ -100,6 +103,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.meta_learning: MLDG | None = meta_learning
+        self.init_weights = init_weights
         self.learning_rates = dict.fromkeys(self.detector.parameters_by_part(), adapter_lr)
         self.learning_rates |= {"gates": gate_lr, "classifier": classifier_lr, "backbone": None}
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
@@ -117,7 +121,6 @@ class DetectionModule(CheckpointedModule, LossModule):
         self._sets: list[Evaluated] = []
         self._compiled: CompiledDetector | None = None
         self._first_steps: FirstSteps | None = None
-        self._start_error: AdapterError | None = None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         with nullcontext() if self.training else without_tf32():
@@ -146,10 +149,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         if self.has_weights:
             return
         self.has_weights = True  # a second fit goes on from the first
-        try:  # a checkpoint that is loaded afterwards replaces them
-            self.detector.adaptation.initialise(self.detector.backbone.encoder)
-        except AdapterError as error:
-            self._start_error = error
+        self.start()
 
     def configure_optimizers(self) -> Any:
         groups: list[dict[str, Any]] = []
@@ -225,8 +225,8 @@ class DetectionModule(CheckpointedModule, LossModule):
         return (weights * losses.where(weights > 0, 0.0)).sum(), weights.sum()
 
     def on_fit_start(self) -> None:
-        if self._start_error is not None and self.trainer.ckpt_path is None:
-            raise self._start_error
+        if self.start_error is not None and self.trainer.ckpt_path is None:
+            raise self.start_error
         if self.meta_learning is not None:
             self.meta_learning.prepare(self)
 
