@@ -99,4 +99,3 @@ def load_public_aasist(state: dict[str, Tensor]) -> AASIST:
     head = AASIST(width=front.shape[1])
     head.load_public_aasist(state)
     return head
-

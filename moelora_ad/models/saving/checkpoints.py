@@ -2,10 +2,8 @@
 
 import os
 import sys
-import zlib
 from collections.abc import Mapping
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from moelora_ad.errors import printable
 from moelora_ad.models import Detector
+from moelora_ad.models.saving.containers import check_container
 from moelora_ad.runs.checkpoints import CheckpointError
 
 ARCHITECTURE = "architecture"  # key of a checkpoint
@@ -44,24 +43,6 @@ def check_readable(path: str, option: str = "--ckpt_path") -> None:
         check_content(checkpoint, path, option)
     elif "://" not in path and not os.path.isdir(path):  # a folder is a sharded checkpoint
         raise CheckpointError(f"{option}: {path} is no regular file")
-
-
-def check_container(path: str, option: str) -> None:
-    """See that each part of a checkpoint has the check sum that it was written with; PyTorch does not look.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    try:
-        with ZipFile(path) as container:
-            if any(part.compress_type != ZIP_STORED for part in container.infolist()):
-                raise BadZipFile("it holds compressed parts, which PyTorch never writes")
-            damaged = container.testzip()
-    except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{option}: {path} is no readable checkpoint: {reason}") from None
-    if damaged is not None:
-        raise CheckpointError(f"{option}: {path} is damaged: {damaged} has another check sum than it was written with")
 
 
 def check_content(checkpoint: Any, path: str, option: str) -> None:

@@ -1,0 +1,56 @@
+"""Tensors of a published checkpoint against those of a module of ours."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from moelora_ad.errors import InputError
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without what ``nn.DataParallel``, Lightning and other wrappers put before all names."""
+    found = dict(tensors)
+    for prefix in ("module.", "model.", "module."):
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def matched(
+    given: Mapping[str, Tensor],
+    module: nn.Module,
+    names: Mapping[str, str],
+    where: str,
+    may_miss: Iterable[str] = (),
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their names in a module, float32 where they are numbers with a point.
+
+    Args:
+        given: by the checkpoint's names.
+        module: may be on the meta device.
+        names: the checkpoint's name of each of the module's tensors.
+        where: how messages call the checkpoint.
+        may_miss: names of the checkpoint that need not be there.
+
+    Raises:
+        InputError: a name is missing or unknown, or a shape is another one; the message names the first.
+    """
+    own = module.state_dict()
+    wanted = {names[name]: name for name in own}
+    if missing := sorted(wanted.keys() - given.keys() - {*may_miss}):
+        raise InputError(f"{where}: {len(missing)} tensors are missing, first {missing[0]}")
+    if unknown := sorted(given.keys() - wanted.keys()):
+        raise InputError(f"{where}: {len(unknown)} tensors are unknown, first {unknown[0]}")
+    for name, tensor in given.items():
+        shape = tuple(own[wanted[name]].shape)
+        if tuple(tensor.shape) != shape:
+            raise InputError(f"{where}: {name} is {tuple(tensor.shape)}, not {shape}")
+        if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
+            raise InputError(f"{where}: {name} holds no plain numbers ({tensor.dtype}, {tensor.layout})")
+    return {wanted[name]: tensor.to(own[wanted[name]].dtype).contiguous() for name, tensor in given.items()}
