@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from moelora_ad.models.saving.public.contents import PublicModel
 
 _SOURCE = """a file (.pt, .pth, .ckpt, .bin, .safetensors), a folder, or an id on the Hugging Face hub. Detectors:
-SSL_Anti-spoofing with AASIST, AntiDeepfake, AASIST and AASIST-L, audio classifiers of transformers (wav2vec 2.0, HuBERT,
-WavLM, Whisper, AST). Encoders: wav2vec 2.0, XLSR-53 and XLS-R of fairseq, which become the folder of a backbone"""
+SSL_Anti-spoofing with AASIST, AntiDeepfake, AASIST and AASIST-L, audio classifiers of transformers (wav2vec 2.0,
+HuBERT, WavLM, Whisper, AST). Encoders: wav2vec 2.0, XLSR-53 and XLS-R of fairseq, which become a backbone's folder"""
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
@@ -110,8 +110,8 @@ def _tell_detector(program: str, folder: Path, public: "PublicModel", detector: 
     count = detector.parameter_counts()["total"]
     print(_files(folder))
     print(
-        f"read as {public.layout}: {parts}, {count:,} parameters, clips of {detector.window / SAMPLE_RATE:g} s; scores are "
-        "the difference of its two logits, higher for bona fide"
+        f"read as {public.layout}: {parts}, {count:,} parameters, clips of {detector.window / SAMPLE_RATE:g} s; scores "
+        "are the difference of its two logits, higher for bona fide"
     )
     place = quote(str(folder))
     print(f"scores are not calibrated: {program} calibrate DEV_SCORES.csv --model {place}")

@@ -97,6 +97,7 @@ def load_encoder(
                 revision=revision,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the report names them
                 trust_remote_code=False,
             )
     except InputError:

@@ -23,7 +23,6 @@ from transformers import (
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.pretrained import random_encoder
 from moelora_ad.models.dry_build import MOST_OF_ENCODER, dry_build
-from moelora_ad.models.saving.files import check_finite
 from moelora_ad.models.saving.public.contents import Encoder
 from moelora_ad.models.saving.public.naming import matched
 from moelora_ad.models.saving.public.unpickling import field
@@ -63,7 +62,6 @@ def fairseq_encoder(
         dry = random_encoder(model, config, where)
     names = {name: _fairseq_name(name, config.feat_extract_norm) for name in dry.state_dict()}
     found = matched(given, dry, names, where)
-    check_finite(found, where)
     masks = config.feat_extract_norm == "layer"  # else it was trained without attention masks
     extractor = Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=masks)
     return Encoder(model, config, found, extractor)
@@ -74,9 +72,7 @@ def _architecture(given: Mapping[str, Tensor], where: str, options: Any, attenti
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         if name not in given:
-            raise InputError(
-                f"{where}: 1 tensor is missing at least, {name}: this is no wav2vec 2.0 encoder of fairseq"
-            )
+            raise InputError(f"{where}: lacks the tensor {name}: this is no wav2vec 2.0 encoder of fairseq")
         if given[name].ndim != dimensions:
             raise InputError(f"{where}: {name} is {tuple(given[name].shape)}, not of {dimensions} dimensions")
         return tuple(given[name].shape)

@@ -1,11 +1,12 @@
 """Tensors of a published checkpoint against those of a module of ours."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from moelora_ad.errors import InputError
+from moelora_ad.models.saving.files import check_finite
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -27,7 +28,6 @@ def matched(
     module: nn.Module,
     names: Mapping[str, str],
     where: str,
-    may_miss: Iterable[str] = (),
 ) -> dict[str, Tensor]:
     """The tensors of a checkpoint by their names in a module, float32 where they are numbers with a point.
 
@@ -36,21 +36,21 @@ def matched(
         module: may be on the meta device.
         names: the checkpoint's name of each of the module's tensors.
         where: how messages call the checkpoint.
-        may_miss: names of the checkpoint that need not be there.
 
     Raises:
-        InputError: a name is missing or unknown, or a shape is another one; the message names the first.
+        InputError: a name is missing or unknown, a shape is another one, or a value is not finite; the first is named.
     """
     own = module.state_dict()
     wanted = {names[name]: name for name in own}
-    if missing := sorted(wanted.keys() - given.keys() - {*may_miss}):
-        raise InputError(f"{where}: {len(missing)} tensors are missing, first {missing[0]}")
+    if missing := sorted(wanted.keys() - given.keys()):
+        raise InputError(f"{where}: lacks {len(missing)} tensors, first {missing[0]}")
     if unknown := sorted(given.keys() - wanted.keys()):
-        raise InputError(f"{where}: {len(unknown)} tensors are unknown, first {unknown[0]}")
+        raise InputError(f"{where}: holds {len(unknown)} tensors that are not known, first {unknown[0]}")
     for name, tensor in given.items():
         shape = tuple(own[wanted[name]].shape)
         if tuple(tensor.shape) != shape:
             raise InputError(f"{where}: {name} is {tuple(tensor.shape)}, not {shape}")
         if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
             raise InputError(f"{where}: {name} holds no plain numbers ({tensor.dtype}, {tensor.layout})")
+    check_finite(given, where)
     return {wanted[name]: tensor.to(own[wanted[name]].dtype).contiguous() for name, tensor in given.items()}
