@@ -100,7 +100,10 @@ def _tell_encoder(program: str, folder: Path, public: "PublicModel") -> None:
         f"{'' if public.encoder.extractor.do_normalize else 'not '}normalised"
     )
     backbone = "HubertBackbone" if config.model_type == "hubert" else "Wav2Vec2Backbone"
-    print(f"next: {program} fit --config FILE --model.backbone {backbone} --model.backbone.source {quote(str(folder))}")
+    print(
+        f"next: {program} fit --config FILE --model.backbone moelora_ad.models.{backbone} "
+        f"--model.backbone.init_args.source {quote(str(folder))}"
+    )
 
 
 def _tell_detector(program: str, folder: Path, public: "PublicModel", detector: "Detector") -> None:

@@ -3,8 +3,10 @@
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from torch import Tensor
@@ -12,9 +14,12 @@ from torch import Tensor
 from moelora_ad.errors import printable
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.containers import check_container
+from moelora_ad.models.saving.files import WEIGHTS, check_hash, read_config, read_tensors, short
 from moelora_ad.runs.checkpoints import CheckpointError
 
 ARCHITECTURE = "architecture"  # key of a checkpoint
+ENCODER = "encoder_sha256"  # of one that was a saved model
+PREFIX = "detector."  # of the detector's tensors in a checkpoint
 _ELSEWHERE = {"source", "revision"}  # arguments that say where weights come from, and not what is computed with them
 
 
@@ -54,6 +59,35 @@ def check_content(checkpoint: Any, path: str, option: str) -> None:
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{option}: {path} is no checkpoint of a training run: it has no state_dict")
+
+
+def checkpoint_of_model(folder: Path) -> dict[str, Any]:
+    """A saved model as a checkpoint that holds weights alone, and the hash of the encoder that they belong to.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    config = read_config(folder)
+    check_hash(folder / WEIGHTS, config["weights_sha256"])
+    return {
+        "state_dict": {f"{PREFIX}{name}": tensor for name, tensor in read_tensors(folder / WEIGHTS).items()},
+        ENCODER: config["backbone_sha256"],
+        "pytorch-lightning_version": lightning.__version__,
+        "epoch": 0,
+        "global_step": 0,
+    }
+
+
+def check_encoder(checkpoint: Mapping[str, Any], detector: Detector) -> None:
+    """See that a saved model was loaded on the encoder that it was trained on; a checkpoint of a run does not tell.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    wanted = checkpoint.get(ENCODER)
+    if wanted is not None and detector.frozen_hash() != wanted:
+        source = detector.backbone.init_args.get("source")
+        raise CheckpointError(f"the encoder at {source} is not the one that the model was trained on ({short(wanted)})")
 
 
 def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, shapes: bool = True) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from moelora_ad.adapters import AdaptationMethod, Ownership
 from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.errors import InputError
-from moelora_ad.files import file_hash
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.backbones.pretrained import is_hub_id
 from moelora_ad.models.devices import on_device
@@ -21,6 +20,7 @@ from moelora_ad.models.saving.files import (
     ENCODER_FOLDER,
     WEIGHTS,
     check_finite,
+    check_hash,
     downloaded,
     read_config,
     read_tensors,
@@ -200,8 +200,7 @@ class LoadedModule(nn.Module):
         """Load the kept tensors, and check that the encoder is the one that they were trained on."""
         path = folder / WEIGHTS
         check_finite(without_silence(given), str(path))
-        if file_hash(path) != config["weights_sha256"]:
-            raise InputError.at(path, f"is not the file that {CONFIG} was written with: save or download it again")
+        check_hash(path, config["weights_sha256"])
         wanted, found = config["backbone_sha256"], self.frozen_hash()
         if wanted is not None and found != wanted:
             raise InputError.at(

@@ -79,6 +79,17 @@ def test_what_no_file_says_is_asked_for(xlsr, layouts, tmp_path, clips):
     torch.testing.assert_close(found, wanted(xlsr, clips, True), rtol=1e-4, atol=1e-5)
 
 
+def test_the_command_makes_a_backbones_folder(xlsr, layouts, lightning, tmp_path):
+    path = layouts.fairseq_file(tmp_path / "xlsr2_300m.pt", xlsr)
+    code, printed, told = lightning("import", path, "--to", tmp_path / "new" / "encoder")
+    assert (code, told) == (0, "")
+    assert "config.json, model.safetensors, preprocessor_config.json" in printed
+    assert "2 layers, width 32, 2 attention heads, waveforms normalised" in printed
+    assert Wav2Vec2Backbone(tmp_path / "new" / "encoder").normalize is True
+    code, _, told = lightning("import", path, "--to", tmp_path / "other", "--window", "3")
+    assert (code, "--window: is for detectors" in told) == (2, True)
+
+
 def test_an_encoder_is_no_detector(xlsr, layouts, tmp_path):
     path = layouts.fairseq_file(tmp_path / "xlsr_53_56k.pt", xlsr)
     with pytest.raises(InputError, match=r"encoder without a classifier: moelora-ad import .* --to FOLDER"):
