@@ -223,7 +223,7 @@ def test_the_precision_is_that_of_the_run(run, export, tmp_path, monkeypatch, fi
     run.config["trainer"] |= first
     run.write()
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"trainer": second}))
-    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path, **_: path.write_bytes(b"onnx") and None)
     configs = ("--config", run.folder / "config.yaml", "--config", tmp_path / "more.yaml")
     code, printed, _ = export("--checkpoint", run.checkpoint, *configs, "--to", tmp_path / "model", "--onnx")
     assert code == 0
@@ -234,7 +234,7 @@ def test_the_precision_is_that_of_the_run(run, export, tmp_path, monkeypatch, fi
 
 def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatch):
     arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
-    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path, **_: path.write_bytes(b"onnx") and None)
     code, printed, _ = export(*arguments, "--onnx")
     assert code == 0
     assert "model.onnx" in printed
@@ -242,7 +242,7 @@ def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatc
     assert code == 2
     assert "give --onnx too" in error
 
-    def fail(_detector, _path):
+    def fail(_detector, _path, **_):
         raise RuntimeError("no such\noperator")
 
     monkeypatch.setattr(onnx_export, "export_onnx", fail)

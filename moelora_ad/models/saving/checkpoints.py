@@ -14,7 +14,8 @@ from torch import Tensor
 from moelora_ad.errors import printable
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.containers import check_container
-from moelora_ad.models.saving.files import WEIGHTS, check_hash, read_config, read_tensors, short
+from moelora_ad.models.saving.files import WEIGHTS, read_config, read_tensors, short
+from moelora_ad.models.saving.loading import check_weights
 from moelora_ad.runs.checkpoints import CheckpointError
 
 ARCHITECTURE = "architecture"  # key of a checkpoint
@@ -67,10 +68,10 @@ def checkpoint_of_model(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is damaged.
     """
-    config = read_config(folder)
-    check_hash(folder / WEIGHTS, config["weights_sha256"])
+    config, tensors = read_config(folder), read_tensors(folder / WEIGHTS)
+    check_weights(folder, config, tensors)
     return {
-        "state_dict": {f"{PREFIX}{name}": tensor for name, tensor in read_tensors(folder / WEIGHTS).items()},
+        "state_dict": {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()},
         ENCODER: config["backbone_sha256"],
         "pytorch-lightning_version": lightning.__version__,
         "epoch": 0,
