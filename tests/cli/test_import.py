@@ -6,6 +6,7 @@ import json
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
 from moelora_ad.evaluation import ScoreTable
@@ -139,3 +140,24 @@ def test_mistakes_are_one_line(arguments, told, published, lightning, tmp_path, 
     assert (code, printed, error.count("\n")) == (2, "", 1)
     assert told in error
     assert [path.name for path in tmp_path.iterdir()] == ["hub"]
+
+
+def test_training_starts_from_it(model, experiment, write_config, lightning, tmp_path):
+    """Adapters on its encoder, with its head."""
+    backbone = "moelora_ad.models.Wav2Vec2Backbone"
+    head = {"class_path": "moelora_ad.models.ProjectedMean", "init_args": {"hidden": 12}}
+    experiment["model"] |= {
+        "backbone": {"class_path": backbone, "init_args": {"source": str(model / "backbone")}},
+        "classifier": head,
+        "init_weights": str(model),
+    }
+    experiment["trainer"] |= {"max_epochs": 1, "limit_train_batches": 1}
+    experiment["model"]["optimizer"]["init_args"]["lr"] = 0.0
+    code, printed, _ = lightning("fit", "--config", write_config(experiment), "--test_after_fit", "false")
+    assert code == 0, printed
+    (checkpoint,) = (tmp_path / "runs").rglob("epoch*.ckpt")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    kept = load_file(model / "model.safetensors")
+    assert len(kept) == 4
+    for name, tensor in kept.items():
+        assert torch.equal(state[f"detector.{name}"], tensor), name
