@@ -67,7 +67,7 @@ def audio_classifier(folder: Path, name: str, bona_fide: str | None, normalize: 
     model_class: type[PreTrainedModel] = getattr(transformers, name)
     model = load_encoder(model_class, config, folder, None, may_miss=[f"{kind.encoder}.masked_spec_embed"], exact=True)
     encoder: PreTrainedModel = getattr(model, kind.encoder)
-    tensors = {n: tensor.detach().clone().contiguous() for n, tensor in encoder.state_dict().items()}
+    tensors = {n: tensor.detach().contiguous() for n, tensor in encoder.state_dict().items()}
     made = Encoder(type(encoder), encoder.config, tensors, _extractor(folder))
     state = {n: tensor for n, tensor in model.state_dict().items() if not n.startswith(f"{kind.encoder}.")}
     layer_weights = state.pop("layer_weights", None)

@@ -56,8 +56,12 @@ def fairseq_encoder(
     """
     given = {name: tensor for name, tensor in tensors.items() if not _PRETRAINING.fullmatch(name)}
     is_hubert = "label_embs_concat" in tensors
-    config = (HubertConfig if is_hubert else Wav2Vec2Config)(**_architecture(given, where, options, attention_heads))
+    told = _architecture(given, where, options, attention_heads)
     model: type[PreTrainedModel] = HubertModel if is_hubert else Wav2Vec2Model
+    try:
+        config = (HubertConfig if is_hubert else Wav2Vec2Config)(**told)
+    except Exception as error:  # transformers checks values in its own way
+        raise InputError(f"{where}: its tensors are those of no encoder: {' '.join(str(error).split())}") from None
     with dry_build(MOST_OF_ENCODER):
         dry = random_encoder(model, config, where)
     names = {name: _fairseq_name(name, config.feat_extract_norm) for name in dry.state_dict()}

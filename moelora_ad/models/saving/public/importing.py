@@ -52,18 +52,20 @@ def read_public(
         path = _downloaded(str(source), revision)
     elif revision is not None:
         raise InputError(f"{source} is on this machine: revision {revision!r} is for the hub")
+    config: dict[str, Any] = {}
     if path.is_dir():
         config = _config_of(path)
         name = next((name for name in config.get("architectures") or () if name in KINDS), None)
         if name is not None:
             return audio_classifier(path, name, bona_fide, normalize)
-        path = _weights_in(path, config)
+        path = _weights_in(path)
     if bona_fide is not None:
         raise InputError("--bona-fide: is for audio classifiers of transformers; others have no labels")
-    return _of_file(path, normalize, attention_heads)
+    return _of_file(path, normalize, attention_heads, config)
 
 
-def _of_file(path: Path, normalize: bool | None, attention_heads: int | None) -> PublicModel:
+def _of_file(path: Path, normalize: bool | None, attention_heads: int | None, config: Mapping[str, Any]) -> PublicModel:
+    """What a file holds, beside which there may be a ``config.json``."""
     content, where = read_file(path), str(path)
     for weights, model, task in _OF_FAIRSEQ:
         if isinstance(field(content, weights), Mapping) and field(content, *model) is not None:
@@ -80,6 +82,11 @@ def _of_file(path: Path, normalize: bool | None, attention_heads: int | None) ->
         return raw_aasist(tensors, where)
     if "post_extract_proj.weight" in tensors:
         return _fairseq(tensors, where, None, None, normalize, attention_heads)
+    if config.get("model_type"):
+        raise InputError(
+            f"{path.parent}: is a {(config.get('architectures') or ['model'])[0]} of transformers, and no classifier "
+            f"that is read ({', '.join(KINDS)}); an encoder needs no import: name it as model.backbone.init_args.source"
+        )
     raise InputError(f"{where}: its layout is not known (its first tensor is {min(tensors)}); read are: {KNOWN}")
 
 
@@ -149,11 +156,11 @@ def _config_of(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _weights_in(folder: Path, config: Mapping[str, Any]) -> Path:
+def _weights_in(folder: Path) -> Path:
     """The file of tensors in a folder that is none of a classifier of transformers.
 
     Raises:
-        InputError: there is none, or more than one, or it is an encoder of transformers.
+        InputError: there is none, or more than one.
     """
     found = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
     usual = [path for path in found if path.name in ("model.safetensors", "pytorch_model.bin")]
@@ -161,11 +168,6 @@ def _weights_in(folder: Path, config: Mapping[str, Any]) -> Path:
         raise InputError(f"{folder}: has no weights ({', '.join(_WEIGHTS)})")
     if not usual and len(found) > 1:
         raise InputError(f"{folder}: has several files of weights, name one: {', '.join(path.name for path in found)}")
-    if config.get("model_type") and config.get("architectures"):
-        raise InputError(
-            f"{folder}: is a {config['architectures'][0]} of transformers, which is no classifier that is read "
-            f"({', '.join(KINDS)}); an encoder needs no import: name it as model.backbone.init_args.source"
-        )
     return (usual or found)[0]
 
 

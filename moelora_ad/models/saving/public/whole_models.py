@@ -11,7 +11,7 @@ from moelora_ad.models.backbones.hubert import HubertBackbone
 from moelora_ad.models.backbones.sinc import SincBackbone
 from moelora_ad.models.backbones.wav2vec2 import Wav2Vec2Backbone
 from moelora_ad.models.backbones.waveform import Normalization
-from moelora_ad.models.heads.aasist import AASIST
+from moelora_ad.models.heads.aasist import AASIST, FRONT
 from moelora_ad.models.heads.pooling import Classifier, MeanPooling
 from moelora_ad.models.heads.public_names import public_name
 from moelora_ad.models.heads.raw_aasist import RawAASIST
@@ -42,12 +42,18 @@ def ssl_anti_spoofing(
         InputError: a tensor is missing, unknown or of another shape, or the head is none of AASIST.
     """
     head = {name: tensor for name, tensor in tensors.items() if not name.startswith("ssl_model.")}
-    if "LL.weight" not in head or not any(name.startswith("GAT_layer") for name in head):
+    front = head.get("LL.weight")
+    if (
+        front is None
+        or front.ndim != 2
+        or front.shape[0] != FRONT
+        or not any(name.startswith("GAT_layer") for name in head)
+    ):
         first = min(head, default="none")
         raise InputError(f"{where}: the head on its ssl_model.* is not AASIST (its first tensor is {first})")
     encoder = part(tensors, "ssl_model.")
     encoder = part(encoder, "model.") or encoder
-    classifier = AASIST(head["LL.weight"].shape[-1])
+    classifier = AASIST(front.shape[-1])
     _load(classifier, head, where)
     how: Normalization = bool(normalize)
     made = fairseq_encoder(encoder, where, bool(how), attention_heads=attention_heads)

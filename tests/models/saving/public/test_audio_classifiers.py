@@ -209,7 +209,10 @@ def damage(folder, **changes):
             "holds 16 weights that are none of a .* first wav2vec2.enc",
         ),
         (lambda folder: damage(folder, auto_map={"AutoConfig": "x.X"}, model_type="own"), "."),
-        (lambda folder: damage(folder, architectures=["Wav2Vec2ForCTC"]), "is a Wav2Vec2ForCTC of transformers"),
+        (
+            lambda folder: damage(folder, architectures=["Wav2Vec2ForCTC"]),
+            "is a Wav2Vec2ForCTC of transformers, and no classifier",
+        ),
         (lambda folder: damage(folder, architectures="Wav2Vec2ForCTC"), "is of no model"),
         (lambda folder: damage(folder, backbone_sha256=None), "is a model of moelora_ad already"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),

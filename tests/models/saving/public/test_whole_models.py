@@ -72,6 +72,14 @@ def test_ssl_anti_spoofing(wrapper, xlsr, ssl_state, layouts, tmp_path, clips):
         close(detector(clips), layouts.aasist_on_encoder(ssl_state, xlsr(clips).last_hidden_state))  # not normalised
 
 
+def test_a_folder_with_a_configuration_of_its_own(ssl_state, tmp_path):
+    save_file(ssl_state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "own", "architectures": ["Own"]}')
+    assert type(Detector.from_public(tmp_path, attention_heads=2).classifier) is AASIST
+    with pytest.raises(InputError, match="--bona-fide: is for audio classifiers"):
+        Detector.from_public(tmp_path, attention_heads=2, bona_fide="real")
+
+
 def test_a_descendant_on_normalised_waveforms_as_safetensors(xlsr, ssl_state, layouts, tmp_path, clips):
     (tmp_path / "hub").mkdir()
     save_file(ssl_state, tmp_path / "hub" / "model.safetensors")
@@ -115,6 +123,8 @@ def test_antideepfake(kind, xlsr, layouts, tmp_path, clips):
             lambda s: [s.pop(name) for name in [*s] if not name.startswith("att")],
             r"layout is not known \(.*attention.0",
         ),
+        (lambda s: s.update({"LL.weight": torch.zeros(())}), "is not AASIST"),
+        (lambda s: s.update({"LL.weight": torch.zeros(0, 10**12)}), "is not AASIST"),
         (lambda s: s.clear(), "holds no tensors by name"),
     ],
 )
