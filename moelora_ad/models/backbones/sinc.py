@@ -23,8 +23,8 @@ class SincFilters(nn.Module):
         self.bank = Constant(torch.tensor(_band_passes(filters, kernel)).unsqueeze(1))
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        bank = self.bank(waveforms.device).to(waveforms.dtype)
-        return functional.conv1d(waveforms.unsqueeze(1), bank).transpose(1, 2)
+        with torch.autocast(waveforms.device.type, enabled=False):  # as all front ends
+            return functional.conv1d(waveforms.float().unsqueeze(1), self.bank(waveforms.device)).transpose(1, 2)
 
 
 class SincBackbone(Backbone):
