@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import HubertConfig, HubertModel
 
 from moelora_ad.errors import InputError
 from moelora_ad.models import AASIST, Detector, MeanPooling, RawAASIST, SincBackbone
+from moelora_ad.models.saving.public.importing import read_public
 
 SIZES = {
     "AASIST": ({"channels": 64, "node": 64, "rows": 23}, (0.5, 0.7, 0.5), 297_866),
@@ -134,3 +137,52 @@ def test_the_first_fault_is_named(change, told, ssl_state, tmp_path):
     with pytest.raises(InputError, match=told):
         Detector.from_public(tmp_path / "x.pth", tmp_path / "model", attention_heads=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth"]
+
+
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 31, 32, 128, 10**12]), max_size=4).filter(
+    lambda s: 0 in s or 10**12 not in s
+)
+ODD = st.one_of(
+    SHAPES.map(lambda shape: torch.zeros(shape)),
+    st.sampled_from(
+        [torch.zeros(2, dtype=torch.complex64), torch.zeros(3).to_sparse(), torch.tensor(True), 3, "x", None]
+    ),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_other_tensors_are_one_line(data, ssl_state, xlsr, layouts, tmp_path):
+    """Tensors left out, renamed, of other shapes and kinds, and options that mean nothing."""
+    state = dict(ssl_state)
+    kind = data.draw(st.sampled_from(["ssl", "fairseq", "raw", "antideepfake"]))
+    if kind == "fairseq":
+        state = layouts.fairseq_state(xlsr)
+    elif kind == "raw":
+        state = layouts.head_state(**SIZES["AASIST-L"][0])
+    elif kind == "antideepfake":
+        state = {f"m_ssl.model.{name}": tensor for name, tensor in layouts.fairseq_state(xlsr).items()}
+        state |= {"proj_fc.weight": torch.zeros(2, 32), "proj_fc.bias": torch.zeros(2)}
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(state)))
+        how = data.draw(st.sampled_from(["remove", "rename", "replace"]))
+        value = state.pop(name)
+        if how != "remove":
+            state[name if how == "replace" else data.draw(st.text(max_size=8))] = (
+                data.draw(ODD) if how == "replace" else value
+            )
+    content = state
+    if kind == "fairseq":
+        options = layouts.fairseq_options(xlsr.config)
+        options[data.draw(st.sampled_from(sorted(options)))] = data.draw(
+            st.none() | st.integers() | st.text() | st.booleans()
+        )
+        content = {"cfg": {"model": options, "task": {"normalize": True}}, "model": state}
+    torch.save(content, tmp_path / "x.pt")
+    try:
+        read_public(tmp_path / "x.pt", attention_heads=2)
+    except InputError as error:
+        told = str(error)
+    else:  # an option of no weight, or a tensor that only pre-training needs
+        told = ""
+    assert "\n" not in told
