@@ -131,6 +131,7 @@ GUESSES = {
     "AASIST": ("models/heads/aasist.py", "class AASIST"),
     "XLSR-53's input normalisation": ("models/backbones/waveform.py", "def _normalize"),
     "saving a model": ("models/saving/model_folder.py", "def save_pretrained"),
+    "a published checkpoint": ("models/saving/public/importing.py", "def read_public"),
     "ONNX": ("models/saving/onnx_export.py", "def export_onnx"),
     "EER": ("evaluation/metrics/equal_error_rate.py", "def equal_error_rate"),
     "bootstrap intervals": ("evaluation/metrics/intervals.py", "def bootstrap"),

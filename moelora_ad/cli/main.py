@@ -34,6 +34,7 @@ VERBS = {
     "analyze": ("what the experts of trained models do", "analyze"),
     "score": ("scores of your own audio files", "score"),
     "serve": ("a page and an API that score sounds", "serve"),
+    "import": ("a published model or encoder as one of ours", "saved_models.import_"),
     "export": ("a small model to keep, from a checkpoint", "export"),
     "calibrate": ("make a model's scores log-likelihood ratios", "calibrate"),
     "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweep"),
