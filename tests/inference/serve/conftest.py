@@ -7,19 +7,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fastapi.testclient import TestClient
 
 from moelora_ad.adapters import LoRA
 from moelora_ad.inference import Scorer
 from moelora_ad.inference.output import DecisionRule
-from moelora_ad.models import Detector, MeanPooling, Wav2Vec2Backbone
-
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-
-from fastapi.testclient import TestClient
-
 from moelora_ad.inference.serve.application import Limits, application
 from moelora_ad.inference.serve.server import listening, server
+from moelora_ad.models import Detector, MeanPooling, Wav2Vec2Backbone
+
 
 SECOND = 16_000
 CALIBRATION = {"scale": 3.0, "offset": 0.25, "fitted_on": "dev", "num_bona_fide": 5, "num_spoof": 6}
