@@ -16,7 +16,6 @@ from moelora_ad.inference.serve.application import Limits, application
 from moelora_ad.inference.serve.server import listening, server
 from moelora_ad.models import Detector, MeanPooling, Wav2Vec2Backbone
 
-
 SECOND = 16_000
 CALIBRATION = {"scale": 3.0, "offset": 0.25, "fitted_on": "dev", "num_bona_fide": 5, "num_spoof": 6}
 
