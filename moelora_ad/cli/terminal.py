@@ -1,15 +1,29 @@
 """Tables, lines and progress on a terminal or in a log."""
 
 import itertools
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
+
+_SECONDS_BETWEEN = 20.0
 
 Show = Callable[[str, float, int], None]
 """Is told what is being done, how many are done, and of how many."""
@@ -34,17 +48,21 @@ def print_line(text: str) -> None:
 
 
 @contextmanager
-def progress(console: Console | None = None) -> Iterator[Show]:
+def progress(console: Console | None = None, unit: str = "") -> Iterator[Show]:
     """A bar on standard error, if that is a terminal, for one task after another.
 
     Args:
         console: that is printed to meanwhile; None for one on standard error.
+        unit: what is done, in the plural, for work whose pace is told: at the bar, and where there is no terminal, in
+            a line now and then, while something is done.
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:  # rich would end what it does not show with an empty line
-        yield lambda what, done, total: None
+        yield _Lines(unit) if unit else lambda what, done, total: None
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if unit:
+        columns.insert(3, _Pace(unit))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -54,6 +72,36 @@ def progress(console: Console | None = None) -> Iterator[Show]:
             bar.update(task, description=printable(what), completed=done, total=total)
 
         yield show
+
+
+class _Pace(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
+
+
+class _Lines:
+    """One task's progress as lines on standard error."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._begun: tuple[float, float] | None = None  # when, and what was done then
+        self._told = time.monotonic()
+
+    def __call__(self, what: str, done: float, total: int) -> None:
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = now, done
+        if now - self._told < _SECONDS_BETWEEN:
+            return
+        self._told = now
+        pace = (done - self._begun[1]) / (now - self._begun[0])
+        left = f", {timedelta(seconds=round((total - done) / pace))} left" if pace else ""
+        told = f"{what}: {done:,.0f} of {total:,} {self._unit}, {pace:.1f} {self._unit}/s{left}"
+        print(printable(told), file=sys.stderr, flush=True)
 
 
 @contextmanager

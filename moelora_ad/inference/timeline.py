@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from moelora_ad.errors import printable
 from moelora_ad.files import unused_name, written_whole
 from moelora_ad.inference.file_scores import FileScore
-from moelora_ad.inference.output import DecisionRule, Row, chance, clock, window_rows
+from moelora_ad.inference.output import SPOKEN, DecisionRule, Row, chance, clock, window_rows
 
 BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # told apart by colour-blind readers, too
 _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
@@ -108,10 +108,10 @@ def timeline_page(result: FileScore, decision: DecisionRule) -> str:
         score=f"{result.score:.3f}",
         chance=chance(result.probability(decision.prior)),
         verdict=_verdict(result, decision),
-        colour=BONA_FIDE if result.verdict(threshold=decision.threshold) == "bonafide" else SPOOF,
+        colour={"bonafide": BONA_FIDE, "spoof": SPOOF}.get(result.verdict(threshold=decision.threshold), _INK),
         length=clock(result.seconds),
         explained=decision.explained(),
-        notes="; ".join(map(str, result.notes)),
+        notes="; ".join(filter(None, (result.reason, *map(str, result.notes)))),
         wide=_embedded(timeline_figure(result, decision, (11, 4.2))),
         narrow=_embedded(timeline_figure(result, decision, (4.4, 4.4))),
         windows=[_shown(row) for row in window_rows(result, decision)],
@@ -135,7 +135,7 @@ def _png(figure: Figure, dots_per_inch: int) -> bytes:
 
 
 def _verdict(result: FileScore, decision: DecisionRule) -> str:
-    return "bona fide" if result.verdict(threshold=decision.threshold) == "bonafide" else "spoof"
+    return SPOKEN[result.verdict(threshold=decision.threshold)]
 
 
 def _tick_step(least: float) -> float:

@@ -11,7 +11,6 @@ from moelora_ad.errors import InputError
 from moelora_ad.training.checkpoint_writing import where_to_continue
 
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
-_KILLED_WORKER = "killed by signal: Killed"
 
 
 @contextmanager
@@ -30,11 +29,6 @@ def explain_out_of_memory(trainer: Trainer, data: AudioDeepfakeDataModule) -> It
         if isinstance(error, OSError):
             raise
         words = str(error)
-        if _KILLED_WORKER in words:
-            raise InputError(
-                f"a process that reads audio was killed, most likely for want of memory: lower data.num_workers "
-                f"(now {data.num_workers}){where_to_continue(trainer)}"
-            ) from None
         if not isinstance(error, MemoryError) and not any(part in words for part in _MEMORY_WORDS):
             raise
         raise InputError(_advice(trainer, data) + where_to_continue(trainer)) from None
