@@ -2,9 +2,10 @@
 
 import itertools
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 from rich.console import Console
@@ -54,11 +55,12 @@ def progress(console: Console | None = None, unit: str = "") -> Iterator[Show]:
     Args:
         console: that is printed to meanwhile; None for one on standard error.
         unit: what is done, in the plural, for work whose pace is told: at the bar, and where there is no terminal, in
-            a line now and then, while something is done.
+            a line every 20 s.
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:  # rich would end what it does not show with an empty line
-        yield _Lines(unit) if unit else lambda what, done, total: None
+        with _lines(unit) if unit else nullcontext(lambda what, done, total: None) as show:
+            yield show
         return
     columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     if unit:
@@ -83,25 +85,32 @@ class _Pace(ProgressColumn):
         return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
 
 
-class _Lines:
-    """One task's progress as lines on standard error."""
+@contextmanager
+def _lines(unit: str) -> Iterator[Show]:
+    """One task's progress as lines on standard error, however long a step of it takes."""
+    begun = time.monotonic()
+    told: list[tuple[str, float, int]] = []  # first and last
 
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        self._begun: tuple[float, float] | None = None  # when, and what was done then
-        self._told = time.monotonic()
+    def show(what: str, done: float, total: int) -> None:
+        told[1:] = [(what, done, total)]
 
-    def __call__(self, what: str, done: float, total: int) -> None:
-        now = time.monotonic()
-        if self._begun is None:
-            self._begun = now, done
-        if now - self._told < _SECONDS_BETWEEN:
-            return
-        self._told = now
-        pace = (done - self._begun[1]) / (now - self._begun[0])
-        left = f", {timedelta(seconds=round((total - done) / pace))} left" if pace else ""
-        told = f"{what}: {done:,.0f} of {total:,} {self._unit}, {pace:.1f} {self._unit}/s{left}"
-        print(printable(told), file=sys.stderr, flush=True)
+    def tell() -> None:
+        while not over.wait(_SECONDS_BETWEEN):
+            if told:
+                what, done, total = told[-1]
+                pace = (done - told[0][1]) / (time.monotonic() - begun)
+                left = f", {timedelta(seconds=round((total - done) / pace))} left" if pace else ""
+                line = f"{what}: {done:,.0f} of {total:,} {unit}, {pace:.1f} {unit}/s{left}"
+                print(printable(line), file=sys.stderr, flush=True)
+
+    over = threading.Event()
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield show
+    finally:
+        over.set()
+        teller.join()
 
 
 @contextmanager

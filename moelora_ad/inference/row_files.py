@@ -39,7 +39,7 @@ class RowFile:
         self._form = form
         self._beside = path.with_suffix(".json")
         self._origin = dict(origin)
-        self._scored = 0
+        self._files = 0
         self._done: set[str] = set()
         if self._beside == path:
             raise InputError(f"{path}: where the rows come from is written to that name; call them .jsonl or .csv")
@@ -47,7 +47,7 @@ class RowFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not end:
             path.unlink(missing_ok=True)  # before the JSON is that of other rows
-        self._write_beside({})
+        self._write_beside({"complete": False})
         self._file = path.open("ab")
         self._file.truncate(end)
         self._writer = RowWriter(form, FILE_COLUMNS, self._write, header=not end)
@@ -64,7 +64,7 @@ class RowFile:
     def finish(self) -> None:
         """All rows are there."""
         self._file.close()
-        counts = {"scored": self._scored, "failed": self.failed}
+        counts = {"complete": True, "files": self._files, "failed": self.failed}
         self._write_beside(counts | {"score_file_sha256": file_hash(self._path)})
 
     def close(self) -> None:
@@ -76,10 +76,8 @@ class RowFile:
         self._file.flush()
 
     def _count(self, row: Mapping[str, Any]) -> None:
-        if row["error"]:
-            self.failed += 1
-        else:
-            self._scored += 1
+        self._files += 1
+        self.failed += bool(row["error"])
 
     def _write_beside(self, more: Mapping[str, Any]) -> None:
         with written_whole(self._beside) as unfinished:
@@ -93,7 +91,7 @@ class RowFile:
         if not self._path.exists():
             return 0
         if not resumes:
-            if content and "score_file_sha256" not in content:
+            if content and content.get("complete") is not True:
                 raise InputError(f"{self._path} is of a run that was cut off: --resume goes on with it; or delete it")
             return 0
         if not content:

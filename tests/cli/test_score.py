@@ -39,12 +39,11 @@ def models(small_whisper, tmp_path_factory):
 
 
 @pytest.fixture
-def sounds(tmp_path, monkeypatch):
-    """Two sounds, of half a second and of 2.5 seconds, in the current folder."""
+def sounds(tmp_path, monkeypatch, speech):
+    """Two sounds of speech, of half a second and of 2.5 seconds, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    soundfile.write("short.wav", generator.uniform(-0.1, 0.1, SECOND // 2), SECOND)
-    soundfile.write("long.flac", generator.uniform(-0.5, 0.5, (5 * SECOND // 2, 2)), SECOND)
+    soundfile.write("short.wav", speech[12_000:20_000], SECOND)
+    soundfile.write("long.flac", np.stack([speech, speech], axis=1), SECOND)
     return tmp_path
 
 
@@ -300,6 +299,6 @@ def test_an_output_that_cannot_be_written(score, sounds):
 def test_a_narrow_terminal_loses_no_column():
     row = {"path": "speech.wav", "score": -1.5, "probability": 0.2, "verdict": "spoof", "seconds": 4.0, "windows": 3}
     shown = io.StringIO()
-    print_scores([row | {"notes": None}], DecisionRule(True, 0.5, 0.0), Console(file=shown, width=40))
+    print_scores([row | {"reason": None, "notes": None}], DecisionRule(True, 0.5, 0.0), Console(file=shown, width=40))
     for word in ("speech.wav", "-1.500", "0.200", "spoof", "0:04.0"):
         assert word in shown.getvalue()
