@@ -12,7 +12,7 @@ from moelora_ad.audio.quality import is_silent
 from moelora_ad.audio.segments import Clip
 from moelora_ad.audio.streaming import SAMPLE_RATE
 
-LEVEL, COLOUR, FLUX = 5.0, 2.0, 0.85
+LEVEL, COLOUR, FLUX = 5.0, 2.0, 0.65
 """Decibels, see `changes`; below any of them there is no speech."""
 
 _STRETCH = 4 * SAMPLE_RATE
@@ -74,7 +74,8 @@ def changes(sound: Clip) -> tuple[float, float, float]:
     Returns:
         Level: from the quiet frames (10th percentile) to the loud ones (95th), above 100 Hz. Colour: the standard
         deviation over time of the share of the power that a band has, the mean of eight bands. Flux: the mean change of
-        these shares from one frame of 20 ms to the next. The last two are of frames that are no pause.
+        these shares from one frame of 20 ms to the next, in the middle of all such changes (median), as notes and
+        beeps change seldom. The last two are of frames that are no pause.
     """
     frames = sound[: len(sound) // _FRAME * _FRAME].reshape(-1, _FRAME) * _WINDOW
     power = np.square(np.abs(np.fft.rfft(frames)))
@@ -84,5 +85,5 @@ def changes(sound: Clip) -> tuple[float, float, float]:
     heard = total >= _HEARD * loud
     shares = 10 * np.log10(bands / total[:, None] + _NOTHING)
     both = heard[1:] & heard[:-1]
-    flux = np.abs(np.diff(shares, axis=0))[both].mean() if both.any() else 0.0
+    flux = np.median(np.abs(np.diff(shares, axis=0))[both].mean(axis=1)) if both.any() else 0.0
     return float(10 * np.log10(loud / quiet)), float(shares[heard].std(axis=0).mean()), float(flux)

@@ -28,11 +28,11 @@ def coloured(slope: float) -> np.ndarray:
 
 
 def melody() -> np.ndarray:
-    """Ten notes a second of a plucked string with four harmonics."""
+    """Four notes a second of a plucked string with four harmonics."""
     sound = np.zeros(len(TIME))
-    for number, pitch in enumerate(220 * 2 ** (GENERATOR.integers(0, 24, 40) / 12)):
-        note = TIME[: min(4_800, len(TIME) - number * 1_600)]
-        sound[number * 1_600 :][: len(note)] += np.exp(-5 * note) * sum(
+    for number, pitch in enumerate(220 * 2 ** (GENERATOR.integers(0, 24, 16) / 12)):
+        note = TIME[: len(TIME) - number * 4_000]
+        sound[number * 4_000 :][: len(note)] += np.exp(-5 * note) * sum(
             np.sin(2 * np.pi * k * pitch * note) / k for k in range(1, 5)
         )
     return 0.3 * sound / np.abs(sound).max()
@@ -48,6 +48,7 @@ NO_SPEECH = {
     "noise in bursts": 0.3 * GENERATOR.standard_normal(len(TIME)) * (1 + np.sin(8 * np.pi * TIME)) / 2,
     "a sine": 0.5 * np.sin(880 * np.pi * TIME),
     "a sine in bursts": 0.5 * np.sin(880 * np.pi * TIME) * (1 + np.sin(8 * np.pi * TIME)) / 2,
+    "beeps": 0.5 * np.sin(5_000 * np.pi * TIME) * (TIME % 0.4 < 0.2),
     "hum": sum(0.2 / k * np.sin(100 * k * np.pi * TIME) for k in range(1, 12)),
     "a chord": sum(0.2 * np.sin(2 * np.pi * pitch * TIME) for pitch in (261.6, 329.6, 392.0)),
     "a siren": 0.5 * np.sin(2 * np.pi * 800 * TIME + 600 * (1 - np.cos(np.pi * TIME))),
