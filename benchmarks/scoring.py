@@ -9,13 +9,14 @@ what the verb does: it decodes, scores, judges, and writes a row of JSON for eac
 batches of windows that are decoded already. The two take turns in blocks of some hundred files, so that whatever else
 the machine does falls on both; workers of `score` decode what their queues hold while the bare model has its turn: two
 batches each. A figure is the quotient of the sums of all blocks, with the median and the extremes of the quotients of
-single ones.
+single ones. Ctrl-C ends it with the figures so far.
 """
 
 import argparse
 import itertools
 import os
 import shutil
+import signal
 import statistics
 import tempfile
 import time
@@ -124,22 +125,23 @@ def main() -> None:
         results = scorer.score_files(paths, num_workers=workers)
         turns: list[tuple[float, float, int]] = []
         more = True
-        while more:
+        signal.signal(signal.SIGINT, lambda *_: setattr(arguments, "block", 0))
+        while more and arguments.block:
             started, windows, files = time.perf_counter(), 0, 0
-            for result in itertools.islice(results, arguments.block):
+            for result in itertools.islice(results, block := arguments.block):
                 assert isinstance(result, FileScore)
                 rows(file_row(result, DECISION))
                 windows += len(result.windows)
                 files += 1
             seconds = time.perf_counter() - started
-            more = files == arguments.block
+            more = files == block
             if files:
                 turns.append((seconds, bare(windows), windows))
                 print(f"  {files} files: {turns[-1][1] / seconds:.3f}", flush=True)
         rows.finish()
     ours, theirs, windows = (sum(column) for column in zip(*turns, strict=True))
     quotients = [alone / scored for scored, alone, _ in turns]
-    print(f"score: {windows / ours:8.1f} windows/s, {len(paths) / ours:8.1f} files/s")
+    print(f"score: {windows / ours:8.1f} windows/s, {windows:,} windows")
     print(f"bare:  {windows / theirs:8.1f} windows/s")
     print(
         f"score / bare: {theirs / ours:.3f} (blocks: median {statistics.median(quotients):.3f}, "

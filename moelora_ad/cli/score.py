@@ -130,6 +130,8 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error(f"--timeline: {arguments.timeline} is no folder; name the files first, or write --timeline=DIR")
     if arguments.output is not None and os.path.isdir(arguments.output):
         parser.error(f"--output: {arguments.output} is a folder; name a file")
+    if arguments.output is not None and os.path.exists(arguments.output) and not os.path.isfile(arguments.output):
+        parser.error(f"--output: {arguments.output} is a device or a pipe: leave the option out, and send it there")
     if arguments.format is None:
         ending = Path(arguments.output or "").suffix.lower()
         arguments.format = {".jsonl": "jsonl", ".csv": "csv"}.get(ending, "table")

@@ -67,7 +67,7 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
             sink.finish()
         except KeyboardInterrupt as given:
             stop = given
-            stop.args = ("the files before are scored",)
+            stop.args = (sink.left(),)
         except (InputError, RuntimeError) as error:  # what was computed is kept
             told = error if isinstance(error, InputError) else starved(error, arguments.num_workers or 0, OPTION)
             if told is None:

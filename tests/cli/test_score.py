@@ -212,6 +212,8 @@ def test_the_timeline(score, sounds):
         (["-"], "no files to score: standard input is empty"),
         (["gone.csv"], "gone.csv: no such file"),
         (["x.wav", "--output", "."], "--output: . is a folder"),
+        (["x.wav", "--output", os.devnull], f"--output: {os.devnull} is a device or a pipe: leave the option out"),
+        (["x.wav", "--num-workers", "-1"], "--num-workers: must be at least 0, not -1"),
         (["--timeline", "short.wav", "x.wav"], "--timeline: short.wav is no folder; name the files first"),
     ],
 )
@@ -254,7 +256,8 @@ def test_ctrl_c_keeps_what_was_scored(score, sounds, monkeypatch, form):
 
     monkeypatch.setattr(Scorer, "score_files", interrupted)
     code, _, err = score("short.wav", "long.flac", "--format", form, "--output", "out")
-    assert (code, err) == (130, "moelora-ad score: interrupted; the files before are scored\n")
+    more = "; --resume goes on" if form == "csv" else ""
+    assert (code, err) == (130, f"moelora-ad score: interrupted; the files before are scored{more}\n")
     text = (sounds / "out").read_text()
     assert "short.wav" in text
     assert "long.flac" not in text
