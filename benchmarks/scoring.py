@@ -26,9 +26,9 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from moelora_ad.adapters import MoELoRA
+from moelora_ad.inference.batches.pieces import Cutting, read_pieces, sensible_workers
 from moelora_ad.inference.file_scores import FileScore
 from moelora_ad.inference.output import DecisionRule, file_row
-from moelora_ad.inference.pieces import Cutting, read_pieces, sensible_workers
 from moelora_ad.inference.precision import computing_in
 from moelora_ad.inference.row_files import RowFile
 from moelora_ad.inference.scorer import Scorer

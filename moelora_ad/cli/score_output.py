@@ -16,21 +16,19 @@ from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.terminal import progress
 from moelora_ad.data.workers import starved
 from moelora_ad.errors import InputError
-from moelora_ad.files import written_whole
+from moelora_ad.files import file_hash, written_whole
 from moelora_ad.formats import left_out_note
+from moelora_ad.inference.batches.pieces import OPTION
 from moelora_ad.inference.file_scores import FileFailure, FileScore
 from moelora_ad.inference.output import (
     FILE_COLUMNS,
-    WINDOW_COLUMNS,
     DecisionRule,
     Row,
     RowWriter,
     file_row,
     print_scores,
     print_table,
-    window_rows,
 )
-from moelora_ad.inference.pieces import OPTION
 from moelora_ad.inference.row_files import RowFile
 from moelora_ad.inference.scorer import Scorer
 from moelora_ad.inference.sounds import name_of
@@ -107,15 +105,14 @@ class _Sink:
             self._rows = RowFile(Path(arguments.output), arguments.format, origin, arguments.resume)
             self._write = self._rows
             self.failed = self._rows.failed
-        self._timelines: Path | None = None
+        self._timelines: Callable[[FileScore | FileFailure], None] | None = None
         if arguments.timeline is not None:
-            from moelora_ad.inference.timeline import FileNames, write_timeline  # matplotlib takes seconds
+            from moelora_ad.inference.descriptions import described_model
+            from moelora_ad.inference.timeline import timeline_folder  # matplotlib takes seconds
 
-            self._write_timeline, self._names = write_timeline, FileNames()
-            self._timelines = Path(arguments.timeline)
+            about = described_model(scorer, arguments.model, decision)
             form = "jsonl" if arguments.format == "jsonl" else "csv"
-            windows = _whole_file(self._timelines / f"windows.{form}", stack)
-            self._write_window = RowWriter(form, WINDOW_COLUMNS, windows.write)
+            self._timelines = stack.enter_context(timeline_folder(Path(arguments.timeline), decision, about, form))
 
     def has(self, place: str | BinaryIO) -> bool:
         """Whether a file's row is there already."""
@@ -124,12 +121,9 @@ class _Sink:
     def __call__(self, result: FileScore | FileFailure) -> None:
         row = file_row(result, self._decision)
         self._write(row)
-        if isinstance(result, FileFailure):
-            self.failed += 1
-        elif self._timelines is not None:
-            for window in window_rows(result, self._decision):
-                self._write_window(window)
-            self._write_timeline(result, self._decision, self._timelines / self._names(result.name))
+        self.failed += isinstance(result, FileFailure)
+        if self._timelines is not None:
+            self._timelines(result)
 
     def _add_to_table(self, row: Row) -> None:
         if row["error"] is None:
@@ -158,9 +152,9 @@ class _Sink:
 def _origin(scorer: Scorer, arguments: argparse.Namespace, decision: DecisionRule) -> dict[str, object]:
     """All that decides on the rows of files."""
     kept = getattr(scorer.detector, "configuration", None) or {}
-    calibration = scorer.calibration
+    calibration, place = scorer.calibration, Path(arguments.model)
     return {
-        "model": kept.get("weights_sha256") or str(arguments.model),
+        "model": kept.get("weights_sha256") or (file_hash(place) if place.is_file() else arguments.model),
         "backbone": kept.get("backbone_sha256"),
         "calibration": None if calibration is None else calibration.as_dict(),
         "precision": scorer.precision,

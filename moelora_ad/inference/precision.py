@@ -9,7 +9,7 @@ import torch
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.models import Detector
-from moelora_ad.models.precision import AUTOCAST, ROUNDED, SINGLE, precision_name
+from moelora_ad.models.precision import AUTOCAST, ROUNDED, SINGLE, precision_name, tf32_allowed
 from moelora_ad.models.precision_names import CHOICES, TF32
 
 _AMPERE = (8, 0)  # the first GPUs with TF32
@@ -60,15 +60,9 @@ def chosen_precision(
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     """That precision, and TF32 only if it is that, whatever the caller has set: else scores of CPU and GPU agree."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = precision == TF32
-    torch.set_float32_matmul_precision("high" if precision == TF32 else "highest")
-    try:
-        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)
+    autocast = torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+    with tf32_allowed(precision == TF32), autocast:
+        yield
 
 
 def _computes(device: torch.device, precision: str) -> bool:

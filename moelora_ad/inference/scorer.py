@@ -14,16 +14,18 @@ from numpy.typing import ArrayLike
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
-from moelora_ad.inference.batches import Batcher, Pending, Returning
+from moelora_ad.inference.batches.batching import Batcher, Pending, Returning
+from moelora_ad.inference.batches.pieces import Cutting, Piece, pieces_of, read_pieces, sensible_workers
 from moelora_ad.inference.file_scores import FileFailure, FileScore, WindowScore
-from moelora_ad.inference.pieces import Cutting, Piece, pieces_of, read_pieces, sensible_workers
+from moelora_ad.inference.onnx import SUFFIX as ONNX_SUFFIX
+from moelora_ad.inference.onnx import OnnxDetector
 from moelora_ad.inference.pipes import is_pipe, open_pipe
 from moelora_ad.inference.precision import chosen_precision, computing_in
 from moelora_ad.inference.sounds import DecodedSound, named_sound
 from moelora_ad.inference.windows import Sound, sound_of_array
 from moelora_ad.models import Detector
-from moelora_ad.models.devices import usable_device
-from moelora_ad.models.precision import ROUNDED, round_frozen
+from moelora_ad.models.devices import is_out_of_memory, on_device, usable_device
+from moelora_ad.models.precision import ROUNDED, SINGLE, round_frozen
 from moelora_ad.models.scores import log_odds
 
 Progress = Callable[[float], None]
@@ -78,7 +80,7 @@ class Scorer:
             raise InputError(f"batch size: must be at least 1, not {batch_size}")
         self.device = usable_device(device)
         self.precision, self.precision_notes = chosen_precision(precision, detector, calibration, self.device)
-        self.detector = detector.to(self.device, torch.float32).eval()
+        self.detector = on_device(detector, self.device).float().eval()
         if self.precision in ROUNDED:
             round_frozen(self.detector, self.precision)
         self.calibration = calibration
@@ -101,7 +103,7 @@ class Scorer:
         """The scorer of a model that was kept, with its calibration and its window.
 
         Args:
-            source: A folder, or a model id of the Hugging Face hub.
+            source: A folder, a model id of the Hugging Face hub, or an ONNX file that was exported.
             revision: Commit, tag or branch of the hub repository.
             backbone: Where the pretrained encoder is, if not where the model says.
             hop: As for the class; the others too.
@@ -111,6 +113,14 @@ class Scorer:
             InputError: The model is missing or does not fit, a class of it is not trusted, or see the class.
         """
         device = usable_device(device)
+        if Path(source).suffix == ONNX_SUFFIX and not Path(source).is_dir():
+            if given := [name for name, one in (("revision", revision), ("backbone", backbone)) if one is not None]:
+                raise InputError(f"model {source}: an ONNX file has everything in it: {given[0]} has no use")
+            if precision not in (None, SINGLE):
+                raise InputError(f"model {source}: an ONNX file computes in {SINGLE}, not in {precision}")
+            exported = OnnxDetector(source, device)
+            hop = exported.hop if hop is None else hop
+            return cls(cast(Detector, exported), hop=hop, batch_size=batch_size, device=device)
         detector = Detector.from_pretrained(source, revision=revision, backbone=backbone, device=device, allow=allow)
         return cls(detector, hop=hop, batch_size=batch_size, device=device, precision=precision)
 
@@ -152,6 +162,7 @@ class Scorer:
         progress: Progress | None = None,
         track: int | None = None,
         num_workers: int | None = 0,
+        longest: float | None = None,
     ) -> Iterator[FileScore | FileFailure]:
         """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
 
@@ -165,18 +176,19 @@ class Scorer:
             track: Which audio track of each, from 1 on; the one that the file calls its default if not given.
             num_workers: Processes that decode; 0 for this one, None for as many as are of use. They change no score.
                 Their paths are all taken from ``places`` first, and file objects among these are read in this one.
+            longest: Seconds; a longer file is a failure, and no more of it is decoded.
 
         Raises:
             InputError: The device has too little memory, or the processes lack something or were killed.
         """
-        cutting = self._cutting(track)
+        cutting = self._cutting(track, longest)
         if num_workers is None:
             places = list(places)
             num_workers = sensible_workers(len(places), self.device, cutting)
         return self._score(read_pieces(places, cutting, num_workers), progress)
 
-    def _cutting(self, track: int | None = None) -> Cutting:
-        return Cutting(self.window, self.hop, self.batch_size, track, self._is_on_gpu)
+    def _cutting(self, track: int | None = None, longest: float | None = None) -> Cutting:
+        return Cutting(self.window, self.hop, self.batch_size, track, longest, self._is_on_gpu)
 
     @property
     def _is_on_gpu(self) -> bool:
@@ -202,7 +214,9 @@ class Scorer:
         try:
             with torch.inference_mode(), computing_in(self.precision, self.device):
                 return log_odds(self.detector(waveforms.to(self.device, non_blocking=True)))
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise InputError(
                 f"{self.device} has too little memory for {len(waveforms)} windows at once: take a smaller batch size"
             ) from None

@@ -1,5 +1,7 @@
 """What a detector is computed in, by Lightning's names. Heads and scores are float32 in all of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,3 +44,17 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
     for tensor in detector.ownership.encoder_tensors():
         if tensor.is_floating_point() and not tensor.requires_grad and tensor.dim() >= least:
             tensor.data = tensor.data.to(ROUNDED[precision])
+
+
+@contextmanager
+def tf32_allowed(is_allowed: bool) -> Iterator[None]:
+    """Whether products and convolutions of a GPU may round float32 to TF32, of 10 bits, whatever the caller has set:
+    PyTorch does so with convolutions by default. Without it, scores of all devices agree."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = is_allowed
+    torch.set_float32_matmul_precision("high" if is_allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)

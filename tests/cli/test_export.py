@@ -1,15 +1,19 @@
 """The verb export: from a checkpoint of a training run to a model that scores the same."""
 
 import json
+import shutil
+import zlib
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from moelora_ad.adapters import GatePolicy, MoELoRA
 from moelora_ad.cli import export as export_command
+from moelora_ad.inference.loading import load
 from moelora_ad.models import AttentiveStatistics, Detector, WhisperBackbone
 from moelora_ad.models.saving import onnx_export
 from moelora_ad.training.detection_module import DetectionModule
@@ -137,7 +141,100 @@ def test_the_encoder_may_have_moved(run, export, tmp_path, small_whisper):
     assert "gone: no such folder; give its place now with --backbone" in error
     assert export(*arguments, "--backbone", small_whisper)[0] == 0
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["backbone"]["init_args"]["source"] == str(small_whisper)
+    assert config["backbone"]["init_args"]["source"] == small_whisper.name  # a name, no path of this machine
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_model_is_scored_with_anywhere(packed, run, export, lightning, tmp_path, small_whisper, monkeypatch):
+    encoder = tmp_path / "training machine" / "encoder"
+    shutil.copytree(small_whisper, encoder)
+    run.config["model"]["backbone"]["init_args"]["source"] = "training machine/encoder"  # relative, as people write it
+    run.write()
+    monkeypatch.chdir(tmp_path)
+    option = "--with-backbone" if packed else "--without-backbone"
+    code, printed, error = export("--checkpoint", run.checkpoint, "--to", "model", option)
+    assert (code, error) == (0, "")
+    assert ("the folder is all that is needed" in printed) == packed
+    assert ("say where it is with --backbone FOLDER" in printed) == (not packed)
+    for name in ("config.json", "README.md"):
+        assert "training machine" not in (tmp_path / "model" / name).read_text()
+    sound = next(CORPUS.rglob("*.flac"))
+    given = () if packed else ("--backbone", encoder)
+    wanted = load(tmp_path / "model", backbone=None if packed else encoder)
+    row = json.loads(lightning("score", sound, "--model", "model", "--format", "jsonl", *given)[1])
+
+    elsewhere = tmp_path / "another" / "machine"
+    elsewhere.mkdir(parents=True)
+    (tmp_path / "model").rename(elsewhere / "moved")
+    (tmp_path / "training machine").rename(elsewhere / "away")
+    monkeypatch.chdir(elsewhere / "moved")
+    if not packed:
+        code, _, error = lightning("score", sound, "--model", elsewhere / "moved")
+        assert (code, error.count("\n")) == (2, 1)
+        assert "the folder encoder (SHA-256 " in error
+        assert "say where you have it, --backbone FOLDER" in error
+        given = ("--backbone", elsewhere / "away" / "encoder")
+    code, printed, error = lightning("score", sound, "--model", elsewhere / "moved", "--format", "jsonl", *given)
+    assert code == 0, error
+    assert json.loads(printed) == row
+    found = load(elsewhere / "moved", backbone=given[-1] if given else None)
+    clips = 0.1 * torch.randn(3, 16_000)
+    with torch.inference_mode():
+        assert torch.equal(found(clips), wanted(clips))
+
+
+def test_the_card_tells_the_figures_of_the_run(run, export, make_run, make_scores, tmp_path):
+    """Those of the scores of its best checkpoint, with intervals; of another checkpoint there are none."""
+    made = make_run("mine", 1)
+    for name in ("run.json", "scores"):
+        (made / name).rename(run.folder / name)
+    best = run.checkpoint.rename(run.checkpoint.with_name("best.ckpt"))
+    shutil.copy(best, run.checkpoint)
+    arguments = ("--to", tmp_path / "model", "--licence", "Apache-2.0")
+    code, printed, _ = export("--checkpoint", best, *arguments)
+    assert code == 0
+    assert "no figures" not in printed
+    results = json.loads((tmp_path / "model" / "config.json").read_text())["about"]["results"]
+    assert [result["set"] for result in results] == ["dev", "in_domain", "out_of_domain"]
+    card = (tmp_path / "model" / "README.md").read_text()
+    _, header, text = card.split("---\n", 2)
+    front = yaml.safe_load(header)
+    assert front["license"] == "apache-2.0"
+    told = {one.dataset_name: one for one in ModelCard(card).data.eval_results if one.metric_type == "EER"}
+    for number, (result, corpus) in enumerate(zip(results, ("MiniLA", "MiniLA", "MiniOOD"), strict=True)):
+        right = make_scores(zlib.crc32(f"mine 1 {number}".encode()), corpus, 60).equal_error_rate().eer
+        figure = result["figures"]["EER"]
+        assert figure["value"] == pytest.approx(right)
+        assert 0 <= figure["low"] < right < figure["high"] <= 1
+        assert told[result["set"]].metric_value == pytest.approx(right)
+        shown = f"{100 * right:.2f} % [{100 * figure['low']:.2f}, {100 * figure['high']:.2f}]"
+        assert f"| {result['set']} | 20 | 40 | {shown} |" in text
+    assert "They were computed in 32-true." in text
+    assert "These weights: Apache-2.0." in text
+    assert "- training: MiniLA train" in text
+    code, printed, _ = export("--checkpoint", run.checkpoint, *arguments)
+    assert code == 0
+    assert "note: the model card has no figures: the run scored another checkpoint" in printed
+    (run.folder / "scores/best/dev.csv").write_text("x")
+    code, printed, _ = export("--checkpoint", best, *arguments)
+    assert code == 0
+    assert "note: the model card has no figures: " in printed
+
+
+def test_a_model_is_exported_again(run, export, tmp_path, small_whisper):
+    """To take its encoder along, for example: what it is and says stays the same."""
+    assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "first", "--without-backbone")[0] == 0
+    again = ("--checkpoint", tmp_path / "first", "--to", tmp_path / "second")
+    code, _, error = export(*again, "--config", run.folder / "config.yaml")
+    assert (code, "has a configuration of its own" in error) == (2, True)
+    code, printed, _ = export(*again, "--backbone", small_whisper, "--licence", "CC-BY-4.0")
+    assert code == 0
+    assert "the folder is all that is needed" in printed
+    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second"))
+    assert first.pop("backbone_files") == {}
+    assert [*second.pop("backbone_files")] == ["backbone/config.json", "backbone/model.safetensors"]
+    assert second.pop("about") == first.pop("about") | {"licence": "CC-BY-4.0"}
+    assert second == first
 
 
 def test_nothing_but_a_model_is_overwritten(run, export, tmp_path):
@@ -166,7 +263,7 @@ def test_the_precision_is_that_of_the_run(run, export, tmp_path, monkeypatch, fi
     run.config["trainer"] |= first
     run.write()
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"trainer": second}))
-    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path, **_: path.write_bytes(b"onnx") and None)
     configs = ("--config", run.folder / "config.yaml", "--config", tmp_path / "more.yaml")
     code, printed, _ = export("--checkpoint", run.checkpoint, *configs, "--to", tmp_path / "model", "--onnx")
     assert code == 0
@@ -177,7 +274,7 @@ def test_the_precision_is_that_of_the_run(run, export, tmp_path, monkeypatch, fi
 
 def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatch):
     arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
-    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path, **_: path.write_bytes(b"onnx") and None)
     code, printed, _ = export(*arguments, "--onnx")
     assert code == 0
     assert "model.onnx" in printed
@@ -185,7 +282,7 @@ def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatc
     assert code == 2
     assert "give --onnx too" in error
 
-    def fail(_detector, _path):
+    def fail(_detector, _path, **_):
         raise RuntimeError("no such\noperator")
 
     monkeypatch.setattr(onnx_export, "export_onnx", fail)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from moelora_ad.audio import AudioError
 from moelora_ad.errors import InputError
-from moelora_ad.inference import FileFailure, Scorer, batches
-from moelora_ad.inference.batches import Batcher, Returning
-from moelora_ad.inference.pieces import Cutting, Piece, read_pieces, sensible_workers
+from moelora_ad.inference import FileFailure, Scorer
+from moelora_ad.inference.batches import batching
+from moelora_ad.inference.batches.batching import Batcher, Returning
+from moelora_ad.inference.batches.pieces import Cutting, Piece, read_pieces, sensible_workers
 from moelora_ad.inference.sounds import DecodedSound
 
 WINDOW = 2_000
@@ -95,7 +96,7 @@ def test_file_objects_are_read_here_whatever_the_workers(mixed):
 def test_workers_decode_behind_a_long_file_but_not_endlessly(tmp_path, monkeypatch):
     """The second worker's files lie behind the first file, which is never finished."""
     paths = written(tmp_path, [400_000] + [500] * 200)
-    monkeypatch.setattr("moelora_ad.inference.pieces._GROUPS_AHEAD", 3)
+    monkeypatch.setattr("moelora_ad.inference.batches.pieces._GROUPS_AHEAD", 3)
     seen = set()
     for count, piece in enumerate(read_pieces(paths, Cutting(WINDOW, WINDOW, 2), 2)):
         seen |= set(piece.ended)
@@ -165,7 +166,7 @@ def test_nobody_waits_for_scores_while_there_is_work(monkeypatch):
 
     events = [Event() for _ in range(5)]
     left = iter(events)
-    monkeypatch.setattr(batches, "fetched", lambda scores: (scores, next(left)))
+    monkeypatch.setattr(batching, "fetched", lambda scores: (scores, next(left)))
     returning, came = Returning(), []
     for number in range(5):
         returning.add(torch.tensor([number + 0.5]), [number])

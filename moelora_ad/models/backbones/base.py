@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     Attributes:
         stochastic: whether dropout, layer drop or masking of the encoder was asked for.
+        alone: where checkpoints in transformers' layout hold the encoder within a larger model: what its tensors' names
+            begin with there, and the class of the encoder alone, which a saved detector has it as.
 
     Raises:
         InputError: the encoder has no such layer.
@@ -47,6 +49,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
     encoder: nn.Module
     width: int
     stochastic: bool = False
+    alone: ClassVar[tuple[str, str] | None] = None
 
     def __init__(
         self,
@@ -191,5 +194,10 @@ def _in_its_type(encoder: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if torch.is_grad_enabled():
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        # All by place: the random state is restored of the devices of those tensors alone.
+        return checkpoint(_called, forward, args, kwargs, use_reentrant=False)
+    return forward(*args, **kwargs)
+
+
+def _called(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return forward(*args, **kwargs)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moelora_ad.inference.pieces import Piece
+from moelora_ad.inference.batches.pieces import Piece
 from moelora_ad.inference.sounds import DecodedSound
 
 _IN_FLIGHT = 2  # batches that a GPU has got and not yet answered

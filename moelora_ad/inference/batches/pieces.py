@@ -35,6 +35,7 @@ class Cutting(NamedTuple):
         hop: samples from one to the next.
         rows: windows of a piece, at most.
         track: which audio track of each file; None for its default one.
+        longest: seconds of a file; None for any.
         pinned: whether pieces are put where a GPU can read them by itself.
     """
 
@@ -42,7 +43,12 @@ class Cutting(NamedTuple):
     hop: int
     rows: int
     track: int | None = None
+    longest: float | None = None
     pinned: bool = False
+
+    def sounds(self, places: Iterable[str | BinaryIO]) -> Iterator[tuple[str, Opened]]:
+        """The names of files, and what opens them."""
+        return (named_sound(place, self.track, self.longest) for place in places)
 
 
 class Piece(NamedTuple):
@@ -100,7 +106,7 @@ def read_pieces(places: Iterable[str | BinaryIO], cutting: Cutting, workers: int
             return
     left, first = iter(places), 0
     while group := list(islice(left, cutting.rows)):
-        yield from pieces_of((named_sound(place, cutting.track) for place in group), cutting, first)
+        yield from pieces_of(cutting.sounds(group), cutting, first)
         first += len(group)
 
 
@@ -126,7 +132,7 @@ class _Share(IterableDataset[Piece]):
 
     def __iter__(self) -> Iterator[Piece]:
         for first, places in self.groups:
-            for piece in pieces_of((named_sound(place, self.cutting.track) for place in places), self.cutting, first):
+            for piece in pieces_of(self.cutting.sounds(places), self.cutting, first):
                 for sound in piece.ended.values():
                     sound.make_portable()
                 if len(piece.owners) < self.cutting.rows:  # else all of its memory goes to the other process
