@@ -37,6 +37,7 @@ from transformers import Wav2Vec2Config
 
 from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.inference import Scorer
+from moelora_ad.inference.file_scores import FileScore
 from moelora_ad.models import Detector
 from moelora_ad.models.accounting.account import account
 
