@@ -155,7 +155,11 @@ class Scorer:
         return result
 
     def score_files(
-        self, places: Iterable[str | BinaryIO], progress: Progress | None = None, track: int | None = None
+        self,
+        places: Iterable[str | BinaryIO],
+        progress: Progress | None = None,
+        track: int | None = None,
+        longest: float | None = None,
     ) -> Iterator[FileScore | FileFailure]:
         """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
 
@@ -166,11 +170,12 @@ class Scorer:
                 to open it might be to wait for ever.
             progress: Is told how many files are read, with the part of the one that is being read.
             track: Which audio track of each, from 1 on; the one that the file calls its default if not given.
+            longest: Seconds; a longer file is a failure, and no more of it is decoded.
 
         Raises:
             InputError: The device has too little memory.
         """
-        return self._score((named_sound(place, track) for place in places), progress)
+        return self._score((named_sound(place, track, longest) for place in places), progress)
 
     def _score(
         self, sounds: Iterable[tuple[str, Opened]], progress: Progress | None

@@ -9,7 +9,7 @@ from transformers import WavLMConfig, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from moelora_ad.models.backbones.base import HiddenStates
-from moelora_ad.models.backbones.waveform import LARGE, WaveformBackbone
+from moelora_ad.models.backbones.waveform import LARGE, Normalization, WaveformBackbone
 
 WAVLM_LARGE = "microsoft/wavlm-large"
 
@@ -56,7 +56,8 @@ class WavLMBackbone(WaveformBackbone):
         pretrained: False builds the architecture with random weights from the configuration alone.
         hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation; or
             "weighted", a learned softmax-weighted sum over the input of the first layer and all layers.
-        normalize: zero mean and unit variance for each utterance; None does what the checkpoint's preprocessor says.
+        normalize: zero mean and unit variance for each utterance, as transformers makes it (true) or as "fairseq" does,
+            which leaves very quiet ones quieter; None does what the checkpoint's preprocessor says.
         dropout: of the encoder (hidden, attention, activation, projection) while it trains; off by default.
         layer_drop: probability of skipping a layer (but the first) in training; likewise off.
         spec_augment: time masking of the encoder's input in training; likewise off.
@@ -76,7 +77,7 @@ class WavLMBackbone(WaveformBackbone):
         revision: str | None = None,
         pretrained: bool = True,
         hidden_states: HiddenStates = "last",
-        normalize: bool | None = None,
+        normalize: Normalization | None = None,
         dropout: float = 0.0,
         layer_drop: float = 0.0,
         spec_augment: bool = False,

@@ -62,6 +62,44 @@ class MeanPooling(Classifier):
         return self.output(total / lengths.unsqueeze(1))
 
 
+class ProjectedMean(Classifier):
+    """A linear layer on each frame, the mean over frames, then another one: transformers' head of audio classification
+    for wav2vec 2.0, HuBERT, WavLM and Whisper.
+
+    Args:
+        width: features of a frame of the encoder.
+        hidden: features between the two layers.
+    """
+
+    def __init__(self, width: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, hidden)
+        self.mean = MeanPooling(hidden)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.mean(self.projection(features), lengths)
+
+
+class LeadingTokens(Classifier):
+    """The mean of the tokens that lead a sequence, normalised, then one linear layer: transformers' head for the Audio
+    Spectrogram Transformer, whose first two tokens stand for the whole clip.
+
+    Args:
+        width: features of a token.
+        tokens: how many of them.
+        epsilon: of the normalisation.
+    """
+
+    def __init__(self, width: int, tokens: int = 2, epsilon: float = 1e-12) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.norm = nn.LayerNorm(width, eps=epsilon)
+        self.output = nn.Linear(width, 2)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.output(self.norm(features[:, : self.tokens].mean(dim=1)))
+
+
 def _valid(features: Tensor, lengths: Tensor) -> Tensor:
     """(B, frames, 1), true on valid frames."""
     return (torch.arange(features.shape[1], device=features.device) < lengths.unsqueeze(1)).unsqueeze(-1)

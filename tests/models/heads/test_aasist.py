@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from moelora_ad.models import AASIST, load_public_aasist
 from moelora_ad.models.heads.graph_attention import GraphAttention, GraphPooling, HeterogeneousGraphAttention
+from moelora_ad.models.heads.public_names import public_name
 
 GRAPH = ("att_proj", "proj_with_att", "proj_without_att", "bn")
 HETEROGENEOUS = (
@@ -41,10 +42,8 @@ def public_names() -> set[str]:
 
 def public_state(width: int = 48) -> dict[str, torch.Tensor]:
     """A public state dict with random values, made by asking the loader which shape each public name needs."""
-    from moelora_ad.models.heads.aasist import _public_name
-
     generator = torch.Generator().manual_seed(1)
-    shapes = {_public_name(name): tensor for name, tensor in AASIST(width).state_dict().items()}
+    shapes = {public_name(name): tensor for name, tensor in AASIST(width).state_dict().items()}
     return {
         name: torch.rand(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
         for name, tensor in shapes.items()
@@ -104,7 +103,7 @@ def test_every_parameter_gets_a_gradient_and_the_unused_ones_get_zero():
     assert "unused_norm" in zero
 
 
-def test_the_loader_knows_exactly_the_public_names():
+def test_the_loader_knows_exactly_thepublic_names():
     assert set(public_state()) == public_names()
 
 
