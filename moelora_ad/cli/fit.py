@@ -12,7 +12,6 @@ _MACHINE = {
 _TRAINING = {
     "--seed_everything N": "fixes weights, order of trials and every random draw (default: 1)",
     "--ckpt_path PATH": "go on with a run that was cut off: a checkpoint, or last with RUN/config.yaml",
-    "--model.init_weights MODEL": "start from the weights of a model or a checkpoint, with all else new",
     "--model.adaptation CLASS": "MoELoRA, LoRA, ...; then --model.adaptation.init_args.rank N and the like",
     "--data.batch_size N": "training utterances at once, for each process (default: 14)",
     "--trainer.max_epochs N": "how long to train; it may stop earlier",
@@ -24,7 +23,7 @@ _JUDGING = {
     "--data.eval_batch_size N": "utterances at once (default: data.batch_size)",
     "--trainer.strategy NAME": "ddp, fsdp, ... for several devices",
 }
-# verb -> what it does, and the options that people use first
+# verb -> what it does, and the ten options that people use first
 FIRST = {
     "fit": ("Train a detector, select it on the development set and test the best checkpoint.", _TRAINING),
     "validate": ("EER and scores of a checkpoint on the development set.", _JUDGING),
