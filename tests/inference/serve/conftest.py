@@ -75,11 +75,13 @@ def live(make_app):
 
 
 @pytest.fixture(scope="session")
-def sounds(tmp_path_factory):
-    """Sixteen sounds of different lengths and formats."""
+def sounds(tmp_path_factory, quickstart):
+    """Sixteen utterances of speech in different lengths and formats."""
     folder = tmp_path_factory.mktemp("sounds")
     generator = np.random.default_rng(0)
+    speech = sorted((quickstart / "corpus" / "MiniLA" / "flac").iterdir())
     for number in range(16):
-        samples = generator.uniform(-0.5, 0.5, int(generator.integers(2_000, 4 * SECOND)))
-        soundfile.write(folder / f"{number:02}.{('wav', 'flac', 'ogg')[number % 3]}", samples, SECOND)
+        samples, _ = soundfile.read(speech[number], dtype="float32")
+        length = int(generator.integers(SECOND, 4 * SECOND))
+        soundfile.write(folder / f"{number:02}.{('wav', 'flac', 'ogg')[number % 3]}", samples[:length], SECOND)
     return sorted(folder.iterdir())

@@ -139,7 +139,7 @@ def test_a_verdict_of_another_kind_passes(make_app, scorer, monkeypatch):
     with TestClient(make_app()) as client:
         told = client.post("/score?waveform=true", content=b"x").json()
     assert (told["verdict"], told["reason"], told["score"]) == ("inconclusive", "no speech", 1.5)
-    assert told["meaning"] == "No verdict: no speech."
+    assert told["meaning"] == "No verdict (no speech): the score says nothing."
 
 
 @pytest.mark.parametrize(
