@@ -52,7 +52,7 @@ def described(result: FileScore | FileFailure, decision: DecisionRule, waveform:
 def _meaning(result: FileScore, verdict: str, decision: DecisionRule, reason: str | None) -> str:
     side = _SIDES.get(verdict)
     if side is None:
-        return f"No verdict ({reason}): the score says nothing." if reason else "The model gives no verdict on this sound."
+        return f"No verdict ({reason}): the score says nothing." if reason else "The model gives no verdict."
     edge = f"{'reaches' if verdict == 'bonafide' else 'is below'} the threshold of {decision.threshold:.3g}"
     if not decision.is_calibrated:
         return (
