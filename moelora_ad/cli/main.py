@@ -33,6 +33,7 @@ VERBS = {
     "results": ("systems over their seeds, from the folders of runs", "results"),
     "analyze": ("what the experts of trained models do", "analyze"),
     "score": ("scores of your own audio files", "score"),
+    "models": ("the detectors that come with the package", "models"),
     "export": ("a small model to keep, from a checkpoint", "export"),
     "calibrate": ("make a model's scores log-likelihood ratios", "calibrate"),
     "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweep"),

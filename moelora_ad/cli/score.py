@@ -50,7 +50,11 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help=_PATHS)
     parser.add_argument(
-        "--model", required=True, metavar="DIR_OR_HUB_ID", help="a model that was exported or published"
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="the folder of a model that was exported, the id of one on the hub, or the name of one that comes with the "
+        "package (see the verb models; ./NAME is a folder of that name)",
     )
     parser.add_argument("--revision", help="commit, tag or branch of the hub repository")
     parser.add_argument(

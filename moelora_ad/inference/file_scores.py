@@ -36,6 +36,7 @@ class FileScore:
         windows: At least one; ``score`` is their mean.
         envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
         notes: What makes the score worth little, or is odd about the file; see `audio.quality`. They change no score.
+        notice: What the model says of itself with every score, such as that it is a demonstration; None for nothing.
     """
 
     name: str
@@ -46,6 +47,7 @@ class FileScore:
     envelope: NDArray[np.float32] = field(repr=False, compare=False)
     envelope_step: float = field(repr=False)
     notes: tuple[Note, ...] = ()
+    notice: str | None = None
 
     def probability(self, prior: float = 0.5) -> float | None:
         """The probability that the sound is bona fide; None if the score is not calibrated.
@@ -70,6 +72,7 @@ class FileScore:
             "seconds": _number(self.seconds),
             "windows": [{name: _number(value) for name, value in w._asdict().items()} for w in self.windows],
             "notes": [note._asdict() for note in self.notes],
+            "notice": self.notice,
         }
 
 

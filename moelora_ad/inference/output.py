@@ -26,9 +26,10 @@ FILE_COLUMNS = (
     "seconds",
     "windows",
     "notes",
+    "notice",
     "error",
 )
-WINDOW_COLUMNS = ("path", "start", "end", "score", "probability")
+WINDOW_COLUMNS = ("path", "start", "end", "score", "probability", "notice")
 _NAME = 16  # characters of a name that stand in a line at least
 LLR, LOG_ODDS = "llr", "log_odds"
 """What a score is: a calibrated log-likelihood ratio, or raw log-odds."""
@@ -81,6 +82,7 @@ def file_row(result: FileScore | FileFailure, decision: DecisionRule) -> Row:
         "seconds": result.seconds,
         "windows": len(result.windows),
         "notes": "; ".join(map(str, result.notes)) or None,
+        "notice": result.notice,
         "error": None,
     }
 
@@ -94,6 +96,7 @@ def window_rows(result: FileScore, decision: DecisionRule) -> list[Row]:
             "end": window.end,
             "score": window.score,
             "probability": probability(window.score, decision.prior) if decision.is_calibrated else None,
+            "notice": result.notice,
         }
         for window in result.windows
     ]
@@ -167,13 +170,16 @@ def _shared_folder(paths: Sequence[str]) -> str:
 
 
 def print_scores(rows: list[Row], decision: DecisionRule, console: Console) -> None:
-    """The table, and what its scores mean. On a narrow terminal its lines wrap: no column is lost."""
+    """The table, what its scores mean and what the model says of itself. On a narrow terminal lines of the table wrap:
+    no column is lost."""
     if rows:
         table = score_table(rows)
         needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
         console.width = max(console.width, needed)
         console.print(table)
     console.print(Text(decision.explained(), style="dim"), soft_wrap=True)
+    for notice in dict.fromkeys(row["notice"] for row in rows if row["notice"]):
+        console.print(Text(printable(notice), style="bold"), soft_wrap=True)
 
 
 def chance(probability: float | None) -> str:

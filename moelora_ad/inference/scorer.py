@@ -50,6 +50,7 @@ class Scorer:
     Attributes:
         precision: That scores are computed in.
         precision_notes: What a reader should know of it, one line each.
+        notice: What the model says of itself with every score; None for nothing.
 
     Raises:
         InputError: A value is out of range, or there is no such device.
@@ -79,6 +80,7 @@ class Scorer:
         self.detector = detector.to(self.device, torch.float32).eval()
         if self.precision in ROUNDED:
             round_frozen(self.detector, self.precision)
+        self.notice: str | None = (getattr(detector, "about", None) or {}).get("notice")
         self.calibration = calibration
         self.window = window
         self.batch_size = batch_size
@@ -223,4 +225,5 @@ class Scorer:
             sound.envelope.extremes(),
             sound.envelope.seconds,
             sound.notes,
+            self.notice,
         )

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def timeline_figure(
         spines[["top", "right"]].set_visible(False)
     if title:
         words = f"{_shortened(printable(result.name))}\nscore {result.score:.3f}: {_verdict(result, decision)}"
+        if result.notice:
+            words += f"\n{textwrap.fill(printable(result.notice), 110)}"
         axes.set_title(words, loc="left", fontsize=11, color=_INK, parse_math=False)
     return figure
 
@@ -112,6 +115,7 @@ def timeline_page(result: FileScore, decision: DecisionRule) -> str:
         length=clock(result.seconds),
         explained=decision.explained(),
         notes="; ".join(map(str, result.notes)),
+        notice=printable(result.notice or ""),
         wide=_embedded(timeline_figure(result, decision, (11, 4.2))),
         narrow=_embedded(timeline_figure(result, decision, (4.4, 4.4))),
         windows=[_shown(row) for row in window_rows(result, decision)],

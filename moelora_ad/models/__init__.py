@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from moelora_ad.models.backbones.whisper import WhisperBackbone
     from moelora_ad.models.detector import Detector
     from moelora_ad.models.heads.aasist import AASIST, load_public_aasist
-    from moelora_ad.models.heads.pooling import AttentiveStatistics, Classifier, MeanPooling
+    from moelora_ad.models.heads.pooling import AttentiveStatistics, Classifier, MeanPooling, StatisticsPooling
     from moelora_ad.models.saving.onnx_export import export_onnx
     from moelora_ad.torch_internals import Constant
 
@@ -27,6 +27,7 @@ __all__ = [
     "HiddenStates",
     "HubertBackbone",
     "MeanPooling",
+    "StatisticsPooling",
     "Wav2Vec2Backbone",
     "Wav2Vec2BertBackbone",
     "WavLMBackbone",
