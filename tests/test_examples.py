@@ -56,9 +56,9 @@ def check_same_scores(scorer: Scorer, run: Path, audio: Path) -> None:
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
-def exported(lightning, run: Path, folder: Path) -> Path:
+def exported(lightning, run: Path, folder: Path, *options: str) -> Path:
     (checkpoint,) = (run / "checkpoints").glob("epoch*.ckpt")
-    code, _, err = lightning("export", "--checkpoint", checkpoint, "--to", folder, "--allow", "examples")
+    code, _, err = lightning("export", "--checkpoint", checkpoint, "--to", folder, "--allow", "examples", *options)
     assert code == 0, err
     return folder
 
@@ -286,18 +286,20 @@ def test_a_backbone_of_ones_own_goes_through_everything(kept, project, experimen
     (tested,) = (run / "scores").glob("*/in_domain.csv")
     assert scores_of(tested) == first
 
-    model = exported(lightning, run, tmp_path / "model")
-    config_of_model = json.loads((model / "config.json").read_text())
-    assert (config_of_model["backbone_sha256"] is None) == (kept == "whole")
+    model = exported(lightning, run, tmp_path / "model")  # of a file nobody else can read, all goes into the weights
+    assert json.loads((model / "config.json").read_text())["backbone_sha256"] is None
     check_same_scores(Scorer.from_pretrained(model, allow=["examples"], device="cpu"), run, tmp_path / "eval.csv")
     if source is not None:
+        exported(lightning, run, model, "--without-backbone")
+        loaded = Detector.from_pretrained(model, allow=["examples"], backbone=source)
+        check_same_scores(Scorer(loaded, device="cpu"), run, tmp_path / "eval.csv")
         Path(source).rename(tmp_path / "moved.pt")
         with pytest.raises(InputError, match=r"weights\.pt.*give the folder or hub id with backbone="):
             Detector.from_pretrained(model, allow=["examples"])
         Detector.from_pretrained(model, allow=["examples"], backbone=str(tmp_path / "moved.pt"))
         torch.save({name: 2 * tensor for name, tensor in torch.load(tmp_path / "moved.pt").items()}, source)
         with pytest.raises(InputError, match="is not the one that the detector was trained on"):
-            Detector.from_pretrained(model, allow=["examples"])
+            Detector.from_pretrained(model, allow=["examples"], backbone=source)
 
 
 def test_two_processes_train_a_backbone_of_ones_own_as_one_does(project, lightning, experiment, write_config, tmp_path):

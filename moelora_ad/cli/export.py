@@ -1,4 +1,4 @@
-"""The verb export: a small model to keep, from a checkpoint of a training run."""
+"""The verb export: a model to keep and to take anywhere, from a checkpoint of a training run, or from another model."""
 
 import argparse
 import sys
@@ -22,13 +22,32 @@ ONNX = "model.onnx"
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(prog=f"{program} export", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="of the run, for example last.ckpt")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="of the run, for example last.ckpt; or the folder of a model",
+    )
     parser.add_argument("--to", required=True, metavar="DIR", help="folder of the model; made if it is not there")
     parser.add_argument(
         "--config", action="append", metavar="FILE", help="configuration of the run (default: RUN/config.yaml)"
     )
     parser.add_argument("--backbone", metavar="DIR", help="the frozen encoder, if it is not where the run found it")
-    parser.add_argument("--scores", nargs="+", default=[], metavar="FILE", help="its score files, for the model card")
+    packing = parser.add_mutually_exclusive_group()
+    packing.add_argument(
+        "--with-backbone",
+        action="store_true",
+        default=None,
+        help="put the frozen encoder into the model's folder (default: below 50 million weights, 200 MB)",
+    )
+    packing.add_argument("--without-backbone", dest="with_backbone", action="store_false", help="leave it out")
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        metavar="FILE",
+        help="its score files, for the model card (default: those of the run, if the checkpoint is its best one)",
+    )
+    parser.add_argument("--licence", metavar="ID", help="of the weights, for the model card, for example cc-by-4.0")
     parser.add_argument("--calibrate", metavar="FILE", help="development score file to fit a calibration on")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too")
     add_allow(parser)
@@ -40,11 +59,53 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def _export(program: str, arguments: argparse.Namespace) -> int:
-    from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
     from moelora_ad.models.precision import SINGLE
 
     folder = Path(arguments.to)
     _check_target(folder, arguments.onnx)
+    detector = _detector(arguments)
+    about = dict(detector.about or {})
+    scores, note = _scores(arguments)
+    if arguments.calibrate or scores:
+        from moelora_ad.cli.calibrate import figures_of_sets, fitted
+        from moelora_ad.evaluation.score_table import ScoreTable
+
+        development = ScoreTable.read(arguments.calibrate) if arguments.calibrate else None
+        calibration = None if development is None else fitted(development, arguments.calibrate)
+        if calibration is not None:
+            detector.calibration = calibration.as_dict()
+        try:
+            about["results"] = figures_of_sets(scores, calibration, development)
+        except InputError as error:
+            if arguments.scores:
+                raise
+            note = f"note: the model card has no figures: {error}"
+    if arguments.licence:
+        about["licence"] = arguments.licence
+    detector.about = about
+    (folder / ONNX).unlink(missing_ok=True)  # of the model that was there
+    detector.save_pretrained(folder, arguments.with_backbone)
+    failure = _onnx_failure(detector, folder) if arguments.onnx else None
+    if note:
+        print(note)
+    _tell(program, folder, detector)
+    if arguments.onnx and not failure and detector.precision not in (None, SINGLE):
+        print(f"{ONNX} computes in {SINGLE}: its scores differ slightly from those of the run")
+    if failure:
+        print(f"{program} export: error: the model is complete, but there is no {ONNX}: {failure}", file=sys.stderr)
+    return FAILED if failure else 0
+
+
+def _detector(arguments: argparse.Namespace) -> "Detector":
+    from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
+    from moelora_ad.models import Detector
+    from moelora_ad.models.saving.files import CONFIG
+
+    source = Path(arguments.checkpoint)
+    if (source / CONFIG).is_file():
+        if arguments.config:
+            raise InputError(f"--config: {source} is a model, which has a configuration of its own")
+        return Detector.from_pretrained(source, backbone=arguments.backbone, allow=arguments.allow)
     state = detector_state(arguments.checkpoint)
     configs = arguments.config or [config_beside(arguments.checkpoint)]
     run = build_from_configs(configs, state, arguments.checkpoint, arguments.backbone, arguments.allow)
@@ -52,23 +113,24 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     run.detector.window = run.window
     run.detector.precision = run.precision
     run.detector.about = {"data": _corpora(run.data)}
-    if arguments.calibrate or arguments.scores:
-        from moelora_ad.cli.calibrate import figures_of_sets, fitted
-        from moelora_ad.evaluation.score_table import ScoreTable
+    return run.detector
 
-        development = ScoreTable.read(arguments.calibrate) if arguments.calibrate else None
-        calibration = None if development is None else fitted(development, arguments.calibrate)
-        run.detector.calibration = None if calibration is None else calibration.as_dict()
-        run.detector.about["results"] = figures_of_sets(arguments.scores, calibration, development)
-    (folder / ONNX).unlink(missing_ok=True)  # of the model that was there
-    run.detector.save_pretrained(folder)
-    failure = _onnx_failure(run.detector, folder) if arguments.onnx else None
-    _tell(program, folder, run.detector)
-    if arguments.onnx and not failure and run.precision != SINGLE:
-        print(f"{ONNX} computes in {SINGLE}: its scores differ slightly from those of the run")
-    if failure:
-        print(f"{program} export: error: the model is complete, but there is no {ONNX}: {failure}", file=sys.stderr)
-    return FAILED if failure else 0
+
+def _scores(arguments: argparse.Namespace) -> tuple[list[str], str | None]:
+    """The score files for the model card, and what to tell of them."""
+    from moelora_ad.runs.record import RECORD, read_record
+
+    run = Path(arguments.checkpoint).absolute().parent.parent
+    if arguments.scores or not Path(arguments.checkpoint).is_file() or not (run / RECORD).is_file():
+        return arguments.scores or [], None
+    try:
+        record = read_record(run)
+    except InputError as error:
+        return [], f"note: the model card has no figures: {error}"
+    best, folder = record.checkpoint_path, record.score_folder
+    if best is None or folder is None or best.resolve() != Path(arguments.checkpoint).resolve():
+        return [], "note: the model card has no figures: the run scored another checkpoint; give its own with --scores"
+    return [str(path) for name in record.sets if (path := folder / f"{name}.csv").is_file()], None
 
 
 def _onnx_failure(detector: "Detector", folder: Path) -> str | None:
@@ -112,17 +174,29 @@ def _check_target(folder: Path, onnx: bool) -> None:
 
 def _tell(program: str, folder: Path, detector: "Detector") -> None:
     from moelora_ad.configuration.building import PARTS
-    from moelora_ad.models.saving.files import CONFIG, read_config
+    from moelora_ad.models.saving.card import is_packed
+    from moelora_ad.models.saving.files import CONFIG, ENCODER_FOLDER, read_config
     from moelora_ad.models.saving.specification import allow_options, packages_of
 
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    size = sum(path.stat().st_size for path in files)
-    print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB in all")
-    encoder, config = detector.backbone.init_args.get("source"), read_config(folder)
-    if config["backbone_sha256"]:
-        print(f"the frozen encoder stays where it is: {encoder}; {CONFIG} has its hash")
-    print(f"score computes in {detector.precision}, like the run; --precision takes another one")
+    config = read_config(folder)
+    files = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
+    packed = sorted(config["backbone_files"])
+    size = sum((folder / name).stat().st_size for name in [*files, *packed])
+    print(f"{folder}: {', '.join([*files, *packed])}; {size / 1e6:.1f} MB in all")
+    allowed = allow_options(packages_of([config[part] for part in PARTS]))
+    given = config["backbone"]["init_args"]
+    if is_packed(config):
+        print(f"the frozen encoder is in {ENCODER_FOLDER}: the folder is all that is needed, wherever it is")
+    elif config["backbone_sha256"] and given.get("revision"):
+        print(f"the frozen encoder is {given['source']} of the hub; {CONFIG} has its commit and its hash")
+    elif config["backbone_sha256"]:
+        print(
+            f"the frozen encoder stays where it is; {CONFIG} has its hash and calls it {given.get('source')}: say "
+            "where it is with --backbone FOLDER, or put it into the model, --with-backbone"
+        )
+        allowed = f" --backbone {quote(str(detector.backbone.init_args.get('source')))}{allowed}"
+    if detector.precision is not None:
+        print(f"score computes in {detector.precision}, like the run; --precision takes another one")
     if detector.calibration is None:
         print(f"scores are not calibrated: {program} calibrate DEV_SCORES.csv --model {quote(str(folder))}")
-    allowed = allow_options(packages_of([config[part] for part in PARTS]))
     print(f"next: {program} score FILES --model {quote(str(folder))}{allowed}")

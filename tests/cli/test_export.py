@@ -1,6 +1,7 @@
 """The verb export: from a checkpoint of a training run to a model that scores the same."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 
 from moelora_ad.adapters import GatePolicy, MoELoRA
 from moelora_ad.cli import export as export_command
+from moelora_ad.inference.loading import load
 from moelora_ad.models import AttentiveStatistics, Detector, WhisperBackbone
 from moelora_ad.models.saving import onnx_export
 from moelora_ad.training.detection_module import DetectionModule
@@ -137,7 +139,62 @@ def test_the_encoder_may_have_moved(run, export, tmp_path, small_whisper):
     assert "gone: no such folder; give its place now with --backbone" in error
     assert export(*arguments, "--backbone", small_whisper)[0] == 0
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["backbone"]["init_args"]["source"] == str(small_whisper)
+    assert config["backbone"]["init_args"]["source"] == small_whisper.name  # a name, no path of this machine
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_model_is_scored_with_anywhere(packed, run, export, lightning, tmp_path, small_whisper, monkeypatch):
+    encoder = tmp_path / "training machine" / "encoder"
+    shutil.copytree(small_whisper, encoder)
+    run.config["model"]["backbone"]["init_args"]["source"] = "training machine/encoder"  # relative, as people write it
+    run.write()
+    monkeypatch.chdir(tmp_path)
+    option = "--with-backbone" if packed else "--without-backbone"
+    code, printed, error = export("--checkpoint", run.checkpoint, "--to", "model", option)
+    assert (code, error) == (0, "")
+    assert ("the folder is all that is needed" in printed) == packed
+    assert ("say where it is with --backbone FOLDER" in printed) == (not packed)
+    for name in ("config.json", "README.md"):
+        assert "training machine" not in (tmp_path / "model" / name).read_text()
+    sound = next(CORPUS.rglob("*.flac"))
+    given = () if packed else ("--backbone", encoder)
+    wanted = load(tmp_path / "model", backbone=None if packed else encoder)
+    row = json.loads(lightning("score", sound, "--model", "model", "--format", "jsonl", *given)[1])
+
+    elsewhere = tmp_path / "another" / "machine"
+    elsewhere.mkdir(parents=True)
+    (tmp_path / "model").rename(elsewhere / "moved")
+    (tmp_path / "training machine").rename(elsewhere / "away")
+    monkeypatch.chdir(elsewhere / "moved")
+    if not packed:
+        code, _, error = lightning("score", sound, "--model", elsewhere / "moved")
+        assert (code, error.count("\n")) == (2, 1)
+        assert "the folder encoder (SHA-256 " in error
+        assert "say where you have it, --backbone FOLDER" in error
+        given = ("--backbone", elsewhere / "away" / "encoder")
+    code, printed, error = lightning("score", sound, "--model", elsewhere / "moved", "--format", "jsonl", *given)
+    assert code == 0, error
+    assert json.loads(printed) == row
+    found = load(elsewhere / "moved", backbone=given[-1] if given else None)
+    clips = 0.1 * torch.randn(3, 16_000)
+    with torch.inference_mode():
+        assert torch.equal(found(clips), wanted(clips))
+
+
+def test_a_model_is_exported_again(run, export, tmp_path, small_whisper):
+    """To take its encoder along, for example: what it is and says stays the same."""
+    assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "first", "--without-backbone")[0] == 0
+    again = ("--checkpoint", tmp_path / "first", "--to", tmp_path / "second")
+    code, _, error = export(*again, "--config", run.folder / "config.yaml")
+    assert (code, "has a configuration of its own" in error) == (2, True)
+    code, printed, _ = export(*again, "--backbone", small_whisper, "--licence", "CC-BY-4.0")
+    assert code == 0
+    assert "the folder is all that is needed" in printed
+    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second"))
+    assert first.pop("backbone_files") == {}
+    assert [*second.pop("backbone_files")] == ["backbone/config.json", "backbone/model.safetensors"]
+    assert second.pop("about") == first.pop("about") | {"licence": "CC-BY-4.0"}
+    assert second == first
 
 
 def test_nothing_but_a_model_is_overwritten(run, export, tmp_path):

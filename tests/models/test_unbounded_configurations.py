@@ -15,6 +15,7 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Ve
 
 from moelora_ad.adapters import FrozenBackbone, MoELoRA
 from moelora_ad.errors import InputError
+from moelora_ad.files import file_hash
 from moelora_ad.models import AttentiveStatistics, Detector, Wav2Vec2Backbone, Wav2Vec2BertBackbone, WhisperBackbone
 
 MANY = 1_000_000
@@ -41,21 +42,20 @@ def made() -> Iterator[Made]:
 
 @pytest.fixture(params=[True, False], ids=["pretrained", "kept whole"])
 def keep(request, small_wav2vec2, small_whisper, tmp_path) -> Callable[[str], tuple[Path, Path]]:
-    """Saves a detector; the encoder's weights are in its own folder, or in the detector's."""
+    """Saves a detector with its encoder, whose weights are files of their own, or among the detector's."""
 
     def save(kind: str) -> tuple[Path, Path]:
         source, backbone = (small_whisper, WhisperBackbone) if kind == "whisper" else (small_wav2vec2, Wav2Vec2Backbone)
-        encoder = shutil.copytree(source, tmp_path / "encoder")
-        parts = backbone(encoder, pretrained=request.param), MoELoRA(2, 2, targets=["q_proj"])
+        parts = backbone(source, pretrained=request.param), MoELoRA(2, 2, targets=["q_proj"])
         Detector(*parts, lambda width: AttentiveStatistics(width, 8)).save_pretrained(tmp_path / "model")
         Detector.from_pretrained(tmp_path / "model")
-        return tmp_path / "model", encoder
+        return tmp_path / "model", tmp_path / "model" / "backbone"
 
     return save
 
 
 def ask(folder: Path, *path: str, value: Any) -> None:
-    """Change a field of a folder's configuration."""
+    """Change a field of a folder's configuration; a model that the folder is in knows of it."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     place = config
@@ -64,6 +64,8 @@ def ask(folder: Path, *path: str, value: Any) -> None:
     assert path[-1] in place or path[-1] == "num_experts"
     place[path[-1]] = value
     file.write_text(json.dumps(config))
+    if folder.name == "backbone":
+        ask(folder.parent, "backbone_files", "backbone/config.json", value=file_hash(file))
 
 
 def refusal(model: Path) -> str:
@@ -75,7 +77,7 @@ def refusal(model: Path) -> str:
 
 
 def bytes_of(*folders: Path) -> int:
-    return sum((folder / "model.safetensors").stat().st_size for folder in folders)
+    return sum(path.stat().st_size for folder in folders for path in folder.glob("model.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -172,19 +174,19 @@ def test_a_table_of_relative_positions(tmp_path):
     ],
 )
 def test_json_of_a_stranger(content, told, small_wav2vec2, tmp_path):
-    encoder = shutil.copytree(small_wav2vec2, tmp_path / "encoder")
-    Detector(Wav2Vec2Backbone(encoder), FrozenBackbone(), lambda width: AttentiveStatistics(width, 8)).save_pretrained(
-        tmp_path / "model"
-    )
+    model, encoder = tmp_path / "model", tmp_path / "model" / "backbone"
+    parts = Wav2Vec2Backbone(small_wav2vec2), FrozenBackbone()
+    Detector(*parts, lambda width: AttentiveStatistics(width, 8)).save_pretrained(model)
     right = (encoder / "config.json").read_text()
     (encoder / "config.json").write_text(content)
-    assert told in refusal(tmp_path / "model")
+    ask(model, "backbone_files", "backbone/config.json", value=file_hash(encoder / "config.json"))
+    assert told in refusal(model)
     (encoder / "config.json").write_text(right)
     (encoder / "preprocessor_config.json").write_text(content)
     with pytest.raises(InputError, match="no readable preprocessor"):
         Wav2Vec2Backbone(encoder)
-    (tmp_path / "model" / "config.json").write_text(content)
-    assert told in refusal(tmp_path / "model")
+    (model / "config.json").write_text(content)
+    assert told in refusal(model)
 
 
 def test_a_checkpoint_in_pieces_and_in_half_precision(small_whisper, tmp_path):

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class Backbone(RemembersArguments, nn.Module, ABC):
     Attributes:
         width: features of an output frame: those of a hidden state, L + 1 times with "all".
         stochastic: whether dropout, layer drop or masking of the encoder was asked for.
+        alone: where checkpoints in transformers' layout hold the encoder within a larger model: what its tensors' names
+            begin with there, and the class of the encoder alone, which a saved detector has it as.
 
     Raises:
         InputError: the encoder has no such layer.
@@ -49,6 +51,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
     encoder: nn.Module
     width: int
     stochastic: bool = False
+    alone: ClassVar[tuple[str, str] | None] = None
 
     def __init__(
         self,

@@ -119,9 +119,10 @@ def _check_size(
     Raises:
         InputError: they are too many.
     """
-    size = _checkpoint_size(config, source, revision)
-    if size is None:  # transformers tells what is not there
+    files = checkpoint_files(getattr(config, "transformers_weights", None), source, revision)
+    if not files:  # transformers tells what is not there
         return
+    size = sum(path.stat().st_size for path in files)
     with dry_build(MOST_OF_ENCODER):
         dry = random_encoder(model_class, copy.deepcopy(config), source)
     weights = sum(parameter.numel() for parameter in dry.parameters())
@@ -132,20 +133,25 @@ def _check_size(
         )
 
 
-def _checkpoint_size(config: PreTrainedConfig, source: str | Path, revision: str | None) -> int | None:
-    """Bytes of the files that transformers takes the weights from; None if there are none."""
-    named = getattr(config, "transformers_weights", None)
+def checkpoint_files(named: str | None, source: str | Path, revision: str | None) -> list[Path]:
+    """The files that transformers takes the weights from; empty if there are none.
+
+    Args:
+        named: the one that the configuration names, if it does.
+        source: hub id or folder.
+        revision: of the hub repository.
+    """
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
     for name in names if named is None else (named,):
         path = _file_of(source, revision, name)
         if path is None:
             continue
         if not name.endswith(".index.json"):
-            return Path(path).stat().st_size
+            return [Path(path)]
         read_json(path)
         shards, _ = get_checkpoint_shard_files(source, path, revision=revision)
-        return sum(Path(shard).stat().st_size for shard in shards)
-    return None
+        return [Path(shard) for shard in shards]
+    return []
 
 
 def check_json(source: str | Path, revision: str | None, name: str) -> None:
@@ -187,16 +193,29 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def commit_of(source: str | Path, revision: str | None) -> str | None:
-    """The commit that a hub id and a revision stand for, by the local cache that its files were taken from; None for a
-    folder."""
-    if Path(source).is_dir():
-        return None
+def snapshot_of(source: str | Path, revision: str | None) -> Path | None:
+    """The folder on this machine with the ``config.json`` that an encoder was loaded from: its own, or that of the
+    local hub cache; None if there is none."""
+    if Path(source).exists():
+        return Path(source) if has_file(source, "config.json") else None
     try:
         found = try_to_load_from_cache(str(source), "config.json", revision=revision)
     except HFValidationError:  # a folder that is gone
         return None
-    return Path(found).parent.name if isinstance(found, str) else None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def commit_of(source: str | Path, revision: str | None) -> str | None:
+    """The commit that a hub id and a revision stand for, by the local cache that its files were taken from; None for a
+    folder."""
+    snapshot = None if Path(source).exists() else snapshot_of(source, revision)
+    return None if snapshot is None else snapshot.name
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a source is the id of a repository on the hub, ``owner/name``, and no path of this machine."""
+    path = Path(source)
+    return not path.exists() and not path.is_absolute() and str(source).count("/") == 1 and str(source)[0] not in ".~"
 
 
 def has_file(folder: str | Path, name: str) -> bool:

@@ -37,6 +37,7 @@ class WhisperBackbone(Backbone):
     """
 
     encoder: WhisperEncoder
+    alone = ("encoder.", "WhisperEncoder")
 
     def __init__(
         self,
@@ -110,6 +111,6 @@ def _exported_powers(waveforms: Tensor) -> Tensor:
 def _encoder(config: WhisperConfig, source: str | Path, revision: str | None, pretrained: bool) -> WhisperEncoder:
     if not pretrained or is_meta():
         return random_encoder(WhisperEncoder, config, source)
-    if config.architectures == ["WhisperEncoder"]:
+    if config.architectures == [WhisperBackbone.alone[1]]:
         return load_encoder(WhisperEncoder, config, source, revision)
     return load_encoder(WhisperModel, config, source, revision).encoder

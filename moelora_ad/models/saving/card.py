@@ -1,6 +1,7 @@
 """The model card of a saved detector, made of its ``config.json`` alone."""
 
 import html
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         config: content of ``config.json``. Its ``about`` may have
 
             - ``data``: what was used for what, for example {"training": "LA19 train"};
+            - ``licence``: of the weights, an SPDX identifier or in words;
             - ``results``: a list of ``{"set": name, "num_bona_fide": n, "num_spoof": n, "figures": {...}}``, a figure
               by its name ``{"value": x, "low": x, "high": x}``; rates in [0, 1], ``low`` and ``high`` a 95 % confidence
               interval or None.
@@ -37,6 +39,8 @@ def model_card(config: Mapping[str, Any]) -> str:
         _figures(results),
         "## Parameters",
         _parameters(config),
+        "## Licence",
+        _licence(config),
         "## Intended use and limits",
         _LIMITS,
     ]
@@ -49,12 +53,18 @@ def hub_id(config: Mapping[str, Any]) -> str | None:
     return str(arguments["source"]) if arguments.get("revision") and "source" in arguments else None
 
 
+def is_packed(config: Mapping[str, Any]) -> bool:
+    """Whether the weights of the encoder are part of the model's files."""
+    return any(name.endswith(".safetensors") for name in config.get("backbone_files") or ())
+
+
 def _header(config: Mapping[str, Any], results: list[dict[str, Any]]) -> str:
     return ModelCardData(
         library_name="moelora_ad",
         pipeline_tag="audio-classification",
         tags=["anti-spoofing", "audio-deepfake-detection", _class(config["adaptation"]).lower()],
         base_model=hub_id(config),
+        **_licence_fields((config.get("about") or {}).get("licence")),
         model_name="audio deepfake detector" if results else None,
         eval_results=[
             EvalResult(
@@ -75,12 +85,18 @@ def _header(config: Mapping[str, Any], results: list[dict[str, Any]]) -> str:
 def _summary(config: Mapping[str, Any]) -> str:
     encoder = hub_id(config) or Path(str(config["backbone"]["init_args"].get("source") or "not named")).name
     digest = config["backbone_sha256"]
-    frozen = (
-        f"The encoder, `{_text(encoder)}`, is not part of these files: it is loaded from where you have it, and "
-        f"refused unless the SHA-256 of its tensors is `{digest}`."
-        if digest
-        else "The whole encoder is part of these files."
-    )
+    if digest is None:
+        frozen = "The whole encoder is part of `model.safetensors`."
+    elif is_packed(config):
+        frozen = (
+            f"The frozen encoder, `{_text(encoder)}`, is part of these files, in `backbone/`, and refused unless the "
+            f"SHA-256 of its tensors is `{digest}`."
+        )
+    else:
+        frozen = (
+            f"The encoder, `{_text(encoder)}`, is not part of these files: it is loaded from where you have it, and "
+            f"refused unless the SHA-256 of its tensors is `{digest}`."
+        )
     calibrated = config["calibration"]
     scores = (
         f"Scores are log-likelihood ratios, calibrated on {_text(calibrated.get('fitted_on', 'a file not named'))}."
@@ -106,7 +122,7 @@ def _use(config: Mapping[str, Any]) -> str:
         + (f" with {', '.join(packages)}, which is not part of these files" if packages else "")
         + (
             ""
-            if hub_id(config) or config["backbone_sha256"] is None
+            if hub_id(config) or is_packed(config) or config["backbone_sha256"] is None
             else "; give the encoder's folder with `backbone=` or `--backbone`"
         )
         + "."
@@ -151,6 +167,29 @@ def _parameters(config: Mapping[str, Any]) -> str:
     return "\n".join(["| part | parameters |", "| --- | ---: |", *rows])
 
 
+def _licence_fields(licence: str | None) -> dict[str, Any]:
+    """The header's fields: the hub has a list of identifiers, and another licence is "other" with a name."""
+    if not licence:
+        return {}
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
+        return {"license": licence.lower()}
+    return {"license": "other", "license_name": " ".join(licence.split())}
+
+
+def _licence(config: Mapping[str, Any]) -> str:
+    licence = (config.get("about") or {}).get("licence")
+    told = (
+        f"These weights: {_text(licence)}."
+        if licence
+        else "That of these weights is not stated: whoever publishes them sets it, and minds those of the encoder and "
+        "of the training data."
+    )
+    beside = [name for name in config.get("backbone_files") or () if not name.endswith((".json", ".safetensors"))]
+    if beside:
+        told += f" The encoder keeps its own: see {', '.join(f'`{name}`' for name in beside)}."
+    return told
+
+
 def _class(described: Mapping[str, Any]) -> str:
     return _text(str(described["class_path"]).rpartition(".")[2])
 
@@ -168,6 +207,4 @@ meant as the only ground of a decision about a person.
   higher; the figures above hold for the sets that they name.
 - It judges whether speech is synthetic or converted, not who speaks or whether what is said is true. Edits, replayed
   speech, music and noise without speech were not part of the training unless stated.
-- What a score means for one file depends on how common spoofed speech is where the file comes from.
-- The licence of these weights is not stated here: whoever publishes them sets it, and minds those of the encoder and of
-  the training data."""
+- What a score means for one file depends on how common spoofed speech is where the file comes from."""

@@ -26,6 +26,7 @@ from moelora_ad.models.saving.card import model_card
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+ENCODER_FOLDER = "backbone"
 FORMAT = 1
 LABELS = ["spoof", "bonafide"]
 MIN_WINDOW, MAX_WINDOW = SAMPLE_RATE // 10, 3_600 * SAMPLE_RATE
@@ -50,7 +51,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError.at(path, "is not of a detector that moelora-ad saved; make one with moelora-ad export")
     if config["format"] != FORMAT:
         raise InputError.at(path, f"is of format {config['format']!r}, this moelora_ad reads {FORMAT}: upgrade it")
-    config.setdefault("precision", None)  # models of earlier versions do not tell it
+    for name in ("precision", "backbone_files"):
+        config.setdefault(name, None)  # models of earlier versions do not tell it
     if missing := [name for name in _FIELDS if name not in config]:
         raise InputError.at(path, f"has no field {missing[0]!r}")
     for name, right in _FIELDS.items():
@@ -135,17 +137,26 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def downloaded(source: str, revision: str | None) -> Path:
-    """The folder of the local hub cache that has the files of a repository."""
+    """The folder of the local hub cache that has the files of a repository.
+
+    Raises:
+        InputError: they are not to be had, or see `read_config`.
+    """
     path = Path(source)
     if path.is_absolute() or source.count("/") != 1 or source.startswith("."):
         raise InputError(f"model {source}: no such folder")
     try:
         for name in (WEIGHTS, CONFIG):
             file = hf_hub_download(source, name, revision=revision)
+        folder = Path(file).parent
+        for name in read_config(folder)["backbone_files"] or ():
+            hf_hub_download(source, name, revision=revision)
+    except InputError:
+        raise
     except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"model {source}: no such folder, and not to be had from the hub: {reason}") from None
-    return Path(file).parent
+    return folder
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -171,6 +182,13 @@ def _is_sha256(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
+def _are_encoder_files(value: Any) -> bool:
+    """Names of files in the encoder's folder, which lead nowhere else, with the SHA-256 of each."""
+    return isinstance(value, dict) and all(
+        re.fullmatch(rf"{ENCODER_FOLDER}/\w[\w.-]*", name) and _is_sha256(digest) for name, digest in value.items()
+    )
+
+
 def _is_part(value: Any) -> bool:
     return isinstance(value, dict) and "class_path" in value
 
@@ -180,6 +198,8 @@ def _is_about(value: Any) -> bool:
     if value is None:
         return True
     results = value.get("results", []) if isinstance(value, dict) else None
+    if isinstance(value, dict) and not isinstance(value.get("licence", ""), str):
+        return False
     return isinstance(results, list) and isinstance(value.get("data", {}), dict) and all(map(_is_result, results))
 
 
@@ -202,6 +222,7 @@ _FIELDS = {
     "precision": lambda value: value is None or isinstance(value, str),
     "backbone": lambda value: _is_part(value) and isinstance(value.get("init_args"), dict),
     "backbone_sha256": lambda value: value is None or _is_sha256(value),
+    "backbone_files": lambda value: value is None or _are_encoder_files(value),
     "adaptation": _is_part,
     "sites": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "classifier": _is_part,

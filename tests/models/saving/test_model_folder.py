@@ -160,9 +160,15 @@ def refusal(folder: Path | str, **arguments: object) -> str:
     return line
 
 
-def test_the_files_hold_what_was_trained_and_nothing_of_the_encoder(model, small_whisper):
-    assert sorted(path.name for path in model.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    assert len({path.stat().st_mode for path in model.iterdir()}) == 1  # whoever can read one can read all
+def all_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_files_hold_what_was_trained_and_the_encoder_apart(model, small_whisper):
+    files = [path for path in model.rglob("*") if path.is_file()]
+    of_encoder = ["backbone/config.json", "backbone/model.safetensors"]
+    assert sorted(all_files(model)) == ["README.md", *of_encoder, "config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in files}) == 1  # whoever can read one can read all
     loaded = Detector.from_pretrained(model)
     with safe_open(model / "model.safetensors", "pt") as file:
         assert set(file.keys()) == loaded.kept_names()
@@ -178,20 +184,25 @@ def test_the_files_hold_what_was_trained_and_nothing_of_the_encoder(model, small
         if name.startswith("encoder.")
     }
     assert config["backbone_sha256"] == tensors_hash(encoder)
+    # And so does what was packed: the encoder of a whole model alone, without its decoder.
+    assert tensors_hash(load_file(model / of_encoder[1])) == tensors_hash(encoder)
+    assert config["backbone_files"] == {name: file_hash(model / name) for name in of_encoder}
 
 
 def test_the_encoder_may_lie_elsewhere_but_must_be_the_same(model, tmp_path, small_whisper, monkeypatch):
     wanted = logits(Detector.from_pretrained(model))
+    Detector.from_pretrained(model).save_pretrained(model, with_backbone=False)
+    assert sorted(all_files(model)) == ["README.md", "config.json", "model.safetensors"]  # no old encoder is left
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(small_whisper, elsewhere)
     config = json.loads((model / "config.json").read_text())
-    config["backbone"]["init_args"]["source"] = str(tmp_path / "gone")
-    change(model, **config)
+    assert config["backbone"]["init_args"]["source"] == small_whisper.name
     line = refusal(model)
-    assert str(tmp_path / "gone") in line
-    assert config["backbone_sha256"][:16] in line
-    assert "--backbone" in line
+    assert f"the folder {small_whisper.name} (SHA-256 {config['backbone_sha256'][:16]}...), is not part of" in line
+    assert "--backbone FOLDER" in line
     assert torch.equal(logits(Detector.from_pretrained(model, backbone=elsewhere)), wanted)
+    monkeypatch.chdir(small_whisper.parent)  # a folder of that name that is here is tried
+    assert torch.equal(logits(Detector.from_pretrained(model)), wanted)
     tensors = load_file(elsewhere / "model.safetensors")
     tensors["encoder.conv1.weight"][0, 0, 0] += 1e-6
     save_file(tensors, elsewhere / "model.safetensors", metadata={"format": "pt"})
@@ -313,7 +324,7 @@ def test_a_config_that_does_not_fit_is_refused(model, fields, expected):
 
 def test_a_field_that_is_missing_is_named(model):
     config = json.loads((model / "config.json").read_text())
-    for name in config.keys() - {"format", "library", "backbone", "precision"}:
+    for name in config.keys() - {"format", "library", "backbone", "precision", "backbone_files"}:
         (model / "config.json").write_text(json.dumps({n: v for n, v in config.items() if n != name}))
         assert f"has no field {name!r}" in refusal(model)
 
@@ -441,7 +452,7 @@ def test_a_device_that_is_not_there(model):
     assert "device nonsense" in refusal(model, device="nonsense")
 
 
-def test_push_to_hub_uploads_the_three_files(model, monkeypatch):
+def test_push_to_hub_uploads_every_file(model, monkeypatch):
     calls = []
 
     class Hub:
@@ -450,7 +461,7 @@ def test_push_to_hub_uploads_the_three_files(model, monkeypatch):
             return type("Url", (), {"repo_id": f"me/{repo_id}"})
 
         def upload_folder(self, *, repo_id, folder_path, revision, commit_message):
-            files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+            files = all_files(Path(folder_path))
             calls.append(("upload", repo_id, revision, commit_message, files))
             return type("Commit", (), {"commit_url": "https://hub/commit"})
 
@@ -460,11 +471,11 @@ def test_push_to_hub_uploads_the_three_files(model, monkeypatch):
     assert calls[0] == ("create", "detector", True, True)
     *call, files = calls[1]
     assert call == ["upload", "me/detector", "v1", "Upload a detector"]
-    assert files == {path.name: path.read_bytes() for path in model.iterdir()}
+    assert files == all_files(model)
 
 
 def test_from_the_hub(model, monkeypatch):
-    """What is asked of the hub, and that both files are looked for in the same snapshot."""
+    """What is asked of the hub, and that all files are looked for in the same snapshot."""
     asked = []
 
     def fetch(repo_id, filename, *, revision):
@@ -474,7 +485,8 @@ def test_from_the_hub(model, monkeypatch):
     monkeypatch.setattr("moelora_ad.models.saving.files.hf_hub_download", fetch)
     detector = Detector.from_pretrained("me/detector", revision="v1")
     assert torch.equal(logits(detector), logits(Detector.from_pretrained(model)))
-    assert sorted(asked) == [("me/detector", "config.json", "v1"), ("me/detector", "model.safetensors", "v1")]
+    names = ["backbone/config.json", "backbone/model.safetensors", "config.json", "model.safetensors"]
+    assert sorted(asked) == [("me/detector", name, "v1") for name in names]
 
 
 def test_the_published_size():
@@ -510,7 +522,7 @@ def test_saving_over_a_model_that_breaks_off_is_noticed(model, monkeypatch):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_is_full_changes_no_model_and_leaves_no_folder(model, monkeypatch, number):
     detector = Detector.from_pretrained(model)
-    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    before = all_files(model)
     with torch.no_grad():
         detector.classifier.output.weight.add_(1.0)
 
@@ -521,7 +533,7 @@ def test_a_disk_that_is_full_changes_no_model_and_leaves_no_folder(model, monkey
     for folder in (model, model.parent / "new" / "model"):
         with pytest.raises(OSError, match=os.strerror(number)):
             detector.save_pretrained(folder)
-    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    assert all_files(model) == before
     assert not (model.parent / "new").exists()
 
 

@@ -169,7 +169,9 @@ def test_a_run_is_read_back(fit, tmp_path, small_whisper):
 
     (artifact,) = run.artifacts
     assert (artifact.type, set(artifact.aliases)) == ("model", {"best", "latest"})
-    assert {entry.path for entry in artifact.manifest.contents} == {"config.json", "model.safetensors", "README.md"}
+    of_encoder = {"backbone/config.json", "backbone/model.safetensors"}
+    files = {"config.json", "model.safetensors", "README.md"} | of_encoder
+    assert {entry.path for entry in artifact.manifest.contents} == files
     metadata = json.loads(artifact.metadata)
     assert metadata["dev_eer"] == pytest.approx(float(trainer.checkpoint_callback.best_model_score))
     assert metadata["checkpoint"] == Path(trainer.checkpoint_callback.best_model_path).name
