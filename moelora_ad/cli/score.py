@@ -53,8 +53,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="MODEL",
-        help="the folder of a model that was exported, the id of one on the hub, or the name of one that comes with the "
-        "package (see the verb models; ./NAME is a folder of that name)",
+        help="the folder of a model that was exported, the id of one on the hub, or the name of one that comes with "
+        "the package (see the verb models; ./NAME is a folder of that name)",
     )
     parser.add_argument("--revision", help="commit, tag or branch of the hub repository")
     parser.add_argument(

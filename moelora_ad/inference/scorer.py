@@ -101,7 +101,7 @@ class Scorer:
         """The scorer of a model that was kept, with its calibration and its window.
 
         Args:
-            source: A folder, or a model id of the Hugging Face hub.
+            source: A folder, the name of a model that comes with the package, or a model id of the Hugging Face hub.
             revision: Commit, tag or branch of the hub repository.
             backbone: Where the pretrained encoder is, if not where the model says.
             hop: As for the class; the others too.

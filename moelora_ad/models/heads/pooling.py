@@ -88,7 +88,7 @@ class MeanPooling(Classifier):
 
 
 def _statistics(features: Tensor, weights: Tensor) -> Tensor:
-    """Mean and standard deviation (B, 2 width) of features (B, frames, width) by weights (B, frames, 1) that sum to 1."""
+    """Mean and standard deviation (B, 2 width) of features (B, frames, width); weights (B, frames, 1) sum to 1."""
     mean = (weights * features).sum(dim=1)
     variance = (weights * (features - mean.unsqueeze(1)).square()).sum(dim=1)
     return torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=1)

@@ -27,6 +27,7 @@ from moelora_ad.models.saving.files import (
     short,
     tensors_hash,
 )
+from moelora_ad.models.saving.packaged import found_model
 from moelora_ad.models.saving.packing import check_encoder_files
 from moelora_ad.models.saving.specification import maker, resolve, without_source
 
@@ -82,7 +83,8 @@ class LoadedModule(nn.Module):
         Nothing in the files is executed; a file from a stranger can build classes of this package only.
 
         Args:
-            source: a folder that `save_pretrained` wrote, or the id of a repository on the hub.
+            source: a folder that `save_pretrained` wrote, the name of a packaged model (see `found_model`), or the id
+                of a repository on the hub.
             revision: commit, tag or branch of that repository.
             backbone: folder or hub id of the frozen encoder, if it is not where the detector was saved with it. Its
                 tensors must be the same.
@@ -93,7 +95,7 @@ class LoadedModule(nn.Module):
             InputError: a file is missing, damaged or of a newer format; the encoder is missing or another one; a class
                 is not trusted.
         """
-        folder = Path(source)
+        folder = Path(found_model(source))
         if not folder.is_dir():
             folder = downloaded(str(source), revision)
         elif revision is not None:
