@@ -1,6 +1,7 @@
 """The verb models: the detectors that come with the package."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def _described(name: str, folder: Path) -> dict[str, Any]:
         "limits": about.get("limits", []),
         "licence": about.get("licence"),
         "recordings": about.get("recordings", []),
+        "licence_texts": [str(path) for path in sorted(folder.glob("*/*")) if path.suffix in ("", ".txt")],
     }
 
 
@@ -61,7 +63,7 @@ def _show(model: Mapping[str, Any], program: str) -> None:
     trained = sum(count for part, count in model["parameters"].items() if part != "total")
     table = Table(title=f"{model['name']}: {', '.join(model['architecture'])}", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     rows: list[tuple[str, str]] = [
         ("notice", model["notice"] or ""),
         *((use, what) for use, what in model["data"].items()),
@@ -72,6 +74,7 @@ def _show(model: Mapping[str, Any], program: str) -> None:
         *(("limit", limit) for limit in model["limits"]),
         ("licence", model["licence"] or "not stated"),
         *(("recordings", text) for text in model["recordings"]),
+        ("licence texts", ", ".join(os.path.relpath(path, model["folder"]) for path in model["licence_texts"])),
         ("folder", model["folder"]),
         ("use", f"{program} score FILES --model {model['name']}"),
     ]

@@ -1,6 +1,7 @@
 """The verb models: what there is to use at once, and what to think of it."""
 
 import json
+from pathlib import Path
 
 from moelora_ad.cli import models
 
@@ -25,5 +26,8 @@ def test_json_has_all_of_it(run_verb, tmp_path):
     assert mini["data"]["training"] == "MiniLA train"
     assert mini["limits"]
     assert mini["recordings"]
+    texts = " ".join(Path(path).read_text() for path in mini["licence_texts"])
+    assert "GNU GENERAL PUBLIC LICENSE" in texts
+    assert "Copyright (c) 2022 OpenAI" in texts
     assert run_verb(models, "--json", tmp_path / "models.json")[0] == 0
     assert json.loads((tmp_path / "models.json").read_text()) == [mini]
