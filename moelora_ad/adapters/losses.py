@@ -177,7 +177,7 @@ def input_overlaps(layer: MoELoRALinear) -> Tensor:
     experts, rank, _ = downs.shape
     # Q_i = L_i^-1 A_i with A_i A_i^T = L_i L_i^T
     gram = _gram(functional.normalize(downs, dim=-1)).reshape(experts, rank, experts, rank).transpose(1, 2)
-    own = gram[torch.arange(experts), torch.arange(experts)]
+    own = gram.diagonal().movedim(-1, 0)
     factor = torch.linalg.cholesky_ex(own + 1e-6 * torch.eye(rank, device=own.device)).L
     left = torch.linalg.solve_triangular(factor.unsqueeze(1), gram, upper=False)
     both = torch.linalg.solve_triangular(factor.unsqueeze(0), left.transpose(-1, -2), upper=False)

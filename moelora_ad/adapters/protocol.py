@@ -155,6 +155,14 @@ class Ownership:
             if name not in self._modules:
                 yield name, module
 
+    def pretrained(self) -> dict[str, Tensor]:
+        """The encoder's own tensors by the names that they had in the pretrained encoder, each once."""
+        found: dict[str, Tensor] = {}
+        for name, tensor in self._encoder.state_dict().items():
+            if not self._is_own(name):
+                found.setdefault(self._names.get(name, name), tensor)
+        return found
+
     def encoder_tensors(self) -> Iterator[Tensor]:
         """The encoder's own parameters and buffers."""
         for name, tensor in _tensors(self._encoder):

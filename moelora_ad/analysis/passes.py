@@ -91,5 +91,4 @@ class AudioPasses:
         with torch.inference_mode(), computing_in(precision, self.device):
             advance(0)
             for batch in batches(trained, trials, self._batch_size, self._workers, advance):
-                lengths = None if batch.lengths is None else batch.lengths.to(self.device)
-                yield batch._replace(waveforms=batch.waveforms.to(self.device), lengths=lengths)
+                yield batch.to(self.device)

@@ -34,13 +34,17 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     from rich.console import Console
 
     from moelora_ad.evaluation.score_table import ScoreTable
-    from moelora_ad.models.saving.files import read_config, store_calibration
+    from moelora_ad.models.saving.files import ONNX, read_config, store_calibration
 
     try:
         config = read_config(arguments.model)
         table = ScoreTable.read(arguments.scores)
         calibration = fitted(table, arguments.scores)
         store_calibration(arguments.model, calibration.as_dict())
+        if (exported := Path(arguments.model) / ONNX).is_file():
+            from moelora_ad.models.saving import onnx_export
+
+            onnx_export.store_calibration(exported, calibration.as_dict())
     except InputError as error:
         parser.error(str(error))
     counts = f"{calibration.num_bona_fide:,} bona fide and {calibration.num_spoof:,} spoof"

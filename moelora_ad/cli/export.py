@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from moelora_ad.data.data_module import AudioDeepfakeDataModule
     from moelora_ad.models import Detector
 
-ONNX = "model.onnx"
-
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
@@ -67,6 +65,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 def _export(program: str, arguments: argparse.Namespace) -> int:
     from moelora_ad.models.precision import SINGLE
+    from moelora_ad.models.saving.files import ONNX
 
     folder = Path(arguments.to)
     _check_target(folder, arguments.onnx)
@@ -157,12 +156,16 @@ def _scores(arguments: argparse.Namespace) -> tuple[list[str], str | None]:
 
 
 def _onnx_failure(detector: "Detector", folder: Path) -> str | None:
+    from moelora_ad.models.saving.files import ONNX, read_config
     from moelora_ad.models.saving.onnx_export import export_onnx
 
+    model_id = f"{folder.absolute().name}@{read_config(folder)['weights_sha256'][:16]}"
     try:
-        export_onnx(detector, folder / ONNX)
+        fixed = export_onnx(detector, folder / ONNX, model_id=model_id)
     except (InputError, RuntimeError) as error:
         return " ".join(str(error).split())
+    if fixed:
+        print(f"{ONNX} takes clips of {detector.window:,} samples and no others: {' '.join(fixed.split())}")
     return None
 
 
@@ -182,7 +185,7 @@ def _corpus(corpus: "Corpus") -> str:
 
 def _check_target(folder: Path, onnx: bool) -> None:
     """Nothing but a model that was saved before is overwritten, and that as a whole."""
-    from moelora_ad.models.saving.files import read_config
+    from moelora_ad.models.saving.files import ONNX, read_config
 
     if folder.is_dir() and not any(folder.iterdir()):
         return

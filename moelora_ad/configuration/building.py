@@ -167,29 +167,33 @@ def config_beside(checkpoint: str) -> str:
     return str(path)
 
 
-def detector_state(path: str) -> dict[str, Tensor]:
+def detector_state(path: str, option: str = "--checkpoint") -> dict[str, Tensor]:
     """The tensors of a detector in a Lightning checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        option: that names it, for the message.
 
     Raises:
         InputError: the file is no readable checkpoint of a training run.
     """
-    checkpoint = _checkpoint(path)
-    check_container(path, "--checkpoint")
-    check_content(checkpoint, path, "--checkpoint")
+    checkpoint = _checkpoint(path, option)
+    check_container(path, option)
+    check_content(checkpoint, path, option)
     state = checkpoint["state_dict"]
     return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
 
 
-def _checkpoint(path: str) -> dict[str, Any]:
+def _checkpoint(path: str, option: str = "--checkpoint") -> dict[str, Any]:
     if not Path(path).is_file():
-        raise InputError(f"--checkpoint: {path} is no file")
+        raise InputError(f"{option}: {path} is no file")
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True) if is_zipfile(path) else None
     except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"--checkpoint: {path} is no readable checkpoint: {reason}") from None
+        raise InputError(f"{option}: {path} is no readable checkpoint: {reason}") from None
     if checkpoint is None:
-        raise InputError(f"--checkpoint: {path} is no checkpoint, or is cut off")
+        raise InputError(f"{option}: {path} is no checkpoint, or is cut off")
     return checkpoint if isinstance(checkpoint, dict) else {}
 
 

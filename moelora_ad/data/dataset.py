@@ -1,6 +1,7 @@
 """From trials to batches of waveforms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -25,7 +26,8 @@ class FailedTrial(NamedTuple):
     reason: str
 
 
-class Batch(NamedTuple):
+@dataclass(eq=False)
+class Batch:
     """What the detector sees: B trials with C clips of each, mostly one. A trial that failed is silence.
 
     An idle pass, of a process that waits for others, has no trials, and silence in place of one.
@@ -34,8 +36,9 @@ class Batch(NamedTuple):
         waveforms: (B C, samples) float32, 16 kHz mono; the clips of a trial are neighbours.
         lengths: (B C,) int64 valid samples of each row; None when all rows are full.
         labels: (B,) int64, 1 bona fide, 0 spoof, -1 unknown.
-        trials: (B,) int64 indices into the list of trials.
+        trials: (B,) int64 indices into the list of trials. They stay on the host, where they are looked up.
         failures: the trials among them whose audio could not be read.
+        read: (B,) bool, false for trials that failed; made of ``failures`` if not given.
     """
 
     waveforms: Tensor
@@ -43,17 +46,34 @@ class Batch(NamedTuple):
     labels: Tensor
     trials: Tensor
     failures: list[FailedTrial]
+    read: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.read is None:
+            failed = torch.tensor([failure.trial for failure in self.failures], dtype=torch.int64)
+            self.read = ~torch.isin(self.trials, failed)
 
     @property
     def num_read(self) -> int:
         return len(self.trials) - len(self.failures)
 
-    def read(self) -> Tensor:
-        """(B,) bool, false for trials that failed."""
-        failed = torch.tensor(
-            [failure.trial for failure in self.failures], dtype=torch.int64, device=self.trials.device
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch with what a model computes on moved to a device; to a GPU, from pinned memory, without waiting."""
+        is_gpu = torch.device(device).type == "cuda"
+        return self._with(lambda tensor: tensor.to(device, non_blocking=is_gpu))
+
+    def pin_memory(self) -> "Batch":
+        """The batch with what `to` moves in pinned memory; a ``DataLoader`` calls it."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            waveforms=change(self.waveforms),
+            lengths=None if self.lengths is None else change(self.lengths),
+            labels=change(self.labels),
+            read=change(self.read),
         )
-        return ~torch.isin(self.trials, failed)
 
 
 class _Changed(NamedTuple):

@@ -40,7 +40,7 @@ def as_batch(given: Any, labelled: bool) -> Batch:
     for name, values in (("labels", labels), ("lengths", lengths)):
         if values is not None and values.shape != (len(waveforms),):
             raise _wrong(f"{name} are of shape {tuple(values.shape)}: give ({len(waveforms)},), one for each waveform")
-    trials = torch.arange(len(waveforms), device=waveforms.device)
+    trials = torch.arange(len(waveforms))
     return Batch(waveforms, None if lengths is None else lengths.long(), labels.long(), trials, [])
 
 

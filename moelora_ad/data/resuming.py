@@ -70,8 +70,8 @@ def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -
     told = [f"{', '.join(data['corpora'])} ({data['trials']:,} trials)" for data in (theirs, own)]
     raise InputError(
         f"--ckpt_path goes on with the same training, but the checkpoint was trained on {told[0]} and the "
-        f"configuration trains on {told[1]}; to start from its weights, in Python: "
-        "DetectionModule.load_from_checkpoint(CHECKPOINT) and Trainer.fit without ckpt_path"
+        f"configuration trains on {told[1]}; to start from its weights with new data, optimiser and schedule, give "
+        "--model.init_weights CHECKPOINT in the place of --ckpt_path"
     )
 
 

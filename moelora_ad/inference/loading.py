@@ -10,6 +10,7 @@ import torch
 from moelora_ad.configuration.building import Built, build_from_configs, config_beside, detector_state, load_weights
 from moelora_ad.configuration.files import read_configuration
 from moelora_ad.errors import InputError
+from moelora_ad.inference.onnx import SUFFIX
 from moelora_ad.models.detector import Detector
 from moelora_ad.models.devices import on_device
 from moelora_ad.models.saving.files import CONFIG
@@ -57,6 +58,8 @@ def load(
     source = found_model(source)
     path = Path(source)
     place = None if backbone is None else os.fspath(backbone)
+    if path.suffix == SUFFIX and path.is_file():
+        raise InputError(f"{source}: an ONNX file is for scoring alone: Scorer.from_pretrained, or moelora-ad score")
     is_run = path.is_file() or (path.is_dir() and not (path / CONFIG).exists())
     if not is_run:
         if not path.is_dir() and os.fspath(source).count("/") != 1:

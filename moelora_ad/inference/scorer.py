@@ -16,13 +16,15 @@ from moelora_ad.audio.segments import Clip
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.inference.file_scores import FileFailure, FileScore, WindowScore
+from moelora_ad.inference.onnx import SUFFIX as ONNX_SUFFIX
+from moelora_ad.inference.onnx import OnnxDetector
 from moelora_ad.inference.pipes import is_pipe, open_pipe
 from moelora_ad.inference.precision import chosen_precision, computing_in
 from moelora_ad.inference.sounds import Opened, PendingSound, named_sound
 from moelora_ad.inference.windows import Sound, sound_of_array
 from moelora_ad.models import Detector
 from moelora_ad.models.devices import usable_device
-from moelora_ad.models.precision import ROUNDED, round_frozen
+from moelora_ad.models.precision import ROUNDED, SINGLE, round_frozen
 from moelora_ad.models.scores import log_odds
 
 Progress = Callable[[float], None]
@@ -101,7 +103,8 @@ class Scorer:
         """The scorer of a model that was kept, with its calibration and its window.
 
         Args:
-            source: A folder, the name of a model that comes with the package, or a model id of the Hugging Face hub.
+            source: A folder, the name of a model that comes with the package, a model id of the Hugging Face hub, or an
+                ONNX file that was exported.
             revision: Commit, tag or branch of the hub repository.
             backbone: Where the pretrained encoder is, if not where the model says.
             hop: As for the class; the others too.
@@ -111,6 +114,14 @@ class Scorer:
             InputError: The model is missing or does not fit, a class of it is not trusted, or see the class.
         """
         device = usable_device(device)
+        if Path(source).suffix == ONNX_SUFFIX and not Path(source).is_dir():
+            if given := [name for name, one in (("revision", revision), ("backbone", backbone)) if one is not None]:
+                raise InputError(f"model {source}: an ONNX file has everything in it: {given[0]} has no use")
+            if precision not in (None, SINGLE):
+                raise InputError(f"model {source}: an ONNX file computes in {SINGLE}, not in {precision}")
+            exported = OnnxDetector(source, device)
+            hop = exported.hop if hop is None else hop
+            return cls(cast(Detector, exported), hop=hop, batch_size=batch_size, device=device)
         detector = Detector.from_pretrained(source, revision=revision, backbone=backbone, device=device, allow=allow)
         return cls(detector, hop=hop, batch_size=batch_size, device=device, precision=precision)
 

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moelora_ad.errors import InputError
 
@@ -40,3 +40,35 @@ def on_device(module: Module, device: str | torch.device | None) -> Module:
         return module.to(device or "cpu")
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
+
+
+class HostCopy:
+    """A tensor on its way to the host, while the program goes on: a GPU computes what is queued, and the copy is taken
+    when its turn comes.
+
+    Args:
+        tensor: on any device. What becomes of it afterwards does not matter.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        is_gpu = tensor.device.type == "cuda"
+        self._copy = tensor.detach().to("cpu", non_blocking=is_gpu)  # into pinned memory
+        self._taken = torch.cuda.Event() if is_gpu else None
+        if self._taken is not None:
+            self._taken.record(torch.cuda.current_stream(tensor.device))
+
+    @property
+    def is_immediate(self) -> bool:
+        """Whether the copy was taken at once, as it is of a tensor on the host."""
+        return self._taken is None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether `tensor` need not wait."""
+        return self._taken is None or self._taken.query()
+
+    def tensor(self) -> Tensor:
+        """The copy; waits for it."""
+        if self._taken is not None:
+            self._taken.synchronize()
+        return self._copy

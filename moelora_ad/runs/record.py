@@ -34,6 +34,17 @@ class ConfiguredSet(NamedTuple):
     trials: str | None
 
 
+class InitialWeights(NamedTuple):
+    """What a training started from: a model or a checkpoint, the SHA-256 of its file of weights, how many tensors are
+    those of it, how many began anew, and how many of it were not used."""
+
+    source: str
+    sha256: str
+    loaded: int
+    begun_anew: int
+    not_used: int
+
+
 def trials_hash(trials: TrialList) -> str:
     """Hash of the ids and labels of trials, in any order."""
     digest = hashlib.sha256()
@@ -73,6 +84,8 @@ class RunRecord:
         versions: of Python and of the packages that figures depend on.
         git_commit: of the code, with ``-dirty`` if files differ from it; None outside a repository.
         command: arguments of the command line.
+        init_weights: what it started from by ``model.init_weights``; None for new weights, and in a record of an
+            earlier version.
     """
 
     folder: Path
@@ -100,6 +113,7 @@ class RunRecord:
     git_commit: str | None
     command: tuple[str, ...]
     configured_sets: Mapping[str, ConfiguredSet] | None = None
+    init_weights: InitialWeights | None = None
 
     @property
     def trained(self) -> int:
@@ -131,7 +145,8 @@ class RunRecord:
         sets = {name: found._asdict() for name, found in self.sets.items()}
         of_run = self.configured_sets
         configured = None if of_run is None else {name: one._asdict() for name, one in of_run.items()}
-        return {"format": FORMAT} | fields | {"sets": sets, "configured_sets": configured}
+        started = None if self.init_weights is None else self.init_weights._asdict()
+        return {"format": FORMAT} | fields | {"sets": sets, "configured_sets": configured, "init_weights": started}
 
 
 def read_record(folder: str | Path) -> RunRecord:
@@ -154,11 +169,15 @@ def read_record(folder: str | Path) -> RunRecord:
         configured = content.pop("configured_sets", None)
         if configured is not None:
             configured = {str(name): ConfiguredSet(**one) for name, one in configured.items()}
+        started = content.pop("init_weights", None)
+        started = None if started is None else InitialWeights(**started)
         lists: dict[str, Any] = {}
         for name in ("training_corpora", "command"):
             found = content.pop(name)
             lists[name] = tuple(found) if isinstance(found, list) else found
-        record = RunRecord(folder=Path(folder), sets=sets, configured_sets=configured, **lists, **content)
+        record = RunRecord(
+            folder=Path(folder), sets=sets, configured_sets=configured, init_weights=started, **lists, **content
+        )
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError.at(path, f"is damaged: {error}") from None
     _check(record, path)

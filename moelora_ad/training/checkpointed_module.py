@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
 
+from moelora_ad.adapters import AdapterError
 from moelora_ad.configuration.building import PARTS, PREFIX, arguments_of, config_beside
 from moelora_ad.data.resuming import (
     CUT_OFF,
@@ -17,6 +18,7 @@ from moelora_ad.data.resuming import (
     redo_what_was_cut_off,
 )
 from moelora_ad.data.trainer_state import shards_the_model, trainer_of
+from moelora_ad.errors import InputError
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.checkpoints import (
     ARCHITECTURE,
@@ -25,8 +27,11 @@ from moelora_ad.models.saving.checkpoints import (
     check_readable,
     tell_other_architecture,
 )
-from moelora_ad.training.callbacks.divergence import check_weights
+from moelora_ad.runs.record import InitialWeights
+from moelora_ad.training.callbacks.divergence import LossCheck, check_weights
+from moelora_ad.training.initial_weights import load_initial_weights
 
+INIT_WEIGHTS = "init_weights"  # key of a checkpoint
 Module = TypeVar("Module", bound="CheckpointedModule")
 
 
@@ -37,7 +42,12 @@ class CheckpointedModule(LightningModule):
         detector: what is trained.
         training_data: what checkpoints say of the trials that it is trained on; empty if that is not known.
         has_weights: whether fit goes on from the weights that there are.
+        init_weights: a model or a checkpoint to start from; None for new weights.
+        started_from: what that gave, to this run or to the one that it goes on with; None before fit, and for new
+            weights.
+        start_error: why there are no weights to start from; a checkpoint may bring others.
         validated: how many training batches there had been when the last validation within fit ended.
+        loss_check: what stops training that diverges; it knows the last loss.
     """
 
     detector: Detector
@@ -48,7 +58,11 @@ class CheckpointedModule(LightningModule):
         self.strict_loading = False
         self.training_data: dict[str, Any] = {}
         self.has_weights = False
+        self.init_weights: str | None = None
+        self.started_from: InitialWeights | None = None
+        self.start_error: ValueError | None = None
         self.validated: int | None = None
+        self.loss_check: LossCheck | None = None
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -92,15 +106,31 @@ class CheckpointedModule(LightningModule):
         module.has_weights = True  # fit goes on from these weights
         return module
 
+    def start(self) -> None:
+        """Give the detector the weights that training starts from."""
+        resumes = self.trainer.ckpt_path is not None  # that brings its own, and what was started from may be gone
+        try:
+            self.detector.adaptation.initialise(self.detector.backbone.encoder)
+            if self.init_weights is not None and not resumes:
+                self.started_from, told = load_initial_weights(self.detector, self.init_weights)
+                if self.trainer.is_global_zero:
+                    print("\n".join(told))
+        except (AdapterError, InputError) as error:
+            self.start_error = error
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = {f"{PREFIX}{name}" for name in self.detector.kept_names()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         trainer = trainer_of(self)
         if trainer is not None:
+            if self.loss_check is not None and not trainer.interrupted:  # then other processes may have ended
+                self.loss_check.read()
             check_weights(trainer, checkpoint["state_dict"])
             if self.training_data:
                 checkpoint[TRAINING_DATA] = self.training_data
             checkpoint[ARCHITECTURE] = architecture_of(self.detector)
+            if self.started_from is not None:
+                checkpoint[INIT_WEIGHTS] = self.started_from._asdict()
             if trainer.state.fn == "fit":
                 checkpoint[CUT_OFF] = cut_off(trainer, self.validated)
 
@@ -114,6 +144,9 @@ class CheckpointedModule(LightningModule):
         if trainer is not None:
             if trainer.state.fn == "fit":
                 check_training_data(checkpoint, self.training_data)
+                started = checkpoint.get(INIT_WEIGHTS, {})
+                if started.keys() == set(InitialWeights._fields):
+                    self.started_from = InitialWeights(**started)
                 if not checkpoint.get(CUT_OFF, {VALIDATION: True})[VALIDATION]:
                     loops = checkpoint["loops"]["fit_loop"]
                     self.validated = loops["epoch_loop.batch_progress"]["total"]["ready"]

@@ -11,27 +11,28 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from moelora_ad.adapters import AdaptationMethod, AdapterError
+from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.data_module import TRAIN, known_data
-from moelora_ad.data.dataset import Batch
+from moelora_ad.data.dataset import Batch, FailedTrial
 from moelora_ad.data.own_loaders import as_batch
 from moelora_ad.data.resuming import training_data
 from moelora_ad.data.score_origin import about
-from moelora_ad.data.trainer_state import is_fast_dev_run, set_folder, training_folder
+from moelora_ad.data.trainer_state import is_fast_dev_run, set_folder, trainer_of, training_folder
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.models.compilation import CompiledDetector
 from moelora_ad.runs.failures import write_failures
 from moelora_ad.runs.record import DEV
-from moelora_ad.training.callbacks.divergence import check_loss
+from moelora_ad.training.callbacks.divergence import LossCheck
 from moelora_ad.training.checkpointed_module import CheckpointedModule
 from moelora_ad.training.compilation import compiled
 from moelora_ad.training.gradients import FirstSteps
-from moelora_ad.training.loss_module import LossModule
+from moelora_ad.training.loss_module import LossModule, SharedLoss, shared_loss, weighted_mean
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
+from moelora_ad.training.optimizers import fused
 from moelora_ad.training.randomness import seed_batch
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.scoring import Evaluated, SetFigures, SetResult, SetScores, UnlistedResult, evaluation_sets
@@ -58,6 +59,8 @@ class DetectionModule(CheckpointedModule, LossModule):
             is their mean, weighted by ``class_weights``.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
         meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
+        init_weights: a model (its folder or hub id) or a checkpoint to start from: what fits by name and shape gets its
+            weights, and lines tell what does not. Data, optimiser and schedule are new. See `initial_weights`.
         compile: compile the encoder's layers and the classifier, each by itself, by ``torch.compile``; a string names
             its backend. What cannot be compiled runs eagerly, and a line says why.
 
@@ -86,6 +89,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         loss: nn.Module | None = None,
         gradient_checkpointing: bool = False,
         meta_learning: MLDG | None = None,
+        init_weights: str | None = None,
         compile: bool | str = False,
     ) -> None:
         super().__init__()
@@ -98,6 +102,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.meta_learning: MLDG | None = meta_learning
+        self.init_weights = init_weights
         self.learning_rates = dict.fromkeys(self.detector.parameters_by_part(), adapter_lr)
         self.learning_rates |= {"gates": gate_lr, "classifier": classifier_lr, "backbone": None}
         self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
@@ -111,11 +116,10 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.parameter_counts: dict[str, int] = {}
         self.evaluated: dict[str, SetFigures] = {}
         self.train_failures: dict[int, str] = {}
-        self._gathered_failures: TrialFailures | None = None
+        self._unlisted_failures: list[FailedTrial] = []
         self._sets: list[Evaluated] = []
         self._compiled: CompiledDetector | None = None
         self._first_steps: FirstSteps | None = None
-        self._start_error: AdapterError | None = None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         return (self._compiled or self.detector)(waveforms, lengths)
@@ -143,10 +147,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         if self.has_weights:
             return
         self.has_weights = True  # a second fit goes on from the first
-        try:  # a checkpoint that is loaded afterwards replaces them
-            self.detector.adaptation.initialise(self.detector.backbone.encoder)
-        except AdapterError as error:
-            self._start_error = error
+        self.start()
 
     def configure_optimizers(self) -> Any:
         groups: list[dict[str, Any]] = []
@@ -154,7 +155,8 @@ class DetectionModule(CheckpointedModule, LossModule):
             if parameters:
                 rate = self.learning_rates[part]
                 groups.append({"params": parameters, "name": part} | ({} if rate is None else {"lr": rate}))
-        optimizer = self.optimizer(groups)
+        scaler = getattr(getattr(trainer_of(self), "precision_plugin", None), "scaler", None)
+        optimizer = fused(self.optimizer(groups), scales_gradients=scaler is not None)
         if self.schedule is None:
             return optimizer
         if isinstance(self.schedule, WarmupCosine):
@@ -168,69 +170,68 @@ class DetectionModule(CheckpointedModule, LossModule):
             seed_batch(data.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        assert self._gathered_failures is not None
-        self._gathered_failures.update(batch.failures)
+        assert self.loss_check is not None
+        self._unlisted_failures += batch.failures
         with self._watching():
             if self.meta_learning is not None:
                 loss = self.meta_learning.training_loss(self, batch)
             else:
-                loss = self.training_loss(batch, self.share(batch))
-        check_loss(self.trainer, loss, batch)
-        return loss
+                loss = self.training_loss(batch)
+        self.loss_check.add(loss, batch)
+        return loss.own
 
     def _watching(self) -> AbstractContextManager[object]:
         return nullcontext() if self._first_steps is None else self._first_steps.watching()
 
-    def training_loss(self, batch: Batch, share: float | Tensor = 1.0, prefix: str = "train/") -> Tensor:
-        """The loss of a batch with the auxiliary losses of the adaptation; each is logged by itself, as the mean over
+    def training_loss(self, batch: Batch, prefix: str = "train/") -> SharedLoss:
+        """The loss of a batch with the auxiliary losses of the adaptation; each is logged by itself, that of all
         processes.
 
         Args:
-            batch: the trials.
-            share: factor of the loss of this process.
+            batch: the trials of this process.
             prefix: of the names in the log.
         """
-        # Equal weights: the shares have made a mean over processes the mean over trials already.
-        logged: dict[str, Any] = {"on_step": True, "on_epoch": True, "batch_size": 1, "sync_dist": True}
-        if self.auxiliary is None:
-            loss = share * self._loss(self(batch.waveforms, batch.lengths), batch)
-            self.log(f"{prefix}loss", loss, prog_bar=True, **logged)
-            return loss
-        with self.auxiliary.watch(self.detector.backbone.encoder):
+        with nullcontext() if self.auxiliary is None else self.auxiliary.watch(self.detector.backbone.encoder):
             logits = self(batch.waveforms, batch.lengths)
-        loss = share * self._loss(logits, batch)
-        self.log(f"{prefix}loss", loss, prog_bar=True, **logged)
-        for name, term in self.auxiliary.terms().items():
-            self.log(f"{prefix}auxiliary/{name}", term, **logged)
-            loss = loss + term
-        self.log(f"{prefix}total_loss", loss, **logged)
+        terms = {} if self.auxiliary is None else self.auxiliary.terms()
+        named = {f"auxiliary/{name}": term for name, term in terms.items()}
+        loss = shared_loss(*self._weighted(logits, batch), named)
+        logged = {**loss.parts, "total_loss": loss.of_all} if terms else loss.parts
+        for name, value in logged.items():
+            # Processes need not talk about it again. A bar would wait for a GPU; ours shows what the check has read.
+            shown = name == "loss" and self.device.type == "cpu"
+            self.log(f"{prefix}{name}", value, prog_bar=shown, on_step=True, on_epoch=True, batch_size=1)
         return loss
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Over the clips of trials that could be read; exactly zero if there are none."""
-        if len(batch.failures) == len(batch.trials):
-            return 0.0 * logits.sum()  # the other processes wait for this one's gradients
+        """Of this process alone; 0 of an idle pass."""
+        if not len(batch.trials):
+            return 0.0 * logits.sum()
+        return weighted_mean(*self._weighted(logits, batch))
+
+    def _weighted(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sums of the weighted losses and of the weights, over the clips of trials that could be read."""
         clips = len(logits) // len(batch.trials)
-        labels = batch.labels.where(batch.read(), 0).repeat_interleave(clips)
-        weights = self.class_weights[labels].where(batch.read().repeat_interleave(clips), 0.0)
+        labels = batch.labels.where(batch.read, 0).repeat_interleave(clips)
+        weights = self.class_weights[labels].where(batch.read.repeat_interleave(clips), 0.0)
         losses = self.loss(logits.to(self.class_weights.dtype), labels)
         if losses.shape != labels.shape:
             raise InputError(
                 f"model.loss: {type(self.loss).__name__} gives {tuple(losses.shape)} for {len(labels)} trials, not one "
                 "value for each: set reduction to none, the mean is taken here"
             )
-        return (weights * losses.where(weights > 0, 0.0)).sum() / weights.sum()
+        return (weights * losses.where(weights > 0, 0.0)).sum(), weights.sum()
 
     def on_fit_start(self) -> None:
-        if self._start_error is not None and self.trainer.ckpt_path is None:
-            raise self._start_error
+        if self.start_error is not None and self.trainer.ckpt_path is None:
+            raise self.start_error
         if self.meta_learning is not None:
             self.meta_learning.prepare(self)
 
     def on_train_start(self) -> None:
         check_dev_limit(self.trainer)
         self._first_steps = FirstSteps(self.detector)
-        self._gathered_failures = TrialFailures().to(self.device)
+        self.loss_check = LossCheck(self.trainer)
 
     def on_after_backward(self) -> None:
         if self._first_steps is not None:
@@ -239,10 +240,12 @@ class DetectionModule(CheckpointedModule, LossModule):
     def on_train_epoch_end(self) -> None:
         if self._first_steps is not None:
             self._first_steps.after_epoch()
-        assert self._gathered_failures is not None
-        self._gathered_failures.update([])  # a run may continue at the end of an epoch
-        self.train_failures |= self._gathered_failures.compute()
-        self._gathered_failures.reset()
+        if self.loss_check is not None:
+            self.loss_check.read()
+        gathered = TrialFailures().to(self.device)
+        gathered.update(self._unlisted_failures)
+        self.train_failures |= gathered.compute()
+        self._unlisted_failures = []
         data = known_data(self.trainer)
         if data is not None:
             assert data.train_trials is not None
@@ -251,6 +254,8 @@ class DetectionModule(CheckpointedModule, LossModule):
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
+        if self.loss_check is not None:
+            self.loss_check.read()
         self._sets = evaluation_sets(self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

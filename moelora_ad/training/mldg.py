@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,26 +12,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from moelora_ad.corpora import BONA_FIDE, SPOOF, TrialList
+from moelora_ad.corpora import SPOOF, TrialList
 from moelora_ad.data.data_module import AudioDeepfakeDataModule, known_data
 from moelora_ad.data.dataset import Batch, FailedTrial
 from moelora_ad.errors import InputError
 from moelora_ad.training.batch_norm import uncounted
-from moelora_ad.training.loss_module import LossModule
+from moelora_ad.training.loss_module import LossModule, SharedLoss
 
 Result = TypeVar("Result")
 Gradients = Sequence[Tensor | None]  # of the trainable parameters in their order; None for one that had no part
 
 _BONA_FIDE, _FAILED = -1, -2  # in place of the number of an attack
+_NO_TRIAL = -1  # in place of one that could not be read
 _OF_SPLITS = 1  # keeps these draws apart from the sampler's, which are keyed by (seed, epoch)
-
-
-class Part(NamedTuple):
-    """What of this process's batch is meta-train or meta-test, and the factor that makes the mean over the processes of
-    their losses the loss of all of that part."""
-
-    batch: Batch
-    share: float
 
 
 class MLDG:
@@ -76,7 +69,6 @@ class MLDG:
         self.meta_test_share = meta_test_share
         self.second_order = second_order
         self._attacks: NDArray[np.int64] = np.zeros(0, np.int64)  # (trials,) number of the attack, or _BONA_FIDE
-        self._weights: NDArray[np.float64] = np.zeros(0)  # (trials,) in the cross entropy
 
     def prepare(self, module: LossModule) -> None:
         """Read the attacks of the training set, once it is there.
@@ -104,11 +96,10 @@ class MLDG:
                 f"MLDG needs spoofs of two attacks to train on, data.train has {' and '.join(names) or 'none'}: "
                 "give a corpus that names more, or leave out model.meta_learning"
             )
-        weights = module.class_weights.tolist()
-        self._weights = np.where(self._attacks == _BONA_FIDE, weights[BONA_FIDE], weights[SPOOF])
 
-    def training_loss(self, module: LossModule, batch: Batch) -> Tensor:
-        """F + beta G of a batch: a scalar whose backward pass hands the parameters the gradients of MLDG."""
+    def training_loss(self, module: LossModule, batch: Batch) -> SharedLoss:
+        """F + beta G of a batch: the backward pass of this process's part hands the parameters the gradients of
+        MLDG."""
         parts = self._parts(module, batch)
         if parts is None:
             return module.training_loss(batch)
@@ -119,12 +110,12 @@ class MLDG:
         # Fused attention has no second derivative.
         with sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext():
             loss = _loss(module, meta_train)
-            gradients = _gradients(module, loss, parameters, create_graph=self.second_order)
+            gradients = _gradients(module, loss.own, parameters, create_graph=self.second_order)
         moved = self._inner_step(module, parameters, gradients)
 
-        def meta_test_pass() -> tuple[Tensor, Gradients]:
-            loss = _loss(module, meta_test, prefix="train/meta_test_")
-            return loss.detach(), _gradients(module, loss, moved)
+        def meta_test_pass() -> tuple[SharedLoss, Gradients]:
+            there = _loss(module, meta_test, prefix="train/meta_test_")
+            return there._replace(own=there.own.detach()), _gradients(module, there.own, moved)
 
         meta_test_loss, there = with_parameters(module, dict(zip(names, moved, strict=True)), meta_test_pass)
         if self.second_order:
@@ -132,8 +123,9 @@ class MLDG:
                 there = self._through_inner_step(module, parameters, gradients, there)
         totals = [_sum(f, g, self.beta) for f, g in zip(gradients, there, strict=True)]
         used = [(p, total.detach()) for p, total in zip(parameters, totals, strict=True) if total is not None]
-        value = loss.detach() + self.beta * meta_test_loss
-        return cast(Tensor, _Hand.apply(value, [total for _, total in used], *(p for p, _ in used)))
+        value = loss.own.detach() + self.beta * meta_test_loss.own
+        handed = cast(Tensor, _Hand.apply(value, [total for _, total in used], *(p for p, _ in used)))
+        return SharedLoss(handed, loss.of_all + self.beta * meta_test_loss.of_all, loss.parts)
 
     def _inner_step(self, module: LossModule, parameters: Sequence[Tensor], gradients: Gradients) -> list[Tensor]:
         """theta' = theta - alpha grad F(theta), leaves of a new graph."""
@@ -159,25 +151,26 @@ class MLDG:
         curvature = _gradients(module, product, parameters)
         return [_sum(g, h, -self.inner_lr) for g, h in zip(there, curvature, strict=True)]
 
-    def _parts(self, module: LossModule, batch: Batch) -> tuple[Part, Part] | None:
+    def _parts(self, module: LossModule, batch: Batch) -> tuple[Batch, Batch] | None:
         """Meta-train and meta-test of this process; None if the processes together have fewer than two attacks."""
         trainer = module.trainer
-        own = torch.where(batch.read(), batch.trials, -1)
-        # Processes take turns: in this order the batch is that of a single process.
-        trials = cast(Tensor, module.all_gather(own)).reshape(-1, len(own)).T.flatten().cpu().numpy()
-        attacks = np.where(trials < 0, _FAILED, self._attacks[trials])
+        failed = [failure.trial for failure in batch.failures]
+        trials = np.where(np.isin(batch.trials.numpy(), failed), _NO_TRIAL, batch.trials.numpy())
+        if trainer.world_size > 1:
+            # Processes take turns: in this order the batch is that of a single process.
+            of_all = cast(Tensor, module.all_gather(torch.from_numpy(trials).to(module.device)))
+            trials = of_all.reshape(-1, len(trials)).T.flatten().cpu().numpy()
+        attacks = np.where(trials == _NO_TRIAL, _FAILED, self._attacks[trials])
         generator = np.random.default_rng([_datamodule(module).seed, trainer.global_step, _OF_SPLITS])
         meta_test = split(attacks, self.meta_test_share, generator)
         if meta_test is None:
             return None
-        weights = np.where(trials < 0, 0.0, self._weights[trials])
         is_own = np.arange(len(trials)) % trainer.world_size == trainer.global_rank
-        parts = []
-        for chosen in (~meta_test & (attacks != _FAILED), meta_test):
-            total = weights[chosen].sum()
-            share = trainer.world_size * weights[chosen & is_own].sum() / total if total else 1.0
-            parts.append(Part(trials_of_part(batch, np.flatnonzero(chosen[is_own])), float(share)))
-        return parts[0], parts[1]
+        meta_train = ~meta_test & (attacks != _FAILED)
+        return (
+            trials_of_part(batch, np.flatnonzero(meta_train[is_own])),
+            trials_of_part(batch, np.flatnonzero(meta_test[is_own])),
+        )
 
 
 def attacks_of(trials: TrialList) -> tuple[NDArray[np.int64], list[str]]:
@@ -223,13 +216,21 @@ def split(attacks: NDArray[np.int64], share: float, generator: np.random.Generat
 def trials_of_part(batch: Batch, chosen: NDArray[np.integer]) -> Batch:
     """The trials of a batch at the places ``chosen`` (n,). Of none, the first trial as one that failed: the process
     takes part in what all do together and adds nothing to the cross entropy; auxiliary losses do see its gates."""
-    rows = torch.from_numpy(chosen if len(chosen) else np.zeros(1, np.int64)).to(batch.trials.device)
+    rows = torch.from_numpy(chosen if len(chosen) else np.zeros(1, np.int64))
     clips = len(batch.waveforms) // len(batch.trials)
-    rows_of_clips = (rows.unsqueeze(1) * clips + torch.arange(clips, device=rows.device)).flatten()
+    rows_of_clips = (rows.unsqueeze(1) * clips + torch.arange(clips)).flatten()
     trials = batch.trials[rows]
     failures = [] if len(chosen) else [FailedTrial(int(trials[0]), "not of this part")]
-    lengths = None if batch.lengths is None else batch.lengths[rows_of_clips]
-    return Batch(batch.waveforms[rows_of_clips], lengths, batch.labels[rows], trials, failures)
+    lengths = None if batch.lengths is None else _picked(batch.lengths, rows_of_clips)
+    waveforms, labels = _picked(batch.waveforms, rows_of_clips), _picked(batch.labels, rows)
+    read = torch.ones_like(labels, dtype=torch.bool) if len(chosen) else torch.zeros_like(labels, dtype=torch.bool)
+    return Batch(waveforms, lengths, labels, trials, failures, read)
+
+
+def _picked(values: Tensor, rows: Tensor) -> Tensor:
+    """The rows of a tensor on any device; on a GPU nothing waits."""
+    is_gpu = values.device.type == "cuda"
+    return values[(rows.pin_memory() if is_gpu else rows).to(values.device, non_blocking=is_gpu)]
 
 
 class _At(nn.Module):
@@ -266,9 +267,9 @@ class _Hand(torch.autograd.Function):
         return None, None, *(factor * gradient for gradient in ctx.gradients)
 
 
-def _loss(module: LossModule, part: Part, prefix: str = "train/") -> Tensor:
-    with nullcontext() if part.batch.num_read else uncounted(module):
-        return module.training_loss(part.batch, part.share, prefix)
+def _loss(module: LossModule, part: Batch, prefix: str = "train/") -> SharedLoss:
+    with nullcontext() if part.num_read else uncounted(module):
+        return module.training_loss(part, prefix)
 
 
 def _gradients(module: LossModule, loss: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> Gradients:

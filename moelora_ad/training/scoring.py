@@ -1,5 +1,6 @@
 """Scores of one evaluation set while they are being computed."""
 
+from collections import deque
 from datetime import datetime, timezone
 from typing import NamedTuple
 
@@ -15,8 +16,11 @@ from moelora_ad.data.dataset import Batch
 from moelora_ad.data.trainer_state import is_limited
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import LabelledScores, ScoreTable, TrialFailures, TrialScores, equal_error_rate
+from moelora_ad.models.devices import HostCopy
 from moelora_ad.models.scores import trial_scores
 from moelora_ad.runs.scores import KeptScores, KnownScores
+
+_UNREAD = -2  # in place of the label of a trial that could not be read
 
 
 class SetFigures(NamedTuple):
@@ -94,6 +98,7 @@ class SetScores:
         self.scores = TrialScores(len(trials), complete=complete).to(device)
         self.failures = TrialFailures().to(device)
         self.kept = kept
+        self._unkept: deque[tuple[Tensor, HostCopy]] = deque()  # trials, and their scores on the way to the host
         self.started = datetime.now(timezone.utc)
         known = kept.known if kept is not None and adds_known else KnownScores.of({})
         # Metrics warn if they are computed without an update: a process may have idle passes alone.
@@ -106,11 +111,19 @@ class SetScores:
             return
         scores = trial_scores(logits.detach(), len(batch.trials))
         # A trial that failed keeps its place in the count of trials, and its score is never used.
-        scores = scores.where(batch.read(), float("nan"))
+        scores = scores.where(batch.read, float("nan"))
         self.scores.update(batch.trials, scores)
         self.failures.update(batch.failures)
         if self.kept is not None:
-            self.kept.append(batch.trials.tolist(), scores.tolist())
+            self._unkept.append((batch.trials, HostCopy(scores)))
+            self._keep(all_of_them=False)
+
+    def _keep(self, all_of_them: bool) -> None:
+        """Keep the scores that have come to the host, in order; or wait for all."""
+        assert self.kept is not None
+        while self._unkept and (all_of_them or self._unkept[0][1].is_there):
+            trials, scores = self._unkept.popleft()
+            self.kept.append(trials.tolist(), scores.tensor().tolist())
 
     def result(self) -> SetResult:
         """The scores of all processes (a collective call: every process must make it).
@@ -121,6 +134,7 @@ class SetScores:
         indices, scores = self.scores.compute()
         reasons = self.failures.compute()
         if self.kept is not None:
+            self._keep(all_of_them=True)
             self.kept.close()
         read = ~np.isin(indices.numpy(), list(reasons))
         num_known = 0 if self.kept is None else len(self.kept.known.indices)
@@ -148,15 +162,16 @@ class UnlistedScores:
     def update(self, batch: Batch, logits: Tensor) -> None:
         """Add a batch, as `SetScores.update` does."""
         if len(batch.trials):
-            read = batch.read()
             scores = trial_scores(logits.detach(), len(batch.trials))
-            self.scores.update(scores[read], batch.labels[read])
+            # To leave out some of a GPU's scores would be to wait for them.
+            self.scores.update(scores, batch.labels.where(batch.read, _UNREAD))
             self.failures.update(batch.failures)
 
     def result(self) -> "UnlistedResult":
         """The scores of all processes; a collective call."""
-        scores, labels = self.scores.compute()
-        return UnlistedResult(scores.numpy(), labels.numpy(), self.failures.compute())
+        scores, labels = (values.numpy() for values in self.scores.compute())
+        read = labels != _UNREAD
+        return UnlistedResult(scores[read], labels[read], self.failures.compute())
 
 
 class UnlistedResult(NamedTuple):

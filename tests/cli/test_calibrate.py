@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from moelora_ad.adapters import LoRA
@@ -139,3 +140,23 @@ def test_figures_for_the_card(tmp_path):
     json.dumps(results)
     with pytest.raises(ValueError, match="'dev' names more than one"):
         figures_of_sets([dev, tmp_path / "other" / "dev.csv"], None, None)
+
+
+def test_an_onnx_file_beside_it_gets_the_calibration_too(model, calibrate, tmp_path):
+    scores = score_file(tmp_path / "dev.csv")
+    value = onnx.helper.make_tensor_value_info("waveforms", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["waveforms"], ["logits"])], "g", [value], [])
+    exported = onnx.helper.make_model(graph)
+    onnx.helper.set_model_props(exported, {"window": "4000", "calibration": "null"})
+    onnx.save(exported, str(model / "model.onnx"))
+    code, _, error = calibrate(scores, "--model", model)
+    assert code == 0, error
+    facts = {entry.key: entry.value for entry in onnx.load(model / "model.onnx").metadata_props}
+    stored = json.loads((model / "config.json").read_text())["calibration"]
+    assert stored is not None
+    assert facts["window"] == "4000"
+    assert json.loads(facts["calibration"]) == stored
+    (model / "model.onnx").write_bytes(b"damaged")
+    code, _, error = calibrate(scores, "--model", model)
+    assert code == 2
+    assert "model.onnx: is no readable ONNX file" in error

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import zlib
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from moelora_ad.adapters import GatePolicy, MoELoRA
 from moelora_ad.cli import export as export_command
@@ -181,6 +183,44 @@ def test_a_model_is_scored_with_anywhere(packed, run, export, lightning, tmp_pat
         assert torch.equal(found(clips), wanted(clips))
 
 
+def test_the_card_tells_the_figures_of_the_run(run, export, make_run, make_scores, tmp_path):
+    """Those of the scores of its best checkpoint, with intervals; of another checkpoint there are none."""
+    made = make_run("mine", 1)
+    for name in ("run.json", "scores"):
+        (made / name).rename(run.folder / name)
+    best = run.checkpoint.rename(run.checkpoint.with_name("best.ckpt"))
+    shutil.copy(best, run.checkpoint)
+    arguments = ("--to", tmp_path / "model", "--licence", "Apache-2.0")
+    code, printed, _ = export("--checkpoint", best, *arguments)
+    assert code == 0
+    assert "no figures" not in printed
+    results = json.loads((tmp_path / "model" / "config.json").read_text())["about"]["results"]
+    assert [result["set"] for result in results] == ["dev", "in_domain", "out_of_domain"]
+    card = (tmp_path / "model" / "README.md").read_text()
+    _, header, text = card.split("---\n", 2)
+    front = yaml.safe_load(header)
+    assert front["license"] == "apache-2.0"
+    told = {one.dataset_name: one for one in ModelCard(card).data.eval_results if one.metric_type == "EER"}
+    for number, (result, corpus) in enumerate(zip(results, ("MiniLA", "MiniLA", "MiniOOD"), strict=True)):
+        right = make_scores(zlib.crc32(f"mine 1 {number}".encode()), corpus, 60).equal_error_rate().eer
+        figure = result["figures"]["EER"]
+        assert figure["value"] == pytest.approx(right)
+        assert 0 <= figure["low"] < right < figure["high"] <= 1
+        assert told[result["set"]].metric_value == pytest.approx(right)
+        shown = f"{100 * right:.2f} % [{100 * figure['low']:.2f}, {100 * figure['high']:.2f}]"
+        assert f"| {result['set']} | 20 | 40 | {shown} |" in text
+    assert "They were computed in 32-true." in text
+    assert "These weights: Apache-2.0." in text
+    assert "- training: MiniLA train" in text
+    code, printed, _ = export("--checkpoint", run.checkpoint, *arguments)
+    assert code == 0
+    assert "note: the model card has no figures: the run scored another checkpoint" in printed
+    (run.folder / "scores/best/dev.csv").write_text("x")
+    code, printed, _ = export("--checkpoint", best, *arguments)
+    assert code == 0
+    assert "note: the model card has no figures: " in printed
+
+
 def test_a_model_is_exported_again(run, export, tmp_path, small_whisper):
     """To take its encoder along, for example: what it is and says stays the same."""
     assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "first", "--without-backbone")[0] == 0
@@ -223,7 +263,7 @@ def test_the_precision_is_that_of_the_run(run, export, tmp_path, monkeypatch, fi
     run.config["trainer"] |= first
     run.write()
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"trainer": second}))
-    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path, **_: path.write_bytes(b"onnx") and None)
     configs = ("--config", run.folder / "config.yaml", "--config", tmp_path / "more.yaml")
     code, printed, _ = export("--checkpoint", run.checkpoint, *configs, "--to", tmp_path / "model", "--onnx")
     assert code == 0
@@ -234,7 +274,7 @@ def test_the_precision_is_that_of_the_run(run, export, tmp_path, monkeypatch, fi
 
 def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatch):
     arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
-    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path: path.write_bytes(b"onnx"))
+    monkeypatch.setattr(onnx_export, "export_onnx", lambda _detector, path, **_: path.write_bytes(b"onnx") and None)
     code, printed, _ = export(*arguments, "--onnx")
     assert code == 0
     assert "model.onnx" in printed
@@ -242,7 +282,7 @@ def test_an_onnx_file_never_outlives_its_model(run, export, tmp_path, monkeypatc
     assert code == 2
     assert "give --onnx too" in error
 
-    def fail(_detector, _path):
+    def fail(_detector, _path, **_):
         raise RuntimeError("no such\noperator")
 
     monkeypatch.setattr(onnx_export, "export_onnx", fail)

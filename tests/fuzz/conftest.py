@@ -237,7 +237,7 @@ def detectors(
     ):
         place = folder / str(len(kept))
         detector = Detector(backbone(source, pretrained=pretrained), method, head)
-        detector.save_pretrained(place / "model")
+        detector.save_pretrained(place / "model", with_backbone=False)
         shutil.copytree(source, place / "backbone")
         kept.append(files_in(place))
         if len(kept) == 1:

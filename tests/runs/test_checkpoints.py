@@ -252,7 +252,7 @@ def test_going_on_with_another_training_corpus_is_refused(lightning, run, write_
     assert code == 1
     line = error_line(err)
     assert "was trained on train (12 trials) and the configuration trains on new (8 trials)" in line
-    assert "DetectionModule.load_from_checkpoint" in line
+    assert "give --model.init_weights CHECKPOINT in the place of --ckpt_path" in line
     # The same trials under another name and in another order are the same training.
     lines = (tmp_path / "train.csv").read_text().splitlines()
     (tmp_path / "moved.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")

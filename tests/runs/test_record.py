@@ -35,6 +35,7 @@ CONTENT = {
     "git_commit": None,
     "command": ["fit"],
     "configured_sets": {"dev": {"corpus": "MiniLA", "trials": "0a1b"}},
+    "init_weights": {"source": "mini", "sha256": "c2d3", "loaded": 5, "begun_anew": 2, "not_used": 0},
 }
 
 
@@ -66,7 +67,7 @@ def test_the_sets_that_a_run_is_configured_with(tmp_path):
     assert not record.is_configured("calls", TrialList([Trial("a", "a.wav", 0), Trial("b", "b.wav", 1)]))
     assert not record.is_configured("others", trials)
     assert record.is_configured("unread", trials)
-    earlier = {name: value for name, value in CONTENT.items() if name != "configured_sets"}
+    earlier = {name: value for name, value in CONTENT.items() if name not in ("configured_sets", "init_weights")}
     (tmp_path / "run" / "run.json").write_text(json.dumps(earlier))
     assert read_record(tmp_path / "run").is_configured("others", trials)
 
@@ -91,6 +92,8 @@ def test_runs_are_found_below_folders_each_once_and_in_order(tmp_path):
         (json.dumps(CONTENT | {"state": "lost"}), "state is 'lost'"),
         (json.dumps(CONTENT | {"sets": {"dev": {"eer": 1}}}), "damaged"),
         (json.dumps(CONTENT | {"sets": [1]}), "damaged"),
+        (json.dumps(CONTENT | {"init_weights": "mini"}), "damaged"),
+        (json.dumps(CONTENT | {"init_weights": CONTENT["init_weights"] | {"loaded": "5"}}), "init_weights is"),
     ],
 )
 def test_a_damaged_record_is_one_line(tmp_path, content, words):
@@ -145,6 +148,7 @@ ALLOWED = {
     "git_commit": [None, *TEXT],
     "command": [[]],
     "configured_sets": [None, {}],
+    "init_weights": [None],
 }
 ALLOWED_IN_SETS = {"corpus": TEXT, "eer": [None, *NUMBER], "num_bona_fide": [7], "num_spoof": [7]}
 

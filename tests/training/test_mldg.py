@@ -2,6 +2,7 @@
 
 import copy
 import csv
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,9 +37,9 @@ class Recorder:
         self.parts: list[tuple[str, Batch, torch.Tensor]] = []
         original = module.training_loss
 
-        def recorded(batch, share=1.0, prefix="train/"):
+        def recorded(batch, prefix="train/"):
             self.parts.append((prefix, batch, torch.get_rng_state()))
-            return original(batch, share, prefix)
+            return original(batch, prefix)
 
         module.training_loss = recorded
 
@@ -188,7 +189,7 @@ def test_a_batch_of_one_attack_makes_an_ordinary_step(small_whisper, data, train
     assert len(names) == 4
     for each in (model, plain):
         each.log = lambda *_, **__: None
-    assert torch.equal(model.meta_learning.training_loss(model, batch), plain.training_loss(batch))
+    assert torch.equal(model.meta_learning.training_loss(model, batch).own, plain.training_loss(batch).own)
 
 
 @pytest.mark.parametrize("second_order", [False, True])
@@ -213,12 +214,12 @@ def test_auxiliary_losses_are_part_of_both(small_whisper, data, trainer, tmp_pat
     before.log = lambda *_, **__: None
     theta, at = trained(before), copy.deepcopy(before)
     torch.set_rng_state(state)
-    inner = torch.autograd.grad(before.training_loss(meta_train), list(theta.values()))
+    inner = torch.autograd.grad(before.training_loss(meta_train).own, list(theta.values()))
     with torch.no_grad():
         for parameter, gradient in zip(trained(at).values(), inner, strict=True):
             parameter -= ALPHA * gradient
     torch.set_rng_state(between)
-    outer = torch.autograd.grad(at.training_loss(meta_test), list(trained(at).values()))
+    outer = torch.autograd.grad(at.training_loss(meta_test).own, list(trained(at).values()))
     wanted = {n.removeprefix("detector."): f + BETA * g for n, f, g in zip(theta, inner, outer, strict=True)}
     check_step(before, model, wanted)
 
@@ -333,7 +334,7 @@ def test_a_part_has_all_clips_of_its_trials():
     assert (part.labels.tolist(), part.trials.tolist(), part.failures) == ([1, 0], [7, 9], [])
     empty = trials_of_part(batch, np.array([], np.int64))
     assert (empty.waveforms.tolist(), empty.num_read) == (rows[:2].tolist(), 0)
-    assert not empty.read().any()
+    assert not empty.read.any()
 
 
 def test_attacks_are_told_apart_by_corpus():
@@ -359,7 +360,7 @@ def test_failed_trials_and_several_clips(small_whisper, data, trainer, tmp_path,
     parts = [batch for _, batch, _ in recorder.parts]
     assert sum(len(batch.trials) for batch in parts) == 9
     assert all(len(batch.waveforms) == 2 * len(batch.trials) for batch in parts)
-    clips = [batch._replace(labels=batch.labels.repeat_interleave(2)) for batch in parts]
+    clips = [replace(batch, labels=batch.labels.repeat_interleave(2)) for batch in parts]
     recorder.parts = [(name, batch, state) for (name, _, state), batch in zip(recorder.parts, clips, strict=True)]
     check_step(before, model, expected_gradients(before, recorder, False))
 

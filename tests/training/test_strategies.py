@@ -12,8 +12,9 @@ import yaml
 
 # FSDP's own classes on a machine without a GPU: Lightning looks for one by the name, and PyTorch by itself. And AASIST
 # without its dropout, of which each process has its own draws.
-ON_CPU = """
+ON_CPU = '''
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel
 from moelora_ad.models import AASIST
@@ -34,7 +35,28 @@ class Undropped(AASIST):
         for layer in self.modules():
             if isinstance(layer, torch.nn.Dropout):
                 layer.p = 0.0
-"""
+
+class Collectives(Callback):
+    """Writes which collective calls of Python each training batch makes; DDP's of the gradients are none of them."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.calls = []
+        for name in ("all_reduce", "all_gather", "all_gather_object", "barrier", "broadcast", "reduce"):
+            setattr(torch.distributed, name, self.counted(name, getattr(torch.distributed, name)))
+
+    def counted(self, name, call):
+        def noted(*arguments, **named):
+            self.calls.append(name)
+            return call(*arguments, **named)
+        return noted
+
+    def on_train_batch_start(self, trainer, *_):
+        self.calls.clear()
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.is_global_zero:
+            print("collectives:", *self.calls)
+'''
 
 
 @pytest.fixture
@@ -88,6 +110,15 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained, experiment):
         torch.testing.assert_close(weights_of_two[name], tensor, rtol=1e-10, atol=1e-10, msg=name)
     # 2 layers, 4 projections, 2 experts of rank 2; a gate for each layer, without noise; AASIST on 32 features.
     assert f"experts 2,048, gates 128, classifier {447_242 - (1024 - 32) * 128:,}" in printed
+
+
+def test_processes_talk_once_in_a_step_besides_the_gradients(trained):
+    """Once about the loss, which is shared out, logged and checked; once about what the auxiliary losses add up."""
+    printed, losses, _ = trained(
+        "lightning.pytorch.strategies.DDPStrategy", callbacks=[{"class_path": "on_cpu.Collectives"}]
+    )
+    told = [line for line in printed.splitlines() if line.startswith("collectives:")]
+    assert told == ["collectives: all_reduce all_reduce"] * len(losses)
 
 
 def test_two_processes_with_shards_train_as_one_with_the_doubled_batch(trained):

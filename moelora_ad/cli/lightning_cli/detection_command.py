@@ -52,7 +52,7 @@ SILENCED = (
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # TrainingBatches resumes
     ".*The dirpath has changed from.*",  # a test of an earlier run's checkpoint
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen means frozen
-    ".*It is recommended to use `self.log\\('routing/.*sync_dist=True.*",  # the first process logs what all have
+    ".*It is recommended to use `self.log\\('(routing|train)/.*sync_dist=True.*",  # all processes have the same
     ".*The `srun` command is available on your system but is not used.*",
 )
 

@@ -31,7 +31,8 @@ class _Gathered(Metric):
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def _append(self, name: str, values: Tensor) -> None:
-        getattr(self, name).append(values.detach().to(self.device, self._state_type(name)))
+        # Where they are: to move each batch of them would be to wait for it.
+        getattr(self, name).append(values.detach().to(self._state_type(name)))
 
     def _joined(self, name: str) -> Tensor:
         return dim_zero_cat(getattr(self, name)).cpu()
@@ -41,6 +42,7 @@ class _Gathered(Metric):
         for name in self.lists:
             if len(getattr(self, name)) == 0:
                 self._append(name, torch.empty(0))
+            setattr(self, name, [dim_zero_cat(getattr(self, name)).to(self.device)])
         super().sync(*args, **kwargs)
 
 

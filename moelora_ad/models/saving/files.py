@@ -26,6 +26,7 @@ from moelora_ad.models.saving.card import model_card
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+ONNX = "model.onnx"
 ENCODER_FOLDER = "backbone"
 FORMAT = 1
 LABELS = ["spoof", "bonafide"]

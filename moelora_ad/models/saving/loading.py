@@ -95,11 +95,7 @@ class LoadedModule(nn.Module):
             InputError: a file is missing, damaged or of a newer format; the encoder is missing or another one; a class
                 is not trusted.
         """
-        folder = Path(found_model(source))
-        if not folder.is_dir():
-            folder = downloaded(str(source), revision)
-        elif revision is not None:
-            raise InputError(f"model {source} is a folder: revision {revision!r} is for the hub")
+        folder = folder_of(source, revision)
         config = read_config(folder)
         tensors = read_tensors(folder / WEIGHTS)
         detector = cls._built(folder, config, tensors, backbone, allow)
@@ -200,10 +196,7 @@ class LoadedModule(nn.Module):
 
     def _load(self, folder: Path, config: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
         """Load the kept tensors, and check that the encoder is the one that they were trained on."""
-        path = folder / WEIGHTS
-        check_finite(without_silence(given), str(path))
-        if file_hash(path) != config["weights_sha256"]:
-            raise InputError.at(path, f"is not the file that {CONFIG} was written with: save or download it again")
+        check_weights(folder, config, given)
         wanted, found = config["backbone_sha256"], self.frozen_hash()
         if wanted is not None and found != wanted:
             raise InputError.at(
@@ -213,6 +206,32 @@ class LoadedModule(nn.Module):
                 "backbone= (--backbone)",
             )
         self.load_state_dict(given, strict=False)
+
+
+def folder_of(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of a saved detector: it itself, that of a packaged one by its name, or that of the local hub cache.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(found_model(source))
+    if not folder.is_dir():
+        return downloaded(str(source), revision)
+    if revision is not None:
+        raise InputError(f"model {source} is a folder: revision {revision!r} is for the hub")
+    return folder
+
+
+def check_weights(folder: Path, config: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
+    """See that the kept tensors of a folder are finite, and those that it was saved with.
+
+    Raises:
+        InputError: they are not.
+    """
+    path = folder / WEIGHTS
+    check_finite(without_silence(given), str(path))
+    if file_hash(path) != config["weights_sha256"]:
+        raise InputError.at(path, f"is not the file that {CONFIG} was written with: save or download it again")
 
 
 def without_silence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

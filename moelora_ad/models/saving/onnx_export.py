@@ -3,9 +3,10 @@
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,8 @@ from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.models.detector import Detector
-from moelora_ad.models.saving.files import LABELS
+from moelora_ad.models.precision import SINGLE
+from moelora_ad.models.saving.files import LABELS, MIN_WINDOW, tensors_hash
 
 MOST_BYTES = 2_000_000_000
 """A protobuf file holds no more than 2 GiB: XLS-R 300M (1.3 GB) fits, 1B does not."""
@@ -22,18 +24,28 @@ AGREEMENT = 1e-4
 """Largest difference of a logit between PyTorch and onnxruntime, relative for logits above 1."""
 
 
-def export_onnx(detector: Detector, path: str | Path, samples: int | None = None) -> None:
+def export_onnx(
+    detector: Detector, path: str | Path, samples: int | None = None, model_id: str | None = None
+) -> str | None:
     """Write the whole detector, its encoder included: ``waveforms`` (batch, samples) float32 to ``logits`` (batch, 2).
 
-    The batch is of any size. A score is ``logits[:, 1] - logits[:, 0]``, log-odds of bona fide as they are: a
-    calibration is in ``config.json`` alone. Everything is float32, whatever the precision that the detector was judged
-    in. The file's metadata have the length, the sample rate and the labels. What was written is compared with PyTorch
-    before it gets its name.
+    The batch is of any size, and so is the length of its clips, if PyTorch can export the detector so. A score is
+    ``logits[:, 1] - logits[:, 0]``, log-odds of bona fide. Everything is float32, whatever the precision that the
+    detector was judged in. What was written is compared with PyTorch, at several lengths, before it gets its name.
+
+    The file's metadata say what else is needed to score, as strings: ``window`` and ``hop`` (samples of the clips that
+    a longer sound is cut into, and from one to the next), ``samples`` (of every clip; "any"), ``sample_rate``,
+    ``labels`` (of the logits, JSON), ``calibration`` (JSON, see ``evaluation.Calibration.as_dict``; null for none),
+    ``precision``, ``model`` (its id), and ``notice`` if the model has something to say with every score.
 
     Args:
         detector: left in the mode that it was in.
         path: of the file.
-        samples: length of every clip at 16 kHz; None for ``detector.window``.
+        samples: of a clip at 16 kHz that the detector is traced with; None for ``detector.window``.
+        model_id: for the metadata; None for the SHA-256 of the weights.
+
+    Returns:
+        None; or why clips must be of the length ``samples``.
 
     Raises:
         InputError: packages are missing (``pip install moelora_ad[onnx]``), the detector is larger than `MOST_BYTES`,
@@ -47,47 +59,108 @@ def export_onnx(detector: Detector, path: str | Path, samples: int | None = None
     if size > MOST_BYTES:
         raise InputError(f"the detector has {size / 1e9:.1f} GB, an ONNX file holds {MOST_BYTES / 1e9:.0f} GB")
     samples = detector.window if samples is None else samples
-    device = next(detector.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    clips = 0.1 * torch.randn(3, samples, generator=generator).to(device)
     was_training = detector.training
     try:
         detector.eval()
-        with torch.no_grad():  # first: it tells at once if the length does not fit
-            wanted = detector(clips).cpu()
+        (wanted,) = _logits(detector, [samples])  # first: it tells at once if the length does not fit
+        fixed = None
+        try:
+            _write(detector, path, samples, wanted, model_id, any_length=True)
+        except RuntimeError as error:
+            fixed = str(error)
+            _write(detector, path, samples, wanted, model_id, any_length=False)
+    finally:
+        detector.train(was_training)
+    return fixed
+
+
+def store_calibration(path: str | Path, calibration: Mapping[str, Any] | None) -> None:
+    """Put another calibration into the metadata of an ONNX file.
+
+    Raises:
+        InputError: the package is missing, or the file is damaged.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise InputError("to change an ONNX file needs the package onnx: pip install 'moelora_ad[onnx]'")
+    import onnx
+
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's own among others
+        raise InputError.at(path, f"is no readable ONNX file: {error}") from None
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, facts | {"calibration": json.dumps(calibration)})
+    with written_whole(path) as unfinished:
+        onnx.save(model, str(unfinished))
+
+
+Checked = tuple[torch.Tensor, torch.Tensor]
+
+
+def _logits(detector: Detector, lengths: Sequence[int]) -> list[Checked]:
+    """Clips of each length, and what PyTorch makes of them."""
+    device = next(detector.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for samples in lengths:
+        clips = 0.1 * torch.randn(3, samples, generator=generator)
+        with torch.no_grad():
+            made.append((clips, detector(clips.to(device)).cpu()))
+    return made
+
+
+def _write(
+    detector: Detector, path: str | Path, samples: int, wanted: Checked, model_id: str | None, any_length: bool
+) -> None:
+    device = next(detector.parameters()).device
+    dynamic = {0: "batch"} | ({1: "samples"} if any_length else {})
+    try:
         with _quiet(), torch.no_grad():  # with gradients, other attention kernels are traced, and some not at all
             program = torch.onnx.export(
                 detector,
-                (clips[:2],),
+                (wanted[0][:2].to(device),),
                 input_names=["waveforms"],
                 output_names=["logits"],
-                dynamic_shapes={"waveforms": {0: "batch"}},
+                dynamic_shapes={"waveforms": dynamic},
                 dynamo=True,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise RuntimeError(f"PyTorch cannot export the detector: {str(error).splitlines()[0]}") from error
-    finally:
-        detector.train(was_training)
     assert program is not None
+    about = detector.about or {}
     program.model.metadata_props.update(
-        samples=str(samples),
+        samples="any" if any_length else str(samples),
+        window=str(samples),
+        hop=str(max(1, samples // 2)),
         sample_rate=str(SAMPLE_RATE),
         labels=json.dumps(LABELS),
+        calibration=json.dumps(detector.calibration),
+        precision=SINGLE,
+        model=model_id or tensors_hash(detector.state_dict()),
+        **({"notice": str(about["notice"])} if about.get("notice") else {}),
     )
     with written_whole(path) as unfinished:
         program.save(unfinished, external_data=False)
-        _compare(unfinished, clips.cpu(), wanted)
+        # Odd ones: a length that was traced as a constant would show.
+        others = _logits(detector, [samples * 2 // 3 + 1, max(MIN_WINDOW, samples // 5)]) if any_length else []
+        for clips, logits in [wanted, *others]:
+            _compare(unfinished, clips, logits)
 
 
 def _compare(path: Path, clips: torch.Tensor, wanted: torch.Tensor) -> None:
     import onnxruntime  # type: ignore[import-untyped]
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"waveforms": clips.numpy()})
-    error = ((torch.from_numpy(found) - wanted).abs() / wanted.abs().clamp(min=1)).max().item()
-    if not error <= AGREEMENT:
-        raise RuntimeError(f"onnxruntime and PyTorch differ by {error:.1e}: the ONNX file would be wrong")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"waveforms": clips.numpy()})
+    except Exception as error:  # onnxruntime's own, without a common class
+        raise RuntimeError(f"onnxruntime cannot run it: {' '.join(str(error).split())}") from None
+    difference = ((torch.from_numpy(found) - wanted).abs() / wanted.abs().clamp(min=1)).max().item()
+    if not difference <= AGREEMENT:
+        raise RuntimeError(f"onnxruntime and PyTorch differ by {difference:.1e}: the ONNX file would be wrong")
 
 
 @contextmanager

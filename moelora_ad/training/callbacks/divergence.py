@@ -10,7 +10,9 @@ from torch import Tensor, distributed
 from moelora_ad.data.data_module import known_data
 from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
+from moelora_ad.models.devices import HostCopy
 from moelora_ad.training.checkpoint_writing import last_saved
+from moelora_ad.training.loss_module import SharedLoss
 
 EXPLODED = 1e3  # no cross entropy of two classes is this large unless the logits have left their range
 _NAMED = 8  # utterances that an error names
@@ -21,28 +23,54 @@ class DivergenceError(InputError):
     """The loss or the weights are no numbers any more, or the loss has exploded."""
 
 
-def check_loss(trainer: Trainer, loss: Tensor, batch: Batch) -> None:
-    """Stop before the backward pass of a loss that is not finite, or above 1,000. Every process stops if one has to.
+class LossCheck:
+    """Stops training at a loss that is not finite, or above 1,000: every process, as it is the loss of all of them.
+
+    On a CPU that is before the backward pass. A GPU is not waited for: a step's loss is read while the next one is
+    being queued, so that one step of the optimiser is taken with it. Nothing of that is saved: whoever evaluates or
+    saves calls `read` first.
 
     Args:
         trainer: in training.
-        loss: of this process, a scalar.
-        batch: what it is of.
 
-    Raises:
-        DivergenceError: says the step, the loss, the batch's utterances and the last good checkpoint.
+    Attributes:
+        value: the last loss that was read.
     """
-    bad = ~(loss.detach().abs() <= EXPLODED)  # true for NaN
-    if trainer.world_size > 1:
-        together = trainer.strategy.reduce(bad.float(), reduce_op="sum")
-        assert isinstance(together, Tensor)
-        if not together.item():
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._unread: tuple[HostCopy, int, Batch] | None = None
+        self.value: float | None = None
+
+    def add(self, loss: SharedLoss, batch: Batch) -> None:
+        """Check a step's loss, or on a GPU that of the step before.
+
+        Args:
+            loss: of the step.
+            batch: what of it is this process's.
+
+        Raises:
+            DivergenceError: says the step, the loss, the batch's utterances and the last good checkpoint.
+        """
+        self.read()
+        values = HostCopy(torch.stack([loss.of_all, loss.own.detach()]))
+        self._unread = values, self._trainer.global_step, batch
+        if values.is_immediate:
+            self.read()
+
+    def read(self) -> None:
+        """Check what has not been read yet; raises as `add` does."""
+        if self._unread is None:
             return
-        told: list[Any] = [None] * trainer.world_size
-        distributed.all_gather_object(told, _message(trainer, loss, batch) if bad.item() else None)
+        (values, step, batch), self._unread = self._unread, None
+        self.value, own = values.tensor().tolist()
+        if abs(self.value) <= EXPLODED:  # false for NaN
+            return
+        told: list[Any] = [None if abs(own) <= EXPLODED else _message(self._trainer, step, own, batch)]
+        if self._trainer.world_size > 1:
+            mine, told = told[0], [None] * self._trainer.world_size
+            distributed.all_gather_object(told, mine)
         raise DivergenceError(next(filter(None, told)))
-    if bad.item():
-        raise DivergenceError(_message(trainer, loss, batch))
 
 
 def check_weights(trainer: Trainer, state: Mapping[str, Any]) -> None:
@@ -61,10 +89,10 @@ def check_weights(trainer: Trainer, state: Mapping[str, Any]) -> None:
             )
 
 
-def _message(trainer: Trainer, loss: Tensor, batch: Batch) -> str:
+def _message(trainer: Trainer, step: int, loss: float, batch: Batch) -> str:
     clips = len(batch.waveforms) // len(batch.trials)
-    unfit = ~torch.isfinite(batch.waveforms).all(1).view(-1, clips).all(1)
-    value = f"step {trainer.global_step}: the loss is {loss.item():g}"
+    unfit = ~torch.isfinite(batch.waveforms).all(1).view(-1, clips).all(1).cpu()
+    value = f"step {step}: the loss is {loss:g}"
     if bool(unfit.any()):
         names = _named(trainer, batch.trials[unfit].tolist())
         return (

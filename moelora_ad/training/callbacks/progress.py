@@ -119,8 +119,9 @@ class DetectionProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         found, shown = super().get_metrics(trainer, pl_module), {}
-        if isinstance(loss := found.get(f"{TRAIN}/loss_step", found.get(f"{TRAIN}/loss")), float):
-            shown["loss"] = f"{loss:.3f}"
+        check = getattr(pl_module, "loss_check", None)
+        if trainer.training and check is not None and check.value is not None:
+            shown["loss"] = f"{check.value:.3f}"
         if isinstance(eer := found.get(f"{DEV}/eer"), float):
             shown["dev EER"] = f"{100 * eer:.2f} %"
         return shown

@@ -97,6 +97,7 @@ class RunRecorder(Callback):
             git_commit=git_commit(),
             command=self.command,
             configured_sets=_configured_sets(data),
+            init_weights=pl_module.started_from,
         )
         self._write(trainer, "running")
 

@@ -45,19 +45,30 @@ def largest_difference(detector: Detector, path: Path, clips: np.ndarray) -> flo
     return float(np.abs(found - wanted).max())
 
 
-def test_a_small_detector_of_any_batch(tmp_path, small_wav2vec2):
+def test_a_small_detector_of_any_batch_and_length(tmp_path, small_wav2vec2):
     backbone = Wav2Vec2Backbone(small_wav2vec2, hidden_states=1)
     detector = disturbed(Detector(backbone, MoELoRA(3, 2, top_k=2), MeanPooling)).train()
     path = tmp_path / "model.onnx"
-    export_onnx(detector, path, samples=4_000)
+    detector.calibration = {"scale": 2.0, "offset": -1.0, "fitted_on": "dev", "num_bona_fide": 3, "num_spoof": 4}
+    detector.about = {"notice": "a demonstration"}
+    assert export_onnx(detector, path, samples=4_000, model_id="mine@1") is None
     assert detector.training
-    for rows in (1, 2, 7):
-        assert largest_difference(detector, path, speech(7, 4_000)[:rows]) < 1e-4
+    for rows, samples in ((1, 4_000), (2, 4_000), (7, 1_999), (1, 1_600), (3, 32_001)):
+        assert largest_difference(detector, path, speech(7, samples)[:rows]) < 1e-4
     model = onnx.load(path)
     onnx.checker.check_model(model)
     facts = {entry.key: entry.value for entry in model.metadata_props}
-    assert facts["samples"] == "4000"
-    assert json.loads(facts["labels"]) == ["spoof", "bonafide"]
+    assert json.loads(facts.pop("labels")) == ["spoof", "bonafide"]
+    assert json.loads(facts.pop("calibration")) == detector.calibration
+    assert facts == {
+        "samples": "any",
+        "window": "4000",
+        "hop": "2000",
+        "sample_rate": "16000",
+        "precision": "32-true",
+        "model": "mine@1",
+        "notice": "a demonstration",
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # the weights are in the file
     clips = torch.from_numpy(speech(2, 4_000))
     with torch.inference_mode():
@@ -65,14 +76,48 @@ def test_a_small_detector_of_any_batch(tmp_path, small_wav2vec2):
     onnx_export._compare(path, clips, wanted)
     with pytest.raises(RuntimeError, match="would be wrong"):
         onnx_export._compare(path, clips, wanted + 0.001)
+    other = detector.calibration | {"scale": 3.0}
+    onnx_export.store_calibration(path, other)
+    entries = onnx.load(path).metadata_props
+    assert {entry.key: entry.value for entry in entries} == facts | {
+        "labels": '["spoof", "bonafide"]',
+        "calibration": json.dumps(other),
+    }
+    assert largest_difference(detector, path, speech(2, 3_000)) < 1e-4
+
+
+class OfOneLength(torch.nn.Module):
+    """A stand-in for a detector whose head is made for so many frames and no others."""
+
+    window, calibration, about = 4_000, None, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = torch.nn.Linear(4_000, 2)
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        return self.output(waveforms)
+
+
+def test_a_detector_of_one_length_says_so(tmp_path):
+    detector = OfOneLength()
+    why = export_onnx(detector, tmp_path / "model.onnx")
+    assert why
+    assert "\n" not in why
+    for rows in (1, 3):
+        assert largest_difference(detector, tmp_path / "model.onnx", speech(3, 4_000)[:rows]) < 1e-4
+    facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert (facts["samples"], facts["window"], facts["calibration"]) == ("4000", "4000", "null")
+    assert len(facts["model"]) == 64
 
 
 @pytest.mark.slow
 def test_the_whole_detector_with_aasist(tmp_path, whisper_tiny):
     torch.manual_seed(0)  # a tie of two experts or two nodes may be broken otherwise elsewhere
     detector = disturbed(Detector(WhisperBackbone(whisper_tiny), MoELoRA(3, 8, top_k=2), AASIST))
-    export_onnx(detector, tmp_path / "model.onnx")
-    assert largest_difference(detector, tmp_path / "model.onnx", speech(8, 64_600)) < 1e-4
+    assert export_onnx(detector, tmp_path / "model.onnx") is None
+    for rows, samples in ((8, 64_600), (1, 48_000), (6, 100_001)):
+        assert largest_difference(detector, tmp_path / "model.onnx", speech(rows, samples)) < 1e-4
 
 
 def test_the_exported_spectrogram_is_the_same(whisper_tiny):

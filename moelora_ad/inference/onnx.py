@@ -1,0 +1,100 @@
+"""A detector that was exported as an ONNX file, computed by onnxruntime."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moelora_ad.audio import SAMPLE_RATE
+from moelora_ad.documents import parse_json
+from moelora_ad.errors import InputError
+from moelora_ad.evaluation.metrics.calibration import Calibration
+from moelora_ad.models.precision import SINGLE
+from moelora_ad.models.saving.files import LABELS, check_regular, is_window
+
+SUFFIX = ".onnx"
+
+
+class OnnxDetector(nn.Module):
+    """Logits (B, 2) of waveforms (B, samples), as `models.Detector` gives them.
+
+    Args:
+        path: a file that `export_onnx` wrote.
+        device: "cpu", or "cuda" with the package onnxruntime-gpu.
+
+    Attributes:
+        window: samples of a clip.
+        hop: samples from one clip of a longer sound to the next.
+        calibration: as ``Calibration.as_dict`` gives it; None for log-odds as they are.
+        precision: that it computes in.
+        about: ``{"notice": ...}`` if the model has something to say with every score.
+
+    Raises:
+        InputError: onnxruntime is missing, the file is damaged or of something else, or the device is not to be had.
+    """
+
+    def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
+        super().__init__()
+        path = Path(path)
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise InputError(f"model {path} needs the package onnxruntime: pip install 'moelora_ad[onnx]'")
+        import onnxruntime  # type: ignore[import-untyped]
+
+        check_regular(path)
+        if not path.exists():
+            raise InputError(f"model {path}: no such file")
+        wanted = "CUDAExecutionProvider" if torch.device(device).type == "cuda" else "CPUExecutionProvider"
+        if wanted not in onnxruntime.get_available_providers():
+            raise InputError(f"device {device}: onnxruntime has no {wanted} here; give another device")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=[wanted])
+        except Exception as error:  # onnxruntime's own, without a common class
+            raise InputError(f"model {path} is no ONNX file that can be run: {error}") from None
+        facts = self._session.get_modelmeta().custom_metadata_map
+        shapes = [(one.name, one.type, len(one.shape)) for one in self._session.get_inputs()]
+        if shapes != [("waveforms", "tensor(float)", 2)] or not {"window", "hop", "calibration"} <= facts.keys():
+            raise InputError(f"model {path} is not of a detector that moelora-ad exported: make one with export --onnx")
+        self.window, self.hop, self.calibration = _scoring(path, facts)
+        self.precision = SINGLE
+        self.about = {"notice": facts["notice"]} if "notice" in facts else None
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Logits (B, 2) float32, on the CPU.
+
+        Args:
+            waveforms: (B, samples) float, 16 kHz mono.
+
+        Raises:
+            InputError: the file does not give them.
+        """
+        try:
+            logits = self._session.run(None, {"waveforms": waveforms.float().cpu().numpy()})[0]
+        except Exception as error:
+            raise InputError(f"onnxruntime: {' '.join(str(error).split())}") from None
+        if getattr(logits, "shape", None) != (len(waveforms), 2):
+            raise InputError(f"the ONNX file gives no logits of {len(waveforms)} clips: export it again")
+        return torch.from_numpy(logits).float()
+
+
+def _scoring(path: Path, facts: Mapping[str, str]) -> tuple[int, int, dict[str, Any] | None]:
+    """Window, hop and calibration, as the file's metadata have them."""
+    try:
+        told = {name: parse_json(facts[name]) for name in ("window", "hop", "sample_rate", "labels", "calibration")}
+    except (KeyError, ValueError, RecursionError) as error:
+        raise InputError(f"model {path}: its metadata are faulty: {error}") from None
+    right = is_window(told["window"]) and type(told["hop"]) is int and 1 <= told["hop"] <= told["window"]
+    if not right or told["sample_rate"] != SAMPLE_RATE or told["labels"] != LABELS:
+        raise InputError(f"model {path}: its metadata are faulty: {json.dumps(told)[:200]}")
+    if told["calibration"] is not None:
+        try:
+            Calibration.from_dict(told["calibration"])
+        except InputError as error:
+            raise InputError(f"model {path}: its metadata are faulty: {error}") from None
+    return told["window"], told["hop"], told["calibration"]

@@ -1,0 +1,151 @@
+"""Starting a training from the weights of a model or a checkpoint, with new data, optimiser and schedule.
+
+(`adapters.surgery.starting` makes experts of trained LoRAs: the adaptation's ``init_from``. That comes first; what is
+here takes tensors as they are, by their names.)
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moelora_ad.configuration.building import detector_state
+from moelora_ad.errors import InputError, printable
+from moelora_ad.files import file_hash
+from moelora_ad.models import Detector
+from moelora_ad.models.saving.files import (
+    CONFIG,
+    ENCODER_FOLDER,
+    WEIGHTS,
+    check_finite,
+    read_config,
+    read_tensors,
+    tensors_hash,
+)
+from moelora_ad.models.saving.loading import check_weights, folder_of, without_silence
+from moelora_ad.runs.checkpoints import best_checkpoint
+from moelora_ad.runs.record import InitialWeights
+
+OPTION = "model.init_weights"
+_ENCODER = "backbone.encoder."
+_NAMED = 3  # names that a line has of each part
+
+
+class _Given(NamedTuple):
+    """Weights to start from.
+
+    Attributes:
+        path: of their file.
+        tensors: by their names in a detector.
+        frozen: SHA-256 of the encoder's other tensors, by the model; None if that is not known, or there are none.
+        encoder: the folder of that encoder, if it is part of the model.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    frozen: str | None = None
+    encoder: Path | None = None
+
+
+def load_initial_weights(detector: Detector, source: str | Path) -> tuple[InitialWeights, list[str]]:
+    """Put the weights of a model into a detector, as far as they fit it by name and shape.
+
+    Args:
+        detector: what it trains gets other values, and nothing else of it.
+        source: the folder of a model, the id of one on the hub, a checkpoint, or the folder of a run, for its best one.
+
+    Returns:
+        What was done, for the record, and the lines that tell of it.
+
+    Raises:
+        InputError: there are no such weights, they are damaged, none of them fits, or they change what the detector
+            keeps frozen: its checkpoints would not have it.
+    """
+    given = _read(source)
+    kept, own = detector.kept_names(), detector.state_dict()
+    frozen = {f"{_ENCODER}{name}": tensor for name, tensor in detector.frozen_tensors().items()}
+    notes = _check_encoder(detector, given, source)
+    fitting, misshapen, unused = {}, [], []
+    for name, tensor in given.tensors.items():
+        if name in kept and own[name].shape == tensor.shape:
+            fitting[name] = tensor
+        elif name in kept:
+            misshapen.append(f"{name} ({tuple(tensor.shape)} there, {tuple(own[name].shape)} here)")
+        elif name not in frozen:
+            unused.append(name)
+        elif not _equal(frozen[name], tensor):
+            where = f"{given.encoder}" if given.encoder else "a folder with that encoder"
+            raise InputError(
+                f"{OPTION}: {source} has trained the encoder ({name}), which is frozen here and in no checkpoint: "
+                f"train it too, or give {where} as model.backbone.init_args.source"
+            )
+    if not any(own[name].is_floating_point() for name in fitting):
+        raise InputError(
+            f"{OPTION}: nothing of {source} fits the model that is configured; there is {_named(given.tensors)}, and "
+            f"here {_named(kept)}"
+        )
+    detector.load_state_dict(fitting, strict=False)
+    anew = kept - fitting.keys() - {one.partition(" ")[0] for one in misshapen}
+    notes.insert(0, f"{OPTION}: {len(fitting):,} of {len(kept):,} tensors are those of {source}")
+    for names, what in ((anew, "not there, begun anew"), (misshapen, "of another shape, begun anew")):
+        if names:
+            notes.append(f"{OPTION}: {what}: {_named(names)}")
+    if unused:
+        notes.append(f"{OPTION}: there and not used: {_named(unused)}")
+    record = InitialWeights(
+        str(source), file_hash(given.path), len(fitting), len(anew) + len(misshapen), len(unused) + len(misshapen)
+    )
+    return record, [printable(note) for note in notes]
+
+
+def _read(source: str | Path) -> _Given:
+    path = Path(source)
+    is_model = (path / CONFIG).is_file()
+    if path.is_dir() and not is_model:
+        path = best_checkpoint(path)
+    if path.is_file():
+        tensors = detector_state(str(path), OPTION)
+        check_finite(without_silence(tensors), f"{OPTION}: {path}")
+        return _Given(path, tensors)
+    if not is_model and str(source).count("/") != 1:
+        raise InputError(f"{OPTION}: {source}: no such folder or file, and no id (owner/name) of a model on the hub")
+    folder = folder_of(source)
+    config = read_config(folder)
+    tensors = read_tensors(folder / WEIGHTS)
+    check_weights(folder, config, tensors)
+    packed = f"{ENCODER_FOLDER}/{WEIGHTS}" in (config["backbone_files"] or {})
+    encoder = folder / ENCODER_FOLDER if packed else None
+    return _Given(folder / WEIGHTS, tensors, config["backbone_sha256"], encoder)
+
+
+def _check_encoder(detector: Detector, given: _Given, source: str | Path) -> list[str]:
+    """A line if what the model kept frozen of its encoder is not what the detector has there."""
+    if given.frozen is None:
+        return []
+    pretrained = detector.ownership.pretrained()
+    same = {name: tensor for name, tensor in pretrained.items() if f"{_ENCODER}{name}" not in given.tensors}
+    if tensors_hash(same) == given.frozen:
+        return []
+    where = f": give {given.encoder}" if given.encoder else ", if that is not wanted: give its own"
+    return [
+        f"{OPTION}: warning: {source} was trained on another encoder than the one configured{where} as "
+        "model.backbone.init_args.source"
+    ]
+
+
+def _equal(own: Tensor, given: Tensor) -> bool:
+    return own.is_meta or (own.shape == given.shape and torch.equal(own.cpu(), given.to(own.dtype)))
+
+
+def _named(names: Collection[str]) -> str:
+    """Some of many names, by the part of the detector that they are of."""
+    parts: dict[str, list[str]] = {}
+    for name in sorted(names):
+        parts.setdefault(name.partition(".")[0], []).append(name)
+    told = []
+    for members in parts.values():
+        more = f" and {len(members) - _NAMED:,} more" if len(members) > _NAMED else ""
+        told.append(", ".join(members[:_NAMED]) + more)
+    return "; ".join(told) or "nothing"

@@ -1,0 +1,137 @@
+"""What a GPU has computed is read when it is there: the loss a step later, the scores of a test some batches later."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from moelora_ad.adapters import MoELoRA
+from moelora_ad.corpora import Trial, TrialList
+from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.models.devices import HostCopy
+from moelora_ad.runs.scores import KeptScores
+from moelora_ad.torch_internals import FakeTensorMode
+from moelora_ad.training import Batch, DetectionModule
+from moelora_ad.training.callbacks.divergence import DivergenceError
+from moelora_ad.training.optimizers import fused
+from moelora_ad.training.scoring import SetScores
+
+
+class Late(HostCopy):
+    """As a copy from a GPU is: there when somebody waits for it, and not before ``arrived``."""
+
+    arrived = False
+    is_immediate = False
+
+    @property
+    def is_there(self) -> bool:
+        return Late.arrived
+
+
+@pytest.fixture
+def late(monkeypatch):
+    monkeypatch.setattr("moelora_ad.training.callbacks.divergence.HostCopy", Late)
+    monkeypatch.setattr("moelora_ad.training.scoring.HostCopy", Late)
+    monkeypatch.setattr(Late, "arrived", False)
+
+
+class Spoil(Callback):
+    """Makes the loss of a step NaN, and notes the steps that begin and the saving that was tried."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.begun: list[int] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.begun.append(trainer.global_step)
+        if trainer.global_step == self.step:
+            pl_module.detector.classifier.output.bias.data.fill_(torch.nan)
+            self.named = [trainer.datamodule.train_trials.columns.utterance[t] for t in batch.trials.tolist()]
+
+
+def fit(source, data, trainer, folder, step: int, **arguments) -> tuple[Spoil, str]:
+    spoil = Spoil(step)
+    model = DetectionModule(WhisperBackbone(source), MoELoRA(2, 2), MeanPooling)
+    with pytest.raises(DivergenceError) as stopped:
+        trainer(folder, callbacks=[spoil], **arguments).fit(model, datamodule=data())
+    return spoil, str(stopped.value)
+
+
+def test_a_loss_is_read_one_step_later_and_told_as_that_of_its_own_step(small_whisper, data, trainer, tmp_path, late):
+    spoil, told = fit(small_whisper, data, trainer, tmp_path, step=1, limit_val_batches=0)
+    assert spoil.begun == [0, 1, 2]
+    assert told.startswith(f"step 1: the loss is nan in the batch of {', '.join(spoil.named)}; ")
+
+
+def test_the_last_loss_of_an_epoch_is_read_before_it_is_evaluated(small_whisper, data, trainer, tmp_path, late):
+    spoil, told = fit(small_whisper, data, trainer, tmp_path, step=2)
+    assert spoil.begun == [0, 1, 2]
+    assert "step 2: the loss is nan" in told
+
+
+def test_nothing_is_saved_after_a_loss_that_has_not_been_read(small_whisper, data, trainer, tmp_path, late):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.save_checkpoint(tmp_path / f"{batch_idx}.ckpt")
+
+    spoil = Spoil(1)
+    model = DetectionModule(WhisperBackbone(small_whisper), MoELoRA(2, 2), MeanPooling)
+    with pytest.raises(DivergenceError, match="step 1: the loss is nan"):
+        trainer(tmp_path, callbacks=[spoil, Save()]).fit(model, datamodule=data())
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["0.ckpt"]
+
+
+def test_scores_are_kept_in_order_as_they_come(tmp_path, late):
+    trials = TrialList([Trial(f"u{number}", "") for number in range(6)])
+    kept = KeptScores(tmp_path, "x", trials, {"model": "a"})
+    part = SetScores("x", trials, complete=True, kept=kept)
+
+    def add(first: int) -> None:
+        logits = torch.stack([torch.zeros(2), torch.arange(first, first + 2.0)], dim=1)
+        part.update(Batch(torch.zeros(2, 1), None, torch.tensor([0, 1]), torch.arange(first, first + 2), []), logits)
+
+    def written() -> int:
+        return sum(len(path.read_text().splitlines()) - 1 for path in tmp_path.glob(".x.parts/*.csv"))
+
+    add(0)
+    add(2)
+    assert written() == 0
+    Late.arrived = True
+    add(4)
+    assert written() == 6
+    Late.arrived = False
+    assert part.result().table.scores.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_batch_goes_to_the_device_without_its_trials():
+    batch = Batch(torch.zeros(2, 4), torch.tensor([4, 3]), torch.tensor([0, 1]), torch.tensor([5, 9]), [])
+    there = batch.to("meta")
+    assert {value.device.type for value in (there.waveforms, there.lengths, there.labels, there.read)} == {"meta"}
+    assert there.trials.tolist() == [5, 9]
+    assert batch.waveforms.device.type == "cpu"
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
+def test_an_optimizer_on_a_gpu_is_fused(optimizer):
+    with FakeTensorMode():
+        weights = [torch.nn.Parameter(torch.empty(3, device=device)) for device in ("cuda", "cuda", "cpu")]
+    groups = [{"params": [weights[0]], "name": "gates", "lr": 0.5}, {"params": [weights[1]], "name": "experts"}]
+    given = optimizer(groups, lr=0.25, weight_decay=0.125)
+    made = fused(given, scales_gradients=False)
+    assert type(made) is optimizer
+    assert [(g["name"], g["lr"], g["weight_decay"], g["fused"]) for g in made.param_groups] == [
+        ("gates", 0.5, 0.125, True),
+        ("experts", 0.25, 0.125, True),
+    ]
+    assert made.defaults | {"fused": None} == given.defaults
+    for stays in (optimizer(groups, lr=1.0, foreach=True), optimizer(groups, lr=1.0, fused=False)):
+        assert fused(stays, scales_gradients=False) is stays
+    on_cpu = optimizer([weights[2]], lr=1.0)
+    assert fused(on_cpu, scales_gradients=False) is on_cpu
+    assert fused(given, scales_gradients=True) is given
+
+
+def test_an_optimizer_of_another_kind_stays():
+    with FakeTensorMode():
+        weight = torch.nn.Parameter(torch.empty(3, device="cuda"))
+    for given in (torch.optim.RMSprop([weight]), type("Own", (torch.optim.SGD,), {})([weight], lr=1.0)):
+        assert fused(given, scales_gradients=False) is given
