@@ -3,9 +3,11 @@
 import csv
 import json
 import logging
+import os
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,9 +33,74 @@ PROJECT = Path(__file__).parents[1]
 QUICKSTART = PROJECT / "experiments" / "quickstart"
 
 
+GPU_TESTS_ON = torch.device(os.environ.get("MOELORA_GPU_TESTS_ON", "cuda"))
+"""Where tests marked ``gpu`` compute: on a CPU they are a rehearsal of themselves."""
+
+if torch.cuda.device_count():  # before the first product there, which fixes it for the process
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that fork come first: others in the same process may run a backward pass on the meta device."""
-    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+    """Tests that fork come first: others in the same process may run a backward pass on the meta device. Then those of
+    GPUs, as all others are not to see one."""
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("forks", "gpu")])
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture is made
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("gpu")
+    if marker is not None:
+        count = marker.args[0] if marker.args else 1
+        if GPU_TESTS_ON.type == "cuda" and torch.cuda.device_count() < count:
+            pytest.skip(f"needs {count} CUDA device{'s' if count > 1 else ''}")
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu_without_the_mark(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU all other tests are those of a machine without."""
+    if torch.cuda.device_count() and request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that are started
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The device of a test marked ``gpu``, on which float32 is float32, and not TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return GPU_TESTS_ON
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU; and a GPU, for a test that holds on both."""
+    return request.getfixturevalue("gpu") if request.param == "gpu" else torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def same_noise() -> Callable[..., AbstractContextManager[None]]:
+    """Seeds ``torch.randn_like`` of all devices, for the block: gates draw the same noise on each."""
+
+    @contextmanager
+    def drawn(seed: int = 0) -> Iterator[None]:
+        generator = torch.Generator().manual_seed(seed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randn_like", lambda x: torch.randn(x.shape, generator=generator).to(x))
+            yield
+
+    return drawn
+
+
+@pytest.fixture(scope="session")
+def assert_near() -> Callable[..., None]:
+    """Compares a tensor with the CPU's: errors are parts of its largest number, as sums in another order have them."""
+
+    def check(given: torch.Tensor, wanted: torch.Tensor, error: float, name: str = "") -> None:
+        assert given.isfinite().all(), name
+        largest = wanted.abs().max().clamp(min=1e-6)
+        found = ((given.detach().cpu().double() - wanted.detach().double()).abs().max() / largest).item()
+        assert found <= error, f"{name}: {found:.2e} of the largest number"
+
+    return check
 
 
 @pytest.fixture(scope="session")
@@ -203,12 +270,13 @@ def data(experiment):
 
 @pytest.fixture
 def trainer():
-    """Makes a quiet trainer of one epoch on the CPU that keeps everything in a folder."""
+    """Makes a quiet trainer of one epoch, on the CPU if nothing else is said, that keeps everything in a folder."""
 
     def build(folder: Path, **arguments) -> Trainer:
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
         once = {"max_epochs": 1, "num_sanity_val_steps": 0}
-        return Trainer(accelerator="cpu", default_root_dir=folder, **(quiet | once | arguments))
+        here = {"accelerator": "cpu", "devices": 1, "default_root_dir": folder}
+        return Trainer(**(here | quiet | once | arguments))
 
     return build
 

@@ -131,6 +131,7 @@ GUESSES = {
     "AASIST": ("models/heads/aasist.py", "class AASIST"),
     "XLSR-53's input normalisation": ("models/backbones/waveform.py", "def _normalize"),
     "saving a model": ("models/saving/model_folder.py", "def save_pretrained"),
+    "a published checkpoint": ("models/saving/public/importing.py", "def read_public"),
     "ONNX": ("models/saving/onnx_export.py", "def export_onnx"),
     "EER": ("evaluation/metrics/equal_error_rate.py", "def equal_error_rate"),
     "bootstrap intervals": ("evaluation/metrics/intervals.py", "def bootstrap"),
@@ -141,6 +142,8 @@ GUESSES = {
     "the W&B artefact": ("training/callbacks/wandb.py", "Artifact"),
     "SLURM requeue": ("sweeps/slurm.py", "def _requeue"),
     "exit codes": ("cli/main.py", "exit code"),
+    "the page and the API": ("inference/serve/application.py", '"/score"'),
+    "limits of an upload": ("inference/serve/uploads.py", "UPLOAD_SECONDS"),
     "GPU of a local sweep's run": ("sweeps/gpus.py", "class Gpus"),
 }
 

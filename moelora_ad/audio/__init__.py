@@ -5,8 +5,9 @@ from moelora_ad.audio.augmentation.codecs import AAC, G722, GSM, MP3, ALaw, MuLa
 from moelora_ad.audio.augmentation.composition import Chain, OneOf, WithProbability
 from moelora_ad.audio.augmentation.noise import AdditiveNoise, RoomResponse
 from moelora_ad.audio.augmentation.rawboost import NotchFilters, RawBoost
-from moelora_ad.audio.decoding import SAMPLE_RATE, AudioError, AudioReader, audio_length, read_audio
+from moelora_ad.audio.decoding import SAMPLE_RATE, AudioError, AudioReader, read_audio
 from moelora_ad.audio.notes import Note
+from moelora_ad.audio.probing import audio_length
 from moelora_ad.audio.randomness import keyed_generator
 from moelora_ad.audio.segments import TRAINING_SAMPLES, Crops, Excerpt, FullUtterance, Segment, read_segment
 

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterable, Iterator
 from functools import partial
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -15,7 +14,7 @@ from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, NoSuchTrackError, Un
 from moelora_ad.audio.mpeg import Stretch, stretches_of
 from moelora_ad.audio.notes import Note
 from moelora_ad.audio.quality import ChannelMeter, mixed
-from moelora_ad.audio.source import AudioError, AudioSource, Source, reason_of
+from moelora_ad.audio.source import AudioError, AudioSource, Source, TooLongError, reason_of
 from moelora_ad.audio.streaming import SAMPLE_RATE, StreamingResampler, check_rate, length_at_16_khz, resampled_part
 
 _LENGTH_UNKNOWN = 2**60  # what libsndfile says of a FLAC stream whose header leaves the length open
@@ -36,6 +35,7 @@ class AudioReader:
         name: How messages call it; the path if not given.
         track: Which of several audio tracks, from 1 on; the one that the file calls its default if not given.
         meter: Gets all channels of what is decoded.
+        longest: Seconds that it may have; of what is longer no more than that is decoded.
 
     Attributes:
         name: See above.
@@ -44,7 +44,7 @@ class AudioReader:
         notes: What is odd about the file; complete when all of it has been read.
 
     Raises:
-        AudioError: The file is missing, not audio, damaged, has no samples, or cannot be brought to 16 kHz.
+        AudioError: The file is missing, not audio, damaged, without samples, too long, or cannot be brought to 16 kHz.
     """
 
     name: str
@@ -53,12 +53,18 @@ class AudioReader:
     notes: tuple[Note, ...]
 
     def __init__(
-        self, source: Source, name: str | None = None, track: int | None = None, meter: ChannelMeter | None = None
+        self,
+        source: Source,
+        name: str | None = None,
+        track: int | None = None,
+        meter: ChannelMeter | None = None,
+        longest: float | None = None,
     ) -> None:
         self.name = str(source) if name is None else name
         self.notes = ()
         self.meter = meter
         self._track = track
+        self._longest = longest
         self._whole: NDArray[np.float32] | None = None  # at 16 kHz
         self._sound: soundfile.SoundFile | None = None
         self._source: AudioSource | None = None
@@ -74,9 +80,7 @@ class AudioReader:
     def __enter__(self) -> "AudioReader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -114,6 +118,7 @@ class AudioReader:
                 raise AudioError(f"cannot use {self.name}: {NoSuchTrackError(self._track, 1)}")
             self.source_rate = int(self._sound.samplerate)
             self.length = length_at_16_khz(self._sound.frames, self.source_rate)
+        self._allowed(self.length)
         self._compare(contents)
 
     def _open(self) -> str:
@@ -148,13 +153,13 @@ class AudioReader:
         parts: list[NDArray[np.float32]] = []
         notes: list[Note] = []
         for number, piece in enumerate(pieces):
-            with AudioReader(io.BytesIO(piece), self.name, self._track, self.meter) as part:
+            with AudioReader(io.BytesIO(piece), self.name, self._track, self.meter, self._longest) as part:
                 parts.append(part.read())
                 notes.extend(part.notes)
                 if number == 0:
                     self.source_rate = part.source_rate
-            if sum(map(len, parts)) > MOST_FRAMES:
-                raise AudioError(f"cannot use {self.name}: it is longer than {MOST_FRAMES:,} samples")
+            if self._allowed(sum(map(len, parts))) > MOST_FRAMES:
+                raise TooLongError(f"cannot use {self.name}: it is longer than {MOST_FRAMES:,} samples")
         self._whole = np.concatenate(parts)
         self.length = len(self._whole)
         first, all_of_it = len(parts[0]) / SAMPLE_RATE, self.length / SAMPLE_RATE
@@ -167,8 +172,7 @@ class AudioReader:
         if (missing := round(contents.missing * seconds * self.source_rate)) > self.source_rate * TOLERANCE:
             raise AudioError(f"cannot decode {self.name}: it ends {missing} samples early; is it truncated?")
         if (behind := contents.behind * seconds) > TOLERANCE:
-            detail = f"header {seconds:.2f} s, file {seconds + behind:.2f} s"
-            self.notes += (Note("header shorter than file", detail),)
+            self.notes += (Note("header shorter than file", f"header {seconds:.2f} s, file {seconds + behind:.2f} s"),)
 
     def read(self, start: int = 0, samples: int | None = None) -> NDArray[np.float32]:
         """Decode the file, or the part of it that is needed: ``read()[start:start + samples]`` bit for bit.
@@ -251,7 +255,8 @@ class AudioReader:
             assert sound is not None
             try:
                 part = partial(resampled_part, partial(self._read_frames, sound), sound.frames, self.source_rate)
-                if _seeks_exactly(sound):
+                # Decoders with memory (MP3, Vorbis, Opus) give other samples after a seek than in a run from the start.
+                if sound.seekable() and sound.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")):
                     return part(start, self.length if stop is None else min(stop, self.length))
                 self._whole = part(0, self.length)
             except soundfile.SoundFileError as error:
@@ -297,6 +302,7 @@ class AudioReader:
                     resample = StreamingResampler(rate)
                     self._tell_tracks(track, tracks)
                 parts.append(resample(mixed(frames, self.meter), last=False))
+                self._allowed(sum(map(len, parts)))
         except NoSuchTrackError as error:
             raise AudioError(f"cannot use {self.name}: {error}") from None
         except UndecodableError as error:
@@ -304,6 +310,11 @@ class AudioReader:
             raise AudioError(f"cannot decode {self.name}: {told}; is it an audio file?") from None
         parts.append(resample(np.empty(0, np.float32), last=True))
         return np.concatenate(parts)
+
+    def _allowed(self, samples: int) -> int:
+        if self._longest is not None and samples > self._longest * SAMPLE_RATE:
+            raise TooLongError(f"cannot use {self.name}: it is longer than {self._longest:g} s")
+        return samples
 
     def _tell_tracks(self, track: int, tracks: int) -> None:
         if tracks > 1:
@@ -317,14 +328,3 @@ def read_audio(
     """Decode an audio file or a part of it; see `AudioReader` and its ``read``."""
     with AudioReader(source, name) as sound:
         return sound.read(start, samples)
-
-
-def audio_length(source: Source, name: str | None = None) -> int:
-    """Number of samples that `read_audio` gives for the whole file; nothing is decoded if libsndfile reads it."""
-    with AudioReader(source, name) as sound:
-        return sound.length
-
-
-def _seeks_exactly(sound: soundfile.SoundFile) -> bool:
-    # Decoders with memory (MP3, Vorbis, Opus) give other samples after a seek than in a run from the beginning.
-    return sound.seekable() and sound.subtype.startswith(("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW"))

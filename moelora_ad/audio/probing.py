@@ -1,10 +1,12 @@
-"""Files whose names do not tell whether they are sound."""
+"""Whether a file is sound, whatever its name, and how long it is."""
 
 from typing import BinaryIO
 
 import soundfile
 
+from moelora_ad.audio.decoding import AudioReader
 from moelora_ad.audio.ffmpeg import UndecodableError, decode
+from moelora_ad.audio.source import Source
 
 
 def holds_sound(file: BinaryIO) -> bool:
@@ -23,3 +25,9 @@ def holds_sound(file: BinaryIO) -> bool:
         return next(decode(file), None) is not None
     except UndecodableError:
         return False
+
+
+def audio_length(source: Source, name: str | None = None) -> int:
+    """Number of samples that `read_audio` gives for the whole file; nothing is decoded if libsndfile reads it."""
+    with AudioReader(source, name) as sound:
+        return sound.length

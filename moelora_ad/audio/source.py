@@ -17,6 +17,10 @@ class AudioError(InputError):
     """An audio file that is missing or does not hold usable sound."""
 
 
+class TooLongError(AudioError):
+    """Sound that is longer than whoever reads it allows."""
+
+
 class AudioSource:
     """A path or a file object. A small file object is read into memory and closed.
 

@@ -69,12 +69,18 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 def _analyze(analysis: Analysis, keywords: Keywords, folder: str | None) -> int:
     from moelora_ad.analysis import write_report
-    from moelora_ad.models.devices import usable_device
+    from moelora_ad.models.devices import is_out_of_memory, usable_device
 
     with progress() as show:
         if analysis.reads_audio:
             keywords |= {"device": usable_device(keywords.get("device"), "--device:"), "progress": show}
-        report = analysis.report(keywords)
+        try:
+            report = analysis.report(keywords)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            where = keywords.get("device", "the machine")
+            raise InputError(f"{where} has too little memory: give a smaller --batch-size") from None
     try:
         if folder is not None:
             write_report(report, folder)

@@ -17,7 +17,7 @@ _TRAINING = {
     "--trainer.max_epochs N": "how long to train; it may stop earlier",
 }
 _JUDGING = {
-    "--ckpt_path PATH": "the checkpoint: a file, or best or last of the run of --config RUN/config.yaml",
+    "--ckpt_path PATH": "a checkpoint; best or last of the run of --config RUN/config.yaml; the folder of a model",
     "--untrained BOOL": "judge the model without a checkpoint",
     "--score_folder DIR": "where score files go (default: RUN/scores/CHECKPOINT)",
     "--data.eval_batch_size N": "utterances at once (default: data.batch_size)",

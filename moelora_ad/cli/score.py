@@ -71,7 +71,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="timeline",
         metavar="DIR",
-        help="also write a plot and a page of the score over time for each file, and a table of all windows "
+        help="also write one page of all files with player and score over time, a plot of each, a table of all windows "
         "(default folder: timeline; give it after the PATHs)",
     )
     parser.add_argument(

@@ -19,13 +19,11 @@ from moelora_ad.formats import left_out_note
 from moelora_ad.inference.file_scores import FileFailure, FileScore
 from moelora_ad.inference.output import (
     FILE_COLUMNS,
-    WINDOW_COLUMNS,
     DecisionRule,
     Row,
     RowWriter,
     file_row,
     print_scores,
-    window_rows,
 )
 from moelora_ad.inference.scorer import Scorer
 from moelora_ad.inference.sources import AudioSources
@@ -37,7 +35,7 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
     failed, total = len(found.problems), len(found.sounds) + len(found.problems)
     code, stop = 0, None
     with ExitStack() as stack:
-        sink = _Sink(arguments, decision, stack)
+        sink = _Sink(arguments, decision, scorer, stack)
         show, complain = stack.enter_context(_progress(len(found.sounds)))
         if arguments.format != "table" and not decision.is_calibrated:
             complain(f"note: {decision.explained()}")
@@ -70,7 +68,7 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
 class _Sink:
     """Where results go: rows at once, a table in the end, timelines beside."""
 
-    def __init__(self, arguments: argparse.Namespace, decision: DecisionRule, stack: ExitStack) -> None:
+    def __init__(self, arguments: argparse.Namespace, decision: DecisionRule, scorer: Scorer, stack: ExitStack) -> None:
         self._decision = decision
         self._table: list[Row] | None = None
         write: Callable[[bytes], object] = _to_standard_output
@@ -83,15 +81,14 @@ class _Sink:
             self._table = []
         else:
             self._write = RowWriter(arguments.format, FILE_COLUMNS, write)
-        self._timelines: Path | None = None
+        self._timelines: Callable[[FileScore | FileFailure], None] | None = None
         if arguments.timeline is not None:
-            from moelora_ad.inference.timeline import FileNames, write_timeline  # matplotlib takes seconds
+            from moelora_ad.inference.descriptions import described_model
+            from moelora_ad.inference.timeline import timeline_folder  # matplotlib takes seconds
 
-            self._write_timeline, self._names = write_timeline, FileNames()
-            self._timelines = Path(arguments.timeline)
+            about = described_model(scorer, arguments.model, decision)
             form = "jsonl" if arguments.format == "jsonl" else "csv"
-            windows = _whole_file(self._timelines / f"windows.{form}", stack)
-            self._write_window = RowWriter(form, WINDOW_COLUMNS, windows.write)
+            self._timelines = stack.enter_context(timeline_folder(Path(arguments.timeline), decision, about, form))
 
     def __call__(self, result: FileScore | FileFailure) -> None:
         row = file_row(result, self._decision)
@@ -99,10 +96,8 @@ class _Sink:
             self._write(row)
         elif isinstance(result, FileScore):
             self._table.append(row)
-        if self._timelines is not None and isinstance(result, FileScore):
-            for window in window_rows(result, self._decision):
-                self._write_window(window)
-            self._write_timeline(result, self._decision, self._timelines / self._names(result.name))
+        if self._timelines is not None:
+            self._timelines(result)
 
     def finish(self) -> None:
         if self._table is not None:

@@ -20,16 +20,16 @@ from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.models.dry_build import MOST_OF_ENCODER, dry_build, most_for
 from moelora_ad.models.precision import precision_name
 from moelora_ad.models.saving.checkpoints import (
+    PREFIX,
     CheckpointError,
-    check_container,
     check_content,
     check_fit,
     tell_other_architecture,
 )
+from moelora_ad.models.saving.containers import check_container
 
 ClassifierOf = Callable[[int], Classifier]
 PARTS = ("backbone", "adaptation", "classifier")
-PREFIX = "detector."  # of the detector's tensors in a Lightning checkpoint
 
 
 class Built(NamedTuple):

@@ -66,7 +66,7 @@ class OnnxDetector(nn.Module):
         self.about = {"notice": facts["notice"]} if "notice" in facts else None
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Logits (B, 2) float32, on the CPU.
+        """Logits (B, 2) float32, where the waveforms are.
 
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
@@ -80,7 +80,7 @@ class OnnxDetector(nn.Module):
             raise InputError(f"onnxruntime: {' '.join(str(error).split())}") from None
         if getattr(logits, "shape", None) != (len(waveforms), 2):
             raise InputError(f"the ONNX file gives no logits of {len(waveforms)} clips: export it again")
-        return torch.from_numpy(logits).float()
+        return torch.from_numpy(logits).float().to(waveforms.device)
 
 
 def _scoring(path: Path, facts: Mapping[str, str]) -> tuple[int, int, dict[str, Any] | None]:

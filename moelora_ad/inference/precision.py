@@ -9,7 +9,7 @@ import torch
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.models import Detector
-from moelora_ad.models.precision import AUTOCAST, ROUNDED, SINGLE
+from moelora_ad.models.precision import AUTOCAST, ROUNDED, SINGLE, without_tf32
 from moelora_ad.models.precision_names import PRECISIONS
 
 
@@ -57,15 +57,8 @@ def chosen_precision(
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     """That precision and no TF32, whatever the caller has set: scores of CPU and GPU agree."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)
+    with without_tf32(), torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+        yield
 
 
 def _computes(device: torch.device, precision: str) -> bool:

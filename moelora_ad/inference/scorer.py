@@ -23,7 +23,7 @@ from moelora_ad.inference.precision import chosen_precision, computing_in
 from moelora_ad.inference.sounds import Opened, PendingSound, named_sound
 from moelora_ad.inference.windows import Sound, sound_of_array
 from moelora_ad.models import Detector
-from moelora_ad.models.devices import usable_device
+from moelora_ad.models.devices import is_out_of_memory, on_device, usable_device
 from moelora_ad.models.precision import ROUNDED, SINGLE, round_frozen
 from moelora_ad.models.scores import log_odds
 
@@ -79,7 +79,7 @@ class Scorer:
             raise InputError(f"batch size: must be at least 1, not {batch_size}")
         self.device = usable_device(device)
         self.precision, self.precision_notes = chosen_precision(precision, detector, calibration, self.device)
-        self.detector = detector.to(self.device, torch.float32).eval()
+        self.detector = on_device(detector, self.device).float().eval()
         if self.precision in ROUNDED:
             round_frozen(self.detector, self.precision)
         self.notice: str | None = (getattr(detector, "about", None) or {}).get("notice")
@@ -158,7 +158,11 @@ class Scorer:
         return result
 
     def score_files(
-        self, places: Iterable[str | BinaryIO], progress: Progress | None = None, track: int | None = None
+        self,
+        places: Iterable[str | BinaryIO],
+        progress: Progress | None = None,
+        track: int | None = None,
+        longest: float | None = None,
     ) -> Iterator[FileScore | FileFailure]:
         """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
 
@@ -169,11 +173,12 @@ class Scorer:
                 to open it might be to wait for ever.
             progress: Is told how many files are read, with the part of the one that is being read.
             track: Which audio track of each, from 1 on; the one that the file calls its default if not given.
+            longest: Seconds; a longer file is a failure, and no more of it is decoded.
 
         Raises:
             InputError: The device has too little memory.
         """
-        return self._score((named_sound(place, track) for place in places), progress)
+        return self._score((named_sound(place, track, longest) for place in places), progress)
 
     def _score(
         self, sounds: Iterable[tuple[str, Opened]], progress: Progress | None
@@ -208,7 +213,9 @@ class Scorer:
         try:
             with torch.inference_mode(), computing_in(self.precision, self.device):
                 return log_odds(self.detector(waveforms.to(self.device))).tolist()
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise InputError(
                 f"{self.device} has too little memory for {len(waveforms)} windows at once: take a smaller batch size"
             ) from None

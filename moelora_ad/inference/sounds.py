@@ -16,25 +16,25 @@ from moelora_ad.inference.windows import Envelope, Sound, windows_of
 Opened = Callable[[], AbstractContextManager[Sound]]
 
 
-def named_sound(place: str | BinaryIO, track: int | None) -> tuple[str, Opened]:
-    """The name of a path, a place in an archive or a file object, and what opens it."""
+def named_sound(place: str | BinaryIO, track: int | None, longest: float | None = None) -> tuple[str, Opened]:
+    """The name of a path, a place in an archive or a file object, and what opens it; ``longest``: see `AudioReader`."""
     if isinstance(place, str):
-        return place, lambda: _at(place, track)
+        return place, lambda: _at(place, track, longest)
     name = str(getattr(place, "name", "the file"))
     can_seek = not hasattr(place, "seekable") or place.seekable()
-    return name, lambda: AudioReader(place if can_seek else spooled(place, name), name, track, ChannelMeter())
+    return name, lambda: AudioReader(place if can_seek else spooled(place, name), name, track, ChannelMeter(), longest)
 
 
-def _at(place: str, track: int | None) -> AudioReader:
+def _at(place: str, track: int | None, longest: float | None) -> AudioReader:
     if os.path.isfile(place):
-        return AudioReader(place, None, track, ChannelMeter())
+        return AudioReader(place, None, track, ChannelMeter(), longest)
     if os.path.exists(place):
         kind = "folder" if os.path.isdir(place) else "pipe; name it itself" if is_pipe(place) else "device"
         raise AudioError(f"cannot decode {place}: this is a {kind}")
     source = open_file(place)
     if source == place:  # libsndfile would end a name at NUL
         raise AudioError(f"no such audio file: {place}")
-    return AudioReader(source, place, track, ChannelMeter())
+    return AudioReader(source, place, track, ChannelMeter(), longest)
 
 
 class PendingSound:

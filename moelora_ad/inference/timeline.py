@@ -1,50 +1,115 @@
-"""Scores over time as a picture, and as a page that needs nothing else."""
+"""Scores over time: a picture of each file, all windows as rows, and one page for all files."""
 
 import base64
 import io
 import math
+import mimetypes
+import os
 import re
 import textwrap
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 from numpy.typing import NDArray
 
-from moelora_ad.errors import printable
+from moelora_ad.corpora.storage.files import open_file
+from moelora_ad.errors import InputError, printable
 from moelora_ad.files import unused_name, written_whole
-from moelora_ad.inference.file_scores import FileScore
-from moelora_ad.inference.output import DecisionRule, Row, chance, clock, window_rows
+from moelora_ad.inference.descriptions import About, described
+from moelora_ad.inference.file_scores import FileFailure, FileScore
+from moelora_ad.inference.output import WINDOW_COLUMNS, DecisionRule, RowWriter, window_rows
+from moelora_ad.inference.pages import BONA_FIDE, SPOOF, page_around_results, result_element
 
-BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # told apart by colour-blind readers, too
+EMBEDDED, EMBEDDED_IN_ALL = 2**20, 32 * 2**20
+"""Bytes of a sound that stands in the page itself, and of all that do; others are linked to, from the page's folder."""
+
 _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
-_PAGES = jinja2.Environment(
-    loader=jinja2.PackageLoader("moelora_ad.inference"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-)
 
 
-def write_timeline(result: FileScore, decision: DecisionRule, stem: Path) -> None:
-    """Write ``stem`` with .png (the plot) and with .html (a self-contained page, readable on a phone)."""
-    with written_whole(stem.with_name(f"{stem.name}.png")) as unfinished:
-        unfinished.write_bytes(_png(timeline_figure(result, decision, (10, 4), title=True), 150))
-    with written_whole(stem.with_name(f"{stem.name}.html")) as unfinished:
-        unfinished.write_text(timeline_page(result, decision), encoding="utf-8")
+@contextmanager
+def timeline_folder(
+    folder: Path, decision: DecisionRule, about: About, form: str
+) -> Iterator[Callable[[FileScore | FileFailure], None]]:
+    """Is told results as they come, and writes to a folder ``NAME.png`` for each, ``windows`` with the windows of all,
+    and ``index.html``: the page of all files with player, score over time, model, date and calibration. The last two
+    appear, whole, in the end.
+
+    The page needs nothing else, but for the sounds that are too large to stand in it: these it plays from where they
+    are, as seen from the folder.
+
+    Args:
+        folder: Made if it is not there.
+        decision: How scores are judged.
+        about: The model, see `described_model`.
+        form: Of the windows: "csv" or "jsonl".
+    """
+    before, behind = page_around_results(about, f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
+    sounds, names = _Sounds(folder), FileNames()
+    with (
+        written_whole(folder / f"windows.{form}") as windows_path,
+        written_whole(folder / "index.html") as page_path,
+        open(windows_path, "wb") as windows,
+        open(page_path, "w", encoding="utf-8") as page,
+    ):
+        write_window = RowWriter(form, WINDOW_COLUMNS, windows.write)
+        page.write(before)
+
+        def write(result: FileScore | FileFailure) -> None:
+            told = described(result, decision, waveform=True)
+            told["name"] = printable(told["name"])
+            if isinstance(result, FileScore):
+                for row in window_rows(result, decision):
+                    write_window(row)
+                with written_whole(folder / f"{names(result.name)}.png") as picture:
+                    picture.write_bytes(_png(timeline_figure(result, decision, (10, 4)), 150))
+                told["sound"] = sounds(result.name)
+            page.write(result_element(told))
+
+        yield write
+        page.write(behind)
 
 
-def timeline_figure(
-    result: FileScore, decision: DecisionRule, size: tuple[float, float], title: bool = False
-) -> Figure:
+class _Sounds:
+    """Where the page of a folder has its sounds from."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._left = EMBEDDED_IN_ALL
+
+    def __call__(self, place: str) -> str | None:
+        """An address of a file or a place in an archive; None if the page cannot have it: it came through a pipe, or is
+        large and in an archive."""
+        if os.path.exists(place) and not os.path.isfile(place):  # to open a pipe is to wait
+            return None
+        most = min(EMBEDDED, self._left)
+        try:
+            source = place if os.path.isfile(place) else open_file(place)
+            with open(source, "rb") if isinstance(source, str) else source as file:
+                content = file.read(most + 1)
+        except (InputError, OSError, ValueError):
+            return None
+        if len(content) <= most:
+            self._left -= len(content)
+            kind = mimetypes.guess_type(place)[0] or "audio/wav"  # browsers look at the content
+            return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+        return quote_from_bytes(os.fsencode(os.path.relpath(place, self._folder))) if os.path.isfile(place) else None
+
+
+def timeline_figure(result: FileScore, decision: DecisionRule, size: tuple[float, float]) -> Figure:
     """The waveform in grey, and the score of each window as a step around the window's centre.
 
     Args:
         result: What is drawn.
         decision: Gives the threshold.
         size: Width and height in inches.
-        title: Whether the file's name and verdict stand above.
     """
     figure = Figure(figsize=size, layout="constrained")
     waves: Axes = figure.add_subplot()
@@ -61,11 +126,11 @@ def timeline_figure(
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, columnspacing=1.2, handlelength=1.5)
     for spines in (waves.spines, axes.spines):
         spines[["top", "right"]].set_visible(False)
-    if title:
-        words = f"{_shortened(printable(result.name))}\nscore {result.score:.3f}: {_verdict(result, decision)}"
-        if result.notice:
-            words += f"\n{textwrap.fill(printable(result.notice), 110)}"
-        axes.set_title(words, loc="left", fontsize=11, color=_INK, parse_math=False)
+    verdict = str(result.verdict(threshold=decision.threshold)).replace("bonafide", "bona fide")
+    words = f"{_shortened(printable(result.name))}\nscore {result.score:.3f}: {verdict}"
+    if result.notice:
+        words += f"\n{textwrap.fill(printable(result.notice), 110)}"
+    axes.set_title(words, loc="left", fontsize=11, color=_INK, parse_math=False)
     return figure
 
 
@@ -104,42 +169,12 @@ def steps(result: FileScore) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return edges, np.array([window.score for window in result.windows])
 
 
-def timeline_page(result: FileScore, decision: DecisionRule) -> str:
-    """An HTML page with the plot for wide and for narrow screens, and all windows."""
-    return _PAGES.get_template("timeline.html.j2").render(
-        name=printable(result.name),
-        score=f"{result.score:.3f}",
-        chance=chance(result.probability(decision.prior)),
-        verdict=_verdict(result, decision),
-        colour=BONA_FIDE if result.verdict(threshold=decision.threshold) == "bonafide" else SPOOF,
-        length=clock(result.seconds),
-        explained=decision.explained(),
-        notes="; ".join(map(str, result.notes)),
-        notice=printable(result.notice or ""),
-        wide=_embedded(timeline_figure(result, decision, (11, 4.2))),
-        narrow=_embedded(timeline_figure(result, decision, (4.4, 4.4))),
-        windows=[_shown(row) for row in window_rows(result, decision)],
-    )
-
-
-def _shown(row: Row) -> list[str]:
-    return [clock(row["start"]), clock(row["end"]), f"{row['score']:.3f}", chance(row["probability"])]
-
-
-def _embedded(figure: Figure) -> str:
-    return "data:image/png;base64," + base64.b64encode(_png(figure, 220)).decode("ascii")
-
-
 def _png(figure: Figure, dots_per_inch: int) -> bytes:
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(content, format="png", dpi=dots_per_inch)
     return content.getvalue()
-
-
-def _verdict(result: FileScore, decision: DecisionRule) -> str:
-    return "bona fide" if result.verdict(threshold=decision.threshold) == "bonafide" else "spoof"
 
 
 def _tick_step(least: float) -> float:

@@ -1,15 +1,21 @@
 """The detector: backbone, adaptation and classifier as one module."""
 
+import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
-from moelora_ad.adapters import AdaptationMethod, Ownership
+from moelora_ad.adapters import AdaptationMethod, FrozenBackbone, Ownership
+from moelora_ad.errors import InputError
+from moelora_ad.files import UNFINISHED
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.heads.pooling import Classifier
 from moelora_ad.models.saving.model_folder import KeptModule
+from moelora_ad.models.saving.public.contents import PublicModel
 
 ENCODER = "backbone.encoder."
 HALF = (torch.bfloat16, torch.float16)
@@ -46,6 +52,75 @@ class Detector(KeptModule):
         backbone.after_adaptation()
         self.classifier = classifier(backbone.width)
         self.train(self.training)
+
+    @classmethod
+    def from_public(
+        cls,
+        source: str | Path,
+        to: str | Path | None = None,
+        *,
+        bona_fide: str | None = None,
+        normalize: bool | None = None,
+        attention_heads: int | None = None,
+        window: int | None = None,
+        revision: str | None = None,
+    ) -> "Detector":
+        """A detector that others have published, in evaluation mode. Nothing in its files is executed.
+
+        Args:
+            source: a file, a folder or a hub id of a layout that `read_public` knows.
+            to: folder to keep it in as a model of ours, with its encoder; None to have it in this process alone.
+            bona_fide: which of a classifier's two labels is bona fide, where their names leave it open.
+            normalize: whether waveforms get zero mean and unit variance, where that is not known.
+            attention_heads: of an encoder that has none of the published sizes.
+            window: samples of the clips that it scores; None for those of its own evaluation.
+            revision: commit, tag or branch of a hub repository.
+
+        Raises:
+            InputError: a file is missing, damaged or of another layout, or holds an encoder alone.
+        """
+        from moelora_ad.models.saving.public.importing import read_public  # which few need
+
+        public = read_public(
+            source, revision=revision, bona_fide=bona_fide, normalize=normalize, attention_heads=attention_heads
+        )
+        if public.classifier is None:
+            raise InputError(
+                f"{source}: is an encoder without a classifier: moelora-ad import {source} --to FOLDER makes a "
+                "backbone's folder of it, for model.backbone.init_args.source"
+            )
+        return cls.of_public_model(public, to, window)
+
+    @classmethod
+    def of_public_model(
+        cls, public: PublicModel, to: str | Path | None = None, window: int | None = None
+    ) -> "Detector":
+        """The detector of a published checkpoint that was read; see `from_public`.
+
+        Args:
+            public: with a classifier.
+            to: folder to keep it in.
+            window: samples of the clips that it scores.
+
+        Raises:
+            InputError: its weights are not finite, or the window is too short or too long.
+            OSError: a file cannot be written.
+        """
+        assert public.classifier is not None
+        classifier = public.classifier
+        with ExitStack() as stack:
+            parent = None if to is None else Path(to).absolute().parent
+            if parent is not None:
+                parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix=UNFINISHED, dir=parent)))
+            detector = cls(public.backbone(folder), FrozenBackbone(), lambda width: classifier)
+            detector.window = public.window if window is None else window
+            detector.about = {"data": {"published as": public.layout, "training": "see who published it"}}
+            if to is None:
+                weakref.finalize(detector, stack.pop_all().close)
+                return detector.eval()
+            detector.save_pretrained(to, with_backbone=True)
+        return cls.from_pretrained(to)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits (B, 2), of the type of the classifier's weights, float32: autocast is for the encoder.

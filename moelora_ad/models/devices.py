@@ -1,4 +1,4 @@
-"""The device that a model computes on."""
+"""The device that a model computes on, and its memory."""
 
 from typing import TypeVar
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from moelora_ad.errors import InputError
 
 Module = TypeVar("Module", bound=nn.Module)
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
 
 
 def usable_device(device: str | torch.device | None = None, called: str = "device") -> torch.device:
@@ -72,3 +73,11 @@ class HostCopy:
         if self._taken is not None:
             self._taken.synchronize()
         return self._copy
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells of a lack of memory: Python's, PyTorch's of any device, and those that a library of the
+    GPU's maker raises where it finds no room of its own (cuBLAS, cuDNN)."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)

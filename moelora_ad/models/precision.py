@@ -1,5 +1,7 @@
 """What a detector is computed in, by Lightning's names. Heads and scores are float32 in all of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,3 +44,17 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
     for tensor in detector.ownership.encoder_tensors():
         if tensor.is_floating_point() and not tensor.requires_grad and tensor.dim() >= least:
             tensor.data = tensor.data.to(ROUNDED[precision])
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """float32 that is float32 on a GPU too, whatever the caller has set: PyTorch computes convolutions in TF32, of 10
+    bits, by default. Scores of all devices agree so."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)

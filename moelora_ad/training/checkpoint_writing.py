@@ -16,7 +16,8 @@ from lightning.pytorch.strategies import Strategy
 from moelora_ad.errors import InputError
 from moelora_ad.files import UNFINISHED, remove_abandoned, written_whole
 from moelora_ad.lightning_internals import last_path
-from moelora_ad.models.saving.checkpoints import check_readable
+from moelora_ad.models.saving.checkpoints import check_readable, checkpoint_of_model
+from moelora_ad.models.saving.files import CONFIG
 
 
 class UnwrittenCheckpointError(InputError):
@@ -54,11 +55,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
             raise UnwrittenCheckpointError.at(os.path.relpath(target), f"cannot be written: {error.strerror}") from None
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """A checkpoint, also one that Lightning finds itself: that of a job that SLURM has requeued.
+        """A checkpoint, also one that Lightning finds itself: that of a job that SLURM has requeued. The folder of a
+        saved model is one that tells weights alone.
 
         Raises:
             CheckpointError: it is damaged, or none of a training run.
+            InputError: a model is damaged.
         """
+        if (Path(path) / CONFIG).is_file():
+            return checkpoint_of_model(Path(path))
         check_readable(str(path))
         return super().load_checkpoint(path, *args, **kwargs)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule
 
 from moelora_ad.adapters import AdapterError
-from moelora_ad.configuration.building import PARTS, PREFIX, arguments_of, config_beside
+from moelora_ad.configuration.building import PARTS, arguments_of, config_beside
 from moelora_ad.data.resuming import (
     CUT_OFF,
     TRAINING_DATA,
@@ -22,7 +22,9 @@ from moelora_ad.errors import InputError
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.checkpoints import (
     ARCHITECTURE,
+    PREFIX,
     architecture_of,
+    check_encoder,
     check_fit,
     check_readable,
     tell_other_architecture,
@@ -139,6 +141,7 @@ class CheckpointedModule(LightningModule):
         trainer = trainer_of(self)
         is_whole = trainer is None or not shards_the_model(trainer)
         check_fit(state, self.detector, "the checkpoint", shapes=is_whole)
+        check_encoder(checkpoint, self.detector)
         if trainer is None or trainer.is_global_zero:
             tell_other_architecture(checkpoint, self.detector)
         if trainer is not None:

@@ -23,6 +23,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.models.compilation import CompiledDetector
+from moelora_ad.models.precision import without_tf32
 from moelora_ad.runs.failures import write_failures
 from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.divergence import LossCheck
@@ -122,7 +123,8 @@ class DetectionModule(CheckpointedModule, LossModule):
         self._first_steps: FirstSteps | None = None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return (self._compiled or self.detector)(waveforms, lengths)
+        with nullcontext() if self.training else without_tf32():
+            return (self._compiled or self.detector)(waveforms, lengths)
 
     def _as_batch(self, batch: Any, dataloader_idx: int) -> Batch:
         return as_batch(batch, labelled=self.trainer.state.fn in ("fit", "validate"))

@@ -44,14 +44,15 @@ def written_out(policy, logits, noise_logits, noise, training):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("training", [True, False])
-def test_weights_are_those_of_the_formula(policy, training, monkeypatch):
+def test_weights_are_those_of_the_formula(policy, training, device, monkeypatch):
     torch.manual_seed(0)
-    gate = Gate(8, EXPERTS, policy).train(training)
+    gate = Gate(8, EXPERTS, policy).train(training).to(device)
     logits, spread, noise = torch.randn(3, ROWS, TOKENS, EXPERTS)
     if policy.level == "utterance":
         noise = noise[:, :1]
-    monkeypatch.setattr(torch, "randn_like", lambda _: noise)
-    given = gate(torch.cat([logits, spread], -1) if training and policy.noise == "learned" else logits)
+    monkeypatch.setattr(torch, "randn_like", lambda x: noise.to(x))
+    both = training and policy.noise == "learned"
+    given = gate((torch.cat([logits, spread], -1) if both else logits).to(device)).cpu()
     parts = (tensor.tolist() for tensor in (logits, spread, noise))
     wanted = [written_out(policy, *row, training) for row in zip(*parts, strict=True)]
     torch.testing.assert_close(given, torch.tensor(wanted))

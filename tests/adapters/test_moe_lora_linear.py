@@ -1,7 +1,8 @@
 """The invariants of the adapted projection, each against an explicit loop, peft, or itself."""
 
 import copy
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -174,8 +175,8 @@ def test_autocast_runs_in_half_precision_close_to_full():
     torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.2)
 
 
-def test_gradient_checkpointing_changes_nothing():
-    layer, x = build(3, GatePolicy()).train(), torch.randn(5, IN, requires_grad=True)
+def test_gradient_checkpointing_changes_nothing(device):
+    layer, x = build(3, GatePolicy()).train().to(device), torch.randn(5, IN, device=device, requires_grad=True)
     gradients = []
     for run in (layer, lambda inputs: checkpoint(layer, inputs, use_reentrant=False)):
         torch.manual_seed(3)
@@ -285,3 +286,86 @@ def test_experts_start_different_and_with_kaiming_bounds():
     assert all(not torch.equal(a.lora_A, b.lora_A) for a, b in pairwise(experts))
     bound = 1024**-0.5  # Kaiming-uniform with a = sqrt(5) is U(-1/sqrt(d), 1/sqrt(d))
     assert 0.98 * bound < experts[0].lora_A.abs().max() <= bound
+
+
+# On a GPU
+
+
+def every_policy(experts: int) -> Iterator[GatePolicy]:
+    """All that fit together of every choice."""
+    noises = [{"noise": "none"}, {"noise": "learned"}, {"noise": "fixed", "noise_std": 0.3}]
+    noises.append({"noise": "fixed", "noise_std": 0.3, "noise_mean": (1.0, 0.0, -1.0)})
+    names = ("top_k", "renormalise", "order", "level", "temperature")
+    orders, levels = ("softmax_first", "top_k_first"), ("token", "utterance")
+    for noise, chosen in product(noises, product((None, 1, 2, experts), (False, True), orders, levels, (1.0, 0.5))):
+        try:
+            yield GatePolicy(**noise, **dict(zip(names, chosen, strict=True)))
+        except ValueError:  # they contradict each other
+            continue
+
+
+def decided(layer: MoELoRALinear) -> torch.Tensor:
+    """An input (2, 5, IN) on which experts' logits are at least 2 apart, of all tokens of an utterance in one order: no
+    rounding and no noise of 0.3 changes what is kept."""
+    with torch.no_grad():
+        layer.gate.weight[:] = 0.05 * layer.gate.weight
+        layer.gate.weight[:, :3] = torch.eye(3)
+        if layer.gate.noise_weight is not None:
+            layer.gate.noise_weight.mul_(0.01)
+    x = torch.randn(2, 5, IN)
+    x[:, :, :3] = torch.tensor([[[3.0, 0.0, -3.0]], [[-2.5, 0.5, 3.5]]])
+    return x
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gpu_gives_the_cpus_output_and_gradients_for_every_policy(training, gpu, same_noise, assert_near):
+    policies = [None, *every_policy(3)]  # None: a plain LoRA
+    assert len(policies) > 100
+    for policy in policies:
+        layer = build(1 if policy is None else 3, policy, alpha=2 * RANK).train(training)
+        x, found = torch.randn(2, 5, IN), []
+        for device in (torch.device("cpu"), gpu):
+            twin, inputs = copy.deepcopy(layer).to(device), x.to(device, copy=True).requires_grad_()
+            with same_noise():
+                output = twin(inputs)
+            output.square().sum().backward()
+            gradients = {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+            found.append({"output": output, "input's": inputs.grad} | gradients)
+        assert found[0].keys() == found[1].keys()
+        for name, wanted in found[0].items():
+            assert found[1][name].device.type == gpu.type
+            assert_near(found[1][name], wanted, 1e-5, f"{name} of {policy}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_half_precision_on_a_gpu_is_close_to_the_cpus_float32(dtype, error, gpu, same_noise, assert_near):
+    """Four roundings (of x, of the matrices, of both products) of 2^-9 and 2^-12 of the largest number; gates, whose
+    softmax is in float32, twice that."""
+    for policy in every_policy(3):
+        layer = build(3, policy, alpha=2 * RANK).train()
+        x = decided(layer)
+        with same_noise():
+            wanted = layer(x)
+        gradients = torch.autograd.grad(wanted.square().sum(), list(layer.experts.parameters()))
+        twin = copy.deepcopy(layer).to(gpu)
+        with same_noise(), torch.autocast(gpu.type, dtype):
+            given = twin(x.to(gpu))
+        assert given.dtype == dtype
+        assert_near(given, wanted, error, str(policy))
+        found = torch.autograd.grad(given.float().square().sum(), list(twin.experts.parameters()))
+        for mine, theirs in zip(found, gradients, strict=True):
+            assert mine.dtype == torch.float32
+            assert_near(mine, theirs, 2 * error, str(policy))
+
+
+@pytest.mark.gpu
+def test_noise_on_a_gpu_is_that_of_the_seed(gpu):
+    layer, x = build(3, GatePolicy()).train().to(gpu), torch.randn(5, IN, device=gpu)
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(layer(x))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])

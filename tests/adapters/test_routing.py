@@ -78,22 +78,24 @@ def assert_equal(routing, wanted):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_figures_are_those_of_the_definitions(policy):
-    model, x = adapted(policy), utterances(4)
+def test_figures_are_those_of_the_definitions(policy, device):
+    model, x = adapted(policy).to(device), utterances(4)
     with record_routing(model) as routing:
-        model(x[:3]), model(x[3:])
+        model(x[:3].to(device)), model(x[3:].to(device))
+    model.cpu()
     assert list(routing.sites()) == ["0", "2"]
     assert_equal(routing.sites()["0"], written_out(model[0], x, policy))
     assert_equal(routing.sites()["2"], written_out(model[2], model[:2](x), policy))
     assert torch.equal(routing.mean_gates()["2"], routing.sites()["2"].mean_gate)
 
 
-def test_groups_are_apart_and_add_up():
-    model, x, labels = adapted(), utterances(6), ["A01", "A02", "A01", "-", "A02", "A03"]
+def test_groups_are_apart_and_add_up(device):
+    model, x, labels = adapted().to(device), utterances(6), ["A01", "A02", "A01", "-", "A02", "A03"]
     with record_routing(model) as routing:
         for start in (0, 2, 4):
             routing.label(labels[start : start + 2])
-            model(x[start : start + 2])
+            model(x[start : start + 2].to(device))
+    model.cpu()
     assert routing.groups == ("A01", "A02", "-", "A03")
     for group in routing.groups:
         chosen = [tokens for tokens, label in zip(x, labels, strict=True) if label == group]
@@ -104,13 +106,14 @@ def test_groups_are_apart_and_add_up():
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_padding_is_not_counted(policy):
-    model, x = adapted(policy), utterances(2)
+def test_padding_is_not_counted(policy, device):
+    model, x = adapted(policy).to(device), utterances(2)
     valid = torch.tensor([[True] * TOKENS, [True] * 3 + [False] * 2])
     x[~valid] = torch.nan
-    valid_tokens(model, valid)
+    valid_tokens(model, valid.to(device))
     with record_routing(model) as routing:
-        model(x)
+        model(x.to(device))
+    valid_tokens(model.cpu(), None)
     assert_equal(routing.sites()["0"], written_out(model[0], [x[0], x[1, :3]], policy))
 
 

@@ -494,3 +494,30 @@ def test_a_method_freezes_experts_as_it_adapts():
     model = base()
     MoELoRA(EXPERTS, RANK, targets=["up"], freeze_experts=[0, 1]).adapt(model)
     assert [e.lora_A.requires_grad for e in model[0].up.experts] == [False, False, True]
+
+
+def changes(model: nn.Module, generator: torch.Generator) -> None:
+    """Every change there is, one after the other, with all that is random drawn on the CPU."""
+    warm_start(model, lora_updates(lora()), perturbation=0.1, generator=generator)
+    split_expert(model, 1, generator=generator)
+    drop_expert(model, 0)
+    set_logit_offset(model, 0, 0.5)
+    add_expert(model)
+    freeze_experts(model, [0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", [LEARNED, NONE, FIXED, UTTERANCE], ids=str)
+def test_changes_on_a_gpu_are_those_on_the_cpu(policy, gpu):
+    outputs = []
+    for device in (torch.device("cpu"), gpu):
+        model = mixture(policy).to(device)
+        changes(model, torch.Generator().manual_seed(3))
+        assert {tensor.device.type for tensor in model.state_dict().values()} == {device.type}
+        inputs = x().to(device)
+        model(inputs).square().sum().backward()
+        with torch.no_grad(), knocked_out(model, [1]):
+            without = model(inputs).cpu()
+        outputs.append((model(inputs).detach().cpu(), without))
+    for given, wanted in zip(*reversed(outputs), strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)

@@ -1,5 +1,6 @@
 """Experts removed and left alone; LoRAs averaged: against models changed by hand."""
 
+import itertools
 import json
 from contextlib import nullcontext
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from moelora_ad.adapters import adapted_sites
-from moelora_ad.analysis import ensemble, ensemble_report, experts
+from moelora_ad.analysis import ensemble, ensemble_report, experts, routing
 from moelora_ad.analysis.passes import AudioPasses
 from moelora_ad.analysis.scoring import eers_by_attack, scores_of_variants
 from moelora_ad.analysis.trained import load_trained, trials_of
@@ -168,3 +169,25 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
     assert passes["scores averaged"] == 2
     assert passes["weights averaged"] == 1
     assert all(f"{variant} on other: " in analysis.finding for variant in ("weights averaged", "scores averaged"))
+
+
+@pytest.mark.gpu
+def test_analyses_on_a_gpu_are_those_on_the_cpu(fitted, gpu, monkeypatch):
+    """Routing, experts taken away, LoRAs averaged (one twice, by two names), and a mixture with constant gates."""
+    original, seeds = ensemble.load_trained, itertools.count(1)
+    monkeypatch.setattr(ensemble, "load_trained", lambda *given: original(*given)._replace(seed=next(seeds)))
+    found = []
+    for device in (torch.device("cpu"), gpu):
+        mixture, lora = fitted["mixture", 1], fitted["lora", 1]
+        given = {"resamples": 10, "device": device}
+        used = routing.analyze_routing(mixture, permutations=3, device=device)
+        alone = experts.analyze_experts(mixture, **given)
+        seeds = itertools.count(1)
+        both = ensemble.analyze_ensemble([lora, lora], against=mixture, **given)
+        found.append({"gates": used.overall.mean_gate, "norms": used.overall.output_norm})
+        for by_variant in (*alone.scores.values(), *both.scores.values()):
+            found[-1] |= {variant: table.scores for variant, table in by_variant.items()}
+    assert found[0].keys() == found[1].keys()
+    assert {"without 0", "weights averaged", "mixture with constant gates"} <= found[0].keys()
+    for name, wanted in found[0].items():
+        np.testing.assert_allclose(found[1][name], wanted, rtol=1e-4, atol=1e-4, err_msg=name)

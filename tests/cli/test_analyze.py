@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from moelora_ad.analysis import Report
@@ -85,3 +86,20 @@ def test_help_names_every_analysis(run_verb):
         code, printed, _ = run_verb(analyze_command, name, "--help")
         assert code == 0
         assert "--to DIR" in printed
+
+
+def test_too_little_memory_is_told_in_a_line(analysis, run_verb):
+    def full(given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    analysis(full)
+    code, printed, err = run_verb(analyze_command, "routing")
+    assert (code, printed) == (1, "")
+    assert "cpu has too little memory: give a smaller --batch-size" in err
+
+    def wrong(given):
+        raise RuntimeError("shapes do not match")
+
+    analysis(wrong)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run_verb(analyze_command, "routing")

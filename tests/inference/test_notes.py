@@ -15,8 +15,6 @@ from moelora_ad.adapters import LoRA
 from moelora_ad.audio import AudioReader
 from moelora_ad.cli.main import main
 from moelora_ad.inference import Scorer
-from moelora_ad.inference.output import DecisionRule
-from moelora_ad.inference.timeline import timeline_page
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 
 RATE = 16_000
@@ -120,8 +118,9 @@ def test_the_table_for_a_person_has_a_column_of_notes_that_80_columns_hold(score
     assert "notes" not in score("clean.wav")
 
 
-def test_the_page_of_a_timeline_has_the_notes(model, files):
-    scorer = Scorer.from_pretrained(model)
-    decision = DecisionRule.of(False, 0.5, None)
-    assert f">silent: -inf dBFS; {CANCEL}</p>" in timeline_page(scorer("antiphase.wav"), decision)
-    assert "dBFS" not in timeline_page(scorer("clean.wav"), decision)
+def test_the_page_of_timelines_has_the_notes(score, files, tmp_path):
+    score(*files, "--timeline", str(tmp_path / "lines"))
+    page = (tmp_path / "lines" / "index.html").read_text(encoding="utf-8")
+    results = map(json.loads, re.findall(r'<script type="application/json" class="result">(.*)</script>', page))
+    notes = {one["name"]: "; ".join(f"{n['kind']}: {n['detail']}" for n in one["notes"]) or None for one in results}
+    assert notes == files

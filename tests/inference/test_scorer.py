@@ -231,11 +231,11 @@ def test_scores_are_computed_in_full_precision_whatever_the_caller_has_set(detec
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cpu_and_gpu_give_the_same_scores(detector):
+def test_cpu_and_gpu_give_the_same_scores(detector, gpu):
+    torch.backends.cudnn.allow_tf32 = True  # as PyTorch has it
     sounds = [noise(size, size) for size in (100, 8_000, 50_000)]
     on_cpu = [Scorer(detector, window=WINDOW, device="cpu")(sound).score for sound in sounds]
-    on_gpu = [Scorer(detector, window=WINDOW, device="cuda")(sound).score for sound in sounds]
+    on_gpu = [Scorer(detector, window=WINDOW, device=gpu)(sound).score for sound in sounds]
     detector.cpu()
     np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-4)
 
@@ -250,6 +250,8 @@ class Odd(torch.nn.Module):
     def forward(self, waveforms):
         if isinstance(self.fault, Exception):
             raise self.fault
+        if self.fault is None:
+            torch.empty(2**50, device=waveforms.device)
         return torch.full((len(waveforms), 2), self.fault)
 
 
@@ -258,8 +260,17 @@ def test_a_detector_that_misbehaves(tmp_path):
         Scorer(Odd(math.inf))(noise(100))
     with pytest.raises(InputError, match="cpu has too little memory for 1 windows at once: take a smaller batch"):
         Scorer(Odd(torch.OutOfMemoryError()))(noise(100))
+    with pytest.raises(InputError, match="take a smaller batch"):
+        Scorer(Odd(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")))(noise(100))
+    with pytest.raises(RuntimeError, match="shapes"):
+        Scorer(Odd(RuntimeError("shapes do not match")))(noise(100))
     with pytest.raises(ZeroDivisionError):  # a fault of ours is not blamed on the file
         Scorer(Odd(ZeroDivisionError()))(noise(100))
+
+
+def test_a_device_without_memory_says_what_to_change(device):
+    with pytest.raises(InputError, match=f"{device} has too little memory for 1 windows at once: take a smaller batch"):
+        Scorer(Odd(None), device=device)(noise(100))
 
 
 def test_file_objects_and_archives(detector, tmp_path):

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 
 from moelora_ad.adapters import MoELoRA
 from moelora_ad.corpora import Trial, TrialList
-from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.models import AASIST, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
 from moelora_ad.models.devices import HostCopy
 from moelora_ad.runs.scores import KeptScores
 from moelora_ad.torch_internals import FakeTensorMode
@@ -135,3 +135,40 @@ def test_an_optimizer_of_another_kind_stays():
         weight = torch.nn.Parameter(torch.empty(3, device="cuda"))
     for given in (torch.optim.RMSprop([weight]), type("Own", (torch.optim.SGD,), {})([weight], lr=1.0)):
         assert fused(given, scales_gradients=False) is given
+
+
+class NoWaiting(Callback):
+    """An error for every wait for the GPU, from the third step to the fifth, and of a test likewise."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def _mode(self, mode: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode(mode)
+
+    def _batch(self, number: int) -> None:
+        self._mode("error" if 2 <= number < 5 else "default")
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._batch(batch_idx)
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self._batch(batch_idx)
+
+    def on_exception(self, *_):
+        self._mode("default")
+
+    on_train_end = on_test_end = on_exception
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_steady_steps_of_a_fit_and_a_test_wait_for_nothing(gpu, small_wav2vec2, data, trainer, tmp_path, precision):
+    steady = {"gradient_clip_val": 1.0, "log_every_n_steps": 1_000, "limit_val_batches": 0}
+    run = trainer(tmp_path, accelerator=gpu.type, precision=precision, callbacks=[NoWaiting(gpu)], **steady)
+    model = DetectionModule(Wav2Vec2Backbone(small_wav2vec2), MoELoRA(2, 2), AASIST)
+    source = data(batch_size=2, eval_batch_size=1, num_workers=2)
+    run.fit(model, datamodule=source)
+    run.test(model, datamodule=source, verbose=False)
+    assert model.evaluated["in_domain"].num_scored == 8

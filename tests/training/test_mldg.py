@@ -117,6 +117,19 @@ def test_a_step_follows_the_formula(small_whisper, data, trainer, tmp_path, meth
         check_step(before, model, other)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("second_order", [False, True])
+def test_a_step_on_a_gpu_is_that_on_the_cpu(small_whisper, data, trainer, tmp_path, gpu, second_order):
+    """Of a mixture without noise."""
+    steps = []
+    for device in ("cpu", gpu.type):
+        learning = MLDG(ALPHA, BETA, second_order=second_order)
+        model = module(small_whisper, MoELoRA(3, 2, gate=GatePolicy(noise="none")), meta_learning=learning)
+        before, _ = one_step(trainer, tmp_path, model, data(batch_size=8), accelerator=device)
+        steps.append({n: (p.cpu() - before.get_parameter(n)) / -LR for n, p in trained(model).items()})
+    check_step(before, model.cpu(), {name.removeprefix("detector."): step for name, step in steps[0].items()})
+
+
 class Doubled(nn.Module):
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return -2 * logits.log_softmax(1)[range(len(logits)), labels]

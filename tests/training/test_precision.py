@@ -1,12 +1,19 @@
 """Mixed precision, and a half-precision backbone with adapters in single precision."""
 
+import csv
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import Callback
 
 from moelora_ad.adapters import FullFineTuning, GatePolicy, LoRA, MoELoRA, adapter_modules
+from moelora_ad.cli import export as export_command
 from moelora_ad.errors import InputError
+from moelora_ad.inference import Scorer
 from moelora_ad.models import MeanPooling, Wav2Vec2Backbone, WhisperBackbone
+from moelora_ad.runs.record import read_record
 from moelora_ad.training import DetectionModule
 from moelora_ad.training.precision import FrozenHalfPrecision
 
@@ -46,7 +53,8 @@ def fit(small_wav2vec2, small_whisper, data, trainer, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["whisper", "wav2vec2"])
-def test_losses_of_every_precision_are_close_and_every_adapter_learns(fit, kind):
+def test_losses_of_every_precision_are_close_and_every_adapter_learns(fit, kind, device):
+    fit = partial(fit, accelerator=device.type)
     _, exact = fit(kind)
     for arguments in (
         {"precision": "bf16-mixed"},
@@ -114,3 +122,60 @@ def test_float16_without_a_scale_is_for_evaluation(fit, data, trainer, tmp_path)
     (figures,) = trainer(tmp_path, plugins=[FrozenHalfPrecision("16-true")]).validate(module, datamodule=data())
     assert 0 <= figures["dev/eer"] <= 1
     assert module.detector.backbone.encoder.conv1.weight.dtype == torch.float16
+
+
+def scores(folder: Path) -> dict[str, float]:
+    files = sorted(folder.glob("**/*_domain.csv"))
+    assert len(files) == 2
+    return {row["utterance"]: float(row["score"]) for path in files for row in csv.DictReader(path.open())}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true"])
+def test_what_a_gpu_has_trained_is_judged_alike_everywhere(
+    lightning, run_verb, experiment, write_config, whisper_tiny, tmp_path, gpu, monkeypatch, precision
+):
+    """The encoder, the mixture and the head of the quickstart, two epochs of its speech on the GPU; the test there, the
+    test on the CPU, and the exported model on both. In float32 scores agree within 1e-4, with PyTorch's TF32 as it is;
+    in half precision they are as near as its roundings."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    experiment["model"]["backbone"]["init_args"]["source"] = str(whisper_tiny)
+    experiment["model"] |= {"adaptation": {"class_path": "moelora_ad.adapters.MoELoRA"}, "class_weights": [0.5, 0.5]}
+    experiment["model"]["classifier"] = "moelora_ad.models.AASIST"
+    experiment["trainer"] |= {"accelerator": gpu.type, "devices": 1, "precision": precision, "gradient_clip_val": 1.0}
+    code, _, err = lightning("fit", "--config", write_config(experiment))
+    assert code == 0, err
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    record = read_record(run)
+    assert (record.step, record.state) == (6, "finished")
+    assert 0 <= record.dev_eer <= 1
+    (best,) = (run / "checkpoints").glob("epoch*.ckpt")
+    on_gpu = scores(run / "scores")
+
+    arguments = ("--config", run / "config.yaml", "--ckpt_path", best, "--trainer.accelerator", "cpu")
+    code, _, err = lightning("test", *arguments, "--score_folder", tmp_path / "cpu")
+    assert code == 0, err
+    on_cpu = scores(tmp_path / "cpu")
+    assert len(set(on_cpu.values())) == len(on_cpu) == 14
+    error = {"32-true": 1e-4, "bf16-mixed": 0.3, "16-mixed": 0.3, "bf16-true": 0.3}[precision]
+    assert on_gpu == pytest.approx(on_cpu, abs=error)
+
+    assert run_verb(export_command, "--checkpoint", best, "--to", tmp_path / "model")[0] == 0
+    listed = [row for name in ("eval", "ood") for row in csv.DictReader((tmp_path / f"{name}.csv").open())]
+    places = {row["utterance"]: row["path"] for row in listed}
+    for device, judged in ((torch.device("cpu"), on_cpu), (gpu, on_gpu)):
+        scorer = Scorer.from_pretrained(tmp_path / "model", device=device)
+        found = {name: next(iter(scorer.score_files([path]))).windows[0].score for name, path in places.items()}
+        assert found == pytest.approx(judged, abs=1e-4 if precision == "32-true" else error)
+
+
+def test_evaluation_computes_float32_as_float32(fit, data, trainer, tmp_path):
+    """On a GPU PyTorch would compute convolutions in TF32: training may, scores do not."""
+    module, _ = fit("whisper")
+    seen: dict[bool, set[bool]] = {True: set(), False: set()}
+    module.detector.register_forward_pre_hook(lambda one, _: seen[one.training].add(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    trainer(tmp_path, limit_train_batches=1).fit(module, datamodule=data())
+    trainer(tmp_path).test(module, datamodule=data())
+    assert seen == {True: {before}, False: {False}}
+    assert torch.backends.cudnn.allow_tf32 is before is True

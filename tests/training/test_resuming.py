@@ -1,10 +1,15 @@
 """A run that was cut off anywhere continues with exactly the batches and the weights of an uninterrupted one."""
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -16,6 +21,19 @@ from moelora_ad.training.callbacks.checkpoints import WholeCheckpoint
 from moelora_ad.training.callbacks.early_stopping import LastingEarlyStopping
 
 STEPS = 4  # batches of an epoch
+KILLER = """
+import os, signal
+from lightning.pytorch import Callback
+
+class KillAfter(Callback):
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_train_batch_end(self, *_) -> None:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 class Recorder(Callback):
@@ -28,7 +46,7 @@ class Recorder(Callback):
         self.times_left = time
 
     def on_train_batch_start(self, trainer, module, batch, number):
-        waveforms = hashlib.sha256(batch.waveforms.numpy().tobytes()).hexdigest()
+        waveforms = hashlib.sha256(batch.waveforms.cpu().numpy().tobytes()).hexdigest()
         self.trained.append((trainer.current_epoch, batch.trials.tolist(), waveforms))
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -79,6 +97,12 @@ def check_resumed(fit, checkpoint: Path, done: int, whole: Recorder, weights: di
     for name, tensor in weights.items():
         assert torch.equal(resumed[name], tensor), name
     return rest
+
+
+@pytest.fixture(autouse=True)
+def _determinism_ends():
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_epochs": None, "max_steps": 3 * STEPS}])
@@ -162,12 +186,45 @@ def test_with_workers_that_read_ahead(fit, tmp_path):
         check_resumed(fit, tmp_path / f"step={step}.ckpt", step, whole, weights, workers=2)
 
 
-def test_with_gate_noise_dropout_half_precision_and_accumulated_batches(fit, tmp_path):
+def test_with_gate_noise_dropout_half_precision_and_accumulated_batches(fit, tmp_path, device):
     """From the end of an epoch's first step, of two batches, and from within the second epoch."""
     whole = Recorder()
     given = {"noisy": True, "workers": 1, "precision": "bf16-mixed", "accumulate_grad_batches": 2, "max_epochs": 2}
+    given |= {"accelerator": device.type, "deterministic": True}
     steps = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     weights = fit(whole, steps, **given)
     assert len(whole.trained) == 2 * STEPS
     for step in (1, 3):
         check_resumed(fit, tmp_path / f"step={step}.ckpt", 2 * step, whole, weights, **given)
+
+
+@pytest.mark.gpu
+def test_kill_9_on_a_gpu_and_the_same_command_again(experiment, tmp_path, gpu):
+    """Killed in the second epoch, after the first one's checkpoint; the weights at the end are those of a run that was
+    left alone, to the last bit."""
+    (tmp_path / "killer.py").write_text(KILLER)
+    experiment["trainer"] |= {"accelerator": gpu.type, "devices": 1, "deterministic": True}
+    experiment["model"]["classifier"] = "moelora_ad.models.AASIST"
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+
+    def run(name: str, *more: str) -> tuple[int, str]:
+        logger = ("--trainer.logger.init_args.version", name)
+        command = [sys.executable, "-m", "moelora_ad", "fit", "--config", str(config), "--test_after_fit", "false"]
+        done = subprocess.run([*command, *logger, *more], capture_output=True, text=True, env=environment, timeout=280)
+        return done.returncode, done.stderr
+
+    code, err = run("whole")
+    assert code == 0, err
+    killed = ("--trainer.callbacks", "killer.KillAfter", "--trainer.callbacks.batches", "5")
+    assert run("killed", *killed)[0] == -signal.SIGKILL
+    code, err = run("killed", "--ckpt_path", "last")
+    assert code == 0, err
+    folder = tmp_path / "runs" / "tiny"
+    whole, resumed = (
+        torch.load(folder / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "killed")
+    )
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

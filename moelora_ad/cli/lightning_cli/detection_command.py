@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.cli.arguments import FAILED
+from moelora_ad.cli.lightning_cli.model_folder import is_model, with_model
 from moelora_ad.cli.lightning_cli.run_config import SaveRunConfig
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, import_from_here, imports_limited
@@ -107,8 +108,12 @@ class DetectionCommand(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:  # type: ignore[override]
+        self.argv = tuple(args)
+        try:
+            args = with_model(args)
+        except InputError as error:
+            parser.error(str(error))
         with imports_limited(self.allow):
-            self.argv = tuple(args)
             self.config = parser.parse_args(args)
         self.verb = self.config.subcommand
         self.given = self.config[self.verb]
@@ -247,6 +252,11 @@ class DetectionCommand(LightningCLI):
                 if verb != "fit" and not given.untrained:
                     raise missing(self._run_of_configuration(), verb)
                 return
+            if verb == "fit" and is_model(given.ckpt_path):
+                raise CheckpointError(
+                    f"--ckpt_path: {given.ckpt_path} is a model, and no checkpoint of a training to go on with; to "
+                    f"start from its weights, --model.init_weights {given.ckpt_path}"
+                )
             if given.ckpt_path in (BEST, LAST):
                 given.ckpt_path = checkpoint_of(self._run_of_configuration(), given.ckpt_path, verb)
             if given.ckpt_path != HPC:  # found by Lightning alone

@@ -201,5 +201,10 @@ def _in_its_type(encoder: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if torch.is_grad_enabled():
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        # All by place: the random state is restored of the devices of those tensors alone.
+        return checkpoint(_called, forward, args, kwargs, use_reentrant=False)
+    return forward(*args, **kwargs)
+
+
+def _called(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return forward(*args, **kwargs)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from transformers import HubertConfig, HubertModel
 
 from moelora_ad.models.backbones.base import HiddenStates
-from moelora_ad.models.backbones.waveform import LARGE, WaveformBackbone
+from moelora_ad.models.backbones.waveform import LARGE, Normalization, WaveformBackbone
 
 HUBERT_LARGE = "facebook/hubert-large-ll60k"
 
@@ -21,7 +21,8 @@ class HubertBackbone(WaveformBackbone):
         hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
             "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
             these side by side.
-        normalize: zero mean and unit variance for each utterance; None does what the checkpoint's preprocessor says.
+        normalize: zero mean and unit variance for each utterance, as transformers makes it (true) or as "fairseq" does,
+            which leaves very quiet ones quieter; None does what the checkpoint's preprocessor says.
         dropout: of the encoder (hidden, attention, activation, projection) while it trains; off by default.
         layer_drop: probability of skipping a layer in training; likewise off.
         spec_augment: time masking of the encoder's input in training; likewise off.
@@ -41,7 +42,7 @@ class HubertBackbone(WaveformBackbone):
         revision: str | None = None,
         pretrained: bool = True,
         hidden_states: HiddenStates = "last",
-        normalize: bool | None = None,
+        normalize: Normalization | None = None,
         dropout: float = 0.0,
         layer_drop: float = 0.0,
         spec_augment: bool = False,

@@ -77,14 +77,16 @@ def load_encoder(
     source: str | Path,
     revision: str | None,
     may_miss: Iterable[str] = (),
+    exact: bool = False,
 ) -> Model:
     """A pretrained model in float32, every weight of it read from the checkpoint.
 
     Args:
         may_miss: names that checkpoints leave out and that have no effect here.
+        exact: whether the checkpoint may hold nothing else.
 
     Raises:
-        InputError: the checkpoint is not there, is damaged, or lacks weights.
+        InputError: the checkpoint is not there, is damaged, lacks weights, or holds others.
     """
     try:
         _check_size(model_class, config, source, revision)
@@ -95,6 +97,7 @@ def load_encoder(
                 revision=revision,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the report names them
                 trust_remote_code=False,
             )
     except InputError:
@@ -107,6 +110,10 @@ def load_encoder(
     if lacking:
         name = model_class.__name__
         raise InputError(f"backbone {source} lacks {len(lacking)} weights of a {name}, first {lacking[0]}")
+    if exact and (others := sorted(set(report["unexpected_keys"]) - set(may_miss))):
+        raise InputError(
+            f"{source} holds {len(others)} weights that are none of a {model_class.__name__}, first {others[0]}"
+        )
     return model
 
 

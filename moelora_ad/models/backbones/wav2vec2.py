@@ -6,7 +6,7 @@ from typing import ClassVar
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from moelora_ad.models.backbones.base import HiddenStates
-from moelora_ad.models.backbones.waveform import LARGE, WaveformBackbone
+from moelora_ad.models.backbones.waveform import LARGE, Normalization, WaveformBackbone
 
 LARGE_MULTILINGUAL = ("facebook/wav2vec2-large-xlsr-53", "facebook/wav2vec2-xls-r-300m")
 
@@ -21,7 +21,8 @@ class Wav2Vec2Backbone(WaveformBackbone):
         hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
             "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
             these side by side.
-        normalize: zero mean and unit variance for each utterance; None does what the checkpoint's preprocessor says.
+        normalize: zero mean and unit variance for each utterance, as transformers makes it (true) or as "fairseq" does,
+            which leaves very quiet ones quieter; None does what the checkpoint's preprocessor says.
         dropout: of the encoder (hidden, attention, activation, projection) while it trains; checkpoints turn it on by
             default, here it is off.
         layer_drop: probability of skipping a layer in training; likewise off.
@@ -42,7 +43,7 @@ class Wav2Vec2Backbone(WaveformBackbone):
         revision: str | None = None,
         pretrained: bool = True,
         hidden_states: HiddenStates = "last",
-        normalize: bool | None = None,
+        normalize: Normalization | None = None,
         dropout: float = 0.0,
         layer_drop: float = 0.0,
         spec_augment: bool = False,

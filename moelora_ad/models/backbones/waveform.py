@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ LARGE: Mapping[str, Any] = {
 }
 
 
+Normalization = bool | Literal["fairseq"]
+"""Whether each utterance gets zero mean and unit variance, as transformers or as fairseq makes it."""
+_EPSILON: Mapping[Any, float] = {True: 1e-7, "fairseq": 1e-5}
+
+
 class WaveformBackbone(Backbone):
     """An encoder of that family, 50 frames a second; a subclass names its classes in transformers.
 
@@ -57,7 +62,7 @@ class WaveformBackbone(Backbone):
         revision: str | None,
         pretrained: bool,
         hidden_states: HiddenStates,
-        normalize: bool | None,
+        normalize: Normalization | None,
         dropout: float,
         layer_drop: float,
         spec_augment: bool,
@@ -85,7 +90,9 @@ class WaveformBackbone(Backbone):
         super().__init__(encoder, config.hidden_size, hidden_states, unused_mask(encoder, spec_augment))
         if hidden_states != "last" and config.do_stable_layer_norm:  # else the norm stands before the layers
             self.encoder.encoder.layer_norm = nn.Identity()  # it belongs to the last hidden state alone
-        self.normalize = self._checkpoint_normalizes(source, revision) if normalize is None else normalize
+        self.normalize: Normalization = (
+            self._checkpoint_normalizes(source, revision) if normalize is None else normalize
+        )
         self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
         # Models with group normalisation in the first convolution were trained without attention masks.
         self.uses_mask = config.feat_extract_norm == "layer"
@@ -109,7 +116,7 @@ class WaveformBackbone(Backbone):
         if lengths is not None:
             mask = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths.unsqueeze(1)
         if self.normalize:
-            waveforms = _normalize(waveforms, mask)
+            waveforms = _normalize(waveforms, mask, _EPSILON[self.normalize])
         heard = mask.long() if mask is not None and self.uses_mask else None
         return self.encoder(waveforms, attention_mask=heard).last_hidden_state
 
@@ -127,12 +134,12 @@ class WaveformBackbone(Backbone):
             ) from None
 
 
-def _normalize(waveforms: Tensor, mask: Tensor | None) -> Tensor:
-    """(x - mean) / sqrt(variance + 1e-7) over the valid samples of each row, padding zero."""
+def _normalize(waveforms: Tensor, mask: Tensor | None, epsilon: float) -> Tensor:
+    """(x - mean) / sqrt(variance + epsilon) over the valid samples of each row, padding zero."""
     if mask is None:
         variance, mean = torch.var_mean(waveforms, dim=1, keepdim=True, correction=0)
-        return (waveforms - mean) / (variance + 1e-7).sqrt()
+        return (waveforms - mean) / (variance + epsilon).sqrt()
     count = mask.sum(dim=1, keepdim=True)
     mean = (waveforms * mask).sum(dim=1, keepdim=True) / count
     centred = (waveforms - mean) * mask
-    return centred / (centred.square().sum(dim=1, keepdim=True) / count + 1e-7).sqrt()
+    return centred / (centred.square().sum(dim=1, keepdim=True) / count + epsilon).sqrt()

@@ -9,7 +9,7 @@ from transformers import WavLMConfig, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from moelora_ad.models.backbones.base import HiddenStates
-from moelora_ad.models.backbones.waveform import LARGE, WaveformBackbone
+from moelora_ad.models.backbones.waveform import LARGE, Normalization, WaveformBackbone
 
 WAVLM_LARGE = "microsoft/wavlm-large"
 
@@ -57,7 +57,8 @@ class WavLMBackbone(WaveformBackbone):
         hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
             "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
             these side by side.
-        normalize: zero mean and unit variance for each utterance; None does what the checkpoint's preprocessor says.
+        normalize: zero mean and unit variance for each utterance, as transformers makes it (true) or as "fairseq" does,
+            which leaves very quiet ones quieter; None does what the checkpoint's preprocessor says.
         dropout: of the encoder (hidden, attention, activation, projection) while it trains; off by default.
         layer_drop: probability of skipping a layer (but the first) in training; likewise off.
         spec_augment: time masking of the encoder's input in training; likewise off.
@@ -77,7 +78,7 @@ class WavLMBackbone(WaveformBackbone):
         revision: str | None = None,
         pretrained: bool = True,
         hidden_states: HiddenStates = "last",
-        normalize: bool | None = None,
+        normalize: Normalization | None = None,
         dropout: float = 0.0,
         layer_drop: float = 0.0,
         spec_augment: bool = False,

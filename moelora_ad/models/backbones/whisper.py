@@ -16,12 +16,13 @@ from moelora_ad.torch_internals import Constant
 
 FFT = 400  # samples of an analysis window, 25 ms
 HOP = 160  # samples between windows, 10 ms
+LONGEST = 480_000  # samples of the longest clip, 30 s
 
 
 class WhisperBackbone(Backbone):
     """Whisper's encoder (Radford et al., arXiv 2212.04356), 50 frames a second, with its log-mel front end.
 
-    The clip is not padded to 30 s: the sinusoidal positions are cut to its frames.
+    The clip is not padded to 30 s, unless that is asked for: the sinusoidal positions are cut to its frames.
 
     Args:
         source: hub id of a Whisper model, or a folder with ``config.json`` and ``model.safetensors`` of a whole model
@@ -31,6 +32,7 @@ class WhisperBackbone(Backbone):
         hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
             "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
             these side by side.
+        pad: pad the clip with silence to 30 s, as Whisper was trained, and give the frames of all of it.
 
     Raises:
         InputError: the checkpoint cannot be found or does not fit.
@@ -45,6 +47,7 @@ class WhisperBackbone(Backbone):
         revision: str | None = None,
         pretrained: bool = True,
         hidden_states: HiddenStates = "last",
+        pad: bool = False,
     ) -> None:
         config = load_config(source, revision, "whisper")
         settings(config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0)
@@ -53,6 +56,7 @@ class WhisperBackbone(Backbone):
         super().__init__(encoder, config.d_model, hidden_states)
         if hidden_states != "last":
             encoder.layer_norm = nn.Identity()  # it belongs to the last hidden state alone
+        self.pad = pad
         self.mel_filters = Constant(_mel_filters(config.num_mel_bins))
 
     def layers(self) -> nn.ModuleList:
@@ -60,6 +64,8 @@ class WhisperBackbone(Backbone):
 
     def encode(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         encoder = self.encoder
+        if self.pad:
+            waveforms = functional.pad(waveforms, (0, max(0, LONGEST - waveforms.shape[1])))
         hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms).to(encoder.conv1.weight.dtype)))
         hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (B, frames, width)
         if hidden.shape[1] > encoder.max_source_positions:

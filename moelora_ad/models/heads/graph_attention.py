@@ -95,17 +95,24 @@ class HeterogeneousGraphAttention(nn.Module):
 
 
 class GraphPooling(nn.Module):
-    """Keeps half of the nodes, those with the highest learned score, each scaled by its score (Gao and Ji 2019).
+    """Keeps some of the nodes, those with the highest learned score, each scaled by its score (Gao and Ji 2019).
 
-    Shapes: nodes (B, N, D) -> (B, max(N // 2, 1), D), highest score first.
+    Args:
+        features: of a node.
+        ratio: part of the nodes that is kept.
+
+    Shapes: nodes (B, N, D) -> (B, max(int(N * ratio), 1), D), highest score first.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, ratio: float = 0.5) -> None:
         super().__init__()
+        self.ratio = ratio
         self.score = nn.Linear(features, 1)
         self.dropout = nn.Dropout(0.3)
 
     def forward(self, nodes: Tensor) -> Tensor:
         scores = torch.sigmoid(self.score(self.dropout(nodes)))  # (B, N, 1)
-        kept = scores.topk(max(nodes.shape[1] // 2, 1), dim=1).indices
+        # Whole numbers where they do: an exported graph can count them for clips of any length.
+        count = nodes.shape[1] // 2 if self.ratio == 0.5 else int(nodes.shape[1] * self.ratio)
+        kept = scores.topk(max(count, 1), dim=1).indices
         return (nodes * scores).gather(1, kept.expand(-1, -1, nodes.shape[2]))

@@ -87,6 +87,44 @@ class MeanPooling(Classifier):
         return self.output(total / lengths.unsqueeze(1))
 
 
+class ProjectedMean(Classifier):
+    """A linear layer on each frame, the mean over frames, then another one: transformers' head of audio classification
+    for wav2vec 2.0, HuBERT, WavLM and Whisper.
+
+    Args:
+        width: features of a frame of the encoder.
+        hidden: features between the two layers.
+    """
+
+    def __init__(self, width: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, hidden)
+        self.mean = MeanPooling(hidden)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.mean(self.projection(features), lengths)
+
+
+class LeadingTokens(Classifier):
+    """The mean of the tokens that lead a sequence, normalised, then one linear layer: transformers' head for the Audio
+    Spectrogram Transformer, whose first two tokens stand for the whole clip.
+
+    Args:
+        width: features of a token.
+        tokens: how many of them.
+        epsilon: of the normalisation.
+    """
+
+    def __init__(self, width: int, tokens: int = 2, epsilon: float = 1e-12) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.norm = nn.LayerNorm(width, eps=epsilon)
+        self.output = nn.Linear(width, 2)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.output(self.norm(features[:, : self.tokens].mean(dim=1)))
+
+
 def _statistics(features: Tensor, weights: Tensor) -> Tensor:
     """Mean and standard deviation (B, 2 width) of features (B, frames, width); weights (B, frames, 1) sum to 1."""
     mean = (weights * features).sum(dim=1)

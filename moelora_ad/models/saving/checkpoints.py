@@ -2,20 +2,25 @@
 
 import os
 import sys
-import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
+import lightning
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from torch import Tensor
 
 from moelora_ad.errors import printable
 from moelora_ad.models import Detector
+from moelora_ad.models.saving.containers import check_container
+from moelora_ad.models.saving.files import WEIGHTS, read_config, read_tensors, short
+from moelora_ad.models.saving.loading import check_weights
 from moelora_ad.runs.checkpoints import CheckpointError
 
 ARCHITECTURE = "architecture"  # key of a checkpoint
+ENCODER = "encoder_sha256"  # of one that was a saved model
+PREFIX = "detector."  # of the detector's tensors in a checkpoint
 _ELSEWHERE = {"source", "revision"}  # arguments that say where weights come from, and not what is computed with them
 
 
@@ -46,24 +51,6 @@ def check_readable(path: str, option: str = "--ckpt_path") -> None:
         raise CheckpointError(f"{option}: {path} is no regular file")
 
 
-def check_container(path: str, option: str) -> None:
-    """See that each part of a checkpoint has the check sum that it was written with; PyTorch does not look.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    try:
-        with ZipFile(path) as container:
-            if any(part.compress_type != ZIP_STORED for part in container.infolist()):
-                raise BadZipFile("it holds compressed parts, which PyTorch never writes")
-            damaged = container.testzip()
-    except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{option}: {path} is no readable checkpoint: {reason}") from None
-    if damaged is not None:
-        raise CheckpointError(f"{option}: {path} is damaged: {damaged} has another check sum than it was written with")
-
-
 def check_content(checkpoint: Any, path: str, option: str) -> None:
     """See that a file is a checkpoint of a training run, and no bare ``state_dict``.
 
@@ -73,6 +60,35 @@ def check_content(checkpoint: Any, path: str, option: str) -> None:
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{option}: {path} is no checkpoint of a training run: it has no state_dict")
+
+
+def checkpoint_of_model(folder: Path) -> dict[str, Any]:
+    """A saved model as a checkpoint that holds weights alone, and the hash of the encoder that they belong to.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    config, tensors = read_config(folder), read_tensors(folder / WEIGHTS)
+    check_weights(folder, config, tensors)
+    return {
+        "state_dict": {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()},
+        ENCODER: config["backbone_sha256"],
+        "pytorch-lightning_version": lightning.__version__,
+        "epoch": 0,
+        "global_step": 0,
+    }
+
+
+def check_encoder(checkpoint: Mapping[str, Any], detector: Detector) -> None:
+    """See that a saved model was loaded on the encoder that it was trained on; a checkpoint of a run does not tell.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    wanted = checkpoint.get(ENCODER)
+    if wanted is not None and detector.frozen_hash() != wanted:
+        source = detector.backbone.init_args.get("source")
+        raise CheckpointError(f"the encoder at {source} is not the one that the model was trained on ({short(wanted)})")
 
 
 def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, shapes: bool = True) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
-from moelora_ad.files import written_whole
+from moelora_ad.files import file_hash, written_whole
 from moelora_ad.models.saving.card import model_card
 
 CONFIG = "config.json"
@@ -119,6 +119,16 @@ def check_regular(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise InputError.at(path, "is no regular file")
+
+
+def check_hash(path: Path, digest: str) -> None:
+    """See that a file of a saved detector is the one that its ``config.json`` tells of.
+
+    Raises:
+        InputError: it is another one.
+    """
+    if file_hash(path) != digest:
+        raise InputError.at(path, f"is not the file that {CONFIG} was written with: save or download it again")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

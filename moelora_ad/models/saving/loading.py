@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from moelora_ad.adapters import AdaptationMethod, Ownership
 from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.errors import InputError
-from moelora_ad.files import file_hash
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.backbones.pretrained import is_hub_id
 from moelora_ad.models.devices import on_device
@@ -21,6 +20,7 @@ from moelora_ad.models.saving.files import (
     ENCODER_FOLDER,
     WEIGHTS,
     check_finite,
+    check_hash,
     downloaded,
     read_config,
     read_tensors,
@@ -230,8 +230,7 @@ def check_weights(folder: Path, config: Mapping[str, Any], given: Mapping[str, T
     """
     path = folder / WEIGHTS
     check_finite(without_silence(given), str(path))
-    if file_hash(path) != config["weights_sha256"]:
-        raise InputError.at(path, f"is not the file that {CONFIG} was written with: save or download it again")
+    check_hash(path, config["weights_sha256"])
 
 
 def without_silence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
-from moelora_ad.files import file_hash
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.backbones.pretrained import checkpoint_files, snapshot_of
 from moelora_ad.models.saving.files import (
     CONFIG,
     ENCODER_FOLDER,
     WEIGHTS,
+    check_hash,
     check_regular,
     read_tensors,
     save_tensors,
@@ -87,8 +87,7 @@ def check_encoder_files(folder: Path, hashes: Mapping[str, str]) -> None:
         check_regular(path)
         if not path.exists():
             raise InputError.at(path, "is missing: the encoder belongs to the model; copy or download the whole folder")
-        if file_hash(path) != digest:
-            raise InputError.at(path, f"is not the file that {CONFIG} was written with: save or download it again")
+        check_hash(path, digest)
 
 
 def remove_other_files(folder: Path, hashes: Mapping[str, str]) -> None:

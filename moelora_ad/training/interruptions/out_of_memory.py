@@ -8,9 +8,9 @@ from lightning.pytorch import Trainer
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.workers import end_of_workers_awaited, starved
 from moelora_ad.errors import InputError
+from moelora_ad.models.devices import is_out_of_memory
 from moelora_ad.training.checkpoint_writing import where_to_continue
 
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
 _KILLED_WORKER = "killed by signal: Killed"
 
 
@@ -35,7 +35,7 @@ def explain_out_of_memory(trainer: Trainer, data: AudioDeepfakeDataModule) -> It
                 f"a process that reads audio was killed, most likely for want of memory: lower data.num_workers "
                 f"(now {data.num_workers}){where_to_continue(trainer)}"
             ) from None
-        if not isinstance(error, MemoryError) and not any(part in words for part in _MEMORY_WORDS):
+        if not is_out_of_memory(error):
             raise
         raise InputError(_advice(trainer, data) + where_to_continue(trainer)) from None
 

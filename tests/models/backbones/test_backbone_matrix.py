@@ -1,5 +1,6 @@
 """Every backbone through everything: two training steps, two processes, export and scoring, ONNX."""
 
+import copy
 import csv
 import os
 import re
@@ -11,7 +12,10 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moelora_ad.adapters import (
     AdaptationMethod,
@@ -26,6 +30,7 @@ from moelora_ad.adapters import (
 )
 from moelora_ad.cli import export as export_command
 from moelora_ad.inference import Scorer
+from moelora_ad.inference.precision import computing_in
 from moelora_ad.models import (
     AASIST,
     AttentiveStatistics,
@@ -38,7 +43,9 @@ from moelora_ad.models import (
     WavLMBackbone,
     WhisperBackbone,
 )
+from moelora_ad.models.precision import ROUNDED, round_frozen
 from moelora_ad.models.saving.onnx_export import export_onnx
+from moelora_ad.torch_internals import FakeTensorMode
 
 CLASSES: dict[str, type[Backbone]] = {
     "wav2vec2": Wav2Vec2Backbone,
@@ -140,6 +147,123 @@ def test_the_vector_of_time_masking_is_trained_where_it_is_used_and_kept_either_
         assert (mask in got) == asked
         assert detector.kept_names() == set(detector.state_dict())  # a whole encoder needs no other file
         assert detector.frozen_hash() is None
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "method"), COMBINATIONS)
+def test_a_training_step_on_a_gpu_has_the_cpus_loss_and_gradients(name, method, request, gpu, same_noise, assert_near):
+    """float32 through a whole encoder: each of some ten products and normalisations adds a few roundings of 2^-24."""
+    source, padded = request.getfixturevalue(f"small_{name}"), torch.tensor([6_000, 6_000, 5_000, 6_000])
+    torch.manual_seed(1)
+    detector = with_updates(
+        Detector(CLASSES[name](source, hidden_states="weighted"), (METHODS | VARIANTS)[method], AttentiveStatistics)
+    )
+    found: list[dict[str, torch.Tensor]] = []
+    for device in (torch.device("cpu"), gpu):
+        twin = copy.deepcopy(detector).to(device).train()
+        with same_noise():
+            logits = twin(waveforms().to(device), padded.to(device))
+            loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0], device=device))
+        loss.backward()
+        assert {p.device.type for p in twin.parameters()} == {device.type}
+        found.append({"logits": logits} | {name: p.grad for name, p in twin.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for tensor, wanted in found[0].items():
+        assert_near(found[1][tensor], wanted, 1e-4 if tensor == "logits" or wanted.abs().max() > 1e-6 else 1.0, tensor)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("precision", "error"), [("bf16-mixed", 0.05), ("16-mixed", 0.01), ("bf16-true", 0.05), ("16-true", 0.01)]
+)
+def test_half_precision_on_a_gpu_hears_what_the_cpu_hears(small, precision, error, gpu, assert_near):
+    """Against the CPU's float32, in parts of the largest frame: 8 and 11 bits, and tens of roundings."""
+    backbone, source = small
+    torch.manual_seed(1)
+    method = MoELoRA(3, 2, gate=QUIET, targets=ATTENTION)
+    detector = with_updates(Detector(backbone(source), method, MeanPooling)).eval()
+    with torch.inference_mode():
+        wanted, _ = detector.backbone(waveforms())
+    detector.to(gpu)
+    if precision in ROUNDED:
+        round_frozen(detector, precision)
+    with torch.inference_mode(), computing_in(precision, gpu):
+        given, _ = detector.backbone(waveforms().to(gpu))
+    assert_near(given.float(), wanted, error)
+
+
+def on_fake_gpu(detector: Detector, *inputs: torch.Tensor | None) -> torch.Tensor:
+    """What a detector gives on a GPU that is not there: tensors know their device and have no content."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tensors = [*detector.named_parameters(), *detector.named_buffers()]
+        state = {name: torch.empty_like(tensor, device="cuda") for name, tensor in tensors}
+        return functional_call(detector, state, tuple(x if x is None else x.to("cuda") for x in inputs))
+
+
+def test_nothing_of_an_encoder_or_a_head_is_left_on_the_cpu_and_no_value_is_waited_for(small):
+    """A tensor of another device and a value that Python asks for are errors there."""
+    backbone, source = small
+    detector = Detector(backbone(source), METHODS["dense"], AASIST).train()
+    assert on_fake_gpu(detector, waveforms()).device.type == "cuda"
+    detector = Detector(backbone(source, hidden_states="weighted"), METHODS["utterance"], AttentiveStatistics).train()
+    if backbone is not WhisperBackbone:  # whose padded rows pass one by one
+        assert on_fake_gpu(detector, waveforms(2), torch.tensor([6_000, 5_000])).device.type == "cuda"
+
+
+@pytest.mark.parametrize("method", ["LoRA", "fixed noise", "top-2 first", "shared gate"])
+def test_nothing_of_a_method_is_left_on_the_cpu_and_no_value_is_waited_for(method, small_whisper):
+    detector = Detector(WhisperBackbone(small_whisper), (METHODS | VARIANTS)[method], MeanPooling).train()
+    assert on_fake_gpu(detector, waveforms()).device.type == "cuda"
+
+
+def test_a_tensor_of_the_cpu_and_a_value_that_is_waited_for_are_seen(small_wav2vec2):
+    class Late(MeanPooling):
+        def forward(self, features, lengths=None):
+            return super().forward(features + (torch.ones(1, 1, 1) if self.training else features.sum().item()))
+
+    detector = Detector(Wav2Vec2Backbone(small_wav2vec2), LoRA(2), Late).train()
+    with pytest.raises(RuntimeError, match="device"):
+        on_fake_gpu(detector, waveforms())
+    with pytest.raises(DataDependentOutputException):
+        on_fake_gpu(detector.eval(), waveforms())
+
+
+# Of PyTorch, in forward or backward passes on a GPU: torch.use_deterministic_algorithms lists them.
+WITHOUT_DETERMINISTIC_KERNEL = re.compile(
+    r"aten\.(avg_pool3d_backward|_?adaptive_(avg|max)_pool[23]d_backward|fractional_max_pool.*|max_unpool.*"
+    r"|max_pool3d_with_indices_backward|upsample_(linear|bilinear|bicubic|trilinear).*_backward"
+    r"|(reflection|replication)_pad.*_backward|nll_loss2d.*|_ctc_loss_backward|_embedding_bag.*backward|put_?|histc"
+    r"|bincount|median|grid_sampler.*_backward|kthvalue|scatter_reduce_?|cumsum)\..*"
+)
+
+
+class Operations(TorchDispatchMode):
+    """Keeps the names of what PyTorch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_training_step_can_be_deterministic_on_a_gpu(small):
+    backbone, source = small
+    for (head, states), method in zip(HEADS, ("full fine-tuning", "utterance", "top-2"), strict=True):
+        detector = Detector(backbone(source, hidden_states=states), METHODS[method], head).train()
+        with Operations() as seen:
+            logits = detector(waveforms())
+            nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0]), reduction="none").mean().backward()
+        assert any("backward" in name for name in seen.names)
+        assert not {name for name in seen.names if WITHOUT_DETERMINISTIC_KERNEL.fullmatch(name)}
+    with Operations() as seen:
+        nn.ReflectionPad1d(1)(torch.randn(1, 4, requires_grad=True)).sum().backward()
+    assert {name for name in seen.names if WITHOUT_DETERMINISTIC_KERNEL.fullmatch(name)}
 
 
 # Two processes

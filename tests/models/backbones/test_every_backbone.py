@@ -121,7 +121,7 @@ def test_no_gradient_is_computed_below_the_first_adapter(small):
     assert all(p.grad is None for p in adapted.encoder.parameters() if not p.requires_grad)
 
 
-def test_gradient_checkpointing_changes_no_gradient(small):
+def test_gradient_checkpointing_changes_no_gradient(small, device, assert_near):
     backbone, source = small
     gradients = []
     for checkpointing in (False, True):
@@ -130,17 +130,18 @@ def test_gradient_checkpointing_changes_no_gradient(small):
         with_large_updates(detector.backbone.encoder)
         if checkpointing:
             detector.backbone.enable_gradient_checkpointing()
-        detector.train()
+        detector.to(device).train()
         runs = []
         site = next(site for _, site in adapted_sites(detector.backbone.encoder))
         site.base.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         torch.manual_seed(4)
-        detector(waveforms(), LENGTHS).square().sum().backward()
+        detector(waveforms().to(device), LENGTHS.to(device)).square().sum().backward()
         assert len(runs) == 1 + checkpointing
         gradients.append({name: p.grad for name, p in detector.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
+    error = 1e-5 if device.type == "cpu" else 1e-4  # where attention adds up in no fixed order
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+        assert_near(gradients[1][name], gradient.cpu(), error, name)
 
 
 @pytest.mark.parametrize("hidden_states", ["last", "weighted", "all", 2])

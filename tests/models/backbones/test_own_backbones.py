@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from moelora_ad.adapters import FullFineTuning, Gate, GatePolicy, LoRA, MoELoRA, TopLayers, adapted_sites
 from moelora_ad.errors import InputError
 from moelora_ad.models import AttentiveStatistics, Backbone, Detector, HiddenStates, MeanPooling
+from moelora_ad.models.backbones import base
 
 WIDTH = 16
 
@@ -180,6 +183,41 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_gradient(hidden
         gradients.append([p.grad for p in detector.parameters() if p.requires_grad])
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+class ByName(Plain):
+    """Gives its layers their input by name."""
+
+    def encode(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        hidden = self.encoder.front(waveforms.unsqueeze(1)).mT
+        for layer in self.encoder.layers:
+            hidden = layer(src=hidden)
+        return self.encoder.norm(hidden)
+
+
+def test_layers_that_are_called_by_name_draw_the_same_noise_again(device, monkeypatch):
+    """PyTorch restores the random state of those devices alone whose tensors it finds among the arguments by place."""
+    seen, gradients = [], []
+
+    def watched(function, *args, use_reentrant):
+        seen.append([leaf.shape for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)])
+        return checkpoint(function, *args, use_reentrant=use_reentrant)
+
+    monkeypatch.setattr(base, "checkpoint", watched)
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        detector = Detector(ByName(), MoELoRA(2, 2, targets=["linear1"]), AttentiveStatistics).to(device).train()
+        for _, site in adapted_sites(detector.backbone.encoder):
+            nn.init.ones_(site.experts[0].lora_B)
+        if checkpointing:
+            detector.backbone.enable_gradient_checkpointing()
+        torch.manual_seed(1)
+        detector(waveforms().to(device)).square().sum().backward()
+        gradients.append([p.grad for p in detector.parameters() if p.requires_grad])
+    assert len(seen) == 3
+    assert all(len(shapes) == 1 for shapes in seen)
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_an_encoder_that_is_nowhere_else_is_kept_whole(tmp_path):

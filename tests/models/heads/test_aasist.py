@@ -1,5 +1,6 @@
 """AASIST: its published size, the loader of public weights, and its layers against their definitions by hand."""
 
+import copy
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ from torch.nn import functional
 
 from moelora_ad.models import AASIST, load_public_aasist
 from moelora_ad.models.heads.graph_attention import GraphAttention, GraphPooling, HeterogeneousGraphAttention
+from moelora_ad.models.heads.public_names import public_name
 
 GRAPH = ("att_proj", "proj_with_att", "proj_without_att", "bn")
 HETEROGENEOUS = (
@@ -40,10 +42,8 @@ def public_names() -> set[str]:
 
 def public_state(width: int = 48) -> dict[str, torch.Tensor]:
     """A public state dict with random values, made by asking the loader which shape each public name needs."""
-    from moelora_ad.models.heads.aasist import _public_name
-
     generator = torch.Generator().manual_seed(1)
-    shapes = {_public_name(name): tensor for name, tensor in AASIST(width).state_dict().items()}
+    shapes = {public_name(name): tensor for name, tensor in AASIST(width).state_dict().items()}
     return {
         name: torch.rand(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
         for name, tensor in shapes.items()
@@ -74,6 +74,26 @@ def test_a_clip_does_not_depend_on_the_others_in_evaluation():
     torch.testing.assert_close(head(features)[1:2], head(features[1:2]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gpu_gives_the_cpus_logits_gradients_and_statistics(training, gpu, assert_near):
+    """Without dropout, whose draws differ. In training, batch normalisation divides by what it finds."""
+    torch.manual_seed(0)
+    head, features, found = AASIST(16).train(training), torch.randn(4, 60, 16), []
+    for module in head.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for device in (torch.device("cpu"), gpu):
+        twin, inputs = copy.deepcopy(head).to(device), features.to(device, copy=True).requires_grad_()
+        logits = twin(inputs)
+        functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0], device=device)).backward()
+        gradients = {name: p.grad for name, p in twin.named_parameters()}
+        found.append({"logits": logits, "features": inputs.grad} | gradients | dict(twin.named_buffers()))
+    for name, wanted in found[0].items():
+        # A bias in front of a normalisation has no effect: its gradient is rounding.
+        assert_near(found[1][name], wanted, 1e-3 if wanted.abs().max() > 1e-5 else 10.0, name)
+
+
 def test_every_parameter_gets_a_gradient_and_the_unused_ones_get_zero():
     head = AASIST(16).train()
     head(torch.randn(4, 50, 16)).square().sum().backward()
@@ -83,7 +103,7 @@ def test_every_parameter_gets_a_gradient_and_the_unused_ones_get_zero():
     assert "unused_norm" in zero
 
 
-def test_the_loader_knows_exactly_the_public_names():
+def test_the_loader_knows_exactly_thepublic_names():
     assert set(public_state()) == public_names()
 
 

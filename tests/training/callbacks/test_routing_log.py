@@ -113,9 +113,10 @@ def assert_alike(found: dict, expected: dict[str, SiteFigures]) -> None:
             assert found[site][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (site, name)
 
 
-def test_figures_are_those_of_the_development_set(module, data, trainer, tmp_path):
+def test_figures_are_those_of_the_development_set(module, data, trainer, tmp_path, device):
     model, kept = module(), Kept()
-    trainer(tmp_path, max_epochs=2, logger=kept, callbacks=[RoutingLog()]).fit(model, datamodule=data())
+    given = {"max_epochs": 2, "logger": kept, "callbacks": [RoutingLog()], "accelerator": device.type}
+    trainer(tmp_path, **given).fit(model, datamodule=data())
     folder = tmp_path / "kept" / "version_0" / "routing"
     assert sorted(path.name for path in folder.iterdir()) == [
         f"epoch{epoch:02d}.{ending}" for epoch in (0, 1) for ending in ("json", "png")

@@ -55,12 +55,16 @@ class OutOfMemory(Callback):
         kinds = {"cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "python": MemoryError()}
         cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-        self.error = (kinds | {"cpu": cpu, "worker": killed})[error]
+        cublas = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        kinds |= {"cpu": cpu, "worker": killed, "cublas": cublas, "real": None}
+        self.error = kinds[error]
         self.stage = stage
         self.step = step
 
-    def on_train_batch_start(self, trainer, *_):
+    def on_train_batch_start(self, trainer, pl_module, *_):
         if self.stage == "train" and trainer.global_step == self.step:
+            if self.error is None:
+                torch.empty(2**50, device=pl_module.device)
             raise self.error
 
     def on_before_optimizer_step(self, *_):
@@ -158,6 +162,7 @@ def test_long_batches_are_named_in_part(data, trainer, small_whisper, tmp_path):
         ("cuda", "train", "out of memory in step 1 with a data.batch_size of 4 segments of 16,000 samples: lower"),
         ("cpu", "train", "model.gradient_checkpointing true, or set trainer.precision bf16-mixed"),
         ("python", "train", "trainer.accumulate_grad_batches keeps 4 for each step"),
+        ("cublas", "train", "out of memory in step 1 with a data.batch_size of 4"),
         ("cuda", "dev", "out of memory in evaluation with data.eval_batch_size 3: lower it"),
         ("worker", "train", "a process that reads audio was killed"),
     ],
@@ -166,6 +171,16 @@ def test_a_lack_of_memory_says_what_to_change(fit, error, stage, words):
     code, told, _ = fit(OutOfMemory(error, stage))
     assert code == 1
     assert words in told[-1]
+
+
+def test_a_lack_of_memory_of_a_device_says_what_to_change(fit, device):
+    """The error is that of the device's own allocator."""
+    code, told, folder = fit(OutOfMemory("real"), "--trainer.accelerator", device.type, "--trainer.devices", "1")
+    assert code == 1
+    (line,) = [line for line in told if "error:" in line]
+    assert "out of memory in step 1 with a data.batch_size of 4 segments of 16,000 samples: lower data.batch" in line
+    assert "set model.gradient_checkpointing true, or set trainer.precision bf16-mixed or bf16-true" in line
+    assert read_record(folder).state == "failed"
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(fit):

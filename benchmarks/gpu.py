@@ -1,0 +1,284 @@
+"""A GPU: how fast these adapters train and score there, beside peft, a loop over experts and full fine-tuning.
+
+    pip install -e '.[benchmark]' && python benchmarks/gpu.py [--parts steps data ...] [--repeats 9]
+
+It runs from a bare checkout: random weights of XLSR-53's size, AASIST, clips of 64,600 samples, bf16-mixed, and the
+quickstart's recordings under other names where files are needed. About 8 minutes on an H100. The card is named, and
+every goal is a line: what, the median of paired runs (lowest to highest), the goal, met or missed.
+
+`steps`: sides take turns within a repeat, in an order that rotates; a figure is the time of 3 steps, and a ratio the
+median of the ratios within the repeats. "Compiled" is what `model.compile` does. The matrix rate is that of all
+operations of a step by its time, beside one product of 8,192 x 8,192 matrices in bf16. Three more steps run with an
+error for every wait for the GPU. `data`: utterances a second of the training loader (FLAC, random crop, RawBoost 5; a
+worker for each core, at most 16) beside what the compiled step at batch 64 takes. `test`: `Trainer.test` from its fifth
+batch on, beside the bare forward pass over one ready batch. `score`: `Scorer.score_files` beside the same. `paper`:
+`fit` with experiments/paper.yaml on recordings laid out as ASVspoof 2019 LA is, to its table. `profile`: what a
+compiled step at batch 64 spends its time on, by kernels.
+
+`--rehearse` runs everything small, on any device, in a minute or two: the figures mean nothing then.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from gpu_data import asvspoof2019, linked, loader, tested_rate
+from gpu_sides import FULL, LOOP, OURS, PEFT, SMALL, TrainingStep, module, no_waiting
+from torch.profiler import ProfilerActivity
+from transformers import Wav2Vec2Config
+
+from moelora_ad.audio import TRAINING_SAMPLES
+from moelora_ad.inference import Scorer
+from moelora_ad.models import Detector
+from moelora_ad.models.accounting.account import account
+
+PROJECT = Path(__file__).parents[1]
+STEPS = 3  # in one measurement
+PARTS = ("steps", "data", "test", "score", "paper", "profile")
+
+
+@dataclass
+class Bench:
+    """What is measured on, and what came of it."""
+
+    device: torch.device
+    repeats: int
+    samples: int
+    batches: tuple[int, int]
+    source: str
+    files: int
+    lines: list[str] = field(default_factory=list)
+    compiled_seconds: float | None = None  # of a compiled step of ours at the larger batch
+    peak_rate: float | None = None  # operations a second of one large product
+    operations: float = 0.0  # of a training step of one clip
+
+    def goal(self, what: str, ratios: Sequence[float], limit: float, at_most: bool) -> None:
+        ratio = statistics.median(ratios)
+        met = "met" if (ratio <= limit if at_most else ratio >= limit) else "missed"
+        spread = f"{ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        self.lines.append(f"{what:64} {spread:>25}  {'<=' if at_most else '>='} {limit:.2f}  {met}")
+        print(self.lines[-1], flush=True)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, run: Callable[[], object], times: int = STEPS) -> float:
+        self.wait()
+        begun = time.perf_counter()
+        for _ in range(times):
+            run()
+        self.wait()
+        return (time.perf_counter() - begun) / times
+
+    def turns(self, runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+        """Seconds of each side in each repeat."""
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        names = list(runs)
+        for run in runs.values():
+            self.seconds(run)
+        for repeat in range(self.repeats):
+            turn = repeat % len(names)
+            for name in names[turn:] + names[:turn]:
+                taken[name].append(self.seconds(runs[name]))
+        return taken
+
+
+def ratios(taken: dict[str, list[float]], first: str, second: str) -> list[float]:
+    return [a / b for a, b in zip(taken[first], taken[second], strict=True)]
+
+
+def steps(bench: Bench) -> None:
+    for clips in bench.batches:
+        print(f"\ntraining steps, batch {clips}: warming up and compiling", flush=True)
+        sides: dict[str, TrainingStep] = {}
+        peaks: dict[str, float] = {}
+        names = [OURS, PEFT, LOOP, FULL] if clips == bench.batches[0] else [OURS, PEFT]
+        for name in [*names, f"{OURS} compiled", f"{PEFT} compiled"]:
+            method = name.removesuffix(" compiled")
+            before = reset_peak(bench.device)
+            step = TrainingStep(
+                module(method, bench.source).detector.to(bench.device), clips, bench.samples, name != method
+            )
+            for _ in range(STEPS):
+                step()
+            sides[name], peaks[name] = step, peak(bench.device) - before
+        taken = bench.turns(dict(sides))
+        for name, seconds in taken.items():
+            print(f"  {name:32} {1e3 * statistics.median(seconds):9.2f} ms {peaks[name] / 2**20:9.0f} MiB at most")
+        compiled, compiled_peft = f"{OURS} compiled", f"{PEFT} compiled"
+        bench.goal(f"step, batch {clips}, eager: ours / peft LoRA r8", ratios(taken, OURS, PEFT), 1.10, True)
+        bench.goal(
+            f"step, batch {clips}, compiled: ours / peft LoRA r8", ratios(taken, compiled, compiled_peft), 1.03, True
+        )
+        if peaks[PEFT]:
+            bench.goal(f"peak memory, batch {clips}: ours / peft LoRA r8", [peaks[OURS] / peaks[PEFT]], 1.05, True)
+        if clips == bench.batches[0]:
+            bench.goal(f"step, batch {clips}: ours compiled / eager", ratios(taken, compiled, OURS), 0.75, True)
+            bench.goal(f"step, batch {clips}: loop over experts / ours", ratios(taken, LOOP, OURS), 1.5, False)
+            bench.goal(f"step, batch {clips}: full fine-tuning / ours", ratios(taken, FULL, OURS), 1.5, False)
+        else:
+            bench.compiled_seconds = statistics.median(taken[compiled])
+            bench.goal(
+                f"matrix rate of a compiled step, batch {clips} / one product",
+                [matrix_rate(bench, clips, seconds) for seconds in taken[compiled]],
+                0.40,
+                False,
+            )
+        with no_waiting(bench.device):
+            for _ in range(STEPS):
+                sides[OURS]()
+        del sides, step
+
+
+def matrix_rate(bench: Bench, clips: int, seconds: float) -> float:
+    """The share of the rate of one large product."""
+    if bench.peak_rate is None:
+        size = 8192 if bench.device.type == "cuda" else 512
+        a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+        for _ in range(2):
+            a @ b
+        bench.peak_rate = 2 * size**3 / bench.seconds(lambda: a @ b, 20)
+        with torch.device("meta"):
+            counted = module(OURS, bench.source).detector
+        bench.operations = account(counted, torch.optim.AdamW, bench.samples, 1).training_step * bench.samples / 16_000
+        print(f"  one product: {bench.peak_rate / 1e12:.1f} T a second; a clip: {bench.operations / 1e12:.3f} T")
+    return clips * bench.operations / seconds / bench.peak_rate
+
+
+def data(bench: Bench) -> None:
+    clips = bench.batches[1]
+    if bench.compiled_seconds is None:
+        step = TrainingStep(module(OURS, bench.source).detector.to(bench.device), clips, bench.samples, True)
+        bench.compiled_seconds = min(bench.seconds(step) for _ in range(3))
+    with tempfile.TemporaryDirectory() as name:
+        manifest = linked(Path(name), bench.files)
+        rates = loader(manifest, clips, bench.samples, workers(), bench.repeats // 3 or 1)
+    eaten = clips / bench.compiled_seconds
+    print(f"\nloader: {statistics.median(rates):,.0f} utterances a second, {workers()} workers; the step: {eaten:,.0f}")
+    bench.goal(f"loader / compiled step, batch {clips}", [rate / eaten for rate in rates], 1.2, False)
+
+
+def bare_rate(bench: Bench, model: Detector, clips: int) -> float:
+    """Utterances a second of the forward pass over a batch that is there."""
+    waveforms = 0.1 * torch.randn(clips, bench.samples, device=bench.device)
+    model.eval()
+
+    def run() -> None:
+        with torch.inference_mode(), torch.autocast(bench.device.type, torch.bfloat16):
+            model(waveforms)
+
+    bench.seconds(run)
+    return clips / min(bench.seconds(run) for _ in range(3))
+
+
+def test(bench: Bench) -> None:
+    clips = bench.batches[1]
+    tested = module(OURS, bench.source)
+    with tempfile.TemporaryDirectory() as name:
+        manifest = linked(Path(name), bench.files)
+        rates = [tested_rate(tested, manifest, clips, bench.samples, workers()) for _ in range(2)]
+    bare = bare_rate(bench, tested.detector.to(bench.device), clips)
+    print(f"\ntest: {statistics.median(rates):,.0f} utterances a second; the bare forward pass: {bare:,.0f}")
+    bench.goal(f"test / bare forward pass, batch {clips}", [rate / bare for rate in rates], 0.9, False)
+
+
+def score(bench: Bench) -> None:
+    clips = bench.batches[1]
+    model = module(OURS, bench.source).detector
+    scorer = Scorer(model, window=bench.samples, batch_size=clips, device=bench.device, precision="bf16-mixed")
+    rates = []
+    with tempfile.TemporaryDirectory() as name:
+        linked(Path(name), min(bench.files, 2_000))
+        places = [str(path) for path in sorted(Path(name).glob("audio/*.flac"))]
+        for _ in range(2):
+            begun = time.perf_counter()
+            windows = sum(len(result.windows) for result in scorer.score_files(places))  # type: ignore[union-attr]
+            rates.append(windows / (time.perf_counter() - begun))
+    bare = bare_rate(bench, model, clips)
+    print(f"\nscore: {statistics.median(rates):,.0f} windows a second; the bare forward pass: {bare:,.0f}")
+    bench.goal(f"score of {len(places):,} files / bare forward pass", [rate / bare for rate in rates], 0.8, False)
+
+
+def paper(bench: Bench) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        corpora = Path(name)
+        asvspoof2019(corpora / "ASVspoof2019")
+        rehearsal = ["--trainer.precision", "32-true", "--data.train_segment.samples", "16000"]
+        command = [sys.executable, "-m", "moelora_ad", "fit", "--config", str(PROJECT / "experiments" / "paper.yaml")]
+        command += ["--model.backbone.init_args.pretrained", "false", "--trainer.max_epochs", "1"]
+        command += ["--trainer.logger.init_args.save_dir", str(corpora / "runs"), "--data.num_workers", str(workers())]
+        if bench.device.type != "cuda":
+            command += [*rehearsal, "--model.backbone.init_args.source", bench.source, "--data.num_workers", "0"]
+            command += ["--data.eval_segment.samples", "16000"]
+        begun = time.perf_counter()
+        environment = os.environ | {"CORPORA": str(corpora)}
+        done = subprocess.run(command, cwd=corpora, env=environment, capture_output=True, text=True)
+        print(f"\nfit with experiments/paper.yaml: exit code {done.returncode}, {time.perf_counter() - begun:.0f} s")
+        print((done.stdout if not done.returncode else done.stdout + done.stderr)[-3_000:])
+        bench.goal("fit with experiments/paper.yaml, to its table", [float(done.returncode == 0)], 1.0, False)
+
+
+def profile(bench: Bench) -> None:
+    step = TrainingStep(module(OURS, bench.source).detector.to(bench.device), bench.batches[1], bench.samples, True)
+    bench.seconds(step)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (bench.device.type == "cuda")
+    with torch.profiler.profile(activities=kinds) as profiler:
+        bench.seconds(step)
+    print(f"\n{STEPS} compiled steps, batch {bench.batches[1]}")
+    order = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
+    print(profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
+
+
+def workers() -> int:
+    return min(16, len(os.sched_getaffinity(0)))
+
+
+def reset_peak(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--rehearse", action="store_true", help="everything small, on any device")
+    given = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type != "cuda" and not given.rehearse:
+        parser.error("there is no CUDA device here: --rehearse runs everything small")
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"
+    print(f"{card}; torch {torch.__version__}; {len(os.sched_getaffinity(0))} cores")
+    with tempfile.TemporaryDirectory() as name:
+        source = "facebook/wav2vec2-large-xlsr-53"  # its configuration is known, and its weights are not asked for
+        if given.rehearse:
+            source = name
+            Wav2Vec2Config(**SMALL).save_pretrained(name)
+            Path(name, "preprocessor_config.json").write_text('{"do_normalize": true}')
+        sizes = (16_000, (2, 4), 40) if given.rehearse else (TRAINING_SAMPLES, (14, 64), 20_000)
+        bench = Bench(device, 2 if given.rehearse else given.repeats, sizes[0], sizes[1], source, sizes[2])
+        measures = {"steps": steps, "data": data, "test": test, "score": score, "paper": paper, "profile": profile}
+        for part in PARTS:
+            if part in given.parts:
+                measures[part](bench)
+        print(f"\n{card}: what, median (lowest to highest), goal")
+        print("\n".join(bench.lines))
+
+
+if __name__ == "__main__":
+    main()

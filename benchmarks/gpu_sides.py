@@ -1,0 +1,135 @@
+"""Detectors that gpu.py compares: one encoder and one head, adapted in different ways."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import peft
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moelora_ad.adapters import AdaptationMethod, FullFineTuning, Gate, LoRAExpert, MoELoRA
+from moelora_ad.models import AASIST, Detector, Wav2Vec2Backbone
+from moelora_ad.models.compilation import CompiledDetector
+from moelora_ad.models.transformers_internals import freeze_front_end
+from moelora_ad.training import DetectionModule
+
+PROJECTIONS = r"(.*\.)?(q|k|v|out)_proj"
+OURS, PEFT, LOOP, FULL = "MoE-LoRA 3 x r8 dense", "peft LoRA r8", "loop over experts", "full fine-tuning"
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "conv_dim": [32] * 7,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+}
+
+
+class LoopOverExperts(nn.Module):
+    """The usual code: a noisy softmax gate, then one expert after the other."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.experts = nn.ModuleList(LoRAExpert(base.in_features, base.out_features, 8) for _ in range(3))
+        self.gate = Gate(base.in_features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = functional.linear(x, self.gate.weight)
+        spread = functional.softplus(functional.linear(x, self.gate.noise_weight))
+        weights = (logits + torch.randn_like(logits) * spread).softmax(-1)
+        y = self.base(x)
+        for number, expert in enumerate(self.experts):
+            y = y + weights[..., number : number + 1] * expert(x)
+        return y
+
+
+class Loop(AdaptationMethod):
+    """`LoopOverExperts` in the place of every projection."""
+
+    casts_inputs = True
+
+    def adapt(self, encoder: nn.Module) -> None:
+        encoder.requires_grad_(False)
+        for name, linear in list(encoder.named_modules()):
+            if re.fullmatch(PROJECTIONS, name):
+                encoder.set_submodule(name, LoopOverExperts(linear))
+
+
+class PeftLoRA(AdaptationMethod):
+    """The LoRA of peft, without dropout."""
+
+    casts_inputs = True
+
+    def adapt(self, encoder: nn.Module) -> None:
+        encoder.requires_grad_(False)
+        config = peft.LoraConfig(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=PROJECTIONS)
+        peft.inject_adapter_in_model(config, encoder)
+
+
+METHODS: dict[str, Callable[[], AdaptationMethod]] = {
+    OURS: partial(MoELoRA, 3, 8, targets=PROJECTIONS),
+    PEFT: PeftLoRA,
+    LOOP: Loop,
+    FULL: FullFineTuning,
+}
+
+
+def module(name: str, source: str) -> DetectionModule:
+    """A detector in training with random weights, the same for all sides but for what a side adds.
+
+    Args:
+        name: of the side.
+        source: folder of an encoder's configuration, or a hub id that needs none.
+    """
+    torch.manual_seed(0)
+    made = DetectionModule(Wav2Vec2Backbone(source, pretrained=False, normalize=False), METHODS[name](), AASIST)
+    if name == FULL:  # the usual way: the convolutions stay as they are
+        freeze_front_end(made.detector.backbone.encoder.feature_extractor)
+    for key, parameter in made.named_parameters():
+        if "lora_B" in key:
+            nn.init.normal_(parameter, std=1e-3)
+    return made.train()
+
+
+class TrainingStep:
+    """One step: forward, cross entropy, backward, AdamW; bf16-mixed, as Lightning has it.
+
+    Args:
+        model: that is trained.
+        clips: of a batch.
+        samples: of a clip.
+        compiled: whether its layers and its head are compiled, each by itself.
+    """
+
+    def __init__(self, model: Detector, clips: int, samples: int, compiled: bool) -> None:
+        self.device = next(model.parameters()).device
+        self.run = CompiledDetector(model, "inductor", {}, print) if compiled else model
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=self.device.type == "cuda")
+        self.waveforms = 0.1 * torch.randn(clips, samples, device=self.device)
+        self.labels = torch.arange(clips, device=self.device) % 2
+
+    def __call__(self) -> None:
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            logits = self.run(self.waveforms)
+        functional.cross_entropy(logits, self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+@contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """An error for every wait for the GPU within the block."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

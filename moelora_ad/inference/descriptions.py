@@ -1,0 +1,123 @@
+"""What results and the model behind them say, as plain JSON: for a page and for the API."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moelora_ad import __version__
+from moelora_ad.audio import SAMPLE_RATE
+from moelora_ad.errors import printable
+from moelora_ad.inference.file_scores import FileFailure, FileScore
+from moelora_ad.inference.output import DecisionRule
+
+if TYPE_CHECKING:
+    from moelora_ad.inference.scorer import Scorer
+
+WAVEFORM_POINTS = 500
+_REAL, _FAKE = "a real recording of a person", "synthetic, converted or manipulated speech"
+_SIDES = {"bonafide": "bona fide", "spoof": "a spoof"}
+
+About = dict[str, Any]
+"""What `described_model` gives."""
+
+
+def described(result: FileScore | FileFailure, decision: DecisionRule, waveform: bool = False) -> dict[str, Any]:
+    """``as_dict`` of a result, with its verdict, its probability at the prior, the threshold, and ``meaning``: the
+    verdict in one sentence for a person. A failure has its name and ``error``.
+
+    Args:
+        result: Of one sound.
+        decision: How scores are judged.
+        waveform: Whether to add ``waveform``: `WAVEFORM_POINTS` stretches of ``step`` seconds at most, the ``low``est
+            and ``high``est sample of each against the ``peak`` of the sound.
+    """
+    if isinstance(result, FileFailure):
+        return result.as_dict()
+    verdict = result.verdict(threshold=decision.threshold)
+    told: dict[str, Any] = {
+        "verdict": verdict,
+        "probability": result.probability(decision.prior),
+        "threshold": decision.threshold,
+    }
+    told = result.as_dict() | told
+    told["meaning"] = _meaning(result, str(verdict), decision, told.get("reason"))
+    if waveform:
+        told["waveform"] = _waveform(result)
+    return told
+
+
+def _meaning(result: FileScore, verdict: str, decision: DecisionRule, reason: str | None) -> str:
+    side = _SIDES.get(verdict)
+    if side is None:
+        return f"No verdict: {reason}." if reason else "The model gives no verdict on this sound."
+    edge = f"{'reaches' if verdict == 'bonafide' else 'is below'} the threshold of {decision.threshold:.3g}"
+    if not decision.is_calibrated:
+        return (
+            f"Taken for {side}: the raw score of {result.score:.3g} {edge}. The model is not calibrated, so this "
+            "cannot be said as a probability."
+        )
+    more, less = (_REAL, _FAKE) if result.score >= 0 else (_FAKE, _REAL)
+    begin = f"Taken for {side}: the score {edge}." if decision.threshold else f"Taken for {side}."
+    return f"{begin} By this model the sound is {_times(abs(result.score))} for {more} as for {less}."
+
+
+def _times(log_ratio: float) -> str:
+    ratio = math.exp(min(log_ratio, 50.0))
+    if ratio < 1.05:
+        return "about as probable"
+    return "over 1,000 times as probable" if ratio > 1_000 else f"{float(f'{ratio:.2g}'):g} times as probable"
+
+
+def _waveform(result: FileScore) -> dict[str, Any]:
+    together = -(-len(result.envelope) // WAVEFORM_POINTS)
+    begins = np.arange(0, len(result.envelope), together)
+    envelope = result.envelope.astype(np.float64)  # else rounding would leave all digits of float32
+    low = np.minimum.reduceat(envelope[:, 0], begins)
+    high = np.maximum.reduceat(envelope[:, 1], begins)
+    peak = float(np.abs(envelope).max())
+    low, high = (np.round(side / (peak or 1.0), 2).tolist() for side in (low, high))
+    return {"step": result.envelope_step * together, "peak": peak, "low": low, "high": high}
+
+
+def described_model(scorer: "Scorer", name: str, decision: DecisionRule) -> About:
+    """The model behind scores.
+
+    Args:
+        scorer: Computes them.
+        name: Where it comes from.
+        decision: How scores are judged.
+    """
+    detector = getattr(scorer, "detector", None)  # any module that gives logits, or none
+    about: Mapping[str, Any] = getattr(detector, "about", None) or {}
+    counts: Callable[[], dict[str, int]] | None = getattr(detector, "parameter_counts", None)
+    calibration = None if scorer.calibration is None else scorer.calibration.as_dict()
+    return {
+        "name": model_name(name),
+        "notices": notices(scorer),
+        "is_calibrated": decision.is_calibrated,
+        "calibration": calibration,
+        "scale": decision.scale,
+        "prior": decision.prior,
+        "threshold": decision.threshold,
+        "explained": decision.explained(),
+        "window_seconds": scorer.window / SAMPLE_RATE,
+        "hop_seconds": scorer.hop / SAMPLE_RATE,
+        "precision": scorer.precision,
+        "data": about.get("data") or {},
+        "parameters": None if counts is None else counts(),
+        "library": f"moelora_ad {__version__}",
+    }
+
+
+def model_name(source: str) -> str:
+    """What a model is called by where it comes from: the last part of a path, or all of another name."""
+    return printable(os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source)
+
+
+def notices(scorer: "Scorer") -> list[str]:
+    """What a reader of scores should know beforehand: of the model, and of the precision that they are computed in."""
+    of_model = getattr(scorer, "notice", None) or getattr(getattr(scorer, "detector", None), "notice", None)
+    return [printable(line) for line in (of_model, *scorer.precision_notes) if line]

@@ -1,0 +1,1 @@
+"""A detector behind HTTP: one page for people, one address for programs."""

@@ -1,0 +1,28 @@
+"""The zip files that PyTorch writes tensors to."""
+
+import zlib
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
+
+from moelora_ad.runs.checkpoints import CheckpointError
+
+
+def check_container(path: str, option: str) -> None:
+    """See that each part of a checkpoint has the check sum that it was written with; PyTorch does not look.
+
+    Args:
+        path: of the file.
+        option: that gave it, for messages.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        with ZipFile(path) as container:
+            if any(part.compress_type != ZIP_STORED for part in container.infolist()):
+                raise BadZipFile("it holds compressed parts, which PyTorch never writes")
+            damaged = container.testzip()
+    except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{option}: {path} is no readable checkpoint: {reason}") from None
+    if damaged is not None:
+        raise CheckpointError(f"{option}: {path} is damaged: {damaged} has another check sum than it was written with")

@@ -1,0 +1,96 @@
+"""What a published checkpoint holds."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+from moelora_ad.files import UNFINISHED
+from moelora_ad.models.backbones.base import Backbone
+from moelora_ad.models.heads.pooling import Classifier
+from moelora_ad.models.saving.files import WEIGHTS, save_tensors
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder on its way to a folder that a backbone's ``source`` can name.
+
+    Attributes:
+        model: its class in transformers.
+        config: of that class.
+        tensors: by transformers' names.
+        extractor: what transformers makes of its waveforms.
+    """
+
+    model: type[PreTrainedModel]
+    config: PreTrainedConfig
+    tensors: Mapping[str, Tensor]
+    extractor: FeatureExtractionMixin
+
+    def write(self, folder: Path) -> None:
+        """Write ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``.
+
+        Args:
+            folder: made if it is not there.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.architectures = [self.model.__name__]
+        self.config.save_pretrained(folder)
+        self.extractor.save_pretrained(folder)
+        save_tensors(self.tensors, folder / WEIGHTS)
+
+    def write_whole(self, folder: Path) -> None:
+        """The same, so that the folder appears with all of them or not at all.
+
+        Args:
+            folder: not there yet, or empty.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        parent = folder.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=UNFINISHED, dir=parent) as unfinished:
+            self.write(Path(unfinished) / folder.name)
+            os.replace(Path(unfinished) / folder.name, folder)
+
+
+@dataclass(frozen=True)
+class PublicModel:
+    """A detector, or an encoder alone.
+
+    Attributes:
+        layout: whose it is, in words.
+        encoder: None if there is none.
+        classifier: with its weights; None for an encoder alone.
+        build: makes the detector's backbone from the encoder's folder.
+        window: samples of the clips that the detector is made for.
+    """
+
+    layout: str
+    encoder: Encoder | None
+    classifier: Classifier | None = None
+    build: Callable[[Path], Backbone] | None = None
+    window: int = 0
+
+    def backbone(self, folder: Path) -> Backbone:
+        """The detector's backbone.
+
+        Args:
+            folder: an empty one, for the encoder's files, of which the backbone is built.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        assert self.build is not None
+        if self.encoder is not None:
+            self.encoder.write(folder)
+        return self.build(folder)
