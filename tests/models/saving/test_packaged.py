@@ -69,7 +69,7 @@ def test_every_output_says_that_it_is_no_evidence(tmp_path, lightning):
     code, table, _ = lightning(*score, "--timeline", tmp_path / "pages")
     assert code == 0
     assert notice in table
-    assert notice in (tmp_path / "pages" / f"{file.name}.html").read_text()
+    assert notice in (tmp_path / "pages" / "index.html").read_text()
     rows = list(csv.DictReader((tmp_path / "pages" / "windows.csv").open()))
     assert rows
     assert {row["notice"] for row in rows} == {notice}
