@@ -1,14 +1,15 @@
 # A detector as a service: docker build -t moelora_ad . && docker run -p 127.0.0.1:8000:8000 moelora_ad
-# For a GPU: docker build --build-arg DEVICE=cu130 -t moelora_ad . && docker run --gpus all -p 127.0.0.1:8000:8000 moelora_ad
+# PyPI's PyTorch computes on the CPU and on NVIDIA GPUs: docker run --gpus all -p 127.0.0.1:8000:8000 moelora_ad
+# A smaller image for the CPU alone: docker build --build-arg TORCH_INDEX=URL ..., the index that pytorch.org names for it
 # Another model: docker run -v "$PWD/model:/model:ro" -p 127.0.0.1:8000:8000 moelora_ad serve --model /model --host 0.0.0.0
 
 FROM python:3.12-slim AS build
-# cpu, or one of the CUDA versions that PyTorch is built for, such as cu130
-ARG DEVICE=cpu
+# Where PyTorch comes from; empty for pip's own index
+ARG TORCH_INDEX=
 RUN python -m venv /opt/moelora_ad
 ENV PATH=/opt/moelora_ad/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # By itself, so that a change of the code does not bring it anew.
-RUN pip install --index-url "https://download.pytorch.org/whl/${DEVICE}" "torch>=2.11,<2.15" "torchaudio>=2.11,<2.15"
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.11,<2.15" "torchaudio>=2.11,<2.15"
 COPY . /source
 RUN pip install "/source[serve]"
 

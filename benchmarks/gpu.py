@@ -37,6 +37,7 @@ from transformers import Wav2Vec2Config
 
 from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.inference import Scorer
+from moelora_ad.inference.file_scores import FileScore
 from moelora_ad.models import Detector
 from moelora_ad.models.accounting.account import account
 
@@ -201,7 +202,8 @@ def score(bench: Bench) -> None:
         places = [str(path) for path in sorted(Path(name).glob("audio/*.flac"))]
         for _ in range(2):
             begun = time.perf_counter()
-            windows = sum(len(result.windows) for result in scorer.score_files(places))  # type: ignore[union-attr]
+            results = list(scorer.score_files(places, num_workers=None))
+            windows = sum(len(result.windows) for result in results if isinstance(result, FileScore))
             rates.append(windows / (time.perf_counter() - begun))
     bare = bare_rate(bench, model, clips)
     print(f"\nscore: {statistics.median(rates):,.0f} windows a second; the bare forward pass: {bare:,.0f}")

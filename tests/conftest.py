@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperModel
 
 from moelora_ad.adapters import MoELoRA
-from moelora_ad.audio import Segment
+from moelora_ad.audio import Segment, read_audio
 from moelora_ad.cli.main import main
 from moelora_ad.corpora import Manifest, Trial
 from moelora_ad.evaluation import ScoreTable
@@ -107,6 +107,12 @@ def assert_near() -> Callable[..., None]:
 def quickstart() -> Path:
     """The quickstart's folder: corpora and backbone."""
     return QUICKSTART
+
+
+@pytest.fixture(scope="session")
+def speech() -> np.ndarray:
+    """2.5 s of real speech, (40_000,) at 16 kHz; speech goes on from 0.75 to 1.25 s."""
+    return read_audio(QUICKSTART / "corpus" / "MiniLA" / "flac" / "ML_D_000039.flac", 0, 40_000)
 
 
 @pytest.fixture(scope="session")

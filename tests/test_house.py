@@ -119,7 +119,7 @@ GUESSES = {
     "checkpoint writing": ("training/checkpoint_writing.py", "class WholeCheckpointIO"),
     "which checkpoints are kept": ("training/callbacks/checkpoints.py", "class WholeCheckpoint"),
     "early stopping": ("training/callbacks/early_stopping.py", "class LastingEarlyStopping"),
-    "loss that is not finite": ("training/callbacks/divergence.py", "def check_loss"),
+    "loss that is not finite": ("training/callbacks/divergence.py", "class LossCheck"),
     "random draws of the data path": ("audio/randomness.py", "def keyed_generator"),
     "DataLoader workers": ("data/workers.py", "def begin_worker"),
     "RawBoost": ("audio/augmentation/rawboost.py", "class RawBoost"),

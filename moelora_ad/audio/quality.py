@@ -29,6 +29,11 @@ CANCELLED = 0.25
 with each other, or of sound in one alone. 6 dB below that, they work against each other."""
 
 
+def is_silent(low: float, high: float) -> bool:
+    """Whether a sound is silent, from its lowest and its highest sample."""
+    return (high - low) / 2 < SILENT
+
+
 def level_notes(samples: int, rate: int, low: float, high: float) -> tuple[Note, ...]:
     """Whether a sound is silent or short.
 
@@ -39,8 +44,8 @@ def level_notes(samples: int, rate: int, low: float, high: float) -> tuple[Note,
         high: Its highest sample.
     """
     notes = []
-    if (level := (high - low) / 2) < SILENT:
-        notes.append(Note("silent", f"{_decibels(level**2)} dBFS"))
+    if is_silent(low, high):
+        notes.append(Note("silent", f"{_decibels(((high - low) / 2) ** 2)} dBFS"))
     if (seconds := samples / rate) < SHORT:
         notes.append(Note("short", f"{seconds:.3g} s" if seconds >= 0.01 else f"{1_000 * seconds:.3g} ms"))
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""Scores of many files on their way out: rows, a table, timelines, and what could not be scored."""
+"""Scores of many files on their way out: rows, tables, timelines, and what could not be scored."""
 
 import argparse
 import io
@@ -11,11 +11,14 @@ from typing import BinaryIO
 from rich.console import Console
 from rich.text import Text
 
+from moelora_ad import __version__
 from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.terminal import progress
+from moelora_ad.data.workers import starved
 from moelora_ad.errors import InputError
-from moelora_ad.files import written_whole
+from moelora_ad.files import file_hash, written_whole
 from moelora_ad.formats import left_out_note
+from moelora_ad.inference.batches.pieces import OPTION
 from moelora_ad.inference.file_scores import FileFailure, FileScore
 from moelora_ad.inference.output import (
     FILE_COLUMNS,
@@ -24,63 +27,84 @@ from moelora_ad.inference.output import (
     RowWriter,
     file_row,
     print_scores,
+    print_table,
 )
+from moelora_ad.inference.row_files import RowFile
 from moelora_ad.inference.scorer import Scorer
+from moelora_ad.inference.sounds import name_of
 from moelora_ad.inference.sources import AudioSources
+
+_ROWS_OF_TABLE = 1_000  # of thousands of files, so that they need not all be kept
 
 
 def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace) -> int:
     """Score what was found and write it as the arguments of the verb say; returns the exit code."""
     decision = DecisionRule.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
-    failed, total = len(found.problems), len(found.sounds) + len(found.problems)
+    total = len(found.sounds) + len(found.problems)
     code, stop = 0, None
     with ExitStack() as stack:
         sink = _Sink(arguments, decision, scorer, stack)
-        show, complain = stack.enter_context(_progress(len(found.sounds)))
+        sounds = [sound for sound in found.sounds if not sink.has(sound)]
+        done = len(found.sounds) - len(sounds)
+        show, complain = stack.enter_context(_progress(done, len(found.sounds)))
         if arguments.format != "table" and not decision.is_calibrated:
             complain(f"note: {decision.explained()}")
         for note in scorer.precision_notes:
             complain(f"note: {note}")
+        if done:
+            complain(f"{done:,} of {len(found.sounds):,} files are in {arguments.output} already")
         if found.left_out:
             complain(f"{left_out_note(found.left_out)}; a file that is named itself is always tried")
         for problem in found.problems:
             complain(str(problem))
         try:
-            for result in scorer.score_files(found.sounds, show, arguments.track):
+            for result in scorer.score_files(sounds, show, arguments.track, arguments.num_workers):
                 if isinstance(result, FileFailure):
-                    failed += 1
                     complain(result.reason)
                 sink(result)
+            sink.finish()
         except KeyboardInterrupt as given:
             stop = given
-            stop.args = ("the files before are scored",)
-        except InputError as error:  # what was computed is kept
-            complain(str(error))
+            stop.args = (sink.left(),)
+        except (InputError, RuntimeError) as error:  # what was computed is kept
+            told = error if isinstance(error, InputError) else starved(error, arguments.num_workers or 0, OPTION)
+            if told is None:
+                raise
+            complain(f"{told}; {sink.left()}")
             code = FAILED
-        sink.finish()
+        sink.close()
     if stop is not None:
         raise stop
-    if failed:
+    if failed := len(found.problems) + sink.failed:
         print(f"{failed} of {total} inputs could not be scored", file=sys.stderr)
     return code or (FAILED if failed else 0)
 
 
 class _Sink:
-    """Where results go: rows at once, a table in the end, timelines beside."""
+    """Where results go: rows at once, tables of many rows, timelines beside.
+
+    Attributes:
+        failed: how many files have no score, with those of a run that this one goes on with.
+    """
 
     def __init__(self, arguments: argparse.Namespace, decision: DecisionRule, scorer: Scorer, stack: ExitStack) -> None:
+        self.failed = 0
         self._decision = decision
-        self._table: list[Row] | None = None
-        write: Callable[[bytes], object] = _to_standard_output
+        self._table: list[Row] = []
+        self._rows: RowFile | None = None
+        self._write: Callable[[Row], None] = self._add_to_table
         self._page = Console()
-        if arguments.output is not None:
-            file = _whole_file(Path(arguments.output), stack)
-            write = file.write
-            self._page = Console(file=io.TextIOWrapper(file, "utf-8", write_through=True), width=160)
         if arguments.format == "table":
-            self._table = []
+            if arguments.output is not None:
+                file = _whole_file(Path(arguments.output), stack)
+                self._page = Console(file=io.TextIOWrapper(file, "utf-8", write_through=True), width=160)
+        elif arguments.output is None:
+            self._write = RowWriter(arguments.format, FILE_COLUMNS, _to_standard_output)
         else:
-            self._write = RowWriter(arguments.format, FILE_COLUMNS, write)
+            origin = _origin(scorer, arguments, decision)
+            self._rows = RowFile(Path(arguments.output), arguments.format, origin, arguments.resume)
+            self._write = self._rows
+            self.failed = self._rows.failed
         self._timelines: Callable[[FileScore | FileFailure], None] | None = None
         if arguments.timeline is not None:
             from moelora_ad.inference.descriptions import described_model
@@ -90,18 +114,57 @@ class _Sink:
             form = "jsonl" if arguments.format == "jsonl" else "csv"
             self._timelines = stack.enter_context(timeline_folder(Path(arguments.timeline), decision, about, form))
 
+    def has(self, place: str | BinaryIO) -> bool:
+        """Whether a file's row is there already."""
+        return self._rows is not None and self._rows.has(name_of(place))
+
     def __call__(self, result: FileScore | FileFailure) -> None:
         row = file_row(result, self._decision)
-        if self._table is None:
-            self._write(row)
-        elif isinstance(result, FileScore):
-            self._table.append(row)
+        self._write(row)
+        self.failed += isinstance(result, FileFailure)
         if self._timelines is not None:
             self._timelines(result)
 
+    def _add_to_table(self, row: Row) -> None:
+        if row["error"] is None:
+            self._table.append(row)
+        if len(self._table) == _ROWS_OF_TABLE:
+            print_table(self._table, self._page)
+            self._table = []
+
+    def left(self) -> str:
+        """What is told of the results so far if no others come."""
+        return "the files before are scored" + ("; --resume goes on" if self._rows is not None else "")
+
     def finish(self) -> None:
-        if self._table is not None:
+        """All results are there."""
+        if self._rows is not None:
+            self._rows.finish()
+
+    def close(self) -> None:
+        """No result comes any more."""
+        if self._rows is not None:
+            self._rows.close()
+        elif self._write == self._add_to_table:
             print_scores(self._table, self._decision, self._page)
+
+
+def _origin(scorer: Scorer, arguments: argparse.Namespace, decision: DecisionRule) -> dict[str, object]:
+    """All that decides on the rows of files."""
+    kept = getattr(scorer.detector, "configuration", None) or {}
+    calibration, place = scorer.calibration, Path(arguments.model)
+    return {
+        "model": kept.get("weights_sha256") or (file_hash(place) if place.is_file() else arguments.model),
+        "backbone": kept.get("backbone_sha256"),
+        "calibration": None if calibration is None else calibration.as_dict(),
+        "precision": scorer.precision,
+        "window": scorer.window,
+        "hop": scorer.hop,
+        "track": arguments.track,
+        "prior": decision.prior,
+        "threshold": decision.threshold,
+        "moelora_ad": __version__,
+    }
 
 
 def _whole_file(path: Path, stack: ExitStack) -> BinaryIO:
@@ -115,13 +178,14 @@ def _to_standard_output(line: bytes) -> None:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[tuple]:
-    """Two functions: one is told how many files are done, one prints a line; both on standard error."""
+def _progress(before: int, total: int) -> Iterator[tuple]:
+    """Two functions: one is told how many files are done besides those ``before``, one prints a line; both on standard
+    error."""
     console = Console(stderr=True)
-    with progress(console) as bar:
+    with progress(console, "files") as bar:
 
         def show(done: float) -> None:
-            bar("scoring", done, total)
+            bar("scoring", before + done, total)
 
         show(0)
 

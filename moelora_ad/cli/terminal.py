@@ -1,15 +1,30 @@
 """Tables, lines and progress on a terminal or in a log."""
 
 import itertools
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
+
+_SECONDS_BETWEEN = 20.0
 
 Show = Callable[[str, float, int], None]
 """Is told what is being done, how many are done, and of how many."""
@@ -34,17 +49,22 @@ def print_line(text: str) -> None:
 
 
 @contextmanager
-def progress(console: Console | None = None) -> Iterator[Show]:
+def progress(console: Console | None = None, unit: str = "") -> Iterator[Show]:
     """A bar on standard error, if that is a terminal, for one task after another.
 
     Args:
         console: that is printed to meanwhile; None for one on standard error.
+        unit: what is done, in the plural, for work whose pace is told: at the bar, and where there is no terminal, in
+            a line every 20 s.
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:  # rich would end what it does not show with an empty line
-        yield lambda what, done, total: None
+        with _lines(unit) if unit else nullcontext(lambda what, done, total: None) as show:
+            yield show
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if unit:
+        columns.insert(3, _Pace(unit))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -54,6 +74,43 @@ def progress(console: Console | None = None) -> Iterator[Show]:
             bar.update(task, description=printable(what), completed=done, total=total)
 
         yield show
+
+
+class _Pace(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
+
+
+@contextmanager
+def _lines(unit: str) -> Iterator[Show]:
+    """One task's progress as lines on standard error, however long a step of it takes."""
+    begun = time.monotonic()
+    told: list[tuple[str, float, int]] = []  # first and last
+
+    def show(what: str, done: float, total: int) -> None:
+        told[1:] = [(what, done, total)]
+
+    def tell() -> None:
+        while not over.wait(_SECONDS_BETWEEN):
+            if told:
+                what, done, total = told[-1]
+                pace = (done - told[0][1]) / (time.monotonic() - begun)
+                left = f", {timedelta(seconds=round((total - done) / pace))} left" if pace else ""
+                line = f"{what}: {done:,.0f} of {total:,} {unit}, {pace:.1f} {unit}/s{left}"
+                print(printable(line), file=sys.stderr, flush=True)
+
+    over = threading.Event()
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield show
+    finally:
+        over.set()
+        teller.join()
 
 
 @contextmanager

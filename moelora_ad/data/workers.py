@@ -1,4 +1,4 @@
-"""The processes that read audio for training, and what they need of the system."""
+"""The processes that read audio, and what they need of the system."""
 
 import errno
 import multiprocessing
@@ -24,16 +24,18 @@ _OPEN_FILES = Path("/proc/self/fd")
 _PER_WORKER = 3  # files of this process: a queue's two ends, and one that tells of the worker's end
 _MOMENT = 1.0  # second
 _IN_ALL = 8  # a queue that all share, and the tensors of a batch
+_OPTION = "data.num_workers"
 _NO_SHARED = "unable to allocate shared memory"  # PyTorch's words, whatever the system's
 _FULL, _TOO_MANY = os.strerror(errno.ENOSPC), os.strerror(errno.EMFILE)
 
 
-def check_room(workers: int, bytes_ahead: int) -> None:
+def check_room(workers: int, bytes_ahead: int, option: str = _OPTION) -> None:
     """See that a loader can hold what its workers read ahead, and open what it needs to talk to them.
 
     Args:
         workers: processes that read.
         bytes_ahead: of audio that they read before the first batch is taken.
+        option: what the user calls the number of workers.
 
     Raises:
         InputError: it cannot; says what to change.
@@ -41,27 +43,32 @@ def check_room(workers: int, bytes_ahead: int) -> None:
     if not workers:
         return
     if _SHARED_MEMORY.is_dir() and bytes_ahead > _free_bytes():
-        raise InputError(_too_little(workers, f"the processes that read audio put {_mib(bytes_ahead)} there at once"))
+        why = f"the processes that read audio put {_mib(bytes_ahead)} there at once"
+        raise InputError(_too_little(workers, why, option))
     if _OPEN_FILES.is_dir():
         files = len(os.listdir(_OPEN_FILES)) + _PER_WORKER * workers + _IN_ALL
         if files > (limit := _most_files()) != resource.RLIM_INFINITY:
-            raise InputError(_too_few(workers, f"at least {files} are needed, of which ulimit -n allows {limit}"))
+            needed = f"at least {files} are needed, of which ulimit -n allows {limit}"
+            raise InputError(_too_few(workers, needed, option))
 
 
-def starved(error: BaseException, workers: int) -> str | None:
-    """What to do if a loader ended for want of shared memory or open files, or delivers nothing; None if it did not."""
+def starved(error: BaseException, workers: int, option: str = _OPTION) -> str | None:
+    """What to do if a loader ended for want of memory, shared memory or open files, or delivers nothing; None if it did
+    not. ``option`` is what the user calls the number of workers."""
     words = f"{error} {error.__cause__ or ''}"
     ended = re.search(r"exit code (\d+)", words) if "DataLoader worker" in words else None
     code = int(ended[1]) if ended else getattr(error, "errno", None)
     if "killed by signal: Bus error" in words or (ended and code == errno.ENOSPC):
-        return _too_little(workers, "the processes that read audio need more")
+        return _too_little(workers, "the processes that read audio need more", option)
     if _TOO_MANY in words or "ancillary data" in words or code == errno.EMFILE:
-        return _too_few(workers, f"ulimit -n allows {_most_files()}")
+        return _too_few(workers, f"ulimit -n allows {_most_files()}", option)
     if "DataLoader timed out" in words:
         return (
             f"the processes that read audio have delivered nothing for {SILENT_SECONDS // 60} minutes: see whether the "
-            f"storage answers, or lower data.num_workers (now {workers}; 0 reads in this process)"
+            f"storage answers, or lower {option} (now {workers}; 0 reads in this process)"
         )
+    if "killed by signal: Killed" in words or "exited unexpectedly" in words:
+        return f"a process that reads audio was killed, most likely for want of memory: lower {option} (now {workers})"
     return None
 
 
@@ -80,16 +87,16 @@ def end_of_workers_awaited() -> Iterator[None]:
         raise
 
 
-def _too_little(workers: int, why: str) -> str:
+def _too_little(workers: int, why: str, option: str) -> str:
     return (
         f"{_SHARED_MEMORY} is too small, with {_mib(_free_bytes())} free: {why}; give the container more "
-        f"(docker run --shm-size=1g), or lower data.num_workers (now {workers}; 0 needs none) or the batch size"
+        f"(docker run --shm-size=1g), or lower {option} (now {workers}; 0 needs none) or the batch size"
     )
 
 
-def _too_few(workers: int, why: str) -> str:
+def _too_few(workers: int, why: str, option: str) -> str:
     return (
-        f"too many open files: {why}; raise that limit (ulimit -n 4096), or lower data.num_workers (now {workers}; 0 "
+        f"too many open files: {why}; raise that limit (ulimit -n 4096), or lower {option} (now {workers}; 0 "
         "reads in this process)"
     )
 

@@ -52,7 +52,7 @@ def described(result: FileScore | FileFailure, decision: DecisionRule, waveform:
 def _meaning(result: FileScore, verdict: str, decision: DecisionRule, reason: str | None) -> str:
     side = _SIDES.get(verdict)
     if side is None:
-        return f"No verdict: {reason}." if reason else "The model gives no verdict on this sound."
+        return f"No verdict ({reason}): the score says nothing." if reason else "The model gives no verdict."
     edge = f"{'reaches' if verdict == 'bonafide' else 'is below'} the threshold of {decision.threshold:.3g}"
     if not decision.is_calibrated:
         return (
@@ -90,9 +90,8 @@ def described_model(scorer: "Scorer", name: str, decision: DecisionRule) -> Abou
         name: Where it comes from.
         decision: How scores are judged.
     """
-    detector = getattr(scorer, "detector", None)  # any module that gives logits, or none
-    about: Mapping[str, Any] = getattr(detector, "about", None) or {}
-    counts: Callable[[], dict[str, int]] | None = getattr(detector, "parameter_counts", None)
+    about = _about(scorer)
+    counts: Callable[[], dict[str, int]] | None = getattr(scorer.detector, "parameter_counts", None)
     calibration = None if scorer.calibration is None else scorer.calibration.as_dict()
     return {
         "name": model_name(name),
@@ -119,5 +118,8 @@ def model_name(source: str) -> str:
 
 def notices(scorer: "Scorer") -> list[str]:
     """What a reader of scores should know beforehand: of the model, and of the precision that they are computed in."""
-    of_model = getattr(scorer, "notice", None) or getattr(getattr(scorer, "detector", None), "notice", None)
-    return [printable(line) for line in (of_model, *scorer.precision_notes) if line]
+    return [printable(line) for line in (_about(scorer).get("notice"), *scorer.precision_notes) if line]
+
+
+def _about(scorer: "Scorer") -> Mapping[str, Any]:
+    return getattr(scorer.detector, "about", None) or {}  # any module that gives logits will do

@@ -12,7 +12,13 @@ from moelora_ad.audio.notes import Note
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import probability_of_bona_fide
 
-Verdict = Literal["bonafide", "spoof"]
+Verdict = Literal["bonafide", "spoof", "inconclusive"]
+
+LEAST_SECONDS = 0.5
+"""A sound below is too short for a verdict: two or three syllables. No utterance of a usual corpus is that short."""
+
+MOST_REPEATS = 8
+"""A sound that fills a window only if it is repeated more often is heard as a rhythm, and no more as speech."""
 
 
 class WindowScore(NamedTuple):
@@ -36,6 +42,7 @@ class FileScore:
         windows: At least one; ``score`` is their mean.
         envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
         notes: What makes the score worth little, or is odd about the file; see `audio.quality`. They change no score.
+        reason: Why there is nothing to judge, see `no_verdict`: the score says nothing then. None if there is.
         notice: What the model says of itself with every score, such as that it is a demonstration; None for nothing.
     """
 
@@ -47,6 +54,7 @@ class FileScore:
     envelope: NDArray[np.float32] = field(repr=False, compare=False)
     envelope_step: float = field(repr=False)
     notes: tuple[Note, ...] = ()
+    reason: str | None = None
     notice: str | None = None
 
     def probability(self, prior: float = 0.5) -> float | None:
@@ -58,17 +66,23 @@ class FileScore:
         return probability(self.score, prior) if self.is_calibrated else None
 
     def verdict(self, prior: float = 0.5, threshold: float | None = None) -> Verdict:
-        """Bona fide if the score reaches a threshold, see `default_threshold`."""
+        """Bona fide if the score reaches a threshold, see `default_threshold`; inconclusive if there is a reason."""
         if threshold is None:
             threshold = default_threshold(self.is_calibrated, prior)
+        if self.reason is not None:
+            return "inconclusive"
         return "bonafide" if self.score >= threshold else "spoof"
 
-    def as_dict(self) -> dict[str, Any]:
-        """All but the envelope as plain JSON; None for a number that JSON has not."""
+    def as_dict(self, prior: float = 0.5, threshold: float | None = None) -> dict[str, Any]:
+        """All but the envelope as plain JSON, with the probability and the verdict for a prior and a threshold; None
+        for a number that JSON has not."""
         return {
             "name": os.fsdecode(self.name),
             "score": _number(self.score),
             "is_calibrated": bool(self.is_calibrated),
+            "probability": self.probability(prior),
+            "verdict": self.verdict(prior, threshold),
+            "reason": self.reason,
             "seconds": _number(self.seconds),
             "windows": [{name: _number(value) for name, value in w._asdict().items()} for w in self.windows],
             "notes": [note._asdict() for note in self.notes],
@@ -107,6 +121,24 @@ class FileFailure:
 def probability(score: float, prior: float) -> float:
     """The probability of bona fide for a log-likelihood ratio; ``prior`` as in `FileScore.probability`."""
     return float(probability_of_bona_fide(np.array([score]), prior)[0])
+
+
+def no_verdict(seconds: float, window: float, is_silent: bool, has_speech: bool) -> str | None:
+    """Why there is nothing to judge in a sound, which a detector scores all the same; None if there is something.
+
+    Args:
+        seconds: Its length, above 0.
+        window: That of what the detector hears at once, in seconds; a shorter sound is repeated to fill it.
+        is_silent: See `audio.quality.SILENT`.
+        has_speech: See `audio.speech`.
+    """
+    if is_silent:
+        return "no speech: silent"
+    if seconds < LEAST_SECONDS:
+        return f"too short: {seconds:.3g} s, of at least {LEAST_SECONDS:g} s"
+    if window > MOST_REPEATS * seconds:
+        return f"repeated to fill: {seconds:.3g} s, {window / seconds:.0f} times in a window of {window:.3g} s"
+    return None if has_speech else "no speech: noise or tones alone"
 
 
 def default_threshold(is_calibrated: bool, prior: float) -> float:

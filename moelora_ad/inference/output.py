@@ -23,6 +23,7 @@ FILE_COLUMNS = (
     "probability",
     "threshold",
     "verdict",
+    "reason",
     "seconds",
     "windows",
     "notes",
@@ -31,6 +32,9 @@ FILE_COLUMNS = (
 )
 WINDOW_COLUMNS = ("path", "start", "end", "score", "probability", "notice")
 _NAME = 16  # characters of a name that stand in a line at least
+SPOKEN = {"bonafide": "bona fide", "spoof": "spoof", "inconclusive": "inconclusive"}
+"""Verdicts for a person."""
+
 LLR, LOG_ODDS = "llr", "log_odds"
 """What a score is: a calibrated log-likelihood ratio, or raw log-odds."""
 
@@ -79,6 +83,7 @@ def file_row(result: FileScore | FileFailure, decision: DecisionRule) -> Row:
         "probability": result.probability(decision.prior),
         "threshold": decision.threshold,
         "verdict": result.verdict(threshold=decision.threshold),
+        "reason": result.reason,
         "seconds": result.seconds,
         "windows": len(result.windows),
         "notes": "; ".join(map(str, result.notes)) or None,
@@ -110,11 +115,21 @@ def as_json_line(row: Row) -> bytes:
 def as_csv_line(values: Iterable[object]) -> bytes:
     """Numbers at full precision; file names get the bytes that they have on the disk."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow("" if value is None else value for value in values)
+    # Both characters that may end a line, wherever it is read, are put in quotes then.
+    csv.writer(line, lineterminator="\r\n").writerow("" if value is None else value for value in values)
+    return _encoded(line.getvalue().removesuffix("\r\n") + "\n")
+
+
+def csv_text(name: str) -> str:
+    """A file's name as it is read back from CSV."""
+    return _encoded(name).decode("utf-8", "surrogateescape")
+
+
+def _encoded(text: str) -> bytes:
     try:
-        return line.getvalue().encode("utf-8", "surrogateescape")
+        return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a name that no file can have
-        return line.getvalue().encode("utf-8", "backslashreplace")
+        return text.encode("utf-8", "backslashreplace")
 
 
 class RowWriter:
@@ -124,12 +139,15 @@ class RowWriter:
         form: "jsonl" or "csv".
         columns: Of the rows.
         write: Gets whole lines.
+        header: Whether CSV begins with the names of the columns.
     """
 
-    def __init__(self, form: str, columns: tuple[str, ...], write: Callable[[bytes], object]) -> None:
+    def __init__(
+        self, form: str, columns: tuple[str, ...], write: Callable[[bytes], object], header: bool = True
+    ) -> None:
         self._write = write
         self._is_csv = form == "csv"
-        if self._is_csv:
+        if self._is_csv and header:
             write(as_csv_line(columns))
 
     def __call__(self, row: Row) -> None:
@@ -137,10 +155,11 @@ class RowWriter:
 
 
 def score_table(rows: Sequence[Row]) -> Table:
-    """The files that have a score, for a person. Notes, if there are any, take the place that 80 columns have."""
+    """The files that have a score, for a person. Notes, if there are any, take the place that 80 columns have; first of
+    them is why a verdict is inconclusive."""
     folder = _shared_folder([row["path"] for row in rows])
     title = Text(f"in {printable(folder)}", style="dim") if folder else None
-    has_notes = any(row["notes"] for row in rows)
+    has_notes = any(row["notes"] or row["reason"] for row in rows)
     widest = max((len(row["path"]) - len(folder) for row in rows), default=0)
     table = Table(Column("file", overflow="fold", min_width=min(widest, _NAME)), title=title, title_justify="left")
     for name in ("score", "P(bona\nfide)" if has_notes else "P(bona fide)"):
@@ -153,9 +172,10 @@ def score_table(rows: Sequence[Row]) -> Table:
         table.add_column("windows", justify="right", no_wrap=True)
     for row in rows:
         name = row["path"][len(folder) :]
-        verdict = Text("bona fide") if row["verdict"] == "bonafide" else Text("spoof", style="bold red")
+        verdict = Text(SPOKEN[row["verdict"]], style="bold red" if row["verdict"] == "spoof" else "")
         numbers = f"{row['score']:.3f}", chance(row["probability"]), verdict, clock(row["seconds"])
-        last = Text(printable(row["notes"] or "").replace("; ", "\n")) if has_notes else f"{row['windows']:,}"
+        notes = "; ".join(filter(None, (row["reason"], row["notes"])))
+        last = Text(printable(notes).replace("; ", "\n")) if has_notes else f"{row['windows']:,}"
         table.add_row(Text(printable(name)), *numbers, last)
     return table
 
@@ -170,14 +190,19 @@ def _shared_folder(paths: Sequence[str]) -> str:
 
 
 def print_scores(rows: list[Row], decision: DecisionRule, console: Console) -> None:
-    """The table, what its scores mean and what the model says of itself. On a narrow terminal lines of the table wrap:
-    no column is lost."""
+    """The table, and what its scores mean."""
+    print_table(rows, console)
+    console.print(Text(decision.explained(), style="dim"), soft_wrap=True)
+
+
+def print_table(rows: list[Row], console: Console) -> None:
+    """The table, and what the model says of itself with every score. On a narrow terminal lines of the table wrap: no
+    column is lost."""
     if rows:
         table = score_table(rows)
         needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
         console.width = max(console.width, needed)
         console.print(table)
-    console.print(Text(decision.explained(), style="dim"), soft_wrap=True)
     for notice in dict.fromkeys(row["notice"] for row in rows if row["notice"]):
         console.print(Text(printable(notice), style="bold"), soft_wrap=True)
 

@@ -9,8 +9,10 @@ import torch
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.models import Detector
-from moelora_ad.models.precision import AUTOCAST, ROUNDED, SINGLE, without_tf32
-from moelora_ad.models.precision_names import PRECISIONS
+from moelora_ad.models.precision import AUTOCAST, ROUNDED, SINGLE, precision_name, tf32_allowed
+from moelora_ad.models.precision_names import CHOICES, TF32
+
+_AMPERE = (8, 0)  # the first GPUs with TF32
 
 
 def chosen_precision(
@@ -33,14 +35,15 @@ def chosen_precision(
         InputError: what was asked for is no precision, or the device has it not.
     """
     judged: str | None = getattr(detector, "precision", None)  # any module that gives logits will do
-    if asked is not None and asked not in PRECISIONS:
-        raise InputError(f"precision: {asked!r} is not one of {', '.join(PRECISIONS)}")
+    if asked is not None and asked not in CHOICES:
+        raise InputError(f"precision: {asked!r} is not one of {', '.join(CHOICES)}")
+    asked = None if asked is None else precision_name(asked)
     chosen = asked or judged or SINGLE
     notes = []
     if chosen == "16-mixed" and device.type == "cpu":  # as Lightning has it
         chosen = "bf16-mixed"
         notes.append(f"{done} in bf16-mixed, which takes the place of 16-mixed on a CPU, as in lightning test")
-    elif chosen not in PRECISIONS or not _computes(device, chosen):
+    elif chosen not in CHOICES or not _computes(device, chosen):
         if asked is not None:
             raise InputError(f"precision: {device} does not compute in {asked}: give another one, or another device")
         chosen = SINGLE
@@ -56,12 +59,15 @@ def chosen_precision(
 
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """That precision and no TF32, whatever the caller has set: scores of CPU and GPU agree."""
-    with without_tf32(), torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+    """That precision, and TF32 only if it is that, whatever the caller has set: else scores of CPU and GPU agree."""
+    autocast = torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+    with tf32_allowed(precision == TF32), autocast:
         yield
 
 
 def _computes(device: torch.device, precision: str) -> bool:
+    if precision == TF32:
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE
     dtype = (AUTOCAST | ROUNDED).get(precision)
     if dtype is None:
         return True

@@ -1,9 +1,9 @@
 """Scores of sounds of any length: three lines from a model to a number."""
 
 import os
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import starmap
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -12,15 +12,16 @@ import torch
 from numpy.typing import ArrayLike
 
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError
-from moelora_ad.audio.segments import Clip
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
+from moelora_ad.inference.batches.batching import Batcher, Pending, Returning
+from moelora_ad.inference.batches.pieces import Cutting, Piece, pieces_of, read_pieces, sensible_workers
 from moelora_ad.inference.file_scores import FileFailure, FileScore, WindowScore
 from moelora_ad.inference.onnx import SUFFIX as ONNX_SUFFIX
 from moelora_ad.inference.onnx import OnnxDetector
 from moelora_ad.inference.pipes import is_pipe, open_pipe
 from moelora_ad.inference.precision import chosen_precision, computing_in
-from moelora_ad.inference.sounds import Opened, PendingSound, named_sound
+from moelora_ad.inference.sounds import DecodedSound, named_sound
 from moelora_ad.inference.windows import Sound, sound_of_array
 from moelora_ad.models import Detector
 from moelora_ad.models.devices import is_out_of_memory, on_device, usable_device
@@ -45,9 +46,10 @@ class Scorer:
         hop: Samples from one window to the next; half a window if not given.
         batch_size: Windows that the detector gets at once, of several files if these are short.
         device: "cpu", "cuda", ...; the first GPU if not given and if there is one.
-        precision: "32-true", "bf16-mixed", "16-mixed", "bf16-true" or "16-true" (the last two round the detector's
-            frozen encoder in place); if not given, the one that the detector was judged in, or float32 if that is not
-            known or not to be had on the device.
+        precision: "32-true", "tf32" (the same with the rounded products of GPUs since Ampere), "bf16-mixed" or "bf16",
+            "16-mixed", "bf16-true" or "16-true" (the last two round the detector's frozen encoder in place); if not
+            given, the one that the detector was judged in, or float32 if that is not known or not to be had on the
+            device.
 
     Attributes:
         precision: That scores are computed in.
@@ -152,7 +154,7 @@ class Scorer:
         else:
             of_array: AbstractContextManager[Sound] = nullcontext(sound_of_array(sound, sample_rate, "the array"))
             named = "the array", lambda: of_array
-        (result,) = self._score([named], None)
+        (result,) = self._score(pieces_of([named], self._cutting()), None)
         if isinstance(result, FileFailure):
             raise result.error
         return result
@@ -162,57 +164,59 @@ class Scorer:
         places: Iterable[str | BinaryIO],
         progress: Progress | None = None,
         track: int | None = None,
+        num_workers: int | None = 0,
         longest: float | None = None,
     ) -> Iterator[FileScore | FileFailure]:
         """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
 
-        A file gives a `FileScore`, one that cannot be used a `FileFailure`; `as_dict` of both is plain JSON.
+        A file gives a `FileScore`, one that cannot be used a `FileFailure`; `as_dict` of both is plain JSON. However
+        many files there are, and however long they are, this takes some batches' memory.
 
         Args:
             places: Paths, places in archives, or binary file objects, which are closed. A path of a pipe is refused:
                 to open it might be to wait for ever.
-            progress: Is told how many files are read, with the part of the one that is being read.
+            progress: Is told how many files are read, with the parts of those that are being read.
             track: Which audio track of each, from 1 on; the one that the file calls its default if not given.
+            num_workers: Processes that decode; 0 for this one, None for as many as are of use. They change no score.
+                Their paths are all taken from ``places`` first, and file objects among these are read in this one.
             longest: Seconds; a longer file is a failure, and no more of it is decoded.
 
         Raises:
-            InputError: The device has too little memory.
+            InputError: The device has too little memory, or the processes lack something or were killed.
         """
-        return self._score((named_sound(place, track, longest) for place in places), progress)
+        cutting = self._cutting(track, longest)
+        if num_workers is None:
+            places = list(places)
+            num_workers = sensible_workers(len(places), self.device, cutting)
+        return self._score(read_pieces(places, cutting, num_workers), progress)
 
-    def _score(
-        self, sounds: Iterable[tuple[str, Opened]], progress: Progress | None
-    ) -> Iterator[FileScore | FileFailure]:
-        waiting: deque[PendingSound] = deque()
-        batch: list[tuple[PendingSound, Clip]] = []
-        for number, (name, opened) in enumerate(sounds):
-            sound = PendingSound(name)
-            waiting.append(sound)
-            for clip in sound.clips(opened, self.window, self.hop):
-                batch.append((sound, clip))
-                if len(batch) == self.batch_size:
-                    self._run(batch)
-                    if progress is not None:
-                        progress(number + sound.part_read(self.window))
-            while waiting and waiting[0].is_complete:
-                yield self._result(waiting.popleft())
+    def _cutting(self, track: int | None = None, longest: float | None = None) -> Cutting:
+        return Cutting(self.window, self.hop, self.batch_size, track, longest, self._is_on_gpu)
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _score(self, pieces: Iterator[Piece], progress: Progress | None) -> Iterator[FileScore | FileFailure]:
+        batcher, returning, pending = Batcher(self.batch_size, self._is_on_gpu), Returning(), Pending()
+        for piece in pieces:
+            pending.add(piece)
+            for batch in batcher.add(piece):
+                returning.add(self._log_odds(batch.waveforms), batch.owners)
+            pending.score(returning.arrived())
+            yield from starmap(self._result, pending.complete())
             if progress is not None:
-                progress(number + 1)
-        self._run(batch)
-        yield from map(self._result, waiting)
+                progress(pending.read)
+        for batch in batcher.rest():
+            returning.add(self._log_odds(batch.waveforms), batch.owners)
+        pending.score(returning.arrived(all_of_them=True))
+        yield from starmap(self._result, pending.complete())
 
-    def _run(self, batch: list[tuple[PendingSound, Clip]]) -> None:
-        """Give the windows of a batch to their sounds, and empty it."""
-        if batch:
-            waveforms = torch.from_numpy(np.stack([clip for _, clip in batch]))
-            for (sound, _), score in zip(batch, self._log_odds(waveforms), strict=True):
-                sound.log_odds.append(score)
-            batch.clear()
-
-    def _log_odds(self, waveforms: torch.Tensor) -> list[float]:
+    def _log_odds(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """(B,) on the device, which may still be at work on them."""
         try:
             with torch.inference_mode(), computing_in(self.precision, self.device):
-                return log_odds(self.detector(waveforms.to(self.device))).tolist()
+                return log_odds(self.detector(waveforms.to(self.device, non_blocking=True)))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -220,16 +224,15 @@ class Scorer:
                 f"{self.device} has too little memory for {len(waveforms)} windows at once: take a smaller batch size"
             ) from None
 
-    def _result(self, sound: PendingSound) -> FileScore | FileFailure:
+    def _result(self, sound: DecodedSound, of_windows: list[float]) -> FileScore | FileFailure:
         if sound.error is not None:
             return FileFailure(sound.name, sound.error)
-        scores = np.array(sound.log_odds, np.float64)
+        scores = np.array(of_windows, np.float64)
         if not np.isfinite(scores).all():
             told = "the detector's output is not finite; are its samples within full scale?"
             return FileFailure(sound.name, AudioError(f"cannot score {sound.name}: {told}"))
         if self.calibration is not None:
             scores = self.calibration.apply(scores)
-        assert sound.envelope is not None
         windows = (
             WindowScore(start / SAMPLE_RATE, min(start + self.window, sound.length) / SAMPLE_RATE, score)
             for start, score in zip(sound.starts, scores.tolist(), strict=True)
@@ -240,8 +243,9 @@ class Scorer:
             self.calibration is not None,
             sound.length / SAMPLE_RATE,
             tuple(windows),
-            sound.envelope.extremes(),
-            sound.envelope.seconds,
+            sound.envelope,
+            sound.envelope_step,
             sound.notes,
+            sound.reason,
             self.notice,
         )

@@ -1,15 +1,22 @@
-"""Sounds on their way to a score: named, opened, cut into windows."""
+"""Sounds on their way to a score: named, opened, cut into windows, judged whether they can be judged."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from moelora_ad.audio import SAMPLE_RATE, AudioError, AudioReader
 from moelora_ad.audio.notes import Note
-from moelora_ad.audio.quality import ChannelMeter, level_notes
+from moelora_ad.audio.quality import ChannelMeter, is_silent, level_notes
 from moelora_ad.audio.segments import Clip
+from moelora_ad.audio.speech import SpeechMeter
 from moelora_ad.corpora.storage.files import open_file
+from moelora_ad.errors import InputError
+from moelora_ad.inference.file_scores import no_verdict
 from moelora_ad.inference.pipes import is_pipe, spooled
 from moelora_ad.inference.windows import Envelope, Sound, windows_of
 
@@ -20,9 +27,14 @@ def named_sound(place: str | BinaryIO, track: int | None, longest: float | None 
     """The name of a path, a place in an archive or a file object, and what opens it; ``longest``: see `AudioReader`."""
     if isinstance(place, str):
         return place, lambda: _at(place, track, longest)
-    name = str(getattr(place, "name", "the file"))
+    name = name_of(place)
     can_seek = not hasattr(place, "seekable") or place.seekable()
     return name, lambda: AudioReader(place if can_seek else spooled(place, name), name, track, ChannelMeter(), longest)
+
+
+def name_of(place: str | BinaryIO) -> str:
+    """How messages and rows call a path, a place in an archive, or a file object."""
+    return place if isinstance(place, str) else str(getattr(place, "name", "the file"))
 
 
 def _at(place: str, track: int | None, longest: float | None) -> AudioReader:
@@ -37,39 +49,54 @@ def _at(place: str, track: int | None, longest: float | None) -> AudioReader:
     return AudioReader(source, place, track, ChannelMeter(), longest)
 
 
-class PendingSound:
-    """A sound on its way through the batches."""
+@dataclass
+class DecodedSound:
+    """What is known of a sound, complete when all its windows are cut.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.length = 0
-        self.starts: list[int] = []
-        self.log_odds: list[float] = []
-        self.envelope: Envelope | None = None
-        self.notes: tuple[Note, ...] = ()
-        self.error: Exception | None = None
-        self.is_read = False
+    Attributes:
+        name: of the file.
+        length: samples at 16 kHz.
+        starts: first sample of each window.
+        envelope: (n, 2) lowest and highest sample of n stretches.
+        envelope_step: length of a stretch in seconds.
+        notes: what is odd about it.
+        reason: why nothing can be judged by its score; None if it can.
+        error: why it has no score.
+        part: how much of it is cut, 0 to 1.
+    """
+
+    name: str
+    length: int = 0
+    starts: list[int] = field(default_factory=list)
+    envelope: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    envelope_step: float = 0.0
+    notes: tuple[Note, ...] = ()
+    reason: str | None = None
+    error: Exception | None = None
+    part: float = 0.0
 
     def clips(self, opened: Opened, window: int, hop: int) -> Iterator[Clip]:
-        """Its windows; what goes wrong ends them and is kept."""
+        """Its windows (window,); what goes wrong ends them and is kept."""
         try:
             with opened() as sound:
                 self.length = sound.length
-                self.envelope = Envelope(sound.length)
-                for start, clip in windows_of(sound, window, hop, self.envelope):
+                envelope, speech = Envelope(sound.length), SpeechMeter()
+                for start, clip in windows_of(sound, window, hop, envelope, speech):
                     self.starts.append(start)
+                    self.part = min(1.0, (start + window) / self.length)
                     yield clip
                 self.length = sound.length  # decoding may have found less than the header told
-                extremes = self.envelope.extremes()
-                levels = level_notes(sound.length, SAMPLE_RATE, float(extremes.min()), float(extremes.max()))
+                self.envelope, self.envelope_step = envelope.extremes(), envelope.seconds
+                low, high = float(self.envelope.min()), float(self.envelope.max())
+                levels = level_notes(sound.length, SAMPLE_RATE, low, high)
                 self.notes = levels + (sound.meter.notes() if sound.meter else ()) + sound.notes
+                seconds, has_speech = sound.length / SAMPLE_RATE, speech.has_speech()
+                self.reason = no_verdict(seconds, window / SAMPLE_RATE, is_silent(low, high), has_speech)
         except Exception as error:  # a file must not stop those after it
             self.error = error
-        self.is_read = True
+        self.part = 1.0
 
-    def part_read(self, window: int) -> float:
-        return min(1.0, (self.starts[-1] + window) / self.length)
-
-    @property
-    def is_complete(self) -> bool:
-        return self.error is not None or (self.is_read and len(self.log_odds) == len(self.starts))
+    def make_portable(self) -> None:
+        """Put an error in the place of one that another process may not be able to read."""
+        if self.error is not None and not isinstance(self.error, InputError):
+            self.error = AudioError(f"cannot use {self.name}: {type(self.error).__name__}: {self.error}")

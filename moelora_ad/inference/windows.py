@@ -95,20 +95,28 @@ def window_starts(length: int, window: int, hop: int) -> Iterator[int]:
     yield max(0, length - window)
 
 
-def windows_of(sound: Sound, window: int, hop: int, envelope: "Envelope") -> Iterator[tuple[int, Clip]]:
+class Meter(Protocol):
+    """What hears all of a sound."""
+
+    def add(self, block: Clip, /) -> None:
+        """The next samples (n,)."""
+
+
+def windows_of(sound: Sound, window: int, hop: int, *meters: Meter) -> Iterator[tuple[int, Clip]]:
     """Each window's first sample and its sound (window,); a sound shorter than one is repeated whole.
 
     Args:
         sound: It is read once, and no more of it is held than a block and a window.
         window: In 16 kHz samples.
         hop: From one window to the next, in samples, 1 to ``window``.
-        envelope: Gets all of the sound.
+        meters: Get all of the sound.
     """
     starts = window_starts(sound.length, window, hop)
     start: int | None = next(starts)
     kept, begin = np.empty(0, np.float32), 0  # what is still needed, and which sample it begins with
     for block in sound.blocks():
-        envelope.add(block)
+        for meter in meters:
+            meter.add(block)
         kept = np.concatenate([kept, block])
         while start is not None and begin + len(kept) >= min(start + window, sound.length):
             yield start, repeated(kept[start - begin : start - begin + window], window)

@@ -47,12 +47,12 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
 
 
 @contextmanager
-def without_tf32() -> Iterator[None]:
-    """float32 that is float32 on a GPU too, whatever the caller has set: PyTorch computes convolutions in TF32, of 10
-    bits, by default. Scores of all devices agree so."""
+def tf32_allowed(is_allowed: bool) -> Iterator[None]:
+    """Whether products and convolutions of a GPU may round float32 to TF32, of 10 bits, whatever the caller has set:
+    PyTorch does so with convolutions by default. Without it, scores of all devices agree."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = is_allowed
+    torch.set_float32_matmul_precision("high" if is_allowed else "highest")
     try:
         yield
     finally:

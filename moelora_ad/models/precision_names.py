@@ -3,3 +3,8 @@
 SINGLE = "32-true"
 PRECISIONS = (SINGLE, "16-mixed", "bf16-mixed", "16-true", "bf16-true")
 """See `models.precision`."""
+
+TF32 = "tf32"
+"""32-true, but a GPU rounds the factors of its products to TensorFloat-32, 10 bits behind the point."""
+CHOICES = (*PRECISIONS, "bf16", TF32)
+"""What a kept model can be asked to compute in; "bf16" is short for "bf16-mixed"."""

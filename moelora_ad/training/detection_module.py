@@ -23,7 +23,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
 from moelora_ad.models.compilation import CompiledDetector
-from moelora_ad.models.precision import without_tf32
+from moelora_ad.models.precision import tf32_allowed
 from moelora_ad.runs.failures import write_failures
 from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.divergence import LossCheck
@@ -123,7 +123,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         self._first_steps: FirstSteps | None = None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        with nullcontext() if self.training else without_tf32():
+        with nullcontext() if self.training else tf32_allowed(False):
             return (self._compiled or self.detector)(waveforms, lengths)
 
     def _as_batch(self, batch: Any, dataloader_idx: int) -> Batch:

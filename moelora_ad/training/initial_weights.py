@@ -76,10 +76,10 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
         elif name not in frozen:
             unused.append(name)
         elif not _equal(frozen[name], tensor):
-            where = f"{given.encoder}" if given.encoder else "a folder with that encoder"
             raise InputError(
                 f"{OPTION}: {source} has trained the encoder ({name}), which is frozen here and in no checkpoint: "
-                f"train it too, or give {where} as model.backbone.init_args.source"
+                "train it too, or save it once and give that as model.backbone.init_args.source (in Python "
+                "Detector.from_pretrained(MODEL).backbone.encoder.save_pretrained(FOLDER))"
             )
     if not any(own[name].is_floating_point() for name in fitting):
         raise InputError(

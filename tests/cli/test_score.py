@@ -39,12 +39,11 @@ def models(small_whisper, tmp_path_factory):
 
 
 @pytest.fixture
-def sounds(tmp_path, monkeypatch):
-    """Two sounds, of half a second and of 2.5 seconds, in the current folder."""
+def sounds(tmp_path, monkeypatch, speech):
+    """Two sounds of speech, of half a second and of 2.5 seconds, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    soundfile.write("short.wav", generator.uniform(-0.1, 0.1, SECOND // 2), SECOND)
-    soundfile.write("long.flac", generator.uniform(-0.5, 0.5, (5 * SECOND // 2, 2)), SECOND)
+    soundfile.write("short.wav", speech[12_000:20_000], SECOND)
+    soundfile.write("long.flac", np.stack([speech, speech], axis=1), SECOND)
     return tmp_path
 
 
@@ -214,6 +213,8 @@ def test_the_timeline(score, sounds):
         (["-"], "no files to score: standard input is empty"),
         (["gone.csv"], "gone.csv: no such file"),
         (["x.wav", "--output", "."], "--output: . is a folder"),
+        (["x.wav", "--output", os.devnull], f"--output: {os.devnull} is a device or a pipe: leave the option out"),
+        (["x.wav", "--num-workers", "-1"], "--num-workers: must be at least 0, not -1"),
         (["--timeline", "short.wav", "x.wav"], "--timeline: short.wav is no folder; name the files first"),
     ],
 )
@@ -256,7 +257,8 @@ def test_ctrl_c_keeps_what_was_scored(score, sounds, monkeypatch, form):
 
     monkeypatch.setattr(Scorer, "score_files", interrupted)
     code, _, err = score("short.wav", "long.flac", "--format", form, "--output", "out")
-    assert (code, err) == (130, "moelora-ad score: interrupted; the files before are scored\n")
+    more = "; --resume goes on" if form == "csv" else ""
+    assert (code, err) == (130, f"moelora-ad score: interrupted; the files before are scored{more}\n")
     text = (sounds / "out").read_text()
     assert "short.wav" in text
     assert "long.flac" not in text
@@ -301,6 +303,6 @@ def test_an_output_that_cannot_be_written(score, sounds):
 def test_a_narrow_terminal_loses_no_column():
     row = {"path": "speech.wav", "score": -1.5, "probability": 0.2, "verdict": "spoof", "seconds": 4.0, "windows": 3}
     shown = io.StringIO()
-    print_scores([row | {"notes": None}], DecisionRule(True, 0.5, 0.0), Console(file=shown, width=40))
+    print_scores([row | {"reason": None, "notes": None}], DecisionRule(True, 0.5, 0.0), Console(file=shown, width=40))
     for word in ("speech.wav", "-1.500", "0.200", "spoof", "0:04.0"):
         assert word in shown.getvalue()

@@ -15,8 +15,6 @@ from moelora_ad.adapters import LoRA
 from moelora_ad.cli import serve
 from moelora_ad.models import Detector, MeanPooling, Wav2Vec2Backbone
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
 
 @pytest.fixture(scope="module")
 def model(small_wav2vec2, tmp_path_factory):

@@ -1,6 +1,8 @@
 """The progress bar on a terminal, and its silence elsewhere."""
 
 import io
+import re
+import time
 
 import pytest
 from rich.console import Console
@@ -33,6 +35,33 @@ def test_nothing_is_drawn_where_there_is_no_terminal(capsys):
         begin("one")
         begin("two")
     assert capsys.readouterr() == ("", "")
+
+
+def test_where_there_is_no_terminal_the_pace_is_told_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("moelora_ad.cli.terminal._SECONDS_BETWEEN", 0.05)
+    began = time.monotonic()
+    with progress(unit="files") as show:
+        show("scoring", 3_000, 10_000)
+        while not (told := capsys.readouterr().err.splitlines()):
+            time.sleep(0.01)
+        assert told[0] == "scoring: 3,000 of 10,000 files, 0.0 files/s"
+        show("scoring", 3_500, 10_000)
+        while not (told := [line for line in capsys.readouterr().err.splitlines() if "3,500" in line]):
+            time.sleep(0.01)
+    most = 500 / (time.monotonic() - began)
+    pace, left = re.fullmatch(r"scoring: 3,500 of 10,000 files, ([0-9.]+) files/s, ([0-9:]+) left", told[0]).groups()
+    hours, minutes, seconds = map(int, left.split(":"))
+    assert float(pace) >= most - 0.1
+    assert 3_600 * hours + 60 * minutes + seconds == pytest.approx(6_500 / float(pace), abs=1)
+
+
+def test_the_bar_has_the_pace():
+    console = terminal()
+    with progress(console, "files") as show:
+        for done in range(0, 40, 10):
+            show("scoring", done, 40)
+            time.sleep(0.01)
+    assert " files/s" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -18,6 +18,7 @@ from moelora_ad.adapters import FullFineTuning, MoELoRA
 from moelora_ad.cli import calibrate as calibrate_command
 from moelora_ad.corpora import Trial
 from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.inference.precision import computing_in
 from moelora_ad.inference.scorer import Scorer
 from moelora_ad.models import AASIST, AttentiveStatistics, Classifier, Detector, MeanPooling, Wav2Vec2Backbone
 from moelora_ad.models.precision_names import PRECISIONS
@@ -147,6 +148,39 @@ def test_a_precision_that_is_not_to_be_had(small_wav2vec2):
     whole = Detector(Wav2Vec2Backbone(small_wav2vec2), FullFineTuning(), MeanPooling)
     with pytest.raises(ValueError, match="precision bf16-true rounds the encoder, which this adaptation trains"):
         Scorer(whole, precision="bf16-true")
+
+
+def test_short_names_of_precisions(small_wav2vec2):
+    detector = detector_of(small_wav2vec2, MeanPooling)
+    scorer = Scorer(detector, window=SECOND, precision="bf16", device="cpu")
+    clip = 0.1 * np.random.default_rng(0).standard_normal(SECOND).astype(np.float32)
+    assert scorer.precision == "bf16-mixed"
+    assert scorer(clip).score == Scorer(detector, window=SECOND, precision="bf16-mixed", device="cpu")(clip).score
+    with pytest.raises(ValueError, match="precision: cpu does not compute in tf32: give another one, or another dev"):
+        Scorer(detector, precision="tf32", device="cpu")
+
+
+def test_tf32_is_allowed_for_itself_alone_and_the_caller_keeps_what_he_set():
+    def allowed():
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+    before, seen = allowed(), {}
+    for precision in ("tf32", "32-true", "bf16-mixed"):
+        with computing_in(precision, torch.device("cpu")):
+            seen[precision] = allowed()
+    assert seen == {"tf32": (True, "high"), "32-true": (False, "highest"), "bf16-mixed": (False, "highest")}
+    assert allowed() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tf32_scores_are_near_those_of_float32(small_wav2vec2):
+    clip = 0.1 * np.random.default_rng(0).standard_normal(SECOND).astype(np.float32)
+    detector = detector_of(small_wav2vec2, MeanPooling)
+    scores = [
+        Scorer(detector, window=SECOND, precision=name, device="cuda")(clip).score for name in ("tf32", "32-true")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-2)
 
 
 def test_a_calibration_has_the_precision_of_its_score_file(small_wav2vec2, call, tmp_path):

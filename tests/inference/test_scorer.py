@@ -181,8 +181,8 @@ def test_results_come_as_soon_as_they_are_there(detector, tmp_path):
     assert len(taken) == 2
 
 
-def test_calibrated_scores_are_log_likelihood_ratios(detector):
-    sound = noise(20_000)
+def test_calibrated_scores_are_log_likelihood_ratios(detector, speech):
+    sound = speech[:20_000]
     raw, calibrated = Scorer(detector, window=WINDOW)(sound), Scorer(detector, CALIBRATION, WINDOW)(sound)
     assert not raw.is_calibrated
     assert raw.probability() is None

@@ -112,6 +112,14 @@ def test_an_encoder_that_was_trained_is_not_lost(small_whisper, tmp_path):
     detector = whisper(small_whisper, FullFineTuning())
     load_initial_weights(detector, tmp_path / "whole")
     assert same(kept(detector), kept(whole))
+    # Saved as the line says, it is what adapters are put on.
+    loaded = Detector.from_pretrained(tmp_path / "whole")
+    loaded.backbone.encoder.save_pretrained(tmp_path / "encoder")
+    adapted = whisper(tmp_path / "encoder", LoRA(2))
+    load_initial_weights(adapted, tmp_path / "whole")
+    clips = 0.1 * torch.randn(2, 8_000)
+    with torch.inference_mode():  # a new LoRA changes nothing
+        torch.testing.assert_close(adapted.eval()(clips), whole.eval()(clips))
 
 
 def test_another_encoder_is_told_and_its_own_is_named(model, small_whisper, tmp_path):

@@ -11,8 +11,6 @@ from moelora_ad.errors import InputError
 from moelora_ad.models.devices import is_out_of_memory
 from moelora_ad.training.checkpoint_writing import where_to_continue
 
-_KILLED_WORKER = "killed by signal: Killed"
-
 
 @contextmanager
 def explain_out_of_memory(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
@@ -29,12 +27,6 @@ def explain_out_of_memory(trainer: Trainer, data: AudioDeepfakeDataModule) -> It
             raise InputError(told + where_to_continue(trainer)) from None
         if isinstance(error, OSError):
             raise
-        words = str(error)
-        if _KILLED_WORKER in words:
-            raise InputError(
-                f"a process that reads audio was killed, most likely for want of memory: lower data.num_workers "
-                f"(now {data.num_workers}){where_to_continue(trainer)}"
-            ) from None
         if not is_out_of_memory(error):
             raise
         raise InputError(_advice(trainer, data) + where_to_continue(trainer)) from None

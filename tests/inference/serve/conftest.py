@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fastapi.testclient import TestClient
 
 from moelora_ad.adapters import LoRA
 from moelora_ad.inference import Scorer
 from moelora_ad.inference.output import DecisionRule
-from moelora_ad.models import Detector, MeanPooling, Wav2Vec2Backbone
-
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-
-from fastapi.testclient import TestClient
-
 from moelora_ad.inference.serve.application import Limits, application
 from moelora_ad.inference.serve.server import listening, server
+from moelora_ad.models import Detector, MeanPooling, Wav2Vec2Backbone
 
 SECOND = 16_000
 CALIBRATION = {"scale": 3.0, "offset": 0.25, "fitted_on": "dev", "num_bona_fide": 5, "num_spoof": 6}
@@ -80,11 +75,13 @@ def live(make_app):
 
 
 @pytest.fixture(scope="session")
-def sounds(tmp_path_factory):
-    """Sixteen sounds of different lengths and formats."""
+def sounds(tmp_path_factory, quickstart):
+    """Sixteen utterances of speech in different lengths and formats."""
     folder = tmp_path_factory.mktemp("sounds")
     generator = np.random.default_rng(0)
+    speech = sorted((quickstart / "corpus" / "MiniLA" / "flac").iterdir())
     for number in range(16):
-        samples = generator.uniform(-0.5, 0.5, int(generator.integers(2_000, 4 * SECOND)))
-        soundfile.write(folder / f"{number:02}.{('wav', 'flac', 'ogg')[number % 3]}", samples, SECOND)
+        samples, _ = soundfile.read(speech[number], dtype="float32")
+        length = int(generator.integers(SECOND, 4 * SECOND))
+        soundfile.write(folder / f"{number:02}.{('wav', 'flac', 'ogg')[number % 3]}", samples[:length], SECOND)
     return sorted(folder.iterdir())

@@ -115,7 +115,7 @@ def test_models_health_and_the_document_of_the_api(client):
 
 
 def test_a_notice_of_the_model_is_told(make_app, scorer, monkeypatch):
-    monkeypatch.setattr(scorer.detector, "notice", "A demonstration: no evidence.", raising=False)
+    monkeypatch.setattr(scorer.detector, "about", {"notice": "A demonstration: no evidence."})
     with TestClient(make_app()) as client:
         assert client.get("/models").json()["models"][0]["notices"] == ["A demonstration: no evidence."]
         assert "A demonstration: no evidence." in client.get("/").text
@@ -139,7 +139,7 @@ def test_a_verdict_of_another_kind_passes(make_app, scorer, monkeypatch):
     with TestClient(make_app()) as client:
         told = client.post("/score?waveform=true", content=b"x").json()
     assert (told["verdict"], told["reason"], told["score"]) == ("inconclusive", "no speech", 1.5)
-    assert told["meaning"] == "No verdict: no speech."
+    assert told["meaning"] == "No verdict (no speech): the score says nothing."
 
 
 @pytest.mark.parametrize(

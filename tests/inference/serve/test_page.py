@@ -8,7 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from moelora_ad.inference.descriptions import described, described_model
 from moelora_ad.inference.output import FILE_COLUMNS
@@ -45,8 +47,11 @@ def test_a_person_uses_the_page(node, live, scorer, decision, sounds, tmp_path):
     shutil.copy(sounds[1], hostile)
     bad = tmp_path / "no sound.wav"
     bad.write_bytes(b"hello")
-    files = [sounds[0], hostile, bad]
-    results = [scorer(str(path)) for path in files[:2]]
+    silence = tmp_path / "silence.wav"
+    soundfile.write(silence, np.zeros(16_000), 16_000)
+    files = [sounds[0], hostile, silence, bad]
+    results = [scorer(str(path)) for path in files[:3]]
+    assert [result.verdict() == "inconclusive" for result in results] == [False, False, True]
     with timeline_folder(tmp_path / "lines", decision, described_model(scorer, "small", decision), "csv") as add:
         add(results[0])
 
@@ -56,12 +61,12 @@ def test_a_person_uses_the_page(node, live, scorer, decision, sounds, tmp_path):
     assert seen["hosts"] == [address.removeprefix("http://"), ""]  # the files of the second page have no host
     assert [row[0] for row in seen["rows"]] == [path.name for path in files]
     for row, result in zip(seen["rows"], results, strict=False):
-        assert row[1] == {"bonafide": "bona fide", "spoof": "spoof"}[result.verdict()]
+        assert row[1] == result.verdict().replace("bonafide", "bona fide")
         assert float(row[2]) == pytest.approx(result.score, abs=6e-4)
-    assert seen["rows"][2][1] == "no score"
-    assert "is it an audio file?" in seen["rows"][2][5]
-    assert seen["failure"] == seen["rows"][2][5]
-    assert seen["status"] == "2 sounds scored, 1 could not be."
+    assert seen["rows"][3][1] == "no score"
+    assert "is it an audio file?" in seen["rows"][3][5]
+    assert seen["failure"] == seen["rows"][3][5]
+    assert seen["status"] == "3 sounds scored, 1 could not be."
     assert seen["verdict"] == seen["rows"][0][1]
     assert seen["meaning"] == described(results[0], decision)["meaning"]
     assert seen["steps"] == len(results[0].windows)
@@ -74,13 +79,14 @@ def test_a_person_uses_the_page(node, live, scorer, decision, sounds, tmp_path):
     assert [*rows[0]] == [*FILE_COLUMNS]
     assert [row["path"] for row in rows] == [path.name for path in files]
     assert float(rows[0]["score"]) == pytest.approx(results[0].score, abs=1e-5)
-    assert (rows[0]["scale"], rows[0]["error"], rows[2]["score"]) == ("llr", "", "")
+    assert (rows[0]["scale"], rows[0]["error"], rows[3]["score"]) == ("llr", "", "")
+    assert rows[2]["reason"] == results[2].reason
     saved = json.loads(seen["json"])
     assert saved["model"]["name"] == "small"
     assert [one["name"] for one in saved["results"]] == [path.name for path in files]
     assert "waveform" not in saved["results"][0]
 
     assert seen["recorded"][0] == seen["shown"] == "recording 1.webm"
-    assert seen["recorded"][1] in ("bona fide", "spoof")
+    assert seen["recorded"][1] in ("bona fide", "spoof", "inconclusive")
     assert seen["timeline"]["verdict"] == seen["verdict"]
     assert not seen["timeline"]["played"].startswith("0:00.0 ")

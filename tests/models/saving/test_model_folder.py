@@ -129,6 +129,7 @@ def test_what_a_class_keeps_of_its_arguments_survives_copies_and_pickling(small_
             "revision": None,
             "pretrained": True,
             "hidden_states": "last",
+            "pad": False,
         }
         assert one.classifier.init_args == {"width": 32, "hidden": 128}
 

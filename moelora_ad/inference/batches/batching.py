@@ -1,0 +1,140 @@
+"""Pieces to full batches, and their scores back to the files: nobody waits for a GPU while there is work for it."""
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moelora_ad.inference.batches.pieces import Piece
+from moelora_ad.inference.sounds import DecodedSound
+
+_IN_FLIGHT = 2  # batches that a GPU has got and not yet answered
+
+
+class Batch(NamedTuple):
+    """Rows (B, window) and the number of the file of each."""
+
+    waveforms: Tensor
+    owners: list[int]
+
+
+class Batcher:
+    """Batches of one size from pieces of any.
+
+    Args:
+        size: rows of a batch.
+        pinned: whether batches are put where a GPU can read them by itself.
+    """
+
+    def __init__(self, size: int, pinned: bool = False) -> None:
+        self._size = size
+        self._pinned = pinned
+        self._parts: deque[Tensor] = deque()
+        self._owners: list[int] = []
+
+    def add(self, piece: Piece) -> Iterator[Batch]:
+        """The batches that are full with one more piece."""
+        self._parts.append(piece.waveforms)
+        self._owners += piece.owners
+        while len(self._owners) >= self._size:
+            yield self._taken(self._size)
+
+    def rest(self) -> Iterator[Batch]:
+        """The last batch, if rows are left."""
+        if self._owners:
+            yield self._taken(len(self._owners))
+
+    def _taken(self, count: int) -> Batch:
+        parts: list[Tensor] = []
+        missing = count
+        while missing:
+            part = self._parts.popleft()
+            if len(part) > missing:
+                self._parts.appendleft(part[missing:])
+                part = part[:missing]
+            if len(part):
+                parts.append(part)
+            missing -= len(part)
+        owners, self._owners = self._owners[:count], self._owners[count:]
+        if len(parts) == 1:
+            return Batch(parts[0], owners)
+        waveforms = torch.empty(count, parts[0].shape[1], pin_memory=self._pinned)
+        return Batch(torch.cat(parts, out=waveforms), owners)
+
+
+class Returning:
+    """Scores of batches on their way from the device, in the order of the batches."""
+
+    def __init__(self) -> None:
+        self._batches: deque[tuple[list[int], Tensor, torch.Event | None]] = deque()
+
+    def add(self, scores: Tensor, owners: list[int]) -> None:
+        """Begin to fetch the scores (B,) of a batch."""
+        self._batches.append((owners, *fetched(scores)))
+
+    def arrived(self, all_of_them: bool = False) -> Iterator[tuple[int, float]]:
+        """Files' numbers and scores of windows, as many as are there; one waits only if too many batches, or
+        ``all_of_them``, are on their way."""
+        while self._batches:
+            owners, scores, event = self._batches[0]
+            if event is not None and not event.query():
+                if len(self._batches) <= _IN_FLIGHT and not all_of_them:
+                    return
+                event.synchronize()
+            self._batches.popleft()
+            yield from zip(owners, scores.tolist(), strict=True)
+
+
+class Pending:
+    """Sounds whose windows are on their way, by the number of the file.
+
+    Attributes:
+        read: how many files are cut, with the parts of those in work.
+    """
+
+    def __init__(self) -> None:
+        self._decoded: dict[int, DecodedSound] = {}
+        self._scores: defaultdict[int, list[float]] = defaultdict(list)
+        self._parts: dict[int, float] = {}
+        self._given = 0
+        self._ended = 0
+
+    @property
+    def read(self) -> float:
+        return self._ended + sum(self._parts.values())
+
+    def add(self, piece: Piece) -> None:
+        """What is known of the files of a piece."""
+        self._decoded |= piece.ended
+        self._ended += len(piece.ended)
+        for number in piece.ended:
+            self._parts.pop(number, None)
+        if piece.part:
+            self._parts[piece.owners[-1]] = piece.part
+
+    def score(self, scores: Iterable[tuple[int, float]]) -> None:
+        """Scores of further windows, those of a file in their order."""
+        for number, score in scores:
+            if number >= self._given:  # else the file has failed behind this window
+                self._scores[number].append(score)
+
+    def complete(self) -> Iterator[tuple[DecodedSound, list[float]]]:
+        """The next sounds in the order of the files, as long as they have all their scores, or none to come."""
+        while (sound := self._decoded.get(self._given)) is not None:
+            scores = self._scores[self._given]
+            if sound.error is None and len(scores) < len(sound.starts):
+                return
+            del self._decoded[self._given], self._scores[self._given]
+            self._given += 1
+            yield sound, scores
+
+
+def fetched(scores: Tensor) -> tuple[Tensor, torch.Event | None]:
+    """The scores on the CPU, and the event after which they are there; None if they are there now."""
+    if scores.device.type != "cuda":
+        return scores.cpu(), None
+    there = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
+    there.copy_(scores, non_blocking=True)
+    return there, torch.cuda.current_stream(scores.device).record_event()

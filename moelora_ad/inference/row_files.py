@@ -1,0 +1,139 @@
+"""Rows of many files in a file as they come, with which a run that was killed can go on."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moelora_ad.documents import read_json
+from moelora_ad.errors import InputError
+from moelora_ad.files import file_hash, written_whole
+from moelora_ad.inference.output import FILE_COLUMNS, Row, RowWriter, csv_text
+
+
+class RowFile:
+    """A file that gets a row for each file that was scored, at once. ``NAME.json`` beside it says what decides on the
+    rows, and when all of them are there, how many they are and the SHA-256 of the file.
+
+    Args:
+        path: of the file; folders are made.
+        form: "jsonl" or "csv".
+        origin: all that decides on the rows, by name.
+        resumes: whether to go on with the rows that are there; the end of a row that was cut off is cut off. A file
+            that is not there is begun.
+
+    Attributes:
+        failed: how many rows have an error.
+
+    Raises:
+        InputError: the rows that are there are of another origin, or unknown, or damaged; or a run that did not come to
+            its end would be written over.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, form: str, origin: Mapping[str, Any], resumes: bool) -> None:
+        self.failed = 0
+        self._path = path
+        self._form = form
+        self._beside = path.with_suffix(".json")
+        self._origin = dict(origin)
+        self._files = 0
+        self._done: set[str] = set()
+        if self._beside == path:
+            raise InputError(f"{path}: where the rows come from is written to that name; call them .jsonl or .csv")
+        end = self._end_of_rows(resumes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not end:
+            path.unlink(missing_ok=True)  # before the JSON is that of other rows
+        self._write_beside({"complete": False})
+        self._file = path.open("ab")
+        self._file.truncate(end)
+        self._writer = RowWriter(form, FILE_COLUMNS, self._write, header=not end)
+
+    def has(self, name: str) -> bool:
+        """Whether there was a row of a file already."""
+        return (csv_text(name) if self._form == "csv" else name) in self._done
+
+    def __call__(self, row: Row) -> None:
+        """The next row, flushed."""
+        self._writer(row)
+        self._count(row)
+
+    def finish(self) -> None:
+        """All rows are there."""
+        self._file.close()
+        counts = {"complete": True, "files": self._files, "failed": self.failed}
+        self._write_beside(counts | {"score_file_sha256": file_hash(self._path)})
+
+    def close(self) -> None:
+        """What is there stays."""
+        self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.flush()
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        self._files += 1
+        self.failed += bool(row["error"])
+
+    def _write_beside(self, more: Mapping[str, Any]) -> None:
+        with written_whole(self._beside) as unfinished:
+            unfinished.write_text(json.dumps({"origin": self._origin, **more}, indent=2) + "\n", encoding="utf-8")
+
+    def _end_of_rows(self, resumes: bool) -> int:
+        """The byte behind the rows that are there and stay."""
+        content = read_json(self._beside) if self._beside.exists() else {}
+        if not isinstance(content, dict) or (content and not isinstance(content.get("origin"), dict)):
+            raise InputError(f"{self._beside} is of something else, and its name is needed: choose another --output")
+        if not self._path.exists():
+            return 0
+        if not resumes:
+            if content and content.get("complete") is not True:
+                raise InputError(f"{self._path} is of a run that was cut off: --resume goes on with it; or delete it")
+            return 0
+        if not content:
+            raise InputError(f"{self._path}: {self._beside.name}, which tells what it is of, is missing: cannot resume")
+        theirs = content["origin"]
+        if changed := [name for name in self._origin | theirs if self._origin.get(name) != theirs.get(name)]:
+            told = f"{self._path} was made with another {', '.join(changed)}"
+            raise InputError(f"{told}: cannot resume; use what it was made with, or another --output")
+        data = self._path.read_bytes()
+        end = _end_of_last(data, self._form)
+        try:
+            for row in _rows(data[:end], self._form):
+                self._done.add(row["path"])
+                self._count(row)
+        except (ValueError, csv.Error):
+            raise InputError(f"{self._path}: row {len(self._done) + 1} is damaged: cannot resume") from None
+        return end
+
+
+def _rows(data: bytes, form: str) -> Iterator[Mapping[str, Any]]:
+    """The rows in a file.
+
+    Raises:
+        ValueError, csv.Error: what is there is no such row.
+    """
+    text = data.decode("utf-8", "surrogateescape")
+    if form == "csv":
+        rows: Iterator[Any] = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    else:
+        rows = map(json.loads, text.split("\n")[:-1])
+    for row in rows:
+        if tuple(row) != FILE_COLUMNS or (form == "csv" and None in row.values()):
+            raise ValueError("other columns")
+        yield row
+
+
+def _end_of_last(data: bytes, form: str) -> int:
+    """The byte behind the last whole row: in CSV, a line's end within quotes ends none."""
+    end = position = quotes = 0
+    for line in io.BytesIO(data):
+        position += len(line)
+        quotes += line.count(b'"') if form == "csv" else 0
+        if line.endswith(b"\n") and quotes % 2 == 0:
+            end = position
+    return end
