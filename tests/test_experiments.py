@@ -15,6 +15,9 @@ from moelora_ad.corpora import ASVspoof2019
 from moelora_ad.corpora.storage.files import located
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
+from moelora_ad.models.saving.files import read_config
+from moelora_ad.models.saving.packaged import packaged_models
+from moelora_ad.models.saving.specification import describe
 from moelora_ad.training import MLDG, DetectionModule
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 
@@ -178,6 +181,16 @@ def test_the_quickstart_and_its_variants(monkeypatch, overlay, method, sites):
     assert counts == {"in_domain": (60, 84), "out_of_domain": (60, 88)}
 
 
+def test_the_packaged_models_recipe_is_that_of_the_packaged_model(monkeypatch):
+    with torch.device("meta"):
+        detector = build(monkeypatch, "mini/mini.yaml").model.detector
+    config = read_config(packaged_models()["mini"])
+    assert describe(detector.adaptation, leave_out=detector.adaptation.initial_arguments) == config["adaptation"]
+    assert describe(detector.classifier, leave_out=["width"]) == config["classifier"]
+    assert detector.parameter_counts() == config["parameters"]
+    assert detector.backbone.init_args["hidden_states"] == config["backbone"]["init_args"]["hidden_states"] == "all"
+
+
 def test_the_quickstart_with_meta_learning(monkeypatch):
     command = build(monkeypatch, "quickstart.yaml", "mldg.yaml")
     assert isinstance(command.model.meta_learning, MLDG)
@@ -212,10 +225,12 @@ def test_several_gpus_are_used_only_if_the_user_says_so(monkeypatch, tmp_path):
 
 def test_every_configuration_is_one_of_these():
     names = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
-    apart = {"paper.yaml", "quickstart.yaml", "mldg.yaml", "corpora/paper_test_sets.yaml"}
+    apart = {"paper.yaml", "quickstart.yaml", "mldg.yaml", "corpora/paper_test_sets.yaml", "mini/mini.yaml"}
     recipes = {f"recipes/{name}.yaml" for name in ("tak2022", "tak2022_df", "adapters")}
     rows = {f"adapters/{path.name}" for path in ADAPTERS}
-    elsewhere = {name for name in names if name.startswith(("sweeps/", "loggers/"))}  # tested with what reads them
+    elsewhere = {name for name in names if name.startswith(("sweeps/", "loggers/"))} | {
+        f"mini/{name}.yaml" for name in ("sweep", "about", "float32")
+    }  # tested with what reads them
     assert names == apart | recipes | rows | elsewhere
     assert {path.stem.removesuffix("_dense").removesuffix("_top2") for path in ADAPTERS} == set(TRAINED)
 

@@ -34,7 +34,11 @@ def names_configuration(arguments: Sequence[str]) -> bool:
 def add_scorer(parser: argparse.ArgumentParser) -> None:
     """Add the options of `scorer_of`, and those of the verdict."""
     parser.add_argument(
-        "--model", required=True, metavar="DIR_OR_HUB_ID", help="a model that was exported or published"
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="the folder of a model that was exported, the id of one on the hub, or the name of one that comes with "
+        "the package (see the verb models; ./NAME is a folder of that name)",
     )
     parser.add_argument("--revision", help="commit, tag or branch of the hub repository")
     parser.add_argument(

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.configuration.trust import add_allow
@@ -46,6 +48,11 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         help="its score files, for the model card (default: those of the run, if the checkpoint is its best one)",
     )
     parser.add_argument("--licence", metavar="ID", help="of the weights, for the model card, for example cc-by-4.0")
+    parser.add_argument(
+        "--about",
+        metavar="FILE",
+        help="YAML with more to say of the model: notice (told with every score), licence, limits, recordings",
+    )
     parser.add_argument("--calibrate", metavar="FILE", help="development score file to fit a calibration on")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too")
     add_allow(parser)
@@ -63,7 +70,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     folder = Path(arguments.to)
     _check_target(folder, arguments.onnx)
     detector = _detector(arguments)
-    about = dict(detector.about or {})
+    about = dict(detector.about or {}) | (_told(arguments.about) if arguments.about else {})
     scores, note = _scores(arguments)
     if arguments.calibrate or scores:
         from moelora_ad.cli.calibrate import figures_of_sets, fitted
@@ -113,6 +120,22 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
     run.detector.precision = run.precision
     run.detector.about = {"data": _corpora(run.data)}
     return run.detector
+
+
+def _told(path: str) -> dict[str, Any]:
+    """What a person says of the model."""
+    from moelora_ad.documents import read_yaml
+    from moelora_ad.models.saving.files import TOLD, is_told
+
+    try:
+        told = read_yaml(path)
+    except yaml.YAMLError as error:
+        raise InputError(f"--about: {path}: {error}") from None
+    if not isinstance(told, dict) or not told.keys() <= TOLD.keys():
+        raise InputError(f"--about: {path} must have the fields {', '.join(TOLD)}, or some of them, and no others")
+    if faulty := [name for name in told if not is_told({name: told[name]})]:
+        raise InputError(f"--about: {path}: {faulty[0]} must be {TOLD[faulty[0]]}")
+    return told
 
 
 def _scores(arguments: argparse.Namespace) -> tuple[list[str], str | None]:

@@ -33,6 +33,7 @@ VERBS = {
     "results": ("systems over their seeds, from the folders of runs", "results"),
     "analyze": ("what the experts of trained models do", "analyze"),
     "score": ("scores of your own audio files", "score"),
+    "models": ("the detectors that come with the package", "models"),
     "serve": ("a page and an API that score sounds", "serve"),
     "import": ("a published model or encoder as one of ours", "saved_models.import_"),
     "export": ("a small model to keep, from a checkpoint", "export"),

@@ -43,6 +43,7 @@ class FileScore:
         envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
         notes: What makes the score worth little, or is odd about the file; see `audio.quality`. They change no score.
         reason: Why there is nothing to judge, see `no_verdict`: the score says nothing then. None if there is.
+        notice: What the model says of itself with every score, such as that it is a demonstration; None for nothing.
     """
 
     name: str
@@ -54,6 +55,7 @@ class FileScore:
     envelope_step: float = field(repr=False)
     notes: tuple[Note, ...] = ()
     reason: str | None = None
+    notice: str | None = None
 
     def probability(self, prior: float = 0.5) -> float | None:
         """The probability that the sound is bona fide; None if the score is not calibrated.
@@ -84,6 +86,7 @@ class FileScore:
             "seconds": _number(self.seconds),
             "windows": [{name: _number(value) for name, value in w._asdict().items()} for w in self.windows],
             "notes": [note._asdict() for note in self.notes],
+            "notice": self.notice,
         }
 
 

@@ -14,6 +14,7 @@ from moelora_ad.inference.onnx import SUFFIX
 from moelora_ad.models.detector import Detector
 from moelora_ad.models.devices import on_device
 from moelora_ad.models.saving.files import CONFIG
+from moelora_ad.models.saving.packaged import found_model
 from moelora_ad.runs.checkpoints import best_checkpoint
 from moelora_ad.runs.record import RECORD
 
@@ -44,7 +45,8 @@ def load(
 
     Args:
         source: the folder of a run, for its best checkpoint; a checkpoint ``RUN/checkpoints/NAME.ckpt``; the folder of
-            a model that was exported; or the id of one on the Hugging Face hub.
+            a model that was exported; the name of one that comes with the package, as ``moelora-ad models`` lists them
+            (``./NAME`` is a folder); or the id of one on the Hugging Face hub.
         backbone: where the pretrained encoder is, if not where the run or the model says.
         revision: commit, tag or branch of a repository on the hub.
         device: where to put it; the CPU if not given.
@@ -53,6 +55,7 @@ def load(
     Raises:
         InputError: there is no such run, checkpoint or model, it is damaged, or its parts do not fit each other.
     """
+    source = found_model(source)
     path = Path(source)
     place = None if backbone is None else os.fspath(backbone)
     if path.suffix == SUFFIX and path.is_file():

@@ -27,9 +27,10 @@ FILE_COLUMNS = (
     "seconds",
     "windows",
     "notes",
+    "notice",
     "error",
 )
-WINDOW_COLUMNS = ("path", "start", "end", "score", "probability")
+WINDOW_COLUMNS = ("path", "start", "end", "score", "probability", "notice")
 _NAME = 16  # characters of a name that stand in a line at least
 SPOKEN = {"bonafide": "bona fide", "spoof": "spoof", "inconclusive": "inconclusive"}
 """Verdicts for a person."""
@@ -86,6 +87,7 @@ def file_row(result: FileScore | FileFailure, decision: DecisionRule) -> Row:
         "seconds": result.seconds,
         "windows": len(result.windows),
         "notes": "; ".join(map(str, result.notes)) or None,
+        "notice": result.notice,
         "error": None,
     }
 
@@ -99,6 +101,7 @@ def window_rows(result: FileScore, decision: DecisionRule) -> list[Row]:
             "end": window.end,
             "score": window.score,
             "probability": probability(window.score, decision.prior) if decision.is_calibrated else None,
+            "notice": result.notice,
         }
         for window in result.windows
     ]
@@ -193,12 +196,15 @@ def print_scores(rows: list[Row], decision: DecisionRule, console: Console) -> N
 
 
 def print_table(rows: list[Row], console: Console) -> None:
-    """The table alone. On a narrow terminal its lines wrap: no column is lost."""
+    """The table, and what the model says of itself with every score. On a narrow terminal lines of the table wrap: no
+    column is lost."""
     if rows:
         table = score_table(rows)
         needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
         console.width = max(console.width, needed)
         console.print(table)
+    for notice in dict.fromkeys(row["notice"] for row in rows if row["notice"]):
+        console.print(Text(printable(notice), style="bold"), soft_wrap=True)
 
 
 def chance(probability: float | None) -> str:

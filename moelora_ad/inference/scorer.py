@@ -54,6 +54,7 @@ class Scorer:
     Attributes:
         precision: That scores are computed in.
         precision_notes: What a reader should know of it, one line each.
+        notice: What the model says of itself with every score; None for nothing.
 
     Raises:
         InputError: A value is out of range, or there is no such device.
@@ -83,6 +84,7 @@ class Scorer:
         self.detector = on_device(detector, self.device).float().eval()
         if self.precision in ROUNDED:
             round_frozen(self.detector, self.precision)
+        self.notice: str | None = (getattr(detector, "about", None) or {}).get("notice")
         self.calibration = calibration
         self.window = window
         self.batch_size = batch_size
@@ -103,7 +105,8 @@ class Scorer:
         """The scorer of a model that was kept, with its calibration and its window.
 
         Args:
-            source: A folder, a model id of the Hugging Face hub, or an ONNX file that was exported.
+            source: A folder, the name of a model that comes with the package, a model id of the Hugging Face hub, or an
+                ONNX file that was exported.
             revision: Commit, tag or branch of the hub repository.
             backbone: Where the pretrained encoder is, if not where the model says.
             hop: As for the class; the others too.
@@ -244,4 +247,5 @@ class Scorer:
             sound.envelope_step,
             sound.notes,
             sound.reason,
+            self.notice,
         )

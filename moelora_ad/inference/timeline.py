@@ -6,6 +6,7 @@ import math
 import mimetypes
 import os
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,6 +128,8 @@ def timeline_figure(result: FileScore, decision: DecisionRule, size: tuple[float
         spines[["top", "right"]].set_visible(False)
     verdict = str(result.verdict(threshold=decision.threshold)).replace("bonafide", "bona fide")
     words = f"{_shortened(printable(result.name))}\nscore {result.score:.3f}: {verdict}"
+    if result.notice:
+        words += f"\n{textwrap.fill(printable(result.notice), 110)}"
     axes.set_title(words, loc="left", fontsize=11, color=_INK, parse_math=False)
     return figure
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LeadingTokens,
         MeanPooling,
         ProjectedMean,
+        StatisticsPooling,
     )
     from moelora_ad.models.heads.raw_aasist import RawAASIST
     from moelora_ad.models.saving.onnx_export import export_onnx
@@ -41,6 +42,7 @@ __all__ = [
     "ProjectedMean",
     "RawAASIST",
     "SincBackbone",
+    "StatisticsPooling",
     "Wav2Vec2Backbone",
     "Wav2Vec2BertBackbone",
     "WavLMBackbone",

@@ -342,3 +342,41 @@ def test_a_checkpoint_executes_nothing(run, export, tmp_path):
     assert code == 2
     assert "is no readable checkpoint" in error
     assert not (tmp_path / "pwned").exists()
+
+
+def test_what_a_person_says_of_the_model_is_kept_and_shown(run, export, tmp_path):
+    told = {
+        "notice": "A toy, <b>no</b> evidence.",
+        "licence": "MIT",
+        "limits": ["Knows nothing."],
+        "recordings": ["Air"],
+    }
+    (tmp_path / "about.yaml").write_text(yaml.safe_dump(told))
+    arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model", "--about", tmp_path / "about.yaml")
+    assert export(*arguments)[0] == 0
+    about = load(tmp_path / "model").about
+    assert told.items() <= about.items()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "**A toy, &lt;b&gt;no&lt;/b&gt; evidence.**" in card
+    assert "\n- Knows nothing." in card
+    assert "\n- Air" in card
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("notic: x", "must have the fields notice, licence, limits, recordings, or some of them, and no others"),
+        ("[x]", "must have the fields notice"),
+        ("limits: x", "limits must be a list of lines: what the model cannot do"),
+        ("notice: [x]", "notice must be a line, which is told with every score"),
+        ("notice: ''", "notice must be a line"),
+        ("notice: [", "about.yaml: "),
+    ],
+)
+def test_a_faulty_description_is_told_in_a_line(run, export, tmp_path, text, told):
+    (tmp_path / "about.yaml").write_text(text)
+    arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model", "--about", tmp_path / "about.yaml")
+    code, _, error = export(*arguments)
+    assert code == 2
+    assert told in error
+    assert not (tmp_path / "model").exists()

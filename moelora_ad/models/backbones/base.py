@@ -14,7 +14,7 @@ from moelora_ad.adapters import RemembersArguments, valid_tokens
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.graph import without_part
 
-HiddenStates = Literal["last", "weighted"] | int
+HiddenStates = Literal["last", "weighted", "all"] | int
 
 
 class Backbone(RemembersArguments, nn.Module, ABC):
@@ -31,13 +31,15 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     Args:
         encoder: the pretrained model. What it is called with is cast to its type.
-        width: features of an output frame.
-        hidden_states: "last", what `encode` gives; the number of a layer, 1 to the last, for that layer's output; or
-            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers.
+        width: features of a hidden state.
+        hidden_states: "last", what `encode` gives; the number of a layer, 1 to the last, for that layer's output;
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
+            these L + 1 states side by side, in that order.
         never_called: names of parameters of the encoder that have no part in training. Only an encoder with
             ``stochastic`` needs to name them; of others they are found.
 
     Attributes:
+        width: features of an output frame: those of a hidden state, L + 1 times with "all".
         stochastic: whether dropout, layer drop or masking of the encoder was asked for.
         alone: where checkpoints in transformers' layout hold the encoder within a larger model: what its tensors' names
             begin with there, and the class of the encoder alone, which a saved detector has it as.
@@ -60,7 +62,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.width = width
+        self.width = self._layer_width = width
         self.hidden_states = hidden_states
         self.layer_weights: nn.Parameter | None = None
         layers = self.layers()
@@ -68,6 +70,8 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             if not 1 <= hidden_states <= len(layers):
                 raise InputError(f"hidden_states is {hidden_states}: the encoder has layers 1 to {len(layers)}")
             del layers[hidden_states:]  # layers above the chosen one would be computed and adapted for nothing
+        if hidden_states == "all":
+            self.width = (len(layers) + 1) * width
         if hidden_states == "weighted":
             self.layer_weights = nn.Parameter(torch.zeros(len(layers) + 1))
         self._states: dict[int, Tensor] = {}  # of the present pass: 0 for the first layer's input, n for layer n
@@ -129,6 +133,8 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         states = [last] if self.hidden_states == "last" else self._noted(last)
         if not torch.is_autocast_enabled(waveforms.device.type):  # a half-precision encoder
             states = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
+        if self.hidden_states == "all":
+            return torch.cat(states, dim=-1)
         if self.layer_weights is None:
             return states[-1]
         weights = self.layer_weights.softmax(dim=0).to(states[0].dtype)
@@ -147,11 +153,12 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         for number in range(1, len(self.layers()) + 1):
             states.append(self._states.get(number, states[-1]))  # layer drop passes on what a layer would get
         self._states.clear()
+        wanted = (*last.shape[:2], self._layer_width)
         for number, state in enumerate(states):
-            if state.shape != (*last.shape[:2], self.width):
+            if state.shape != wanted:
                 raise InputError(
                     f"hidden_states is {self.hidden_states!r}, but layer {number} of {type(self).__name__} gives "
-                    f"{tuple(state.shape)}, not (batch, frames, width) = {(*last.shape[:2], self.width)}: use 'last'"
+                    f"{tuple(state.shape)}, not (batch, frames, width) = {wanted}: use 'last'"
                 )
         return states
 

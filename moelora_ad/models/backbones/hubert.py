@@ -18,8 +18,9 @@ class HubertBackbone(WaveformBackbone):
         source: hub id, or a folder with ``config.json`` and ``model.safetensors``.
         revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
         pretrained: False builds the architecture with random weights from the configuration alone.
-        hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation; or
-            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers.
+        hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
+            these side by side.
         normalize: zero mean and unit variance for each utterance, as transformers makes it (true) or as "fairseq" does,
             which leaves very quiet ones quieter; None does what the checkpoint's preprocessor says.
         dropout: of the encoder (hidden, attention, activation, projection) while it trains; off by default.

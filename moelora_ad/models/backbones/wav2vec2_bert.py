@@ -40,8 +40,9 @@ class Wav2Vec2BertBackbone(Backbone):
         source: hub id, or a folder with ``config.json`` and ``model.safetensors``.
         revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
         pretrained: False builds the architecture with random weights from the configuration alone.
-        hidden_states: "last"; the number of a layer, 1 to the last; or "weighted", a learned softmax-weighted sum over
-            the input of the first layer and all layers. (No normalisation stands behind the last layer.)
+        hidden_states: "last"; the number of a layer, 1 to the last; "weighted", a learned softmax-weighted sum over
+            the input of the first layer and all layers; or "all", these side by side. (No normalisation stands behind
+            the last layer.)
         dropout: of the encoder (hidden, attention, activation, convolution, projection) while it trains.
         layer_drop: probability of skipping a layer in training; checkpoints turn it on by default, here it is off.
         spec_augment: time masking of the encoder's input in training; likewise off.

@@ -29,8 +29,9 @@ class WhisperBackbone(Backbone):
             or of the encoder alone.
         revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
         pretrained: False builds the architecture with random weights from the configuration alone.
-        hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation; or
-            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers.
+        hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
+            these side by side.
         pad: pad the clip with silence to 30 s, as Whisper was trained, and give the frames of all of it.
 
     Raises:

@@ -39,9 +39,34 @@ class AttentiveStatistics(Classifier):
         if lengths is not None:
             scores = scores.masked_fill(~_valid(features, lengths), -torch.inf)
         weights = scores.softmax(dim=1)
-        mean = (weights * features).sum(dim=1)
-        variance = (weights * (features - mean.unsqueeze(1)).square()).sum(dim=1)
-        return self.output(torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=1))
+        return self.output(_statistics(features, weights))
+
+
+class StatisticsPooling(Classifier):
+    """Mean and standard deviation over frames (Snyder et al. 2018), standardised, then one linear layer.
+
+    Standardised by batch normalisation without weights of its own: every statistic counts alike, whatever its scale. So
+    the head is a logistic regression on pooled states, and begins as one that knows nothing: all logits are 0.
+
+    Args:
+        width: features of a frame of the encoder.
+        dropout: share of the statistics that a step of training leaves out.
+    """
+
+    def __init__(self, width: int, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2 * width, affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(2 * width, 2)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if lengths is None:
+            weights = features.new_full((1, 1, 1), 1 / features.shape[1])
+        else:
+            weights = _valid(features, lengths) / lengths.view(-1, 1, 1)
+        return self.output(self.dropout(self.norm(_statistics(features, weights))))
 
 
 class MeanPooling(Classifier):
@@ -98,6 +123,13 @@ class LeadingTokens(Classifier):
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.output(self.norm(features[:, : self.tokens].mean(dim=1)))
+
+
+def _statistics(features: Tensor, weights: Tensor) -> Tensor:
+    """Mean and standard deviation (B, 2 width) of features (B, frames, width); weights (B, frames, 1) sum to 1."""
+    mean = (weights * features).sum(dim=1)
+    variance = (weights * (features - mean.unsqueeze(1)).square()).sum(dim=1)
+    return torch.cat([mean, variance.clamp(min=1e-6).sqrt()], dim=1)
 
 
 def _valid(features: Tensor, lengths: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ def model_card(config: Mapping[str, Any]) -> str:
 
             - ``data``: what was used for what, for example {"training": "LA19 train"};
             - ``licence``: of the weights, an SPDX identifier or in words;
+            - ``notice``: what is told with every score; ``limits`` and ``recordings``: lists of lines;
             - ``results``: a list of ``{"set": name, "num_bona_fide": n, "num_spoof": n, "figures": {...}}``, a figure
               by its name ``{"value": x, "low": x, "high": x}``; rates in [0, 1], ``low`` and ``high`` a 95 % confidence
               interval or None.
@@ -30,6 +31,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     results = about.get("results", [])
     sections = [
         "# Audio deepfake detector",
+        *([f"**{_text(about['notice'])}**"] if about.get("notice") else []),
         _summary(config),
         "## Use",
         _use(config),
@@ -42,7 +44,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         "## Licence",
         _licence(config),
         "## Intended use and limits",
-        _LIMITS,
+        _LIMITS + "".join(f"\n- {_text(limit)}" for limit in about.get("limits", [])),
     ]
     return f"---\n{_header(config, results)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -177,7 +179,8 @@ def _licence_fields(licence: str | None) -> dict[str, Any]:
 
 
 def _licence(config: Mapping[str, Any]) -> str:
-    licence = (config.get("about") or {}).get("licence")
+    about = config.get("about") or {}
+    licence = about.get("licence")
     told = (
         f"These weights: {_text(licence)}."
         if licence
@@ -185,6 +188,8 @@ def _licence(config: Mapping[str, Any]) -> str:
         "of the training data."
     )
     beside = [name for name in config.get("backbone_files") or () if not name.endswith((".json", ".safetensors"))]
+    if about.get("recordings"):
+        told += " It learned from:\n\n" + "\n".join(f"- {_text(line)}" for line in about["recordings"]) + "\n\n"
     if beside:
         told += f" The encoder keeps its own: see {', '.join(f'`{name}`' for name in beside)}."
     return told

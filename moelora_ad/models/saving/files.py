@@ -32,6 +32,14 @@ FORMAT = 1
 LABELS = ["spoof", "bonafide"]
 MIN_WINDOW, MAX_WINDOW = SAMPLE_RATE // 10, 3_600 * SAMPLE_RATE
 """Samples of a detector's clips: a sound must neither be millions of them, nor repeated without end to fill one."""
+_LONGEST_LINE = 1_000
+TOLD = {
+    "notice": "a line, which is told with every score",
+    "licence": "a line: of the weights, an SPDX identifier or in words",
+    "limits": "a list of lines: what the model cannot do",
+    "recordings": "a list of lines: what it learned from, and under which licences",
+}
+"""What a person may say of a model."""
 CALIBRATED_FIGURES = ("actDCF", "Cllr")
 """Figures of a model card that another calibration changes."""
 
@@ -204,14 +212,27 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, dict) and "class_path" in value
 
 
+def is_told(about: Mapping[str, Any]) -> bool:
+    """Whether what a person has said of the model is as `TOLD` says."""
+    lines = [about[name] for name in ("notice", "licence") if name in about]
+    lists = [about[name] for name in ("limits", "recordings") if name in about]
+    if not all(isinstance(one, list) for one in lists):
+        return False
+    lines += [line for one in lists for line in one]
+    return all(isinstance(line, str) and 0 < len(line) <= _LONGEST_LINE for line in lines)
+
+
 def _is_about(value: Any) -> bool:
     """Whether `model_card` can use it."""
     if value is None:
         return True
     results = value.get("results", []) if isinstance(value, dict) else None
-    if isinstance(value, dict) and not isinstance(value.get("licence", ""), str):
-        return False
-    return isinstance(results, list) and isinstance(value.get("data", {}), dict) and all(map(_is_result, results))
+    return (
+        isinstance(results, list)
+        and is_told(value)
+        and isinstance(value.get("data", {}), dict)
+        and all(map(_is_result, results))
+    )
 
 
 def _is_result(value: Any) -> bool:

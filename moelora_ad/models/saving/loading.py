@@ -27,6 +27,7 @@ from moelora_ad.models.saving.files import (
     short,
     tensors_hash,
 )
+from moelora_ad.models.saving.packaged import found_model
 from moelora_ad.models.saving.packing import check_encoder_files
 from moelora_ad.models.saving.specification import maker, resolve, without_source
 
@@ -82,7 +83,8 @@ class LoadedModule(nn.Module):
         Nothing in the files is executed; a file from a stranger can build classes of this package only.
 
         Args:
-            source: a folder that `save_pretrained` wrote, or the id of a repository on the hub.
+            source: a folder that `save_pretrained` wrote, the name of a packaged model (see `found_model`), or the id
+                of a repository on the hub.
             revision: commit, tag or branch of that repository.
             backbone: folder or hub id of the frozen encoder, if it is not where the detector was saved with it. Its
                 tensors must be the same.
@@ -207,12 +209,12 @@ class LoadedModule(nn.Module):
 
 
 def folder_of(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of a saved detector: it itself, or that of the local hub cache.
+    """The folder of a saved detector: it itself, that of a packaged one by its name, or that of the local hub cache.
 
     Raises:
         InputError: there is none.
     """
-    folder = Path(source)
+    folder = Path(found_model(source))
     if not folder.is_dir():
         return downloaded(str(source), revision)
     if revision is not None:

@@ -64,6 +64,9 @@ def test_chosen_and_weighted_layers_are_those_of_transformers(small):
     weighted.layer_weights.data = torch.tensor([0.0, 1.0, 2.0, 3.0])
     wanted = torch.einsum("l,lbtd->btd", weighted.layer_weights.softmax(0), torch.stack(states))
     torch.testing.assert_close(weighted(waveforms())[0], wanted, rtol=1e-4, atol=1e-4)
+    beside = backbone(source, hidden_states="all").eval()
+    assert beside.width == 4 * last.width
+    torch.testing.assert_close(beside(waveforms())[0], torch.cat(states, dim=2), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", ["token", "utterance"])
@@ -141,7 +144,7 @@ def test_gradient_checkpointing_changes_no_gradient(small, device, assert_near):
         assert_near(gradients[1][name], gradient.cpu(), error, name)
 
 
-@pytest.mark.parametrize("hidden_states", ["last", "weighted", 2])
+@pytest.mark.parametrize("hidden_states", ["last", "weighted", "all", 2])
 def test_detectors_are_saved_and_loaded(small, tmp_path, hidden_states):
     backbone, source = small
     detector = Detector(backbone(source, hidden_states=hidden_states), MoELoRA(2, 2, targets=ATTENTION), MeanPooling)

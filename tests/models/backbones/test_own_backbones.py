@@ -108,7 +108,7 @@ def test_layers_that_give_something_else_are_told():
 
 
 @pytest.mark.parametrize("kind", [Plain, Masking])
-@pytest.mark.parametrize("hidden_states", ["last", 2, "weighted"])
+@pytest.mark.parametrize("hidden_states", ["last", 2, "weighted", "all"])
 def test_padding_is_not_heard(kind, hidden_states):
     backbone = kind(hidden_states).eval()
     MoELoRA(2, 2, gate=GatePolicy(level="utterance", noise="none"), targets=["linear1"]).adapt(backbone.encoder)
@@ -132,6 +132,7 @@ def test_padding_is_not_heard(kind, hidden_states):
         ("last", FullFineTuning(), {"decoder"}),
         (2, FullFineTuning(), {"decoder", "norm"}),
         ("weighted", FullFineTuning(), {"decoder", "norm"}),
+        ("all", FullFineTuning(), {"decoder", "norm"}),
         ("weighted", TopLayers(1), set()),
         (1, LoRA(2, targets=["linear1"]), set()),
     ],

@@ -1,0 +1,102 @@
+"""The first yardstick: nothing adapted, a logistic regression on pooled states of all layers of the frozen encoder.
+
+    python experiments/mini/probe.py --corpora CORPORA --to runs/mini_probe
+
+CORPORA is the folder with MiniLA and MiniOOD, or `experiments/quickstart/corpus`. Needs scikit-learn (extra `test`).
+Writes a score file for each set, as `lightning test` does, for `moelora-ad evaluate`, and the folder of a model to go
+on from, `lightning fit --model.init_weights TO/model`: this classifier as the head of a mixture of LoRA experts that
+changes nothing yet. The strength of regularisation is chosen on dev. The encoder is computed in bfloat16.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from moelora_ad import AudioDeepfakeDataModule, Detector, MoELoRA
+from moelora_ad.corpora import ASVspoof2019Protocol, TrialList
+from moelora_ad.evaluation import ScoreTable
+from moelora_ad.models import StatisticsPooling, WhisperBackbone
+
+BACKBONE = Path(__file__).parents[1] / "quickstart" / "backbone"
+SETS = {
+    "train": ("MiniLA", "train.trn", "train"),
+    "dev": ("MiniLA", "dev.trl", "dev"),
+    "in_domain": ("MiniLA", "eval.trl", "eval"),
+    "out_of_domain": ("MiniOOD", "eval.trl", "eval"),
+}
+STRENGTHS = (1e-4, 1e-3, 1e-2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--to", type=Path, required=True)
+    arguments = parser.parse_args()
+    sets = {
+        name: ASVspoof2019Protocol(
+            corpus,
+            f"{arguments.corpora}/{corpus}/protocols/{corpus}.cm.{part}.txt",
+            f"{arguments.corpora}/{corpus}/flac",
+            split=split,
+        )
+        for name, (corpus, part, split) in SETS.items()
+    }
+    pooled = {name: states(corpus) for name, corpus in sets.items()}
+    trials, features = pooled["train"]
+    labels = np.array([trial.label for trial in trials])
+    fitted = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1_000)).fit(features, labels)
+        for strength in STRENGTHS
+    ]
+    dev = [ScoreTable(pooled["dev"][0], one.decision_function(pooled["dev"][1])) for one in fitted]
+    best = int(np.argmin([table.equal_error_rate().eer for table in dev]))
+    for name in ("dev", "in_domain", "out_of_domain"):
+        table = ScoreTable(pooled[name][0], fitted[best].decision_function(pooled[name][1]))
+        arguments.to.mkdir(parents=True, exist_ok=True)
+        table.write(arguments.to / f"{name}.csv")
+        print(f"{name}: EER {100 * table.equal_error_rate().eer:.2f} % (C {STRENGTHS[best]:g})")
+    as_detector(fitted[best]).save_pretrained(arguments.to / "model")
+
+
+def as_detector(fitted: Pipeline) -> Detector:
+    """A detector with the scores of a fitted classifier: the experts of a new mixture add nothing."""
+    torch.manual_seed(1)
+    detector = Detector(
+        WhisperBackbone(BACKBONE, hidden_states="all"), MoELoRA(num_experts=3, rank=8), StatisticsPooling
+    )
+    scaler, regression = (step for _, step in fitted.steps)
+    norm, output = detector.classifier.norm, detector.classifier.output
+    with torch.no_grad():
+        norm.running_mean.copy_(torch.tensor(scaler.mean_))
+        norm.running_var.copy_(torch.tensor(scaler.var_))
+        half = torch.tensor(regression.coef_[0]) / 2  # log-odds are the difference of two logits
+        output.weight.copy_(torch.stack([-half, half]))
+        bias = torch.tensor(regression.intercept_[0]) / 2
+        output.bias.copy_(torch.stack([-bias, bias]))
+    return detector
+
+
+@torch.inference_mode()
+@torch.autocast("cpu", torch.bfloat16)
+def states(corpus: ASVspoof2019Protocol) -> tuple[TrialList, np.ndarray]:
+    """Mean and deviation over time of the states of all layers, (trials, 2 x 5 x 384), of clips as `lightning test`
+    takes them."""
+    backbone = WhisperBackbone(BACKBONE, hidden_states="all").eval()
+    data = AudioDeepfakeDataModule(test={"all": corpus}, eval_batch_size=16)
+    data.setup("test")
+    trials, pooled = data.eval_trials["all"], {}
+    (loader,) = data.test_dataloader()
+    for batch in loader:
+        frames, _ = backbone(batch.waveforms)
+        rows = torch.cat([frames.float().mean(1), frames.float().std(1, correction=0)], dim=1)
+        pooled |= dict(zip(batch.trials.tolist(), rows.numpy(), strict=True))
+    return trials, np.stack([pooled[number] for number in range(len(trials))])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Heads that pool statistics, against the formulas written out for each row."""
+
+import numpy as np
+import pytest
+import torch
+
+from moelora_ad.models import StatisticsPooling
+
+
+def by_hand(features: np.ndarray, lengths: list[int], head: StatisticsPooling) -> np.ndarray:
+    mean, variance = (getattr(head.norm, f"running_{name}").numpy() for name in ("mean", "var"))
+    rows = []
+    for row, count in zip(features, lengths, strict=True):
+        statistics = np.concatenate([row[:count].mean(0), row[:count].std(0)])
+        rows.append((statistics - mean) / np.sqrt(variance + head.norm.eps))
+    return np.stack(rows) @ head.output.weight.detach().numpy().T + head.output.bias.detach().numpy()
+
+
+@pytest.mark.parametrize("lengths", [[9, 9, 9], [9, 4, 1]])
+def test_statistics_are_those_of_the_valid_frames(lengths):
+    torch.manual_seed(1)
+    head = StatisticsPooling(5)
+    torch.nn.init.normal_(head.output.weight)
+    torch.nn.init.normal_(head.output.bias)
+    features = 3 * torch.randn(3, 9, 5) + 1
+    for _ in range(20):
+        head(features + torch.randn(3, 9, 5))  # the batches that the standardisation learns from
+    found = head.eval()(features, None if lengths == [9, 9, 9] else torch.tensor(lengths)).detach().numpy()
+    # The deviation of a single frame is that of the smallest variance, 1e-6.
+    np.testing.assert_allclose(found, by_hand(features.numpy(), lengths, head), rtol=1e-4, atol=5e-3)
+
+
+def test_training_begins_at_even_odds_and_learns_what_only_deviations_tell():
+    torch.manual_seed(1)
+    head = StatisticsPooling(4, dropout=0.0)
+    labels = torch.arange(64) % 2
+    features = torch.randn(64, 50, 4) * (1 + labels.view(-1, 1, 1)) + 100  # the means are the same
+    assert head(features).abs().max() == 0
+    optimizer = torch.optim.Adam(head.parameters(), 0.05)
+    for _ in range(50):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(features), labels).backward()
+        optimizer.step()
+    assert (head.eval()(features).argmax(1) == labels).all()
+
+
+def test_dropout_is_of_training_alone():
+    head = StatisticsPooling(4, dropout=0.9)
+    torch.nn.init.ones_(head.output.weight)
+    features = torch.randn(8, 20, 4)
+    assert not torch.equal(head(features), head(features))
+    head.eval()
+    assert torch.equal(head(features), head(features))
