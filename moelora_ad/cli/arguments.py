@@ -1,10 +1,16 @@
 """The command lines of our own verbs."""
 
 import argparse
+import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
+from moelora_ad.models.precision_names import CHOICES
+
+if TYPE_CHECKING:
+    from moelora_ad.inference.scorer import Scorer
 
 FAILED, USAGE = 1, 2
 """Exit codes: the work failed; the command line is wrong."""
@@ -23,3 +29,67 @@ class OneLineArgumentParser(argparse.ArgumentParser):
 def names_configuration(arguments: Sequence[str]) -> bool:
     """Whether ``--config`` is among the arguments of fit."""
     return any(argument == "--config" or argument.startswith("--config=") for argument in arguments)
+
+
+def add_scorer(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `scorer_of`, and those of the verdict."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="the folder of a model that was exported, the id of one on the hub, or the name of one that comes with "
+        "the package (see the verb models; ./NAME is a folder of that name)",
+    )
+    parser.add_argument("--revision", help="commit, tag or branch of the hub repository")
+    parser.add_argument(
+        "--backbone", metavar="DIR", help="where the pretrained encoder is, if not where the model says"
+    )
+    parser.add_argument("--prior", type=float, default=0.5, help="how probable bona fide is beforehand (default: 0.5)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="score from which on a file is bona fide (default: -logit(prior), 0 for raw scores)",
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: 16)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=CHOICES,
+        help="that the encoder is computed in (default: the one that the model was judged in); bf16 is bf16-mixed, and "
+        "tf32 is 32-true with the faster products of GPUs since Ampere",
+    )
+    add_allow(parser)
+
+
+def check_scorer(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End with one line if a value of `add_scorer` is out of range."""
+    if not 0 < arguments.prior < 1:
+        parser.error(f"--prior: must be above 0 and below 1, not {arguments.prior}")
+    if arguments.threshold is not None and not math.isfinite(arguments.threshold):
+        parser.error(f"--threshold: must be a finite number, not {arguments.threshold}")
+    if arguments.batch_size < 1:
+        parser.error(f"--batch-size: must be at least 1, not {arguments.batch_size}")
+
+
+def scorer_of(arguments: argparse.Namespace, hop: int | None = None) -> "Scorer":
+    """The scorer that the options of `add_scorer` ask for.
+
+    Args:
+        arguments: parsed.
+        hop: see `Scorer`.
+
+    Raises:
+        InputError: see `Scorer.from_pretrained`.
+    """
+    from moelora_ad.inference.scorer import Scorer
+
+    return Scorer.from_pretrained(
+        arguments.model,
+        revision=arguments.revision,
+        backbone=arguments.backbone,
+        hop=hop,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        precision=arguments.precision,
+        allow=arguments.allow,
+    )

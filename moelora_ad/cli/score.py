@@ -7,10 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
-from moelora_ad.configuration.trust import add_allow
+from moelora_ad.cli.arguments import OneLineArgumentParser, add_scorer, check_scorer, scorer_of
 from moelora_ad.errors import InputError
-from moelora_ad.models.precision_names import CHOICES
 
 _PATHS = """audio files; folders (searched to the bottom); quoted patterns ('calls/**/*.flac'); a list of files (.csv,
 .tsv, .jsonl, .parquet with a column 'path'); places in archives (x.zip, 'x.zip!/a.wav'); pipes; - for sound on standard
@@ -30,47 +28,21 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     _check(arguments, parser)
     from moelora_ad.audio import SAMPLE_RATE
     from moelora_ad.cli.score_output import score_all
-    from moelora_ad.inference.scorer import Scorer
     from moelora_ad.inference.sources import find_sounds
 
     try:
         found = find_sounds(arguments.paths, sys.stdin.buffer)
         if not found.sounds:
             parser.error(str(found.problems[0]) if found.problems else "no files to score: standard input is empty")
-        scorer = Scorer.from_pretrained(
-            arguments.model,
-            revision=arguments.revision,
-            backbone=arguments.backbone,
-            hop=None if arguments.hop is None else round(arguments.hop * SAMPLE_RATE),
-            batch_size=arguments.batch_size,
-            device=arguments.device,
-            precision=arguments.precision,
-            allow=arguments.allow,
-        )
-        return score_all(found, scorer, arguments)
+        hop = None if arguments.hop is None else round(arguments.hop * SAMPLE_RATE)
+        return score_all(found, scorer_of(arguments, hop), arguments)
     except InputError as error:
         parser.error(str(error))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help=_PATHS)
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="MODEL",
-        help="the folder of a model that was exported, the id of one on the hub, or the name of one that comes with "
-        "the package (see the verb models; ./NAME is a folder of that name)",
-    )
-    parser.add_argument("--revision", help="commit, tag or branch of the hub repository")
-    parser.add_argument(
-        "--backbone", metavar="DIR", help="where the pretrained encoder is, if not where the model says"
-    )
-    parser.add_argument("--prior", type=float, default=0.5, help="how probable bona fide is beforehand (default: 0.5)")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help="score from which on a file is bona fide (default: -logit(prior), 0 for raw scores)",
-    )
+    add_scorer(parser)
     parser.add_argument(
         "--timeline",
         nargs="?",
@@ -100,34 +72,20 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--track", type=int, metavar="N", help="audio track of each file, from 1 on (default: the file's default track)"
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: 16)")
     parser.add_argument(
         "--num-workers",
         type=int,
         metavar="N",
         help="processes that decode; 0: this one (default: as many as are of use for the files and the device)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
-    parser.add_argument(
-        "--precision",
-        choices=CHOICES,
-        help="that the encoder is computed in (default: the one that the model was judged in); bf16 is bf16-mixed, and "
-        "tf32 is 32-true with the faster products of GPUs since Ampere",
-    )
-    add_allow(parser)
 
 
 def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    if not 0 < arguments.prior < 1:
-        parser.error(f"--prior: must be above 0 and below 1, not {arguments.prior}")
-    if arguments.threshold is not None and not math.isfinite(arguments.threshold):
-        parser.error(f"--threshold: must be a finite number, not {arguments.threshold}")
+    check_scorer(arguments, parser)
     if arguments.hop is not None and not 1 / 16_000 <= arguments.hop < math.inf:
         parser.error(f"--hop: must be above 0, not {arguments.hop}")
     if arguments.track is not None and arguments.track < 1:
         parser.error(f"--track: must be at least 1, not {arguments.track}")
-    if arguments.batch_size < 1:
-        parser.error(f"--batch-size: must be at least 1, not {arguments.batch_size}")
     if arguments.num_workers is not None and arguments.num_workers < 0:
         parser.error(f"--num-workers: must be at least 0, not {arguments.num_workers}")
     if arguments.timeline is not None and os.path.exists(arguments.timeline) and not os.path.isdir(arguments.timeline):

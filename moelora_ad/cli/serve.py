@@ -7,10 +7,8 @@ import math
 import sys
 from collections.abc import Sequence
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
-from moelora_ad.configuration.trust import add_allow
+from moelora_ad.cli.arguments import OneLineArgumentParser, add_scorer, check_scorer, scorer_of
 from moelora_ad.errors import InputError
-from moelora_ad.models.precision_names import PRECISIONS
 
 _EXTRA = ("fastapi", "uvicorn", "python_multipart")
 
@@ -31,21 +29,12 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         parser.error(f"{error.name} is not installed: pip install 'moelora_ad[serve]'")
     from moelora_ad.inference.descriptions import model_name
     from moelora_ad.inference.output import DecisionRule
-    from moelora_ad.inference.scorer import Scorer
     from moelora_ad.inference.serve.application import Limits, application
     from moelora_ad.inference.serve.server import listening, server
 
     try:
         with listening(arguments.host, arguments.port) as listener:
-            scorer = Scorer.from_pretrained(
-                arguments.model,
-                revision=arguments.revision,
-                backbone=arguments.backbone,
-                batch_size=arguments.batch_size,
-                device=arguments.device,
-                precision=arguments.precision,
-                allow=arguments.allow,
-            )
+            scorer = scorer_of(arguments)
             decision = DecisionRule.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
             limits = Limits(round(arguments.max_size * 2**20), arguments.max_seconds, arguments.queue)
             app = application(scorer, arguments.model, decision, limits)
@@ -57,9 +46,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, metavar="DIR_OR_HUB_ID", help="a model that was exported or published"
-    )
+    add_scorer(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
     )
@@ -75,39 +62,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that are answered or wait; one more is told to come again later (default: 32)",
     )
-    parser.add_argument("--revision", help="commit, tag or branch of the hub repository")
-    parser.add_argument(
-        "--backbone", metavar="DIR", help="where the pretrained encoder is, if not where the model says"
-    )
-    parser.add_argument("--prior", type=float, default=0.5, help="how probable bona fide is beforehand (default: 0.5)")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help="score from which on a file is bona fide (default: -logit(prior), 0 for raw scores)",
-    )
-    parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: 16)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="that the encoder is computed in (default: the one that the model was judged in)",
-    )
-    add_allow(parser)
 
 
 def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    if not 0 < arguments.prior < 1:
-        parser.error(f"--prior: must be above 0 and below 1, not {arguments.prior}")
-    if arguments.threshold is not None and not math.isfinite(arguments.threshold):
-        parser.error(f"--threshold: must be a finite number, not {arguments.threshold}")
+    check_scorer(arguments, parser)
     if not 0 <= arguments.port < 2**16:
         parser.error(f"--port: must be from 0 to 65535, not {arguments.port}")
     for name in ("max_size", "max_seconds"):
         if not 0 < (value := getattr(arguments, name)) < math.inf:
             parser.error(f"--{name.replace('_', '-')}: must be above 0, not {value}")
-    for name in ("queue", "batch_size"):
-        if (count := getattr(arguments, name)) < 1:
-            parser.error(f"--{name.replace('_', '-')}: must be at least 1, not {count}")
+    if arguments.queue < 1:
+        parser.error(f"--queue: must be at least 1, not {arguments.queue}")
 
 
 def _tell(address: tuple, name: str, host: str) -> None:

@@ -126,6 +126,19 @@ def begin_worker(worker: int) -> None:
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
 
 
+def end_with_parent() -> None:
+    """In a worker: end it at once when the process that it works for is gone, even if what it has read is so large that
+    it would wait for ever for somebody to take it."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _end_worker(error: Exception, batch: object) -> None:
     for number, words in ((errno.ENOSPC, _FULL), (errno.ENOSPC, _NO_SHARED), (errno.EMFILE, _TOO_MANY)):
         if words in str(error):

@@ -117,6 +117,23 @@ def test_a_worker_that_is_killed_is_told_in_one_line(mixed):
         list(Scorer(Killer(), window=WINDOW, batch_size=1, device="cpu").score_files(mixed, num_workers=2))
 
 
+KILLED = """
+import os, signal, sys, torch
+from moelora_ad.inference.scorer import Scorer
+class Last(torch.nn.Module):
+    def forward(self, waveforms):
+        os.kill(os.getpid(), signal.SIGKILL)
+list(Scorer(Last(), window=8_000, batch_size=32, device="cpu").score_files([sys.argv[1]] * 400, num_workers=2))
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    """What they have decoded by then is more than a pipe holds. Standard output ends with the last of them."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 8_000), 16_000)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.wav")], capture_output=True, timeout=100)
+    assert done.returncode == -signal.SIGKILL
+
+
 def test_an_error_that_no_process_can_be_sent_becomes_one_that_can():
     class OddError(Exception):
         def __init__(self, one, two):

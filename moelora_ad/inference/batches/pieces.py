@@ -15,6 +15,7 @@ from moelora_ad.data.workers import (
     begin_worker,
     check_room,
     end_of_workers_awaited,
+    end_with_parent,
     starved,
 )
 from moelora_ad.errors import InputError
@@ -175,10 +176,15 @@ def _loader(share: Sequence[tuple[int, list[str]]], cutting: Cutting) -> DataLoa
         collate_fn=_unchanged,
         prefetch_factor=PREFETCHED,
         timeout=SILENT_SECONDS,
-        worker_init_fn=begin_worker,
+        worker_init_fn=_begin_worker,
         pin_memory=cutting.pinned,
         generator=torch.Generator(),  # nothing is drawn: the caller's randomness stays as it is
     )
+
+
+def _begin_worker(worker: int) -> None:
+    begin_worker(worker)
+    end_with_parent()
 
 
 def _unchanged(piece: Any) -> Any:
