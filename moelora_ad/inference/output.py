@@ -203,7 +203,7 @@ def print_table(rows: list[Row], console: Console) -> None:
         needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
         console.width = max(console.width, needed)
         console.print(table)
-    for notice in dict.fromkeys(row["notice"] for row in rows if row["notice"]):
+    for notice in dict.fromkeys(row["notice"] for row in rows if row.get("notice")):
         console.print(Text(printable(notice), style="bold"), soft_wrap=True)
 
 
