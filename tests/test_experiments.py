@@ -15,6 +15,7 @@ from moelora_ad.corpora import ASVspoof2019
 from moelora_ad.corpora.storage.files import located
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
+from moelora_ad.models import AASIST
 from moelora_ad.models.saving.files import read_config
 from moelora_ad.models.saving.packaged import packaged_models
 from moelora_ad.models.saving.specification import describe
@@ -181,6 +182,16 @@ def test_the_quickstart_and_its_variants(monkeypatch, overlay, method, sites):
     assert counts == {"in_domain": (60, 84), "out_of_domain": (60, 88)}
 
 
+def test_the_quickstart_with_the_papers_head(monkeypatch):
+    """What the grid of systems was run with: one learning rate, and the last hidden state."""
+    model = build(monkeypatch, "quickstart.yaml", "recipes/quickstart_aasist.yaml").model
+    counts = {"experts": 294_912, "gates": 36_864, "classifier": 365_322, "backbone": 0, "total": 8_905_482}
+    assert model.detector.parameter_counts() == counts
+    assert isinstance(model.detector.classifier, AASIST)
+    assert set(model.learning_rates.values()) == {None}
+    assert model.detector.backbone.hidden_states == "last"
+
+
 def test_the_packaged_models_recipe_is_that_of_the_packaged_model(monkeypatch):
     with torch.device("meta"):
         detector = build(monkeypatch, "mini/mini.yaml").model.detector
@@ -226,7 +237,7 @@ def test_several_gpus_are_used_only_if_the_user_says_so(monkeypatch, tmp_path):
 def test_every_configuration_is_one_of_these():
     names = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
     apart = {"paper.yaml", "quickstart.yaml", "mldg.yaml", "corpora/paper_test_sets.yaml", "mini/mini.yaml"}
-    recipes = {f"recipes/{name}.yaml" for name in ("tak2022", "tak2022_df", "adapters")}
+    recipes = {f"recipes/{name}.yaml" for name in ("tak2022", "tak2022_df", "adapters", "quickstart_aasist")}
     rows = {f"adapters/{path.name}" for path in ADAPTERS}
     elsewhere = {name for name in names if name.startswith(("sweeps/", "loggers/"))} | {
         f"mini/{name}.yaml" for name in ("sweep", "about", "float32")
