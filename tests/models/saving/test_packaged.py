@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moelora_ad.inference.loading import load
 from moelora_ad.inference.scorer import Scorer
@@ -88,6 +89,11 @@ def test_nothing_of_the_machine_that_made_it_is_in_it(calibration):
     assert 15e6 < size < 25e6
     assert calibration["num_bona_fide"] == 320
     assert calibration["num_spoof"] == 654
+
+
+def test_it_says_of_itself_what_its_recipe_says():
+    told = yaml.safe_load((PROJECT / "experiments" / "mini" / "about.yaml").read_text())
+    assert told.items() <= json.loads((packaged_models()["mini"] / "config.json").read_text())["about"].items()
 
 
 @pytest.mark.slow
