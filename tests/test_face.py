@@ -210,6 +210,10 @@ def test_scores_of_files_are_json():
         "seconds": 2.0,
         "windows": [{"start": 0.0, "end": 2.0, "score": 1.5}],
         "notes": [{"kind": "short", "detail": "0.1 s"}],
+        "verdict": "bonafide",
+        "probability": pytest.approx(1 / (1 + math.exp(-1.5))),
+        "reason": None,
+        "notice": None,
     }
     assert json.loads(json.dumps(score.as_dict(), allow_nan=False)) == wanted
     odd = FileScore(Path("b.wav"), math.nan, False, math.inf, (), envelope, 1.0)
