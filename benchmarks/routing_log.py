@@ -75,7 +75,7 @@ def show(title: str, plain: list[float], watched: list[float]) -> None:
 
 
 def compare_epochs(pairs: int, logger: Logger, folder: str) -> None:
-    data = build_from_configs([str(EXPERIMENTS / "quickstart.yaml")]).data
+    data = build_from_configs([str(EXPERIMENTS / name) for name in ("quickstart.yaml", "recipes/quickstart_aasist.yaml")]).data
     backbone = WhisperBackbone(EXPERIMENTS / "quickstart" / "backbone")
     module = DetectionModule(backbone, MoELoRA(3, 8), AASIST, class_weights=(0.5, 0.5))
     clock = Clock()
