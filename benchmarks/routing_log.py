@@ -28,9 +28,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from moelora_ad.adapters import MoELoRA, record_routing
-from moelora_ad.configuration.building import build_from_configs
+from moelora_ad.configuration.objects import instantiate, parse_parts
+from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.models import AASIST, Wav2Vec2Backbone, WhisperBackbone
-from moelora_ad.training import DetectionModule
+from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule
 from moelora_ad.training.callbacks.routing_log import RoutingLog
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -75,7 +76,9 @@ def show(title: str, plain: list[float], watched: list[float]) -> None:
 
 
 def compare_epochs(pairs: int, logger: Logger, folder: str) -> None:
-    data = build_from_configs([str(EXPERIMENTS / name) for name in ("quickstart.yaml", "recipes/quickstart_aasist.yaml")]).data
+    paths, parser = [str(EXPERIMENTS / "quickstart.yaml")], OneLineParser(exit_on_error=False)
+    parser.add_class_arguments(AudioDeepfakeDataModule, "data")
+    data = instantiate(parser, parse_parts(parser, paths, {"data": None}), paths).data
     backbone = WhisperBackbone(EXPERIMENTS / "quickstart" / "backbone")
     module = DetectionModule(backbone, MoELoRA(3, 8), AASIST, class_weights=(0.5, 0.5))
     clock = Clock()
