@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -55,6 +55,14 @@ def check_room(workers: int, bytes_ahead: int, option: str = _OPTION) -> None:
 def starved(error: BaseException, workers: int, option: str = _OPTION) -> str | None:
     """What to do if a loader ended for want of memory, shared memory or open files, or delivers nothing; None if it did
     not. ``option`` is what the user calls the number of workers."""
+    for _ in range(workers):
+        # Of every other loader whose worker was killed PyTorch tells by an exception, wherever this process is then.
+        with suppress(RuntimeError):
+            return _starved(error, workers, option)
+    return _starved(error, workers, option)
+
+
+def _starved(error: BaseException, workers: int, option: str) -> str | None:
     words = f"{error} {error.__cause__ or ''}"
     ended = re.search(r"exit code (\d+)", words) if "DataLoader worker" in words else None
     code = int(ended[1]) if ended else getattr(error, "errno", None)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -46,8 +47,9 @@ def test_a_reader_ends_at_the_second_request():
     assert worker.is_alive()
     for _ in range(40):  # on a busy machine the first may not have been heard yet, and two at once are one
         if worker.is_alive():
-            os.kill(worker.pid, signal.SIGTERM)
-            worker.join(timeout=0.5)
+            with suppress(RuntimeError):  # by which PyTorch tells that a worker was killed
+                os.kill(worker.pid, signal.SIGTERM)
+                worker.join(timeout=0.5)
     assert worker.exitcode == -signal.SIGTERM
 
 
@@ -150,3 +152,18 @@ def test_a_loader_that_delivers_nothing_is_told():
         next(iter(DataLoader(Silent(), num_workers=1, batch_size=None, timeout=1)))
     assert starved(caught.value, 1).startswith("the processes that read audio have delivered nothing for 30 minutes")
     assert starved(RuntimeError("shapes do not match"), 1) is None
+
+
+def test_a_second_killed_worker_does_not_get_between(monkeypatch):
+    """PyTorch raises for every loader whose worker has ended, also while the first is being told."""
+    ends = [RuntimeError("DataLoader worker (pid 2) is killed by signal: Killed. ")]
+    told = reading._starved
+
+    def interrupted(*arguments):
+        if ends:
+            raise ends.pop()
+        return told(*arguments)
+
+    monkeypatch.setattr(reading, "_starved", interrupted)
+    error = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
+    assert starved(error, 2, "--num-workers").endswith("lower --num-workers (now 2)")
