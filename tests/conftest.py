@@ -1,6 +1,7 @@
 """Small real encoders and corpora, a tiny experiment on real speech, verbs run in this process, small score tables."""
 
 import csv
+import importlib.util
 import json
 import logging
 import os
@@ -74,6 +75,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU; and a GPU, for a test that holds on both."""
     return request.getfixturevalue("gpu") if request.param == "gpu" else torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def fake_gpu() -> Callable[..., AbstractContextManager[Any]]:
+    """See the function of that name in fake_gpu.py."""
+    spec = importlib.util.spec_from_file_location("fake_gpu", Path(__file__).with_name("fake_gpu.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.fake_gpu
 
 
 @pytest.fixture(scope="session")

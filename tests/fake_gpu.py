@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moelora_ad.torch_internals import FakeTensorMode
 
@@ -18,8 +19,8 @@ _INDEXING = ("index", "index_put", "index_put_")
 
 
 class Waits(TorchDispatchMode):
-    """Notes operations that wait for a GPU: those whose result decides on shapes or comes to the host, and copies
-    between host and GPU that do not say ``non_blocking``.
+    """Notes operations that wait for a GPU: those whose result decides on shapes or comes to the host, those of tensors
+    of both, and copies between them that do not say ``non_blocking``.
 
     Attributes:
         found: what it was, and the line of this repository that it came from.
@@ -35,6 +36,8 @@ class Waits(TorchDispatchMode):
         if _is_on_gpu(args[0] if args else None) and (name in _WAITING or (name in _INDEXING and _waits(args[1]))):
             self.found.append(f"{name} at {_line()}")
         result = func(*args, **kwargs)
+        if name != "copy_" and len(_devices(args, kwargs)) > 1:
+            self.found.append(f"{name} of two devices at {_line()}")
         if name in ("_to_copy", "copy_"):
             source, target = (args[1], args[0]) if name == "copy_" else (args[0], result)
             blocking = not kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
@@ -73,8 +76,12 @@ def _is_on_gpu(value: object) -> bool:
 
 
 def _waits(indices: list[Tensor | None]) -> bool:
-    """A mask decides on shapes, and indices on the host are copied."""
-    return any(index is not None and (index.dtype == torch.bool or not _is_on_gpu(index)) for index in indices)
+    """A mask decides on shapes."""
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
+def _devices(*arguments: object) -> set[str]:
+    return {leaf.device.type for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)}
 
 
 def _line() -> str:

@@ -28,7 +28,6 @@ from moelora_ad.training import Batch, DetectionModule
 from moelora_ad.training.callbacks import divergence
 from moelora_ad.training.callbacks.divergence import LossCheck
 from moelora_ad.training.scoring import SetScores, UnlistedScores
-from tests.fake_gpu import fake_gpu
 
 BACKBONES = {
     "whisper": WhisperBackbone,
@@ -66,7 +65,7 @@ class Late:
 
 
 @pytest.mark.parametrize(("backbone", "method"), EACH_ONCE)
-def test_a_training_step_and_a_test_step(request, monkeypatch, backbone, method):
+def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbone, method):
     monkeypatch.setattr(divergence, "HostCopy", Late)
     monkeypatch.setattr("moelora_ad.training.scoring.HostCopy", Late)
     source = request.getfixturevalue(f"small_{backbone}")
@@ -90,7 +89,7 @@ def test_a_training_step_and_a_test_step(request, monkeypatch, backbone, method)
     assert not waits.found
 
 
-def test_what_would_wait_is_found():
+def test_what_would_wait_is_found(fake_gpu):
     """The other side of the test above."""
     with fake_gpu() as waits:
         values = torch.empty(4, device="cuda")
@@ -100,5 +99,11 @@ def test_what_would_wait_is_found():
         values + torch.tensor([1.0, 2.0, 3.0, 4.0], device="cuda")
         values[torch.tensor([0, 1])]
     words = [line.partition(" at ")[0] for line in waits.found]
-    assert words == ["_local_scalar_dense", "index", "copy of (4,) to cpu", "copy of (4,) to cuda", "index"]
+    assert words == [
+        "_local_scalar_dense",
+        "index",
+        "copy of (4,) to cpu",
+        "copy of (4,) to cuda",
+        "index of two devices",
+    ]
     assert all("test_waiting.py" in line for line in waits.found)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,7 +44,6 @@ from moelora_ad.models import (
 )
 from moelora_ad.models.precision import ROUNDED, round_frozen
 from moelora_ad.models.saving.onnx_export import export_onnx
-from moelora_ad.torch_internals import FakeTensorMode
 
 CLASSES: dict[str, type[Backbone]] = {
     "wav2vec2": Wav2Vec2Backbone,
@@ -195,15 +193,18 @@ def test_half_precision_on_a_gpu_hears_what_the_cpu_hears(small, precision, erro
     assert_near(given.float(), wanted, error)
 
 
-def on_fake_gpu(detector: Detector, *inputs: torch.Tensor | None) -> torch.Tensor:
+@pytest.fixture
+def on_fake_gpu(fake_gpu):
     """What a detector gives on a GPU that is not there: tensors know their device and have no content."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        tensors = [*detector.named_parameters(), *detector.named_buffers()]
-        state = {name: torch.empty_like(tensor, device="cuda") for name, tensor in tensors}
-        return functional_call(detector, state, tuple(x if x is None else x.to("cuda") for x in inputs))
+
+    def run(detector: Detector, *inputs: torch.Tensor | None) -> torch.Tensor:
+        with fake_gpu(detector):
+            return detector(*(x if x is None else x.to("cuda") for x in inputs))
+
+    return run
 
 
-def test_nothing_of_an_encoder_or_a_head_is_left_on_the_cpu_and_no_value_is_waited_for(small):
+def test_nothing_of_an_encoder_or_a_head_is_left_on_the_cpu_and_no_value_is_waited_for(small, on_fake_gpu):
     """A tensor of another device and a value that Python asks for are errors there."""
     backbone, source = small
     detector = Detector(backbone(source), METHODS["dense"], AASIST).train()
@@ -214,12 +215,12 @@ def test_nothing_of_an_encoder_or_a_head_is_left_on_the_cpu_and_no_value_is_wait
 
 
 @pytest.mark.parametrize("method", ["LoRA", "fixed noise", "top-2 first", "shared gate"])
-def test_nothing_of_a_method_is_left_on_the_cpu_and_no_value_is_waited_for(method, small_whisper):
+def test_nothing_of_a_method_is_left_on_the_cpu_and_no_value_is_waited_for(method, small_whisper, on_fake_gpu):
     detector = Detector(WhisperBackbone(small_whisper), (METHODS | VARIANTS)[method], MeanPooling).train()
     assert on_fake_gpu(detector, waveforms()).device.type == "cuda"
 
 
-def test_a_tensor_of_the_cpu_and_a_value_that_is_waited_for_are_seen(small_wav2vec2):
+def test_a_tensor_of_the_cpu_and_a_value_that_is_waited_for_are_seen(small_wav2vec2, on_fake_gpu):
     class Late(MeanPooling):
         def forward(self, features, lengths=None):
             return super().forward(features + (torch.ones(1, 1, 1) if self.training else features.sum().item()))
