@@ -16,7 +16,6 @@ parameters and buffers; of the backbone for 4 clips (the concatenated low-rank m
 import argparse
 import copy
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -27,50 +26,18 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import peft
 import torch
+from peers import PROJECTIONS, loop, lora_of_peft
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moelora_ad.adapters import Gate, LoRAExpert, MoELoRA
+from moelora_ad.adapters import MoELoRA
 from moelora_ad.models import AASIST, Wav2Vec2Backbone
 
 WIDTH, FRAMES, SAMPLES = 1024, 201, 64_600
 SAVED_CLIPS = 4
-PROJECTIONS = r"(.*\.)?(q|k|v|out)_proj"
 OURS, FULL = "MoE-LoRA 3 x r8 dense", "full fine-tuning"
 SMALL, LARGE, LOOP = "peft LoRA r8", "peft LoRA r24", "loop over experts"
-
-
-class LoopOverExperts(nn.Module):
-    """The usual code: a noisy softmax gate, then one expert after the other."""
-
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base
-        self.experts = nn.ModuleList(LoRAExpert(base.in_features, base.out_features, 8) for _ in range(3))
-        self.gate = Gate(base.in_features, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = functional.linear(x, self.gate.weight)
-        spread = functional.softplus(functional.linear(x, self.gate.noise_weight))
-        weights = (logits + torch.randn_like(logits) * spread).softmax(-1)
-        y = self.base(x)
-        for number, expert in enumerate(self.experts):
-            y = y + weights[..., number : number + 1] * expert(x)
-        return y
-
-
-def loop(model: nn.Module) -> None:
-    model.requires_grad_(False)
-    for name, linear in list(model.named_modules()):
-        if re.fullmatch(PROJECTIONS, name):
-            model.set_submodule(name, LoopOverExperts(linear))
-
-
-def lora_of_peft(rank: int) -> Callable[[nn.Module], object]:
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=PROJECTIONS)
-    return lambda model: peft.inject_adapter_in_model(config, model)
 
 
 SIDES: dict[str, Callable[[nn.Module], object]] = {

@@ -1,22 +1,20 @@
 """Detectors that gpu.py compares: one encoder and one head, adapted in different ways."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import peft
 import torch
-from torch import Tensor, nn
+from peers import PROJECTIONS, loop, lora_of_peft
+from torch import nn
 from torch.nn import functional
 
-from moelora_ad.adapters import AdaptationMethod, FullFineTuning, Gate, LoRAExpert, MoELoRA
+from moelora_ad.adapters import AdaptationMethod, FullFineTuning, MoELoRA
 from moelora_ad.models import AASIST, Detector, Wav2Vec2Backbone
 from moelora_ad.models.compilation import CompiledDetector
 from moelora_ad.models.transformers_internals import freeze_front_end
 from moelora_ad.training import DetectionModule
 
-PROJECTIONS = r"(.*\.)?(q|k|v|out)_proj"
 OURS, PEFT, LOOP, FULL = "MoE-LoRA 3 x r8 dense", "peft LoRA r8", "loop over experts", "full fine-tuning"
 SMALL = {
     "hidden_size": 64,
@@ -29,52 +27,27 @@ SMALL = {
 }
 
 
-class LoopOverExperts(nn.Module):
-    """The usual code: a noisy softmax gate, then one expert after the other."""
+class Peer(AdaptationMethod):
+    """A peer as a method of adaptation.
 
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base
-        self.experts = nn.ModuleList(LoRAExpert(base.in_features, base.out_features, 8) for _ in range(3))
-        self.gate = Gate(base.in_features, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = functional.linear(x, self.gate.weight)
-        spread = functional.softplus(functional.linear(x, self.gate.noise_weight))
-        weights = (logits + torch.randn_like(logits) * spread).softmax(-1)
-        y = self.base(x)
-        for number, expert in enumerate(self.experts):
-            y = y + weights[..., number : number + 1] * expert(x)
-        return y
-
-
-class Loop(AdaptationMethod):
-    """`LoopOverExperts` in the place of every projection."""
+    Args:
+        change: adapts an encoder that is frozen.
+    """
 
     casts_inputs = True
 
-    def adapt(self, encoder: nn.Module) -> None:
-        encoder.requires_grad_(False)
-        for name, linear in list(encoder.named_modules()):
-            if re.fullmatch(PROJECTIONS, name):
-                encoder.set_submodule(name, LoopOverExperts(linear))
-
-
-class PeftLoRA(AdaptationMethod):
-    """The LoRA of peft, without dropout."""
-
-    casts_inputs = True
+    def __init__(self, change: Callable[[nn.Module], object]) -> None:
+        self.change = change
 
     def adapt(self, encoder: nn.Module) -> None:
         encoder.requires_grad_(False)
-        config = peft.LoraConfig(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=PROJECTIONS)
-        peft.inject_adapter_in_model(config, encoder)
+        self.change(encoder)
 
 
 METHODS: dict[str, Callable[[], AdaptationMethod]] = {
     OURS: partial(MoELoRA, 3, 8, targets=PROJECTIONS),
-    PEFT: PeftLoRA,
-    LOOP: Loop,
+    PEFT: partial(Peer, lora_of_peft(8)),
+    LOOP: partial(Peer, loop),
     FULL: FullFineTuning,
 }
 
