@@ -172,28 +172,31 @@ def test_a_batcher_loses_no_row_and_keeps_their_order(sizes, size):
 
 
 def test_nobody_waits_for_scores_while_there_is_work(monkeypatch):
-    class Event:
-        ready = waited = False
+    class Copy:
+        """As a `HostCopy` from a GPU."""
 
-        def query(self):
-            return self.ready
+        is_there = waited = False
 
-        def synchronize(self):
-            self.ready = self.waited = True
+        def __init__(self, scores):
+            self._scores = scores
+            copies.append(self)
 
-    events = [Event() for _ in range(5)]
-    left = iter(events)
-    monkeypatch.setattr(batching, "fetched", lambda scores: (scores, next(left)))
+        def tensor(self):
+            self.waited = not self.is_there
+            return self._scores
+
+    copies: list[Copy] = []
+    monkeypatch.setattr(batching, "HostCopy", Copy)
     returning, came = Returning(), []
     for number in range(5):
         returning.add(torch.tensor([number + 0.5]), [number])
         came.append(list(returning.arrived()))
         if number == 3:
-            events[2].ready = True
+            copies[2].is_there = True
     # Two may be on their way: the third makes one wait for the first, and what is ready comes without.
     assert came == [[], [], [(0, 0.5)], [(1, 1.5)], [(2, 2.5)]]
     assert list(returning.arrived(all_of_them=True)) == [(3, 3.5), (4, 4.5)]
-    assert [event.waited for event in events] == [True, True, False, True, True]
+    assert [copy.waited for copy in copies] == [True, True, False, True, True]
 
 
 @pytest.mark.gpu

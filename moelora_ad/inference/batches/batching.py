@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moelora_ad.inference.batches.pieces import Piece
 from moelora_ad.inference.sounds import DecodedSound
+from moelora_ad.models.devices import HostCopy
 
 _IN_FLIGHT = 2  # batches that a GPU has got and not yet answered
 
@@ -68,23 +69,21 @@ class Returning:
     """Scores of batches on their way from the device, in the order of the batches."""
 
     def __init__(self) -> None:
-        self._batches: deque[tuple[list[int], Tensor, torch.Event | None]] = deque()
+        self._batches: deque[tuple[list[int], HostCopy]] = deque()
 
     def add(self, scores: Tensor, owners: list[int]) -> None:
         """Begin to fetch the scores (B,) of a batch."""
-        self._batches.append((owners, *fetched(scores)))
+        self._batches.append((owners, HostCopy(scores)))
 
     def arrived(self, all_of_them: bool = False) -> Iterator[tuple[int, float]]:
         """Files' numbers and scores of windows, as many as are there; one waits only if too many batches, or
         ``all_of_them``, are on their way."""
         while self._batches:
-            owners, scores, event = self._batches[0]
-            if event is not None and not event.query():
-                if len(self._batches) <= _IN_FLIGHT and not all_of_them:
-                    return
-                event.synchronize()
+            owners, scores = self._batches[0]
+            if len(self._batches) <= _IN_FLIGHT and not all_of_them and not scores.is_there:
+                return
             self._batches.popleft()
-            yield from zip(owners, scores.tolist(), strict=True)
+            yield from zip(owners, scores.tensor().tolist(), strict=True)
 
 
 class Pending:
@@ -129,12 +128,3 @@ class Pending:
             del self._decoded[self._given], self._scores[self._given]
             self._given += 1
             yield sound, scores
-
-
-def fetched(scores: Tensor) -> tuple[Tensor, torch.Event | None]:
-    """The scores on the CPU, and the event after which they are there; None if they are there now."""
-    if scores.device.type != "cuda":
-        return scores.cpu(), None
-    there = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
-    there.copy_(scores, non_blocking=True)
-    return there, torch.cuda.current_stream(scores.device).record_event()
