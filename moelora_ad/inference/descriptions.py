@@ -36,23 +36,19 @@ def described(result: FileScore | FileFailure, decision: DecisionRule, waveform:
     """
     if isinstance(result, FileFailure):
         return result.as_dict()
-    verdict = result.verdict(threshold=decision.threshold)
-    told: dict[str, Any] = {
-        "verdict": verdict,
-        "probability": result.probability(decision.prior),
-        "threshold": decision.threshold,
-    }
-    told = result.as_dict() | told
-    told["meaning"] = _meaning(result, str(verdict), decision, told.get("reason"))
+    told = result.as_dict(decision.prior, decision.threshold)
+    told["threshold"] = decision.threshold
+    told["meaning"] = _meaning(result, decision)
     if waveform:
         told["waveform"] = _waveform(result)
     return told
 
 
-def _meaning(result: FileScore, verdict: str, decision: DecisionRule, reason: str | None) -> str:
-    side = _SIDES.get(verdict)
-    if side is None:
-        return f"No verdict ({reason}): the score says nothing." if reason else "The model gives no verdict."
+def _meaning(result: FileScore, decision: DecisionRule) -> str:
+    if result.reason is not None:
+        return f"No verdict ({result.reason}): the score says nothing."
+    verdict = result.verdict(threshold=decision.threshold)
+    side = _SIDES[verdict]
     edge = f"{'reaches' if verdict == 'bonafide' else 'is below'} the threshold of {decision.threshold:.3g}"
     if not decision.is_calibrated:
         return (
