@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +165,27 @@ def downloaded(source: str, revision: str | None) -> Path:
     path = Path(source)
     if path.is_absolute() or source.count("/") != 1 or source.startswith("."):
         raise InputError(f"model {source}: no such folder")
-    try:
+    with downloading(f"model {source}: no such folder"):
         for name in (WEIGHTS, CONFIG):
             file = hf_hub_download(source, name, revision=revision)
         folder = Path(file).parent
         for name in read_config(folder)["backbone_files"] or ():
             hf_hub_download(source, name, revision=revision)
-    except InputError:
-        raise
+    return folder
+
+
+@contextmanager
+def downloading(told: str) -> Iterator[None]:
+    """Make what goes wrong with the hub within the block one line, which begins with ``told``.
+
+    Raises:
+        InputError: in the place of the hub client's errors.
+    """
+    try:
+        yield
     except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"model {source}: no such folder, and not to be had from the hub: {reason}") from None
-    return folder
+        raise InputError(f"{told}, and not to be had from the hub: {reason}") from None
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

@@ -1,5 +1,6 @@
 """Many clients at once on a real socket: none is lost, and each gets the score of its own sound."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -32,8 +33,15 @@ def test_two_hundred_requests_of_sixteen_clients(live, scorer, sounds):
     assert httpx.get(f"{address}/health").json()["waiting"] == 0
 
 
-def test_whom_there_is_no_place_for_is_told_and_comes_again(live, scorer, sounds):
+def test_whom_there_is_no_place_for_is_told_and_comes_again(live, scorer, sounds, monkeypatch):
     """With fewer places than clients, requests are refused, and whoever comes again as told is answered."""
+    refused, score_files = threading.Event(), scorer.score_files
+
+    def slow(*arguments, **named):  # so that all places are taken for a while, however fast the machine is
+        refused.wait(60)
+        yield from score_files(*arguments, **named)
+
+    monkeypatch.setattr(scorer, "score_files", slow)
     address = live(requests=2)
 
     def ask(number: int) -> tuple[int, float]:
@@ -45,6 +53,7 @@ def test_whom_there_is_no_place_for_is_told_and_comes_again(live, scorer, sounds
             assert (response.status_code, [*response.json()]) == (503, ["error"])
             assert int(response.headers["retry-after"]) >= 1
             refusals += 1
+            refused.set()
 
     with ThreadPoolExecutor(6) as pool:
         answers = [*pool.map(ask, range(6))]

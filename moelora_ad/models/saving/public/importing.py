@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from torch import Tensor
 
 from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
-from moelora_ad.models.saving.files import CONFIG
+from moelora_ad.models.saving.files import CONFIG, downloading
 from moelora_ad.models.saving.public.audio_classifiers import KINDS, audio_classifier
 from moelora_ad.models.saving.public.contents import PublicModel
 from moelora_ad.models.saving.public.fairseq import fairseq_encoder
@@ -175,8 +174,5 @@ def _downloaded(source: str, revision: str | None) -> Path:
     """The folder of the local hub cache that has the files of a repository."""
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise InputError(f"{source}: no such file or folder")
-    try:
+    with downloading(f"{source}: no such file or folder"):
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(_DOWNLOADED)))
-    except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{source}: no such file or folder, and not to be had from the hub: {reason}") from None
