@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from moelora_ad.adapters import LoRA
-from moelora_ad.cli import calibrate as calibrate_command
-from moelora_ad.cli.calibrate import figures_of_sets, fitted
+from moelora_ad.cli.saved_models import calibrate as calibrate_command
+from moelora_ad.cli.saved_models.calibrate import figures_of_sets, fitted
 from moelora_ad.corpora import Trial
 from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.evaluation.score_table import ScoreTable

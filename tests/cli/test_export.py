@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from moelora_ad.adapters import GatePolicy, MoELoRA
-from moelora_ad.cli import export as export_command
+from moelora_ad.cli.saved_models import export as export_command
 from moelora_ad.inference.loading import load
 from moelora_ad.models import AttentiveStatistics, Detector, WhisperBackbone
 from moelora_ad.models.saving import onnx_export

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from moelora_ad.cli import models
+from moelora_ad.cli.saved_models import models
 
 
 def test_the_packaged_model_is_listed_with_its_figures_and_limits(run_verb):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from moelora_ad.adapters import FullFineTuning, MoELoRA
-from moelora_ad.cli import calibrate as calibrate_command
+from moelora_ad.cli.saved_models import calibrate as calibrate_command
 from moelora_ad.corpora import Trial
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.inference.precision import computing_in

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 
 from moelora_ad.adapters import FullFineTuning, GatePolicy, LoRA, MoELoRA, adapter_modules
-from moelora_ad.cli import export as export_command
+from moelora_ad.cli.saved_models import export as export_command
 from moelora_ad.errors import InputError
 from moelora_ad.inference import Scorer
 from moelora_ad.models import MeanPooling, Wav2Vec2Backbone, WhisperBackbone

@@ -27,7 +27,7 @@ from moelora_ad.adapters import (
     TopLayers,
     adapted_sites,
 )
-from moelora_ad.cli import export as export_command
+from moelora_ad.cli.saved_models import export as export_command
 from moelora_ad.inference import Scorer
 from moelora_ad.inference.precision import computing_in
 from moelora_ad.models import (

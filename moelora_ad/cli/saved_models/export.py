@@ -73,7 +73,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     about = dict(detector.about or {}) | (_told(arguments.about) if arguments.about else {})
     scores, note = _scores(arguments)
     if arguments.calibrate or scores:
-        from moelora_ad.cli.calibrate import figures_of_sets, fitted
+        from moelora_ad.cli.saved_models.calibrate import figures_of_sets, fitted
         from moelora_ad.evaluation.score_table import ScoreTable
 
         development = ScoreTable.read(arguments.calibrate) if arguments.calibrate else None
