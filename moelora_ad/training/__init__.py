@@ -9,6 +9,7 @@ from moelora_ad.training.checkpoint_writing import WholeCheckpointIO
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.schedule import WarmupCosine
+from moelora_ad.training.tether import Tether
 
 __all__ = [
     "MLDG",
@@ -17,6 +18,7 @@ __all__ = [
     "DetectionModule",
     "EvaluationBatches",
     "RoutingLog",
+    "Tether",
     "TrainingBatches",
     "TrialDataset",
     "WandbRun",
