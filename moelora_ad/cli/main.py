@@ -36,6 +36,7 @@ VERBS = {
     "models": ("the detectors that come with the package", "saved_models.models"),
     "serve": ("a page and an API that score sounds", "serve"),
     "import": ("a published model or encoder as one of ours", "saved_models.import_"),
+    "extend": ("an expert for a new attack, beside those of a model", "saved_models.extend"),
     "export": ("a small model to keep, from a checkpoint", "saved_models.export"),
     "calibrate": ("make a model's scores log-likelihood ratios", "saved_models.calibrate"),
     "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweep"),

@@ -68,7 +68,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     from moelora_ad.models.saving.files import ONNX
 
     folder = Path(arguments.to)
-    _check_target(folder, arguments.onnx)
+    check_target(folder, arguments.onnx)
     detector = _detector(arguments)
     about = dict(detector.about or {}) | (_told(arguments.about) if arguments.about else {})
     scores, note = _scores(arguments)
@@ -118,8 +118,26 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
     load_weights(run.detector, state, arguments.checkpoint)
     run.detector.window = run.window
     run.detector.precision = run.precision
-    run.detector.about = {"data": _corpora(run.data)}
+    run.detector.about = {"data": _corpora(run.data) | _started_from(source, run.detector)}
     return run.detector
+
+
+def _started_from(checkpoint: Path, detector: "Detector") -> dict[str, str]:
+    """The model that a run started from, and what that says of its own training."""
+    from moelora_ad.models.saving.files import CONFIG, read_config
+    from moelora_ad.runs.record import RECORD, read_record
+
+    run = checkpoint.absolute().parent.parent
+    started = read_record(run).init_weights if (run / RECORD).is_file() else None
+    if started is None:
+        return {}
+    name = Path(started.source).name
+    what = "extended from" if detector.continued_names() else "started from"
+    told = {what: f"{name} (SHA-256 of its weights {started.sha256[:16]})"}
+    if not (Path(started.source) / CONFIG).is_file():
+        return told
+    of_model = (read_config(Path(started.source))["about"] or {}).get("data", {})
+    return told | {f"{use} of {name}": words for use, words in of_model.items()}
 
 
 def _told(path: str) -> dict[str, Any]:
@@ -183,8 +201,16 @@ def _corpus(corpus: "Corpus") -> str:
     return f"{corpus.name} {getattr(corpus, 'split', None) or ''}".strip()
 
 
-def _check_target(folder: Path, onnx: bool) -> None:
-    """Nothing but a model that was saved before is overwritten, and that as a whole."""
+def check_target(folder: Path, onnx: bool = False) -> None:
+    """See that nothing but a model that was saved before is overwritten, and that as a whole.
+
+    Args:
+        folder: where a model is to be saved.
+        onnx: whether its ``model.onnx`` will be written too.
+
+    Raises:
+        InputError: something else is there.
+    """
     from moelora_ad.models.saving.files import ONNX, read_config
 
     if folder.is_dir() and not any(folder.iterdir()):
