@@ -143,7 +143,35 @@ def program(*words: object) -> None:
 
 
 def summary(results: dict[tuple[str, int], dict]) -> str:
-    return ""
+    """EER in percent of the new attack, and mean change of the old sets in points: mean and deviation over the seeds."""
+    ways = list(dict.fromkeys(row["way"] for result in results.values() for row in result["changes"]))
+    lines = [f"{'attack':8}{'trained':22}{'before':>12}{'after':>12}{'forgetting':>14}{'halved':>8}{'kept':>8}"]
+    for attack in [*dict.fromkeys(attack for attack, _ in results), "all"]:
+        for way in ways:
+            rows = [
+                [row for row in result["changes"] if row["way"] == way]
+                for (one, _), result in results.items()
+                if attack in (one, "all")
+            ]
+            if all(row["change"] is not None for of_run in rows for row in of_run):
+                lines.append(f"{attack:8}{way:22}{_cells(rows)}")
+    return "\n".join(lines)
+
+
+def _cells(runs: list[list[dict]]) -> str:
+    new = [row for rows in runs for row in rows if row["kind"] == "new"]
+    old = [row for rows in runs for row in rows if row["kind"] == "old"]
+    means = [row["change"] for rows in runs for row in rows if row["kind"] == "mean"]
+    halved = sum(row["eer_after"] <= row["eer_before"] / 2 for row in new)
+    kept = sum(row["low"] <= 0 for row in old)  # no rise of the EER is shown at 95 %
+    figures = ([row["eer_before"] for row in new], [row["eer_after"] for row in new], means)
+    before, after, forgetting = (_spread(values) for values in figures)
+    return f"{before:>12}{after:>12}{forgetting:>14}{f'{halved}/{len(new)}':>8}{f'{kept}/{len(old)}':>8}"
+
+
+def _spread(values: list[float]) -> str:
+    text = f"{100 * mean(values):.1f}"
+    return f"{text} ± {100 * stdev(values):.1f}" if len(values) > 1 else text
 
 
 if __name__ == "__main__":

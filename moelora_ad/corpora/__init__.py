@@ -3,6 +3,7 @@
 from moelora_ad.corpora.asvspoof5 import ASVspoof5
 from moelora_ad.corpora.asvspoof2019 import ASVspoof2019, ASVspoof2019Protocol
 from moelora_ad.corpora.asvspoof2021 import ASVspoof2021DF, ASVspoof2021LA
+from moelora_ad.corpora.combined import Joined
 from moelora_ad.corpora.corpus import ClassCounts, Corpus
 from moelora_ad.corpora.fakeavceleb import FakeAVCeleb
 from moelora_ad.corpora.few import Few
@@ -37,6 +38,7 @@ __all__ = [
     "Few",
     "Folder",
     "InTheWild",
+    "Joined",
     "LJSpeech",
     "LibriSeVoc",
     "Manifest",

@@ -14,25 +14,26 @@ class Few(Corpus):
         corpus: They are drawn from it.
         num: How many spoofs, and how many bona fide trials; of a class that has fewer, all of them.
         seed: Of the draw; it is the same for the same corpus, seed and number.
+        rest: All the others instead, to be tested on.
 
     Raises:
         InputError: ``num`` is below 1.
     """
 
-    def __init__(self, corpus: Corpus, num: int, seed: int = 1) -> None:
+    def __init__(self, corpus: Corpus, num: int, seed: int = 1, rest: bool = False) -> None:
         if num < 1:
             raise InputError(f"Few: num is {num}: draw one trial of each class at least")
         self.name = corpus.name
         self.corpus = corpus
         self.num = num
         self.seed = seed
+        self.rest = rest
 
     def trials(self) -> TrialList:
         """See `Corpus.trials`."""
         trials = self.corpus.trials()
         generator = np.random.default_rng(self.seed)
-        drawn = []
+        drawn = np.zeros(len(trials), bool)
         for label in (BONA_FIDE, SPOOF):
-            places = np.flatnonzero(trials.labels == label)
-            drawn.append(generator.permutation(places)[: self.num])
-        return trials.select(np.sort(np.concatenate(drawn)))
+            drawn[generator.permutation(np.flatnonzero(trials.labels == label))[: self.num]] = True
+        return trials.select(np.flatnonzero(drawn != self.rest))

@@ -64,10 +64,12 @@ def read_data(path: str, options: Options, window: int) -> dict[str, Any]:
         raise InputError.at(path, f"data.train has {', '.join(train)}: call what is new 'new', or 'new_...'")
     if not isinstance(tests, dict) or not any(map(is_new, tests)):
         raise InputError.at(path, "data.test has no set of the new attack: call it 'new', or 'new_...'")
+    size = BATCH
     if options.few is not None:
+        size = min(size, 2 * options.few)
         train = {name: _few(corpus, options) if is_new(name) else corpus for name, corpus in train.items()}
     segment = {"samples": window}
-    defaults: dict[str, Any] = {"batch_size": BATCH, "class_balanced": True}
+    defaults: dict[str, Any] = {"batch_size": size, "class_balanced": True}
     if not {"train_segment", "eval_segment"} & data.keys():
         defaults |= {"train_segment": segment | {"position": "random"}, "eval_segment": segment}
     if any(not is_new(name) for name in train):  # half of what is seen is new, however little there is
