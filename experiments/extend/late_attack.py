@@ -1,4 +1,4 @@
-"""Each attack of MiniLA as the one that came late: a base model that has never met it, and its extension by `few` of it.
+"""Each attack of MiniLA as the one that came late: a base that has never met it, and its extension by a few of it.
 
     python experiments/extend/late_attack.py --to runs/late_attack
     python experiments/extend/late_attack.py --corpus ROOT --epochs 5 --few 100 --replay 400 --to runs/late_attack
@@ -143,7 +143,7 @@ def program(*words: object) -> None:
 
 
 def summary(results: dict[tuple[str, int], dict]) -> str:
-    """EER in percent of the new attack, and mean change of the old sets in points: mean and deviation over the seeds."""
+    """The EER of the new attack in percent, the mean change of the old sets in points: means, deviations over seeds."""
     ways = list(dict.fromkeys(row["way"] for result in results.values() for row in result["changes"]))
     lines = [f"{'attack':8}{'trained':22}{'before':>12}{'after':>12}{'forgetting':>14}{'halved':>8}{'kept':>8}"]
     for attack in [*dict.fromkeys(attack for attack, _ in results), "all"]:

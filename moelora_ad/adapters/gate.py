@@ -24,10 +24,10 @@ class GatePolicy:
         level: "token" decides for each token; "utterance" once for all tokens of a row, from the mean of their logits
             (padding: see `valid_tokens`).
         temperature: divides the logits, noise included.
-        added: how many experts, the last ones, came later (`Extension`). Each is weighed by itself, by the logistic
-            function of its score, whatever the others get; all else said here is of the others.
         noise_mean: of fixed noise, one number for each expert. (The same number for all of them would change nothing.)
         noise_std: of fixed noise.
+        added: how many experts, the last ones, came later (`Extension`). Each is weighed by itself, by the logistic
+            function of its score, whatever the others get; all else said here is of the others.
 
     Raises:
         ValueError: the combination contradicts itself or cannot be trained.

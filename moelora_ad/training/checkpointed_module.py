@@ -32,7 +32,7 @@ from moelora_ad.models.saving.checkpoints import (
 from moelora_ad.runs.record import InitialWeights
 from moelora_ad.training.callbacks.divergence import LossCheck, check_weights
 from moelora_ad.training.initial_weights import OPTION, load_initial_weights
-from moelora_ad.training.tether import Tether
+from moelora_ad.training.losses.tether import Tether
 
 INIT_WEIGHTS = "init_weights"  # keys of a checkpoint
 TETHER = "tether"

@@ -36,14 +36,14 @@ from moelora_ad.training.callbacks.divergence import LossCheck
 from moelora_ad.training.checkpointed_module import CheckpointedModule
 from moelora_ad.training.compilation import compiled
 from moelora_ad.training.gradients import FirstSteps
-from moelora_ad.training.loss_module import LossModule
+from moelora_ad.training.losses.loss_module import LossModule
+from moelora_ad.training.losses.tether import Tether
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.optimizers import fused
 from moelora_ad.training.randomness import seed_batch
 from moelora_ad.training.schedule import WarmupCosine
 from moelora_ad.training.scoring import Evaluated, SetFigures, SetResult, SetScores, UnlistedResult, evaluation_sets
-from moelora_ad.training.tether import Tether
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]

@@ -89,7 +89,7 @@ def _few(corpus: Any, options: Options) -> dict[str, Any]:
 
 
 def configurations(
-    model: Path, parts: Mapping[str, Any], precision: str | None, data: Mapping[str, Any], options: Options
+    model: Path, parts: dict[str, Any], precision: str | None, data: Mapping[str, Any], options: Options
 ) -> dict[str, dict[str, Any]]:
     """The configuration of each run by its name; without old data there is no run on old and new.
 

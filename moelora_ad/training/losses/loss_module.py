@@ -12,7 +12,7 @@ from moelora_ad.adapters import AuxiliaryTerms
 from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
 from moelora_ad.models import Detector
-from moelora_ad.training.tether import Tether
+from moelora_ad.training.losses.tether import Tether
 
 
 class SharedLoss(NamedTuple):

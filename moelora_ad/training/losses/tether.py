@@ -32,8 +32,8 @@ class Tether:
     Args:
         weight: of the term beside the loss.
         temperature: T.
-        trials: which are held: "all" of them, as in the paper; or "bona_fide" alone, since what the old detector said
-            of a new attack is what it has to unlearn.
+        trials: which are held: "right" those that the old detector was right about, its log-odds on their label's side;
+            "bona_fide" the bona fide ones; "all" as in the paper, which holds what a new attack has to change too.
 
     Attributes:
         start: the tensors that training changes, by name, as they were when it began; None before that.
@@ -43,13 +43,13 @@ class Tether:
     """
 
     def __init__(
-        self, weight: float = 1.0, temperature: float = 2.0, trials: Literal["all", "bona_fide"] = "all"
+        self, weight: float = 1.0, temperature: float = 2.0, trials: Literal["right", "bona_fide", "all"] = "right"
     ) -> None:
         for name, value in (("weight", weight), ("temperature", temperature)):
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(f"Tether: {name} is {value}: give a number above 0")
-        if trials not in ("all", "bona_fide"):
-            raise InputError(f"Tether: trials is {trials!r}: choose 'all' or 'bona_fide'")
+        if trials not in ("right", "bona_fide", "all"):
+            raise InputError(f"Tether: trials is {trials!r}: choose 'right', 'bona_fide' or 'all'")
         self.weight = weight
         self.temperature = temperature
         self.trials = trials
@@ -94,11 +94,13 @@ class Tether:
             batch: of this process.
             logits: (n, 2) of its clips, that gradients flow from.
         """
-        held = batch.read & (batch.labels == BONA_FIDE) if self.trials == "bona_fide" else batch.read
-        held = held.repeat_interleave(len(logits) // len(batch.trials))
         old, new = (
             (one[:, 1].float() - one[:, 0].float()) / self.temperature for one in (self.logits(detector, batch), logits)
         )
+        clips = len(logits) // len(batch.trials)
+        held, bona_fide = (of.repeat_interleave(clips) for of in (batch.read, batch.labels == BONA_FIDE))
+        if self.trials != "all":
+            held = held & (bona_fide if self.trials == "bona_fide" else (old > 0) == bona_fide)
         rise = functional.logsigmoid(old) - functional.logsigmoid(new)
         fall = functional.logsigmoid(-old) - functional.logsigmoid(-new)
         divergence = torch.sigmoid(old) * rise + torch.sigmoid(-old) * fall
