@@ -4,11 +4,11 @@
     python experiments/extend/late_attack.py --corpus ROOT --epochs 5 --few 100 --replay 400 --to runs/late_attack
 
 ROOT holds MiniLA and MiniOOD (default: the quickstart's small part of them). For each attack and seed it trains a base
-on all others, exports it, runs `moelora-ad extend` with a few utterances of the attack, and writes RESULTS into
+on all others, exports it, runs `moelora-ad extend` with a few utterances of the attack, and keeps all in
 ATTACK/seed_S; what is there is not done again. At the end one table: the means over seeds, and over attacks, and in how
 many cases the old sets stayed within their intervals and the new attack's EER was at least halved.
 
-The development speakers are split: those of one half select checkpoints, those of the other are tested on. MiniLA's
+The development speakers are split: those of one half select the base's checkpoint, the others are tested on. MiniLA's
 evaluation part and MiniOOD have attacks that neither the base nor its extension knows.
 """
 

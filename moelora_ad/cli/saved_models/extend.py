@@ -22,7 +22,7 @@ _EXAMPLE = """FILE has the part data of a configuration, and nothing else:
     train:
       new: CORPUS        # of the new attack, with bona fide speech
       replay: CORPUS     # some old training data, if there is any; data.train_weights has the shares (default: half)
-    val: CORPUS          # selects the checkpoint: the old attacks and the new one
+    val: CORPUS          # development set, looked at when all steps are done
     test:
       new: CORPUS        # the new attack: new, or new_NAME for several
       old_attacks: CORPUS
@@ -57,7 +57,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add("--seed", type=int, default=1, help="fixes what is drawn, weights and order (default: 1)")
     training = parser.add_argument_group("training")
     add = training.add_argument
-    add("--steps", type=int, default=200, metavar="N", help="of the optimiser, in each run (default: 200)")
+    add("--steps", type=int, default=100, metavar="N", help="of the optimiser, in each run (default: 100)")
     add("--start", type=float, default=0.5, metavar="W", help="weight of the new expert at first (default: 0.5)")
     add("--train-gates", action="store_true", help="train the old experts' gate rows too")
     add("--train-classifier", action="store_true", help="train the classifier too")

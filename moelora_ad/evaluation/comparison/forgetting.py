@@ -87,7 +87,7 @@ def changes_table(found: Sequence[Change]) -> TextTable:
         low, high = (_points(limit) for limit in one.eer.interval)
         eers = (f"{100 * value:.2f}" for value in (one.eer.second, one.eer.first))
         rows.append((way, named, *eers, _points(one.eer.difference), f"[{low}, {high}]"))
-    note = "change: of the EER in points, with the paired 95 % interval of a bootstrap over groups of trials"
+    note = "change: in points, with the paired 95 % interval of a bootstrap over clusters"
     columns = ("trained", "set", "before", "after", "change", "95 %")
     return TextTable("EER % before and after", columns, rows, words=2, notes=(note,))
 
