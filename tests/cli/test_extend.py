@@ -80,6 +80,8 @@ def test_a_model_is_extended_and_the_table_tells_what_came_of_it(
     card = (to / "README.md").read_text()
     assert "- extended from: model (SHA-256 of its weights " in card
     assert "- training of model: MiniLA train" in card
+    assert "| LoRA experts | 1,024 |" in card  # the new one's
+    assert "| classifier |" not in card
     # The table against `compare`, from the score files.
     report = json.loads((tmp_path / "extended_report" / "extension.json").read_text())
     rows = {(row["way"], row["set"]): row for row in report["changes"]}
