@@ -56,6 +56,17 @@ def test_training_begins_at_even_odds_and_learns_what_only_deviations_tell():
     assert (head.eval()(features).argmax(1) == labels).all()
 
 
+def test_training_standardises_as_evaluation_does():
+    torch.manual_seed(1)
+    head = StatisticsPooling(4, dropout=0.0)
+    torch.nn.init.normal_(head.output.weight)
+    for _ in range(3):
+        features = 5 * torch.randn(6, 20, 4) + 3
+        trained = head.train()(features)
+        torch.testing.assert_close(head.eval()(features), trained, rtol=0, atol=0)
+    assert head.norm.running_mean.abs().max() > 0.3
+
+
 def test_dropout_is_of_training_alone():
     head = StatisticsPooling(4, dropout=0.9)
     torch.nn.init.ones_(head.output.weight)
