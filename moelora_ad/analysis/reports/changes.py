@@ -12,6 +12,7 @@ from moelora_ad.analysis.reports.report import Report
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 _DECIDES, _UNSEEN = "decides", "unseen"
+_TOO_KIND = "the intervals of deciding sets are those of the best of several experts, so a little too kind"
 
 
 def prune_report(pruning: Pruning) -> Report:
@@ -31,6 +32,7 @@ def prune_report(pruning: Pruning) -> Report:
     notes = [
         "gates decide between the experts that remain; experts have the numbers of the original, from 0",
         *_notes(pruning.sets, pruning.margin, pruning.resamples),
+        *([_TOO_KIND] if pruning.dropped else []),
         *pruning.notes,
     ]
     return Report(
