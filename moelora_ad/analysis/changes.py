@@ -167,21 +167,26 @@ class Original:
         self,
         source: str | Path,
         data: DATA,
-        decide_on: Collection[str] = (DEV,),
-        backbone: str | None = None,
-        revision: str | None = None,
-        allow: Collection[str] = (),
+        decide_on: Collection[str],
+        backbone: str | None,
+        revision: str | None,
+        allow: Collection[str],
     ) -> None:
         self._source = source
         self._given: dict[str, Any] = {"backbone": backbone, "revision": revision, "allow": allow}
         detector = self.again()
         path = Path(found_model(source))
         self._run = None if (path / CONFIG).exists() or not path.exists() else _run_of(path)
-        if not isinstance(data, AudioDeepfakeDataModule):
-            given = [data] if isinstance(data, str | Path) else data
-            data = self._data_of(given, detector.window)
+        self._data_of_run = None if self._run is None else self._read([self._run / "config.yaml"], detector.window)
+        if data is None:
+            data = self._data_of_run
+        elif not isinstance(data, AudioDeepfakeDataModule):
+            data = self._read([data] if isinstance(data, str | Path) else data, detector.window)
+        if data is None:
+            raise InputError(f"{source} is a model, which has no corpora: name them with --data FILE")
         self.trained = self.with_data(detector, data)
-        self.deciding = {name: self._trials(name) for name in dict.fromkeys(decide_on)}
+        named = [decide_on] if isinstance(decide_on, str) else dict.fromkeys(decide_on)
+        self.deciding = {name: self._trials(name) for name in named}
         if not self.deciding:
             raise InputError("decide_on names no set: the change must be decided on one")
         left = [name for name in ([DEV] if data.val else []) + [*data.test] if name not in self.deciding]
@@ -205,10 +210,11 @@ class Original:
     def with_data(self, detector: Detector, data: AudioDeepfakeDataModule | None = None) -> TrainedDetector:
         """A detector in the place of the model."""
         data = self.trained.data if data is None else data
-        name = Path(self._source).name
-        if self._run is not None:
+        name, seed, place = Path(self._source).name, data.seed, Path(self._source)
+        if self._run is not None and self._data_of_run is not None:
             name = read_record(self._run).system if (self._run / RECORD).exists() else self._run.name
-        return TrainedDetector(detector, data, name, data.seed, Path(self._source), Path(self._source))
+            seed = self._data_of_run.seed
+        return TrainedDetector(detector, data, name, seed, place, place)
 
     def scores(self, trained: TrainedDetector, sets: Mapping[str, TrialList], passes: AudioPasses) -> dict[str, Any]:
         """The scores of sets by the model or by a changed one, by name."""
@@ -235,8 +241,8 @@ class Original:
             seed: of these.
         """
         about, packs = dict(detector.about or {}), is_packed(detector.configuration or {})
-        if self._run is not None:
-            about["data"] = corpora_in_words(data_of([str(self._run / "config.yaml")], self._given["allow"]))
+        if self._data_of_run is not None:
+            about["data"] = corpora_in_words(self._data_of_run)
             origin = f"the run {self.trained.name}, seed {self.trained.seed}"
         else:
             digest = (detector.configuration or {})["weights_sha256"]
@@ -253,11 +259,8 @@ class Original:
             notes.append("the calibration was fitted on other scores and is taken off: these are not calibrated")
         return Changed(detector, packs, notes)
 
-    def _data_of(self, paths: Sequence[str | Path] | None, window: int) -> AudioDeepfakeDataModule:
-        if paths is None and self._run is None:
-            raise InputError(f"{self._source} is a model, which has no corpora: name them with --data FILE")
-        given = [self._run / "config.yaml"] if self._run is not None and paths is None else paths or []
-        return data_of([str(path) for path in given], self._given["allow"], window)
+    def _read(self, paths: Sequence[str | Path], window: int) -> AudioDeepfakeDataModule:
+        return data_of([str(path) for path in paths], self._given["allow"], window)
 
     def _trials(self, name: str) -> TrialList:
         if name == DEV and self.trained.data.val is None:

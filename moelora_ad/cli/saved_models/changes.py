@@ -67,9 +67,11 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
         parser.error(str(error))
     try:
         report, changed = computed(work, keywords)
-        if changed is not None:
-            changed.save_pretrained(to)
-        tell(report, folder)
+        try:
+            tell(report, folder)
+        finally:  # what was computed is not lost because another folder cannot be written
+            if changed is not None:
+                changed.save_pretrained(to)
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
