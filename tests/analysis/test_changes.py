@@ -192,6 +192,22 @@ def test_one_expert_is_left_as_a_plain_lora(sharp, corpora, tmp_path):
     assert now.operations < before.operations
 
 
+def test_a_silent_expert_goes_unnoticed_and_the_others_cannot_go_without_it(small_whisper, corpora, tmp_path):
+    """Computing rounds the encoder of a model that is judged in half precision; what is kept is float32."""
+    detector = mixture(small_whisper, experts=2)
+    for _, layer in adapted_sites(detector):
+        layer.gate.logit_offset[1] = -torch.inf
+    separating(detector, corpora).precision = "bf16-true"
+    detector.save_pretrained(tmp_path / "model")
+    pruning = prune_experts(tmp_path / "model", data=corpora["data"], decide_on="dev", margin=0, resamples=20)
+    assert [[*one.without] for one in pruning.rounds] == [[1]]  # without expert 0 gates would have none to choose
+    assert pruning.dropped == [1]
+    pruning.changed.save_pretrained(tmp_path / "to")
+    pruned = load(tmp_path / "to")
+    assert pruned.calibration == CALIBRATION
+    assert all(torch.equal(tensor, detector.state_dict()[name]) for name, tensor in pruned.state_dict().items())
+
+
 def test_a_dry_run_looks_at_deciding_sets_alone_and_writes_nothing(idle, corpora, run_verb):
     dev = Manifest(corpora["spoofs"].with_name("dev.csv"), "dev")
     data = AudioDeepfakeDataModule(val=dev, test={"elsewhere": dev}, eval_segment=Segment(WINDOW))
