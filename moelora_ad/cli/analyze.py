@@ -60,7 +60,6 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     folder = keywords.pop("to", None)
     if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
         parser.error(f"--to: {folder} is not a folder")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return _analyze(analysis, keywords, folder)
     except InputError as error:
@@ -85,6 +84,7 @@ def computed(work: Callable[[Keywords], Made], keywords: Keywords, reads_audio: 
     Raises:
         InputError: there is too little memory, or of the function.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from moelora_ad.models.devices import is_out_of_memory, usable_device
 
     with progress() as show:
@@ -236,13 +236,13 @@ def _add_sets(parser: Parser) -> None:
 
 
 def _add_permutations(parser: Parser, default: int) -> None:
-    parser.add_argument("--permutations", type=whole(1), metavar="N", help=f"default: {default}")
-    parser.add_argument("--seed", type=whole(0), help="of the permutations (default: 1)")
+    parser.add_argument("--permutations", type=_whole(1), metavar="N", help=f"default: {default}")
+    parser.add_argument("--seed", type=_whole(0), help="of the permutations (default: 1)")
 
 
 def add_bootstrap(parser: Parser) -> None:
-    parser.add_argument("--resamples", type=whole(1), metavar="N", help="default: 1000")
-    parser.add_argument("--seed", type=whole(0), help="of the bootstrap (default: 1)")
+    parser.add_argument("--resamples", type=_whole(1), metavar="N", help="default: 1000")
+    parser.add_argument("--seed", type=_whole(0), help="of the bootstrap (default: 1)")
 
 
 def _add_building(parser: Parser) -> None:
@@ -254,10 +254,10 @@ def add_passes(parser: Parser) -> None:
     """The options of building a model and passing audio through it."""
     _add_building(parser)
     parser.add_argument(
-        "--batch-size", type=whole(1), metavar="N", help="utterances at once (default: as the run evaluated)"
+        "--batch-size", type=_whole(1), metavar="N", help="utterances at once (default: as the run evaluated)"
     )
     parser.add_argument(
-        "--workers", type=whole(0), metavar="N", help="processes that read audio (default: as the run had)"
+        "--workers", type=_whole(0), metavar="N", help="processes that read audio (default: as the run had)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
     parser.add_argument(
@@ -283,7 +283,7 @@ def _precision(text: str) -> str:
     return text
 
 
-def whole(least: int) -> Callable[[str], int]:
+def _whole(least: int) -> Callable[[str], int]:
     """The type of an option that is a whole number, at least ``least``."""
 
     def parse(text: str) -> int:

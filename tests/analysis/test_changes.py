@@ -43,7 +43,7 @@ def corpora(tmp_path_factory, quickstart):
             writer.writerows([la / "flac" / f"{r[1]}.flac", r[1], r[4], r[0], r[3].strip("-")] for r in some)
     manifest = {
         name: {"class_path": "moelora_ad.corpora.Manifest", "init_args": {"path": str(folder / file), "name": name}}
-        for name, file in (("dev", "dev.csv"), ("elsewhere", "dev.csv"), ("spoofs", "spoofs.csv"))
+        for name, file in (("dev", "dev.csv"), ("elsewhere", "dev.csv"))
     }
     data = folder / "data.yaml"
     data.write_text(yaml.safe_dump({"data": {"val": manifest["dev"], "test": {"elsewhere": manifest["elsewhere"]}}}))
@@ -351,3 +351,16 @@ def test_a_method_that_does_not_say_what_makes_its_adapters_is_refused(small_whi
     detector.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="cannot be changed: Quiet does not say what makes its adapters"):
         prune_experts(tmp_path, data=corpora["data"], allow=[__name__])
+
+
+@pytest.mark.gpu
+def test_changes_on_a_gpu_are_those_on_the_cpu(idle, constant, corpora, gpu):
+    found = []
+    for device in ("cpu", gpu):
+        given = {"data": corpora["data"], "resamples": 20, "device": device}
+        pruning, merging = prune_experts(idle, **given), merge_experts(constant, into_weights=True, **given)
+        assert pruning.dropped == [0]
+        states = [one.changed.detector.state_dict() for one in (pruning, merging)]
+        assert {tensor.device.type for state in states for tensor in state.values()} == {"cpu"}
+        found.append([one.sets["elsewhere"].after.scores for one in (pruning, merging)])
+    np.testing.assert_allclose(found[1], found[0], atol=1e-4)
