@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from moelora_ad.audio import Augmentation, Excerpt, Segment
+from moelora_ad.audio import SHORTEST, TRAINING_SAMPLES, Augmentation, Excerpt, ScoredClips, Segment
 from moelora_ad.corpora import Corpus, TrialList
 from moelora_ad.data.dataset import Batch, OnError, TrialDataset
 from moelora_ad.data.lengths import lengths_of
@@ -213,6 +213,12 @@ class AudioDeepfakeDataModule(LightningDataModule):
                 )
             )
         return loaders
+
+    @property
+    def scored_clips(self) -> ScoredClips:
+        """The clips that a detector which was evaluated so scores in any file."""
+        window = self.eval_segment.samples or self.train_segment.samples or TRAINING_SAMPLES
+        return ScoredClips(window, window if self.eval_segment.short == "repeat" else min(SHORTEST, window))
 
     def _lengths_of(self, name: str, trials: TrialList) -> NDArray[np.int64]:
         if name not in self._lengths:

@@ -115,7 +115,7 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
     configs = arguments.config or [config_beside(arguments.checkpoint)]
     run = build_from_configs(configs, state, arguments.checkpoint, arguments.backbone, arguments.allow)
     load_weights(run.detector, state, arguments.checkpoint)
-    run.detector.window = run.window
+    run.detector.window, run.detector.fill = run.clips
     run.detector.precision = run.precision
     run.detector.about = {"data": corpora_in_words(run.data)}
     return run.detector

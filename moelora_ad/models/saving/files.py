@@ -61,7 +61,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError.at(path, "is not of a detector that moelora-ad saved; make one with moelora-ad export")
     if config["format"] != FORMAT:
         raise InputError.at(path, f"is of format {config['format']!r}, this moelora_ad reads {FORMAT}: upgrade it")
-    for name in ("precision", "backbone_files"):
+    for name in ("precision", "backbone_files", "fill"):
         config.setdefault(name, None)  # models of earlier versions do not tell it
     if missing := [name for name in _FIELDS if name not in config]:
         raise InputError.at(path, f"has no field {missing[0]!r}")
@@ -261,6 +261,7 @@ _FIELDS = {
     "labels": lambda value: value == LABELS,
     "sample_rate": lambda value: value == SAMPLE_RATE,
     "window": is_window,
+    "fill": lambda value: value is None or is_window(value),
     "precision": lambda value: value is None or isinstance(value, str),
     "backbone": lambda value: _is_part(value) and isinstance(value.get("init_args"), dict),
     "backbone_sha256": lambda value: value is None or _is_sha256(value),
