@@ -18,7 +18,7 @@ from moelora_ad.adapters import AdapterError
 from moelora_ad.analysis.passes import AudioPasses
 from moelora_ad.analysis.scoring import check_both_classes, eer_difference, scores_of_variants
 from moelora_ad.analysis.trained import TrainedDetector, trials_of
-from moelora_ad.audio import SAMPLE_RATE
+from moelora_ad.audio import SAMPLE_RATE, Segment
 from moelora_ad.configuration.building import config_beside
 from moelora_ad.configuration.data import data_of
 from moelora_ad.corpora import TrialList
@@ -177,11 +177,11 @@ class Original:
         detector = self.again()
         path = Path(found_model(source))
         self._run = None if (path / CONFIG).exists() or not path.exists() else _run_of(path)
-        self._data_of_run = None if self._run is None else self._read([self._run / "config.yaml"], detector.window)
+        self._data_of_run = None if self._run is None else self._read([self._run / "config.yaml"], detector)
         if data is None:
             data = self._data_of_run
         elif not isinstance(data, AudioDeepfakeDataModule):
-            data = self._read([data] if isinstance(data, str | Path) else data, detector.window)
+            data = self._read([data] if isinstance(data, str | Path) else data, detector)
         if data is None:
             raise InputError(f"{source} is a model, which has no corpora: name them with --data FILE")
         self.trained = self.with_data(detector, data)
@@ -259,8 +259,11 @@ class Original:
             notes.append("the calibration was fitted on other scores and is taken off: these are not calibrated")
         return Changed(detector, packs, notes)
 
-    def _read(self, paths: Sequence[str | Path], window: int) -> AudioDeepfakeDataModule:
-        return data_of([str(path) for path in paths], self._given["allow"], window)
+    def _read(self, paths: Sequence[str | Path], detector: Detector) -> AudioDeepfakeDataModule:
+        """The data of configurations; where these do not say what is scored, as the detector was evaluated."""
+        repeats = detector.fill is None or detector.fill >= detector.window
+        segment = Segment(detector.window, short="repeat" if repeats else "pad")
+        return data_of([str(path) for path in paths], self._given["allow"], segment)
 
     def _trials(self, name: str) -> TrialList:
         if name == DEV and self.trained.data.val is None:

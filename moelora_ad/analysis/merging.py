@@ -188,7 +188,7 @@ def with_own_encoder(detector: Detector) -> Detector:
     fresh = kind(**(backbone.init_args | without_source(kind)))
     made = Detector(fresh, FrozenBackbone(), lambda width: detector.classifier)
     made.load_state_dict(detector.state_dict())
-    made.window, made.precision = detector.window, detector.precision
+    made.window, made.fill, made.precision = detector.window, detector.fill, detector.precision
     made.calibration, made.about = detector.calibration, detector.about
     made.configuration, made.encoder_named = detector.configuration, detector.encoder_named
     return made.eval()

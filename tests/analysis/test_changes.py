@@ -10,7 +10,7 @@ import yaml
 
 from moelora_ad.adapters import AdaptationMethod, FrozenBackbone, GatePolicy, LoRA, MoELoRA, adapted_sites
 from moelora_ad.analysis import merge_experts, prune_experts
-from moelora_ad.analysis.changes import SetChange
+from moelora_ad.analysis.changes import Original, SetChange
 from moelora_ad.analysis.pruning import Without
 from moelora_ad.audio import Segment, read_segment
 from moelora_ad.cli.saved_models import merge as merge_command
@@ -120,7 +120,8 @@ def constant(tmp_path_factory, small_whisper, corpora):
     for _, layer in adapted_sites(detector):
         layer.gate.logit_offset.copy_(torch.tensor([0.5, -1.0, 0.0]))
     folder = tmp_path_factory.mktemp("constant") / "model"
-    separating(detector, corpora).save_pretrained(folder)
+    separating(detector, corpora).fill = 1_600
+    detector.save_pretrained(folder)
     return folder
 
 
@@ -289,12 +290,15 @@ def test_a_mixture_with_constant_gates_is_one_lora_exactly(constant, corpora, ru
 
 
 def test_merged_into_the_weights_no_adapter_is_left(constant, corpora, tmp_path):
+    model = Original(constant, corpora["data"], ["dev"], None, None, ())
+    assert model.trained.data.eval_segment == Segment(WINDOW, short="pad")  # as it was evaluated
     merging = merge_experts(constant, data=corpora["data"], into_weights=True, tolerance=0, resamples=20)
     assert merging.costs[1].adapters == 0
     assert all(errors[site] < 1e-3 for errors in merging.errors.values() for site in errors)
     merging.changed.save_pretrained(tmp_path)
     merged, original = load(tmp_path), load(constant)
     assert type(merged.adaptation) is FrozenBackbone
+    assert (merged.window, merged.fill) == (WINDOW, 1_600)
     assert merged.sites == ()
     weights = torch.softmax(torch.tensor([0.5, -1.0, 0.0]), 0)
     plain = merged.backbone.encoder
