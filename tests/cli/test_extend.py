@@ -18,6 +18,7 @@ from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 from moelora_ad.models.saving.specification import describe, maker
 from moelora_ad.sweeps.states import readable_status_of
 
+CLIPS = {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": 16_000, "short": "repeat"}}
 OPTIONS = Options(None, 4, 1, 0.5, False, False, None)
 
 
@@ -78,7 +79,7 @@ def test_a_model_is_extended_and_the_table_tells_what_came_of_it(
     assert [len(layer.experts) for _, layer in adapted_sites(new)] == [3] * 8
     assert all(torch.equal(new.state_dict()[name], tensor) for name, tensor in old.state_dict().items())
     card = (to / "README.md").read_text()
-    assert "- extended from: model (SHA-256 of its weights " in card
+    assert "## Changes after training\n\n- extended from model (SHA-256 of its weights " in card
     assert "- training of model: MiniLA train" in card
     assert "| LoRA experts | 1,024 |" in card  # the new one's
     assert "| classifier |" not in card
@@ -136,14 +137,14 @@ def test_what_a_file_lacks_is_one_line(lightning, model, data_file, tmp_path, ex
 
 
 def test_without_old_data_the_old_model_holds_it(model, data_file, experiment):
-    data = read_data(str(data_file(train=experiment["data"]["train"])), OPTIONS, 16_000)
+    data = read_data(str(data_file(train=experiment["data"]["train"])), OPTIONS, CLIPS)
     parts = json.loads((model / "config.json").read_text())
     made = configurations(model, parts, None, data, OPTIONS)
     assert made.keys() == {"extended", "all_on_new"}
     assert made["extended"]["model"]["tether"]["init_args"] == {"weight": extension_runs.TETHER}
     assert "tether" not in made["all_on_new"]["model"]
-    assert data["eval_segment"] == {"samples": 16_000}
-    data = read_data(str(data_file()), OPTIONS, 16_000)
+    assert data["eval_segment"] == CLIPS
+    data = read_data(str(data_file()), OPTIONS, CLIPS)
     assert configurations(model, parts, None, data, OPTIONS)["extended"]["model"]["tether"] is None
 
 

@@ -1,7 +1,7 @@
 """A saved model in the place of a checkpoint: ``--ckpt_path MODEL`` of validate, test and predict."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,20 @@ def with_model(arguments: Sequence[str]) -> list[str]:
     if arguments[:1] == ["fit"] or path is None or not is_model(path):
         return [*arguments]
     config, parts = model_parts(Path(path))
-    segment = {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": config["window"]}}
     verb, *rest = arguments
     chosen = [f"--model.{name}={json.dumps(parts[name])}" for name in PARTS]
-    return [verb, f"--data.eval_segment={json.dumps(segment)}", *rest, *chosen]
+    return [verb, f"--data.eval_segment={json.dumps(segment_of(config))}", *rest, *chosen]
+
+
+def segment_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The clips that a saved model was evaluated on, as a configuration has them.
+
+    Args:
+        config: its ``config.json``.
+    """
+    window, fill = config["window"], config["fill"]
+    short = "repeat" if fill is None or fill >= window else "pad"
+    return {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": window, "short": short}}
 
 
 def model_parts(

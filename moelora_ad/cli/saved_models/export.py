@@ -14,8 +14,6 @@ from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 
 if TYPE_CHECKING:
-    from moelora_ad.corpora import Corpus
-    from moelora_ad.data.data_module import AudioDeepfakeDataModule
     from moelora_ad.models import Detector
 
 
@@ -104,6 +102,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
 
 def _detector(arguments: argparse.Namespace) -> "Detector":
     from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
+    from moelora_ad.data.data_module import corpora_in_words
     from moelora_ad.models import Detector
     from moelora_ad.models.saving.files import CONFIG
 
@@ -116,28 +115,28 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
     configs = arguments.config or [config_beside(arguments.checkpoint)]
     run = build_from_configs(configs, state, arguments.checkpoint, arguments.backbone, arguments.allow)
     load_weights(run.detector, state, arguments.checkpoint)
-    run.detector.window = run.window
+    run.detector.window, run.detector.fill = run.clips
     run.detector.precision = run.precision
-    run.detector.about = {"data": _corpora(run.data) | _started_from(source, run.detector)}
+    data, history = _started_from(source, run.detector)
+    run.detector.about = {"data": corpora_in_words(run.data) | data} | ({"history": history} if history else {})
     return run.detector
 
 
-def _started_from(checkpoint: Path, detector: "Detector") -> dict[str, str]:
-    """The model that a run started from, and what that says of its own training."""
-    from moelora_ad.models.saving.files import CONFIG, read_config
+def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str], list[str]]:
+    """For the card of a run that started from a model: what that says of its own training, and what was done to it."""
+    from moelora_ad.models.saving.files import CONFIG, read_config, short
     from moelora_ad.runs.record import RECORD, read_record
 
     run = checkpoint.absolute().parent.parent
     started = read_record(run).init_weights if (run / RECORD).is_file() else None
     if started is None:
-        return {}
-    name = Path(started.source).name
-    what = "extended from" if detector.continued_names() else "started from"
-    told = {what: f"{name} (SHA-256 of its weights {started.sha256[:16]})"}
-    if not (Path(started.source) / CONFIG).is_file():
-        return told
-    of_model = (read_config(Path(started.source))["about"] or {}).get("data", {})
-    return told | {f"{use} of {name}": words for use, words in of_model.items()}
+        return {}, []
+    model = Path(started.source)
+    about = (read_config(model)["about"] or {}) if (model / CONFIG).is_file() else {}
+    what = "extended" if detector.continued_names() else "trained on"
+    done = f"{what} from {model.name} (SHA-256 of its weights {short(started.sha256)})"
+    told = {f"{use} of {model.name}": words for use, words in about.get("data", {}).items()}
+    return told, [*about.get("history", []), done]
 
 
 def _told(path: str) -> dict[str, Any]:
@@ -185,20 +184,6 @@ def _onnx_failure(detector: "Detector", folder: Path) -> str | None:
     if fixed:
         print(f"{ONNX} takes clips of {detector.window:,} samples and no others: {' '.join(fixed.split())}")
     return None
-
-
-def _corpora(data: "AudioDeepfakeDataModule") -> dict[str, str]:
-    """Which corpora a run used, in words."""
-    from moelora_ad.data.shares import by_name
-
-    words = {"training": ", ".join(sorted({_corpus(corpus) for corpus in by_name(data.train).values()}))}
-    words["selection of the checkpoint"] = _corpus(data.val) if data.val else ""
-    words["augmentation in training"] = type(data.train_augmentation).__name__ if data.train_augmentation else "none"
-    return {use: what for use, what in words.items() if what}
-
-
-def _corpus(corpus: "Corpus") -> str:
-    return f"{corpus.name} {getattr(corpus, 'split', None) or ''}".strip()
 
 
 def check_target(folder: Path, onnx: bool = False) -> None:

@@ -103,7 +103,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 
 def _extend(given: argparse.Namespace, program: str) -> int:
-    from moelora_ad.cli.lightning_cli.model_folder import model_parts
+    from moelora_ad.cli.lightning_cli.model_folder import model_parts, segment_of
     from moelora_ad.cli.saved_models.export import check_target
     from moelora_ad.cli.saved_models.extension_runs import EXTENDED, Options, configurations, read_data
     from moelora_ad.models.saving.loading import folder_of
@@ -116,7 +116,7 @@ def _extend(given: argparse.Namespace, program: str) -> int:
     options = Options(
         given.few, given.steps, given.seed, given.start, given.train_gates, given.train_classifier, given.tether
     )
-    data = read_data(given.data, options, config["window"])
+    data = read_data(given.data, options, segment_of(config))
     made = configurations(model, parts, config["precision"], data, options)
     folder = Path(given.runs) if given.runs else Path("runs", "extend", target.absolute().name)
     runs = _planned(made if not given.alone else {EXTENDED: made[EXTENDED]}, folder, given)

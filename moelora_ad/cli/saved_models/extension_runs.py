@@ -40,13 +40,13 @@ class Options:
     tether: float | None
 
 
-def read_data(path: str, options: Options, window: int) -> dict[str, Any]:
+def read_data(path: str, options: Options, clips: Mapping[str, Any]) -> dict[str, Any]:
     """The part ``data`` of the file with the new attack, completed.
 
     Args:
         path: of the file.
         options: of the command line.
-        window: samples of the clips that the model scores.
+        clips: those that the model was evaluated on.
 
     Raises:
         InputError: it cannot be read, has other parts, or names no new utterances or no new test set.
@@ -68,10 +68,10 @@ def read_data(path: str, options: Options, window: int) -> dict[str, Any]:
     if options.few is not None:
         size = min(size, 2 * options.few)
         train = {name: _few(corpus, options) if is_new(name) else corpus for name, corpus in train.items()}
-    segment = {"samples": window}
     defaults: dict[str, Any] = {"batch_size": size, "class_balanced": True}
     if not {"train_segment", "eval_segment"} & data.keys():
-        defaults |= {"train_segment": segment | {"position": "random"}, "eval_segment": segment}
+        samples = {"samples": clips["init_args"]["samples"]}
+        defaults |= {"train_segment": samples | {"position": "random"}, "eval_segment": clips}
     if any(not is_new(name) for name in train):  # half of what is seen is new, however little there is
         counts = {new: sum(is_new(name) == new for name in train) for new in (True, False)}
         defaults["train_weights"] = {name: 0.5 / counts[is_new(name)] for name in train}
