@@ -327,7 +327,7 @@ def test_a_config_that_does_not_fit_is_refused(model, fields, expected):
 
 def test_a_field_that_is_missing_is_named(model):
     config = json.loads((model / "config.json").read_text())
-    for name in config.keys() - {"format", "library", "backbone", "precision", "backbone_files"}:
+    for name in config.keys() - {"format", "library", "backbone", "precision", "backbone_files", "fill"}:
         (model / "config.json").write_text(json.dumps({n: v for n, v in config.items() if n != name}))
         assert f"has no field {name!r}" in refusal(model)
 
