@@ -279,6 +279,8 @@ def test_nothing_waits_for_a_pipe_or_reads_a_device(model, name):
         ({"window": 0}, "'window'"),
         ({"window": True}, "'window'"),
         ({"window": 1}, "'window'"),
+        ({"fill": 0}, "'fill'"),
+        ({"fill": "whole"}, "'fill'"),
         ({"window": 10**400}, "a whole number of 401 digits"),
         ({"sample_rate": 8000}, "'sample_rate'"),
         ({"sites": ["layers.0.fc1"]}, "adapted 1 projections"),
