@@ -102,7 +102,7 @@ def test_any_name_can_stand_in_any_table(names: list[str]) -> None:
     assert len(rows) == len(names) + 2
     assert all(printable(name).isprintable() for name in names)
     latex = as_latex(table).split("\n")
-    assert len(latex) == len(names) + 8
+    assert len([line for line in latex if line.endswith(r"\\")]) == len(names) + 1
     console = Console(width=200, file=io.StringIO())
     console.print(as_rich(table))
     assert console.file.getvalue().count("1.0") >= len(names)  # type: ignore[attr-defined]

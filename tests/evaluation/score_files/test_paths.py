@@ -51,7 +51,7 @@ def test_a_run_gives_the_scores_of_its_best_checkpoint(tmp_path: Path, make_run:
     assert "dev is left out" in found.notes[1]
     other = make_run("lora", 2)
     assert [file.run for file in find_score_files([str(run), str(other)]).files] == ["seed_1"] * 2 + ["seed_2"] * 2
-    assert find_pairs(str(run), str(other)).systems == ("seed_1", "seed_2")
+    assert find_pairs(str(run), str(other)).systems == ("lora (seed 1)", "lora (seed 2)")
 
 
 def test_a_run_whose_record_names_no_scores_gives_the_newest(tmp_path: Path, make_run: Callable[..., Path]) -> None:
