@@ -40,7 +40,7 @@ CASES = (Case(0.08, 20, 40, 5), Case(0.25, 20, 40, 5), Case(0.25, 8, 24, 5), Cas
 
 
 def true_difference(case: Case) -> float:
-    """Of runs of all seeds on all trials: an EER is Phi(-quality / 2 sigma), and so is its mean over normal qualities."""
+    """For all seeds and trials: an EER is Phi(-quality / 2 sigma), and so is its mean over normal qualities."""
     variance = sum(one**2 for part in (SHARED, OF_SYSTEM, OF_RUN) for one in part)
     first, second = (stats.norm.cdf(-one / np.sqrt(4 * variance + case.spread**2)) for one in QUALITY)
     return float(first - second)

@@ -153,8 +153,8 @@ class RowWriter:
 
 
 def score_table(rows: Sequence[Row]) -> TextTable:
-    """The files that have a score, for a person. Notes, if there are any, take the place of the number of windows; first
-    of them is why a verdict is inconclusive."""
+    """The files that have a score, for a person. Notes, if there are any, take the place of the number of windows;
+    first of them is why a verdict is inconclusive."""
     folder = _shared_folder([row["path"] for row in rows])
     has_notes = any(row["notes"] or row["reason"] for row in rows)
     columns = ("file", "score", "P(bona fide)", "verdict", "length", "notes" if has_notes else "windows")

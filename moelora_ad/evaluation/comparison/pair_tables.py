@@ -5,7 +5,7 @@ from typing import Any
 
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.comparison.pairs import ComparedPairs, PairFigures, SeedsOfPair
-from moelora_ad.evaluation.metrics.seed_differences import MOST_SEEDS, seeds_needed
+from moelora_ad.evaluation.metrics.seed_differences import LEVEL, MOST_SEEDS, seeds_needed
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 POINT = 0.01
@@ -23,9 +23,8 @@ def pair_tables(compared: ComparedPairs) -> list[TextTable]:
         rows = [(printable(column), *_cells(one)) for column, one in figures.items()]
         is_last = place == len(compared.figures) - 1
         told = [*_seeds_notes(figures), *(how_compared(compared) if is_last else ())]
-        bold = {
-            (at, 3) for at, one in enumerate(figures.values()) if one.corrected is not None and one.corrected < 0.05
-        }
+        shown = [one.corrected is not None and one.corrected < LEVEL for one in figures.values()]
+        bold = {(at, 3) for at, is_shown in enumerate(shown) if is_shown}
         first, second = map(printable, pair)
         title = f"A = {first}, B = {second}: EER over seeds and trials"
         tables.append(TextTable(title, _COLUMNS, rows, 1, told, frozenset(bold)))
@@ -101,9 +100,9 @@ def how_compared(compared: ComparedPairs) -> tuple[str, ...]:
         "effect size: the difference in standard deviations over seeds (Hedges). P(A better): by the same t, for "
         "someone who knew nothing before. p: two-sided, corrected by Holm over "
         f"{' and, apart, '.join(families) or 'nothing'}, every pair of systems counted",
-        f"seeds for 1 point: how many of each system would show a difference of {100 * POINT:g} point (power 80 %, level "
-        f"5 %) if the variances are as estimated; none: not even {MOST_SEEDS:,}, as more seeds leave what other trials "
-        "would change",
+        f"seeds for 1 point: how many of each system would show a difference of {100 * POINT:g} point (power 80 %, "
+        f"level 5 %) if the variances are as estimated; none: not even {MOST_SEEDS:,}, as more seeds leave what other "
+        "trials would change",
         *compared.notes,
     )
 

@@ -10,16 +10,16 @@ With d_i the difference of two systems with seed i, and their mean over n seeds,
 
 where s² is the variance of d_i over seeds, and c the covariance of d_i and d_j over other trials, mean over all i != j,
 from resamples of clusters that all runs share (Obuchowski and Rockette, Communications in Statistics - Simulation and
-Computation 24, 1995; their F of two tests is the square of this t). What trials do to each d_i alone is within s², so it
-counts once. Of k clusters, resamples show but the share (k - 1) / k of their variance, which is made good. Student's t
-has the degrees of freedom of such a sum (Satterthwaite, Biometrics Bulletin 2, 1946): n - 1 of the first part, as Hillis
-(Statistics in Medicine 26, 2007) has it, and k - 1 of the second, k the clusters of the class that has fewer.
+Computation 24, 1995; their F of two tests is the square of this t). What trials do to each d_i alone is within s², so
+it counts once. Of k clusters, resamples show but the share (k - 1) / k of their variance, which is made good. Student's
+t has the degrees of freedom of such a sum (Satterthwaite, Biometrics Bulletin 2, 1946): n - 1 of the first part, as
+Hillis (Statistics in Medicine 26, 2007) has it, and k - 1 of the second, k the clusters of the class that has fewer.
 
 `python benchmarks/comparison_coverage.py` measures how often 95 % intervals have the true difference inside, where that
-is known: of 1,000 simulated comparisons of 3, 5 and 10 seeds, with moderate spread over seeds and over 20 + 40 clusters
-of trials, 93.9, 94.1 and 96.8 %; with 8 + 24 clusters 96.1, 95.8 and 95.2 %; with little spread over seeds 94.7, 95.4 and
-96.3 %; with so much of it that EERs are far from normal 92.3, 93.5 and 96.1 %. In the last case a hierarchical bootstrap
-that draws seeds anew has 81.5, 86.3 and 93.0 %: three or five seeds are too few to draw from.
+is known. Of 1,000 simulated comparisons each, of 3, 5 and 10 seeds: with moderate spread over seeds and over 20 + 40
+clusters of trials 93.9, 94.1 and 96.8 %; with 8 + 24 clusters 96.1, 95.8 and 95.2 %; with little spread over seeds
+94.7, 95.4 and 96.3 %; with so much of it that EERs are far from normal 92.3, 93.5 and 96.1 %. A hierarchical bootstrap,
+which draws seeds anew, has 81.5, 86.3 and 93.0 % in the last case: three or five seeds are too few to draw from.
 """
 
 import math

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rich import box
 from rich.cells import cell_len
@@ -85,11 +86,15 @@ class _Fitted:
                 show_header=any(table.columns),
             )
             for at, wide in zip(columns, widths.fitted(columns, options.max_width), strict=True):
-                justify = "left" if table.is_word(at) else "right"
-                made.add_column(Text(table.columns[at]), justify=justify, overflow="fold", width=wide)
+                heading = Text(table.columns[at])
+                made.add_column(heading, justify=_side(table, at), overflow="fold", width=wide)
             for row, cells in enumerate(table.rows):
                 made.add_row(*(_cell(table, row, at, cells[at], mark) for at in columns))
             yield made
+
+
+def _side(table: TextTable, column: int) -> Literal["left", "right"]:
+    return "left" if table.is_word(column) else "right"
 
 
 def _cell(table: TextTable, row: int, at: int, text: str, mark: str) -> Text:

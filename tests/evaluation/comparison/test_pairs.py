@@ -42,8 +42,7 @@ def by_hand(
 ) -> tuple[float, float, float]:
     """Difference, its error and degrees of freedom: one resample after another, trial by trial."""
     tables = [
-        [ScoreTable.read(run.record.folder / f"scores/best/{name}.csv") for run in comparison.systems[s]]
-        for s in systems
+        [ScoreTable.read(run.record.folder / f"scores/best/{name}.csv") for run in comparison.systems[s]] for s in pair
     ]
     labels = tables[0][0].labels
     clusters: dict[tuple, list[int]] = {}
@@ -57,12 +56,12 @@ def by_hand(
         eers = [[_eer(table.scores[places], labels[places]) for table in side] for side in tables]
         drawn.append(np.subtract(*eers))
     covariance = np.cov(np.array(drawn).T)
-    shared = max(covariance[~np.eye(len(seeds), dtype=bool)].mean(), 0)
+    shared = max(covariance[~np.eye(seeds, dtype=bool)].mean(), 0)
     fewest = min(map(len, kinds))
     trials = shared * fewest / (fewest - 1)
     apart = np.subtract(*[[table.equal_error_rate().eer for table in side] for side in tables])
-    seeds_part = apart.var(ddof=1) / len(seeds)
-    df = (seeds_part + trials) ** 2 / (seeds_part**2 / (len(seeds) - 1) + trials**2 / (fewest - 1))
+    seeds_part = apart.var(ddof=1) / seeds
+    df = (seeds_part + trials) ** 2 / (seeds_part**2 / (seeds - 1) + trials**2 / (fewest - 1))
     return apart.mean(), np.sqrt(seeds_part + trials), df
 
 
@@ -84,7 +83,7 @@ def test_every_figure_is_that_of_the_score_files(make_run: MakeRun, tmp_path: Pa
     compared = compare_pairs(comparison, [("a", "b")], FigureOptions(resamples=1_500))
     figures = compared.figures["a", "b"]
     assert list(figures) == ["in", "one", "two", "macro_ood", "macro_all"]
-    mean, error, df = by_hand(comparison, "one", ("a", "b"), [1, 2, 3])
+    mean, error, df = by_hand(comparison, "one", ("a", "b"), 3)
     found = figures["one"].difference
     assert found.of_trials.value > found.of_one_seed / 3  # or the part of trials would hardly be seen
     assert found.difference == pytest.approx(mean)
