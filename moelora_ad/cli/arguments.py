@@ -31,10 +31,10 @@ def names_configuration(arguments: Sequence[str]) -> bool:
     return any(argument == "--config" or argument.startswith("--config=") for argument in arguments)
 
 
-def add_resamples(parser: Any) -> None:
+def add_resamples(parser: Any, default: str = "default: 1000") -> None:
     """Add the options of a bootstrap to a parser, or to a group of one."""
     add = parser.add_argument
-    add("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000; 0: no intervals)")
+    add("--resamples", type=int, default=1000, metavar="N", help=f"of the bootstrap ({default})")
     add(
         "--cluster",
         type=words,

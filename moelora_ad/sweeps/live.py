@@ -69,7 +69,7 @@ class LiveView:
         number = blocks(TextTable("", columns, rows, 2), self._console.width)
         room = max(1, (self._console.height - 1) // number - _AROUND)
         table = TextTable("", columns, rows[:room], 2, styles=styles)
-        return Group(as_rich(table), Text(counts([status for _, status in found])))
+        return Group(Text(counts([status for _, status in found])), as_rich(table))
 
 
 def counts(statuses: Sequence[Status]) -> str:

@@ -1,5 +1,6 @@
 """Compared pairs of systems as tables for people, and as rows for programs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -140,7 +141,7 @@ def pair_rows(compared: ComparedPairs) -> list[dict[str, Any]]:
                 "seeds_for_1_point": needed,
                 "variance_of_one_seed": found.of_one_seed,
                 "variance_of_trials": found.of_trials.value,
-                "df_of_trials": found.of_trials.df,
+                "df_of_trials": found.of_trials.df if math.isfinite(found.of_trials.df) else None,
             }
             rows.append({name: value for name, value in row.items() if value is not None})
     return rows

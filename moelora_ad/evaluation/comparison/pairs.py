@@ -99,7 +99,7 @@ def compare_pairs(
         show: Is told which set is read, and how many runs of how many are done.
 
     Raises:
-        InputError: There is no test set that both systems of a pair have, or a score file is faulty.
+        InputError: The systems of no pair have a test set in common, or a score file is faulty.
     """
     options = options or FigureOptions()
     names = dict.fromkeys(system for pair in pairs for system in pair)
@@ -135,9 +135,11 @@ def compare_pairs(
             if seeds is not None:
                 variance = mean_variance([of_trials[pair, name] for name in of_average])
                 found[pair][average] = _figures(pair, seeds, means, variance)
-    for pair, figures in found.items():
-        if not figures:
-            raise InputError(f"{pair[0]} and {pair[1]} have no test set in common")
+    apart = [f"{first} and {second} have no test set in common" for (first, second), one in found.items() if not one]
+    found = {pair: figures for pair, figures in found.items() if figures}
+    if not found:
+        raise InputError("; ".join(apart))
+    notes += apart
     of_sets = _corrected(found, sets)
     of_averages = _corrected(found, list(comparison.averages))
     return ComparedPairs(found, (of_sets, of_averages), options, tuple(notes))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
@@ -53,13 +53,13 @@ class TextTable:
         return column < self.words if isinstance(self.words, int) else column in self.words
 
 
-def as_rich(table: TextTable) -> RenderableType:
+def as_rich(table: TextTable) -> "FittedTable":
     """For the terminal, at whatever width it has.
 
     Nothing is cut. Headings and columns of words wrap; columns of numbers for which there is no room follow in further
     blocks, below the same first columns. Where nothing can be bold, a star stands before what is.
     """
-    return _Fitted(table)
+    return FittedTable(table)
 
 
 def blocks(table: TextTable, width: int) -> int:
@@ -68,7 +68,9 @@ def blocks(table: TextTable, width: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class FittedTable:
+    """What rich shows of a table, at the width that it is given."""
+
     table: TextTable
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
@@ -274,4 +276,5 @@ _LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
 
 def _latex(text: str) -> str:
     escaped = "".join(_LATEX.get(character, character) for character in text)
+    escaped = re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)
     return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped  # or the row end before it would take it

@@ -37,9 +37,7 @@ def share_trials(folder: Path) -> None:
         table.with_scores(table.scores / 2 + shared + 2 * table.labels).write(path)
 
 
-def by_hand(
-    comparison: Comparison, name: str, systems: tuple[str, str], seeds: list[int]
-) -> tuple[float, float, float]:
+def by_hand(comparison: Comparison, name: str, pair: tuple[str, str], seeds: int) -> tuple[float, float, float]:
     """Difference, its error and degrees of freedom: one resample after another, trial by trial."""
     tables = [
         [ScoreTable.read(run.record.folder / f"scores/best/{name}.csv") for run in comparison.systems[s]] for s in pair
@@ -167,8 +165,12 @@ def test_single_clusters_are_told_and_nothing_in_common_is_refused(make_run: Mak
         compared.notes
     )
     make_run("c", 1, sets={"dev": "MiniLA"})
+    comparison = comparison_of(tmp_path)
     with pytest.raises(InputError, match="a and c have no test set in common"):
-        compare_pairs(comparison_of(tmp_path), [("a", "c")], OPTIONS)
+        compare_pairs(comparison, [("a", "c")], OPTIONS)
+    some = compare_pairs(comparison, [("a", "c"), ("a", "b")], FigureOptions(resamples=20))
+    assert list(some.figures) == [("a", "b")]
+    assert "a and c have no test set in common" in some.notes
 
 
 def test_pairs_are_named_once() -> None:
