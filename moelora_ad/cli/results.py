@@ -90,13 +90,13 @@ def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "
 def _compared(comparison: "Comparison", given: argparse.Namespace) -> "ComparedPairs | None":
     if not given.compare and given.against is None:
         return None
-    from moelora_ad.evaluation.comparison.pairs import compare_pairs, pairs_of
+    from moelora_ad.evaluation.comparison.pairs import compare_systems, pairs_of
     from moelora_ad.evaluation.metrics.options import FigureOptions
 
     pairs: list[Pair] = pairs_of(list(dict.fromkeys(given.compare)), given.against, comparison.systems)
     options = FigureOptions(resamples=given.resamples, seed=given.seed, clusters=given.cluster)
     with progress() as show:
-        return compare_pairs(comparison, pairs, options, show)
+        return compare_systems(comparison, pairs, options, show)
 
 
 def _write(comparison: "Comparison", compared: "ComparedPairs | None", folder: str) -> None:

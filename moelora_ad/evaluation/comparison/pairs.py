@@ -29,6 +29,9 @@ from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.runs.record import DEV
 
 Pair = tuple[str, str]
+"""Two systems by their names."""
+Key = tuple[str, int]
+"""A run: its system and its seed."""
 Show = Callable[[str, float, int], None]
 
 
@@ -80,7 +83,7 @@ def pairs_of(systems: Sequence[str], reference: str | None, every: Iterable[str]
     return list({frozenset(pair): pair for pair in reversed(found)}.values())[::-1]
 
 
-def compare_pairs(
+def compare_systems(
     comparison: Comparison,
     pairs: Sequence[Pair],
     options: FigureOptions | None = None,
@@ -143,10 +146,6 @@ def compare_pairs(
     of_sets = _corrected(found, sets)
     of_averages = _corrected(found, list(comparison.averages))
     return ComparedPairs(found, (of_sets, of_averages), options, tuple(notes))
-
-
-Key = tuple[str, int]
-"""A run: its system and its seed."""
 
 
 class _Resampled(NamedTuple):

@@ -11,7 +11,7 @@ from scipy import stats
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.comparison.pair_tables import pair_rows, pair_tables
-from moelora_ad.evaluation.comparison.pairs import compare_pairs, pairs_of
+from moelora_ad.evaluation.comparison.pairs import compare_systems, pairs_of
 from moelora_ad.evaluation.comparison.scored_runs import read_runs
 from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.evaluation.metrics.options import FigureOptions
@@ -19,7 +19,7 @@ from moelora_ad.evaluation.metrics.seed_differences import holm
 from moelora_ad.runs.record import find_records
 
 MakeRun = Callable[..., Path]
-OPTIONS = FigureOptions(resamples=200)
+OPTIONS = FigureOptions(resamples=100)
 SETS = {"dev": "MiniLA", "in": "MiniLA", "one": "MiniOOD", "two": "Other"}
 
 
@@ -49,7 +49,7 @@ def by_hand(comparison: Comparison, name: str, pair: tuple[str, str], seeds: int
     kinds = [[c for key, c in clusters.items() if key[0] == label] for label in (1, 0)]
     draw = np.random.default_rng(7)
     drawn = []
-    for _ in range(1_500):
+    for _ in range(800):
         places = np.concatenate([kind[i] for kind in kinds for i in draw.integers(len(kind), size=len(kind))])
         eers = [[_eer(table.scores[places], labels[places]) for table in side] for side in tables]
         drawn.append(np.subtract(*eers))
@@ -78,14 +78,14 @@ def test_every_figure_is_that_of_the_score_files(make_run: MakeRun, tmp_path: Pa
             make_run(system, seed, sets=SETS)
     share_trials(tmp_path)
     comparison = comparison_of(tmp_path)
-    compared = compare_pairs(comparison, [("a", "b")], FigureOptions(resamples=1_500))
+    compared = compare_systems(comparison, [("a", "b")], FigureOptions(resamples=800))
     figures = compared.figures["a", "b"]
     assert list(figures) == ["in", "one", "two", "macro_ood", "macro_all"]
     mean, error, df = by_hand(comparison, "one", ("a", "b"), 3)
     found = figures["one"].difference
     assert found.of_trials.value > found.of_one_seed / 3  # or the part of trials would hardly be seen
     assert found.difference == pytest.approx(mean)
-    reach = stats.t.ppf(0.975, df) * error  # resamples are others: 1,500 of them leave a few percent
+    reach = stats.t.ppf(0.975, df) * error  # resamples are others: 800 of them leave a few percent
     assert found.interval == pytest.approx((mean - reach, mean + reach), abs=0.1 * reach)
     macro = figures["macro_ood"].difference
     assert macro.difference == pytest.approx((found.difference + figures["two"].difference.difference) / 2)
@@ -104,13 +104,13 @@ def test_resamples_hang_on_the_seed_and_the_set_alone(make_run: MakeRun, tmp_pat
             make_run(system, seed)
     share_trials(tmp_path)
     comparison = comparison_of(tmp_path)
-    first = compare_pairs(comparison, [("a", "b")], OPTIONS).figures["a", "b"]["in_domain"].difference
-    three = compare_pairs(comparison, pairs_of(["c", "a", "b"], None, []), OPTIONS)
+    first = compare_systems(comparison, [("a", "b")], OPTIONS).figures["a", "b"]["in_domain"].difference
+    three = compare_systems(comparison, pairs_of(["c", "a", "b"], None, []), OPTIONS)
     assert list(three.figures) == [("c", "a"), ("c", "b"), ("a", "b")]
     assert three.figures["a", "b"]["in_domain"].difference == first
-    other = compare_pairs(comparison, [("a", "b")], FigureOptions(resamples=200, seed=2))
+    other = compare_systems(comparison, [("a", "b")], FigureOptions(resamples=100, seed=2))
     assert other.figures["a", "b"]["in_domain"].difference.of_trials != first.of_trials
-    swapped = compare_pairs(comparison, [("b", "a")], OPTIONS).figures["b", "a"]["in_domain"].difference
+    swapped = compare_systems(comparison, [("b", "a")], OPTIONS).figures["b", "a"]["in_domain"].difference
     assert swapped.difference == -first.difference
     assert swapped.probability == pytest.approx(1 - first.probability)
 
@@ -120,7 +120,7 @@ def test_seeds_of_both_are_paired_and_too_few_are_not(make_run: MakeRun, tmp_pat
         for seed in seeds:
             make_run(system, seed)
     comparison = comparison_of(tmp_path)
-    compared = compare_pairs(comparison, pairs_of(["a", "b", "c", "d"], None, []), OPTIONS)
+    compared = compare_systems(comparison, pairs_of(["a", "b", "c", "d"], None, []), OPTIONS)
     seeds = {pair: figures["macro_all"].seeds for pair, figures in compared.figures.items()}
     assert seeds["a", "b"] == ((2, 3), (2, 3), True)
     assert seeds["a", "c"] == ((1, 2, 3), (3, 8), False)
@@ -147,7 +147,7 @@ def test_trials_that_a_run_has_not_scored_are_left_out_for_all(
     beside = path.with_suffix(".json")
     beside.write_text(beside.read_text().replace('"complete": true', '"complete": false'))
     comparison = comparison_of(tmp_path)
-    compared = compare_pairs(comparison, [("a", "b")], OPTIONS)
+    compared = compare_systems(comparison, [("a", "b")], OPTIONS)
     assert compared.notes == ("in_domain: 54 trials, those that all of these runs have scored",)
     expected = turned.equal_error_rate().eer
     other = ScoreTable.read(tmp_path / "runs/b/seed_1/scores/best/in_domain.csv")
@@ -160,15 +160,15 @@ def test_single_clusters_are_told_and_nothing_in_common_is_refused(make_run: Mak
         for seed in (1, 2):
             make_run(system, seed)
     comparison = comparison_of(tmp_path)
-    compared = compare_pairs(comparison, [("a", "b")], FigureOptions(resamples=50, clusters=("split",)))
+    compared = compare_systems(comparison, [("a", "b")], FigureOptions(resamples=50, clusters=("split",)))
     assert "out_of_domain: all spoofs are of one cluster: what others would change is not in the intervals" in (
         compared.notes
     )
     make_run("c", 1, sets={"dev": "MiniLA"})
     comparison = comparison_of(tmp_path)
     with pytest.raises(InputError, match="a and c have no test set in common"):
-        compare_pairs(comparison, [("a", "c")], OPTIONS)
-    some = compare_pairs(comparison, [("a", "c"), ("a", "b")], FigureOptions(resamples=20))
+        compare_systems(comparison, [("a", "c")], OPTIONS)
+    some = compare_systems(comparison, [("a", "c"), ("a", "b")], FigureOptions(resamples=20))
     assert list(some.figures) == [("a", "b")]
     assert "a and c have no test set in common" in some.notes
 
