@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from rich.console import Console
-from rich.table import Column, Table
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.cli.terminal import progress
+from moelora_ad.cli.terminal import print_table, progress
 from moelora_ad.configuration.trust import add_allow
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, printable
+from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.files import written_whole
 
 if TYPE_CHECKING:
@@ -58,13 +58,9 @@ def _list(json_path: str | None) -> int:
         }
         for one in sorted(classes, key=lambda one: one.__name__.lower())
     ]
-    table = Table(title="corpora: class_path moelora_ad.corpora.CLASS", title_justify="left", show_lines=True)
-    table.add_column("CLASS", no_wrap=True)
-    for name in ("what", "init_args", "official trials"):
-        table.add_column(name)
-    for row in rows:
-        table.add_row(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"])
-    Console().print(table)
+    listed = [(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"]) for row in rows]
+    columns = ("CLASS", "what", "init_args", "official trials")
+    print_table(TextTable("corpora: class_path moelora_ad.corpora.CLASS", columns, listed, len(columns)))
     _write(json_path, rows)
     return 0
 
@@ -115,9 +111,9 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
                 yield index
 
         reports = {place: check_corpus(corpus, samples, shown) for place, corpus in found.items()}
+    print_table(_counts(reports))
+    print_table(_audio(reports))
     console = Console()
-    console.print(_counts(reports))
-    console.print(_audio(reports))
     for place, report in reports.items():
         for problem in report.problems:
             console.print(f"{place} ({report.name}): {problem}", style="red", markup=False, soft_wrap=True)
@@ -129,31 +125,25 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
     return FAILED if off else 0
 
 
-def _counts(reports: "dict[str, CorpusReport]") -> Table:
-    table = _empty_table("trials", "bona fide", "spoof", "official", "no audio")
+def _counts(reports: "dict[str, CorpusReport]") -> TextTable:
+    rows = []
     for place, report in reports.items():
         official = report.official and report.official.total
         counts = (*report.found, official, len(report.missing))
-        table.add_row(place, *("unknown" if count is None else f"{count:,}" for count in counts))
-    return table
+        rows.append((printable(place), *("unknown" if count is None else f"{count:,}" for count in counts)))
+    return TextTable("Trials", ("corpus", "trials", "bona fide", "spoof", "official", "no audio"), rows)
 
 
-def _audio(reports: "dict[str, CorpusReport]") -> Table:
-    table = _empty_table("decoded", "failed", "seconds (median)", "rates", "hours")
+def _audio(reports: "dict[str, CorpusReport]") -> TextTable:
+    rows = []
     for place, report in reports.items():
         seconds = "{0:.1f} to {2:.1f} ({1:.1f})".format(*report.seconds) if report.seconds else ""
         rates = "\n".join(f"{rate:,} Hz: {count:,}" for rate, count in report.rates.items())
         estimated = "about " if report.decoded < len(report) else ""
         hours = "" if report.hours is None else f"{estimated}{report.hours:,.1f}"
-        table.add_row(place, f"{report.decoded:,}", f"{len(report.undecodable):,}", seconds, rates, hours)
-    return table
-
-
-def _empty_table(*columns: str) -> Table:
-    table = Table(Column("corpus", overflow="fold"))
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+        counts = (f"{report.decoded:,}", f"{len(report.undecodable):,}")
+        rows.append((printable(place), *counts, seconds, rates, hours))
+    return TextTable("Audio", ("corpus", "decoded", "failed", "seconds (median)", "rates", "hours"), rows)
 
 
 def _write(path: str | None, content: Any) -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,12 +30,8 @@ Show = Callable[[str, float, int], None]
 
 
 def print_table(table: TextTable) -> None:
-    """Print a table and its notes. It is never cut: on a narrow terminal its lines wrap."""
-    console = Console()
-    made = as_rich(table)
-    needed = Measurement.get(console, console.options.update(max_width=10_000), made)
-    console.width = max(console.width, needed.minimum if console.is_terminal else needed.maximum)
-    console.print(made)
+    """Print a table and its notes. It is as wide as the terminal at most, or as 80 characters where there is none."""
+    Console().print(as_rich(table))
     for note in table.notes:
         print_line(note)
     if table.notes:

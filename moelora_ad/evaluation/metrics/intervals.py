@@ -149,6 +149,23 @@ def _compared(
     return [curve.figures(names, once) for curve in curves], drawn[0] - drawn[1]
 
 
+def resampled_eers(
+    scores: NDArray[np.float64], labels: ArrayLike, clusters: ArrayLike, options: FigureOptions
+) -> NDArray[np.float64]:
+    """(n, resamples) the equal error rates of the scores (n, trials) of several runs, all with the same resamples.
+
+    Raises:
+        ScoreError: One of the reasons of `equal_error_rate`, or there are no resamples.
+    """
+    _check_resamples(options)
+    drawn = []
+    for of_run in scores:  # one after another, as a curve takes several times the memory of its scores
+        values, strata = _checked(of_run, labels, clusters)
+        curve = ResampledCurve(values[0], values[1], strata.clusters, options)
+        drawn.append(_resampled([curve], ("eer",), strata, options, None)[0, :, 0])
+    return np.array(drawn)
+
+
 def _check_resamples(options: FigureOptions) -> None:
     if not options.resamples:
         raise ScoreError("an interval needs resamples; ask for 1000")
