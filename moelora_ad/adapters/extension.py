@@ -9,11 +9,11 @@ weight from them, however it starts.)
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from moelora_ad.adapters.gate import Gate
+from moelora_ad.adapters.gate import Gate, GatePolicy
 from moelora_ad.adapters.injection import adapted_sites
 from moelora_ad.adapters.layer import MoELoRALinear
 
@@ -41,6 +41,16 @@ class Extension:
             raise ValueError(f"extend: experts is {self.experts}: one at least is added")
         if not 0 < self.start < 1:
             raise ValueError(f"extend: start is {self.start}: give a weight above 0 and below 1")
+
+    def policy_of(self, policy: GatePolicy) -> GatePolicy:
+        """The policy of a mixture with the experts that are added.
+
+        Raises:
+            ValueError: it has some already.
+        """
+        if policy.added:
+            raise ValueError("gate.added is what extend.experts says: give the latter alone")
+        return replace(policy, added=self.experts)
 
     def prepare(self, encoder: nn.Module) -> None:
         """Freeze what was there before in an adapted encoder, and give the new gate rows their start."""

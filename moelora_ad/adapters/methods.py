@@ -102,13 +102,6 @@ def _check_alpha(alpha: float | None) -> None:
         raise ValueError(f"alpha is {alpha}: give a number above 0, or null for no scale")
 
 
-def _check_extension(policy: GatePolicy, init_from: object) -> None:
-    if policy.added:
-        raise ValueError("gate.added is what extend.experts says: give the latter alone")
-    if init_from is not None:
-        raise ValueError("init_from with extend: what is extended is what model.init_weights names")
-
-
 class _LowRank(_Ours):
     """Freezes the encoder and puts an adapted projection in the place of each targeted one."""
 
@@ -226,8 +219,9 @@ class MoELoRA(_LowRank):
     ) -> None:
         policy = gate or GatePolicy()
         if extend is not None:
-            _check_extension(policy, init_from)
-            num_experts, policy = num_experts + extend.experts, replace(policy, added=extend.experts)
+            if init_from is not None:
+                raise ValueError("init_from with extend: what is extended is what model.init_weights names")
+            num_experts, policy = num_experts + extend.experts, extend.policy_of(policy)
         if num_experts < 2:
             raise ValueError(f"num_experts is {num_experts}: a mixture has at least 2 (use LoRA for one)")
         if top_k is not None and policy.top_k not in (None, top_k):
