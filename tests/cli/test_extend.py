@@ -12,12 +12,14 @@ import moelora_ad.sweeps.local
 from moelora_ad.adapters import AdaptationMethod, Extension, LoRA, MoELoRA, adapted_sites
 from moelora_ad.cli.saved_models import extend, extension_runs
 from moelora_ad.cli.saved_models.extension_runs import Options, adaptations, configurations, read_data
+from moelora_ad.configuration.data import data_of
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, compare
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 from moelora_ad.models.saving.specification import describe, maker
 from moelora_ad.sweeps.states import readable_status_of
 
+PROJECT = Path(__file__).parents[2]
 CLIPS = {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": 16_000, "short": "repeat"}}
 OPTIONS = Options(None, 4, 1, 0.5, False, False, None)
 
@@ -175,6 +177,21 @@ def test_the_configuration_of_any_mixture(method, experts):
 def test_other_adaptations_are_refused_by_name():
     with pytest.raises(InputError, match=r"is adapted with moelora_ad\.adapters\.FullFineTuning: "):
         adaptations({"class_path": "moelora_ad.adapters.FullFineTuning", "init_args": {}}, OPTIONS)
+
+
+def test_the_example_trains_and_tests_on_different_trials(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    example = "experiments/extend/new_attack.yaml"
+    assert read_data(example, OPTIONS, CLIPS)["train_weights"] == {"new": 0.5, "replay": 0.5}
+    data = data_of([example], [])
+    data.read_trials("fit", test=True)
+    parts = [
+        {Path(trial.audio).stem for trial in trials if trial.corpus == "MiniOOD"}
+        for trials in (data.train_trials, data.trials_by_set["dev"], data.trials_by_set["new"])
+    ]
+    assert [len(part) for part in parts] == [40, 20, 148 - 60]
+    assert len(set().union(*parts)) == 148
+    assert {trial.corpus for trial in data.trials_by_set["in_domain"]} == {"MiniLA"}
 
 
 def test_the_help_shows_the_file(lightning):
