@@ -128,7 +128,10 @@ def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str
     from moelora_ad.runs.record import RECORD, read_record
 
     run = checkpoint.absolute().parent.parent
-    started = read_record(run).init_weights if (run / RECORD).is_file() else None
+    try:
+        started = read_record(run).init_weights if (run / RECORD).is_file() else None
+    except InputError:  # the card's figures are missing too, and a line tells why
+        started = None
     if started is None:
         return {}, []
     model = Path(started.source)

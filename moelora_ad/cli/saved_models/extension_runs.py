@@ -14,7 +14,7 @@ WORDS = {EXTENDED: "new expert", ON_NEW: "all, on new", ON_ALL: "all, on old and
 _LORA, _MIXTURE = "moelora_ad.adapters.LoRA", "moelora_ad.adapters.MoELoRA"
 _OF_TRAINING = ("auxiliary", "freeze_experts", "init_from", "perturbation")
 _NEW = "new"
-BATCH, RATE, TETHER = 8, 1e-3, 1.0
+BATCH, RATE, TETHER = 8, 1e-3, 0.3
 
 
 @dataclass(frozen=True)
