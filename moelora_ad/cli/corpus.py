@@ -2,14 +2,14 @@
 
 import inspect
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.cli.terminal import progress
+from moelora_ad.cli.terminal import print_line, progress
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
@@ -47,13 +47,14 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 def _list(json_path: str | None) -> int:
     from moelora_ad import corpora
+    from moelora_ad.corpora.selection import SelectionArguments
 
     classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
     rows = [
         {
             "class_path": f"moelora_ad.corpora.{one.__name__}",
             "what": (inspect.getdoc(one) or "").split("\n\n")[0].replace("\n", " ").replace("``", ""),
-            "init_args": ", ".join(inspect.signature(one).parameters),
+            "init_args": ", ".join(_own_arguments(one)),
             "trials": _official(one),
         }
         for one in sorted(classes, key=lambda one: one.__name__.lower())
@@ -65,8 +66,14 @@ def _list(json_path: str | None) -> int:
     for row in rows:
         table.add_row(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"])
     Console().print(table)
+    print_line(f"every class also takes {', '.join(SelectionArguments.__annotations__)}: lists of names")
     _write(json_path, rows)
     return 0
+
+
+def _own_arguments(one: "type[Corpus]") -> list[str]:
+    parameters = inspect.signature(one).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
 
 
 def _official(one: "type[Corpus]") -> str:
@@ -75,7 +82,8 @@ def _official(one: "type[Corpus]") -> str:
     name = next((name for name in ("split", "phase", "trials") if isinstance(choices.get(name, (None,))[0], str)), None)
     parts: dict[str, dict[str, str]] = {part: {name: part} for part in choices[name]} if name else {"": {}}
     try:
-        counts = {part: one(root="", **given).official_counts() for part, given in parts.items()}  # type: ignore[call-arg]
+        made: Callable[..., Corpus] = one
+        counts = {part: made(root="", **given).official_counts() for part, given in parts.items()}
     except TypeError:  # a class of users' own lists
         return ""
     known = {part: count.total for part, count in counts.items() if count and count.total}
@@ -90,16 +98,12 @@ def _is_corpus(value: Any) -> bool:
 
 def _corpora(configs: list[str], allow: Collection[str]) -> "dict[str, Corpus]":
     """The corpora of configurations, by where they stand in the part ``data``."""
-    from moelora_ad.configuration.objects import instantiate, parse_parts
-    from moelora_ad.configuration.parser import OneLineParser
-    from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
+    from moelora_ad.configuration.data import data_of
+    from moelora_ad.data.data_module import TRAIN
     from moelora_ad.data.shares import by_name
     from moelora_ad.runs.record import DEV
 
-    parser = OneLineParser(exit_on_error=False)
-    parser.add_class_arguments(AudioDeepfakeDataModule, "data")
-    parsed = parse_parts(parser, configs, {"data": None}, allow)
-    data: AudioDeepfakeDataModule = instantiate(parser, parsed, configs, allow).data
+    data = data_of(configs, allow)
     found = {f"{TRAIN}.{name}".rstrip("."): corpus for name, corpus in by_name(data.train).items()}
     found |= {DEV: data.val} if data.val else {}
     found |= {f"test.{name}": corpus for name, corpus in data.test.items()}
@@ -123,6 +127,9 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
     console.print(_counts(reports))
     console.print(_audio(reports))
     for place, report in reports.items():
+        if (out := report.left_out) is not None:
+            told = f"leaves out {out.total:,} trials ({out.bona_fide:,} bona fide, {out.spoof:,} spoof)"
+            print_line(f"{place} ({report.name}): {report.selection} {told}")
         for problem in report.problems:
             console.print(f"{place} ({report.name}): {problem}", style="red", markup=False, soft_wrap=True)
         for reason in list(report.undecodable.values())[1:_LISTED]:
@@ -134,10 +141,11 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
 
 
 def _counts(reports: "dict[str, CorpusReport]") -> Table:
-    table = _empty_table("trials", "bona fide", "spoof", "official", "no audio")
+    table = _empty_table("trials", "bona fide", "spoof", "left out", "official", "no audio")
     for place, report in reports.items():
         official = report.official and report.official.total
-        counts = (*report.found, official, len(report.missing))
+        left_out = 0 if report.left_out is None else report.left_out.total
+        counts = (*report.found, left_out, official, len(report.missing))
         table.add_row(place, *("unknown" if count is None else f"{count:,}" for count in counts))
     return table
 

@@ -45,7 +45,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders above runs")
     add("--own", nargs="+", metavar="SET", help="sets that macro_ood leaves out (default: those of a training corpus)")
     add("--against", metavar="SYSTEM", help="what the others' macro_ood is compared with, seed by seed")
-    add("--to", metavar="DIR", help="write results.csv, .json, table.md, .tex, the plot and report.html there")
+    add("--to", metavar="DIR", help="write results.csv, .json, table.md, .tex, plots, attacks.* and report.html there")
     return parser
 
 
@@ -89,8 +89,13 @@ def _write(comparison: "Comparison", given: argparse.Namespace) -> None:
 
 
 def _print(comparison: "Comparison", reference: str | None) -> None:
+    from moelora_ad.evaluation.comparison.attack_tables import matrix_table
+    from moelora_ad.evaluation.comparison.attacks import attack_matrix
     from moelora_ad.evaluation.comparison.table_one import against_table, table_one
 
+    matrix = attack_matrix(comparison.runs)
+    if matrix is not None:
+        _print_table(matrix_table(matrix))
     _print_table(table_one(comparison))
     if reference is not None:
         _print_table(against_table(comparison, reference))

@@ -180,7 +180,8 @@ def _corpora(data: "AudioDeepfakeDataModule") -> dict[str, str]:
 
 
 def _corpus(corpus: "Corpus") -> str:
-    return f"{corpus.name} {getattr(corpus, 'split', None) or ''}".strip()
+    taken = f"({corpus.selection_note})" if corpus.selection_note else ""
+    return " ".join(filter(None, (corpus.name, getattr(corpus, "split", None), taken)))
 
 
 def _check_target(folder: Path, onnx: bool) -> None:

@@ -3,6 +3,10 @@
 from pathlib import Path
 
 from moelora_ad.errors import printable
+from moelora_ad.evaluation.comparison.attack_plot import attack_plot
+from moelora_ad.evaluation.comparison.attack_tables import matrix_table
+from moelora_ad.evaluation.comparison.attack_writing import write_matrix
+from moelora_ad.evaluation.comparison.attacks import attack_matrix
 from moelora_ad.evaluation.comparison.spread_plot import spread_plot
 from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.evaluation.comparison.table_one import (
@@ -27,7 +31,7 @@ def write_comparison(comparison: Comparison, folder: str | Path, reference: str 
 
     results.csv has a row for each system, seed and set, and for their means, at full precision, results.json the same
     and what it is about; table.md and table.tex (package booktabs) are the rounded table; spread.png and .svg are the
-    plot; report.html has all in one page.
+    plot; report.html has all in one page. Runs that held attacks out add what `write_matrix` writes.
 
     Args:
         comparison: What was found.
@@ -48,6 +52,9 @@ def write_comparison(comparison: Comparison, folder: str | Path, reference: str 
         "report.html": comparison_page(comparison, plot, reference),
     }
     written = plot.write(folder / "spread")
+    matrix = attack_matrix(comparison.runs)
+    if matrix is not None:
+        written += write_matrix(matrix, folder)
     for name, text in texts.items():
         with written_whole(folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8", newline="")
@@ -58,12 +65,15 @@ def write_comparison(comparison: Comparison, folder: str | Path, reference: str 
 def comparison_page(comparison: Comparison, plot: Plot, reference: str | None = None) -> str:
     """The page; names come from files and are not trusted."""
     systems, runs = len(comparison.systems), len(comparison.runs)
+    matrix = attack_matrix(comparison.runs)
     return template("results.html.j2").render(
         title=f"{systems} system{'s' * (systems > 1)} over seeds" if runs > systems else f"{systems} systems",
         subtitle=f"Audio deepfake detection; {runs} runs; sets: {', '.join(map(printable, comparison.sets))}",
         notes=[printable(note) for note in comparison.notes],
         table_one=table_one(comparison),
         against=None if reference is None else against_table(comparison, reference),
+        attacks=None if matrix is None else matrix_table(matrix),
+        heatmap=None if matrix is None else inline_svg(attack_plot(matrix).svg, "attacks"),
         spread=inline_svg(plot.svg, "spread"),
         spread_text=_spread_text(comparison),
         cost=cost_table(comparison),
