@@ -141,11 +141,10 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
 
 
 def _counts(reports: "dict[str, CorpusReport]") -> Table:
-    table = _empty_table("trials", "bona fide", "spoof", "left out", "official", "no audio")
+    table = _empty_table("trials", "bona fide", "spoof", "official", "no audio")
     for place, report in reports.items():
         official = report.official and report.official.total
-        left_out = 0 if report.left_out is None else report.left_out.total
-        counts = (*report.found, left_out, official, len(report.missing))
+        counts = (*report.found, official, len(report.missing))
         table.add_row(place, *("unknown" if count is None else f"{count:,}" for count in counts))
     return table
 

@@ -81,7 +81,7 @@ class _SelectionPart(_Part):
     note = "without {} and the bona fide trials that it is tested against"
 
     def kept(self, trials: TrialList, of_attack: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return ~of_attack & ~tested_bona_fide(trials)
+        return ~of_attack & ~bona_fide_of_test(trials)
 
 
 class _TestPart(_Part):
@@ -95,10 +95,10 @@ class _TestPart(_Part):
                 f"data.held_out_attack: {self.name}, the development corpus, has no spoof of {self.attack!r} to test "
                 f"on; it has {', '.join(known) or 'no attack with a name'}"
             )
-        return of_attack | tested_bona_fide(trials)
+        return of_attack | bona_fide_of_test(trials)
 
 
-def tested_bona_fide(trials: TrialList) -> NDArray[np.bool_]:
+def bona_fide_of_test(trials: TrialList) -> NDArray[np.bool_]:
     """(n,) which bona fide trials a held-out attack is judged against: those of half of the speakers, in number of
     trials as near to a half as it goes; half of the trials if there is one speaker only or some are not known.
 

@@ -21,13 +21,10 @@ def matrix_table(matrix: AttackMatrix) -> TextTable:
         cells = [matrix.cell(system, attack) for attack in matrix.attacks]
         mean = matrix.mean(system)
         numbers.append([None if one is None else one.mean for one in (*cells, mean)])
-        seeds = sorted({one.num for one in cells if one is not None})
-        told = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        eers = [rounded("eer", None if one is None else one.mean) for one in cells]
-        over = ("", "") if mean is None else (rounded("eer", mean.mean, mean.interval), rounded("eer", mean.seed_std))
-        rows.append((printable(system), told, *eers, *over))
-    bold = {(row, 2 + at) for at in range(len(matrix.attacks) + 1) for row in _lowest([line[at] for line in numbers])}
-    heading = ("system", "seeds", *map(printable, matrix.attacks), "mean [95 %]", "seed std")
+        eers = [rounded("eer", value) for value in numbers[-1][:-1]]
+        rows.append((printable(system), *eers, "" if mean is None else rounded("eer", mean.mean, mean.interval)))
+    bold = {(row, 1 + at) for at in range(len(matrix.attacks) + 1) for row in _lowest([line[at] for line in numbers])}
+    heading = ("system", *map(printable, matrix.attacks), "mean [95 %]")
     return TextTable("EER % on the held-out attack", heading, rows, 1, matrix_notes(matrix), frozenset(bold))
 
 
@@ -42,10 +39,9 @@ def matrix_notes(matrix: AttackMatrix) -> tuple[str, ...]:
     found = [
         "A column's attack had no part in training nor in the selection of the checkpoint, and neither had the bona "
         f"fide trials that it is judged against (set {HELD_OUT}: development's)",
-        "A figure is the mean over seeds. mean: over attacks, each of which counts once, by its mean over seeds; its "
-        "95 % interval is Student's t over these means (attacks - 1 degrees of freedom), so it has the spread over "
-        "attacks and over the seeds within them; it says nothing of the choice of trials. seed std: of a sample, "
-        "within attacks, pooled",
+        f"A figure is the mean over {_seeds(matrix)}. mean: over attacks, each of which counts once, by its mean over "
+        "seeds; its 95 % interval is Student's t over these means (attacks - 1 degrees of freedom), so it has the "
+        "spread over attacks and that over seeds within them, and nothing of the choice of trials",
     ]
     if len(matrix.systems) > 1:
         found.append("Bold (* in plain text): the lowest mean of a column, as printed")
@@ -55,17 +51,25 @@ def matrix_notes(matrix: AttackMatrix) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _seeds(matrix: AttackMatrix) -> str:
+    cells = (matrix.cell(system, attack) for system in matrix.systems for attack in matrix.attacks)
+    numbers = sorted({one.num for one in cells if one is not None})
+    told = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return f"{told} seed{'s' * (numbers[-1] > 1)}"
+
+
 # --- for programs
 
 MATRIX_ROW = (
     *("system", "statistic", "attack", "seed", "eer", "eer_low", "eer_high", "num_bona_fide", "num_spoof"),
-    *("num_seeds", "num_attacks", "folder"),
+    *("num_seeds", "num_attacks", "seed_std", "folder"),
 )
 
 
 def matrix_rows(matrix: AttackMatrix) -> list[dict[str, Any]]:
     """A row for each run, for mean and std over the seeds of each attack, and for the mean over attacks, with its
-    interval; EERs are shares of 1, at full precision. ``statistic`` is run, mean, std or mean_over_attacks."""
+    interval and the pooled standard deviation over the seeds of an attack; EERs are shares of 1, at full precision.
+    ``statistic`` is run, mean, std or mean_over_attacks."""
     rows: list[dict[str, Any]] = []
     for run in matrix.runs:
         one = run.scores
@@ -84,7 +88,7 @@ def matrix_rows(matrix: AttackMatrix) -> list[dict[str, Any]]:
         if mean is not None:
             row = {"system": system, "statistic": "mean_over_attacks", "eer": mean.mean}
             low_high = {} if mean.interval is None else dict(zip(("eer_low", "eer_high"), mean.interval, strict=True))
-            rows.append(row | low_high | {"num_attacks": mean.num_attacks})
+            rows.append(row | low_high | {"num_attacks": mean.num_attacks, "seed_std": mean.seed_std})
     return rows
 
 
