@@ -12,6 +12,8 @@ from typing_extensions import Unpack
 from moelora_ad.corpora.selection import Selection, SelectionArguments, checked, in_words, kept, part_of
 from moelora_ad.corpora.trial import TrialList
 
+_SELECTS = "_takes_selection"  # marks functions that see to the selection
+
 
 class ClassCounts(NamedTuple):
     """How many trials a corpus has; None where it is not known."""
@@ -63,9 +65,10 @@ class Corpus(ABC):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if "__init__" in vars(cls):
+        # Whatever class they stand in, of ours or a mixin; each of them once.
+        if cls.__init__ is not Corpus.__init__ and not hasattr(cls.__init__, _SELECTS):
             cls.__init__ = _taking_selection(cls.__init__)  # type: ignore[method-assign]
-        if "trials" in vars(cls):
+        if not hasattr(cls.trials, _SELECTS):
             cls.trials = _selecting(cls.trials)  # type: ignore[method-assign, assignment]
 
     @abstractmethod
@@ -103,6 +106,7 @@ def _taking_selection(init: Callable[..., None]) -> Callable[..., None]:
 
     rest = inspect.Parameter("selection", inspect.Parameter.VAR_KEYWORD, annotation=Unpack[arguments])
     with_selection.__signature__ = signature.replace(parameters=[*own.values(), rest])  # type: ignore[attr-defined]
+    setattr(with_selection, _SELECTS, True)
     with_selection.__annotations__ = {**init.__annotations__, "selection": Unpack[arguments]}
     return with_selection
 
@@ -115,9 +119,10 @@ def _selecting(trials: Callable[[Corpus], TrialList]) -> Callable[[Corpus], Tria
         found = trials(self)
         if not self.selection or type(self).trials is not selected:
             return found
-        name = " ".join(filter(None, (self.name, getattr(self, "split", None))))
+        name = f"{self.name} {getattr(self, 'split', None) or ''}".strip()
         part = part_of(found, kept(found, self.selection, name))
         self.left_out = LeftOut().and_of(found, part)
         return part
 
+    setattr(selected, _SELECTS, True)
     return selected

@@ -166,7 +166,23 @@ class HandingOn(Corpus):
         return TrialList(TRIALS)
 
 
+class Mixin:
+    """Trials and a constructor from a class that is no corpus."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def trials(self) -> TrialList:
+        return TrialList(TRIALS)
+
+
+class Mixed(Mixin, Corpus):
+    pass
+
+
 def test_any_class_can_be_confined():
+    assert ids(Mixed("mixed", attacks=["A02"])) == ids(Mixed(name="mixed", exclude_attacks=["A01"], attacks=["A02"]))
+    assert ids(Mixed("mixed", attacks=["A02"])) == ["u1", "u3", "u5"]
     assert ids(Plain(attacks=["A02"])) == ids(HandingOn(attacks=["A02"])) == ["u1", "u3", "u5"]
     assert ids(Inherited(TRIALS, attacks=["A02"])) == ["u1", "u3", "u5"]
     assert ids(Fixed()) == ["u1", "u2", "u5"]
