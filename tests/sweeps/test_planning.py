@@ -15,6 +15,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.sweeps.planning import choose, option_text, plan_runs
 from moelora_ad.sweeps.slurm import _parameters
 from moelora_ad.sweeps.sweep import Sweep, System, read_sweep
+from moelora_ad.sweeps.wandb_agent import agent_configuration
 
 
 @pytest.fixture
@@ -67,6 +68,8 @@ def test_systems_times_held_out_attacks(config):
     assert runs[1].options == {"x.rank": 4, "x.k": 1, "data.held_out_attack": "x/y z"}
     assert "--data.held_out_attack=x/y z" in runs[1].arguments()
     assert runs[0].identity() != runs[1].identity()
+    agents = yaml.safe_load(agent_configuration(make(config, wandb={"project": "p"}), runs))
+    assert agents["parameters"]["run"]["values"] == [run.label for run in runs]
     assert [run.label for run in choose(runs, ["moe-*-without_A01/seed_5"])] == [
         "moe-k=1-without_A01/seed_5",
         "moe-k=2-without_A01/seed_5",
