@@ -71,7 +71,7 @@ class Bare:
 
     def __init__(self, scorer: Scorer, paths: list[str]) -> None:
         self.scorer = scorer
-        cutting = Cutting(scorer.window, scorer.hop, scorer.batch_size)
+        cutting = Cutting(scorer.window, scorer.hop, scorer.fill, scorer.batch_size)
         pieces = itertools.islice(read_pieces(paths, cutting, 0), 8)
         self.batches = [p.waveforms.to(scorer.device) for p in pieces if len(p.waveforms) == scorer.batch_size]
 
@@ -111,7 +111,8 @@ def main() -> None:
         paths = lay_out(folder, arguments.files)
         workers = arguments.num_workers
         if workers is None:
-            workers = sensible_workers(len(paths), scorer.device, Cutting(scorer.window, scorer.hop, scorer.batch_size))
+            cutting = Cutting(scorer.window, scorer.hop, scorer.fill, scorer.batch_size)
+            workers = sensible_workers(len(paths), scorer.device, cutting)
         bare = Bare(scorer, paths)
         for _ in range(2):
             bare(4 * scorer.batch_size)

@@ -9,7 +9,16 @@ from moelora_ad.audio.decoding import SAMPLE_RATE, AudioError, AudioReader, read
 from moelora_ad.audio.notes import Note
 from moelora_ad.audio.probing import audio_length
 from moelora_ad.audio.randomness import keyed_generator
-from moelora_ad.audio.segments import TRAINING_SAMPLES, Crops, Excerpt, FullUtterance, Segment, read_segment
+from moelora_ad.audio.segments import (
+    SHORTEST,
+    TRAINING_SAMPLES,
+    Crops,
+    Excerpt,
+    FullUtterance,
+    ScoredClips,
+    Segment,
+    read_segment,
+)
 
 __all__ = [
     "AAC",
@@ -17,6 +26,7 @@ __all__ = [
     "GSM",
     "MP3",
     "SAMPLE_RATE",
+    "SHORTEST",
     "TRAINING_SAMPLES",
     "ALaw",
     "AdditiveNoise",
@@ -34,6 +44,7 @@ __all__ = [
     "Opus",
     "RawBoost",
     "RoomResponse",
+    "ScoredClips",
     "Segment",
     "Vorbis",
     "WithProbability",

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,12 @@ class Excerpt(ABC):
         samples: Length of a row of a batch, at 16 kHz; shorter clips are zero-padded to it. None: the longest clip of
             the batch decides.
         count: Clips of each utterance; its score is the mean of theirs.
+        short: Whether a shorter utterance is repeated until it is ``samples`` long, or padded by the batch.
     """
 
     samples: int | None
     count: int = 1
+    short: Literal["repeat", "pad"] = "pad"
 
     @abstractmethod
     def read(self, sound: AudioReader, generator: np.random.Generator | None = None) -> list[Clip]:
@@ -43,6 +45,18 @@ class Excerpt(ABC):
         Raises:
             AudioError: The file cannot be decoded, or is too long.
         """
+
+
+class ScoredClips(NamedTuple):
+    """Which clips a detector scores, as it was evaluated.
+
+    Attributes:
+        window: Samples of a clip, at 16 kHz.
+        fill: Samples that a shorter clip is repeated to fill.
+    """
+
+    window: int
+    fill: int
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from moelora_ad.adapters import AdaptationMethod
-from moelora_ad.audio import TRAINING_SAMPLES
+from moelora_ad.audio import ScoredClips
 from moelora_ad.configuration.files import part_of, read_configuration
 from moelora_ad.configuration.objects import instantiate, parse_parts
 from moelora_ad.configuration.parser import OneLineParser
@@ -38,13 +38,13 @@ class Built(NamedTuple):
     Attributes:
         detector: its weights are not those of any checkpoint.
         data: the data module; nothing is read yet.
-        window: samples of the clips that the detector scores.
+        clips: that the detector scores.
         precision: that it is trained and judged in, by Lightning's name.
     """
 
     detector: Detector
     data: AudioDeepfakeDataModule
-    window: int
+    clips: ScoredClips
     precision: str
 
 
@@ -106,8 +106,7 @@ def build_from_configs(
         elsewhere = backbone is None and "no such folder" in line
         raise InputError(f"{line}; give its place now with --backbone" if elsewhere else line) from None
     data_module: AudioDeepfakeDataModule = built.data
-    window = data_module.eval_segment.samples or data_module.train_segment.samples or TRAINING_SAMPLES
-    return Built(detector, data_module, window, precision_name(precision))
+    return Built(detector, data_module, data_module.scored_clips, precision_name(precision))
 
 
 def _check_dry(parts: Callable[[], Any], state: Mapping[str, Tensor], checkpoint: str) -> None:

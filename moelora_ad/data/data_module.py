@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from moelora_ad.audio import Augmentation, Excerpt, Segment
+from moelora_ad.audio import SHORTEST, TRAINING_SAMPLES, Augmentation, Excerpt, ScoredClips, Segment
 from moelora_ad.corpora import Corpus, TrialList
 from moelora_ad.data.dataset import Batch, OnError, TrialDataset
 from moelora_ad.data.held_out import without_attack
@@ -17,7 +17,7 @@ from moelora_ad.data.lengths import lengths_of
 from moelora_ad.data.resuming import TrainingLoader
 from moelora_ad.data.samplers import EvaluationBatches, FixedTrainingBatches, Group, TrainingBatches
 from moelora_ad.data.score_origin import kept_scores
-from moelora_ad.data.shares import check_labels, check_shares, training_trials, trials_of
+from moelora_ad.data.shares import by_name, check_labels, check_shares, training_trials, trials_of
 from moelora_ad.data.workers import PREFETCHED, SILENT_SECONDS, begin_worker, check_room
 from moelora_ad.errors import InputError
 from moelora_ad.runs.record import DEV
@@ -222,6 +222,12 @@ class AudioDeepfakeDataModule(LightningDataModule):
             )
         return loaders
 
+    @property
+    def scored_clips(self) -> ScoredClips:
+        """The clips that a detector which was evaluated so scores in any file."""
+        window = self.eval_segment.samples or self.train_segment.samples or TRAINING_SAMPLES
+        return ScoredClips(window, window if self.eval_segment.short == "repeat" else min(SHORTEST, window))
+
     def _lengths_of(self, name: str, trials: TrialList) -> NDArray[np.int64]:
         if name not in self._lengths:
             self._lengths[name] = lengths_of(trials, name, self.trainer)
@@ -267,3 +273,16 @@ def known_data(trainer: Trainer) -> AudioDeepfakeDataModule | None:
     and other data modules."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, AudioDeepfakeDataModule) else None
+
+
+def corpora_in_words(data: AudioDeepfakeDataModule) -> dict[str, str]:
+    """Which corpora a training uses for what, for people."""
+    words = {"training": ", ".join(sorted({_in_words(corpus) for corpus in by_name(data.train).values()}))}
+    words["selection of the checkpoint"] = _in_words(data.val) if data.val else ""
+    words["augmentation in training"] = type(data.train_augmentation).__name__ if data.train_augmentation else "none"
+    return {use: what for use, what in words.items() if what}
+
+
+def _in_words(corpus: Corpus) -> str:
+    taken = f"({corpus.selection_note})" if corpus.selection_note else ""
+    return " ".join(filter(None, (corpus.name, str(getattr(corpus, "split", None) or ""), taken)))

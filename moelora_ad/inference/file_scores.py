@@ -123,12 +123,12 @@ def probability(score: float, prior: float) -> float:
     return float(probability_of_bona_fide(np.array([score]), prior)[0])
 
 
-def no_verdict(seconds: float, window: float, is_silent: bool, has_speech: bool) -> str | None:
+def no_verdict(seconds: float, fill: float, is_silent: bool, has_speech: bool) -> str | None:
     """Why there is nothing to judge in a sound, which a detector scores all the same; None if there is something.
 
     Args:
         seconds: Its length, above 0.
-        window: That of what the detector hears at once, in seconds; a shorter sound is repeated to fill it.
+        fill: Seconds that a shorter sound is repeated to fill.
         is_silent: See `audio.quality.SILENT`.
         has_speech: See `audio.speech`.
     """
@@ -136,8 +136,8 @@ def no_verdict(seconds: float, window: float, is_silent: bool, has_speech: bool)
         return "no speech: silent"
     if seconds < LEAST_SECONDS:
         return f"too short: {seconds:.3g} s, of at least {LEAST_SECONDS:g} s"
-    if window > MOST_REPEATS * seconds:
-        return f"repeated to fill: {seconds:.3g} s, {window / seconds:.0f} times in a window of {window:.3g} s"
+    if fill > MOST_REPEATS * seconds:
+        return f"repeated to fill: {seconds:.3g} s, {fill / seconds:.0f} times in a window of {fill:.3g} s"
     return None if has_speech else "no speech: noise or tones alone"
 
 

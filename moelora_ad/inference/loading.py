@@ -96,6 +96,6 @@ def load_run(path: str | os.PathLike[str], backbone: str | None = None, allow: C
     state = detector_state(str(checkpoint))
     built = build_from_configs([str(config)], state, str(checkpoint), backbone, allow)
     load_weights(built.detector, state, str(checkpoint))
-    built.detector.window, built.detector.precision = built.window, built.precision
+    (built.detector.window, built.detector.fill), built.detector.precision = built.clips, built.precision
     built.detector.eval()
     return LoadedRun(built, checkpoint, config)

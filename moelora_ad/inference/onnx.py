@@ -28,6 +28,7 @@ class OnnxDetector(nn.Module):
 
     Attributes:
         window: samples of a clip.
+        fill: samples that a shorter clip is repeated to fill; None for a whole window.
         hop: samples from one clip of a longer sound to the next.
         calibration: as ``Calibration.as_dict`` gives it; None for log-odds as they are.
         precision: that it computes in.
@@ -61,19 +62,27 @@ class OnnxDetector(nn.Module):
         shapes = [(one.name, one.type, len(one.shape)) for one in self._session.get_inputs()]
         if shapes != [("waveforms", "tensor(float)", 2)] or not {"window", "hop", "calibration"} <= facts.keys():
             raise InputError(f"model {path} is not of a detector that moelora-ad exported: make one with export --onnx")
-        self.window, self.hop, self.calibration = _scoring(path, facts)
+        self.window, self.hop, self.fill, self.calibration = _scoring(path, facts)
         self.precision = SINGLE
         self.about = {"notice": facts["notice"]} if "notice" in facts else None
 
-    def forward(self, waveforms: Tensor) -> Tensor:
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits (B, 2) float32, where the waveforms are.
 
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
+            lengths: (B,) valid samples of each row, None when all rows are full. The file knows no padding: clips of
+                each length go through it by themselves.
 
         Raises:
             InputError: the file does not give them.
         """
+        if lengths is not None:
+            logits = waveforms.new_empty(len(waveforms), 2, dtype=torch.float32)
+            for samples in lengths.unique().tolist():
+                rows = lengths == samples
+                logits[rows] = self(waveforms[rows, :samples])
+            return logits
         try:
             logits = self._session.run(None, {"waveforms": waveforms.float().cpu().numpy()})[0]
         except Exception as error:
@@ -83,18 +92,20 @@ class OnnxDetector(nn.Module):
         return torch.from_numpy(logits).float().to(waveforms.device)
 
 
-def _scoring(path: Path, facts: Mapping[str, str]) -> tuple[int, int, dict[str, Any] | None]:
-    """Window, hop and calibration, as the file's metadata have them."""
+def _scoring(path: Path, facts: Mapping[str, str]) -> tuple[int, int, int | None, dict[str, Any] | None]:
+    """Window, hop, fill and calibration, as the file's metadata have them."""
     try:
         told = {name: parse_json(facts[name]) for name in ("window", "hop", "sample_rate", "labels", "calibration")}
+        told["fill"] = parse_json(facts.get("fill", "null"))  # files of earlier versions do not tell it
     except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"model {path}: its metadata are faulty: {error}") from None
     right = is_window(told["window"]) and type(told["hop"]) is int and 1 <= told["hop"] <= told["window"]
-    if not right or told["sample_rate"] != SAMPLE_RATE or told["labels"] != LABELS:
+    fills = told["fill"] is None or is_window(told["fill"])
+    if not right or not fills or told["sample_rate"] != SAMPLE_RATE or told["labels"] != LABELS:
         raise InputError(f"model {path}: its metadata are faulty: {json.dumps(told)[:200]}")
     if told["calibration"] is not None:
         try:
             Calibration.from_dict(told["calibration"])
         except InputError as error:
             raise InputError(f"model {path}: its metadata are faulty: {error}") from None
-    return told["window"], told["hop"], told["calibration"]
+    return told["window"], told["hop"], told["fill"], told["calibration"]

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
-from moelora_ad.inference.batches.batching import Batcher, Pending, Returning
+from moelora_ad.inference.batches.batching import Batch, Batcher, Pending, Returning
 from moelora_ad.inference.batches.pieces import Cutting, Piece, pieces_of, read_pieces, sensible_workers
 from moelora_ad.inference.file_scores import FileFailure, FileScore, WindowScore
 from moelora_ad.inference.onnx import SUFFIX as ONNX_SUFFIX
@@ -87,6 +87,8 @@ class Scorer:
         self.notice: str | None = (getattr(detector, "about", None) or {}).get("notice")
         self.calibration = calibration
         self.window = window
+        fill: int | None = getattr(detector, "fill", None)
+        self.fill = window if fill is None else min(fill, window)
         self.batch_size = batch_size
 
     @classmethod
@@ -191,7 +193,7 @@ class Scorer:
         return self._score(read_pieces(places, cutting, num_workers), progress)
 
     def _cutting(self, track: int | None = None, longest: float | None = None) -> Cutting:
-        return Cutting(self.window, self.hop, self.batch_size, track, longest, self._is_on_gpu)
+        return Cutting(self.window, self.hop, self.fill, self.batch_size, track, longest, self._is_on_gpu)
 
     @property
     def _is_on_gpu(self) -> bool:
@@ -202,21 +204,23 @@ class Scorer:
         for piece in pieces:
             pending.add(piece)
             for batch in batcher.add(piece):
-                returning.add(self._log_odds(batch.waveforms), batch.owners)
+                returning.add(self._log_odds(batch), batch.owners)
             pending.score(returning.arrived())
             yield from starmap(self._result, pending.complete())
             if progress is not None:
                 progress(pending.read)
         for batch in batcher.rest():
-            returning.add(self._log_odds(batch.waveforms), batch.owners)
+            returning.add(self._log_odds(batch), batch.owners)
         pending.score(returning.arrived(all_of_them=True))
         yield from starmap(self._result, pending.complete())
 
-    def _log_odds(self, waveforms: torch.Tensor) -> torch.Tensor:
+    def _log_odds(self, batch: Batch) -> torch.Tensor:
         """(B,) on the device, which may still be at work on them."""
+        waveforms, lengths = (part.to(self.device, non_blocking=True) for part in (batch.waveforms, batch.lengths))
+        padded = (lengths,) if bool((batch.lengths < self.window).any()) else ()
         try:
             with torch.inference_mode(), computing_in(self.precision, self.device):
-                return log_odds(self.detector(waveforms.to(self.device, non_blocking=True)))
+                return log_odds(self.detector(waveforms, *padded))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -75,13 +75,13 @@ class DecodedSound:
     error: Exception | None = None
     part: float = 0.0
 
-    def clips(self, opened: Opened, window: int, hop: int) -> Iterator[Clip]:
-        """Its windows (window,); what goes wrong ends them and is kept."""
+    def clips(self, opened: Opened, window: int, hop: int, fill: int) -> Iterator[Clip]:
+        """Its windows, see `windows_of`; what goes wrong ends them and is kept."""
         try:
             with opened() as sound:
                 self.length = sound.length
                 envelope, speech = Envelope(sound.length), SpeechMeter()
-                for start, clip in windows_of(sound, window, hop, envelope, speech):
+                for start, clip in windows_of(sound, window, hop, fill, envelope, speech):
                     self.starts.append(start)
                     self.part = min(1.0, (start + window) / self.length)
                     yield clip
@@ -91,7 +91,7 @@ class DecodedSound:
                 levels = level_notes(sound.length, SAMPLE_RATE, low, high)
                 self.notes = levels + (sound.meter.notes() if sound.meter else ()) + sound.notes
                 seconds, has_speech = sound.length / SAMPLE_RATE, speech.has_speech()
-                self.reason = no_verdict(seconds, window / SAMPLE_RATE, is_silent(low, high), has_speech)
+                self.reason = no_verdict(seconds, fill / SAMPLE_RATE, is_silent(low, high), has_speech)
         except Exception as error:  # a file must not stop those after it
             self.error = error
         self.part = 1.0

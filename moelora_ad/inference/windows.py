@@ -102,13 +102,14 @@ class Meter(Protocol):
         """The next samples (n,)."""
 
 
-def windows_of(sound: Sound, window: int, hop: int, *meters: Meter) -> Iterator[tuple[int, Clip]]:
-    """Each window's first sample and its sound (window,); a sound shorter than one is repeated whole.
+def windows_of(sound: Sound, window: int, hop: int, fill: int, *meters: Meter) -> Iterator[tuple[int, Clip]]:
+    """Each window's first sample and its sound, (window,) but for that of a sound which is shorter than one.
 
     Args:
         sound: It is read once, and no more of it is held than a block and a window.
         window: In 16 kHz samples.
         hop: From one window to the next, in samples, 1 to ``window``.
+        fill: A sound of fewer samples is repeated until it has so many, at most ``window``.
         meters: Get all of the sound.
     """
     starts = window_starts(sound.length, window, hop)
@@ -119,7 +120,8 @@ def windows_of(sound: Sound, window: int, hop: int, *meters: Meter) -> Iterator[
             meter.add(block)
         kept = np.concatenate([kept, block])
         while start is not None and begin + len(kept) >= min(start + window, sound.length):
-            yield start, repeated(kept[start - begin : start - begin + window], window)
+            clip = kept[start - begin : start - begin + window]
+            yield start, repeated(clip, fill) if len(clip) < fill else clip
             start = next(starts, None)
         unneeded = (begin + len(kept) if start is None else start) - begin
         kept, begin = kept[unneeded:], begin + unneeded

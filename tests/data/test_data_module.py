@@ -18,6 +18,7 @@ from moelora_ad.data.dataset import padded
 from moelora_ad.data.samplers import Key
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
+from moelora_ad.inference import Scorer
 from moelora_ad.models import AttentiveStatistics, MeanPooling, Wav2Vec2Backbone
 from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule, TrialDataset
 
@@ -204,6 +205,32 @@ def test_whole_utterances_in_batches_of_like_length_score_as_one_by_one(data, wa
     assert list(together) == list(alone)
     assert list(together.values()) == pytest.approx(list(alone.values()), abs=1e-5)
     assert len(set(alone.values())) == 8
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "wanted"),
+    [
+        (Segment(16_000), (16_000, 16_000)),
+        (Segment(16_000, short="pad"), (16_000, 1_600)),
+        (Crops(3, samples=8_000), (8_000, 8_000)),
+        (FullUtterance(), (32_000, 1_600)),
+    ],
+)
+def test_a_detector_scores_files_in_the_clips_that_it_was_evaluated_on(data, evaluation, wanted):
+    assert data(train_segment=Segment(32_000), eval_segment=evaluation).scored_clips == wanted
+
+
+@pytest.mark.parametrize("evaluation", [FullUtterance(), Segment(200_000, short="pad")])
+def test_score_gives_unrepeated_utterances_the_scores_of_test(data, wav2vec2, tmp_path, trainer, evaluation):
+    model = wav2vec2()
+    source = data(eval_segment=evaluation, eval_batch_size=3)
+    wanted = score(data, model, tmp_path, trainer, eval_batch_size=3, eval_segment=evaluation)
+    detector = model.detector
+    _, detector.fill = source.scored_clips
+    scorer = Scorer(detector, window=200_000, device="cpu")  # longer than any of them
+    trials = source.test["in_domain"].trials()
+    found = {trial.utterance: scorer(trial.audio).score for trial in trials}
+    assert [found[name] for name in wanted] == pytest.approx(list(wanted.values()), abs=1e-5)
 
 
 def test_batches_of_whole_utterances_come_longest_first(data):

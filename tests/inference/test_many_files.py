@@ -98,7 +98,7 @@ def test_workers_decode_behind_a_long_file_but_not_endlessly(tmp_path, monkeypat
     paths = written(tmp_path, [400_000] + [500] * 200)
     monkeypatch.setattr("moelora_ad.inference.batches.pieces._GROUPS_AHEAD", 3)
     seen = set()
-    for count, piece in enumerate(read_pieces(paths, Cutting(WINDOW, WINDOW, 2), 2)):
+    for count, piece in enumerate(read_pieces(paths, Cutting(WINDOW, WINDOW, WINDOW, 2), 2)):
         seen |= set(piece.ended)
         if count == 60:
             break
@@ -146,7 +146,7 @@ def test_an_error_that_no_process_can_be_sent_becomes_one_that_can():
 
 
 def test_workers_start_only_where_they_are_of_use(monkeypatch):
-    cutting, cpu = Cutting(64_600, 32_300, 16), torch.device("cpu")
+    cutting, cpu = Cutting(64_600, 32_300, 64_600, 16), torch.device("cpu")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
     assert [sensible_workers(files, cpu, cutting) for files in (1, 63, 64, 10_000)] == [0, 0, 1, 1]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
@@ -160,15 +160,17 @@ def test_workers_start_only_where_they_are_of_use(monkeypatch):
 @given(st.lists(st.integers(0, 9), max_size=20), st.integers(1, 8))
 def test_a_batcher_loses_no_row_and_keeps_their_order(sizes, size):
     rows = torch.arange(sum(sizes), dtype=torch.float32)[:, None].expand(-1, 3)
+    lengths = torch.arange(sum(sizes))
     batcher, made, first = Batcher(size), [], 0
     for count in sizes:
-        made += batcher.add(Piece(rows[first : first + count], list(range(first, first + count)), {}))
+        taken = slice(first, first + count)
+        made += batcher.add(Piece(rows[taken], lengths[taken], list(range(first, first + count)), {}))
         first += count
     made += batcher.rest()
     assert [len(batch.owners) for batch in made[:-1]] == [size] * (len(made) - 1)
     assert [owner for batch in made for owner in batch.owners] == list(range(sum(sizes)))
     for batch in made:
-        assert batch.waveforms[:, 0].tolist() == batch.owners
+        assert batch.waveforms[:, 0].tolist() == batch.lengths.tolist() == batch.owners
 
 
 def test_nobody_waits_for_scores_while_there_is_work(monkeypatch):

@@ -31,7 +31,7 @@ def detector(whisper_tiny: Path) -> Detector:
         for parameter in detector.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    detector.window, detector.calibration = 32_000, CALIBRATION
+    detector.window, detector.fill, detector.calibration = 32_000, 8_000, CALIBRATION
     return detector.eval()
 
 
@@ -49,7 +49,7 @@ def sounds(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> list[s
     flacs = sorted((quickstart / "corpus").rglob("*.flac"))
     speech = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in flacs[:40:4]])
     paths = []
-    for samples in (5_001, 32_000, 32_001, 70_000, 100_123):
+    for samples in (5_001, 20_000, 32_000, 32_001, 70_000, 100_123):
         paths.append(str(folder / f"{samples}.wav"))
         soundfile.write(paths[-1], speech[samples : 2 * samples], 16_000, subtype="FLOAT")
     return paths
@@ -59,9 +59,10 @@ def test_the_scores_are_those_of_pytorch(detector, file, sounds):
     scorer = Scorer.from_pretrained(file, device="cpu")
     ours = Scorer(detector, device="cpu")
     assert (scorer.window, scorer.hop, scorer.precision) == (ours.window, ours.hop, ours.precision)
+    assert scorer.fill == ours.fill == 8_000
     assert scorer.calibration == ours.calibration
     found, wanted = list(scorer.score_files(sounds)), list(ours.score_files(sounds))
-    assert [len(one.windows) for one in found] == [1, 1, 2, 4, 6]
+    assert [len(one.windows) for one in found] == [1, 1, 1, 2, 4, 6]
     assert np.ptp([one.score for one in wanted]) > 0.01
     for one, other in zip(found, wanted, strict=True):
         assert one.is_calibrated

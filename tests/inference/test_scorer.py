@@ -60,6 +60,24 @@ def test_a_file_of_at_most_one_window_has_the_score_of_lightning_test(detector, 
     assert result.windows[0][:2] == (0, samples / 16_000)
 
 
+def test_a_detector_that_was_evaluated_without_repeats_gets_short_sounds_as_they_are(detector, tmp_path):
+    sounds = [noise(samples, samples) for samples in (3_000, 1_000, 20_000, WINDOW, 7_999)]
+    detector.fill = 1_600
+    try:
+        scorer = Scorer(detector, window=WINDOW)
+        alone = [scorer(sound) for sound in sounds]
+        paths = [written(tmp_path / f"{n}.wav", sound, subtype="FLOAT") for n, sound in enumerate(sounds)]
+        together = list(scorer.score_files(map(str, paths), num_workers=1))
+    finally:
+        detector.fill = None
+    short, least, _, full, nearly = sounds
+    wanted = log_odds(detector, short, np.tile(least, 2)[:1_600], full, nearly)
+    found = [alone[number].score for number in (0, 1, 3, 4)]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert abs(found[0] - Scorer(detector, window=WINDOW)(short).score) > 1e-5  # which repeats it
+    np.testing.assert_allclose([one.score for one in together], [one.score for one in alone], atol=1e-6)
+
+
 def test_a_long_file_has_the_mean_of_its_windows(detector, tmp_path):
     waveform = noise(27_001)
     result = Scorer(detector, window=WINDOW)(written(tmp_path / "a.wav", waveform, subtype="FLOAT"))
@@ -304,14 +322,15 @@ def test_values_out_of_range(detector, given_values, told):
 
 
 def test_a_kept_model_brings_its_window_and_its_calibration(detector, tmp_path):
-    detector.window, detector.calibration = WINDOW, CALIBRATION.as_dict()
+    detector.window, detector.fill, detector.calibration = WINDOW, 2_000, CALIBRATION.as_dict()
     try:
         detector.save_pretrained(tmp_path / "model")
     finally:
-        del detector.window
+        del detector.window, detector.fill
         detector.calibration = None
     scorer = Scorer.from_pretrained(tmp_path / "model")
-    assert (scorer.window, scorer.hop, scorer.calibration) == (WINDOW, WINDOW // 2, CALIBRATION)
+    assert (scorer.window, scorer.hop, scorer.fill) == (WINDOW, WINDOW // 2, 2_000)
+    assert scorer.calibration == CALIBRATION
     sound = noise(20_000)
     assert scorer(sound).score == pytest.approx(Scorer(detector, CALIBRATION, WINDOW)(sound).score, abs=1e-6)
     with pytest.raises(InputError):

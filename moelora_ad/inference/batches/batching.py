@@ -15,9 +15,10 @@ _IN_FLIGHT = 2  # batches that a GPU has got and not yet answered
 
 
 class Batch(NamedTuple):
-    """Rows (B, window) and the number of the file of each."""
+    """Rows (B, window), the valid samples (B,) and the number of the file of each."""
 
     waveforms: Tensor
+    lengths: Tensor
     owners: list[int]
 
 
@@ -32,12 +33,12 @@ class Batcher:
     def __init__(self, size: int, pinned: bool = False) -> None:
         self._size = size
         self._pinned = pinned
-        self._parts: deque[Tensor] = deque()
+        self._parts: deque[tuple[Tensor, Tensor]] = deque()  # waveforms and lengths
         self._owners: list[int] = []
 
     def add(self, piece: Piece) -> Iterator[Batch]:
         """The batches that are full with one more piece."""
-        self._parts.append(piece.waveforms)
+        self._parts.append((piece.waveforms, piece.lengths))
         self._owners += piece.owners
         while len(self._owners) >= self._size:
             yield self._taken(self._size)
@@ -48,21 +49,24 @@ class Batcher:
             yield self._taken(len(self._owners))
 
     def _taken(self, count: int) -> Batch:
-        parts: list[Tensor] = []
+        rows: list[Tensor] = []
+        samples: list[Tensor] = []
         missing = count
         while missing:
-            part = self._parts.popleft()
-            if len(part) > missing:
-                self._parts.appendleft(part[missing:])
-                part = part[:missing]
-            if len(part):
-                parts.append(part)
-            missing -= len(part)
+            waveforms, lengths = self._parts.popleft()
+            if len(waveforms) > missing:
+                self._parts.appendleft((waveforms[missing:], lengths[missing:]))
+                waveforms, lengths = waveforms[:missing], lengths[:missing]
+            if len(waveforms):
+                rows.append(waveforms)
+                samples.append(lengths)
+            missing -= len(waveforms)
         owners, self._owners = self._owners[:count], self._owners[count:]
-        if len(parts) == 1:
-            return Batch(parts[0], owners)
-        waveforms = torch.empty(count, parts[0].shape[1], pin_memory=self._pinned)
-        return Batch(torch.cat(parts, out=waveforms), owners)
+        if len(rows) == 1:
+            return Batch(rows[0], samples[0], owners)
+        waveforms = torch.empty(count, rows[0].shape[1], pin_memory=self._pinned)
+        lengths = torch.empty(count, dtype=torch.int64, pin_memory=self._pinned)
+        return Batch(torch.cat(rows, out=waveforms), torch.cat(samples, out=lengths), owners)
 
 
 class Returning:

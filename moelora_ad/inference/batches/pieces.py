@@ -34,6 +34,7 @@ class Cutting(NamedTuple):
     Attributes:
         window: samples of a window.
         hop: samples from one to the next.
+        fill: samples that a shorter sound is repeated to fill; what it lacks then of a window is zeros.
         rows: windows of a piece, at most.
         track: which audio track of each file; None for its default one.
         longest: seconds of a file; None for any.
@@ -42,6 +43,7 @@ class Cutting(NamedTuple):
 
     window: int
     hop: int
+    fill: int
     rows: int
     track: int | None = None
     longest: float | None = None
@@ -57,12 +59,14 @@ class Piece(NamedTuple):
 
     Attributes:
         waveforms: (rows, window) float32, at most a batch.
+        lengths: (rows,) valid samples of each.
         owners: the number of the file of each row.
         ended: files that have no windows after these, by their number.
         part: how much of the last row's file is cut, if it is not among these; else 0.
     """
 
     waveforms: Tensor
+    lengths: Tensor
     owners: list[int]
     ended: dict[int, DecodedSound]
     part: float = 0.0
@@ -71,21 +75,26 @@ class Piece(NamedTuple):
 def pieces_of(sounds: Iterable[tuple[str, Opened]], cutting: Cutting, first: int = 0) -> Iterator[Piece]:
     """The pieces of some sounds, whose numbers begin at ``first``. Sounds share a piece as long as it has room."""
     waveforms = torch.empty(0, cutting.window)
+    lengths = torch.empty(0, dtype=torch.int64)
     owners: list[int] = []
     ended: dict[int, DecodedSound] = {}
     for number, (name, opened) in enumerate(sounds, first):
         sound = DecodedSound(name)
-        for clip in sound.clips(opened, cutting.window, cutting.hop):
+        for clip in sound.clips(opened, cutting.window, cutting.hop, cutting.fill):
             if len(owners) == cutting.rows:
-                yield Piece(waveforms, owners, ended, sound.part if owners[-1] == number else 0.0)
+                yield Piece(waveforms, lengths, owners, ended, sound.part if owners[-1] == number else 0.0)
                 owners, ended = [], {}
             if not owners:
                 waveforms = torch.empty(cutting.rows, cutting.window, pin_memory=cutting.pinned)
-            waveforms[len(owners)] = torch.from_numpy(clip)
+                lengths = torch.empty(cutting.rows, dtype=torch.int64, pin_memory=cutting.pinned)
+            row, samples = len(owners), len(clip)
+            waveforms[row, :samples] = torch.from_numpy(clip)
+            waveforms[row, samples:] = 0
+            lengths[row] = samples
             owners.append(number)
         ended[number] = sound
     if ended:
-        yield Piece(waveforms[: len(owners)], owners, ended)
+        yield Piece(waveforms[: len(owners)], lengths[: len(owners)], owners, ended)
 
 
 def read_pieces(places: Iterable[str | BinaryIO], cutting: Cutting, workers: int) -> Iterator[Piece]:
@@ -137,7 +146,7 @@ class _Share(IterableDataset[Piece]):
                 for sound in piece.ended.values():
                     sound.make_portable()
                 if len(piece.owners) < self.cutting.rows:  # else all of its memory goes to the other process
-                    piece = piece._replace(waveforms=piece.waveforms.clone())
+                    piece = piece._replace(waveforms=piece.waveforms.clone(), lengths=piece.lengths.clone())
                 yield piece
 
 

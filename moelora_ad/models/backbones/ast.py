@@ -39,8 +39,9 @@ class ASTBackbone(Backbone):
         source: hub id, or a folder with ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``.
         revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
         pretrained: False builds the architecture with random weights from the configuration alone.
-        hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation; or
-            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers.
+        hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; "all", these
+            side by side; or a list of some of these by number, 0 for the input of the first layer.
 
     Raises:
         InputError: the checkpoint cannot be found or does not fit.

@@ -14,7 +14,7 @@ from moelora_ad.adapters import RemembersArguments, valid_tokens
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.graph import without_part
 
-HiddenStates = Literal["last", "weighted", "all"] | int
+HiddenStates = Literal["last", "weighted", "all"] | int | list[int]
 
 
 class Backbone(RemembersArguments, nn.Module, ABC):
@@ -33,13 +33,13 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         encoder: the pretrained model. What it is called with is cast to its type.
         width: features of a hidden state.
         hidden_states: "last", what `encode` gives; the number of a layer, 1 to the last, for that layer's output;
-            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
-            these L + 1 states side by side, in that order.
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; "all", these
+            L + 1 states side by side, in that order; or a list of some of them, 0 for the input of the first layer.
         never_called: names of parameters of the encoder that have no part in training. Only an encoder with
             ``stochastic`` needs to name them; of others they are found.
 
     Attributes:
-        width: features of an output frame: those of a hidden state, L + 1 times with "all".
+        width: features of an output frame: those of a hidden state, times the number of those that are side by side.
         stochastic: whether dropout, layer drop or masking of the encoder was asked for.
         alone: where checkpoints in transformers' layout hold the encoder within a larger model: what its tensors' names
             begin with there, and the class of the encoder alone, which a saved detector has it as.
@@ -66,12 +66,17 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         self.hidden_states = hidden_states
         self.layer_weights: nn.Parameter | None = None
         layers = self.layers()
+        beside = list(range(len(layers) + 1)) if hidden_states == "all" else hidden_states
+        self._beside = beside if isinstance(beside, list) else []
+        if isinstance(beside, list):
+            if not beside or not all(0 <= number <= len(layers) for number in beside):
+                raise InputError(f"hidden_states is {beside}: a list of numbers from 0 to {len(layers)}")
+            del layers[max(beside) :]
+            self.width = len(beside) * width
         if isinstance(hidden_states, int):
             if not 1 <= hidden_states <= len(layers):
                 raise InputError(f"hidden_states is {hidden_states}: the encoder has layers 1 to {len(layers)}")
             del layers[hidden_states:]  # layers above the chosen one would be computed and adapted for nothing
-        if hidden_states == "all":
-            self.width = (len(layers) + 1) * width
         if hidden_states == "weighted":
             self.layer_weights = nn.Parameter(torch.zeros(len(layers) + 1))
         self._states: dict[int, Tensor] = {}  # of the present pass: 0 for the first layer's input, n for layer n
@@ -133,8 +138,8 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         states = [last] if self.hidden_states == "last" else self._noted(last)
         if not torch.is_autocast_enabled(waveforms.device.type):  # a half-precision encoder
             states = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
-        if self.hidden_states == "all":
-            return torch.cat(states, dim=-1)
+        if self._beside:
+            return torch.cat([states[number] for number in self._beside], dim=-1)
         if self.layer_weights is None:
             return states[-1]
         weights = self.layer_weights.softmax(dim=0).to(states[0].dtype)

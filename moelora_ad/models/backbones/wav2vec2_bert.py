@@ -41,8 +41,8 @@ class Wav2Vec2BertBackbone(Backbone):
         revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
         pretrained: False builds the architecture with random weights from the configuration alone.
         hidden_states: "last"; the number of a layer, 1 to the last; "weighted", a learned softmax-weighted sum over
-            the input of the first layer and all layers; or "all", these side by side. (No normalisation stands behind
-            the last layer.)
+            the input of the first layer and all layers; "all", these side by side; or a list of some of these by
+            number, 0 for the input of the first layer. (No normalisation stands behind the last layer.)
         dropout: of the encoder (hidden, attention, activation, convolution, projection) while it trains.
         layer_drop: probability of skipping a layer in training; checkpoints turn it on by default, here it is off.
         spec_augment: time masking of the encoder's input in training; likewise off.

@@ -55,8 +55,8 @@ class WavLMBackbone(WaveformBackbone):
         revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
         pretrained: False builds the architecture with random weights from the configuration alone.
         hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
-            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
-            these side by side.
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; "all",
+            these side by side; or a list of some of these by number, 0 for the input of the first layer.
         normalize: zero mean and unit variance for each utterance, as transformers makes it (true) or as "fairseq" does,
             which leaves very quiet ones quieter; None does what the checkpoint's preprocessor says.
         dropout: of the encoder (hidden, attention, activation, projection) while it trains; off by default.

@@ -30,8 +30,8 @@ class WhisperBackbone(Backbone):
         revision: commit, tag or branch of the hub repository; pin it for reproducible runs.
         pretrained: False builds the architecture with random weights from the configuration alone.
         hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
-            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; or "all",
-            these side by side.
+            "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; "all",
+            these side by side; or a list of some of these by number, 0 for the input of the first layer.
         pad: pad the clip with silence to 30 s, as Whisper was trained, and give the frames of all of it.
 
     Raises:
@@ -65,24 +65,39 @@ class WhisperBackbone(Backbone):
     def encode(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         encoder = self.encoder
         if self.pad:
-            waveforms = functional.pad(waveforms, (0, max(0, LONGEST - waveforms.shape[1])))
-        hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms).to(encoder.conv1.weight.dtype)))
+            waveforms, lengths = functional.pad(waveforms, (0, max(0, LONGEST - waveforms.shape[1]))), None
+        hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms, lengths).to(encoder.conv1.weight.dtype)))
+        if lengths is not None:  # a convolution finds zeros behind the end of a clip, wherever that is
+            hidden = hidden * _inside(lengths // HOP, hidden.shape[2]).unsqueeze(1)
         hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (B, frames, width)
         if hidden.shape[1] > encoder.max_source_positions:
             seconds = waveforms.shape[1] / 16_000
             raise InputError(f"a clip of {seconds:.1f} s exceeds the 30 s that Whisper takes: use shorter segments")
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        mask = None
+        if lengths is not None:
+            padding = ~_inside(self.frames(lengths), hidden.shape[1])[:, None, None, :]
+            mask = torch.zeros_like(padding, dtype=hidden.dtype).masked_fill(padding, -torch.inf)
         for layer in encoder.layers:
-            hidden = layer(hidden, None)
+            hidden = layer(hidden, mask)
         return encoder.layer_norm(hidden)
 
-    def log_mel(self, waveforms: Tensor) -> Tensor:
-        """Whisper's log-mel spectrogram, (B, samples) -> (B, mel bands, samples // 160)."""
+    def frames(self, lengths: Tensor) -> Tensor:
+        """See `Backbone.frames`; the second convolution halves the windows."""
+        return torch.full_like(lengths, LONGEST // HOP // 2) if self.pad else (lengths // HOP + 1) // 2
+
+    def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Whisper's log-mel spectrogram, (B, samples) -> (B, mel bands, samples // 160); behind the end of a clip that
+        is shorter, by ``lengths`` (B,), zeros."""
+        windows = waveforms.shape[1] // HOP
         with torch.autocast(waveforms.device.type, enabled=False):  # powers overflow half precision
             powers = _exported_powers if torch.compiler.is_exporting() else _powers
-            log_mel = (self.mel_filters(waveforms.device) @ powers(waveforms.float())).clamp(min=1e-10).log10()
-            log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0)
-            return (log_mel + 4.0) / 4.0
+            sound = waveforms.float() if lengths is None else _mirrored(waveforms.float(), lengths)
+            log_mel = (self.mel_filters(waveforms.device) @ powers(sound)[..., :windows]).clamp(min=1e-10).log10()
+            if lengths is None:
+                return _scaled(log_mel)
+            inside = _inside(lengths // HOP, windows).unsqueeze(1)
+            return _scaled(log_mel.masked_fill(~inside, -torch.inf)) * inside
 
 
 def _mel_filters(bands: int) -> Tensor:
@@ -91,6 +106,23 @@ def _mel_filters(bands: int) -> Tensor:
         return torch.empty(bands, FFT // 2 + 1)
     filters = WhisperFeatureExtractor(feature_size=bands, n_fft=FFT, hop_length=HOP).mel_filters
     return torch.tensor(filters, dtype=torch.float32).T
+
+
+def _inside(lengths: Tensor, most: int) -> Tensor:
+    """(B, most) bool: whether a place is before the end of its row."""
+    return torch.arange(most, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def _scaled(log_mel: Tensor) -> Tensor:
+    return (torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
+
+
+def _mirrored(waveforms: Tensor, lengths: Tensor) -> Tensor:
+    """Each row with half an analysis window of its own mirror image behind its end, as the transform of a full row has
+    it: (B, samples) -> (B, samples + FFT // 2)."""
+    places = torch.arange(waveforms.shape[1] + FFT // 2, device=waveforms.device)
+    last = lengths.unsqueeze(1) - 1
+    return waveforms.gather(1, (last - (places - last).abs()).clamp(min=0))
 
 
 def _powers(waveforms: Tensor) -> Tensor:

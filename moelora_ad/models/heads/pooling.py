@@ -43,7 +43,8 @@ class AttentiveStatistics(Classifier):
 
 
 class StatisticsPooling(Classifier):
-    """Mean and standard deviation over frames (Snyder et al. 2018), standardised, then one linear layer.
+    """Mean and, unless that is turned off, standard deviation over frames (Snyder et al. 2018), standardised, then one
+    linear layer.
 
     Standardised by batch normalisation without weights of its own: every statistic counts alike, whatever its scale. So
     the head is a logistic regression on pooled states, and begins as one that knows nothing: all logits are 0.
@@ -51,13 +52,18 @@ class StatisticsPooling(Classifier):
     Args:
         width: features of a frame of the encoder.
         dropout: share of the statistics that a step of training leaves out.
+        deviation: whether standard deviations are among them.
+        running: whether training, too, standardises by the running means and variances: for a start from a logistic
+            regression that was fitted so.
     """
 
-    def __init__(self, width: int, dropout: float = 0.2) -> None:
+    def __init__(self, width: int, dropout: float = 0.2, deviation: bool = True, running: bool = False) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(2 * width, affine=False)
+        statistics = 2 * width if deviation else width
+        self.deviation = deviation
+        self.norm = (_Standardised if running else nn.BatchNorm1d)(statistics, affine=False)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(2 * width, 2)
+        self.output = nn.Linear(statistics, 2)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -66,7 +72,20 @@ class StatisticsPooling(Classifier):
             weights = features.new_full((1, 1, 1), 1 / features.shape[1])
         else:
             weights = _valid(features, lengths) / lengths.view(-1, 1, 1)
-        return self.output(self.dropout(self.norm(_statistics(features, weights))))
+        statistics = _statistics(features, weights) if self.deviation else (features * weights).sum(dim=1)
+        return self.output(self.dropout(self.norm(statistics)))
+
+
+class _Standardised(nn.BatchNorm1d):
+    """Normalises by the running statistics, which training batches move on."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return (input - self.running_mean) * (self.running_var + self.eps).rsqrt()
 
 
 class MeanPooling(Classifier):

@@ -61,7 +61,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise InputError.at(path, "is not of a detector that moelora-ad saved; make one with moelora-ad export")
     if config["format"] != FORMAT:
         raise InputError.at(path, f"is of format {config['format']!r}, this moelora_ad reads {FORMAT}: upgrade it")
-    for name in ("precision", "backbone_files"):
+    for name in ("precision", "backbone_files", "fill"):
         config.setdefault(name, None)  # models of earlier versions do not tell it
     if missing := [name for name in _FIELDS if name not in config]:
         raise InputError.at(path, f"has no field {missing[0]!r}")
@@ -225,7 +225,7 @@ def _is_part(value: Any) -> bool:
 def is_told(about: Mapping[str, Any]) -> bool:
     """Whether what a person has said of the model is as `TOLD` says."""
     lines = [about[name] for name in ("notice", "licence") if name in about]
-    lists = [about[name] for name in ("limits", "recordings") if name in about]
+    lists = [about[name] for name in ("limits", "recordings", "history") if name in about]
     if not all(isinstance(one, list) for one in lists):
         return False
     lines += [line for one in lists for line in one]
@@ -261,6 +261,7 @@ _FIELDS = {
     "labels": lambda value: value == LABELS,
     "sample_rate": lambda value: value == SAMPLE_RATE,
     "window": is_window,
+    "fill": lambda value: value is None or is_window(value),
     "precision": lambda value: value is None or isinstance(value, str),
     "backbone": lambda value: _is_part(value) and isinstance(value.get("init_args"), dict),
     "backbone_sha256": lambda value: value is None or _is_sha256(value),

@@ -43,6 +43,8 @@ class LoadedModule(nn.Module):
         ownership: what in ``backbone.encoder`` is the adaptation's.
         sites: dotted paths of the adapted projections inside ``backbone.encoder``.
         window: samples (16 kHz) of the clips that the detector was evaluated on.
+        fill: samples that a shorter clip is repeated to fill, at most ``window``; None for a whole window. A clip
+            between the two goes through the detector as it is.
         precision: that the detector was evaluated in, by Lightning's name; None if that is not known.
         calibration: what makes its scores log-likelihood ratios, as ``evaluation.Calibration.as_dict`` gives it; None
             for log-odds as they are.
@@ -58,6 +60,7 @@ class LoadedModule(nn.Module):
     classifier: Classifier
     sites: tuple[str, ...]
     window: int = TRAINING_SAMPLES
+    fill: int | None = None
     precision: str | None = None
     calibration: dict[str, Any] | None = None
     about: dict[str, Any] | None = None
@@ -100,7 +103,7 @@ class LoadedModule(nn.Module):
         tensors = read_tensors(folder / WEIGHTS)
         detector = cls._built(folder, config, tensors, backbone, allow)
         detector._load(folder, config, tensors)
-        detector.window = config["window"]
+        detector.window, detector.fill = config["window"], config["fill"]
         detector.precision = config["precision"]
         detector.calibration = config["calibration"]
         detector.about = config["about"]

@@ -151,6 +151,7 @@ class KeptModule(LoadedModule):
             "labels": LABELS,
             "sample_rate": SAMPLE_RATE,
             "window": self.window,
+            "fill": self.fill,
             "precision": self.precision,
             "backbone": self._described_backbone(whole),
             "backbone_sha256": None if whole else self.frozen_hash(),

@@ -34,7 +34,8 @@ def export_onnx(
     detector was judged in. What was written is compared with PyTorch, at several lengths, before it gets its name.
 
     The file's metadata say what else is needed to score, as strings: ``window`` and ``hop`` (samples of the clips that
-    a longer sound is cut into, and from one to the next), ``samples`` (of every clip; "any"), ``sample_rate``,
+    a longer sound is cut into, and from one to the next), ``fill`` (samples that a shorter one is repeated to fill;
+    between the two it is a clip of its own length), ``samples`` (of every clip; "any"), ``sample_rate``,
     ``labels`` (of the logits, JSON), ``calibration`` (JSON, see ``evaluation.Calibration.as_dict``; null for none),
     ``precision``, ``model`` (its id), and ``notice`` if the model has something to say with every score.
 
@@ -133,6 +134,7 @@ def _write(
         samples="any" if any_length else str(samples),
         window=str(samples),
         hop=str(max(1, samples // 2)),
+        fill=str(samples if detector.fill is None or not any_length else min(detector.fill, samples)),
         sample_rate=str(SAMPLE_RATE),
         labels=json.dumps(LABELS),
         calibration=json.dumps(detector.calibration),

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
-from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.configuration.building import detector_state, load_weights
 from moelora_ad.data.data_module import known_data
 from moelora_ad.data.shares import by_name
@@ -114,7 +113,7 @@ def save_best(trainer: Trainer, module: DetectionModule, best: str) -> Path:
     kept = detector.kept_names()
     own = {name: tensor.clone() for name, tensor in detector.state_dict().items() if name in kept}
     if data is not None:
-        detector.window = data.eval_segment.samples or data.train_segment.samples or TRAINING_SAMPLES
+        detector.window, detector.fill = data.scored_clips
         corpora = sorted({corpus.name for corpus in by_name(data.train).values()})
         selection = "" if data.val is None else data.val.name
         detector.about = {"data": {"training": ", ".join(corpora), "selection of the checkpoint": selection}}

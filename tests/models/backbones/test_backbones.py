@@ -133,18 +133,23 @@ def test_whisper_hidden_states(small_whisper):
         torch.testing.assert_close(chosen(waveforms())[0], states[layer])
     # The last layer without the final normalisation, normalised, is the last hidden state.
     torch.testing.assert_close(last.encoder.layer_norm(chosen(waveforms())[0]), final)
+    for chosen, wanted in (("all", [0, 1, 2]), ([2, 0], [2, 0]), ([0, 1], [0, 1])):
+        beside = WhisperBackbone(small_whisper, hidden_states=chosen).eval()
+        assert (beside.width, len(beside.layers())) == (len(wanted) * last.width, max(wanted))
+        torch.testing.assert_close(beside(waveforms())[0], torch.cat([states[number] for number in wanted], dim=-1))
     weighted = WhisperBackbone(small_whisper, hidden_states="weighted").eval()
     torch.testing.assert_close(weighted(waveforms())[0], torch.stack(states).mean(0))
 
 
-def test_whisper_gives_a_padded_row_what_it_gives_it_alone(small_whisper):
+@pytest.mark.parametrize(("samples", "windows"), [(8_000, 25), (8_159, 25), (8_160, 26), (15_999, 50), (1_600, 5)])
+def test_whisper_gives_a_padded_row_what_it_gives_it_alone(small_whisper, samples, windows):
     backbone, clips = WhisperBackbone(small_whisper).eval(), waveforms(2, 16_000)
-    (alone,), _ = backbone(clips[1:, :8_000])
-    clips[1, 8_000:] = 3.0
-    frames, counts = backbone(clips, torch.tensor([16_000, 8_000]))
-    assert counts.tolist() == [50, 25]
-    torch.testing.assert_close(frames[1, :25], alone)
-    torch.testing.assert_close(frames[0], backbone(clips[:1])[0][0])
+    (alone,), _ = backbone(clips[1:, :samples])
+    clips[1, samples:] = 3.0
+    frames, counts = backbone(clips, torch.tensor([16_000, samples]))
+    assert counts.tolist() == [50, windows]
+    torch.testing.assert_close(frames[1, :windows], alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(frames[0], backbone(clips[:1])[0][0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_missing_folder_and_a_folder_without_weights(tmp_path, small_wav2vec2):
@@ -189,3 +194,5 @@ def test_other_kinds_of_model_and_missing_preprocessors_are_refused(tmp_path, sm
 def test_a_layer_that_is_not_there_is_refused(small_wav2vec2, layer):
     with pytest.raises(InputError, match="the encoder has layers 1 to 3"):
         Wav2Vec2Backbone(small_wav2vec2, hidden_states=layer)
+    with pytest.raises(InputError, match="a list of numbers from 0 to 3"):
+        Wav2Vec2Backbone(small_wav2vec2, hidden_states=[1, layer] if layer < 0 else [])

@@ -30,6 +30,18 @@ def test_statistics_are_those_of_the_valid_frames(lengths):
     np.testing.assert_allclose(found, by_hand(features.numpy(), lengths, head), rtol=1e-4, atol=5e-3)
 
 
+@pytest.mark.parametrize("lengths", [None, [9, 4, 1]])
+def test_without_deviations_it_is_a_linear_layer_on_standardised_means(lengths):
+    torch.manual_seed(1)
+    head, features = StatisticsPooling(5, deviation=False), torch.randn(3, 9, 5)
+    torch.nn.init.normal_(head.output.weight)
+    head.norm.running_mean.normal_()
+    found = head.eval()(features, None if lengths is None else torch.tensor(lengths)).detach().numpy()
+    means = [row[:count].mean(0) for row, count in zip(features.numpy(), lengths or [9] * 3, strict=True)]
+    standardised = (np.stack(means) - head.norm.running_mean.numpy()) / np.sqrt(1 + head.norm.eps)
+    np.testing.assert_allclose(found, standardised @ head.output.weight.detach().numpy().T, atol=1e-5)
+
+
 def test_training_begins_at_even_odds_and_learns_what_only_deviations_tell():
     torch.manual_seed(1)
     head = StatisticsPooling(4, dropout=0.0)
@@ -42,6 +54,17 @@ def test_training_begins_at_even_odds_and_learns_what_only_deviations_tell():
         torch.nn.functional.cross_entropy(head(features), labels).backward()
         optimizer.step()
     assert (head.eval()(features).argmax(1) == labels).all()
+
+
+def test_with_running_statistics_training_standardises_as_evaluation_does():
+    torch.manual_seed(1)
+    head = StatisticsPooling(4, dropout=0.0, running=True)
+    torch.nn.init.normal_(head.output.weight)
+    for _ in range(3):
+        features = 5 * torch.randn(6, 20, 4) + 3
+        trained = head.train()(features)
+        torch.testing.assert_close(head.eval()(features), trained, rtol=0, atol=0)
+    assert head.norm.running_mean.abs().max() > 0.3
 
 
 def test_dropout_is_of_training_alone():
