@@ -2,13 +2,13 @@
 
 import inspect
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from rich.console import Console
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.cli.terminal import print_table, progress
+from moelora_ad.cli.terminal import print_line, print_table, progress
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError, printable
 from moelora_ad.evaluation.reports.text_table import TextTable
@@ -47,13 +47,14 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 def _list(json_path: str | None) -> int:
     from moelora_ad import corpora
+    from moelora_ad.corpora.selection import SelectionArguments
 
     classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
     rows = [
         {
             "class_path": f"moelora_ad.corpora.{one.__name__}",
             "what": (inspect.getdoc(one) or "").split("\n\n")[0].replace("\n", " ").replace("``", ""),
-            "init_args": ", ".join(inspect.signature(one).parameters),
+            "init_args": ", ".join(_own_arguments(one)),
             "trials": _official(one),
         }
         for one in sorted(classes, key=lambda one: one.__name__.lower())
@@ -61,8 +62,14 @@ def _list(json_path: str | None) -> int:
     listed = [(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"]) for row in rows]
     columns = ("CLASS", "what", "init_args", "official trials")
     print_table(TextTable("corpora: class_path moelora_ad.corpora.CLASS", columns, listed, len(columns)))
+    print_line(f"every class also takes {', '.join(SelectionArguments.__annotations__)}: lists of names")
     _write(json_path, rows)
     return 0
+
+
+def _own_arguments(one: "type[Corpus]") -> list[str]:
+    parameters = inspect.signature(one).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
 
 
 def _official(one: "type[Corpus]") -> str:
@@ -71,7 +78,8 @@ def _official(one: "type[Corpus]") -> str:
     name = next((name for name in ("split", "phase", "trials") if isinstance(choices.get(name, (None,))[0], str)), None)
     parts: dict[str, dict[str, str]] = {part: {name: part} for part in choices[name]} if name else {"": {}}
     try:
-        counts = {part: one(root="", **given).official_counts() for part, given in parts.items()}  # type: ignore[call-arg]
+        made: Callable[..., Corpus] = one
+        counts = {part: made(root="", **given).official_counts() for part, given in parts.items()}
     except TypeError:  # a class of users' own lists
         return ""
     known = {part: count.total for part, count in counts.items() if count and count.total}
@@ -115,6 +123,9 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
     print_table(_audio(reports))
     console = Console()
     for place, report in reports.items():
+        if (out := report.left_out) is not None:
+            told = f"leaves out {out.total:,} trials ({out.bona_fide:,} bona fide, {out.spoof:,} spoof)"
+            print_line(f"{place} ({report.name}): {report.selection} {told}")
         for problem in report.problems:
             console.print(f"{place} ({report.name}): {problem}", style="red", markup=False, soft_wrap=True)
         for reason in list(report.undecodable.values())[1:_LISTED]:

@@ -43,7 +43,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders above runs")
     add("--own", nargs="+", metavar="SET", help="sets that macro_ood leaves out (default: those of a training corpus)")
-    add("--to", metavar="DIR", help="write results.csv, .json, table.md, .tex, the plot and report.html there")
+    add("--to", metavar="DIR", help="write results.csv, .json, table.md, .tex, plots, attacks.* and report.html there")
     pairs = parser.add_argument_group("pairs of systems, over seeds and trials")
     add = pairs.add_argument
     add("--compare", nargs="+", default=(), metavar="SYSTEM", help="compare every pair of these, named as in the table")
@@ -109,9 +109,14 @@ def _write(comparison: "Comparison", compared: "ComparedPairs | None", folder: s
 
 
 def _print(comparison: "Comparison", compared: "ComparedPairs | None") -> None:
+    from moelora_ad.evaluation.comparison.attack_tables import matrix_table
+    from moelora_ad.evaluation.comparison.attacks import attack_matrix
     from moelora_ad.evaluation.comparison.pair_tables import pair_tables
     from moelora_ad.evaluation.comparison.table_one import table_one
 
+    matrix = attack_matrix(comparison.runs)
+    if matrix is not None:
+        print_table(matrix_table(matrix))
     for table in (table_one(comparison), *([] if compared is None else pair_tables(compared))):
         print_table(table)
     for note in comparison.notes:

@@ -108,4 +108,6 @@ class Comparison:
     def published(self, system: str) -> PublishedRow | None:
         """The paper's row of a system."""
         first = self.systems[system][0]
+        if any(place.partition(".")[0] == "train" for place in first.record.selections):
+            return None  # trained on a part of the corpus
         return published_row(first.configuration, first.record.trained, first.record.training_corpora)

@@ -143,7 +143,7 @@ def _published_cell(comparison: Comparison, row: PublishedRow, column: str) -> s
 
 def _paper_set(comparison: Comparison, name: str) -> str | None:
     one = comparison.scored_set(name)
-    return None if name == DEV else paper_set(one.corpus, one.splits)
+    return None if name == DEV or one.selection else paper_set(one.corpus, one.splits)
 
 
 def _is_papers_average(comparison: Comparison) -> bool:

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moelora_ad.errors import printable
+from moelora_ad.evaluation.comparison.attack_plot import attack_plot
+from moelora_ad.evaluation.comparison.attack_tables import matrix_table
+from moelora_ad.evaluation.comparison.attack_writing import write_matrix
+from moelora_ad.evaluation.comparison.attacks import attack_matrix
 from moelora_ad.evaluation.comparison.pair_tables import PAIR_ROW, pair_rows, pair_tables
 from moelora_ad.evaluation.comparison.pairs import ComparedPairs
 from moelora_ad.evaluation.comparison.spread_plot import spread_plot
@@ -29,7 +33,7 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
 
     results.csv has a row for each system, seed and set, and for their means, at full precision, results.json the same
     and what it is about; table.md and table.tex are the rounded tables; spread.png and .svg are the plot; report.html
-    has all in one page.
+    has all in one page. Runs that held attacks out add what `write_matrix` writes.
 
     Args:
         comparison: What was found.
@@ -52,6 +56,9 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
         "report.html": comparison_page(comparison, plot, pairs),
     }
     written = plot.write(folder / "spread")
+    matrix = attack_matrix(comparison.runs)
+    if matrix is not None:
+        written += write_matrix(matrix, folder)
     for name, text in texts.items():
         if text is None:
             continue
@@ -64,12 +71,15 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
 def comparison_page(comparison: Comparison, plot: Plot, pairs: Sequence[TextTable] = ()) -> str:
     """The page; names come from files and are not trusted."""
     systems, runs = len(comparison.systems), len(comparison.runs)
+    matrix = attack_matrix(comparison.runs)
     return template("results.html.j2").render(
         title=f"{systems} system{'s' * (systems > 1)} over seeds" if runs > systems else f"{systems} systems",
         subtitle=f"Audio deepfake detection; {runs} runs; sets: {', '.join(map(printable, comparison.sets))}",
         notes=[printable(note) for note in comparison.notes],
         table_one=table_one(comparison),
         pairs=pairs,
+        attacks=None if matrix is None else matrix_table(matrix),
+        heatmap=None if matrix is None else inline_svg(attack_plot(matrix).svg, "attacks"),
         spread=inline_svg(plot.svg, "spread"),
         spread_text=_spread_text(comparison),
         cost=cost_table(comparison),

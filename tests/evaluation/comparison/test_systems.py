@@ -13,6 +13,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.comparison.scored_runs import ScoredRun, ScoredSet, read_runs
 from moelora_ad.evaluation.comparison.systems import Comparison
+from moelora_ad.evaluation.comparison.table_one import table_one
 from moelora_ad.runs.record import RunRecord, find_records
 
 MakeRun = Callable[..., Path]
@@ -213,3 +214,23 @@ def test_systems_may_have_been_selected_on_other_trials(make_run: MakeRun, tmp_p
 def test_a_set_called_like_an_average_is_refused() -> None:
     with pytest.raises(InputError, match="macro_ood"):
         Comparison([scored("a", 1, {"macro_ood": 0.1})])
+
+
+def test_a_part_of_the_papers_corpus_is_not_the_papers(make_run: MakeRun) -> None:
+    model = {
+        "backbone": {"class_path": "moelora_ad.models.Wav2Vec2Backbone"},
+        "adaptation": {"class_path": "moelora_ad.adapters.MoELoRA", "init_args": {"num_experts": 3, "rank": 8}},
+    }
+    common = {
+        "sets": {"wild": "InTheWild"},
+        "configuration": {"model": model},
+        "training_corpora": ["ASVspoof2019_LA"],
+        "parameters": {"experts": 5_755_658, "total": 321_194_378},
+    }
+
+    def rows_of(seed: int, selections: dict[str, str]) -> list[str]:
+        folder = make_run("moe", seed, **common, selections=selections)
+        return [row[0] for row in table_one(Comparison(read_runs(find_records([folder]))[0])).rows]
+
+    assert len(rows_of(1, {})) == 2
+    assert rows_of(2, {"train": "exclude_attacks A04"}) == rows_of(3, {"wild": "speakers x"}) == ["moe"]
