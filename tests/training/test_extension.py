@@ -155,7 +155,11 @@ def test_two_processes_train_as_one_with_twice_the_batch(small_whisper, model, d
 # The tether, with any method
 
 
-@pytest.mark.parametrize("method", [LoRA(2), FullFineTuning(), MoELoRA(3, 2, gate=GatePolicy(top_k=2))], ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    [LoRA(2), FullFineTuning(), MoELoRA(3, 2, gate=GatePolicy(top_k=2))],
+    ids=["lora", "full fine-tuning", "mixture"],
+)
 @pytest.mark.parametrize("trials", ["right", "bona_fide", "all"])
 def test_the_tether_is_the_divergence_from_the_start(small_whisper, method, trials):
     detector = trained(Detector(WhisperBackbone(small_whisper), copy.deepcopy(method), AASIST))
