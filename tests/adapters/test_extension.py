@@ -236,3 +236,15 @@ def test_arguments_out_of_their_range():
             Extension(**arguments)
     with pytest.raises(ValueError, match="added is -1"):
         GatePolicy(added=-1)
+
+
+@pytest.mark.parametrize(("dropped", "added"), [(EXPERTS, 0), (0, 1)])
+def test_the_method_after_an_expert_of_an_extended_mixture_is_dropped(dropped, added):
+    model = extended(adapted(mixture()))
+    wake(model)
+    drop_expert(model, dropped)
+    method = mixture(extend=Extension()).after_surgery(model)
+    method.check(model)
+    assert (method.num_experts, method.policy.added, method.extend) == (EXPERTS, added, None)
+    rebuilt = adapted(type(method)(**method.init_args), model.state_dict())
+    torch.testing.assert_close(rebuilt(inputs()), model(inputs()), rtol=0, atol=0)
