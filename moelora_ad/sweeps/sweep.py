@@ -1,6 +1,5 @@
 """The description of a sweep: a YAML file that names systems, options and seeds."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from moelora_ad.configuration.packaged import configuration_file
 from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 
@@ -37,9 +37,9 @@ class Sweep:
     """Systems times grid times seeds.
 
     Attributes:
-        path: of the file.
+        path: of the file, as it was given: a packaged sweep may be given by its name.
         folder: a run's folder is ``folder/SYSTEM/seed_S``.
-        configs: configuration files of every run.
+        configs: configuration files of every run, or names of packaged ones.
         options: of fit for every run, by dotted name.
         systems: by name.
         grid: options and the values that each of them takes, crossed with the systems.
@@ -69,9 +69,7 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        content = read_yaml(path, _Loader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        content = read_yaml(configuration_file(path), _Loader)
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
     reader = _Reader(path)
@@ -159,8 +157,10 @@ class _Reader:
     def configs(self, value: Any, key: str) -> tuple[str, ...]:
         paths = tuple(self.text(path, key) for path in self.list(value, key))
         for path in paths:
-            if not os.path.isfile(path):
-                raise self.error(key, f"names {path}, and there is no such file (seen from {Path.cwd()})")
+            try:
+                configuration_file(path)
+            except InputError as error:
+                raise self.error(key, f"names {error} (seen from {Path.cwd()})") from None
         return paths
 
     def options(self, value: Any, key: str) -> dict[str, Any]:
