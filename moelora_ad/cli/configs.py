@@ -10,9 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.configuration.packaged import (
@@ -32,6 +30,13 @@ _EXAMPLES = """examples:
   moelora-ad fit --config paper --config adapters/lora_r8
   moelora-ad sweep sweeps/quickstart --dry-run
   moelora-ad configs copy quickstart mine.yaml"""
+
+_KINDS = {
+    "experiment": "experiments: --config NAME",
+    "overlay": "overlays, which change an experiment: --config EXPERIMENT --config NAME",
+    "sweep": "sweeps: the verb sweep",
+    "data": "data that experiments name: configs copy NAME",
+}
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
@@ -100,12 +105,14 @@ def _list(json_path: str | None) -> int:
     if json_path == "-":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
-    table = Table("name", "kind", "what", box=box.SIMPLE_HEAD)
-    table.columns[0].overflow = "fold"
-    for row in rows:
-        table.add_row(row["name"], row["kind"], row["what"])
-    console = Console(highlight=False)
-    console.print(table)
+    console = Console(highlight=False, width=None if Console().is_terminal else 240)
+    width = max(len(row["name"]) for row in rows)
+    for one, title in _KINDS.items():
+        console.print(title, style="bold", markup=False)
+        for row in rows:
+            if row["kind"] == one:
+                line = f"  {row['name']:{width}}  {row['what']}"
+                console.print(line, no_wrap=True, overflow="ellipsis", markup=False)
     console.print(f"folder: {packaged_folder()}", markup=False, soft_wrap=True)
     if json_path is not None:
         with written_whole(json_path) as unfinished:

@@ -54,7 +54,7 @@ class _Checker(DetectionCommand):
             args=[],
         )
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # type: ignore[override]
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for number, case in enumerate(self.cases):
             for one in self._parsers:
                 one.files.clear()  # type: ignore[attr-defined]  # of the case before
