@@ -2,7 +2,8 @@
 
 The repository's folder ``experiments`` is in the installed package too. ``quickstart`` is the name of
 ``experiments/quickstart.yaml`` there, ``adapters/lora_r8`` that of ``experiments/adapters/lora_r8.yaml``. A path in a
-configuration that begins with ``experiments/`` means the package's where the current folder has no such file.
+configuration that leads into the quickstart's data (``experiments/quickstart/corpus/...``) means the package's where
+the current folder has no such file.
 """
 
 import difflib
@@ -88,8 +89,8 @@ def configuration_file(given: str | Path) -> str:
 
 
 def with_packaged_paths(value: Any) -> Any:
-    """A value of a configuration, with the package's own path in the place of each that begins with ``experiments/``
-    and is not in the current folder; within lists and mappings, too."""
+    """A value of a configuration, with the package's own path in the place of each that leads into `DATA` and is not in
+    the current folder; within lists and mappings, too. No other path: one may say where something is to be written."""
     if isinstance(value, Namespace):
         copy = type(value)()
         vars(copy).update(with_packaged_paths(vars(value)))
@@ -98,9 +99,10 @@ def with_packaged_paths(value: Any) -> Any:
         return {name: with_packaged_paths(part) for name, part in value.items()}
     if isinstance(value, list):
         return [with_packaged_paths(part) for part in value]
-    if isinstance(value, str | Path) and (text := str(value)).startswith(f"{_NAME}/") and not os.path.exists(text):
-        place = _place(text.removeprefix(f"{_NAME}/"))
-        return type(value)(place) if place.exists() else value
+    if isinstance(value, str | Path) and not os.path.exists(text := str(value)):
+        leads = any(f"{text}/".startswith(f"{_NAME}/{data}/") for data in DATA)
+        if leads and (place := _place(text.removeprefix(f"{_NAME}/"))).exists():
+            return type(value)(place)
     return value
 
 

@@ -68,10 +68,11 @@ def test_a_mistyped_name_gets_the_nearest_ones(given, told):
 
 
 def test_a_path_means_the_packages_file_unless_the_folder_has_it(elsewhere):
-    given = Namespace(a=BACKBONE, b={"c": [Path(BACKBONE), "experiments/absent", "facebook/wav2vec2-base", 3, None]})
+    others = ["experiments/quickstart", "experiments/quickstart/corpus2", "facebook/wav2vec2-base", 3, None]
+    given = Namespace(a=BACKBONE, b={"c": [Path(BACKBONE), *others]})
     found = with_packaged_paths(given)
     assert found.a == str(EXPERIMENTS / "quickstart" / "backbone")
-    assert found.b["c"] == [Path(found.a), "experiments/absent", "facebook/wav2vec2-base", 3, None]
+    assert found.b["c"] == [Path(found.a), *others]
     assert given.a == BACKBONE
     (elsewhere / BACKBONE).mkdir(parents=True)
     assert with_packaged_paths(given).a == BACKBONE
