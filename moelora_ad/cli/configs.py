@@ -98,7 +98,7 @@ def _known(name: str) -> str:
 
 def _list(json_path: str | None) -> int:
     rows = [
-        {"name": name, "kind": kind(path), "what": _first_sentence(path), "path": str(path)}
+        {"name": name, "kind": kind(path) or "", "what": _first_sentence(path), "path": str(path)}
         for name, path in packaged_configurations().items()
     ]
     rows += [{"name": n, "kind": "data", "what": DATA[n], "path": str(path)} for n, path in packaged_data().items()]
