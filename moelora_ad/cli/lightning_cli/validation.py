@@ -23,7 +23,7 @@ class _Parser(OneLineParser):
     """Raises what it would tell."""
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        raise InputError((message or "").partition(": error: ")[2])
+        raise InputError((message or "").partition(": error: ")[2].strip())
 
 
 class _Done(Exception):
