@@ -25,7 +25,7 @@ DATA = {
     "quickstart/backbone": "The quickstart's pretrained encoder, that of Whisper tiny.en.",
 }
 """Folders that packaged configurations name, by name, and what is in them."""
-_PARTS = {"model", "data", "trainer", "checkpoint", "early_stopping"}
+_PARTS = {"model", "data", "trainer", "checkpoint", "early_stopping", "system", "seed_everything"}
 
 
 def packaged_folder() -> Path:
@@ -36,9 +36,13 @@ def packaged_folder() -> Path:
 
 def packaged_configurations() -> dict[str, Path]:
     """The files of all configurations by their names; those in no folder first."""
+    return {name: path for name, path in _files().items() if kind(path)}
+
+
+def _files() -> dict[str, Path]:
     folder = packaged_folder()
     found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob(f"*{_SUFFIX}")}
-    return {name: found[name] for name in sorted(found, key=lambda name: ("/" in name, name)) if kind(found[name])}
+    return {name: found[name] for name in sorted(found, key=lambda name: ("/" in name, name))}
 
 
 def packaged_data() -> dict[str, Path]:
@@ -78,7 +82,7 @@ def configuration_file(given: str | Path) -> str:
     if os.path.exists(text) and not os.path.isdir(text):
         return text
     name = text.removeprefix(f"{_NAME}/").removesuffix(_SUFFIX)
-    known = packaged_configurations()
+    known = _files()
     if name in known:
         return str(known[name])
     if os.path.exists(text):  # a folder: who reads it tells

@@ -87,9 +87,11 @@ def test_configurations_are_checked_as_fit_reads_them(run_verb, elsewhere):
     assert "did you mean quickstart" in err
 
 
-@pytest.mark.slow
-def test_every_packaged_configuration_is_valid(run_verb):
-    code, out, err = run_verb(configs, "validate")
+def test_of_a_sweep_every_system_is_checked(run_verb, elsewhere):
+    code, out, err = run_verb(configs, "validate", "sweeps/quickstart")
     assert (code, err) == (0, "")
-    assert "sweeps/paper_table1, system full_fine_tuning: valid" in out.splitlines()
-    assert "adapters/top_layers_4 (on top of paper): valid" in out.splitlines()
+    systems = ("frozen", "lora_r8", "moe_lora_e3_r8_dense", "moe_lora_e3_r8_top2", "full_fine_tuning")
+    assert out.splitlines() == [f"sweeps/quickstart, system {system}: valid" for system in systems]
+    code, _, err = run_verb(configs, "validate", "quickstart", "sweeps/quickstart")
+    assert code == 1
+    assert "sweeps/quickstart is a sweep: check it by itself" in err
