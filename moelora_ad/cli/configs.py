@@ -43,7 +43,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if a configuration is not valid."""
     parser = OneLineArgumentParser(
         prog=f"{program} configs",
-        description=f"{__doc__} Wherever a configuration file is taken, the name of one of these is, too.",
+        description=f"{__doc__}\nWherever a configuration file is taken, the name of one of these is, too.",
         epilog=_EXAMPLES.replace("moelora-ad", program),
         formatter_class=RawDescriptionHelpFormatter,
     )
