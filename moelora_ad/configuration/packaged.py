@@ -87,6 +87,8 @@ def configuration_file(given: str | Path) -> str:
         return str(known[name])
     if os.path.exists(text):  # a folder: who reads it tells
         return text
+    if os.path.isabs(text):
+        raise InputError(f"{text}: no such file")
     near = [one for one in known if one.endswith(f"/{name}")] or difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "'moelora-ad configs list' has them"
     raise InputError(f"{text}: no such file, and no packaged configuration of that name; {hint}")

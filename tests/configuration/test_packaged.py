@@ -59,7 +59,7 @@ def test_a_file_wins_over_a_name_and_a_folder_does_not(elsewhere):
         ("quikstart", "did you mean quickstart or sweeps/quickstart?"),
         ("lora_r8", "did you mean adapters/lora_r8?"),
         ("zzz.yaml", "zzz.yaml: no such file, and no packaged configuration of that name; 'moelora-ad configs list'"),
-        ("../quickstart", "did you mean"),
+        ("/there/quickstart.yaml", "/there/quickstart.yaml: no such file"),
     ],
 )
 def test_a_mistyped_name_gets_the_nearest_ones(given, told):
