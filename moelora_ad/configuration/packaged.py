@@ -72,14 +72,14 @@ def kind(path: str | Path) -> str | None:
 
 
 def configuration_file(given: str | Path) -> str:
-    """The path of a configuration: ``given`` itself where there is such a file, otherwise that of the packaged
-    configuration of this name. ``experiments/NAME.yaml`` is the same as ``NAME``.
+    """The path of a configuration: ``given`` itself where there is such a file or it is absolute, otherwise that of the
+    packaged configuration of this name. ``experiments/NAME.yaml`` is the same as ``NAME``.
 
     Raises:
         InputError: there is neither; names the nearest ones.
     """
     text = os.fspath(given)
-    if os.path.exists(text) and not os.path.isdir(text):
+    if os.path.isabs(text) or (os.path.exists(text) and not os.path.isdir(text)):
         return text
     name = text.removeprefix(f"{_NAME}/").removesuffix(_SUFFIX)
     known = _files()
@@ -87,8 +87,6 @@ def configuration_file(given: str | Path) -> str:
         return str(known[name])
     if os.path.exists(text):  # a folder: who reads it tells
         return text
-    if os.path.isabs(text):
-        raise InputError(f"{text}: no such file")
     near = [one for one in known if one.endswith(f"/{name}")] or difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "'moelora-ad configs list' has them"
     raise InputError(f"{text}: no such file, and no packaged configuration of that name; {hint}")

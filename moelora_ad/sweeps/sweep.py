@@ -1,5 +1,6 @@
 """The description of a sweep: a YAML file that names systems, options and seeds."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -70,6 +71,8 @@ def read_sweep(path: str | Path) -> Sweep:
     path = Path(path)
     try:
         content = read_yaml(configuration_file(path), _Loader)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
     reader = _Reader(path)
@@ -158,7 +161,8 @@ class _Reader:
         paths = tuple(self.text(path, key) for path in self.list(value, key))
         for path in paths:
             try:
-                configuration_file(path)
+                if not os.path.isfile(configuration_file(path)):
+                    raise InputError(f"{path}, and there is no such file")
             except InputError as error:
                 raise self.error(key, f"names {error} (seen from {Path.cwd()})") from None
         return paths

@@ -79,7 +79,7 @@ def test_a_list_that_becomes_empty_differs() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "config.yaml: no such file"),
+        (None, "cannot be read: No such file or directory"),
         ("a: [", "is not YAML"),
         ("- 1", "has no fields"),
         ("a: !!python/object:os.x {}", "YAML"),
