@@ -11,7 +11,7 @@ ENV PATH=/opt/moelora_ad/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CH
 # By itself, so that a change of the code does not bring it anew.
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.11,<2.15" "torchaudio>=2.11,<2.15"
 COPY . /source
-RUN pip install "/source[serve]"
+RUN pip install "/source[archives,serve]"
 
 FROM python:3.12-slim
 COPY --from=build /opt/moelora_ad /opt/moelora_ad

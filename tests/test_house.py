@@ -143,6 +143,7 @@ GUESSES = {
     "calibration": ("evaluation/metrics/calibration.py", "def fit_calibration"),
     "the W&B artefact": ("training/callbacks/wandb.py", "Artifact"),
     "SLURM requeue": ("sweeps/slurm.py", "def _requeue"),
+    "packaged configurations by name": ("configuration/packaged.py", "def configuration_file"),
     "exit codes": ("cli/main.py", "exit code"),
     "the page and the API": ("inference/serve/application.py", '"/score"'),
     "limits of an upload": ("inference/serve/uploads.py", "UPLOAD_SECONDS"),

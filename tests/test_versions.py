@@ -19,7 +19,8 @@ def requirements() -> dict[str, Requirement]:
     """What is needed to run and to test."""
     project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["onnx"], *extras["parquet"], *extras["serve"], *extras["test"]]
+    used = ("archives", "onnx", "parquet", "serve", "slurm", "test")
+    lines = [*project["dependencies"], *(line for extra in used for line in extras[extra])]
     found = [Requirement(line) for line in lines]
     return {one.name: one for one in found if one.name != project["name"]}
 

@@ -28,8 +28,8 @@ class OneLineArgumentParser(argparse.ArgumentParser):
 
 
 def names_configuration(arguments: Sequence[str]) -> bool:
-    """Whether ``--config`` is among the arguments of fit."""
-    return any(argument == "--config" or argument.startswith("--config=") for argument in arguments)
+    """Whether ``--config`` or ``-c`` is among the arguments of fit."""
+    return any(argument in ("--config", "-c") or argument.startswith("--config=") for argument in arguments)
 
 
 def new_folder(to: str) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-_CONFIG = {"--config FILE": "a configuration; may be repeated, and later files change earlier ones"}
+_CONFIG = {"--config FILE": "a configuration, or the name of a packaged one; later ones change earlier ones"}
 _MACHINE = {
     "--data.num_workers N": "processes that read audio, for each training process (default: 0)",
     "--trainer.accelerator NAME": "cpu, gpu, ... (default: a GPU if there is one)",

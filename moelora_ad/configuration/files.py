@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from moelora_ad.configuration.packaged import configuration_file
 from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 
 
 def read_configuration(path: str | Path) -> dict[str, Any]:
-    """The fields of a configuration file.
+    """The fields of a configuration file, or of the packaged configuration of that name.
 
     Raises:
-        InputError: it cannot be read, is no YAML or too large, or has no fields.
+        InputError: it is not there, cannot be read, is no YAML or too large, or has no fields.
     """
+    path = configuration_file(path)
     try:
         content = read_yaml(path)
     except OSError as error:

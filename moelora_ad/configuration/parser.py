@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad import documents
 from moelora_ad.adapters import LoRA, MoELoRA
 from moelora_ad.configuration.jsonargparse_internals import resolved_import_paths
+from moelora_ad.configuration.packaged import configuration_file, with_packaged_paths
 from moelora_ad.errors import InputError, printable, shortened
 from moelora_ad.models.saving.specification import not_found, outside_code
 
@@ -36,14 +37,36 @@ _SHOWN = 80  # characters of a value
 _ABSENT = object()
 
 
+class _ConfigurationFile(ActionConfigFile):
+    """Takes a file, the name of a packaged configuration, or a text of YAML."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        try:
+            given = values if re.search(r"[:{\n]", values) else configuration_file(values)
+        except InputError as error:
+            parser.error(f"{option_string} {error}")
+        super().__call__(parser, cfg, given, option_string)
+
+
 class OneLineParser(LightningArgumentParser):
-    """Lightning's parser, but options are never abbreviated, and a mistake is one line on standard error, with the file
-    that it stands in and the nearest known name, and exit code 2."""
+    """Lightning's parser, but options are never abbreviated, a configuration may be named that comes with the package,
+    and a mistake is one line on standard error, with the file that it stands in and the nearest known name, and exit
+    code 2."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **({"allow_abbrev": False} | settings))
         self.files: list[str] = []  # configurations that were read
         self._file: str | None = None  # that is being read
+
+    def add_argument(self, *names: Any, **settings: Any) -> Any:
+        if settings.get("action") is ActionConfigFile:
+            settings["action"] = _ConfigurationFile
+        return super().add_argument(*names, **settings)
+
+    def instantiate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> Namespace:
+        """Build what was parsed, see jsonargparse. What was parsed, and is saved, keeps ``experiments/...`` as it was
+        written: so it holds on another machine."""
+        return super().instantiate(with_packaged_paths(namespace), *args, **kwargs)
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Read a configuration file; see jsonargparse."""

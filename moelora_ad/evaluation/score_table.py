@@ -281,4 +281,4 @@ def _pyarrow(path: str | Path) -> tuple[Any, Any]:
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
-        raise ScoreError.at(path, "Parquet needs pyarrow: pip install pyarrow") from None
+        raise ScoreError.at(path, "Parquet needs pyarrow: pip install 'moelora_ad[parquet]'") from None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from moelora_ad.configuration.packaged import configuration_file
 from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 from moelora_ad.sweeps.planning import PlannedRun
@@ -70,7 +71,7 @@ def _devices(run: PlannedRun) -> int:
     found = None
     for path in run.configs:
         try:
-            found = read_yaml(path)["trainer"].get("devices", found)
+            found = read_yaml(configuration_file(path))["trainer"].get("devices", found)
         except (OSError, InputError, KeyError, TypeError, AttributeError):
             continue
     found = run.options.get("trainer.devices", found)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moelora_ad.configuration.packaged import configuration_file
 from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 from moelora_ad.runs.held_out import name_without
@@ -160,7 +161,7 @@ def _short_names(options: Iterable[str]) -> dict[str, str]:
 def _digest(path: str) -> str:
     """Of the content: comments and layout change nothing."""
     try:
-        content = read_yaml(path)
+        content = read_yaml(configuration_file(path))
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

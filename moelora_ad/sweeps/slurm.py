@@ -1,6 +1,7 @@
 """The runs of a sweep as an array job on a SLURM cluster, through submitit."""
 
 import getpass
+import importlib.util
 import json
 import os
 import shutil
@@ -38,11 +39,13 @@ class Job(NamedTuple):
 def check_slurm() -> None:
     """
     Raises:
-        InputError: this is no machine of a cluster.
+        InputError: this is no machine of a cluster, or submitit is not installed.
     """
     for program in ("sbatch", "squeue"):
         if shutil.which(program) is None:
             raise InputError(f"--slurm: there is no {program} here: use a machine from which SLURM jobs are submitted")
+    if importlib.util.find_spec("submitit") is None:
+        raise InputError("--slurm: submitit is not installed: pip install 'moelora_ad[slurm]'")
 
 
 def run_on_cluster(sweep: Sweep, runs: Sequence[PlannedRun], retry: bool, view: LiveView) -> None:

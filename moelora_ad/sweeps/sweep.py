@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from moelora_ad.configuration.packaged import configuration_file
 from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 
@@ -37,9 +38,9 @@ class Sweep:
     """Systems times grid times held-out attacks times seeds.
 
     Attributes:
-        path: of the file.
+        path: of the file, as it was given: a packaged sweep may be given by its name.
         folder: a run's folder is ``folder/SYSTEM/seed_S``.
-        configs: configuration files of every run.
+        configs: configuration files of every run, or names of packaged ones.
         options: of fit for every run, by dotted name.
         systems: by name.
         grid: options and the values that each of them takes, crossed with the systems.
@@ -72,7 +73,7 @@ def read_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        content = read_yaml(path, _Loader)
+        content = read_yaml(configuration_file(path), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -163,8 +164,11 @@ class _Reader:
     def configs(self, value: Any, key: str) -> tuple[str, ...]:
         paths = tuple(self.text(path, key) for path in self.list(value, key))
         for path in paths:
-            if not os.path.isfile(path):
-                raise self.error(key, f"names {path}, and there is no such file (seen from {Path.cwd()})")
+            try:
+                if not os.path.isfile(configuration_file(path)):
+                    raise InputError(f"{path}, and there is no such file")
+            except InputError as error:
+                raise self.error(key, f"names {error} (seen from {Path.cwd()})") from None
         return paths
 
     def options(self, value: Any, key: str) -> dict[str, Any]:

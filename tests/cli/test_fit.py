@@ -187,7 +187,7 @@ def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightnin
         (["--data.eval_segment", "moelora_ad.audio.FullUterance"], "did you mean 'FullUtterance'?"),
         (["--data.eval_segment", "{sampels: 3}"], "moelora_ad.audio.Segment has no argument 'sampels'"),
         (["--data.eval_segment.samples", "0"], "segment: samples must be at least 1, not 0"),
-        (["--config", "nowhere.yaml"], "File does not exist"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(

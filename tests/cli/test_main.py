@@ -21,7 +21,7 @@ def test_help_lists_the_verbs(monkeypatch, capsys, arguments):
     assert call(monkeypatch, *arguments) == 0
     printed = capsys.readouterr().out
     assert all(verb in printed for verb in VERBS)
-    assert "lightning fit --config experiments/quickstart.yaml" in printed
+    assert "lightning fit --config quickstart" in printed
 
 
 def test_version(monkeypatch, capsys):

@@ -1,8 +1,10 @@
 """From systems, grid and seeds to command lines."""
 
 import json
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +267,14 @@ def test_time_limits_of_slurm(config, given, minutes):
 def test_no_time_limit_of_slurm(config, slurm):
     with pytest.raises(InputError, match=r"sweep.yaml: slurm\.time"):
         _parameters(make(config, slurm=slurm))
+
+
+def test_slurm_without_the_extra_is_one_line(tmp_path, write_sweep, command, monkeypatch):
+    for program in ("sbatch", "squeue"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setitem(sys.modules, "submitit", None)  # as if it were not installed
+    code, _, err = command(write_sweep(), "--slurm")
+    assert code == 2
+    assert err.endswith("--slurm: submitit is not installed: pip install 'moelora_ad[slurm]'\n")

@@ -75,7 +75,7 @@ slurm: {gpus_per_node: 1, time: 24:00:00, setup: [module load cuda]}
         ("seeds: [1, 2]", "seeds: [1, -2]", "seeds has -2"),
         ("seeds: [1, 2]", "seeds: [2, true]", "seeds has True"),
         ("seeds: [1, 2]", "seeds: [1, 2, 1]", "seeds has 1 twice"),
-        ("[CONFIG]", "[absent.yaml]", "configs names absent.yaml, and there is no such file"),
+        ("[CONFIG]", "[absent.yaml]", "configs names absent.yaml: no such file, and no packaged"),
         ("[CONFIG]", "CONFIG", "configs must be a list"),
         ("{lora: {}}", "{}", "systems is empty"),
         ("{lora: {}}", "[lora]", "systems must map names to values"),

@@ -57,7 +57,7 @@ def _read_parquet(path: str) -> tuple[Sequence[str], Iterable[Block]]:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
-        raise ProtocolError.at(path, "reading Parquet needs pyarrow: pip install pyarrow") from None
+        raise ProtocolError.at(path, "Parquet needs pyarrow: pip install 'moelora_ad[parquet]'") from None
     data = read_bytes(path, ProtocolError)
     try:
         table = parquet.read_table(BytesIO(data))

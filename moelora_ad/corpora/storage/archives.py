@@ -9,6 +9,7 @@ import contextlib
 import glob
 import gzip
 import hashlib
+import importlib.util
 import logging
 import os
 import stat
@@ -21,15 +22,17 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from io import BufferedReader, BytesIO
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, NoReturn, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, NoReturn, cast
 
 from filelock import FileLock
 from platformdirs import user_cache_path
-from ratarmountcore.mountsource import FileInfo
-from ratarmountcore.mountsource.formats.tar import SQLiteIndexedTar
 
 from moelora_ad.errors import InputError
 from moelora_ad.files import ReadThrough
+
+if TYPE_CHECKING:
+    from ratarmountcore.mountsource import FileInfo
+    from ratarmountcore.mountsource.formats.tar import SQLiteIndexedTar
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 2**31
@@ -176,10 +179,15 @@ class TarArchive(Archive):
         version: Changes when the archive's content changes.
 
     Raises:
-        StorageError: It is no tar archive, or the index cannot be written.
+        StorageError: It is no tar archive, the index cannot be written, or the packages that read it are not installed.
     """
 
     def __init__(self, location: str, open_file: Callable[[], IO[bytes]], identity: str, version: str) -> None:
+        for package in ("ratarmountcore", "indexed_gzip"):
+            if importlib.util.find_spec(package) is None:
+                raise StorageError(
+                    f"{location}: to read a tar archive needs the package {package}: pip install 'moelora_ad[archives]'"
+                )
         super().__init__(location, open_file())
         self._last: tuple[str | None, FileInfo | None] = None, None
         folder = user_cache_path("moelora_ad") / "archives"
@@ -205,7 +213,7 @@ class TarArchive(Archive):
     def files(self, below: str) -> Iterator[str]:
         """See `Archive.files`."""
         entries = self._tar.list(f"/{below}")
-        infos = cast(dict[str, FileInfo], entries) if isinstance(entries, dict) else {}
+        infos = cast("dict[str, FileInfo]", entries) if isinstance(entries, dict) else {}
         for name, info in infos.items():
             if stat.S_ISDIR(info.mode):
                 yield from (f"{name}/{file}" for file in self.files(f"{below}/{name}".strip("/")))
@@ -223,7 +231,7 @@ class TarArchive(Archive):
     def _opened(self, name: str) -> IO[bytes]:
         return self._tar.open(self._info(name))
 
-    def _info(self, name: str) -> FileInfo:
+    def _info(self, name: str) -> "FileInfo":
         info = self._lookup(name)
         assert info is not None
         return info
@@ -231,7 +239,7 @@ class TarArchive(Archive):
     def _read(self, name: str, size: int) -> bytes:
         return bytes(self._tar.read(self._info(name), size, 0))
 
-    def _lookup(self, name: str) -> FileInfo | None:
+    def _lookup(self, name: str) -> "FileInfo | None":
         if self._last[0] != name:  # opening a member asks several times
             self._last = name, self._tar.lookup(f"/{name}")
         return self._last[1]
@@ -265,7 +273,9 @@ def _check_format(file: IO[bytes]) -> None:
     file.seek(0)
 
 
-def _indexed(file: IO[bytes], index: Path) -> SQLiteIndexedTar:
+def _indexed(file: IO[bytes], index: Path) -> "SQLiteIndexedTar":
+    from ratarmountcore.mountsource.formats.tar import SQLiteIndexedTar
+
     # It tells on the terminal that it makes an index.
     logging.getLogger("ratarmountcore").setLevel(logging.ERROR)
     return SQLiteIndexedTar(

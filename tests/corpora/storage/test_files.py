@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import struct
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -412,3 +413,12 @@ def test_a_remote_archive(tmp_path, memory, form):
 def test_an_unknown_protocol_is_told():
     with pytest.raises(StorageError, match=r"nosuch://x/y\.wav: .*nosuch"):
         open_file("nosuch://x/y.wav")
+
+
+@pytest.mark.parametrize("package", ["ratarmountcore", "indexed_gzip"])
+def test_a_tar_archive_without_the_extra_is_one_line(package, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(SPEECH[0], "a.flac")
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(StorageError, match=rf"a\.tar: .*{package}: pip install 'moelora_ad\[archives\]'"):
+        open_file(f"{tmp_path}/a.tar!/a.flac")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -94,19 +93,3 @@ def test_nothing_of_the_machine_that_made_it_is_in_it(calibration):
 def test_it_says_of_itself_what_its_recipe_says():
     told = yaml.safe_load((PROJECT / "experiments" / "mini" / "about.yaml").read_text())
     assert told.items() <= json.loads((packaged_models()["mini"] / "config.json").read_text())["about"].items()
-
-
-@pytest.mark.slow
-def test_the_wheel_has_it(tmp_path):
-    pytest.importorskip("hatchling")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), PROJECT]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as packed:
-        names = packed.namelist()
-        for path in packaged_models()["mini"].rglob("*"):
-            if path.is_file():
-                name = path.relative_to(PROJECT).as_posix()
-                assert packed.read(name) == path.read_bytes()
-    assert not [name for name in names if name.startswith(("experiments", "tests"))]
