@@ -45,11 +45,13 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     return _check(found, None if arguments.all else arguments.samples, arguments.json)
 
 
-def _list(json_path: str | None) -> int:
+def listed_corpora() -> list[dict[str, str]]:
+    """Of each corpus class ``class_path``, what it reads (``what``), its ``init_args`` and the official numbers of
+    ``trials``."""
     from moelora_ad import corpora
 
     classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
-    rows = [
+    return [
         {
             "class_path": f"moelora_ad.corpora.{one.__name__}",
             "what": (inspect.getdoc(one) or "").split("\n\n")[0].replace("\n", " ").replace("``", ""),
@@ -58,6 +60,10 @@ def _list(json_path: str | None) -> int:
         }
         for one in sorted(classes, key=lambda one: one.__name__.lower())
     ]
+
+
+def _list(json_path: str | None) -> int:
+    rows = listed_corpora()
     table = Table(title="corpora: class_path moelora_ad.corpora.CLASS", title_justify="left", show_lines=True)
     table.add_column("CLASS", no_wrap=True)
     for name in ("what", "init_args", "official trials"):
