@@ -60,8 +60,7 @@ program. Exit codes: 0, 1 if work failed, 2 for a mistake in the command line or
 
 
 def _page(name: str) -> str:
-    what = VERBS[name][0]
-    title = f"# {PROGRAM} {name}\n\n{what[0].upper()}{what[1:]}.\n"
+    title = f"# {PROGRAM} {name}\n"
     if name in PRINTS_HELP:
         return "\n".join([title, *_lightning(name)])
     calls = [[name, part] for part in PARTS[name]] if name in PARTS else [[name]]
@@ -89,6 +88,13 @@ def parser_of(call: list[str]) -> argparse.ArgumentParser:
     raise PluginError(f"{' '.join(call)}: the command has no parser to make a page of")
 
 
+def options_of(call: list[str]) -> set[str]:
+    """The options of a command, or of a part of one that its second word names."""
+    parser = parser_of(call)
+    parts = next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
+    return {option for action in parts.get(call[-1], parser)._actions for option in action.option_strings}
+
+
 def _parser(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     parts = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
     if parts is not None:
@@ -97,11 +103,13 @@ def _parser(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
         return
     if parser.prog.count(" ") > 1:  # one of several parts of a command
         yield f"{'#' * level} {parser.prog.removeprefix(f'{PROGRAM} ')}\n"
+    if parser.description:
+        what = re.sub(r"^The \w+ [\w ]+: (.)", lambda found: found[1].upper(), " ".join(parser.description.split()))
+        yield f"{escaped(what)}\n"
     usage = parser.format_usage().removeprefix("usage: ").rstrip()
     yield f"```text\n{usage}\n```\n"
-    for text in (parser.description, parser.epilog):
-        if text:
-            yield escaped(" ".join(text.split())) + "\n"
+    if parser.epilog:
+        yield f"{escaped(' '.join(parser.epilog.split()))}\n"
     formatter = parser._get_formatter()
     for group in parser._action_groups:
         actions = [a for a in group._group_actions if not isinstance(a, argparse._HelpAction)]
@@ -117,11 +125,12 @@ def _parser(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
 
 
 def _lightning(name: str) -> Iterator[str]:
-    _, own = fit.FIRST[name]
+    what, own = fit.FIRST[name]
+    yield f"{what}\n"
     yield f"```text\n{PROGRAM} {name} --config FILE [--config FILE ...] [options]\n```\n"
-    yield f"""The options that people use first. Every key of a configuration is an option, too: [YAML keys](../keys.md).
-`{PROGRAM} {name} --config FILE --print_config` prints the whole configuration, with the defaults;
-`{PROGRAM} {name} --model.adaptation.help LoRA` the arguments of a class.
+    yield f"""The options that people use first. Every key of a configuration is an option, too: see
+[YAML keys](../keys.md). `{PROGRAM} {name} --config FILE --print_config` prints the whole configuration, with the
+defaults, and `{PROGRAM} {name} --model.adaptation.help LoRA` the arguments of a class.
 """
     for option, told in (fit._CONFIG | own | fit._MACHINE).items():
         yield definition(option, told)

@@ -1,11 +1,13 @@
 """The page of a configuration's keys, from the parser of ``fit``."""
 
 import re
+from argparse import ArgumentParser
 from typing import Any, NoReturn
 
 import yaml
 from commands import definition
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from moelora_ad.cli.lightning_cli.detection_command import DetectionCommand
@@ -24,11 +26,12 @@ PARTS = {
 }
 INTRODUCTION = """# YAML keys
 
-A configuration has the parts `model`, `data`, `trainer`, `checkpoint` and `early_stopping`, and a few keys of its own. Each
-key is also an option on the command line: `--model.adapter_lr 1e-4`. Several configurations are read in order, and later
-ones change earlier ones. A key whose type is a class takes `class_path` and `init_args`; their arguments are in the
-[Python reference](api/index.md), and those of one class are printed by `moelora-ad fit --model.adaptation.help LoRA`.
-`${NAME}` stands for an environment variable. An unknown key is an error that names the nearest known one.
+A configuration has the parts `model`, `data`, `trainer`, `checkpoint` and `early_stopping`, and a few keys of
+its own. Each key is also an option on the command line: `--model.adapter_lr 1e-4`. Several configurations are
+read in order, and later ones change earlier ones. A key whose type is a class takes `class_path` and
+`init_args`; their arguments are in the [Python reference](api/index.md), and those of one class are printed by
+`moelora-ad fit --model.adaptation.help LoRA`. `${NAME}` stands for an environment variable. An unknown key is
+an error that names the nearest known one.
 """
 
 
@@ -48,12 +51,18 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     files.append(File.generated(config, PAGE, content=_page()))
 
 
-def _page() -> str:
+def parser_of_fit() -> ArgumentParser:
+    """The parser of ``fit`` and its configurations."""
     try:
         settings = {"parser_class": OneLineParser, "auto_configure_optimizers": False, "seed_everything_default": 1}
         _Command(DetectionModule, AudioDeepfakeDataModule, load_from_checkpoint_support=False, args=["fit"], **settings)
     except _Parsers as caught:
-        fit = caught.args[0][1]  # the first is that of all commands
+        return caught.args[0][1]  # the first is that of all commands
+    raise PluginError("fit has no parser to make a page of")
+
+
+def _page() -> str:
+    fit = parser_of_fit()
     actions = [action for action in fit._actions if type(action).__name__ == "ActionTypeHint"]
     lines = [INTRODUCTION]
     for part, what in PARTS.items():

@@ -1,7 +1,7 @@
 """Files of the repository as pages: a link that leads out of docs/ brings its file into the site.
 
-So a page links to ``../../examples/bitfit.py`` as it does on a code host, and nothing is written twice: README.md is the
-home page, other Markdown is a page, pictures are copied, and any other text is shown as code.
+So a page links to ``../../examples/bitfit.py`` as it does on a code host, and nothing is written twice: README.md is
+the home page, other Markdown is a page, pictures are copied, and any other text is shown as code.
 """
 
 import os

@@ -2,8 +2,9 @@
 
     python docs/tutorials/run.py docs/tutorials/first_detector.md docs/tutorials/watch_the_experts.md
 
-Give it from the project's folder, and first_detector.md before watch_the_experts.md, which looks at its run. A cell is a block of
-``python`` or ``sh``; one with a title is a file of that name, which is written. The block ``text`` behind a cell has its output.
+Give it from the project's folder, and first_detector.md before watch_the_experts.md, which looks at its run. A cell is
+a block of ``python`` or ``sh``; one with a title is a file of that name, which is written. The block ``text`` behind a
+cell has its output.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CELL = re.compile(
-    r'^```(?P<language>python|sh|yaml)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```\n)?',
+    r'^```(?P<language>python|sh|yaml)(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```\n'
+    r"(?:\n```text\n(?P<output>.*?)^```\n)?",
     re.DOTALL | re.MULTILINE,
 )
 
