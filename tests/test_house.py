@@ -138,6 +138,8 @@ GUESSES = {
     "DET plot": ("evaluation/reports/plots.py", "def det_plot"),
     "score-file formats": ("evaluation/score_files/formats.py", "FORMATS"),
     "run.json": ("runs/record.py", "class RunRecord"),
+    "dropping experts": ("analysis/pruning.py", "def prune_experts"),
+    "merging experts": ("analysis/merging.py", "def merge_experts"),
     "calibration": ("evaluation/metrics/calibration.py", "def fit_calibration"),
     "the W&B artefact": ("training/callbacks/wandb.py", "Artifact"),
     "SLURM requeue": ("sweeps/slurm.py", "def _requeue"),

@@ -1,4 +1,4 @@
-"""The first yardstick: nothing adapted, a logistic regression on pooled states of all layers of the frozen encoder.
+"""The first yardstick: nothing adapted, a logistic regression on the mean states of all layers of the frozen encoder.
 
     python experiments/mini/probe.py --corpora CORPORA --to runs/mini_probe
 
@@ -9,6 +9,7 @@ changes nothing yet. The strength of regularisation is chosen on dev. The encode
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from moelora_ad import AudioDeepfakeDataModule, Detector, MoELoRA
+from moelora_ad.audio import Segment
 from moelora_ad.corpora import ASVspoof2019Protocol, TrialList
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.models import StatisticsPooling, WhisperBackbone
@@ -29,7 +31,8 @@ SETS = {
     "in_domain": ("MiniLA", "eval.trl", "eval"),
     "out_of_domain": ("MiniOOD", "eval.trl", "eval"),
 }
-STRENGTHS = (1e-4, 1e-3, 1e-2)
+LAYERS = [1, 2, 3, 4]
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def main() -> None:
@@ -66,9 +69,9 @@ def main() -> None:
 def as_detector(fitted: Pipeline) -> Detector:
     """A detector with the scores of a fitted classifier: the experts of a new mixture add nothing."""
     torch.manual_seed(1)
-    detector = Detector(
-        WhisperBackbone(BACKBONE, hidden_states="all"), MoELoRA(num_experts=3, rank=8), StatisticsPooling
-    )
+    head = partial(StatisticsPooling, deviation=False)
+    detector = Detector(WhisperBackbone(BACKBONE, hidden_states=LAYERS), MoELoRA(num_experts=3, rank=8), head)
+    detector.window, detector.fill = 80_000, 1_600
     scaler, regression = (step for _, step in fitted.steps)
     norm, output = detector.classifier.norm, detector.classifier.output
     with torch.no_grad():
@@ -84,17 +87,18 @@ def as_detector(fitted: Pipeline) -> Detector:
 @torch.inference_mode()
 @torch.autocast("cpu", torch.bfloat16)
 def states(corpus: ASVspoof2019Protocol) -> tuple[TrialList, np.ndarray]:
-    """Mean and deviation over time of the states of all layers, (trials, 2 x 5 x 384), of clips as `lightning test`
-    takes them."""
-    backbone = WhisperBackbone(BACKBONE, hidden_states="all").eval()
-    data = AudioDeepfakeDataModule(test={"all": corpus}, eval_batch_size=16)
+    """Mean over time of the states of all layers, (trials, 4 x 384), of clips as `lightning test` takes them for
+    mini.yaml."""
+    backbone = WhisperBackbone(BACKBONE, hidden_states=LAYERS).eval()
+    data = AudioDeepfakeDataModule(test={"all": corpus}, eval_batch_size=16, eval_segment=Segment(80_000, short="pad"))
     data.setup("test")
     trials, pooled = data.eval_trials["all"], {}
     (loader,) = data.test_dataloader()
     for batch in loader:
-        frames, _ = backbone(batch.waveforms)
-        rows = torch.cat([frames.float().mean(1), frames.float().std(1, correction=0)], dim=1)
-        pooled |= dict(zip(batch.trials.tolist(), rows.numpy(), strict=True))
+        frames, counts = backbone(batch.waveforms, batch.lengths)
+        valid = [frames.shape[1]] * len(frames) if counts is None else counts.tolist()
+        rows = [row[:count].float().mean(0).numpy() for row, count in zip(frames, valid, strict=True)]
+        pooled |= dict(zip(batch.trials.tolist(), rows, strict=True))
     return trials, np.stack([pooled[number] for number in range(len(trials))])
 
 

@@ -47,6 +47,7 @@ from moelora_ad.adapters.surgery.merging import (
     StaticError,
     merge,
     merge_static_mixture,
+    put_loras,
     static_mixture,
     static_mixture_error,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "merge_static_mixture",
     "mixture_of_loras",
     "principal_angles",
+    "put_loras",
     "read_lora",
     "record_routing",
     "running_eagerly",

@@ -111,6 +111,20 @@ class _LowRank(_Ours):
         encoder.requires_grad_(False)
         return inject(encoder, self.targets, self._builder(), self.layers)
 
+    def after_surgery(self, encoder: nn.Module) -> AdaptationMethod:
+        """A `LoRA`, of whatever rank, if every projection has one expert without a gate."""
+        kinds = {(len(one.experts), one.rank, one.scaling, one.gate is None) for _, one in adapted_sites(encoder)}
+        if len(kinds) != 1:
+            raise AdapterError("no method makes these adapters: projections differ in experts, ranks or gates")
+        ((count, rank, scaling, is_lora),) = kinds
+        if not is_lora:
+            return self._mixture(encoder, count)
+        return LoRA(rank, None if scaling == 1 else scaling * rank, self.targets, self.layers)
+
+    def _mixture(self, encoder: nn.Module, count: int) -> AdaptationMethod:
+        """The method that makes an encoder's mixtures of so many experts."""
+        raise AdapterError(f"{type(self).__name__} makes no mixtures, and the encoder has some of {count} experts")
+
     @abstractmethod
     def _builder(self) -> Build:
         """Makes the adapted projections of one model from those that stand there."""
@@ -243,6 +257,22 @@ class MoELoRA(_LowRank):
                 raise AdapterError(f"{site} has {len(layer.experts)} experts, the method makes {self.num_experts}")
             if layer.gate is None or layer.gate.policy != self.policy:
                 raise AdapterError(f"the gate of {site} follows another policy than the method's")
+
+    def _mixture(self, encoder: nn.Module, count: int) -> AdaptationMethod:
+        layers = [layer for _, layer in adapted_sites(encoder)]
+        policies = {layer.gate.policy for layer in layers if layer.gate is not None}
+        if len(policies) != 1:
+            raise AdapterError("no method makes these adapters: the gates of projections follow different policies")
+        frozen = [
+            number
+            for number in range(count)
+            if not any(p.requires_grad for layer in layers for p in layer.experts[number].parameters())
+        ]
+        changes = {"num_experts": count, "gate": policies.pop(), "top_k": None, "freeze_experts": frozen}
+        try:
+            return type(self)(**(self.init_args | changes | {"init_from": None}))
+        except TypeError as error:  # a subclass with arguments of its own
+            raise AdapterError(f"{type(self).__name__} needs its own _mixture: {error}") from None
 
     def auxiliary_losses(self) -> AuxiliaryLosses | None:
         return AuxiliaryLosses(self.auxiliary) if self.auxiliary.active() else None

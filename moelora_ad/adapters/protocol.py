@@ -104,6 +104,16 @@ class AdaptationMethod(RemembersArguments, ABC):
             AdapterError: they are others.
         """
 
+    def after_surgery(self, encoder: nn.Module) -> "AdaptationMethod":
+        """The method that makes the adapters of an encoder after surgery: one with other arguments, or another one.
+
+        A detector whose experts were changed can be saved once its ``adaptation`` is that.
+
+        Raises:
+            AdapterError: no method makes them, or, as here, this one does not say which.
+        """
+        raise AdapterError(f"{_name(self)} does not say what makes its adapters when experts change: see after_surgery")
+
     def auxiliary_losses(self) -> AuxiliaryTerms | None:
         """What is added to the loss in training; None for nothing."""
         return None

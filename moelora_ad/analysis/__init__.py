@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moelora_ad.analysis.ensemble import EnsembleAnalysis, analyze_ensemble
     from moelora_ad.analysis.experts import ExpertAnalysis, analyze_experts
+    from moelora_ad.analysis.merging import Merging, merge_experts
+    from moelora_ad.analysis.pruning import Pruning, prune_experts
+    from moelora_ad.analysis.reports.changes import merge_report, prune_report
     from moelora_ad.analysis.reports.ensemble import ensemble_report
     from moelora_ad.analysis.reports.experts import experts_report
     from moelora_ad.analysis.reports.report import Report, write_report
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "EnsembleAnalysis": "ensemble",
     "ExpertAnalysis": "experts",
+    "Merging": "merging",
+    "Pruning": "pruning",
     "Report": "reports.report",
     "RoutingAnalysis": "routing",
     "SingularValueAnalysis": "singular_values",
@@ -40,6 +45,10 @@ _MODULES = {
     "analyze_stability": "stability",
     "ensemble_report": "reports.ensemble",
     "experts_report": "reports.experts",
+    "merge_experts": "merging",
+    "merge_report": "reports.changes",
+    "prune_experts": "pruning",
+    "prune_report": "reports.changes",
     "routing_report": "reports.routing",
     "singular_values_report": "reports.singular_values",
     "stability_report": "reports.stability",
@@ -49,6 +58,8 @@ _MODULES = {
 __all__ = [
     "EnsembleAnalysis",
     "ExpertAnalysis",
+    "Merging",
+    "Pruning",
     "Report",
     "RoutingAnalysis",
     "SingularValueAnalysis",
@@ -60,6 +71,10 @@ __all__ = [
     "analyze_stability",
     "ensemble_report",
     "experts_report",
+    "merge_experts",
+    "merge_report",
+    "prune_experts",
+    "prune_report",
     "routing_report",
     "singular_values_report",
     "stability_report",

@@ -133,7 +133,7 @@ def analyze_experts(
     check_positive("resamples", resamples)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     trained = load_trained(run, backbone, allow)
-    require_gates(trained)
+    number_of_experts(trained)
     trials = {name: trials_of(trained, name) for name in sets_to_score(trained, sets)}
     for name, of_set in trials.items():
         check_both_classes(of_set, name)
@@ -153,13 +153,23 @@ def analyze_experts(
     )
 
 
-def variants_of(trained: TrainedDetector, keep_gates: bool) -> dict[str, Variant]:
-    """The model as it is, without each expert, and with each alone."""
-    encoder = trained.detector.backbone.encoder
-    counts = {len(layer.experts) for _, layer in adapted_sites(encoder) if layer.gate is not None}
+def number_of_experts(trained: TrainedDetector) -> int:
+    """How many experts a mixture has at each projection.
+
+    Raises:
+        InputError: the model has no gates, or projections have different numbers of experts.
+    """
+    require_gates(trained)
+    sites = adapted_sites(trained.detector.backbone.encoder)
+    counts = {len(layer.experts) for _, layer in sites if layer.gate is not None}
     if len(counts) > 1:
         raise InputError(f"{trained.folder}: projections have {sorted(counts)} experts: there is no common numbering")
-    (count,) = counts
+    return counts.pop()
+
+
+def variants_of(trained: TrainedDetector, keep_gates: bool) -> dict[str, Variant]:
+    """The model as it is, without each expert, and with each alone."""
+    encoder, count = trained.detector.backbone.encoder, number_of_experts(trained)
     without = partial(knocked_out, encoder, redistribute=not keep_gates)
     variants: dict[str, Variant] = {BASE: nullcontext}
     for number in range(count):

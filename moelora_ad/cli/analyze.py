@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from moelora_ad.cli.arguments import FAILED, USAGE, OneLineArgumentParser
 from moelora_ad.cli.terminal import print_line, print_table, progress
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Parser = argparse.ArgumentParser
 Keywords = dict[str, Any]
+Made = TypeVar("Made")
 
 
 class Analysis(NamedTuple):
@@ -59,7 +60,6 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     folder = keywords.pop("to", None)
     if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
         parser.error(f"--to: {folder} is not a folder")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return _analyze(analysis, keywords, folder)
     except InputError as error:
@@ -68,19 +68,45 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def _analyze(analysis: Analysis, keywords: Keywords, folder: str | None) -> int:
-    from moelora_ad.analysis import write_report
+    report = computed(analysis.report, keywords, analysis.reads_audio)
+    tell(report, folder)
+    return 0
+
+
+def computed(work: Callable[[Keywords], Made], keywords: Keywords, reads_audio: bool = True) -> Made:
+    """What a function makes of the options of `add_passes`, while progress is shown.
+
+    Args:
+        work: takes all keywords.
+        keywords: the options that were given.
+        reads_audio: whether ``work`` takes a device and a progress.
+
+    Raises:
+        InputError: there is too little memory, or of the function.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from moelora_ad.models.devices import is_out_of_memory, usable_device
 
     with progress() as show:
-        if analysis.reads_audio:
+        if reads_audio:
             keywords |= {"device": usable_device(keywords.get("device"), "--device:"), "progress": show}
         try:
-            report = analysis.report(keywords)
+            return work(keywords)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             where = keywords.get("device", "the machine")
             raise InputError(f"{where} has too little memory: give a smaller --batch-size") from None
+
+
+def tell(report: "Report", folder: str | None) -> None:
+    """Print a report, and write it to a folder, if there is one.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    from moelora_ad.analysis import write_report
+
     try:
         if folder is not None:
             write_report(report, folder)
@@ -89,8 +115,8 @@ def _analyze(analysis: Analysis, keywords: Keywords, folder: str | None) -> int:
     finally:  # what the analysis says is shown even if a disk is full
         _print(report)
     if folder is not None:
-        print_line(f"files: {Path(folder, report.name)}.json, .csv, .md, and figures beside them")
-    return 0
+        figures = ", and figures beside them" if report.figures else ""
+        print_line(f"files: {Path(folder, report.name)}.json, .csv, .md{figures}")
 
 
 def _print(report: "Report") -> None:
@@ -119,7 +145,7 @@ def _routing_arguments(parser: Parser) -> None:
     parser.add_argument("run", type=_existing, metavar="RUN", help="folder of a run, or a checkpoint in it")
     parser.add_argument("--set", metavar="NAME", help="dev, train or a test set (default: dev)")
     _add_permutations(parser, 1000)
-    _add_passes(parser)
+    add_passes(parser)
 
 
 def _routing(keywords: Keywords) -> "Report":
@@ -138,8 +164,8 @@ def _experts_arguments(parser: Parser) -> None:
         action="store_true",
         help="keep the gates' weights as they are (default: they decide between the experts that remain)",
     )
-    _add_bootstrap(parser)
-    _add_passes(parser)
+    add_bootstrap(parser)
+    add_passes(parser)
 
 
 def _experts(keywords: Keywords) -> "Report":
@@ -152,8 +178,8 @@ def _ensemble_arguments(parser: Parser) -> None:
     parser.add_argument("runs", nargs="+", type=_existing, metavar="RUN", help="folders of LoRA runs, or checkpoints")
     parser.add_argument("--against", type=_existing, metavar="RUN", help="a run of a mixture")
     _add_sets(parser)
-    _add_bootstrap(parser)
-    _add_passes(parser)
+    add_bootstrap(parser)
+    add_passes(parser)
 
 
 def _ensemble(keywords: Keywords) -> "Report":
@@ -172,7 +198,7 @@ def _stability_arguments(parser: Parser) -> None:
         help="where routing is compared: dev, train or a test set (default: dev)",
     )
     _add_permutations(parser, 100)
-    _add_passes(parser)
+    add_passes(parser)
 
 
 def _stability(keywords: Keywords) -> "Report":
@@ -214,7 +240,7 @@ def _add_permutations(parser: Parser, default: int) -> None:
     parser.add_argument("--seed", type=_whole(0), help="of the permutations (default: 1)")
 
 
-def _add_bootstrap(parser: Parser) -> None:
+def add_bootstrap(parser: Parser) -> None:
     parser.add_argument("--resamples", type=_whole(1), metavar="N", help="default: 1000")
     parser.add_argument("--seed", type=_whole(0), help="of the bootstrap (default: 1)")
 
@@ -224,7 +250,7 @@ def _add_building(parser: Parser) -> None:
     add_allow(parser)
 
 
-def _add_passes(parser: Parser) -> None:
+def add_passes(parser: Parser) -> None:
     """The options of building a model and passing audio through it."""
     _add_building(parser)
     parser.add_argument(

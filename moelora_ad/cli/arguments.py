@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from moelora_ad.configuration.trust import add_allow
@@ -29,6 +30,18 @@ class OneLineArgumentParser(argparse.ArgumentParser):
 def names_configuration(arguments: Sequence[str]) -> bool:
     """Whether ``--config`` is among the arguments of fit."""
     return any(argument == "--config" or argument.startswith("--config=") for argument in arguments)
+
+
+def new_folder(to: str) -> Path:
+    """The folder that ``--to`` names, which is not there or empty.
+
+    Raises:
+        InputError: it is neither.
+    """
+    folder = Path(to)
+    if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"--to: {folder} is there already: give a new or empty folder")
+    return folder
 
 
 def add_scorer(parser: argparse.ArgumentParser) -> None:

@@ -96,16 +96,12 @@ def _is_corpus(value: Any) -> bool:
 
 def _corpora(configs: list[str], allow: Collection[str]) -> "dict[str, Corpus]":
     """The corpora of configurations, by where they stand in the part ``data``."""
-    from moelora_ad.configuration.objects import instantiate, parse_parts
-    from moelora_ad.configuration.parser import OneLineParser
-    from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
+    from moelora_ad.configuration.data import data_of
+    from moelora_ad.data.data_module import TRAIN
     from moelora_ad.data.shares import by_name
     from moelora_ad.runs.record import DEV
 
-    parser = OneLineParser(exit_on_error=False)
-    parser.add_class_arguments(AudioDeepfakeDataModule, "data")
-    parsed = parse_parts(parser, configs, {"data": None}, allow)
-    data: AudioDeepfakeDataModule = instantiate(parser, parsed, configs, allow).data
+    data = data_of(configs, allow)
     found = {f"{TRAIN}.{name}".rstrip("."): corpus for name, corpus in by_name(data.train).items()}
     found |= {DEV: data.val} if data.val else {}
     found |= {f"test.{name}": corpus for name, corpus in data.test.items()}

@@ -37,6 +37,8 @@ VERBS = {
     "serve": ("a page and an API that score sounds", "serve"),
     "import": ("a published model or encoder as one of ours", "saved_models.import_"),
     "export": ("a small model to keep, from a checkpoint", "saved_models.export"),
+    "prune": ("drop the experts of a model that no set misses", "saved_models.prune"),
+    "merge": ("a mixture's experts as one LoRA, where that loses little enough", "saved_models.merge"),
     "calibrate": ("make a model's scores log-likelihood ratios", "saved_models.calibrate"),
     "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweep"),
     "corpus": ("list the corpora, or check those of a configuration", "corpus"),

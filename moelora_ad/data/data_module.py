@@ -16,7 +16,7 @@ from moelora_ad.data.lengths import lengths_of
 from moelora_ad.data.resuming import TrainingLoader
 from moelora_ad.data.samplers import EvaluationBatches, FixedTrainingBatches, Group, TrainingBatches
 from moelora_ad.data.score_origin import kept_scores
-from moelora_ad.data.shares import check_labels, check_shares, training_trials
+from moelora_ad.data.shares import by_name, check_labels, check_shares, training_trials
 from moelora_ad.data.workers import PREFETCHED, SILENT_SECONDS, begin_worker, check_room
 from moelora_ad.errors import InputError
 from moelora_ad.runs.record import DEV
@@ -265,3 +265,15 @@ def known_data(trainer: Trainer) -> AudioDeepfakeDataModule | None:
     and other data modules."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, AudioDeepfakeDataModule) else None
+
+
+def corpora_in_words(data: AudioDeepfakeDataModule) -> dict[str, str]:
+    """Which corpora a training uses for what, for people."""
+    words = {"training": ", ".join(sorted({_in_words(corpus) for corpus in by_name(data.train).values()}))}
+    words["selection of the checkpoint"] = _in_words(data.val) if data.val else ""
+    words["augmentation in training"] = type(data.train_augmentation).__name__ if data.train_augmentation else "none"
+    return {use: what for use, what in words.items() if what}
+
+
+def _in_words(corpus: Corpus) -> str:
+    return f"{corpus.name} {getattr(corpus, 'split', None) or ''}".strip()

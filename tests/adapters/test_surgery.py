@@ -1,6 +1,7 @@
 """Changes of experts against the function that a model had before, and against formulas."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from moelora_ad.adapters import (
     knocked_out,
     lora_updates,
     mixture_of_loras,
+    put_loras,
     set_logit_offset,
     split_expert,
     warm_start,
@@ -343,10 +345,27 @@ def test_the_last_expert_is_a_plain_lora(share):
     assert set(model.state_dict()) == set(single.state_dict())
     single.load_state_dict(model.state_dict())
     assert torch.equal(output(model), output(single))
-    sparse = mixture(TOP_2)
-    drop_expert(sparse, 0)
-    with pytest.raises(AdapterError, match="keep the top 2: 1 experts would be left"):
-        drop_expert(sparse, 0)
+
+
+@pytest.mark.parametrize(
+    ("order", "renormalise"), [("softmax_first", False), ("softmax_first", True), ("top_k_first", False)]
+)
+def test_a_gate_that_keeps_all_experts_keeps_all_that_are_left(order, renormalise):
+    """A softmax of the others' logits, whatever the policy was before; one expert alone has weight 1."""
+    policy = GatePolicy(noise="none", top_k=2, order=order, renormalise=renormalise)
+    three, two = mixture(replace(policy, top_k=3)), mixture(policy)
+    drop_expert(three, 1)
+    drop_expert(two, 1)
+    layer, value = three[0].up, x()
+    weights = torch.softmax(value @ layer.gate.weight.T, -1)
+    each = [layer.scaling * expert(value) for expert in layer.experts]
+    wanted = layer.base(value) + sum(weights[..., n : n + 1] * update for n, update in enumerate(each))
+    torch.testing.assert_close(layer(value), wanted)
+    assert two[0].up.gate.policy.top_k == 2  # of the two that are left
+    drop_expert(two, 0)
+    layer = two[0].up
+    torch.testing.assert_close(layer(value), layer.base(value) + layer.scaling * layer.experts[0](value))
+    assert layer.gate is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -409,6 +428,36 @@ def test_an_expert_that_is_knocked_out_leaves_its_weight_to_the_others_and_comes
         torch.testing.assert_close(output(model), output(dropped))
     assert torch.equal(output(model), before)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_the_method_after_surgery_makes_the_adapters_that_are_there(policy, share):
+    method = MoELoRA(EXPERTS, RANK, gate=policy, alpha=3, targets=["up", "down"], share_gate=share, freeze_experts=[2])
+    model = trained(method)
+    for left in (2, 1):
+        drop_expert(model, 0)
+        after, fresh = method.after_surgery(model), base()
+        assert type(after) is (MoELoRA if left == 2 else LoRA)
+        after.adapt(fresh)
+        after.check(fresh)
+        fresh.load_state_dict(model.state_dict())
+        assert torch.equal(output(fresh), output(model))
+        if left == 2:
+            assert [e.lora_A.requires_grad for e in fresh[0].up.experts] == [True, False]
+
+
+def test_loras_in_the_place_of_mixtures_are_the_adapters_from_then_on():
+    model, wide = mixture(), trained(LoRA(6, alpha=4, targets=["up", "down"]))
+    put_loras(model, lora_updates(wide))
+    assert torch.equal(output(model), output(wide))
+    after = MoELoRA(EXPERTS, RANK, targets=["up", "down"]).after_surgery(model)
+    assert (type(after), after.rank, after.alpha) == (LoRA, 6, 4)
+    assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
+    large = {site: LoRAUpdate(torch.ones(9, WIDTH), torch.ones(WIDTH, 9), 1.0) for site in SITES}
+    with pytest.raises(AdapterError, match="no LoRA: rank is 9: a 8 -> 8 projection takes 1 to 8"):
+        put_loras(model, large)
+    assert torch.equal(output(model), output(wide))
 
 
 def test_one_expert_alone():

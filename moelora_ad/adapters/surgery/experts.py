@@ -125,32 +125,30 @@ def split_expert(
     for gate in chosen_gates(model, sites).values():
         order = [*range(gate.num_experts), expert]
         gate.logit_offset[expert] -= math.log(2) * gate.policy.temperature
-        if gate.policy.top_k is not None:  # as many as there were: all
-            gate.policy = replace(gate.policy, top_k=None, order="softmax_first")
+        _keep_all(gate)
         _reorder(gate, order)
 
 
 @torch.no_grad()
 def drop_expert(model: nn.Module, expert: int, sites: Collection[str] | None = None) -> None:
-    """Remove an expert; those behind it move up. The last one left loses its gate and is a plain LoRA.
+    """Remove an expert; those behind it move up. A gate that keeps all experts keeps all that are left; the last one
+    left loses its gate and is a plain LoRA.
 
     Raises:
-        AdapterError: there is no such expert or site, a gate's top-k exceeds what would be left, or what would be left
-            is silent.
+        AdapterError: there is no such expert or site, or what would be left is silent.
     """
     mixtures = chosen_mixtures(model, sites, [expert])
     gates = chosen_gates(model, sites)
     for site, gate in gates.items():
-        left = gate.num_experts - 1
-        if gate.policy.top_k is not None and gate.policy.top_k > left:
-            raise AdapterError(f"the gates keep the top {gate.policy.top_k}: {left} experts would be left")
-        if left > 1:
+        if gate.num_experts > 2:
             _offsets(site, gate, [expert], -math.inf)
     for layer in mixtures.values():
         layer.experts = nn.ModuleList([e for number, e in enumerate(layer.experts) if number != expert])
         if len(layer.experts) == 1:
             layer.remove_gate()
     for gate in gates.values():
+        if is_dense(gate):
+            _keep_all(gate)
         _reorder(gate, [number for number in range(gate.num_experts) if number != expert])
 
 
@@ -231,6 +229,12 @@ def gate_of(layer: MoELoRALinear) -> Gate:
 
 def is_dense(gate: Gate) -> bool:
     return gate.policy.top_k is None or gate.policy.top_k == gate.num_experts
+
+
+def _keep_all(gate: Gate) -> None:
+    """Let a gate that keeps as many experts as it has keep all, however many they become."""
+    if gate.policy.top_k is not None:
+        gate.policy = replace(gate.policy, top_k=None, order="softmax_first")
 
 
 def check_perturbation(perturbation: float) -> None:

@@ -85,6 +85,23 @@ def merge_static_mixture(model: nn.Module, mean_gates: Mapping[str, Tensor]) -> 
     return Merged(model, static_mixture(model, mean_gates))
 
 
+def put_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
+    """Put other LoRAs in the place of a model's adapters: they are its adapters from then on, and trained with it.
+
+    Args:
+        model: adapted.
+        updates: for every adapted projection, of any rank.
+
+    Raises:
+        AdapterError: updates are missing, there are others, or one has a higher rank than its projection.
+    """
+    adapted = dict(adapted_sites(model))
+    check_sites(adapted, updates)
+    made = {site: _lora_layer(layer, updates[site]) for site, layer in adapted.items()}
+    for site, layer in adapted.items():
+        _put(model, layer, made[site])
+
+
 @contextmanager
 def with_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> Iterator[None]:
     """Put other LoRAs in the place of a model's adapters, within the block.
@@ -99,9 +116,7 @@ def with_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> Iterator[
         AdapterError: updates are missing, or there are others.
     """
     adapted = dict(adapted_sites(model))
-    check_sites(adapted, updates)
-    for site, layer in adapted.items():
-        _put(model, layer, _lora_layer(layer, updates[site]))
+    put_loras(model, updates)
     try:
         yield
     finally:
@@ -111,10 +126,13 @@ def with_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> Iterator[
 
 def _lora_layer(layer: MoELoRALinear, update: LoRAUpdate) -> MoELoRALinear:
     base, rank = layer.base, len(update.lora_A)
-    with torch.device("meta"):
-        expert = LoRAExpert(base.in_features, base.out_features, rank)
-    expert.lora_A = nn.Parameter(update.lora_A.to(base.weight.device), requires_grad=False)
-    expert.lora_B = nn.Parameter(update.lora_B.to(base.weight.device), requires_grad=False)
+    try:
+        with torch.device("meta"):
+            expert = LoRAExpert(base.in_features, base.out_features, rank)
+    except ValueError as error:
+        raise AdapterError(f"no LoRA: {error}") from None
+    expert.lora_A = nn.Parameter(update.lora_A.to(base.weight.device))
+    expert.lora_B = nn.Parameter(update.lora_B.to(base.weight.device))
     return MoELoRALinear(base, [expert], alpha=update.scaling * rank).train(layer.training)
 
 

@@ -45,7 +45,9 @@ def with_model(arguments: Sequence[str]) -> list[str]:
         given |= {name: value for name, value in _place(folder).items() if name in given}
     if config["backbone_sha256"] is None:  # every weight is in the model's own file
         given |= without_source(classes["backbone"])
-    segment = {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": config["window"]}}
+    window, fill = config["window"], config["fill"]
+    short = "repeat" if fill is None or fill >= window else "pad"
+    segment = {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": window, "short": short}}
     verb, *rest = arguments
     chosen = [f"--model.{name}={json.dumps(parts[name])}" for name in PARTS]
     return [verb, f"--data.eval_segment={json.dumps(segment)}", *rest, *chosen]

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from moelora_ad.evaluation.metrics.calibration import Calibration
     from moelora_ad.evaluation.score_table import ScoreTable
 
-_CARD = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}
-
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
@@ -108,6 +106,7 @@ def figures_of_sets(
     from moelora_ad.evaluation.metrics.figures import evaluate_set
     from moelora_ad.evaluation.metrics.options import FigureOptions
     from moelora_ad.evaluation.score_table import ScoreTable
+    from moelora_ad.models.saving.card import card_result
 
     names = [Path(path).stem for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -119,14 +118,7 @@ def figures_of_sets(
         if calibration is not None:
             table = table.with_scores(calibration.apply(table.scores))
         figures = evaluate_set(name, table, FigureOptions(calibrated=calibrated)).overall
-        shown = {}
-        for field, title in _CARD.items():
-            value = getattr(figures, field)
-            if value is not None:
-                low, high = figures.intervals.get(field, (None, None))
-                shown[title] = {"value": value, "low": low, "high": high}
-        counts = {"num_bona_fide": figures.num_bona_fide, "num_spoof": figures.num_spoof}
-        results.append({"set": name, **counts, "figures": shown})
+        results.append(card_result(name, figures))
     return results
 
 

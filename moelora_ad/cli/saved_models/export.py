@@ -14,8 +14,6 @@ from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 
 if TYPE_CHECKING:
-    from moelora_ad.corpora import Corpus
-    from moelora_ad.data.data_module import AudioDeepfakeDataModule
     from moelora_ad.models import Detector
 
 
@@ -104,6 +102,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
 
 def _detector(arguments: argparse.Namespace) -> "Detector":
     from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
+    from moelora_ad.data.data_module import corpora_in_words
     from moelora_ad.models import Detector
     from moelora_ad.models.saving.files import CONFIG
 
@@ -118,7 +117,7 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
     load_weights(run.detector, state, arguments.checkpoint)
     run.detector.window, run.detector.fill = run.clips
     run.detector.precision = run.precision
-    run.detector.about = {"data": _corpora(run.data)}
+    run.detector.about = {"data": corpora_in_words(run.data)}
     return run.detector
 
 
@@ -167,20 +166,6 @@ def _onnx_failure(detector: "Detector", folder: Path) -> str | None:
     if fixed:
         print(f"{ONNX} takes clips of {detector.window:,} samples and no others: {' '.join(fixed.split())}")
     return None
-
-
-def _corpora(data: "AudioDeepfakeDataModule") -> dict[str, str]:
-    """Which corpora a run used, in words."""
-    from moelora_ad.data.shares import by_name
-
-    words = {"training": ", ".join(sorted({_corpus(corpus) for corpus in by_name(data.train).values()}))}
-    words["selection of the checkpoint"] = _corpus(data.val) if data.val else ""
-    words["augmentation in training"] = type(data.train_augmentation).__name__ if data.train_augmentation else "none"
-    return {use: what for use, what in words.items() if what}
-
-
-def _corpus(corpus: "Corpus") -> str:
-    return f"{corpus.name} {getattr(corpus, 'split', None) or ''}".strip()
 
 
 def _check_target(folder: Path, onnx: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import OneLineArgumentParser, new_folder
 from moelora_ad.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def _import(program: str, arguments: argparse.Namespace) -> None:
-    folder, seconds = Path(arguments.to), arguments.window
-    if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"--to: {folder} is there already: give a new or empty folder")
+    folder, seconds = new_folder(arguments.to), arguments.window
     if seconds is not None and not 0.1 <= seconds <= 3_600:
         raise InputError(f"--window: must be 0.1 s to an hour, not {seconds:g}")
     if arguments.attention_heads is not None and arguments.attention_heads < 1:

@@ -46,21 +46,22 @@ class StatisticsPooling(Classifier):
     """Mean and, unless that is turned off, standard deviation over frames (Snyder et al. 2018), standardised, then one
     linear layer.
 
-    Standardised by running means and variances of the batches, in training too, and without weights of its own: every
-    statistic counts alike, whatever its scale, and whatever else is in a batch. So the head is a logistic regression on
-    pooled states, and begins as one that knows nothing: all logits are 0.
+    Standardised by batch normalisation without weights of its own: every statistic counts alike, whatever its scale. So
+    the head is a logistic regression on pooled states, and begins as one that knows nothing: all logits are 0.
 
     Args:
         width: features of a frame of the encoder.
         dropout: share of the statistics that a step of training leaves out.
         deviation: whether standard deviations are among them.
+        running: whether training, too, standardises by the running means and variances: for a start from a logistic
+            regression that was fitted so.
     """
 
-    def __init__(self, width: int, dropout: float = 0.2, deviation: bool = True) -> None:
+    def __init__(self, width: int, dropout: float = 0.2, deviation: bool = True, running: bool = False) -> None:
         super().__init__()
         statistics = 2 * width if deviation else width
         self.deviation = deviation
-        self.norm = _Standardised(statistics, affine=False)
+        self.norm = (_Standardised if running else nn.BatchNorm1d)(statistics, affine=False)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(statistics, 2)
         nn.init.zeros_(self.output.weight)

@@ -8,9 +8,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from moelora_ad.evaluation.metrics.set_evaluation import Figures
 from moelora_ad.models.saving.specification import allow_options, packages_of
 
 _PARTS = {"experts": "LoRA experts", "gates": "gates", "classifier": "classifier", "backbone": "encoder"}
+_FIGURES = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr"}
 _PERCENT = ("EER", "accuracy")
 
 
@@ -25,7 +27,8 @@ def model_card(config: Mapping[str, Any]) -> str:
             - ``notice``: what is told with every score; ``limits`` and ``recordings``: lists of lines;
             - ``results``: a list of ``{"set": name, "num_bona_fide": n, "num_spoof": n, "figures": {...}}``, a figure
               by its name ``{"value": x, "low": x, "high": x}``; rates in [0, 1], ``low`` and ``high`` a 95 % confidence
-              interval or None.
+              interval or None;
+            - ``history``: a list of lines, what was done to a trained model.
     """
     about = config.get("about") or {}
     results = about.get("results", [])
@@ -37,6 +40,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         _use(config),
         "## What it was trained on",
         _data(about.get("data", {})),
+        *(["## Changes after training", _lines(about["history"])] if about.get("history") else []),
         "## Figures",
         _figures(results),
         "## Parameters",
@@ -47,6 +51,18 @@ def model_card(config: Mapping[str, Any]) -> str:
         _LIMITS + "".join(f"\n- {_text(limit)}" for limit in about.get("limits", [])),
     ]
     return f"---\n{_header(config, results)}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def card_result(name: str, figures: Figures) -> dict[str, Any]:
+    """The figures of a set as a card has them, see `model_card`."""
+    shown = {}
+    for field, title in _FIGURES.items():
+        value = getattr(figures, field)
+        if value is not None:
+            low, high = figures.intervals.get(field, (None, None))
+            shown[title] = {"value": value, "low": low, "high": high}
+    counts = {"num_bona_fide": figures.num_bona_fide, "num_spoof": figures.num_spoof}
+    return {"set": name, **counts, "figures": shown}
 
 
 def hub_id(config: Mapping[str, Any]) -> str | None:
@@ -137,6 +153,10 @@ def _data(data: Mapping[str, Any]) -> str:
     return "\n".join(f"- {_text(use)}: {_text(what)}" for use, what in data.items())
 
 
+def _lines(lines: list[str]) -> str:
+    return "\n".join(f"- {_text(line)}" for line in lines)
+
+
 def _figures(results: list[dict[str, Any]]) -> str:
     if not results:
         return "None stated. Evaluate it on your own data before you rely on it."
@@ -189,7 +209,7 @@ def _licence(config: Mapping[str, Any]) -> str:
     )
     beside = [name for name in config.get("backbone_files") or () if not name.endswith((".json", ".safetensors"))]
     if about.get("recordings"):
-        told += " It learned from:\n\n" + "\n".join(f"- {_text(line)}" for line in about["recordings"]) + "\n\n"
+        told += f" It learned from:\n\n{_lines(about['recordings'])}\n\n"
     if beside:
         told += f" The encoder keeps its own: see {', '.join(f'`{name}`' for name in beside)}."
     return told

@@ -225,7 +225,7 @@ def _is_part(value: Any) -> bool:
 def is_told(about: Mapping[str, Any]) -> bool:
     """Whether what a person has said of the model is as `TOLD` says."""
     lines = [about[name] for name in ("notice", "licence") if name in about]
-    lists = [about[name] for name in ("limits", "recordings") if name in about]
+    lists = [about[name] for name in ("limits", "recordings", "history") if name in about]
     if not all(isinstance(one, list) for one in lists):
         return False
     lines += [line for one in lists for line in one]

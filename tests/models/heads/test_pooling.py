@@ -56,9 +56,9 @@ def test_training_begins_at_even_odds_and_learns_what_only_deviations_tell():
     assert (head.eval()(features).argmax(1) == labels).all()
 
 
-def test_training_standardises_as_evaluation_does():
+def test_with_running_statistics_training_standardises_as_evaluation_does():
     torch.manual_seed(1)
-    head = StatisticsPooling(4, dropout=0.0)
+    head = StatisticsPooling(4, dropout=0.0, running=True)
     torch.nn.init.normal_(head.output.weight)
     for _ in range(3):
         features = 5 * torch.randn(6, 20, 4) + 3

@@ -289,6 +289,8 @@ def test_nothing_waits_for_a_pipe_or_reads_a_device(model, name):
         ({"adaptation": {}}, "'adaptation'"),
         ({"about": 3}, "'about'"),
         ({"about": {"data": 3}}, "'about'"),
+        ({"about": {"history": "pruned"}}, "'about'"),
+        ({"about": {"history": [1]}}, "'about'"),
         ({"about": {"results": [{"set": "a", "figures": {"EER": 0.1}}]}}, "'about'"),
         ({"about": {"results": [{"set": "a", "num_bona_fide": 1, "num_spoof": "1", "figures": {}}]}}, "'about'"),
         ({"adaptation": {"class_path": "moelora_ad.adapters.MoELoRA", "init_args": {"num_experts": 3}}}, "lacks"),

@@ -1,0 +1,211 @@
+"""Mixtures without the experts that no set misses."""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moelora_ad.adapters import AdapterError, drop_expert, knocked_out
+from moelora_ad.analysis.changes import DATA, Changed, Cost, Done, Original, SetChange, allowed, check_margin, listed
+from moelora_ad.analysis.experts import BASE, number_of_experts
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.scoring import Variant, eer_difference, scores_of_variants
+from moelora_ad.evaluation import ScoreTable
+from moelora_ad.evaluation.metrics.intervals import Difference
+from moelora_ad.models.detector import Detector
+from moelora_ad.runs.record import DEV
+
+Scores = Mapping[str, ScoreTable]
+
+
+@dataclass(frozen=True, eq=False)
+class Without:
+    """The deciding sets without an expert, against the model with all that it had.
+
+    Attributes:
+        differences: of the EER, by set.
+        mean_change: mean size of the changes of all scores, in log-odds.
+    """
+
+    differences: Mapping[str, Difference]
+    mean_change: float
+
+    @property
+    def largest_loss(self) -> float:
+        """The highest upper end of the intervals, in points of EER."""
+        return 100 * max(difference.interval.high for difference in self.differences.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One more expert taken out of what was left.
+
+    Attributes:
+        taken: the experts that were out before.
+        without: what the sets are without each other one besides, by its number.
+        dropped: the one that is missed least, if no set misses it.
+    """
+
+    taken: Sequence[int]
+    without: Mapping[int, Without]
+    dropped: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """A mixture without the experts that no set misses.
+
+    Experts have the numbers of the model as it was, from 0 on.
+
+    Attributes:
+        name: of the model.
+        num_experts: that it had.
+        margin: points of EER.
+        resamples: of the bootstrap.
+        rounds: in order; the last one drops none, unless a single expert is left.
+        sets: before and after, by name; none if nothing was dropped or was to be.
+        costs: of the model as it was, and of the changed one, if there is one.
+        changed: the model to keep; None if nothing was dropped or was to be.
+        notes: a line each.
+    """
+
+    name: str
+    num_experts: int
+    margin: float
+    resamples: int
+    rounds: Sequence[Round]
+    sets: Mapping[str, SetChange]
+    costs: Sequence[Cost]
+    changed: Changed | None
+    notes: Sequence[str]
+
+    @property
+    def dropped(self) -> list[int]:
+        """The experts that are not missed, in the order in which they went."""
+        return [one.dropped for one in self.rounds if one.dropped is not None]
+
+
+def prune_experts(
+    model: str | Path,
+    *,
+    data: DATA = None,
+    decide_on: Collection[str] = (DEV,),
+    margin: float = 1.0,
+    dry_run: bool = False,
+    resamples: int = 1000,
+    seed: int = 1,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    backbone: str | None = None,
+    revision: str | None = None,
+    allow: Collection[str] = (),
+    progress: Progress = silent,
+) -> Pruning:
+    """Drop experts, one at a time, as long as no deciding set misses them; gates decide between those that are left.
+
+    Of those left, the one goes without which the worst of the sets fares best, as far as intervals show: it is the one
+    with the lowest upper end of the paired 95 % interval of EER without it - EER of the whole model, over the sets. It
+    is not missed if that end is at or below the margin. Losses do not add up: every round is set against the model as
+    it was. One expert stays in any case, as a plain LoRA.
+
+    Args:
+        model: adapted with a mixture: a run, a checkpoint, a model's folder, a packaged model or a hub id.
+        data: corpora, see `moelora_ad.analysis.changes.DATA`.
+        decide_on: the deciding sets. The others are scored once it is decided, and are unseen until then.
+        margin: points of EER that may be lost.
+        dry_run: stop when it is decided: no other set is scored, nothing is changed.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
+            ``progress``.
+        backbone: where the encoder is, if not where the model says.
+        revision: commit, tag or branch of a hub repository.
+        allow: packages besides ours whose classes may be built.
+
+    Raises:
+        InputError: the model has no gates, there is no such set, a set lacks a class, or audio cannot be read.
+    """
+    check_positive("resamples", resamples)
+    check_margin("margin", margin)
+    passes = AudioPasses(batch_size, workers, device, precision, progress)
+    original = Original(model, data, decide_on, backbone, revision, allow)
+    trained = original.trained
+    count = number_of_experts(trained)
+    original.adopt(trained.detector)  # or nothing could be kept
+    costs = [Cost.of(trained.detector)]
+    before: dict[str, ScoreTable] = {}
+    rounds: list[Round] = []
+    taken: list[int] = []
+    while len(taken) < count - 1:
+        variants = _without_one_more(trained.detector, taken, count)
+        base: dict[str, Variant] = {} if before else {BASE: nullcontext}
+        if not variants:
+            break
+        scored = {
+            name: scores_of_variants(trained, trials, base | variants, passes, f"{trained.name} on {name}")
+            for name, trials in original.deciding.items()
+        }
+        before = before or {name: tables.pop(BASE) for name, tables in scored.items()}
+        without = {int(one): _without(one, scored, before, resamples, seed) for one in variants}
+        best = min(without, key=lambda one: (without[one].largest_loss, without[one].mean_change))
+        is_missed = without[best].largest_loss > margin
+        rounds.append(Round(tuple(taken), without, None if is_missed else best))
+        if is_missed:
+            break
+        taken.append(best)
+    sets: dict[str, SetChange] = {}
+    changed = None
+    if taken and not dry_run:
+        before |= original.scores(trained, original.others, passes)
+        detector = _dropped(original, taken)
+        costs.append(Cost.of(detector))
+        after = original.scores(original.with_data(detector), original.deciding | original.others, passes)
+        sets = {name: original.change_of(name, before[name], after[name], resamples, seed) for name in after}
+        done = _done(taken, count, list(original.deciding), margin)
+        changed = original.finished(_dropped(original, taken), sets, done, resamples, seed)
+    notes = (*passes.notes, *(changed.notes if changed else ()))
+    return Pruning(trained.name, count, margin, resamples, rounds, sets, costs, changed, notes)
+
+
+def _without_one_more(detector: Detector, taken: Sequence[int], count: int) -> dict[str, Variant]:
+    """The variants without the experts that are taken and another one, by its number; an expert without which gates
+    would have none to choose stays."""
+    encoder = detector.backbone.encoder
+    variants: dict[str, Variant] = {}
+    for number in sorted({*range(count)} - {*taken}):
+        variant = partial(knocked_out, encoder, [*taken, number])
+        with suppress(AdapterError):
+            with variant():
+                pass
+            variants[str(number)] = variant
+    return variants
+
+
+def _without(one: str, scored: Mapping[str, Scores], before: Scores, resamples: int, seed: int) -> Without:
+    differences = {name: eer_difference(tables[one], before[name], resamples, seed) for name, tables in scored.items()}
+    moved = [np.abs(tables[one].scores - before[name].scores) for name, tables in scored.items()]
+    return Without(differences, float(np.concatenate(moved).mean()))
+
+
+def _dropped(original: Original, taken: Collection[int]) -> Detector:
+    """The model anew, without these experts."""
+    detector = original.again()
+    for number in sorted(taken, reverse=True):  # those behind move up
+        drop_expert(detector.backbone.encoder, number)
+    original.adopt(detector)
+    return detector
+
+
+def _done(taken: Sequence[int], count: int, sets: Sequence[str], margin: float) -> Done:
+    which = f"expert {taken[0]} of {count} was" if len(taken) == 1 else f"experts {listed(taken)} of {count} were"
+    return Done(
+        "pruned",
+        f"{which} dropped (counted from 0), without which the 95 % interval of the EER's change ends at or below "
+        f"{allowed(margin)} on {listed(sets)}",
+    )

@@ -1,0 +1,87 @@
+"""What the verbs that change the experts of a model have in common."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from moelora_ad.cli.analyze import Keywords, add_bootstrap, add_passes, computed, tell
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, new_folder
+from moelora_ad.cli.terminal import print_line
+from moelora_ad.errors import InputError
+
+if TYPE_CHECKING:
+    from moelora_ad.analysis import Report
+    from moelora_ad.analysis.changes import Changed
+
+Work = Callable[[Keywords], "tuple[Report, Changed | None]"]
+"""The report of a change, and the changed model; None if there is none to keep."""
+
+
+def parser_of(program: str, description: str, epilog: str, decides: str) -> OneLineArgumentParser:
+    """The options of all of them; what is not given is left to the function."""
+    parser = OneLineArgumentParser(
+        prog=program, description=description, epilog=epilog, argument_default=argparse.SUPPRESS
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a run, a checkpoint, a model's folder, a packaged model, or a hub id")
+    add("--to", metavar="DIR", help="folder of the changed model, a new one")
+    add(
+        "--data",
+        action="append",
+        metavar="FILE",
+        help="configuration whose part 'data' has val and test, as for fit; may be repeated, later ones change earlier "
+        "ones (default: that of the run)",
+    )
+    add("--decide-on", nargs="+", metavar="SET", help=f"dev, train or test sets {decides} (default: dev)")
+    add("--report", metavar="DIR", help="write what was measured there, as JSON, CSV and Markdown")
+    add("--revision", help="commit, tag or branch of the hub repository")
+    add_bootstrap(parser)
+    add_passes(parser)
+    return parser
+
+
+def points(text: str) -> float:
+    """The type of an option that is points of EER."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (number >= 0 and math.isfinite(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of points, 0 or more")
+    return number
+
+
+def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Work) -> int:
+    """Measure, tell, and write the changed model, if there is one; returns the exit code: 1 if there is none."""
+    keywords = vars(parser.parse_args(arguments))
+    to, folder = keywords.pop("to", None), keywords.pop("report", None)
+    if to is None and not keywords.get("dry_run"):
+        parser.error("--to DIR: say where the changed model goes")
+    try:
+        if to is not None:
+            new_folder(to)
+    except InputError as error:
+        parser.error(str(error))
+    try:
+        report, changed = computed(work, keywords)
+        try:
+            tell(report, folder)
+        finally:  # what was computed is not lost because another folder cannot be written
+            if changed is not None:
+                changed.save_pretrained(to)
+    except InputError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return FAILED
+    if keywords.get("dry_run"):
+        return 0
+    if changed is None:
+        print(f"{parser.prog}: error: nothing is written: see above", file=sys.stderr)
+        return FAILED
+    program = parser.prog.rpartition(" ")[0]
+    if changed.detector.calibration is None:
+        print_line(f"calibrate it: {program} calibrate DEV_SCORES.csv --model {quote(to)}")
+    print_line(f"next: {program} score FILES --model {quote(to)}")
+    return 0

@@ -1,0 +1,32 @@
+"""The verb prune: drop the experts of a model that no set misses."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from moelora_ad.cli.analyze import Keywords
+from moelora_ad.cli.saved_models.changes import parser_of, points, run_change
+
+if TYPE_CHECKING:
+    from moelora_ad.analysis import Report
+    from moelora_ad.analysis.changes import Changed
+
+
+def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
+    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if no expert can be spared."""
+    parser = parser_of(
+        f"{program} prune",
+        "Drop the experts that no set misses, one at a time, the one that is missed least first.",
+        "An expert is not missed if the 95 % interval of the EER without it, minus that of the whole model, ends at or "
+        "below the margin on every deciding set. The other sets are scored afterwards: choose nothing by them.",
+        "that decide which experts go",
+    )
+    parser.add_argument("--margin", type=points, metavar="POINTS", help="of EER that may be lost (default: 1)")
+    parser.add_argument("--dry-run", action="store_true", help="measure on the deciding sets alone; write no model")
+    return run_change(parser, argv[1:], _work)
+
+
+def _work(keywords: Keywords) -> "tuple[Report, Changed | None]":
+    from moelora_ad.analysis import prune_experts, prune_report
+
+    pruning = prune_experts(**keywords)
+    return prune_report(pruning), pruning.changed

@@ -1,0 +1,34 @@
+"""The corpora of configurations, without a detector."""
+
+from collections.abc import Collection, Sequence
+
+from moelora_ad.audio import Excerpt
+from moelora_ad.configuration.files import read_configuration
+from moelora_ad.configuration.objects import instantiate, parse_parts
+from moelora_ad.configuration.parser import OneLineParser
+from moelora_ad.data.data_module import AudioDeepfakeDataModule
+
+
+def data_of(
+    paths: Sequence[str], allow: Collection[str] = (), eval_segment: Excerpt | None = None
+) -> AudioDeepfakeDataModule:
+    """The data module of the part ``data``; nothing is read yet.
+
+    Args:
+        paths: as for fit; later files change earlier ones. ``seed_everything`` is the seed, all else is not used.
+        allow: packages besides ours whose classes may be built.
+        eval_segment: what is scored of an utterance if no file says so; None for the data module's own.
+
+    Raises:
+        InputError: a file is missing or faulty.
+    """
+    parser = OneLineParser(exit_on_error=False)
+    parser.add_class_arguments(AudioDeepfakeDataModule, "data")
+    parsed = parse_parts(parser, paths, {"data": None}, allow)
+    for path in paths:
+        if type(seed := read_configuration(path).get("seed_everything")) is int:
+            parsed.data.seed = seed
+    data: AudioDeepfakeDataModule = instantiate(parser, parsed, paths, allow).data
+    if eval_segment is not None and parsed.data.eval_segment is None:
+        data.eval_segment = eval_segment
+    return data
