@@ -19,7 +19,7 @@ def requirements() -> dict[str, Requirement]:
     """What is needed to run and to test."""
     project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["onnx"], *extras["parquet"], *extras["serve"], *extras["test"]]
+    lines = [*project["dependencies"], *(one for extra in ("docs", "onnx", "parquet", "serve", "test") for one in extras[extra])]
     found = [Requirement(line) for line in lines]
     return {one.name: one for one in found if one.name != project["name"]}
 
