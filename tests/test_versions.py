@@ -19,7 +19,10 @@ def requirements() -> dict[str, Requirement]:
     """What is needed to run and to test."""
     project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(one for extra in ("docs", "onnx", "parquet", "serve", "test") for one in extras[extra])]
+    lines = [
+        *project["dependencies"],
+        *(one for extra in ("docs", "onnx", "parquet", "serve", "test") for one in extras[extra]),
+    ]
     found = [Requirement(line) for line in lines]
     return {one.name: one for one in found if one.name != project["name"]}
 
