@@ -98,7 +98,9 @@ def options_of(call: list[str]) -> set[str]:
 def _parser(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     parts = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
     if parts is not None:
-        for part in parts.choices.values():
+        helps = {action.dest: action.help for action in parts._choices_actions}
+        for name, part in parts.choices.items():
+            part.description = part.description or f"{helps[name][0].upper()}{helps[name][1:]}."
             yield from _parser(part, level)
         return
     if parser.prog.count(" ") > 1:  # one of several parts of a command

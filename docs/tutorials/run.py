@@ -87,5 +87,6 @@ def _bash(code: str) -> str:
 
 
 if __name__ == "__main__":
+    sys.path[0] = ""  # modules of the current folder, as in a notebook
     for path in map(Path, sys.argv[1:]):
         path.write_text(with_outputs(path.read_text(encoding="utf-8"), _bash), encoding="utf-8")
