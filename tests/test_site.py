@@ -90,12 +90,17 @@ def test_links_lead_to_files_and_headings_that_are_there():
 
 
 def test_files_that_commands_name_are_there():
-    for page, code in blocks("sh", "text", "yaml", "python"):
+    for page, code in blocks("sh", "yaml", "python"):
         for name in re.findall(r"(?<![\w/])(?:experiments|examples|benchmarks|tests|docs)/[\w./-]*\w", code):
-            assert (PROJECT / name).exists() or name.startswith("tests/*"), f"{page}: {name}"
+            assert (PROJECT / name).exists(), f"{page}: {name}"
     for page, text in PAGES.items():
         for name in re.findall(r"`((?:experiments|examples|benchmarks|tests|moelora_ad)/[\w./-]*\w)", text):
             assert (PROJECT / name).exists(), f"{page}: {name}"
+
+
+def test_the_map_of_the_architecture_has_every_package():
+    shown = re.findall(r"^moelora_ad/(\w+)/", PAGES["docs/project/architecture.md"], re.MULTILINE)
+    assert sorted(shown) == sorted({"packaged", *(path.parent.name for path in (PROJECT / "moelora_ad").glob("*/__init__.py"))})
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
