@@ -18,6 +18,8 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from rich.console import Console, ConsoleOptions
+from rich.table import Table
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperModel
 
 from moelora_ad.adapters import MoELoRA
@@ -25,6 +27,7 @@ from moelora_ad.audio import Segment, read_audio
 from moelora_ad.cli.main import main
 from moelora_ad.corpora import Manifest, Trial
 from moelora_ad.evaluation import ScoreTable
+from moelora_ad.evaluation.reports.text_table import FittedTable, TextTable
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule
 
@@ -422,3 +425,21 @@ def make_run(tmp_path: Path, make_scores: Callable[..., ScoreTable]) -> Callable
         return folder
 
     return make
+
+
+@pytest.fixture
+def shown_tables(monkeypatch: pytest.MonkeyPatch) -> list[TextTable]:
+    """The tables that are shown from now on; each is seen to be no wider than ``COLUMNS``."""
+    found: list[TextTable] = []
+    render = FittedTable.__rich_console__
+
+    def seen(self: FittedTable, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        found.append(self.table)
+        for block in render(self, console, options):
+            lines = console.render_lines(block, options, pad=False)
+            width = max(sum(segment.cell_length for segment in line) for line in lines)
+            assert width <= int(os.environ["COLUMNS"]), f"{self.table.title}: {width} characters"
+            yield block
+
+    monkeypatch.setattr(FittedTable, "__rich_console__", seen)
+    return found

@@ -199,7 +199,8 @@ def test_the_packaged_models_recipe_is_that_of_the_packaged_model(monkeypatch):
     assert describe(detector.adaptation, leave_out=detector.adaptation.initial_arguments) == config["adaptation"]
     assert describe(detector.classifier, leave_out=["width"]) == config["classifier"]
     assert detector.parameter_counts() == config["parameters"]
-    assert detector.backbone.init_args["hidden_states"] == config["backbone"]["init_args"]["hidden_states"] == "all"
+    assert detector.backbone.init_args["hidden_states"] == config["backbone"]["init_args"]["hidden_states"]
+    assert (config["window"], config["fill"]) == (80_000, 1_600)
 
 
 def test_the_quickstart_with_meta_learning(monkeypatch):

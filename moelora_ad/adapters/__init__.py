@@ -3,6 +3,7 @@
 from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.errors import AdapterError, InjectionError
 from moelora_ad.adapters.expert import LoRAExpert
+from moelora_ad.adapters.extension import Extension
 from moelora_ad.adapters.gate import Gate, GatePolicy, valid_tokens
 from moelora_ad.adapters.injection import (
     CallWatch,
@@ -62,6 +63,7 @@ __all__ = [
     "AuxiliaryWeights",
     "CallWatch",
     "Decision",
+    "Extension",
     "FrozenBackbone",
     "FullFineTuning",
     "Gate",

@@ -1,8 +1,9 @@
 """The gate: how much of each expert an input takes."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class GatePolicy:
         temperature: divides the logits, noise included.
         noise_mean: of fixed noise, one number for each expert. (The same number for all of them would change nothing.)
         noise_std: of fixed noise.
+        added: how many experts, the last ones, came later (`Extension`). Each is weighed by itself, by the logistic
+            function of its score, whatever the others get; all else said here is of the others.
 
     Raises:
         ValueError: the combination contradicts itself or cannot be trained.
@@ -38,6 +41,7 @@ class GatePolicy:
     temperature: float = 1.0
     noise_mean: tuple[float, ...] | None = None
     noise_std: float | None = None
+    added: int = field(default=0, repr=False)  # checkpoints' names tell
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -49,6 +53,8 @@ class GatePolicy:
             raise ValueError(f"gate level is {self.level!r}: choose 'token' or 'utterance'")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"the gate's temperature is {self.temperature}: give a positive number")
+        if self.added < 0:
+            raise ValueError(f"added is {self.added}: give the number of experts that came later, 0 or more")
         if self.order == "top_k_first":
             if self.top_k is None:
                 raise ValueError("order 'top_k_first' needs top_k: without it all experts are kept")
@@ -73,17 +79,37 @@ class GatePolicy:
         Raises:
             ValueError: it does not.
         """
-        if self.top_k is not None and self.top_k > num_experts:
-            raise ValueError(f"top_k is {self.top_k}, but there are {num_experts} experts")
-        if self.noise_mean is not None and len(self.noise_mean) != num_experts:
-            raise ValueError(f"noise_mean has {len(self.noise_mean)} numbers, but there are {num_experts} experts")
+        mixed = num_experts - self.added
+        if mixed < 1:
+            raise ValueError(f"added is {self.added}, of {num_experts} experts: one at least was there before")
+        if self.top_k is not None and self.top_k > mixed:
+            raise ValueError(f"top_k is {self.top_k}, but there are {mixed} experts")
+        if self.noise_mean is not None and len(self.noise_mean) != mixed:
+            raise ValueError(f"noise_mean has {len(self.noise_mean)} numbers, but there are {mixed} experts")
+
+
+class AddedGate(nn.Module):
+    """The row of an expert that came later: a module of its own, so that the rows before it can stay frozen, and have
+    the names that they had without it.
+
+    Args:
+        in_features: width of the layer's input.
+    """
+
+    logit_offset: Tensor
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, in_features))
+        self.register_buffer("logit_offset", torch.zeros(1))
 
 
 class Gate(nn.Module):
     """Noisy softmax top-k gate.
 
-    The gate owns the rows W_g and W_noise; the layer multiplies them with its input together with the experts' rows
-    and hands the logits back. Observers hook this module: its output is the expert weights.
+    The gate owns the rows W_g and W_noise, and those of experts that came later (``GatePolicy.added``); the layer
+    multiplies them with its input together with the experts' rows and hands the logits back. Observers hook this
+    module: its output is the expert weights. Without training of W_g there is no noise either.
 
     Args:
         in_features: width of the layer's input.
@@ -91,6 +117,7 @@ class Gate(nn.Module):
         policy: noise, top-k, renormalisation, level, temperature.
 
     Attributes:
+        added: the rows of experts that came later.
         valid: (B, T) bool, the tokens that count in an utterance's mean; None for all. Set by ``valid_tokens``.
 
     Raises:
@@ -106,20 +133,43 @@ class Gate(nn.Module):
         policy.check_experts(num_experts)
         self.policy = policy
         self.valid: Tensor | None = None
-        self.weight = nn.Parameter(torch.empty(num_experts, in_features))
+        mixed = num_experts - policy.added
+        self.weight = nn.Parameter(torch.empty(mixed, in_features))
         if policy.noise == "learned":
-            self.noise_weight: nn.Parameter | None = nn.Parameter(torch.empty(num_experts, in_features))
+            self.noise_weight: nn.Parameter | None = nn.Parameter(torch.empty(mixed, in_features))
         else:
             self.register_parameter("noise_weight", None)
         mean = None if policy.noise_mean is None else torch.tensor(policy.noise_mean, dtype=torch.float32)
         self.register_buffer("noise_mean", mean, persistent=False)
         # Not trained: expert surgery silences or balances experts through it.
-        self.register_buffer("logit_offset", torch.zeros(num_experts))
+        self.register_buffer("logit_offset", torch.zeros(mixed))
+        self.added = nn.ModuleList(AddedGate(in_features) for _ in range(policy.added))
         self.reset_parameters()
 
     @property
     def num_experts(self) -> int:
-        return self.weight.shape[0]
+        return self.weight.shape[0] + len(self.added)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether noise is added now."""
+        return self.training and self.policy.noise != "none" and self.weight.requires_grad
+
+    def offsets(self) -> Tensor:
+        """What is added to the logits, (N,)."""
+        return torch.cat([self.logit_offset, *(one.logit_offset for one in self.added_rows())])
+
+    @torch.no_grad()
+    def set_offsets(self, offsets: Tensor) -> None:
+        """Set `offsets`."""
+        mixed = len(self.logit_offset)
+        self.logit_offset.copy_(offsets[:mixed])
+        for one, offset in zip(self.added_rows(), offsets[mixed:], strict=True):
+            one.logit_offset.fill_(offset)
+
+    def added_rows(self) -> Sequence[AddedGate]:
+        """Those of the experts that came later, in order."""
+        return cast(Sequence[AddedGate], self.added)
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -128,10 +178,12 @@ class Gate(nn.Module):
         nn.init.zeros_(self.logit_offset)
 
     def rows(self) -> list[Tensor]:
-        """The matrices (N, in_features) that the layer's input is multiplied with: W_g, and in training W_noise."""
-        if self.training and self.noise_weight is not None:
-            return [self.weight, self.noise_weight]
-        return [self.weight]
+        """The matrices (..., in_features) that the layer's input is multiplied with: W_g, the rows of experts that came
+        later, and in training W_noise."""
+        rows: list[Tensor] = [self.weight, *(one.weight for one in self.added_rows())]
+        if self.noise_weight is not None and self.is_noisy:
+            rows.append(self.noise_weight)
+        return rows
 
     def forward(self, logits: Tensor) -> Tensor:
         """Expert weights.
@@ -143,15 +195,22 @@ class Gate(nn.Module):
             (..., T, N) float32 weights, zero for experts that are not kept; (..., 1, N) if the level is utterance.
         """
         scores = self.scores(logits)
-        policy, experts = self.policy, self.num_experts
-        if policy.noise == "learned" and logits.shape[-1] > experts:
-            spread = functional.softplus(self._pooled(logits[..., experts:].float()))
+        if not len(self.added):
+            return self._mixed(scores, logits)
+        mixed = self.weight.shape[0]
+        return torch.cat([self._mixed(scores[..., :mixed], logits), torch.sigmoid(scores[..., mixed:])], dim=-1)
+
+    def _mixed(self, scores: Tensor, logits: Tensor) -> Tensor:
+        """Weights of the experts that share a softmax."""
+        policy = self.policy
+        if policy.noise == "learned" and logits.shape[-1] > self.num_experts:
+            spread = functional.softplus(self._pooled(logits[..., self.num_experts :].float()))
             scores = scores + torch.randn_like(scores) * (spread / policy.temperature)
-        elif policy.noise == "fixed" and self.training:
+        elif policy.noise == "fixed" and self.is_noisy:
             assert policy.noise_std is not None
             noise = torch.randn_like(scores) * policy.noise_std
             scores = scores + (noise if self.noise_mean is None else noise + self.noise_mean) / policy.temperature
-        if policy.top_k is None or policy.top_k == experts:
+        if policy.top_k is None or policy.top_k == scores.shape[-1]:
             return torch.softmax(scores, dim=-1)
         if policy.order == "top_k_first":
             best = scores.topk(policy.top_k, dim=-1).indices
@@ -163,9 +222,11 @@ class Gate(nn.Module):
         return weights / weights.sum(dim=-1, keepdim=True) if policy.renormalise else weights
 
     def scores(self, logits: Tensor) -> Tensor:
-        """What the softmax is taken of, without noise: (..., T, N) float32, or (..., 1, N) for utterances."""
+        """What the softmax, and of experts that came later the logistic function, is taken of, without noise:
+        (..., T, N) float32, or (..., 1, N) for utterances."""
         # float32 under autocast too: a softmax in half precision moves the routing.
-        scores = self._pooled(logits[..., : self.num_experts].float()) + self.logit_offset
+        offsets = self.offsets() if len(self.added) else self.logit_offset
+        scores = self._pooled(logits[..., : self.num_experts].float()) + offsets
         return scores if self.policy.temperature == 1.0 else scores / self.policy.temperature
 
     def _pooled(self, logits: Tensor) -> Tensor:

@@ -67,8 +67,10 @@ class MoELoRALinear(nn.Module):
             )
         if self.gate is None and len(experts) > 1:
             raise ValueError(f"{len(experts)} experts need a gate")
-        if self.gate is not None and self.gate.weight.shape != (len(experts), widths[0]):
-            raise ValueError(f"a gate of shape {tuple(self.gate.weight.shape)} does not fit {len(experts)} experts")
+        if self.gate is not None:
+            shape = self.gate.num_experts, self.gate.weight.shape[1]
+            if shape != (len(experts), widths[0]):
+                raise ValueError(f"a gate of shape {shape} does not fit {len(experts)} experts")
 
     def remove_gate(self) -> None:
         """Without a gate one expert is a plain LoRA."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from moelora_ad.adapters.errors import AdapterError, InjectionError
 from moelora_ad.adapters.expert import LoRAExpert
+from moelora_ad.adapters.extension import Extension
 from moelora_ad.adapters.gate import Gate, GatePolicy
 from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, adapter_modules, inject
 from moelora_ad.adapters.layer import MoELoRALinear
@@ -176,7 +177,7 @@ class MoELoRA(_LowRank):
     """A mixture of low-rank experts and a gate for each targeted projection (arXiv 2509.13878).
 
     Args:
-        num_experts: N, at least 2 (one expert is ``LoRA``).
+        num_experts: N, at least 2 (one expert is ``LoRA``, which may be extended).
         rank: r of every expert.
         top_k: experts kept for each token; None keeps all of them. The same as ``gate.top_k``: give one of the two.
         gate: the gate's policy.
@@ -190,13 +191,15 @@ class MoELoRA(_LowRank):
             expert (`mixture_of_loras`); see `read_lora`. None for new experts.
         perturbation: of a start from one LoRA, see `warm_start`.
         freeze_experts: numbers of experts that are not trained.
+        extend: add an expert to the mixture that ``model.init_weights`` names, see `Extension`; the other arguments are
+            those of that mixture, or of a LoRA with ``num_experts`` 1. None for a mixture by itself.
 
     Raises:
         ValueError: the arguments contradict each other.
     """
 
     initial_arguments = ("init_from", "perturbation")
-    training_arguments = ("auxiliary", "freeze_experts")
+    training_arguments = ("auxiliary", "freeze_experts", "extend")
 
     def __init__(
         self,
@@ -212,10 +215,15 @@ class MoELoRA(_LowRank):
         init_from: str | Sequence[str] | None = None,
         perturbation: float = 0.01,
         freeze_experts: Sequence[int] = (),
+        extend: Extension | None = None,
     ) -> None:
+        policy = gate or GatePolicy()
+        if extend is not None:
+            if init_from is not None:
+                raise ValueError("init_from with extend: what is extended is what model.init_weights names")
+            num_experts, policy = num_experts + extend.experts, extend.policy_of(policy)
         if num_experts < 2:
             raise ValueError(f"num_experts is {num_experts}: a mixture has at least 2 (use LoRA for one)")
-        policy = gate or GatePolicy()
         if top_k is not None and policy.top_k not in (None, top_k):
             raise ValueError(f"top_k is {top_k}, but the gate's top_k is {policy.top_k}: give one of the two")
         self.policy = policy if top_k is None else replace(policy, top_k=top_k)
@@ -238,12 +246,23 @@ class MoELoRA(_LowRank):
         self.freeze_experts = freeze_experts
         self.share_gate = share_gate
         self.auxiliary = auxiliary or AuxiliaryWeights()
+        self.extend = extend
+        of_gates = self.auxiliary.active().keys() & {"importance", "load_balance", "z", "entropy"}
+        if self.policy.added and of_gates:
+            raise ValueError(
+                f"auxiliary.{min(of_gates)} is of experts that share one softmax: an added one has its own"
+            )
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         sites = super().adapt(encoder)
         if self.freeze_experts:
             surgery.freeze_experts(encoder, self.freeze_experts)
+        if self.extend is not None:
+            self.extend.prepare(encoder)
         return sites
+
+    def continued(self, encoder: nn.Module) -> Iterable[nn.Parameter]:
+        return () if self.extend is None else self.extend.continued(encoder)
 
     def initialise(self, encoder: nn.Module) -> None:
         if isinstance(self.init_from, str):
@@ -268,7 +287,13 @@ class MoELoRA(_LowRank):
             for number in range(count)
             if not any(p.requires_grad for layer in layers for p in layer.experts[number].parameters())
         ]
-        changes = {"num_experts": count, "gate": policies.pop(), "top_k": None, "freeze_experts": frozen}
+        changes = {
+            "num_experts": count,
+            "gate": policies.pop(),
+            "top_k": None,
+            "freeze_experts": frozen,
+            "extend": None,
+        }
         try:
             return type(self)(**(self.init_args | changes | {"init_from": None}))
         except TypeError as error:  # a subclass with arguments of its own

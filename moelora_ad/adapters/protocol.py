@@ -97,6 +97,11 @@ class AdaptationMethod(RemembersArguments, ABC):
             AdapterError: the weights cannot be read, or do not fit.
         """
 
+    def continued(self, encoder: nn.Module) -> Iterable[nn.Parameter]:
+        """The parameters of an adapted encoder that an earlier training must have made: none begins without a model
+        that has them (``model.init_weights``)."""
+        return ()
+
     def check(self, encoder: nn.Module) -> None:
         """See that the adapters of an encoder are still those that this method makes: surgery changes them.
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moelora_ad.evaluation.metrics.seed_differences import holm
+
 _MOST_CODES = 4_000_000  # that are counted at once
 
 
@@ -90,15 +92,6 @@ def entropy(classes: NDArray[np.integer]) -> float:
     shares = np.bincount(classes) / len(classes)
     shares = shares[shares > 0]
     return float(-(shares * np.log2(shares)).sum())
-
-
-def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
-    order = np.argsort(p_values)
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty_like(p_values)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return corrected
 
 
 def _contingency(

@@ -44,6 +44,37 @@ def new_folder(to: str) -> Path:
     return folder
 
 
+def add_resamples(parser: Any, default: str = "default: 1000") -> None:
+    """Add the options of a bootstrap to a parser, or to a group of one."""
+    add = parser.add_argument
+    add("--resamples", type=int, default=1000, metavar="N", help=f"of the bootstrap ({default})")
+    add(
+        "--cluster",
+        type=words,
+        metavar="A,B",
+        help="fields whose combinations are resampled (default: speaker,attack)",
+    )
+    add("--seed", type=int, default=1, help="of the bootstrap (default: 1)")
+
+
+def check_resamples(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """See that the options of `add_resamples` have a meaning; a mistake ends the program."""
+    from moelora_ad.corpora.trial import TEXT_FIELDS
+
+    if given.resamples < 0:
+        parser.error(f"--resamples: {given.resamples} is negative")
+    if given.seed < 0:
+        parser.error(f"--seed: {given.seed} is negative")
+    for field in given.cluster or ():
+        if field not in TEXT_FIELDS:
+            parser.error(f"--cluster: no field {field!r}; choose from {', '.join(TEXT_FIELDS)}")
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The type of an option that is a list with commas."""
+    return tuple(word.strip() for word in text.split(","))
+
+
 def add_scorer(parser: argparse.ArgumentParser) -> None:
     """Add the options of `scorer_of`, and those of the verdict."""
     parser.add_argument(

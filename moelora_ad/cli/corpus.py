@@ -2,16 +2,16 @@
 
 import inspect
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from rich.console import Console
-from rich.table import Column, Table
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.cli.terminal import progress
+from moelora_ad.cli.terminal import print_line, print_table, progress
 from moelora_ad.configuration.trust import add_allow
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, printable
+from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.files import written_whole
 
 if TYPE_CHECKING:
@@ -49,13 +49,14 @@ def listed_corpora() -> list[dict[str, str]]:
     """Of each corpus class ``class_path``, what it reads (``what``), its ``init_args`` and the official numbers of
     ``trials``."""
     from moelora_ad import corpora
+    from moelora_ad.corpora.selection import SelectionArguments
 
     classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
     return [
         {
             "class_path": f"moelora_ad.corpora.{one.__name__}",
             "what": (inspect.getdoc(one) or "").split("\n\n")[0].replace("\n", " ").replace("``", ""),
-            "init_args": ", ".join(inspect.signature(one).parameters),
+            "init_args": ", ".join(_own_arguments(one)),
             "trials": _official(one),
         }
         for one in sorted(classes, key=lambda one: one.__name__.lower())
@@ -64,15 +65,17 @@ def listed_corpora() -> list[dict[str, str]]:
 
 def _list(json_path: str | None) -> int:
     rows = listed_corpora()
-    table = Table(title="corpora: class_path moelora_ad.corpora.CLASS", title_justify="left", show_lines=True)
-    table.add_column("CLASS", no_wrap=True)
-    for name in ("what", "init_args", "official trials"):
-        table.add_column(name)
-    for row in rows:
-        table.add_row(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"])
-    Console().print(table)
+    listed = [(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"]) for row in rows]
+    columns = ("CLASS", "what", "init_args", "official trials")
+    print_table(TextTable("corpora: class_path moelora_ad.corpora.CLASS", columns, listed, len(columns)))
+    print_line(f"every class also takes {', '.join(SelectionArguments.__annotations__)}: lists of names")
     _write(json_path, rows)
     return 0
+
+
+def _own_arguments(one: "type[Corpus]") -> list[str]:
+    parameters = inspect.signature(one).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
 
 
 def _official(one: "type[Corpus]") -> str:
@@ -81,7 +84,8 @@ def _official(one: "type[Corpus]") -> str:
     name = next((name for name in ("split", "phase", "trials") if isinstance(choices.get(name, (None,))[0], str)), None)
     parts: dict[str, dict[str, str]] = {part: {name: part} for part in choices[name]} if name else {"": {}}
     try:
-        counts = {part: one(root="", **given).official_counts() for part, given in parts.items()}  # type: ignore[call-arg]
+        made: Callable[..., Corpus] = one
+        counts = {part: made(root="", **given).official_counts() for part, given in parts.items()}
     except TypeError:  # a class of users' own lists
         return ""
     known = {part: count.total for part, count in counts.items() if count and count.total}
@@ -121,10 +125,13 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
                 yield index
 
         reports = {place: check_corpus(corpus, samples, shown) for place, corpus in found.items()}
+    print_table(_counts(reports))
+    print_table(_audio(reports))
     console = Console()
-    console.print(_counts(reports))
-    console.print(_audio(reports))
     for place, report in reports.items():
+        if (out := report.left_out) is not None:
+            told = f"leaves out {out.total:,} trials ({out.bona_fide:,} bona fide, {out.spoof:,} spoof)"
+            print_line(f"{place} ({report.name}): {report.selection} {told}")
         for problem in report.problems:
             console.print(f"{place} ({report.name}): {problem}", style="red", markup=False, soft_wrap=True)
         for reason in list(report.undecodable.values())[1:_LISTED]:
@@ -135,31 +142,25 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
     return FAILED if off else 0
 
 
-def _counts(reports: "dict[str, CorpusReport]") -> Table:
-    table = _empty_table("trials", "bona fide", "spoof", "official", "no audio")
+def _counts(reports: "dict[str, CorpusReport]") -> TextTable:
+    rows = []
     for place, report in reports.items():
         official = report.official and report.official.total
         counts = (*report.found, official, len(report.missing))
-        table.add_row(place, *("unknown" if count is None else f"{count:,}" for count in counts))
-    return table
+        rows.append((printable(place), *("unknown" if count is None else f"{count:,}" for count in counts)))
+    return TextTable("Trials", ("corpus", "trials", "bona fide", "spoof", "official", "no audio"), rows)
 
 
-def _audio(reports: "dict[str, CorpusReport]") -> Table:
-    table = _empty_table("decoded", "failed", "seconds (median)", "rates", "hours")
+def _audio(reports: "dict[str, CorpusReport]") -> TextTable:
+    rows = []
     for place, report in reports.items():
         seconds = "{0:.1f} to {2:.1f} ({1:.1f})".format(*report.seconds) if report.seconds else ""
         rates = "\n".join(f"{rate:,} Hz: {count:,}" for rate, count in report.rates.items())
         estimated = "about " if report.decoded < len(report) else ""
         hours = "" if report.hours is None else f"{estimated}{report.hours:,.1f}"
-        table.add_row(place, f"{report.decoded:,}", f"{len(report.undecodable):,}", seconds, rates, hours)
-    return table
-
-
-def _empty_table(*columns: str) -> Table:
-    table = Table(Column("corpus", overflow="fold"))
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+        counts = (f"{report.decoded:,}", f"{len(report.undecodable):,}")
+        rows.append((printable(place), *counts, seconds, rates, hours))
+    return TextTable("Audio", ("corpus", "decoded", "failed", "seconds (median)", "rates", "hours"), rows)
 
 
 def _write(path: str | None, content: Any) -> None:

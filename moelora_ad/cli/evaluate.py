@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.corpora.trial import TEXT_FIELDS
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, add_resamples, check_resamples, words
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.score_files.formats import FORMATS
 from moelora_ad.evaluation.score_files.keys import PHASES
@@ -67,7 +66,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     )
     add("--format-in", choices=sorted(FORMATS), help="format of the score files (default: found out)")
     add("--allow-partial", action="store_true", help="use the trials that scores and key both have, and say how many")
-    add("--names", type=_words, default=(), metavar="A,B", help="names of the sets, one for each score file")
+    add("--names", type=words, default=(), metavar="A,B", help="names of the sets, one for each score file")
     add("--own", nargs="+", default=(), metavar="SET", help="sets of the training corpus; macro_ood leaves them out")
     add("--average", nargs="+", default=(), metavar="SET", help="sets to average and pool (default: those of the run)")
     figures = parser.add_argument_group("figures")
@@ -80,19 +79,8 @@ def _parser(program: str) -> OneLineArgumentParser:
     add("--threshold", type=float, metavar="T", help="accuracy at this (calibrated) score")
     add("--asv", metavar="FILE", help="official scores of a speaker verification system, for min t-DCF")
     add("--tandem", choices=("2019", "2021"), help="the year's form of t-DCF (default: 2021)")
-    add("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default: 1000; 0: no intervals)")
-    add(
-        "--cluster",
-        type=_words,
-        metavar="A,B",
-        help="fields whose combinations are resampled (default: speaker,attack)",
-    )
-    add("--seed", type=int, default=1, help="of the bootstrap (default: 1)")
+    add_resamples(figures, "default: 1000; 0: no intervals")
     return parser
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
 
 
 def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
@@ -106,17 +94,11 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         parser.error("--tandem needs --asv")
     if given.allow_partial and not given.key:
         parser.error("--allow-partial needs --key")
-    if given.resamples < 0:
-        parser.error(f"--resamples: {given.resamples} is negative")
-    if given.seed < 0:
-        parser.error(f"--seed: {given.seed} is negative")
+    check_resamples(parser, given)
     if given.compare and not given.resamples:
         parser.error("--compare needs resamples; leave out --resamples 0")
     if given.threshold is not None and not math.isfinite(given.threshold):
         parser.error(f"--threshold: {given.threshold} is not finite")
-    for field in given.cluster or ():
-        if field not in TEXT_FIELDS:
-            parser.error(f"--cluster: no field {field!r}; choose from {', '.join(TEXT_FIELDS)}")
     if given.to is not None and Path(given.to).exists() and not Path(given.to).is_dir():
         parser.error(f"--to: {given.to} is not a folder")
     for option in ("key", "calibration", "asv"):

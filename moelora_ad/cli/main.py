@@ -36,6 +36,7 @@ VERBS = {
     "models": ("the detectors that come with the package", "saved_models.models"),
     "serve": ("a page and an API that score sounds", "serve"),
     "import": ("a published model or encoder as one of ours", "saved_models.import_"),
+    "extend": ("an expert for a new attack, beside those of a model", "saved_models.extend"),
     "export": ("a small model to keep, from a checkpoint", "saved_models.export"),
     "prune": ("drop the experts of a model that no set misses", "saved_models.prune"),
     "merge": ("a mixture's experts as one LoRA, where that loses little enough", "saved_models.merge"),

@@ -3,19 +3,16 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
-from moelora_ad.cli.terminal import print_line, print_table, step_progress
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, add_resamples, check_resamples
+from moelora_ad.cli.terminal import print_line, print_table, progress, step_progress
 from moelora_ad.errors import InputError
 
 if TYPE_CHECKING:
+    from moelora_ad.evaluation.comparison.pairs import ComparedPairs, Pair
     from moelora_ad.evaluation.comparison.systems import Comparison
-    from moelora_ad.evaluation.reports.text_table import TextTable
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
@@ -26,11 +23,13 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     _check(parser, given)
     try:
         comparison = _comparison(parser, given)
+        compared = None
         try:
+            compared = _compared(comparison, given)
             if given.to is not None:
-                _write(comparison, given)
+                _write(comparison, compared, given.to)
         finally:  # figures are shown even if a disk is full
-            _print(comparison, given.against)
+            _print(comparison, compared)
         if given.to is not None:
             print_line(f"report: {Path(given.to, 'report.html')}")
     except InputError as error:
@@ -44,8 +43,12 @@ def _parser(program: str) -> OneLineArgumentParser:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders above runs")
     add("--own", nargs="+", metavar="SET", help="sets that macro_ood leaves out (default: those of a training corpus)")
-    add("--against", metavar="SYSTEM", help="what the others' macro_ood is compared with, seed by seed")
-    add("--to", metavar="DIR", help="write results.csv, .json, table.md, .tex, the plot and report.html there")
+    add("--to", metavar="DIR", help="write results.csv, .json, table.md, .tex, plots, attacks.* and report.html there")
+    pairs = parser.add_argument_group("pairs of systems, over seeds and trials")
+    add = pairs.add_argument
+    add("--compare", nargs="+", default=(), metavar="SYSTEM", help="compare every pair of these, named as in the table")
+    add("--against", metavar="SYSTEM", help="compare every other system with this one")
+    add_resamples(pairs)
     return parser
 
 
@@ -55,11 +58,16 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
             parser.error(f"{path}: no such folder: give the folder of a run, or one above runs")
     if given.to is not None and Path(given.to).exists() and not Path(given.to).is_dir():
         parser.error(f"--to: {given.to} is not a folder")
+    if given.compare and len(set(given.compare)) < 2:
+        parser.error("--compare: name at least two systems; --against compares one with all others")
+    check_resamples(parser, given)
+    if given.resamples < 2 and (given.compare or given.against is not None):
+        parser.error(f"--resamples: {given.resamples} is too few to compare systems; leave it out for 1000")
 
 
 def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "Comparison":
     from moelora_ad.evaluation.comparison.scored_runs import read_runs
-    from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
+    from moelora_ad.evaluation.comparison.systems import Comparison
     from moelora_ad.runs.record import find_records
 
     records = find_records(given.runs)
@@ -69,42 +77,47 @@ def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "
     strangers = sorted(set(given.own or ()) - set(comparison.sets))
     if strangers:
         parser.error(f"--own: no set is called {strangers[0]!r}; there are {', '.join(comparison.sets)}")
-    if given.against is not None:
-        if given.against not in comparison.systems:
-            parser.error(f"--against: no system is called {given.against!r}; there are {', '.join(comparison.systems)}")
-        if MACRO_OOD not in comparison.averages:
-            parser.error("--against: there is no macro_ood: every set that all runs have is of a training corpus")
-        if not comparison.against(given.against):
-            parser.error(f"--against: no other system has a seed of {given.against!r}")
+    named = {"--compare": given.compare, "--against": () if given.against is None else (given.against,)}
+    for option, systems in named.items():
+        for system in systems:
+            if system not in comparison.systems:
+                parser.error(f"{option}: no system is called {system!r}; there are {', '.join(comparison.systems)}")
+    if given.against is not None and len(comparison.systems) == 1:
+        parser.error(f"--against: there is no other system than {given.against!r}")
     return comparison
 
 
-def _write(comparison: "Comparison", given: argparse.Namespace) -> None:
+def _compared(comparison: "Comparison", given: argparse.Namespace) -> "ComparedPairs | None":
+    if not given.compare and given.against is None:
+        return None
+    from moelora_ad.evaluation.comparison.pairs import compare_systems, pairs_of
+    from moelora_ad.evaluation.metrics.options import FigureOptions
+
+    pairs: list[Pair] = pairs_of(list(dict.fromkeys(given.compare)), given.against, comparison.systems)
+    options = FigureOptions(resamples=given.resamples, seed=given.seed, clusters=given.cluster)
+    with progress() as show:
+        return compare_systems(comparison, pairs, options, show)
+
+
+def _write(comparison: "Comparison", compared: "ComparedPairs | None", folder: str) -> None:
     from moelora_ad.evaluation.comparison.writing import write_comparison  # matplotlib takes a second
 
     try:
-        write_comparison(comparison, given.to, given.against)
+        write_comparison(comparison, folder, compared)
     except OSError as error:
-        raise InputError(f"{given.to}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-def _print(comparison: "Comparison", reference: str | None) -> None:
-    from moelora_ad.evaluation.comparison.table_one import against_table, table_one
+def _print(comparison: "Comparison", compared: "ComparedPairs | None") -> None:
+    from moelora_ad.evaluation.comparison.attack_tables import matrix_table
+    from moelora_ad.evaluation.comparison.attacks import attack_matrix
+    from moelora_ad.evaluation.comparison.pair_tables import pair_tables
+    from moelora_ad.evaluation.comparison.table_one import table_one
 
-    _print_table(table_one(comparison))
-    if reference is not None:
-        _print_table(against_table(comparison, reference))
+    matrix = attack_matrix(comparison.runs)
+    if matrix is not None:
+        print_table(matrix_table(matrix))
+    for table in (table_one(comparison), *([] if compared is None else pair_tables(compared))):
+        print_table(table)
     for note in comparison.notes:
         print_line(f"note: {note}")
-
-
-def _print_table(table: "TextTable") -> None:
-    console = Console()
-    if not console.is_terminal:  # nothing is bold there
-        rows = [
-            [f"*{c}" if table.is_bold(at, n) else c for n, c in enumerate(row)] for at, row in enumerate(table.rows)
-        ]
-        table = replace(table, rows=rows)
-    print_table(table)
-    if not table.notes:
-        print_line("")

@@ -5,9 +5,8 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.terminal import print_table
 from moelora_ad.errors import InputError, printable
 from moelora_ad.sweeps.attempt import runs_now
 from moelora_ad.sweeps.foreground import run_alone
@@ -117,8 +116,7 @@ def _run(sweep: Sweep, runs: Sequence[PlannedRun], given: argparse.Namespace, pr
         print(f"{program} sweep: {counts(list(view.statuses.values()))}{still}", file=sys.stderr)
         raise
     left = [view.statuses[run.label] for run in runs]
-    console = Console(width=None if Console().is_terminal else 240)
-    console.print(runs_table(runs, left))
+    print_table(runs_table(runs, left))
     bad = [(run, status) for run, status in zip(runs, left, strict=True) if status.state in _BAD]
     for run, status in bad:
         print(f"{program} sweep: error: {printable(_line(run, status))}", file=sys.stderr)

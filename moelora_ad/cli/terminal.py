@@ -5,11 +5,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,12 +30,8 @@ Show = Callable[[str, float, int], None]
 
 
 def print_table(table: TextTable) -> None:
-    """Print a table and its notes. It is never cut: on a narrow terminal its lines wrap."""
-    console = Console()
-    made = as_rich(table)
-    needed = Measurement.get(console, console.options.update(max_width=10_000), made)
-    console.width = max(console.width, needed.minimum if console.is_terminal else needed.maximum)
-    console.print(made)
+    """Print a table and its notes. It is as wide as the terminal at most, or as 80 characters where there is none."""
+    Console().print(as_rich(table))
     for note in table.notes:
         print_line(note)
     if table.notes:
@@ -50,16 +45,15 @@ def print_line(text: str) -> None:
 
 @contextmanager
 def progress(console: Console | None = None, unit: str = "") -> Iterator[Show]:
-    """A bar on standard error, if that is a terminal, for one task after another.
+    """A bar on standard error, or, if that is no terminal, a line there every 20 s; for one task after another.
 
     Args:
         console: that is printed to meanwhile; None for one on standard error.
-        unit: what is done, in the plural, for work whose pace is told: at the bar, and where there is no terminal, in
-            a line every 20 s.
+        unit: what is done, in the plural, for work whose pace is shown.
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:  # rich would end what it does not show with an empty line
-        with _lines(unit) if unit else nullcontext(lambda what, done, total: None) as show:
+        with _lines(unit) as show:
             yield show
         return
     columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
@@ -87,21 +81,23 @@ class _Pace(ProgressColumn):
 
 @contextmanager
 def _lines(unit: str) -> Iterator[Show]:
-    """One task's progress as lines on standard error, however long a step of it takes."""
-    begun = time.monotonic()
-    told: list[tuple[str, float, int]] = []  # first and last
+    """Progress as lines on standard error, however long a step takes."""
+    first, last = ("", 0.0, time.monotonic()), ("", 0.0, 0)  # of the present task
 
     def show(what: str, done: float, total: int) -> None:
-        told[1:] = [(what, done, total)]
+        nonlocal first, last
+        if what != last[0] or done < last[1]:  # the next task
+            first = what, done, first[2] if not last[0] else time.monotonic()
+        last = what, done, total
 
     def tell() -> None:
         while not over.wait(_SECONDS_BETWEEN):
-            if told:
-                what, done, total = told[-1]
-                pace = (done - told[0][1]) / (time.monotonic() - begun)
-                left = f", {timedelta(seconds=round((total - done) / pace))} left" if pace else ""
-                line = f"{what}: {done:,.0f} of {total:,} {unit}, {pace:.1f} {unit}/s{left}"
-                print(printable(line), file=sys.stderr, flush=True)
+            (_, before, begun), (what, done, total) = first, last
+            if what:
+                pace = (done - before) / max(time.monotonic() - begun, 1e-9)
+                speed = f" {unit}, {pace:.1f} {unit}/s" if unit else ""
+                left = f", {timedelta(seconds=round((total - done) / pace))} left" if pace > 0 else ""
+                print(printable(f"{what}: {done:,.0f} of {total:,}{speed}{left}"), file=sys.stderr, flush=True)
 
     over = threading.Event()
     teller = threading.Thread(target=tell, daemon=True)

@@ -30,6 +30,7 @@ from moelora_ad.models.saving.containers import check_container
 
 ClassifierOf = Callable[[int], Classifier]
 PARTS = ("backbone", "adaptation", "classifier")
+_FROZEN = "freeze_classifier"
 
 
 class Built(NamedTuple):
@@ -73,8 +74,9 @@ def build_from_configs(
     # Not required here: a file that others complete may lack any of them.
     for name, kind in (("backbone", Backbone), ("adaptation", AdaptationMethod), ("classifier", ClassifierOf)):
         parser.add_argument(f"--model.{name}", type=kind)
+    parser.add_argument(f"--model.{_FROZEN}", type=bool, default=False)
     parser.add_class_arguments(AudioDeepfakeDataModule, "data")
-    parsed = parse_parts(parser, paths, {"model": PARTS, "data": None}, allow)
+    parsed = parse_parts(parser, paths, {"model": (*PARTS, _FROZEN), "data": None}, allow)
     named = ", ".join(paths)
     if missing := [name for name in PARTS if parsed.model.get(name) is None]:
         raise InputError(f"{named}: no model.{missing[0]}")
@@ -99,6 +101,8 @@ def build_from_configs(
         )
         built = instantiate(parser, parsed, paths, allow)
         detector = Detector(built.model.backbone, built.model.adaptation, built.model.classifier)
+        if built.model[_FROZEN]:  # counts tell it
+            detector.freeze_classifier()
     except CheckpointError:
         raise
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:

@@ -15,7 +15,7 @@ def parse_parts(
     parser: OneLineParser,
     paths: Sequence[str],
     parts: Mapping[str, Collection[str] | None],
-    allow: Collection[str] = (),
+    allow: Collection[str] | None = (),
 ) -> Namespace:
     """Parts of configurations, checked, with defaults for what they leave out; nothing is built.
 
@@ -23,7 +23,7 @@ def parse_parts(
         parser: knows the parts, and raises its errors (``exit_on_error=False``).
         paths: of the files, as for fit: later ones change earlier ones.
         parts: such as ``model``, each with the fields that are taken of it; None for all.
-        allow: packages besides ours whose classes may be named.
+        allow: packages besides ours whose classes may be named; None for all that `imports_limited` does not deny.
 
     Raises:
         InputError: a file cannot be read, or a part is faulty.
@@ -43,7 +43,11 @@ def parse_parts(
 
 
 def instantiate(
-    parser: OneLineParser, parsed: Namespace, paths: Sequence[str], allow: Collection[str] = (), groups: bool = True
+    parser: OneLineParser,
+    parsed: Namespace,
+    paths: Sequence[str],
+    allow: Collection[str] | None = (),
+    groups: bool = True,
 ) -> Namespace:
     """The objects that were parsed.
 

@@ -3,8 +3,10 @@
 from moelora_ad.corpora.asvspoof5 import ASVspoof5
 from moelora_ad.corpora.asvspoof2019 import ASVspoof2019, ASVspoof2019Protocol
 from moelora_ad.corpora.asvspoof2021 import ASVspoof2021DF, ASVspoof2021LA
+from moelora_ad.corpora.combined import Joined
 from moelora_ad.corpora.corpus import ClassCounts, Corpus
 from moelora_ad.corpora.fakeavceleb import FakeAVCeleb
+from moelora_ad.corpora.few import Few
 from moelora_ad.corpora.foldered_sets import DFADD, HABLA, JSUT, MLAAD, FakeOrReal, LibriSeVoc, LJSpeech, WaveFake
 from moelora_ad.corpora.in_the_wild import InTheWild
 from moelora_ad.corpora.listed_sets import ADD, ASVspoofLaundered, Codecfake, DeepfakeEval2024, SpoofCeleb
@@ -33,8 +35,10 @@ __all__ = [
     "DeepfakeEval2024",
     "FakeAVCeleb",
     "FakeOrReal",
+    "Few",
     "Folder",
     "InTheWild",
+    "Joined",
     "LJSpeech",
     "LibriSeVoc",
     "Manifest",

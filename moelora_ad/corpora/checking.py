@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moelora_ad.audio import SAMPLE_RATE, AudioReader
-from moelora_ad.corpora.corpus import ClassCounts, Corpus
+from moelora_ad.corpora.corpus import ClassCounts, Corpus, LeftOut
 from moelora_ad.corpora.storage.files import exists, open_file
 from moelora_ad.corpora.trial import TrialList
 from moelora_ad.errors import InputError
@@ -27,7 +27,9 @@ class CorpusReport:
     Args:
         name: Of the corpus.
         found: Trials by class.
-        official: What there should be, if it is known.
+        official: What there should be, left-out ones included, if it is known.
+        selection: What is taken of the corpus, in words; empty for all.
+        left_out: How many trials that leaves out; None if all are taken.
         splits: Trials by split.
         attacks: Trials by attack.
         missing: Utterances without an audio file.
@@ -42,6 +44,8 @@ class CorpusReport:
     name: str
     found: ClassCounts = _NOTHING
     official: ClassCounts | None = None
+    selection: str = ""
+    left_out: LeftOut | None = None
     splits: dict[str, int] = field(default_factory=dict)
     attacks: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -57,8 +61,8 @@ class CorpusReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        official = None if self.official is None else self.official._asdict()
-        return asdict(self) | {"found": self.found._asdict(), "official": official}
+        counts = {"found": self.found, "official": self.official, "left_out": self.left_out}
+        return asdict(self) | {name: None if one is None else one._asdict() for name, one in counts.items()}
 
 
 def check_corpus(corpus: Corpus, most_decoded: int | None, progress: Progress) -> CorpusReport:
@@ -72,13 +76,14 @@ def check_corpus(corpus: Corpus, most_decoded: int | None, progress: Progress) -
     Returns:
         The report. A corpus that cannot be parsed is a problem of the report, not an error.
     """
-    report = CorpusReport(corpus.name, official=corpus.official_counts())
+    report = CorpusReport(corpus.name, official=corpus.official_counts(), selection=corpus.selection_note)
     try:
         trials = corpus.trials()
     except InputError as error:
         report.problems.append(str(error))
         return report
     report.found = ClassCounts(len(trials), trials.num_bona_fide, trials.num_spoof)
+    report.left_out = corpus.left_out
     report.splits = _counts(trial.split for trial in trials)
     report.attacks = _counts(trial.attack for trial in trials)
     _compare(report)
@@ -92,11 +97,13 @@ def _counts(values: Iterable[str | None]) -> dict[str, int]:
 
 
 def _compare(report: CorpusReport) -> None:
-    for what, found, official in zip(
-        ("trials", "bona fide", "spoof"), report.found, report.official or (None,) * 3, strict=True
+    official = report.official or (None,) * 3
+    left_out = report.left_out or LeftOut()
+    for what, found, out, expected in zip(
+        ("trials", "bona fide", "spoof"), report.found, left_out, official, strict=True
     ):
-        if official is not None and found != official:
-            report.problems.append(f"{what}: {official:,} expected, {found:,} found")
+        if expected is not None and (found or 0) + out != expected:
+            report.problems.append(f"{what}: {expected:,} expected, {(found or 0) + out:,} found")
 
 
 def _look_for_audio(report: CorpusReport, trials: TrialList, progress: Progress) -> None:

@@ -4,11 +4,28 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from moelora_ad.corpora.corpus import Corpus
 from moelora_ad.corpora.protocols.columns import Categories, TextPool, Texts
 from moelora_ad.corpora.trial import TrialColumns, TrialList
 from moelora_ad.errors import InputError
 
 _AT_ONCE = 65_536  # texts that are unpacked at the same time
+
+
+class Joined(Corpus):
+    """Several corpora as one, where one is wanted: a development set of old and new attacks, say.
+
+    Args:
+        corpora: By names, which stand before their utterances' ids, see `joined_trials`.
+    """
+
+    def __init__(self, corpora: dict[str, Corpus]) -> None:
+        self.name = "+".join(dict.fromkeys(corpus.name for corpus in corpora.values()))
+        self.corpora = corpora
+
+    def trials(self) -> TrialList:
+        """See `Corpus.trials`."""
+        return joined_trials({name: corpus.trials() for name, corpus in self.corpora.items()})
 
 
 def joined_trials(lists: Mapping[str, TrialList]) -> TrialList:

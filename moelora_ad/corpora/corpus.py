@@ -1,9 +1,18 @@
 """What every corpus is to the rest of the package."""
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypedDict
 
+from typing_extensions import Unpack
+
+from moelora_ad.corpora.selection import Selection, SelectionArguments, checked, in_words, kept, part_of
 from moelora_ad.corpora.trial import TrialList
+
+_SELECTS = "_takes_selection"  # marks functions that see to the selection
 
 
 class ClassCounts(NamedTuple):
@@ -14,15 +23,53 @@ class ClassCounts(NamedTuple):
     spoof: int | None = None
 
 
+class LeftOut(NamedTuple):
+    """How many trials of a corpus are not taken; those whose label is not known are of neither class."""
+
+    total: int = 0
+    bona_fide: int = 0
+    spoof: int = 0
+
+    def and_of(self, all_trials: TrialList, part: TrialList) -> "LeftOut":
+        """With those of a list that are not in a part of it."""
+        return LeftOut(
+            self.total + len(all_trials) - len(part),
+            self.bona_fide + all_trials.num_bona_fide - part.num_bona_fide,
+            self.spoof + all_trials.num_spoof - part.num_spoof,
+        )
+
+
 class Corpus(ABC):
     """A set of trials under one name.
 
     To add a corpus, write a class with ``name`` and `trials` and give its ``class_path`` in YAML. The constructor only
     keeps its arguments; files are read by `trials`, so that a configuration can be built and printed anywhere.
+
+    Every class takes the arguments of `SelectionArguments` beside its own, such as ``exclude_attacks=["A04"]``, and
+    nothing needs to be written for it: what `trials` returns is filtered by them. An argument of the class's own with
+    one of these names stays its own. (A ``dataclass`` gets its constructor too late for that.)
     """
 
     name: str
     """How reports call it."""
+    selection: Selection = MappingProxyType({})
+    """Which trials it is confined to."""
+    selection_note: str = ""
+    """The same in words; empty if all trials are taken."""
+    left_out: LeftOut | None = None
+    """How many trials the last call of `trials` has left out; None if all were taken."""
+
+    def __init__(self, **selection: Unpack[SelectionArguments]) -> None:
+        self.selection = checked(selection)
+        self.selection_note = in_words(self.selection)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        # Whatever class they stand in, of ours or a mixin; each of them once.
+        if cls.__init__ is not Corpus.__init__ and not hasattr(cls.__init__, _SELECTS):
+            cls.__init__ = _taking_selection(cls.__init__)  # type: ignore[method-assign]
+        if not hasattr(cls.trials, _SELECTS):
+            cls.trials = _selecting(cls.trials)  # type: ignore[method-assign, assignment]
 
     @abstractmethod
     def trials(self) -> TrialList:
@@ -31,8 +78,51 @@ class Corpus(ABC):
         Raises:
             ProtocolError: The protocol is faulty.
             StorageError: A file or folder is missing.
+            InputError: The selection names what the corpus does not have, or leaves no trial.
         """
 
     def official_counts(self) -> ClassCounts | None:
-        """What the publishers say of the configured part, for `check_corpus`; None if nothing is known."""
+        """What the publishers say of the configured part, for `check_corpus`; None if nothing is known. It is that of
+        the whole part, whatever the selection."""
         return None
+
+
+def _taking_selection(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that takes the arguments of `SelectionArguments` too, for parsers of configurations as well."""
+    signature = inspect.signature(init)
+    own = signature.parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+        return init  # it hands on what it does not know
+    kinds = {name: kind for name, kind in SelectionArguments.__annotations__.items() if name not in own}
+    arguments = TypedDict("arguments", kinds, total=False)  # type: ignore[misc]
+    arguments.__doc__ = SelectionArguments.__doc__
+
+    @functools.wraps(init)
+    def with_selection(self: Corpus, *args: Any, **given: Any) -> None:
+        selection = {name: given.pop(name) for name in kinds if name in given}
+        init(self, *args, **given)
+        if selection:
+            Corpus.__init__(self, **selection)
+
+    rest = inspect.Parameter("selection", inspect.Parameter.VAR_KEYWORD, annotation=Unpack[arguments])
+    with_selection.__signature__ = signature.replace(parameters=[*own.values(), rest])  # type: ignore[attr-defined]
+    setattr(with_selection, _SELECTS, True)
+    with_selection.__annotations__ = {**init.__annotations__, "selection": Unpack[arguments]}
+    return with_selection
+
+
+def _selecting(trials: Callable[[Corpus], TrialList]) -> Callable[[Corpus], TrialList]:
+    """The method `trials` of a class, confined to the selection where it is not called by that of a subclass."""
+
+    @functools.wraps(trials)
+    def selected(self: Corpus) -> TrialList:
+        found = trials(self)
+        if not self.selection or type(self).trials is not selected:
+            return found
+        name = f"{self.name} {getattr(self, 'split', None) or ''}".strip()
+        part = part_of(found, kept(found, self.selection, name))
+        self.left_out = LeftOut().and_of(found, part)
+        return part
+
+    setattr(selected, _SELECTS, True)
+    return selected

@@ -99,7 +99,7 @@ class Folder(Corpus):
         folder = located(self.path)
         files, others = sounds_among(all_files(folder))
         if others:
-            warnings.warn(f"{folder}: {left_out_note(others)}", stacklevel=2)
+            warnings.warn(f"{folder}: {left_out_note(others)}", stacklevel=3)  # of the caller of trials
         collector = Collector(folder, unlabelled=True)
         collector.add(range(len(files)), files, ["-"] * len(files), corpus=self.name)
         return collector.trials(before=joined(folder, ""))

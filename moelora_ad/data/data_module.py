@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 from moelora_ad.audio import SHORTEST, TRAINING_SAMPLES, Augmentation, Excerpt, ScoredClips, Segment
 from moelora_ad.corpora import Corpus, TrialList
 from moelora_ad.data.dataset import Batch, OnError, TrialDataset
+from moelora_ad.data.held_out import without_attack
 from moelora_ad.data.lengths import lengths_of
 from moelora_ad.data.resuming import TrainingLoader
 from moelora_ad.data.samplers import EvaluationBatches, FixedTrainingBatches, Group, TrainingBatches
 from moelora_ad.data.score_origin import kept_scores
-from moelora_ad.data.shares import by_name, check_labels, check_shares, training_trials
+from moelora_ad.data.shares import by_name, check_labels, check_shares, training_trials, trials_of
 from moelora_ad.data.workers import PREFETCHED, SILENT_SECONDS, begin_worker, check_room
 from moelora_ad.errors import InputError
 from moelora_ad.runs.record import DEV
@@ -47,6 +48,8 @@ class AudioDeepfakeDataModule(LightningDataModule):
         eval_on_error: the same for ``validate``, ``test`` and ``predict``; reported files get no score. Validation
             within ``fit`` always stops: selection needs all of the development set.
         seed: fixes the order of trials and every random draw for an utterance; ``seed_everything`` on the command line.
+        held_out_attack: an attack that training and selection do without; the test set ``held_out`` has the development
+            corpus's spoofs of it, and bona fide trials of speakers whose bona fide trials have no part in selection.
 
     Attributes:
         train_trials: what is trained on, once it is read.
@@ -76,6 +79,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         train_on_error: OnError = "raise",
         eval_on_error: OnError = "report",
         seed: int = 1,
+        held_out_attack: str | None = None,
     ) -> None:
         super().__init__()
         for name in test or {}:
@@ -88,9 +92,12 @@ class AudioDeepfakeDataModule(LightningDataModule):
             if size < 1:
                 raise InputError(f"data: a batch size of {size} is too small")
         check_shares(train, train_weights)
+        test = test or {}
+        if held_out_attack is not None:
+            train, val, test = without_attack(train, val, test, held_out_attack)
         self.train = train
         self.val = val
-        self.test = test or {}
+        self.test = test
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -104,6 +111,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self.train_on_error = train_on_error
         self.eval_on_error = eval_on_error
         self.seed = seed
+        self.held_out_attack = held_out_attack
         self.train_trials: TrialList | None = None
         self.trials_by_set: dict[str, TrialList] = {}
         self.unreadable: dict[str, str] = {}
@@ -133,7 +141,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
             if self.val is None:
                 raise InputError("data.val is not given: its EER selects the checkpoint")
             if DEV not in self.trials_by_set:
-                trials = self.val.trials()
+                trials = trials_of(self.val, "data.val")
                 check_labels(trials, self.val.name, "data.val")
                 self.trials_by_set[DEV] = trials
         elif not self.test:
@@ -146,7 +154,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         for name, corpus in self.test.items():
             try:
                 if name not in self.trials_by_set:
-                    self.trials_by_set[name] = corpus.trials()
+                    self.trials_by_set[name] = trials_of(corpus, f"data.test.{name}")
             except InputError as error:
                 self.unreadable[name] = str(error)
         if self.unreadable and (all_of_them or len(self.unreadable) == len(self.test)):
@@ -276,4 +284,5 @@ def corpora_in_words(data: AudioDeepfakeDataModule) -> dict[str, str]:
 
 
 def _in_words(corpus: Corpus) -> str:
-    return f"{corpus.name} {getattr(corpus, 'split', None) or ''}".strip()
+    taken = f"({corpus.selection_note})" if corpus.selection_note else ""
+    return " ".join(filter(None, (corpus.name, str(getattr(corpus, "split", None) or ""), taken)))

@@ -82,6 +82,7 @@ def about(trainer: Trainer, name: str, num_failed: int, num_known: int, started:
         "corpus": {
             "class": f"{type(corpus).__module__}.{type(corpus).__qualname__}",
             "name": corpus.name,
+            "selection": corpus.selection_note or None,
             "splits": sorted(value for value in trials.column("split").values if value),
             "trial_list_sha256": _trial_list_hash(trials),
         },

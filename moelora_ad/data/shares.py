@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from moelora_ad.corpora import BONA_FIDE, SPOOF, Corpus, TrialList
 from moelora_ad.corpora.combined import joined_trials
@@ -54,10 +55,10 @@ def training_trials(
         InputError: a trial has no label, or a class is missing where it is needed.
     """
     corpora = by_name(train)
-    lists = {name: corpus.trials() for name, corpus in corpora.items()}
+    places = {name: f"data.train.{name}" if name else "data.train" for name in corpora}
+    lists = {name: trials_of(corpus, places[name]) for name, corpus in corpora.items()}
     for name, trials in lists.items():
-        where = f"data.train.{name}" if name else "data.train"
-        check_labels(trials, corpora[name].name, where, both=class_balanced or not name)
+        check_labels(trials, corpora[name].name, places[name], both=class_balanced or not name)
     trials = joined_trials(lists) if isinstance(train, Mapping) else lists[""]
     check_labels(trials, "all of it together", "data.train")
     if weights is None and not class_balanced:
@@ -70,6 +71,19 @@ def training_trials(
         groups += [Group(start + np.flatnonzero(members), share / len(chosen)) for members in chosen]
         start += len(part)
     return trials, groups
+
+
+def trials_of(corpus: Corpus, where: str) -> TrialList:
+    """The trials of a corpus; a line tells how many of them are left out, if it is confined to some."""
+    trials = corpus.trials()
+    out = corpus.left_out
+    if out is not None:
+        rank_zero_info(
+            f"{where}: {corpus.name}, {corpus.selection_note}: {len(trials):,} trials stay ({trials.num_bona_fide:,} "
+            f"bona fide, {trials.num_spoof:,} spoof), {out.total:,} are left out ({out.bona_fide:,} bona fide, "
+            f"{out.spoof:,} spoof)"
+        )
+    return trials
 
 
 def check_labels(trials: TrialList, name: str, where: str, both: bool = True) -> None:

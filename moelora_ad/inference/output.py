@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Column, Table
 from rich.text import Text
 
 from moelora_ad.errors import printable
+from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
 from moelora_ad.inference.file_scores import FileFailure, FileScore, default_threshold, probability
 
 FILE_COLUMNS = (
@@ -31,7 +30,6 @@ FILE_COLUMNS = (
     "error",
 )
 WINDOW_COLUMNS = ("path", "start", "end", "score", "probability", "notice")
-_NAME = 16  # characters of a name that stand in a line at least
 SPOKEN = {"bonafide": "bona fide", "spoof": "spoof", "inconclusive": "inconclusive"}
 """Verdicts for a person."""
 
@@ -154,30 +152,22 @@ class RowWriter:
         self._write(as_csv_line(row.values()) if self._is_csv else as_json_line(row))
 
 
-def score_table(rows: Sequence[Row]) -> Table:
-    """The files that have a score, for a person. Notes, if there are any, take the place that 80 columns have; first of
-    them is why a verdict is inconclusive."""
+def score_table(rows: Sequence[Row]) -> TextTable:
+    """The files that have a score, for a person. Notes, if there are any, take the place of the number of windows;
+    first of them is why a verdict is inconclusive."""
     folder = _shared_folder([row["path"] for row in rows])
-    title = Text(f"in {printable(folder)}", style="dim") if folder else None
     has_notes = any(row["notes"] or row["reason"] for row in rows)
-    widest = max((len(row["path"]) - len(folder) for row in rows), default=0)
-    table = Table(Column("file", overflow="fold", min_width=min(widest, _NAME)), title=title, title_justify="left")
-    for name in ("score", "P(bona\nfide)" if has_notes else "P(bona fide)"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("length", justify="right", no_wrap=True)
-    if has_notes:
-        table.add_column("notes")
-    else:
-        table.add_column("windows", justify="right", no_wrap=True)
-    for row in rows:
-        name = row["path"][len(folder) :]
-        verdict = Text(SPOKEN[row["verdict"]], style="bold red" if row["verdict"] == "spoof" else "")
-        numbers = f"{row['score']:.3f}", chance(row["probability"]), verdict, clock(row["seconds"])
+    columns = ("file", "score", "P(bona fide)", "verdict", "length", "notes" if has_notes else "windows")
+    cells, styles = [], {}
+    for number, row in enumerate(rows):
+        if row["verdict"] == "spoof":
+            styles[number, 3] = "bold red"
         notes = "; ".join(filter(None, (row["reason"], row["notes"])))
-        last = Text(printable(notes).replace("; ", "\n")) if has_notes else f"{row['windows']:,}"
-        table.add_row(Text(printable(name)), *numbers, last)
-    return table
+        last = "\n".join(map(printable, notes.split("; "))) if has_notes else f"{row['windows']:,}"
+        figures = (f"{row['score']:.3f}", chance(row["probability"]), SPOKEN[row["verdict"]], clock(row["seconds"]))
+        cells.append((printable(row["path"][len(folder) :]), *figures, last))
+    words = (0, 3, 5) if has_notes else (0, 3)
+    return TextTable(f"in {printable(folder)}" if folder else "", columns, cells, words, styles=styles)
 
 
 def _shared_folder(paths: Sequence[str]) -> str:
@@ -196,13 +186,9 @@ def print_scores(rows: list[Row], decision: DecisionRule, console: Console) -> N
 
 
 def print_table(rows: list[Row], console: Console) -> None:
-    """The table, and what the model says of itself with every score. On a narrow terminal lines of the table wrap: no
-    column is lost."""
+    """The table, and what the model says of itself with every score."""
     if rows:
-        table = score_table(rows)
-        needed = Measurement.get(console, console.options.update(max_width=10_000), table).minimum
-        console.width = max(console.width, needed)
-        console.print(table)
+        console.print(as_rich(score_table(rows)))
     for notice in dict.fromkeys(row["notice"] for row in rows if row.get("notice")):
         console.print(Text(printable(notice), style="bold"), soft_wrap=True)
 

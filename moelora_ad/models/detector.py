@@ -51,6 +51,7 @@ class Detector(KeptModule):
             parameter.requires_grad_(False)
         backbone.after_adaptation()
         self.classifier = classifier(backbone.width)
+        self._classifier_is_frozen = False
         self.train(self.training)
 
     @classmethod
@@ -146,11 +147,31 @@ class Detector(KeptModule):
         """Training mode for what is trained. A frozen encoder stays in evaluation mode, so that its own dropout, layer
         drop, masking and batch statistics are off, unless the backbone was asked for them."""
         super().train(mode)
+        if self._classifier_is_frozen:
+            self.classifier.eval()
         if self.backbone.stochastic:
             return self
         self.backbone.encoder.eval()
         self.ownership.train(self.adaptation, mode)
         return self
+
+    def freeze_classifier(self) -> None:
+        """Train the adaptation alone: the classifier, in evaluation mode from now on, and the backbone's layer weights
+        stay as they are."""
+        self._classifier_is_frozen = True
+        for parameter in self._beside_the_encoder().values():
+            parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def continued_names(self) -> set[str]:
+        """Names of the parameters that an earlier training must have made: those that the adaptation continues, and a
+        frozen classifier's."""
+        ids = {id(parameter) for parameter in self.adaptation.continued(self.backbone.encoder)}
+        names = {name for name, parameter in self.named_parameters() if id(parameter) in ids}
+        return names | (self._beside_the_encoder().keys() if self._classifier_is_frozen else set())
+
+    def _beside_the_encoder(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if not name.startswith(ENCODER)}
 
     def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by part: those of the adaptation (``experts`` and ``gates`` of a mixture of LoRAs),
@@ -158,7 +179,7 @@ class Detector(KeptModule):
         whole)."""
         parts = self.ownership.trained(self.adaptation)
         backbone = parts.pop("backbone")
-        others = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith(ENCODER)]
+        others = [parameter for parameter in self._beside_the_encoder().values() if parameter.requires_grad]
         return parts | {"classifier": others, "backbone": backbone}
 
     def parameter_counts(self) -> dict[str, int]:

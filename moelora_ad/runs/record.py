@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -86,6 +86,8 @@ class RunRecord:
         command: arguments of the command line.
         init_weights: what it started from by ``model.init_weights``; None for new weights, and in a record of an
             earlier version.
+        selections: what is taken of its corpora, in words, by ``train``, ``train.NAME``, ``dev`` and the names of test
+            sets; those of which all trials are taken are not there.
     """
 
     folder: Path
@@ -114,6 +116,7 @@ class RunRecord:
     command: tuple[str, ...]
     configured_sets: Mapping[str, ConfiguredSet] | None = None
     init_weights: InitialWeights | None = None
+    selections: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trained(self) -> int:

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
-from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
+from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.sweeps.live import cells
 from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.states import Status
 
 
-def runs_table(runs: Sequence[PlannedRun], statuses: Sequence[Status]) -> Table:
+def runs_table(runs: Sequence[PlannedRun], statuses: Sequence[Status]) -> TextTable:
     """A row for each run, with the EER of each evaluated set in percent."""
     records = [status.record for status in statuses]
     sets = list(dict.fromkeys(name for record in records if record is not None for name in record.sets))
@@ -21,4 +19,4 @@ def runs_table(runs: Sequence[PlannedRun], statuses: Sequence[Status]) -> Table:
         eers = [found[name].eer if name in found else None for name in sets]
         rows.append((label, state, epochs, best, *("" if e is None else f"{100 * e:.2f}" for e in eers), time))
     columns = ("run", "state", "epochs", "best dev EER %", *(f"{name} EER %" for name in sets), "time")
-    return as_rich(TextTable("Runs", columns, rows, words=2))
+    return TextTable("Runs", columns, rows, words=2)

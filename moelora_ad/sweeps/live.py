@@ -3,18 +3,19 @@
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from moelora_ad.errors import printable
+from moelora_ad.evaluation.reports.text_table import TextTable, as_rich, blocks
 from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.states import State, Status
 
 # What a narrow screen shows first.
 _FIRST: tuple[State, ...] = ("running", "failed", "differs", "cut off", "interrupted", "queued", "waiting", "finished")
+_AROUND = 5
+"""Lines of a block of the table that are not runs."""
 _STYLES: dict[State, str] = {"running": "cyan", "finished": "green", "failed": "red", "differs": "red"}
 
 
@@ -59,19 +60,16 @@ class LiveView:
         """A line for the reader, above the table."""
         self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
-    def _table(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for number, heading in enumerate(("run", "state", "epoch", "dev EER %", "best", "time")):
-            table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
+    def _table(self) -> RenderableType:
         found = [(run, self.statuses[run.label]) for run in self._runs]
         found.sort(key=lambda one: _FIRST.index(one[1].state))
-        room = max(1, self._console.height - 6)
-        for run, status in found[:room]:
-            label, state, *numbers = cells(run, status)
-            table.add_row(label, Text(state, style=_STYLES.get(status.state, "")), *numbers)
-        table.caption = counts([status for _, status in found])
-        table.caption_justify = "left"
-        return table
+        rows = [cells(run, status) for run, status in found]
+        styles = {(row, 1): _STYLES.get(status.state, "") for row, (_, status) in enumerate(found)}
+        columns = ("run", "state", "epoch", "dev EER %", "best", "time")
+        number = blocks(TextTable("", columns, rows, 2), self._console.width)
+        room = max(1, (self._console.height - 1) // number - _AROUND)
+        table = TextTable("", columns, rows[:room], 2, styles=styles)
+        return Group(Text(counts([status for _, status in found])), as_rich(table))
 
 
 def counts(statuses: Sequence[Status]) -> str:

@@ -12,7 +12,11 @@ from typing import Any
 
 from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
+from moelora_ad.runs.held_out import name_without
+from moelora_ad.sweeps.held_out import attacks_of_training
 from moelora_ad.sweeps.sweep import Sweep
+
+_HELD_OUT_OPTION = "data.held_out_attack"
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,16 @@ def plan_runs(sweep: Sweep) -> list[PlannedRun]:
     """Every run of the sweep: seed by seed, so that all systems have a figure early.
 
     Raises:
-        InputError: two systems have one name, or a name does not suit a folder.
+        InputError: two systems have one name, a name does not suit a folder, or the attacks to hold out cannot be read.
     """
     systems: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
     names = _short_names(sweep.grid)
-    for (name, system), values in itertools.product(sweep.systems.items(), itertools.product(*sweep.grid.values())):
+    grid = itertools.product(*sweep.grid.values())
+    for (name, system), values, attack in itertools.product(sweep.systems.items(), grid, _held_out(sweep)):
         chosen = dict(zip(sweep.grid, values, strict=True))
         full = "-".join([name, *(f"{names[option]}={option_text(value)}" for option, value in chosen.items())])
+        if attack is not None:
+            full, chosen = name_without(full, attack), {**chosen, _HELD_OUT_OPTION: attack}
         if not re.fullmatch(r"[\w.+=,-]{1,200}", full, re.ASCII):
             raise InputError.at(sweep.path, f"grid: {full} is no name for a folder: list such values as systems")
         if full.lower() in map(str.lower, systems):
@@ -107,6 +114,18 @@ def plan_runs(sweep: Sweep) -> list[PlannedRun]:
         for seed in sweep.seeds
         for name, (configs, options) in systems.items()
     ]
+
+
+def _held_out(sweep: Sweep) -> tuple[str, ...] | tuple[None]:
+    """The attacks that are held out in turn; one None for a sweep that holds none out."""
+    if sweep.leave_one_out is None:
+        return (None,)
+    for options in (sweep.grid, sweep.options, *(system.options for system in sweep.systems.values())):
+        if _HELD_OUT_OPTION in options:
+            raise InputError.at(sweep.path, f"{_HELD_OUT_OPTION} is set, and leave_one_out sets it itself")
+    if sweep.leave_one_out:
+        return sweep.leave_one_out
+    return attacks_of_training(sweep, {name: option_text(value) for name, value in sweep.options.items()})
 
 
 def choose(runs: Iterable[PlannedRun], patterns: Iterable[str]) -> list[PlannedRun]:

@@ -34,7 +34,7 @@ class System:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Systems times grid times seeds.
+    """Systems times grid times held-out attacks times seeds.
 
     Attributes:
         path: of the file.
@@ -43,6 +43,8 @@ class Sweep:
         options: of fit for every run, by dotted name.
         systems: by name.
         grid: options and the values that each of them takes, crossed with the systems.
+        leave_one_out: attacks that are held out in turn, crossed with the systems; empty for those of the training
+            corpora, None for none.
         seeds: of everything.
         environment: variables of every run.
         wandb: arguments of a ``WandbLogger`` beside the ``CSVLogger``; None for none.
@@ -56,6 +58,7 @@ class Sweep:
     seeds: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    leave_one_out: tuple[str, ...] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     wandb: Mapping[str, Any] | None = None
     slurm: Mapping[str, Any] = field(default_factory=dict)
@@ -88,6 +91,7 @@ def read_sweep(path: str | Path) -> Sweep:
         seeds=reader.seeds(top["seeds"]),
         options=reader.options(top.get("options"), "options"),
         grid=reader.grid(top.get("grid")),
+        leave_one_out=reader.leave_one_out(top.get("leave_one_out")),
         environment=reader.environment(top.get("environment")),
         wandb=reader.wandb(top["wandb"]) if top.get("wandb") is not None else None,
         slurm=reader.mapping(top.get("slurm"), "slurm"),
@@ -205,6 +209,18 @@ class _Reader:
                 if isinstance(one, dict | list):
                     raise self.error(f"grid.{name}", f"has {one!r}; only plain values name a system")
         return grid
+
+    def leave_one_out(self, value: Any) -> tuple[str, ...] | None:
+        if value is None or value == "attack":
+            return None if value is None else ()
+        if not isinstance(value, dict) or [*value] != ["attack"]:
+            raise self.error("leave_one_out", f"must be attack, or {{attack: [A01, A02]}}, not {value!r}")
+        attacks = self.list(value["attack"], "leave_one_out.attack")
+        for one in attacks:
+            self.text(one, "leave_one_out.attack")
+            if attacks.count(one) > 1:
+                raise self.error("leave_one_out.attack", f"has {one} twice")
+        return tuple(attacks)
 
     def environment(self, value: Any) -> dict[str, str]:
         found = self.mapping(value, "environment")

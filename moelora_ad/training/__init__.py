@@ -7,6 +7,7 @@ from moelora_ad.training.callbacks.routing_log import RoutingLog
 from moelora_ad.training.callbacks.wandb import WandbRun
 from moelora_ad.training.checkpoint_writing import WholeCheckpointIO
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.losses.tether import Tether
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.schedule import WarmupCosine
 
@@ -17,6 +18,7 @@ __all__ = [
     "DetectionModule",
     "EvaluationBatches",
     "RoutingLog",
+    "Tether",
     "TrainingBatches",
     "TrialDataset",
     "WandbRun",

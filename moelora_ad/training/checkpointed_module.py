@@ -31,9 +31,11 @@ from moelora_ad.models.saving.checkpoints import (
 )
 from moelora_ad.runs.record import InitialWeights
 from moelora_ad.training.callbacks.divergence import LossCheck, check_weights
-from moelora_ad.training.initial_weights import load_initial_weights
+from moelora_ad.training.initial_weights import OPTION, load_initial_weights
+from moelora_ad.training.losses.tether import Tether
 
-INIT_WEIGHTS = "init_weights"  # key of a checkpoint
+INIT_WEIGHTS = "init_weights"  # keys of a checkpoint
+TETHER = "tether"
 Module = TypeVar("Module", bound="CheckpointedModule")
 
 
@@ -45,6 +47,7 @@ class CheckpointedModule(LightningModule):
         training_data: what checkpoints say of the trials that it is trained on; empty if that is not known.
         has_weights: whether fit goes on from the weights that there are.
         init_weights: a model or a checkpoint to start from; None for new weights.
+        tether: what holds the detector to its start, which is in checkpoints too; or None.
         started_from: what that gave, to this run or to the one that it goes on with; None before fit, and for new
             weights.
         start_error: why there are no weights to start from; a checkpoint may bring others.
@@ -61,6 +64,7 @@ class CheckpointedModule(LightningModule):
         self.training_data: dict[str, Any] = {}
         self.has_weights = False
         self.init_weights: str | None = None
+        self.tether: Tether | None = None
         self.started_from: InitialWeights | None = None
         self.start_error: ValueError | None = None
         self.validated: int | None = None
@@ -117,6 +121,10 @@ class CheckpointedModule(LightningModule):
                 self.started_from, told = load_initial_weights(self.detector, self.init_weights)
                 if self.trainer.is_global_zero:
                     print("\n".join(told))
+            elif not resumes and (continued := self.detector.continued_names()):
+                raise InputError(
+                    f"{OPTION} is not given: {min(continued)} and the like stay as an earlier training left them"
+                )
         except (AdapterError, InputError) as error:
             self.start_error = error
 
@@ -133,6 +141,8 @@ class CheckpointedModule(LightningModule):
             checkpoint[ARCHITECTURE] = architecture_of(self.detector)
             if self.started_from is not None:
                 checkpoint[INIT_WEIGHTS] = self.started_from._asdict()
+            if self.tether is not None and self.tether.start is not None:
+                checkpoint[TETHER] = self.tether.start
             if trainer.state.fn == "fit":
                 checkpoint[CUT_OFF] = cut_off(trainer, self.validated)
 
@@ -147,6 +157,8 @@ class CheckpointedModule(LightningModule):
         if trainer is not None:
             if trainer.state.fn == "fit":
                 check_training_data(checkpoint, self.training_data)
+                if self.tether is not None:
+                    self.tether.restore(checkpoint.get(TETHER, {}), self.detector)
                 started = checkpoint.get(INIT_WEIGHTS, {})
                 if started.keys() == set(InitialWeights._fields):
                     self.started_from = InitialWeights(**started)

@@ -5,7 +5,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from moelora_ad.data.trainer_state import shards_the_model
 from moelora_ad.models import Detector
 from moelora_ad.models.compilation import CompiledDetector, eager_parts
-from moelora_ad.training.loss_module import LossModule
+from moelora_ad.training.losses.loss_module import LossModule
 
 
 def compiled(module: LossModule, detector: Detector, backend: str, checkpointing: bool) -> CompiledDetector:

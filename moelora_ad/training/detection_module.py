@@ -18,7 +18,13 @@ from moelora_ad.data.dataset import Batch, FailedTrial
 from moelora_ad.data.own_loaders import as_batch
 from moelora_ad.data.resuming import training_data
 from moelora_ad.data.score_origin import about
-from moelora_ad.data.trainer_state import is_fast_dev_run, set_folder, trainer_of, training_folder
+from moelora_ad.data.trainer_state import (
+    is_fast_dev_run,
+    set_folder,
+    shards_the_model,
+    trainer_of,
+    training_folder,
+)
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import TrialFailures
 from moelora_ad.models import Backbone, Classifier, Detector
@@ -30,7 +36,8 @@ from moelora_ad.training.callbacks.divergence import LossCheck
 from moelora_ad.training.checkpointed_module import CheckpointedModule
 from moelora_ad.training.compilation import compiled
 from moelora_ad.training.gradients import FirstSteps
-from moelora_ad.training.loss_module import LossModule, SharedLoss, shared_loss, weighted_mean
+from moelora_ad.training.losses.loss_module import LossModule
+from moelora_ad.training.losses.tether import Tether
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.optimizers import fused
@@ -60,6 +67,8 @@ class DetectionModule(CheckpointedModule, LossModule):
             is their mean, weighted by ``class_weights``.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
         meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
+        tether: ``Tether`` holds the detector to what it said when its training began; None lets it go.
+        freeze_classifier: train the adaptation alone; the classifier and the backbone's layer weights stay as they are.
         init_weights: a model (its folder or hub id) or a checkpoint to start from: what fits by name and shape gets its
             weights, and lines tell what does not. Data, optimiser and schedule are new. See `initial_weights`.
         compile: compile the encoder's layers and the classifier, each by itself, by ``torch.compile``; a string names
@@ -90,11 +99,15 @@ class DetectionModule(CheckpointedModule, LossModule):
         loss: nn.Module | None = None,
         gradient_checkpointing: bool = False,
         meta_learning: MLDG | None = None,
+        tether: Tether | None = None,
+        freeze_classifier: bool = False,
         init_weights: str | None = None,
         compile: bool | str = False,
     ) -> None:
         super().__init__()
         self.detector = Detector(backbone, adaptation, classifier)
+        if freeze_classifier:
+            self.detector.freeze_classifier()
         self.gradient_checkpointing = gradient_checkpointing
         self.backend = compile if isinstance(compile, str) else "inductor" if compile else None
         if gradient_checkpointing:
@@ -103,6 +116,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.meta_learning: MLDG | None = meta_learning
+        self.tether = tether
         self.init_weights = init_weights
         self.learning_rates = dict.fromkeys(self.detector.parameters_by_part(), adapter_lr)
         self.learning_rates |= {"gates": gate_lr, "classifier": classifier_lr, "backbone": None}
@@ -185,50 +199,16 @@ class DetectionModule(CheckpointedModule, LossModule):
     def _watching(self) -> AbstractContextManager[object]:
         return nullcontext() if self._first_steps is None else self._first_steps.watching()
 
-    def training_loss(self, batch: Batch, prefix: str = "train/") -> SharedLoss:
-        """The loss of a batch with the auxiliary losses of the adaptation; each is logged by itself, that of all
-        processes.
-
-        Args:
-            batch: the trials of this process.
-            prefix: of the names in the log.
-        """
-        with nullcontext() if self.auxiliary is None else self.auxiliary.watch(self.detector.backbone.encoder):
-            logits = self(batch.waveforms, batch.lengths)
-        terms = {} if self.auxiliary is None else self.auxiliary.terms()
-        named = {f"auxiliary/{name}": term for name, term in terms.items()}
-        loss = shared_loss(*self._weighted(logits, batch), named)
-        logged = {**loss.parts, "total_loss": loss.of_all} if terms else loss.parts
-        for name, value in logged.items():
-            # Processes need not talk about it again. A bar would wait for a GPU; ours shows what the check has read.
-            shown = name == "loss" and self.device.type == "cpu"
-            self.log(f"{prefix}{name}", value, prog_bar=shown, on_step=True, on_epoch=True, batch_size=1)
-        return loss
-
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Of this process alone; 0 of an idle pass."""
-        if not len(batch.trials):
-            return 0.0 * logits.sum()
-        return weighted_mean(*self._weighted(logits, batch))
-
-    def _weighted(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The sums of the weighted losses and of the weights, over the clips of trials that could be read."""
-        clips = len(logits) // len(batch.trials)
-        labels = batch.labels.where(batch.read, 0).repeat_interleave(clips)
-        weights = self.class_weights[labels].where(batch.read.repeat_interleave(clips), 0.0)
-        losses = self.loss(logits.to(self.class_weights.dtype), labels)
-        if losses.shape != labels.shape:
-            raise InputError(
-                f"model.loss: {type(self.loss).__name__} gives {tuple(losses.shape)} for {len(labels)} trials, not one "
-                "value for each: set reduction to none, the mean is taken here"
-            )
-        return (weights * losses.where(weights > 0, 0.0)).sum(), weights.sum()
-
     def on_fit_start(self) -> None:
         if self.start_error is not None and self.trainer.ckpt_path is None:
             raise self.start_error
         if self.meta_learning is not None:
             self.meta_learning.prepare(self)
+        if self.tether is not None:
+            if shards_the_model(self.trainer):
+                raise InputError("model.tether does not work with a strategy that shards the model: use ddp")
+            if self.tether.start is None:
+                self.tether.remember(self.detector)
 
     def on_train_start(self) -> None:
         check_dev_limit(self.trainer)

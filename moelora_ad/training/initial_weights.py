@@ -60,8 +60,9 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
         What was done, for the record, and the lines that tell of it.
 
     Raises:
-        InputError: there are no such weights, they are damaged, none of them fits, or they change what the detector
-            keeps frozen: its checkpoints would not have it.
+        InputError: there are no such weights, they are damaged, none of them fits, they lack what is to stay as it was
+            trained (`Detector.continued_names`), or they change what the detector keeps frozen: its checkpoints would
+            not have it.
     """
     given = _read(source)
     kept, own = detector.kept_names(), detector.state_dict()
@@ -85,6 +86,11 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
         raise InputError(
             f"{OPTION}: nothing of {source} fits the model that is configured; there is {_named(given.tensors)}, and "
             f"here {_named(kept)}"
+        )
+    if lacking := detector.continued_names() - fitting.keys():
+        raise InputError(
+            f"{OPTION}: {source} has not all that is to stay as it is: it lacks, in the shape that is configured, "
+            f"{_named(lacking)}"
         )
     detector.load_state_dict(fitting, strict=False)
     anew = kept - fitting.keys() - {one.partition(" ")[0] for one in misshapen}

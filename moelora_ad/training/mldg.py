@@ -17,7 +17,7 @@ from moelora_ad.data.data_module import AudioDeepfakeDataModule, known_data
 from moelora_ad.data.dataset import Batch, FailedTrial
 from moelora_ad.errors import InputError
 from moelora_ad.training.batch_norm import uncounted
-from moelora_ad.training.loss_module import LossModule, SharedLoss
+from moelora_ad.training.losses.loss_module import LossModule, SharedLoss
 
 Result = TypeVar("Result")
 Gradients = Sequence[Tensor | None]  # of the trainable parameters in their order; None for one that had no part

@@ -9,7 +9,7 @@ from moelora_ad.data.data_module import TRAIN, known_data
 from moelora_ad.data.trainer_state import is_fast_dev_run
 from moelora_ad.errors import InputError
 from moelora_ad.runs.record import DEV
-from moelora_ad.training.loss_module import LossModule
+from moelora_ad.training.losses.loss_module import LossModule
 
 LOGGED_FIGURES = (f"{DEV}/eer", f"{DEV}/loss", f"{TRAIN}/loss", f"{TRAIN}/loss_epoch", f"{TRAIN}/loss_step")
 _OURS = ("moelora_ad", "lightning")

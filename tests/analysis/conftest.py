@@ -81,3 +81,9 @@ def fitted(tmp_path_factory, small_whisper, quickstart):
         ("mixture", 2): runs / "mixture" / "version_1",
         ("lora", 1): runs / "lora" / "version_0",
     }
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch, shown_tables):
+    """Analyses are shown on a narrow terminal, where no table may be wider than that."""
+    monkeypatch.setenv("COLUMNS", "40")

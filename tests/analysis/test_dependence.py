@@ -6,7 +6,8 @@ from scipy import stats
 from sklearn.metrics import mutual_info_score
 
 from moelora_ad.analysis import dependence as module
-from moelora_ad.analysis.dependence import dependence, entropy, holm, mutual_information
+from moelora_ad.analysis.dependence import dependence, entropy, mutual_information
+from moelora_ad.evaluation.metrics.seed_differences import holm
 
 BITS = np.log(2)
 
@@ -67,9 +68,3 @@ def test_without_structure_p_values_are_uniform():
         for draw in range(120)
     ]
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
-
-
-def test_holm_by_hand():
-    # 0.01 x 3, 0.02 x 2, and 0.04 x 1, none below the one before.
-    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.02])), [0.04, 0.03, 0.04])
-    np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1.0, 1.0])

@@ -415,7 +415,8 @@ def test_a_narrow_terminal_loses_no_figure(
     narrow = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", capsys.readouterr().out)
     figures = re.findall(r"\d+\.\d+", wide)
     assert len(figures) > 20
-    assert re.findall(r"\d+\.\d+", narrow) == figures
+    assert sorted(re.findall(r"\d+\.\d+", narrow)) == sorted(figures)  # columns without room follow below
+    assert max(map(len, narrow.splitlines()[:12])) <= 50
 
 
 def test_an_interruption_is_told_in_one_line(

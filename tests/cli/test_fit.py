@@ -33,6 +33,36 @@ def scores_of(run: Path) -> Path:
     return next((run / "scores").glob("epoch*"))
 
 
+def test_an_attack_held_out(lightning, experiment, write_config, tmp_path, caplog):
+    given = ("--data.held_out_attack", "A05", "--data.train.init_args.exclude_attacks", "[A04]")
+    code, out, err = lightning("fit", "--config", write_config(experiment), *given)
+    assert code == 0, err
+    told = "train, exclude_attacks A04; without A05: 9 trials stay (6 bona fide, 3 spoof), 3 are left out (0 bona fide"
+    assert told in caplog.text
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    rows = [row for path in (tmp_path / "dev.csv",) for row in csv.DictReader(path.open(newline=""))]
+    scored = {name: ScoreTable.read(scores_of(run) / f"{name}.csv") for name in ("dev", "held_out", "in_domain")}
+    attacks = {name: [trial.attack for trial in table.trials if trial.label == 0] for name, table in scored.items()}
+    assert attacks["held_out"] == ["A05"]
+    assert sorted(attacks["dev"]) == sorted(row["attack"] for row in rows if row["attack"] not in ("", "A05"))
+    record = json.loads((run / "run.json").read_text())
+    assert record["selections"].keys() == {"train", "dev", "held_out"}
+    assert record["selections"]["train"] == "exclude_attacks A04; without A05"
+    assert (record["sets"]["held_out"]["num_bona_fide"], record["sets"]["held_out"]["num_spoof"]) == (2, 1)
+    provenance = json.loads((scores_of(run) / "held_out.json").read_text())
+    assert provenance["corpus"]["selection"].startswith("A05 against bona fide trials")
+    assert provenance["configuration"]["data"]["held_out_attack"] == "A05"
+    # What goes on with all attacks is another training.
+    code, _, err = lightning(
+        "fit", "--config", run / "config.yaml", "--data.held_out_attack", "null", "--ckpt_path", "last"
+    )
+    assert code != 0
+    assert "goes on with the same training, but the checkpoint was trained on train (9 trials)" in error_line(err)
+    code, out, err = lightning("results", run)
+    assert code == 0, err
+    assert "(set held_out: development's)" in out
+
+
 def test_fit_then_test_from_what_fit_prints(lightning, experiment, write_config, tmp_path):
     code, out, _ = lightning("fit", "--config", write_config(experiment))
     assert code == 0

@@ -129,7 +129,7 @@ def test_every_form_has_the_means_of_the_score_files(
     of_mean = {(row["system"], row["set"]): row for row in rows if row["statistic"] == "mean"}
     assert {row["num_seeds"] for row in of_mean.values()} == {"3"}
     # The best mean of each column is marked, but not that of dev.
-    for at, name in enumerate(("dev", "in_domain", "out_of_domain"), 4):
+    for at, name in enumerate(("dev", "in_domain", "out_of_domain"), 3):
         best = min(systems, key=lambda system: means[system, name][0])
         for system in systems:
             is_marked = cells(markdown, system)[at].startswith("**")
@@ -143,11 +143,13 @@ def test_every_form_has_the_means_of_the_score_files(
 
 def test_latex_is_escaped_and_its_rows_have_one_width(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("lora_r8 & 50%", 1)
-    latex = as_latex(table_one(comparison_of(tmp_path)), booktabs=True)
+    latex = as_latex(table_one(comparison_of(tmp_path)))
     assert r"lora\_r8 \& 50\%" in latex
-    body = [line for line in latex.splitlines() if not line.startswith("%")]
-    assert body[1] == r"\toprule"
-    assert body[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    assert r"\caption{EER \%, one seed each}" in latex
+    assert r"\label{tab:eer-one-seed-each}" in latex
+    start, end = latex.index(r"\begin{tabular}"), latex.index(r"\end{tabular}")
+    body = latex[start:end].splitlines()
+    assert (body[1], body[3], body[-1]) == (r"\toprule", r"\midrule", r"\bottomrule")
     columns = len(re.findall("[lr]", body[0].split("}{")[1]))
     for line in body:
         if line.endswith(r"\\"):
@@ -166,7 +168,7 @@ def test_published_figures_stand_where_they_belong(
     markdown = as_markdown(table_one(comparison))
     heading = cells(markdown, "system")
     row = dict(zip(heading, cells(markdown, "published: MoE-LoRA 3 x r8 dense"), strict=True))
-    assert row[""] == "5.76 M"
+    assert row["trained parameters"] == "5.76 M"
     expected = {"dev": "", "la19": "?", "la21": "?", "df21": "?", "wild": "1.77", "video": "?", "v5": "18.81"}
     assert {name: row[name] for name in PAPER_SETS} == expected
     assert (row["macro\\_ood"], row["macro\\_all"], row["seeds"]) == ("6.08", "", "?")
@@ -214,21 +216,43 @@ def test_own_sets_can_be_chosen(results: Call, make_run: MakeRun, capsys: pytest
     )
 
 
-def test_against_is_printed_and_written(
+def test_pairs_are_printed_and_written(
     results: Call, make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = {(system, seed): make_run(system, seed) for system in ("a", "b") for seed in (1, 2, 3)}
     make_run("c", 9)
-    assert results(tmp_path / "runs", "--against", "b", "--to", tmp_path / "to") == 0
-    apart = [eer_of(folders["a", s], "out_of_domain") - eer_of(folders["b", s], "out_of_domain") for s in (1, 2, 3)]
+    to = tmp_path / "to"
+    assert results(tmp_path / "runs", "--compare", "a", "b", "--resamples", 50, "--to", to) == 0
     printed = capsys.readouterr().out
-    assert f"{100 * np.mean(apart):+.2f} [" in printed
-    assert f"{sum(one < 0 for one in apart)} of 3" in printed
-    assert "No seed in common with b: c" in printed
-    content = json.loads((tmp_path / "to/results.json").read_text())["against"]
-    assert content["system"] == "b"
-    assert content["others"][0]["difference"] == pytest.approx(np.mean(apart))
-    assert "macro_ood less that of b" in (tmp_path / "to/report.html").read_text()
+    eers = np.array([[eer_of(folders[s, seed], "out_of_domain") for seed in (1, 2, 3)] for s in ("a", "b")])
+    apart = eers[0] - eers[1]
+    (row,) = [row for row in rows_of(to / "pairs.csv") if row["set"] == "out_of_domain"]
+    assert (row["system_1"], row["system_2"], row["seeds_1"], row["seeds_2"]) == ("a", "b", "1 2 3", "1 2 3")
+    assert float(row["difference"]) == pytest.approx(apart.mean(), abs=1e-12)
+    assert float(row["variance_of_one_seed"]) == pytest.approx(apart.var(ddof=1))
+    low, high = float(row["low"]), float(row["high"])
+    assert low < apart.mean() < high
+    texts = (printed, (to / "table.md").read_text(), (to / "report.html").read_text())
+    for text in texts:
+        assert f"{100 * apart.mean():+.2f} [{100 * low:+.2f}," in text
+        assert "A = a, B = b: EER over seeds and trials" in text
+        assert "3 seeds, paired: 1, 2, 3" in text
+        assert "Holm over 2 tests on sets and, apart, 2 tests on averages" in text
+    content = json.loads((to / "results.json").read_text())["pairs"]
+    assert [one["set"] for one in content["rows"]] == ["in_domain", "out_of_domain", "macro_ood", "macro_all"]
+    (out,) = [one for one in content["rows"] if one["set"] == "out_of_domain"]
+    assert [out["low"], out["high"], content["resamples"]] == [low, high, 50]
+    assert "a, B = b" in (to / "table.tex").read_text()
+    # Against one system: the pairs of all others with it, however they were named.
+    assert results(tmp_path / "runs", "--against", "b", "--resamples", 50) == 0
+    printed = capsys.readouterr().out
+    assert [line.rstrip() for line in printed.splitlines() if line.startswith("A = ")] == [
+        "A = a, B = b: EER over seeds and trials",
+        "A = c, B = b: EER over seeds and trials",
+    ]
+    assert "not paired, as fewer than two seeds are in common: A 9; B 1, 2, 3" in printed
+    assert "of a system with one seed the interval says nothing of other seeds" in printed
+    assert "Holm over 4 tests on sets" in printed
 
 
 def test_unfinished_runs_are_told(
@@ -260,8 +284,11 @@ def test_names_from_files_do_nothing_on_a_page(results: Call, make_run: MakeRun,
         (("nowhere",), "nowhere: no such folder"),
         (("runs", "--own", "elsewhere"), "--own: no set is called 'elsewhere'; there are dev, in_domain"),
         (("runs", "--against", "moe"), "--against: no system is called 'moe'; there are lora"),
-        (("runs", "--against", "lora"), "--against: no other system"),
-        (("runs", "--own", "in_domain", "out_of_domain", "--against", "lora"), "there is no macro_ood"),
+        (("runs", "--against", "lora"), "--against: there is no other system than 'lora'"),
+        (("runs", "--compare", "lora"), "--compare: name at least two systems"),
+        (("runs", "--compare", "lora", "moe"), "--compare: no system is called 'moe'; there are lora"),
+        (("runs", "--compare", "a", "b", "--resamples", "1"), "--resamples: 1 is too few"),
+        (("runs", "--cluster", "voice"), "--cluster: no field 'voice'"),
         (("runs", "--to", "file"), "--to: file is not a folder"),
     ],
 )

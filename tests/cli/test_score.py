@@ -117,7 +117,8 @@ def test_raw_scores_are_said_to_be_raw(score, sounds, models):
 def test_a_table_for_a_person(score, sounds):
     code, out, err = score("long.flac", "short.wav", "--prior", "0.3")
     assert (code, err) == (0, "")
-    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in out.splitlines() if line[0] in "│┃"]
+    cells = [re.split(r"\s+(?!fide)", line.strip()) for line in out.splitlines() if line.strip()]
+    cells = [cells[0], *cells[2:4]]  # without the rule
     assert cells[0] == ["file", "score", "P(bona fide)", "verdict", "length", "windows"]
     assert [row[0] for row in cells[1:]] == ["long.flac", "short.wav"]
     assert [row[4:] for row in cells[1:]] == [["0:02.5", "4"], ["0:00.5", "1"]]

@@ -28,7 +28,7 @@ def test_one_task_after_another(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_nothing_is_drawn_where_there_is_no_terminal(capsys):
+def test_nothing_is_drawn_of_short_work_where_there_is_no_terminal(capsys):
     with progress() as show:
         show("reading", 1, 2)
     with step_progress(2) as begin:
@@ -53,6 +53,23 @@ def test_where_there_is_no_terminal_the_pace_is_told_now_and_then(capsys, monkey
     hours, minutes, seconds = map(int, left.split(":"))
     assert float(pace) >= most - 0.1
     assert 3_600 * hours + 60 * minutes + seconds == pytest.approx(6_500 / float(pace), abs=1)
+
+
+def test_where_there_is_no_terminal_each_task_has_lines_of_its_own(capsys, monkeypatch):
+    monkeypatch.setattr("moelora_ad.cli.terminal._SECONDS_BETWEEN", 0.05)
+
+    def printed(start):
+        while not (lines := [line for line in capsys.readouterr().err.splitlines() if line.startswith(start)]):
+            time.sleep(0.01)
+        return lines[-1]
+
+    with progress() as show:
+        show("without expert 0", 4, 8)
+        assert printed("without expert 0") == "without expert 0: 4 of 8"
+        show("without expert 1", 2, 8)
+        assert printed("without expert 1") == "without expert 1: 2 of 8"
+        show("without expert 1", 5, 8)
+        assert re.fullmatch(r"without expert 1: 5 of 8, 0:00:0\d left", printed("without expert 1: 5"))
 
 
 def test_the_bar_has_the_pace():

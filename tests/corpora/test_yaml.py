@@ -67,10 +67,17 @@ def options(name, arguments):
     yield from (f"--corpus.{key}={value}" for key, value in arguments.items())
 
 
+def own_parameters(name):
+    """Those of a class besides the selection, which every class takes."""
+    *own, selection = inspect.signature(getattr(corpora, name)).parameters.values()
+    assert selection.kind is selection.VAR_KEYWORD
+    return own
+
+
 def test_no_class_and_no_option_is_left_out():
     assert ARGUMENTS.keys() == EXPORTED
     for name, arguments in ARGUMENTS.items():
-        assert arguments.keys() == inspect.signature(getattr(corpora, name)).parameters.keys(), name
+        assert [*arguments] == [parameter.name for parameter in own_parameters(name)], name
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -92,13 +99,26 @@ def test_every_class_is_built_without_its_files(tmp_path, monkeypatch, build, na
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_every_class_is_built_with_what_it_needs_alone(build, name):
-    needed = [
-        key
-        for key, parameter in inspect.signature(getattr(corpora, name)).parameters.items()
-        if parameter.default is parameter.empty
-    ]
+    needed = [parameter.name for parameter in own_parameters(name) if parameter.default is parameter.empty]
     corpus = build(config(name, {key: ARGUMENTS[name][key] for key in needed}))
     assert type(corpus) is getattr(corpora, name)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("form", ["yaml", "options"])
+def test_every_class_takes_a_selection_beside_its_own_arguments(build, name, form):
+    arguments = ARGUMENTS[name] | {"attacks": ["A01", "A02"], "exclude_speakers": ["007"]}
+    corpus = build(config(name, arguments)) if form == "yaml" else build(from_options=options(name, arguments))
+    assert corpus.selection == {"attacks": ("A01", "A02"), "exclude_speakers": ("007",)}
+    assert build(config(name, ARGUMENTS[name])).selection == {}
+
+
+def test_a_selection_that_is_not_given_is_not_in_a_configuration():
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--corpus", type=Corpus)
+    given = ARGUMENTS["Manifest"] | {"codecs": ["opus"]}
+    dumped = yaml.safe_load(parser.dump(parser.parse_string(config("Manifest", given))))
+    assert dumped["corpus"]["init_args"] == given
 
 
 WRONG = [

@@ -36,6 +36,7 @@ CONTENT = {
     "command": ["fit"],
     "configured_sets": {"dev": {"corpus": "MiniLA", "trials": "0a1b"}},
     "init_weights": {"source": "mini", "sha256": "c2d3", "loaded": 5, "begun_anew": 2, "not_used": 0},
+    "selections": {"train": "exclude_attacks A04"},
 }
 
 
@@ -149,6 +150,7 @@ ALLOWED = {
     "command": [[]],
     "configured_sets": [None, {}],
     "init_weights": [None],
+    "selections": [{}, {"total": "x"}],
 }
 ALLOWED_IN_SETS = {"corpus": TEXT, "eer": [None, *NUMBER], "num_bona_fide": [7], "num_spoof": [7]}
 

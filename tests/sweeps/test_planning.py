@@ -1,6 +1,7 @@
 """From systems, grid and seeds to command lines."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.sweeps.planning import choose, option_text, plan_runs
 from moelora_ad.sweeps.slurm import _parameters
 from moelora_ad.sweeps.sweep import Sweep, System, read_sweep
+from moelora_ad.sweeps.wandb_agent import agent_configuration
 
 
 @pytest.fixture
@@ -50,6 +52,77 @@ def test_systems_times_grid_times_seeds(config):
     assert last.configs == (config, config)
     assert last.options["trainer.max_epochs"] == 9
     assert len({run.folder for run in runs}) == 8
+
+
+def test_systems_times_held_out_attacks(config):
+    systems = {"lora": System((), {"x.rank": 4}), "moe": System()}
+    runs = plan_runs(make(config, systems=systems, leave_one_out=("A01", "x/y z"), seeds=(7, 5), grid={"x.k": (1, 2)}))
+    assert [run.label for run in runs] == [
+        f"{system}-k={k}-without_{attack}/seed_{seed}"
+        for seed in (7, 5)
+        for system in ("lora", "moe")
+        for k in (1, 2)
+        for attack in ("A01", "x_y_z")
+    ]
+    assert runs[1].folder == Path("runs/lora-k=1-without_x_y_z/seed_7")
+    assert runs[1].options == {"x.rank": 4, "x.k": 1, "data.held_out_attack": "x/y z"}
+    assert "--data.held_out_attack=x/y z" in runs[1].arguments()
+    assert runs[0].identity() != runs[1].identity()
+    agents = yaml.safe_load(agent_configuration(make(config, wandb={"project": "p"}), runs))
+    assert agents["parameters"]["run"]["values"] == [run.label for run in runs]
+    assert [run.label for run in choose(runs, ["moe-*-without_A01/seed_5"])] == [
+        "moe-k=1-without_A01/seed_5",
+        "moe-k=2-without_A01/seed_5",
+    ]
+
+
+def test_held_out_attacks_that_clash(config):
+    with pytest.raises(InputError, match="two systems would be called lora-without_x_y"):
+        plan_runs(make(config, leave_one_out=("x/y", "x y")))
+    with pytest.raises(InputError, match=r"data.held_out_attack is set, and leave_one_out sets it itself"):
+        plan_runs(make(config, leave_one_out=("A01",), options={"data.held_out_attack": "A02"}))
+
+
+def test_the_attacks_of_the_training_corpora(write_sweep, command, tmp_path):
+    path = write_sweep(
+        leave_one_out="attack",
+        options={
+            "data.train.init_args.path": str(tmp_path / "more.csv"),
+            "data.train.init_args.attacks": ["A05", "A06"],
+        },
+    )
+    header, *rows = (tmp_path / "train.csv").read_text().splitlines()
+    (tmp_path / "more.csv").write_text("\n".join([header, *rows, "x.wav,x,spoof,s,A09"]))
+    code, out, err = command(path, "--dry-run")
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if not line.startswith("#")]
+    assert [re.search(r"--system (\S+) .*--data.held_out_attack=(\S+)", line).groups() for line in lines] == [
+        ("plain-without_A05", "A05"),
+        ("plain-without_A06", "A06"),
+    ]
+    for options, told in (
+        ({}, "data.val, which has to be tested on them, has no spoofs of A02, A04: name the others"),
+        ({"data.train.init_args.path": "absent.csv"}, "absent.csv: no such file"),
+    ):
+        code, _, err = command(write_changed(path, options), "--dry-run")
+        assert (code, err.count("\n")) == (2, 1)
+        assert told in err
+
+
+def write_changed(path: Path, options: dict) -> Path:
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(content | {"options": options}))
+    return path
+
+
+@pytest.mark.parametrize(("name", "runs"), [("leave_one_attack_out", 90), ("quickstart_leave_one_attack_out", 54)])
+def test_the_projects_sweeps_over_attacks(monkeypatch, command, name, runs):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    code, out, err = command(f"experiments/sweeps/{name}.yaml", "--dry-run")
+    assert (code, err) == (0, "")
+    attacks = re.findall(r"--data.held_out_attack=(\S+)", out)
+    assert len(attacks) == runs
+    assert {*attacks} == {f"A0{number}" for number in range(1, 7)}
 
 
 def test_options_with_one_last_name_are_told_apart(config):

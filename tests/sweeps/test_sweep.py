@@ -36,6 +36,7 @@ systems:
   lora: {configs: [CONFIG], options: {model.adaptation.init_args.top_k: null}}
   plain:
 grid: {model.optimizer.init_args.lr: [1e-4, 1.0e-3]}
+leave_one_out: {attack: [A01, x y]}
 seeds: [3, 0]
 environment: {OMP_NUM_THREADS: 1, A: "x y"}
 wandb: {project: p, offline: true, tags: [a]}
@@ -54,6 +55,7 @@ slurm: {gpus_per_node: 1, time: 24:00:00, setup: [module load cuda]}
         "plain": System(),
     }
     assert sweep.grid == {"model.optimizer.init_args.lr": (1e-4, 1e-3)}  # YAML 1.1 would read the first as text
+    assert sweep.leave_one_out == ("A01", "x y")
     assert sweep.seeds == (3, 0)
     assert sweep.environment == {"OMP_NUM_THREADS": "1", "A": "x y"}
     assert sweep.wandb == {"project": "p", "offline": True, "tags": ["a"]}
@@ -88,6 +90,15 @@ slurm: {gpus_per_node: 1, time: 24:00:00, setup: [module load cuda]}
         ("{lora: {}}", "{lora: {options: {--x: 3}}}", "has '--x', which is no dotted name"),
         ("seeds:", "grid: {a.b: 3}\nseeds:", "grid.a.b must be a list"),
         ("seeds:", "grid: {a.b: [[1]]}\nseeds:", "grid.a.b has [1]; only plain values"),
+        (
+            "seeds:",
+            "leave_one_out: codec\nseeds:",
+            "leave_one_out must be attack, or {attack: [A01, A02]}, not 'codec'",
+        ),
+        ("seeds:", "leave_one_out: {codec: [a]}\nseeds:", "leave_one_out must be attack"),
+        ("seeds:", "leave_one_out: {attack: []}\nseeds:", "leave_one_out.attack must be a list with something in it"),
+        ("seeds:", "leave_one_out: {attack: [1]}\nseeds:", "leave_one_out.attack must be text, not 1"),
+        ("seeds:", "leave_one_out: {attack: [a, b, a]}\nseeds:", "leave_one_out.attack has a twice"),
         ("seeds:", "environment: {A: true}\nseeds:", "environment.A must be text, not True"),
         ("seeds:", "wandb: {offline: true}\nseeds:", "wandb.project must be text, not None"),
         ("seeds:", "wandb: {project: a, ofline: true}\nseeds:", "wandb has the unknown key 'ofline'"),

@@ -47,10 +47,11 @@ def add_expert(model: nn.Module, offset: float = -math.inf, sites: Collection[st
         sites: dotted paths; None for all mixtures.
 
     Raises:
-        AdapterError: there is no such site, or the offset is no number.
+        AdapterError: there is no such site, the mixture has been extended, or the offset is no number.
     """
     mixtures, gates = chosen_mixtures(model, sites), chosen_gates(model, sites)
     _check_offset(offset)
+    _check_not_extended(gates)
     for layer in mixtures.values():
         base, like = layer.base, layer.lora_experts()[-1].lora_A
         expert = LoRAExpert(base.in_features, base.out_features, layer.rank).to(like).train(layer.training)
@@ -77,7 +78,7 @@ def set_logit_offset(model: nn.Module, expert: int, offset: float, sites: Collec
     gates = chosen_gates(model, sites)
     changed = {site: _offsets(site, gate, [expert], offset) for site, gate in gates.items()}
     for site, gate in gates.items():
-        gate.logit_offset.copy_(changed[site])
+        gate.set_offsets(changed[site])
 
 
 @torch.no_grad()
@@ -103,10 +104,12 @@ def split_expert(
 
     Raises:
         AdapterError: there is no such expert or site; or a gate keeps the top k, where two halves would be chosen
-            instead of one expert and another; or the perturbation is no number of 0 or more.
+            instead of one expert and another; or the mixture has been extended; or the perturbation is no number of 0
+            or more.
     """
     check_perturbation(perturbation)
     mixtures = chosen_mixtures(model, sites, [expert])
+    _check_not_extended(chosen_gates(model, sites))
     for site, layer in mixtures.items():
         if not is_dense(gate_of(layer)):
             raise AdapterError(
@@ -135,11 +138,14 @@ def drop_expert(model: nn.Module, expert: int, sites: Collection[str] | None = N
     left loses its gate and is a plain LoRA.
 
     Raises:
-        AdapterError: there is no such expert or site, or what would be left is silent.
+        AdapterError: there is no such expert or site, what would be left is silent, or is experts alone that a mixture
+            was extended by.
     """
     mixtures = chosen_mixtures(model, sites, [expert])
     gates = chosen_gates(model, sites)
     for site, gate in gates.items():
+        if expert < len(gate.weight) == 1 and gate.added:
+            raise AdapterError(f"{site}: expert {expert} is what the others were added to: it cannot be dropped")
         if gate.num_experts > 2:
             _offsets(site, gate, [expert], -math.inf)
     for layer in mixtures.values():
@@ -171,20 +177,20 @@ def knocked_out(
     mixtures = chosen_mixtures(model, sites, experts, gated=redistribute)
     gates = chosen_gates(model, sites) if redistribute else {}
     silenced = {site: _offsets(site, gate, experts, -math.inf) for site, gate in gates.items()}
-    offsets = {site: gate.logit_offset.clone() for site, gate in gates.items()}
+    offsets = {site: gate.offsets() for site, gate in gates.items()}
     chosen = [] if redistribute else [layer.lora_experts()[n] for layer in mixtures.values() for n in set(experts)]
     ups = [expert.lora_B.detach().clone() for expert in chosen]
     try:
         with torch.no_grad():
             for site, gate in gates.items():
-                gate.logit_offset.copy_(silenced[site])
+                gate.set_offsets(silenced[site])
             for expert in chosen:
                 expert.lora_B.zero_()
         yield
     finally:
         with torch.no_grad():
             for site, gate in gates.items():
-                gate.logit_offset.copy_(offsets[site])
+                gate.set_offsets(offsets[site])
             for expert, up in zip(chosen, ups, strict=True):
                 expert.lora_B.copy_(up)
 
@@ -228,7 +234,7 @@ def gate_of(layer: MoELoRALinear) -> Gate:
 
 
 def is_dense(gate: Gate) -> bool:
-    return gate.policy.top_k is None or gate.policy.top_k == gate.num_experts
+    return gate.policy.top_k is None or gate.policy.top_k == len(gate.weight)
 
 
 def _keep_all(gate: Gate) -> None:
@@ -254,9 +260,9 @@ def _check_offset(offset: float) -> None:
 
 def _offsets(site: str, gate: Gate, experts: Iterable[int], offset: float) -> Tensor:
     """A gate's logit offsets with a new one for some experts."""
-    offsets = gate.logit_offset.clone()
+    offsets = gate.offsets()
     offsets[list(experts)] = offset
-    if bool((offsets == -math.inf).all()):
+    if bool((offsets[: len(gate.weight)] == -math.inf).all()):
         raise AdapterError(
             f"{site}: no expert would be left that its gate can choose; keep one, or take away updates alone with "
             "knocked_out(..., redistribute=False)"
@@ -264,9 +270,19 @@ def _offsets(site: str, gate: Gate, experts: Iterable[int], offset: float) -> Te
     return offsets
 
 
+def _check_not_extended(gates: Mapping[str, Gate]) -> None:
+    for site, gate in gates.items():
+        if gate.policy.added:
+            raise AdapterError(
+                f"{site} has been extended: experts that share its softmax would stand behind those that do not"
+            )
+
+
 def _reorder(gate: Gate, order: Sequence[int]) -> None:
     """Give a gate some of its own rows, in a new order."""
-    chosen = list(order)
+    mixed = len(gate.weight)
+    chosen = [number for number in order if number < mixed]
+    gate.added = nn.ModuleList([gate.added[number - mixed] for number in order if number >= mixed])
     rows = {"weight": gate.weight[chosen]}
     if gate.noise_weight is not None:
         rows["noise_weight"] = gate.noise_weight[chosen]
@@ -279,6 +295,6 @@ def _rebuild(gate: Gate, rows: Mapping[str, Tensor], offsets: Tensor, means: tup
         before = gate.get_parameter(name)
         setattr(gate, name, nn.Parameter(values.detach().clone(), requires_grad=before.requires_grad))
     gate.logit_offset = offsets.clone()
+    gate.policy = replace(gate.policy, noise_mean=means, added=len(gate.added))
     if means is not None:
-        gate.policy = replace(gate.policy, noise_mean=means)
         gate.noise_mean = torch.tensor(means, dtype=torch.float32, device=offsets.device)

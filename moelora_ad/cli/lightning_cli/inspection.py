@@ -15,17 +15,16 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from moelora_ad.adapters import AdapterError
 from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES
 from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.lightning_cli.detection_command import DetectionCommand
+from moelora_ad.cli.terminal import print_line, print_table
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, printable
+from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.models.accounting.account import Account, account
 from moelora_ad.models.dry_build import MOST_OF_DETECTOR, dry_build
 from moelora_ad.models.precision import AUTOCAST, ROUNDED, precision_name, round_frozen
@@ -33,7 +32,6 @@ from moelora_ad.models.precision_names import PRECISIONS
 from moelora_ad.training.detection_module import DetectionModule
 
 NAMES = sorted({*PRECISIONS} - {"16-true"})  # in which training works, see `check_trains`
-WIDTH = 80
 
 
 class _Parser(OneLineParser):
@@ -157,37 +155,32 @@ def _left_out(model: DetectionModule) -> list[str]:
 
 
 def _print(result: Account, setting: Mapping[str, Any], left_out: Sequence[str]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     counts, sites = result.parameters, result.sites
     trained = counts["total"] - counts["backbone_frozen"]
-    table = Table("parameters", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("number", justify="right")
-    table.add_column("share", justify="right")
-    for name, number in counts.items():
-        if number:
-            if name == "total":
-                table.add_section()
-            table.add_row(name.replace("_", " "), f"{number:,}", f"{100 * number / counts['total']:.2f} %")
-    table.add_row("trained", f"{trained:,}", f"{100 * trained / counts['total']:.2f} %")
-    console.print(table)
-    facts = Table.grid(padding=(0, 2))
+    rows = [
+        (name.replace("_", " "), f"{number:,}", f"{100 * number / counts['total']:.2f} %")
+        for name, number in (counts | {"trained": trained}).items()
+        if number or name == "trained"
+    ]
+    print_table(TextTable("", ("part", "parameters", "share"), rows))
+    facts = []
     if sites.wrapped:
         told = [", ".join(f"{count} {name}" for name, count in sites.by_name.items())]
         if sites.shapes:
             told.append(", ".join(f"{inner} -> {outer}" for inner, outer in sites.shapes))
-        facts.add_row("adapted", f"{sites.wrapped} of {sites.expected} projections, in {sites.layers} layers")
-        facts.add_row("", "; ".join(told))
+        facts.append(("adapted", f"{sites.wrapped} of {sites.expected} projections, in {sites.layers} layers"))
+        facts.append(("", "; ".join(told)))
     if sites.gates:
-        facts.add_row("gates", f"{sites.gates}")
+        facts.append(("gates", f"{sites.gates}"))
     forward = result.forward
     parts = ", ".join(f"{name} {forward[name] / 1e9:.2f}" for name in ("backbone", "adapters", "classifier"))
-    facts.add_row("forward", f"{forward['total'] / 1e9:.2f} GFLOP per second of audio: {parts}")
-    facts.add_row("training", f"{result.training_step / 1e9:.2f} GFLOP per second of audio, forward and backward")
+    facts.append(("forward", f"{forward['total'] / 1e9:.2f} GFLOP per second of audio: {parts}"))
+    facts.append(("training", f"{result.training_step / 1e9:.2f} GFLOP per second of audio, forward and backward"))
     clips = f"{setting['batch_size']} clips of {setting['seconds']:g} s, {setting['precision']}"
-    facts.add_row("activations", f"{result.saved_bytes / 2**20:,.0f} MiB kept for the backward pass: {clips}")
-    facts.add_row("model to keep", f"{result.kept_bytes / 1e6:,.1f} MB")
-    facts.add_row("checkpoint", f"{result.checkpoint_bytes / 1e6:,.1f} MB with optimiser")
-    console.print(facts)
-    console.print("FLOP: of products and convolutions; Fourier transforms and the like are left out")
+    facts.append(("activations", f"{result.saved_bytes / 2**20:,.0f} MiB kept for the backward pass: {clips}"))
+    facts.append(("model to keep", f"{result.kept_bytes / 1e6:,.1f} MB"))
+    facts.append(("checkpoint", f"{result.checkpoint_bytes / 1e6:,.1f} MB with optimiser"))
+    print_table(TextTable("", ("", ""), [(name, printable(text)) for name, text in facts], 2))
+    print_line("FLOP: of products and convolutions; Fourier transforms and the like are left out")
     if left_out:
-        console.print(f"a step of the plain loss, without {' and '.join(left_out)}")
+        print_line(f"a step of the plain loss, without {' and '.join(left_out)}")

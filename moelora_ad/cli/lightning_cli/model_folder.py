@@ -1,12 +1,13 @@
 """A saved model in the place of a checkpoint: ``--ckpt_path MODEL`` of validate, test and predict."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.configuration.building import PARTS
+from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier
 from moelora_ad.models.saving.files import CONFIG, ENCODER_FOLDER, read_config
 from moelora_ad.models.saving.packing import check_encoder_files
@@ -35,22 +36,51 @@ def with_model(arguments: Sequence[str]) -> list[str]:
     path = _given(arguments)
     if arguments[:1] == ["fit"] or path is None or not is_model(path):
         return [*arguments]
-    folder = Path(path)
+    config, parts = model_parts(Path(path))
+    verb, *rest = arguments
+    chosen = [f"--model.{name}={json.dumps(parts[name])}" for name in PARTS]
+    return [verb, f"--data.eval_segment={json.dumps(segment_of(config))}", *rest, *chosen]
+
+
+def segment_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The clips that a saved model was evaluated on, as a configuration has them.
+
+    Args:
+        config: its ``config.json``.
+    """
+    window, fill = config["window"], config["fill"]
+    short = "repeat" if fill is None or fill >= window else "pad"
+    return {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": window, "short": short}}
+
+
+def model_parts(
+    folder: Path, allow: Collection[str] = (), backbone: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ``config.json`` of a saved model, and its three parts by name as a configuration has them, with the place
+    where its encoder is now.
+
+    Args:
+        folder: of the model.
+        allow: packages besides ours whose classes it may name.
+        backbone: where the encoder is, if it is not where the model says.
+
+    Raises:
+        InputError: it is damaged, or names other classes.
+    """
     config = read_config(folder)
     parts: dict[str, Any] = {name: config[name] for name in PARTS}
-    classes = {name: resolve(parts[name], kind) for name, kind in _KINDS.items()}
+    classes = {name: resolve(parts[name], kind, allow) for name, kind in _KINDS.items()}
     given = parts["backbone"]["init_args"]
     if config["backbone_files"]:
         check_encoder_files(folder, config["backbone_files"])
-        given |= {name: value for name, value in _place(folder).items() if name in given}
+        given |= {name: value for name, value in _place(str(folder / ENCODER_FOLDER)).items() if name in given}
+    if backbone is not None:
+        if given.get("source") is None:
+            raise InputError(f"--backbone: a {parts['backbone']['class_path']} is built from no source")
+        given |= {name: value for name, value in _place(backbone).items() if name in given}
     if config["backbone_sha256"] is None:  # every weight is in the model's own file
         given |= without_source(classes["backbone"])
-    window, fill = config["window"], config["fill"]
-    short = "repeat" if fill is None or fill >= window else "pad"
-    segment = {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": window, "short": short}}
-    verb, *rest = arguments
-    chosen = [f"--model.{name}={json.dumps(parts[name])}" for name in PARTS]
-    return [verb, f"--data.eval_segment={json.dumps(segment)}", *rest, *chosen]
+    return config, parts
 
 
 def _given(arguments: Sequence[str]) -> str | None:
@@ -62,5 +92,5 @@ def _given(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _place(folder: Path) -> dict[str, Any]:
-    return {"source": str(folder / ENCODER_FOLDER), "revision": None}
+def _place(source: str) -> dict[str, Any]:
+    return {"source": source, "revision": None}

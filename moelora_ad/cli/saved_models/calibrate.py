@@ -10,9 +10,8 @@ from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from moelora_ad.evaluation.metrics.calibration import Calibration
+    from moelora_ad.evaluation.reports.text_table import TextTable
     from moelora_ad.evaluation.score_table import ScoreTable
 
 
@@ -29,8 +28,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
     add_allow(parser)  # one command line for a model; nothing of it is built here
     arguments = parser.parse_args(argv[1:])
-    from rich.console import Console
-
+    from moelora_ad.cli.terminal import print_table
     from moelora_ad.evaluation.score_table import ScoreTable
     from moelora_ad.models.saving.files import ONNX, read_config, store_calibration
 
@@ -47,7 +45,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         parser.error(str(error))
     counts = f"{calibration.num_bona_fide:,} bona fide and {calibration.num_spoof:,} spoof"
     print(f"{calibration.fitted_on}: {counts}; the figures are on the scores that it was fitted on")
-    Console().print(_table(table, calibration))
+    print_table(_table(table, calibration))
     if None not in (judged := config["precision"], calibration.precision) and judged != calibration.precision:
         print(
             f"note: these are scores in {calibration.precision}; the model was judged in {judged}: give score one of "
@@ -129,16 +127,13 @@ def _named(path: str | Path, table: "ScoreTable") -> str:
     return f"{Path(path).name} ({', '.join(parts)})"
 
 
-def _table(table: "ScoreTable", calibration: "Calibration") -> "Table":
-    from rich.table import Table
-
+def _table(table: "ScoreTable", calibration: "Calibration") -> "TextTable":
     from moelora_ad.evaluation.metrics.curve import ScoreCurve
+    from moelora_ad.evaluation.reports.text_table import TextTable
 
-    shown = Table()
-    for column in ("", "Cllr", "actDCF"):
-        shown.add_column(column, justify="right" if column else "left")
+    rows = []
     for name, scores in (("before", table.scores), ("after", calibration.apply(table.scores))):
         curve = ScoreCurve(scores, table.labels)
-        shown.add_row(name, f"{curve.cllr():.4f}", f"{curve.act_dcf():.4f}")
-    shown.add_row("least possible", f"{curve.min_cllr():.4f}", f"{curve.min_dcf().cost:.4f}")
-    return shown
+        rows.append((name, f"{curve.cllr():.4f}", f"{curve.act_dcf():.4f}"))
+    rows.append(("least possible", f"{curve.min_cllr():.4f}", f"{curve.min_dcf().cost:.4f}"))
+    return TextTable("Calibration", ("scores", "Cllr", "actDCF"), rows)

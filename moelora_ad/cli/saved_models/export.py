@@ -66,7 +66,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     from moelora_ad.models.saving.files import ONNX
 
     folder = Path(arguments.to)
-    _check_target(folder, arguments.onnx)
+    check_target(folder, arguments.onnx)
     detector = _detector(arguments)
     about = dict(detector.about or {}) | (_told(arguments.about) if arguments.about else {})
     scores, note = _scores(arguments)
@@ -117,8 +117,29 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
     load_weights(run.detector, state, arguments.checkpoint)
     run.detector.window, run.detector.fill = run.clips
     run.detector.precision = run.precision
-    run.detector.about = {"data": corpora_in_words(run.data)}
+    data, history = _started_from(source, run.detector)
+    run.detector.about = {"data": corpora_in_words(run.data) | data} | ({"history": history} if history else {})
     return run.detector
+
+
+def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str], list[str]]:
+    """For the card of a run that started from a model: what that says of its own training, and what was done to it."""
+    from moelora_ad.models.saving.files import CONFIG, read_config, short
+    from moelora_ad.runs.record import RECORD, read_record
+
+    run = checkpoint.absolute().parent.parent
+    try:
+        started = read_record(run).init_weights if (run / RECORD).is_file() else None
+    except InputError:  # the card's figures are missing too, and a line tells why
+        started = None
+    if started is None:
+        return {}, []
+    model = Path(started.source)
+    about = (read_config(model)["about"] or {}) if (model / CONFIG).is_file() else {}
+    what = "extended" if detector.continued_names() else "trained on"
+    done = f"{what} from {model.name} (SHA-256 of its weights {short(started.sha256)})"
+    told = {f"{use} of {model.name}": words for use, words in about.get("data", {}).items()}
+    return told, [*about.get("history", []), done]
 
 
 def _told(path: str) -> dict[str, Any]:
@@ -168,8 +189,16 @@ def _onnx_failure(detector: "Detector", folder: Path) -> str | None:
     return None
 
 
-def _check_target(folder: Path, onnx: bool) -> None:
-    """Nothing but a model that was saved before is overwritten, and that as a whole."""
+def check_target(folder: Path, onnx: bool = False) -> None:
+    """See that nothing but a model that was saved before is overwritten, and that as a whole.
+
+    Args:
+        folder: where a model is to be saved.
+        onnx: whether its ``model.onnx`` will be written too.
+
+    Raises:
+        InputError: something else is there.
+    """
     from moelora_ad.models.saving.files import ONNX, read_config
 
     if folder.is_dir() and not any(folder.iterdir()):

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.terminal import print_table
 from moelora_ad.documents import read_json
+from moelora_ad.errors import printable
+from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.files import written_whole
 from moelora_ad.models.saving.packaged import packaged_models
 
@@ -59,11 +58,7 @@ _PARTS = ("backbone", "adaptation", "classifier")
 
 
 def _show(model: Mapping[str, Any], program: str) -> None:
-    console = Console(highlight=False)
     trained = sum(count for part, count in model["parameters"].items() if part != "total")
-    table = Table(title=f"{model['name']}: {', '.join(model['architecture'])}", title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
     rows: list[tuple[str, str]] = [
         ("notice", model["notice"] or ""),
         *((use, what) for use, what in model["data"].items()),
@@ -78,10 +73,8 @@ def _show(model: Mapping[str, Any], program: str) -> None:
         ("folder", model["folder"]),
         ("use", f"{program} score FILES --model {model['name']}"),
     ]
-    for name, text in rows:
-        if text:
-            table.add_row(name, Text(text))
-    console.print(table)
+    title = f"{model['name']}: {', '.join(model['architecture'])}"
+    print_table(TextTable(title, ("", ""), [(name, printable(text)) for name, text in rows if text], 2))
 
 
 def _error_rate(result: Mapping[str, Any]) -> str:

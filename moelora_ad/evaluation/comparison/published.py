@@ -104,7 +104,7 @@ def _is_plain(arguments: Mapping[str, Any]) -> bool:
     """Whether a low-rank method is as the paper's: nothing added, scale 1, four projections of all layers."""
     rank = arguments.get("rank", 8)
     targets = arguments.get("targets", sorted(_PROJECTIONS))
-    added = ("layers", "init_from", "share_gate", "freeze_experts")
+    added = ("layers", "init_from", "share_gate", "freeze_experts", "extend")
     auxiliary = arguments.get("auxiliary") or {}
     auxiliary = auxiliary.get("init_args", auxiliary)
     return (

@@ -13,6 +13,7 @@ from moelora_ad.evaluation.provenance import partial_note, provenance_of, read_p
 from moelora_ad.evaluation.score_files.labelled import ScoreReader
 from moelora_ad.evaluation.score_files.paths import FAILED, failed_note
 from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.runs.held_out import HELD_OUT, held_out_attack
 from moelora_ad.runs.record import DEV, RunRecord, trials_hash
 
 
@@ -29,6 +30,7 @@ class ScoredSet:
         complete: whether every trial of the set has a score.
         trials: hash of ids and labels of the scored trials, in any order.
         trial_list: hash of the whole list of trials, as the provenance tells; None if it does not.
+        selection: what was taken of its corpus, in words; empty for all trials.
     """
 
     corpus: str
@@ -39,6 +41,7 @@ class ScoredSet:
     complete: bool
     trials: str
     trial_list: str | None
+    selection: str = ""
 
     def has_other_trials(self, other: "ScoredSet") -> bool:
         if self.trial_list and other.trial_list:
@@ -48,11 +51,20 @@ class ScoredSet:
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A finished run: its record, its configuration, and its score files by the set's name."""
+    """A finished run: its record, its configuration, and its score files by the set's name.
+
+    The set of a held-out attack is apart: it is another one for every attack, and in no average over sets.
+    """
 
     record: RunRecord
     configuration: Mapping[str, Any] = field(repr=False)
     sets: Mapping[str, ScoredSet]
+    held_out: ScoredSet | None = None
+
+    @property
+    def attack(self) -> str | None:
+        """The attack that it was trained and selected without."""
+        return held_out_attack(self.configuration)
 
 
 def read_runs(
@@ -91,7 +103,10 @@ def read_runs(
         sets, told = _read_sets(record)
         notes += told
         if sets:
-            runs.append(ScoredRun(record, configurations[record.folder], sets))
+            held_out = None
+            if held_out_attack(configurations[record.folder]) is not None:
+                held_out = sets.pop(HELD_OUT, None)
+            runs.append(ScoredRun(record, configurations[record.folder], sets, held_out))
     if not runs:
         raise InputError(f"no score file has both classes: {notes[-1]}")
     notes += _check_trials(runs)
@@ -161,6 +176,7 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
             complete=missing is None,
             trials=trials_hash(table.trials),
             trial_list=_trial_list(read_provenance(path)),
+            selection=record.selections.get(name, ""),
         )
     return sets, notes
 
@@ -177,11 +193,12 @@ def _values(table: ScoreTable, name: str) -> tuple[str, ...]:
 
 def _check_trials(runs: Sequence[ScoredRun]) -> list[str]:
     """See that all runs have the same trials in a set; systems may have been selected on different ones."""
-    first: dict[str, ScoredRun] = {}
+    first: dict[tuple[str, str | None], ScoredRun] = {}
     notes = []
     for run in runs:
         for name, one in run.sets.items():
-            known = first.setdefault(name, run)
+            # Without each attack, selection has other trials.
+            known = first.setdefault((name, run.attack if name == DEV else None), run)
             if not one.has_other_trials(known.sets[name]):
                 continue
             if name != DEV or run.record.system == known.record.system:

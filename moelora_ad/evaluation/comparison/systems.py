@@ -3,10 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.comparison.published import PublishedRow, published_row
@@ -15,24 +13,6 @@ from moelora_ad.evaluation.metrics.averages import SeedSummary, over_seeds
 from moelora_ad.runs.record import DEV
 
 MACRO_OOD, MACRO_ALL = "macro_ood", "macro_all"
-
-
-class Versus(NamedTuple):
-    """``macro_ood`` of a system less that of another one with the same seeds.
-
-    Args:
-        system: The first.
-        difference: Mean over the shared seeds, a share of 1; negative if the first is better.
-        interval: 95 %, Student's t over the paired seeds; None for one seed.
-        num_better: In how many seeds the first has the lower EER.
-        num_seeds: Shared seeds.
-    """
-
-    system: str
-    difference: float
-    interval: tuple[float, float] | None
-    num_better: int
-    num_seeds: int
 
 
 @dataclass(frozen=True)
@@ -128,35 +108,6 @@ class Comparison:
     def published(self, system: str) -> PublishedRow | None:
         """The paper's row of a system."""
         first = self.systems[system][0]
+        if any(place.partition(".")[0] == "train" for place in first.record.selections):
+            return None  # trained on a part of the corpus
         return published_row(first.configuration, first.record.trained, first.record.training_corpora)
-
-    def against(self, reference: str) -> list[Versus]:
-        """Every other system that has seeds in common with ``reference``, less ``reference``, seed by seed.
-
-        Raises:
-            InputError: there is no such system, or no set for ``macro_ood``.
-        """
-        if reference not in self.systems:
-            raise InputError(f"no system is called {reference!r}; there are {', '.join(self.systems)}")
-        if MACRO_OOD not in self.averages:
-            raise InputError("there is no macro_ood to compare: no set that every run has is out of domain")
-        theirs = self.eers(reference, MACRO_OOD)
-        found = []
-        for system in self.systems:
-            ours = self.eers(system, MACRO_OOD)
-            seeds = sorted(ours.keys() & theirs.keys())
-            if system != reference and seeds:
-                pairs = np.array([(ours[seed], theirs[seed]) for seed in seeds])
-                found.append(_versus(system, pairs))
-        return found
-
-
-def _versus(system: str, pairs: np.ndarray) -> Versus:
-    """Of pairs (n, 2) of figures with the same seed."""
-    apart = pairs[:, 0] - pairs[:, 1]
-    mean, num = float(apart.mean()), len(apart)
-    interval = None
-    if num > 1:
-        reach = float(stats.t.ppf(0.975, num - 1) * apart.std(ddof=1) / np.sqrt(num))
-        interval = (mean - reach, mean + reach)
-    return Versus(system, mean, interval, int((apart < 0).sum()), num)

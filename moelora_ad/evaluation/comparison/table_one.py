@@ -8,6 +8,8 @@ import numpy as np
 
 from moelora_ad import __version__
 from moelora_ad.errors import printable
+from moelora_ad.evaluation.comparison.pair_tables import how_compared, pair_rows
+from moelora_ad.evaluation.comparison.pairs import ComparedPairs
 from moelora_ad.evaluation.comparison.published import OUT_OF_DOMAIN, SOURCE, PublishedRow, backbone_source, paper_set
 from moelora_ad.evaluation.comparison.scored_runs import ScoredRun
 from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
@@ -38,15 +40,15 @@ def table_one(comparison: Comparison) -> TextTable:
     best = {column: comparison.best(column) for column in columns}
     published = published_rows(comparison)
     for system, runs in comparison.systems.items():
-        bold |= {(len(rows), 4 + at) for at, column in enumerate(columns) if system in best[column]}
+        bold |= {(len(rows), 3 + at) for at, column in enumerate(columns) if system in best[column]}
         cells = [spread(comparison.summary(system, column)) for column in columns]
         trained = runs[0].record.trained
-        rows.append((printable(system), f"{trained:,}", millions(trained), str(len(runs)), *cells))
+        rows.append((printable(system), f"{trained:,} ({millions(trained)})", str(len(runs)), *cells))
         if system in published:
             row = published[system]
             cells = [_published_cell(comparison, row, column) for column in columns]
-            rows.append((f"published: {row.name}", "", row.trained_millions, UNKNOWN, *cells))
-    heading = ("system", "trainable", "", "seeds", *(_heading(comparison, column) for column in columns))
+            rows.append((f"published: {row.name}", row.trained_millions, UNKNOWN, *cells))
+    heading = ("system", "trained parameters", "seeds", *(_heading(comparison, column) for column in columns))
     return TextTable(f"EER %, {_of_seeds(comparison)}", heading, rows, 1, notes(comparison), frozenset(bold))
 
 
@@ -141,30 +143,12 @@ def _published_cell(comparison: Comparison, row: PublishedRow, column: str) -> s
 
 def _paper_set(comparison: Comparison, name: str) -> str | None:
     one = comparison.scored_set(name)
-    return None if name == DEV else paper_set(one.corpus, one.splits)
+    return None if name == DEV or one.selection else paper_set(one.corpus, one.splits)
 
 
 def _is_papers_average(comparison: Comparison) -> bool:
     sets = [_paper_set(comparison, name) or name for name in comparison.averages.get(MACRO_OOD, ())]
     return sorted(sets) == sorted(OUT_OF_DOMAIN)
-
-
-def against_table(comparison: Comparison, reference: str) -> TextTable:
-    """Every system less ``reference``, by seed; raises what `Comparison.against` raises."""
-    rows = []
-    for one in comparison.against(reference):
-        low_high = "" if one.interval is None else " [{:+.2f}, {:+.2f}]".format(*(100 * end for end in one.interval))
-        better = f"{one.num_better} of {one.num_seeds}"
-        rows.append((printable(one.system), f"{100 * one.difference:+.2f}{low_high}", better))
-    told = [
-        f"Less than 0: better than {printable(reference)}. Means over the seeds that both have; 95 % interval of "
-        "Student's t over these seeds, one by one, not corrected for several comparisons"
-    ]
-    without = [name for name in comparison.systems if name != reference and printable(name) not in {r[0] for r in rows}]
-    if without:
-        told.append(f"No seed in common with {printable(reference)}: {', '.join(map(printable, without))}")
-    title = f"{MACRO_OOD} less that of {printable(reference)}, percentage points"
-    return TextTable(title, ("system", "difference [95 %]", "seeds better"), rows, 1, told)
 
 
 def cost_table(comparison: Comparison) -> TextTable:
@@ -255,8 +239,8 @@ def _row(
     return row
 
 
-def comparison_json(comparison: Comparison, reference: str | None) -> str:
-    """The same rows, and what they are about."""
+def comparison_json(comparison: Comparison, compared: ComparedPairs | None = None) -> str:
+    """The same rows, those of compared pairs, and what they are about."""
     content = {
         "moelora_ad": __version__,
         "sets": {
@@ -266,12 +250,15 @@ def comparison_json(comparison: Comparison, reference: str | None) -> str:
         "averages": comparison.averages,
         "systems": {system: _system(comparison, system) for system in comparison.systems},
         "rows": [{name: row[name] for name in ROW if row.get(name) is not None} for row in comparison_rows(comparison)],
-        "against": None
-        if reference is None
-        else {"system": reference, "figure": MACRO_OOD, "others": [v._asdict() for v in comparison.against(reference)]},
+        "pairs": None if compared is None else _pairs(compared),
         "notes": [*notes(comparison), *comparison.notes],
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _pairs(compared: ComparedPairs) -> Mapping[str, Any]:
+    options = {"resamples": compared.options.resamples, "seed": compared.options.seed}
+    return {**options, "rows": pair_rows(compared), "notes": how_compared(compared)}
 
 
 def _system(comparison: Comparison, system: str) -> Mapping[str, Any]:

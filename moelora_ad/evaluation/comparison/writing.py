@@ -1,13 +1,19 @@
 """A comparison of systems as files in a folder and as one HTML page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from moelora_ad.errors import printable
+from moelora_ad.evaluation.comparison.attack_plot import attack_plot
+from moelora_ad.evaluation.comparison.attack_tables import matrix_table
+from moelora_ad.evaluation.comparison.attack_writing import write_matrix
+from moelora_ad.evaluation.comparison.attacks import attack_matrix
+from moelora_ad.evaluation.comparison.pair_tables import PAIR_ROW, pair_rows, pair_tables
+from moelora_ad.evaluation.comparison.pairs import ComparedPairs
 from moelora_ad.evaluation.comparison.spread_plot import spread_plot
 from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.evaluation.comparison.table_one import (
     ROW,
-    against_table,
     comparison_json,
     comparison_rows,
     cost_table,
@@ -18,52 +24,62 @@ from moelora_ad.evaluation.reports.pages import DARK_LINES, inline_svg, template
 from moelora_ad.evaluation.reports.plots import LINES, Plot
 from moelora_ad.evaluation.reports.rows import as_csv
 from moelora_ad.evaluation.reports.tables import rounded
-from moelora_ad.evaluation.reports.text_table import TextTable, as_latex, as_markdown
+from moelora_ad.evaluation.reports.text_table import TextTable, as_markdown, latex_file
 from moelora_ad.files import written_whole
 
 
-def write_comparison(comparison: Comparison, folder: str | Path, reference: str | None = None) -> list[Path]:
+def write_comparison(comparison: Comparison, folder: str | Path, compared: ComparedPairs | None = None) -> list[Path]:
     """Write tables, the plot and the report; each file appears whole or not at all.
 
     results.csv has a row for each system, seed and set, and for their means, at full precision, results.json the same
-    and what it is about; table.md and table.tex (package booktabs) are the rounded table; spread.png and .svg are the
-    plot; report.html has all in one page.
+    and what it is about; table.md and table.tex are the rounded tables; spread.png and .svg are the plot; report.html
+    has all in one page. Runs that held attacks out add what `write_matrix` writes.
 
     Args:
         comparison: What was found.
         folder: Made if it is missing.
-        reference: The system that the others are compared with, if any.
+        compared: Pairs of its systems, if any; pairs.csv has them at full precision.
 
     Returns:
         The files.
     """
     folder = Path(folder)
     plot = spread_plot(comparison)
-    listed = [table_one(comparison), *([] if reference is None else [against_table(comparison, reference)])]
+    pairs = [] if compared is None else pair_tables(compared)
+    listed = [table_one(comparison), *pairs]
     texts = {
         "results.csv": as_csv(comparison_rows(comparison), ROW),
-        "results.json": comparison_json(comparison, reference),
+        "pairs.csv": None if compared is None else as_csv(pair_rows(compared), PAIR_ROW),
+        "results.json": comparison_json(comparison, compared),
         "table.md": "\n".join(map(as_markdown, listed)),
-        "table.tex": "\n".join(as_latex(table, booktabs=True) for table in listed),
-        "report.html": comparison_page(comparison, plot, reference),
+        "table.tex": latex_file(listed),
+        "report.html": comparison_page(comparison, plot, pairs),
     }
     written = plot.write(folder / "spread")
+    matrix = attack_matrix(comparison.runs)
+    if matrix is not None:
+        written += write_matrix(matrix, folder)
     for name, text in texts.items():
+        if text is None:
+            continue
         with written_whole(folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8", newline="")
         written.append(folder / name)
     return written
 
 
-def comparison_page(comparison: Comparison, plot: Plot, reference: str | None = None) -> str:
+def comparison_page(comparison: Comparison, plot: Plot, pairs: Sequence[TextTable] = ()) -> str:
     """The page; names come from files and are not trusted."""
     systems, runs = len(comparison.systems), len(comparison.runs)
+    matrix = attack_matrix(comparison.runs)
     return template("results.html.j2").render(
         title=f"{systems} system{'s' * (systems > 1)} over seeds" if runs > systems else f"{systems} systems",
         subtitle=f"Audio deepfake detection; {runs} runs; sets: {', '.join(map(printable, comparison.sets))}",
         notes=[printable(note) for note in comparison.notes],
         table_one=table_one(comparison),
-        against=None if reference is None else against_table(comparison, reference),
+        pairs=pairs,
+        attacks=None if matrix is None else matrix_table(matrix),
+        heatmap=None if matrix is None else inline_svg(attack_plot(matrix).svg, "attacks"),
         spread=inline_svg(plot.svg, "spread"),
         spread_text=_spread_text(comparison),
         cost=cost_table(comparison),

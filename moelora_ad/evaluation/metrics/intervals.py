@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -99,19 +100,70 @@ def compare(
         ScoreError: The two have not the same trials, their labels differ or are unknown, or one class is missing.
     """
     options = options or FigureOptions()
+    values, drawn = _compared(first, second, options.figures, options, threads)
+    return {
+        name: Difference(one, other, one - other, interval)
+        for name, one, other, interval in zip(options.figures, *values, _intervals(drawn), strict=True)
+    }
+
+
+def mean_difference(
+    pairs: Sequence[tuple[ScoreTable, ScoreTable]],
+    figure: str = "eer",
+    options: FigureOptions | None = None,
+    threads: int | None = None,
+) -> Difference:
+    """The mean over sets of a figure of two systems, and the interval of its difference; each set is resampled apart.
+
+    Args:
+        pairs: The scores of both systems on each set.
+        figure: Its name.
+        options: As for `compare`.
+        threads: See `bootstrap`.
+
+    Raises:
+        ScoreError: See `compare`, of any of the sets; or there is none.
+    """
+    if not pairs:
+        raise ScoreError("the mean over no set at all is not defined")
+    options = options or FigureOptions()
+    found = [
+        _compared(*pair, (figure,), replace(options, seed=options.seed + number), threads)
+        for number, pair in enumerate(pairs)
+    ]
+    one, other = np.mean([values for values, _ in found], axis=0)[:, 0].tolist()
+    drawn = np.mean([drawn for _, drawn in found], axis=0)
+    return Difference(one, other, one - other, _intervals(drawn)[0])
+
+
+def _compared(
+    first: ScoreTable, second: ScoreTable, names: tuple[str, ...], options: FigureOptions, threads: int | None
+) -> tuple[list[list[float]], NDArray[np.float64]]:
+    """Figures of both, and the differences (resamples, figures) of those of the same resamples."""
     _check_resamples(options)
     others = second.scores[_places(first, second)]
     values, strata = _checked(first.scores, first.labels, clusters_of(first.trials, options.clusters).codes)
     curves = [ResampledCurve(scores, values[1], strata.clusters, options) for scores in (values[0], others)]
-    names = options.figures
     drawn = _resampled(curves, names, strata, options, threads)
     once = np.ones(sum(strata.sizes), np.int64)
-    values_of = [curve.figures(names, once) for curve in curves]
-    intervals = _intervals(drawn[0] - drawn[1])
-    return {
-        name: Difference(one, other, one - other, interval)
-        for name, one, other, interval in zip(names, *values_of, intervals, strict=True)
-    }
+    return [curve.figures(names, once) for curve in curves], drawn[0] - drawn[1]
+
+
+def resampled_eers(
+    scores: NDArray[np.float64], labels: ArrayLike, clusters: ArrayLike, options: FigureOptions
+) -> NDArray[np.float64]:
+    """(n, resamples) the equal error rates of the scores (n, trials) of several runs, all with the same resamples.
+
+    Raises:
+        ScoreError: One of the reasons of `equal_error_rate`, or there are no resamples.
+    """
+    _check_resamples(options)
+    drawn = []
+    for of_run in scores:  # one after another, as a curve takes several times the memory of its scores
+        values, strata = _checked(of_run, labels, clusters)
+        curve = ResampledCurve(values[0], values[1], strata.clusters, options)
+        drawn.append(_resampled([curve], ("eer",), strata, options, None)[0, :, 0])
+    return np.array(drawn)
 
 
 def _check_resamples(options: FigureOptions) -> None:

@@ -1,47 +1,190 @@
 """A table for people, and its forms: terminal, Markdown, LaTeX."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-_NARROWEST = 14  # characters of a column of words on a terminal
+from moelora_ad.files import unused_name
+
+_WORDS = (24, 14, 10)
+"""Characters that a column of words has at least on a terminal: the first number with which one block is enough."""
+_LEAST = 5
+"""Characters below which words do not go before numbers are broken."""
+_HEADING = 16
+"""Characters of a heading's word that a column is made wide for."""
+_MARK = "*"
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table for people; the first ``words`` columns are aligned to the left, the others are numbers.
+    """A table for people.
 
-    ``notes`` are lines that stand below it; ``bold`` has the places (row, column) of cells that stand out.
+    Args:
+        title: What is in it; a sentence without its end.
+        columns: Headings.
+        rows: Cells, one for each column.
+        words: How many first columns are aligned to the left, and name a row; or which columns are aligned so. The
+            others are numbers, which are never broken if there is room for them.
+        notes: Lines that stand below it.
+        bold: The places (row, column) of cells that stand out.
+        styles: By place, how the terminal shows a cell, in the words of rich.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: int = 1
+    words: int | Collection[int] = 1
     notes: Sequence[str] = ()
     bold: Collection[tuple[int, int]] = ()
+    styles: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
     def is_bold(self, row: int, column: int) -> bool:
         return (row, column) in self.bold
 
+    def is_word(self, column: int) -> bool:
+        """Whether a column is aligned to the left."""
+        return column < self.words if isinstance(self.words, int) else column in self.words
 
-def as_rich(table: TextTable) -> Table:
-    """For the terminal."""
-    made = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    made.padding = (0, 0)
-    for number, column in enumerate(table.columns):
-        longest = max(len(cells[number]) for cells in (table.columns, *table.rows))
-        if number < table.words:
-            made.add_column(Text(column), overflow="fold", min_width=min(longest, _NARROWEST))
-        else:
-            made.add_column(Text(column), justify="right", min_width=longest)  # figures are never cut
-    for place, row in enumerate(table.rows):
-        made.add_row(*(Text(cell, "bold" if table.is_bold(place, at) else "") for at, cell in enumerate(row)))
-    return made
+
+def as_rich(table: TextTable) -> "FittedTable":
+    """For the terminal, at whatever width it has.
+
+    Nothing is cut. Headings and columns of words wrap; columns of numbers for which there is no room follow in further
+    blocks, below the same first columns. Where nothing can be bold, a star stands before what is.
+    """
+    return FittedTable(table)
+
+
+def blocks(table: TextTable, width: int) -> int:
+    """Into how many blocks the terminal's form of a table falls at so many characters."""
+    return len(_groups(_Widths(table, ""), width))
+
+
+@dataclass(frozen=True)
+class FittedTable:
+    """What rich shows of a table, at the width that it is given."""
+
+    table: TextTable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        table = self.table
+        mark = "" if console.is_terminal else _MARK
+        widths = _Widths(table, mark)
+        for number, columns in enumerate(_groups(widths, options.max_width)):
+            made = Table(
+                title=Text(table.title) if table.title and number == 0 else None,
+                title_justify="left",
+                title_style="bold",
+                box=box.SIMPLE_HEAD,
+                pad_edge=False,
+                padding=(0, 0),
+                show_header=any(table.columns),
+            )
+            for at, wide in zip(columns, widths.fitted(columns, options.max_width), strict=True):
+                heading = Text(table.columns[at])
+                made.add_column(heading, justify=_side(table, at), overflow="fold", width=wide)
+            for row, cells in enumerate(table.rows):
+                made.add_row(*(_cell(table, row, at, cells[at], mark) for at in columns))
+            yield made
+
+
+def _side(table: TextTable, column: int) -> Literal["left", "right"]:
+    return "left" if table.is_word(column) else "right"
+
+
+def _cell(table: TextTable, row: int, at: int, text: str, mark: str) -> Text:
+    style = table.styles.get((row, at), "")
+    if not table.is_bold(row, at):
+        return Text(text, style)
+    return Text(f"{mark}{text}", f"bold {style}".strip())
+
+
+class _Widths:
+    """How wide the columns of a table want to be.
+
+    Args:
+        table: The table.
+        mark: What stands before bold cells.
+    """
+
+    def __init__(self, table: TextTable, mark: str) -> None:
+        places = range(len(table.columns))
+        self.num = len(places)
+        self.is_word = [table.is_word(at) for at in places]
+        self.num_first = next((at for at in places if not self.is_word[at]), self.num)  # columns that name a row
+        self.headings = [cell_len(heading) for heading in table.columns]
+        self.natural = []
+        for at in places:
+            heading = max(map(cell_len, table.columns[at].split()), default=0)
+            lengths = [min(heading, _HEADING), 1]
+            for row, cells in enumerate(table.rows):
+                marked = cell_len(mark) if table.is_bold(row, at) else 0
+                lengths.append(marked + max(map(cell_len, cells[at].split("\n"))))
+            self.natural.append(max(lengths))
+
+    def least(self, at: int, words: int) -> int:
+        return min(self.natural[at], words) if self.is_word[at] else self.natural[at]
+
+    def fitted(self, columns: Sequence[int], width: int) -> list[int]:
+        """Of the columns of a block: their own widths as far as there is room. Prose gives way first, numbers last."""
+        room = width - len(columns) - 1  # a space before each column and one behind the last
+        found = {at: self.natural[at] for at in columns}
+        words = [at for at in columns if self.is_word[at]]
+        prose = [at for at in words if found[at] > _WORDS[0]]
+        for giving, least in ((prose, _WORDS[1]), (words, _LEAST), (columns, 1)):
+            others = sum(found[at] for at in columns if at not in giving)
+            if others + sum(min(found[at], least) for at in giving) <= room:
+                break
+        found |= dict(zip(giving, _shrunk([found[at] for at in giving], room - others), strict=True))
+        spare = room - sum(found.values())
+        for at in columns:  # headings in one line where there is room
+            more = self.headings[at] - found[at]
+            if 0 < more <= spare:
+                found[at], spare = self.headings[at], spare - more
+        return [found[at] for at in columns]
+
+
+def _shrunk(wanted: Sequence[int], room: int) -> list[int]:
+    """Widths that need no more room, the widest made less first; none becomes less than 1."""
+    limit = max(wanted, default=0)
+    while limit > 1 and sum(min(wide, limit) for wide in wanted) > room:
+        limit -= 1
+    found = [min(wide, limit) for wide in wanted]
+    left = room - sum(found)  # less than the number of columns at the limit
+    for at, wide in enumerate(wanted):
+        if left > 0 and found[at] < wide:
+            found[at], left = found[at] + 1, left - 1
+    return found
+
+
+def _groups(widths: _Widths, width: int) -> list[list[int]]:
+    """The columns of each block."""
+    every = list(range(widths.num))
+    for words in _WORDS:
+        if sum(widths.least(at, words) + 1 for at in every) < width:
+            return [every]
+    first, rest = every[: widths.num_first], every[widths.num_first :]
+    for words in _WORDS[1:]:
+        taken = sum(widths.least(at, words) + 1 for at in first)
+        if all(taken + widths.least(at, words) + 1 < width for at in rest):
+            break
+    found: list[list[int]] = []
+    room = 0
+    for at in rest:
+        needed = widths.least(at, words) + 1
+        if not found or needed >= room:
+            found.append([*first])
+            room = width - taken
+        found[-1].append(at)
+        room -= needed
+    return found or [first]
 
 
 def as_markdown(table: TextTable) -> str:
@@ -50,7 +193,7 @@ def as_markdown(table: TextTable) -> str:
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
-    rules = [":--" if number < table.words else "--:" for number in range(len(table.columns))]
+    rules = [":--" if table.is_word(number) else "--:" for number in range(len(table.columns))]
     lines = [f"## {_markdown(table.title)}", "", line(map(_markdown, table.columns)), line(rules)]
     for place, row in enumerate(table.rows):
         cells = [
@@ -60,29 +203,61 @@ def as_markdown(table: TextTable) -> str:
     return "\n".join(lines + [f"\n{_markdown(note)}" for note in table.notes]) + "\n"
 
 
-def as_latex(table: TextTable, booktabs: bool = False) -> str:
-    """A ``tabular`` whose title and notes are comments.
+def as_latex(table: TextTable, label: str | None = None) -> str:
+    """A floating table with the rules of booktabs, its title as caption, its notes below, and a label.
+
+    It is made as narrow as the page if it is wider. See `latex_file` for a file of several.
 
     Args:
         table: What to write.
-        booktabs: Whether the rules are those of the package booktabs; otherwise no package is needed.
+        label: What ``\\ref`` calls it; None for ``tab:`` and the title.
     """
-    layout = "l" * table.words + "r" * (len(table.columns) - table.words)
-    heading = " & ".join(map(_latex, table.columns)) + r" \\"
+    layout = "".join("l" if table.is_word(number) else "r" for number in range(len(table.columns)))
     rows = []
     for place, row in enumerate(table.rows):
         cells = [
             rf"\textbf{{{_latex(cell)}}}" if table.is_bold(place, at) else _latex(cell) for at, cell in enumerate(row)
         ]
-        rows.append(" & ".join(cells) + r" \\")
-    top, middle, bottom = (r"\toprule", r"\midrule", r"\bottomrule") if booktabs else (r"\hline",) * 3
-    lines = [f"% {_latex(words)}" for words in (table.title, *table.notes)]
-    lines += [rf"\begin{{tabular}}{{{layout}}}", top, heading, middle, *rows, bottom, r"\end{tabular}"]
-    return "\n".join(lines) + "\n"
+        rows.append(_latex_row(cells))
+    return "\n".join(
+        [
+            r"\begin{table}[htbp]",
+            r"\centering",
+            rf"\caption{{{_latex(table.title)}}}",
+            rf"\label{{{label or _label(table)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{layout}}}",
+            r"\toprule",
+            _latex_row(map(_latex, table.columns)),
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            *(rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {_latex(note)}}}" for note in table.notes),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def latex_file(tables: Iterable[TextTable]) -> str:
+    """Several tables, no two with one label, and what packages they need."""
+    taken: set[str] = set()
+    texts = [as_latex(table, unused_name(_label(table), taken)) for table in tables]
+    return "\n".join([r"% needs \usepackage{booktabs} and \usepackage{graphicx}", *texts])
+
+
+def _label(table: TextTable) -> str:
+    return f"tab:{re.sub(r'[^a-z0-9]+', '-', table.title.lower()).strip('-')}"
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
 
 
 def _markdown(text: str) -> str:
-    if re.fullmatch(r"[\d\s.,\[\]-]*", text):  # a number and its interval read better as they are
+    text = text.replace("\n", " ")
+    if re.fullmatch(r"[\d\s.,\[\]+-]*", text):  # a number and its interval read better as they are
         return text
     return re.sub(r"([\\`*_{}\[\]<>|#$~&])", r"\\\1", text)
 
@@ -95,9 +270,11 @@ _LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
     ">": r"\textgreater{}",
     "…": r"\ldots{}",
     "±": r"$\pm$",
+    "\n": " ",
 }
 
 
 def _latex(text: str) -> str:
     escaped = "".join(_LATEX.get(character, character) for character in text)
+    escaped = re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)
     return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped  # or the row end before it would take it

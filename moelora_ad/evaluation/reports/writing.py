@@ -7,7 +7,7 @@ from moelora_ad.evaluation.reports.report import plots, report_page
 from moelora_ad.evaluation.reports.results import Results
 from moelora_ad.evaluation.reports.rows import DIFFERENCE_ROW, FIGURE_ROW, as_csv, as_json, difference_rows, figure_rows
 from moelora_ad.evaluation.reports.tables import tables
-from moelora_ad.evaluation.reports.text_table import as_latex, as_markdown
+from moelora_ad.evaluation.reports.text_table import as_markdown, latex_file
 from moelora_ad.files import written_whole
 
 
@@ -33,7 +33,7 @@ def write_results(results: Results, folder: str | Path, tick: Callable[[str], No
         "comparison.csv": as_csv(difference_rows(results), DIFFERENCE_ROW) if results.comparisons else None,
         "figures.json": as_json(results),
         "figures.md": "\n".join(map(as_markdown, listed)),
-        "figures.tex": "\n".join(map(as_latex, listed)),
+        "figures.tex": latex_file(listed),
         "report.html": report_page(results, drawn),
     }
     written = [plot_file for one in drawn for plot_file in one.plot.write(folder / one.stem)]

@@ -129,6 +129,8 @@ def _of_folder(folder: Path) -> tuple[list[Path], list[str]]:
         return kept, [note] * (len(kept) < len(found))
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(map(_has_scores, path.iterdir()))]
     hint = f"; its folder {inside[0].name!r} has some" if inside else ""
+    if next(folder.rglob(RECORD), None) is not None:
+        hint = "; it has runs: name one of them, or compare their systems by results --compare"
     raise PathError(f"{folder}: no score files ({', '.join(SUFFIXES)}) in this folder{hint}")
 
 
@@ -171,9 +173,26 @@ def find_pairs(first: str, second: str) -> Compared:
 
 
 def _systems(first: Path, second: Path) -> tuple[str, str]:
+    """What two systems are called: by the records of their runs, or else by what differs in their paths."""
     bare = [path.absolute().with_suffix("") if path.is_file() else path.absolute() for path in (first, second)]
-    one, other = (printable(name) or printable(path.name) for name, path in zip(_tell_apart(bare), bare, strict=True))
-    return (one, other) if one != other else (f"{one} (first)", f"{other} (second)")
+    runs, apart = [_name_of_run(path.absolute()) for path in (first, second)], _tell_apart(bare)
+    one, other = (run or name or path.name for run, name, path in zip(runs, apart, bare, strict=True))
+    if one == other and len(set(apart)) > 1:  # two copies or checkpoints of a run
+        one, other = (f"{one.removesuffix(')')}, {name})" if name else one for name in apart)
+    names = (printable(one), printable(other))
+    return names if one != other else (f"{names[0]} (first)", f"{names[1]} (second)")
+
+
+def _name_of_run(path: Path) -> str | None:
+    """The system and the seed of the run that a folder or a score file is of; None if it is of none."""
+    for folder in (path, *path.parents)[:4]:  # RUN/scores/CHECKPOINT/SET.csv
+        if (folder / RECORD).is_file():
+            try:
+                record = read_record(folder)
+            except InputError:
+                return None
+            return f"{record.system} (seed {record.seed})"
+    return None
 
 
 def _tell_apart(paths: Sequence[Path]) -> list[str]:

@@ -239,7 +239,7 @@ def check_weights(folder: Path, config: Mapping[str, Any], given: Mapping[str, T
 def without_silence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gates silence an expert by a logit offset of -inf: the one number that may be infinite."""
     return {
-        name: tensor.masked_fill(tensor == -torch.inf, 0.0) if name.endswith(".gate.logit_offset") else tensor
+        name: tensor.masked_fill(tensor == -torch.inf, 0.0) if name.endswith(".logit_offset") else tensor
         for name, tensor in tensors.items()
     }
 

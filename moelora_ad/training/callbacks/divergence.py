@@ -12,7 +12,7 @@ from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
 from moelora_ad.models.devices import HostCopy
 from moelora_ad.training.checkpoint_writing import last_saved
-from moelora_ad.training.loss_module import SharedLoss
+from moelora_ad.training.losses.loss_module import SharedLoss
 
 EXPLODED = 1e3  # no cross entropy of two classes is this large unless the logits have left their range
 _NAMED = 8  # utterances that an error names

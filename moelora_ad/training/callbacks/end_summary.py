@@ -6,13 +6,14 @@ from pathlib import Path
 from shlex import quote
 
 from lightning.pytorch import Trainer
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from moelora_ad.configuration.building import PARTS
 from moelora_ad.data.data_module import TRAIN
 from moelora_ad.data.trainer_state import run_directory, score_folder, set_folder, training_folder
+from moelora_ad.errors import printable
+from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
 from moelora_ad.models.saving.specification import allow_options, packages_of
 from moelora_ad.runs.folder import shown
 from moelora_ad.runs.record import DEV, RunRecord
@@ -107,15 +108,13 @@ def _print_failures(console: Console, trainer: Trainer, model: DetectionModule) 
             line(console, "could not be read", f"{count:,} of {name}, listed in {listed}")
 
 
-def _figures(model: DetectionModule, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("set", "bona fide", "spoof", "EER %"):
-        table.add_column(name, justify="left" if name == "set" else "right")
+def _figures(model: DetectionModule, title: str) -> RenderableType:
+    rows = []
     for name, figures in model.evaluated.items():
         eer = "undefined" if figures.eer is None else f"{100 * figures.eer:.2f}"
         told = f"{name} (selects the checkpoint)" if name == DEV else name
-        table.add_row(told, str(figures.num_bona_fide), str(figures.num_spoof), eer)
-    return table
+        rows.append((printable(told), str(figures.num_bona_fide), str(figures.num_spoof), eer))
+    return as_rich(TextTable(title, ("set", "bona fide", "spoof", "EER %"), rows))
 
 
 def trainable(parameters: Mapping[str, int]) -> str:

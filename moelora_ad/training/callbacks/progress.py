@@ -1,7 +1,10 @@
 """What a run tells while it goes: a bar on a terminal, and a line for every epoch anywhere."""
 
 import logging
+import math
+import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,8 +21,10 @@ from rich.progress import ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
-from moelora_ad.data.data_module import TRAIN
+from moelora_ad.data.data_module import TRAIN, known_data
 from moelora_ad.runs.record import DEV
+
+_SECONDS_BETWEEN = 30.0  # lines of a log
 
 # What Lightning says that the start block, the lines and the tables say better, or that helps nobody.
 _BANNERS = (
@@ -71,6 +76,77 @@ class EpochLines(Callback):
             parts.append(f"dev EER {100 * self._eer:.2f} % (best {100 * (self._best or 0.0):.2f} %)")
         parts.append(duration(time.monotonic() - self._begun))
         print(f"{epoch_of(trainer)}: {', '.join(parts)}", flush=True)
+
+
+class BatchLines(Callback):
+    """Prints a line on standard error when half a minute has passed since the last one: which epoch or set is in work,
+    how many batches of it are done, and the time left. For logs, which show no bar. The first process prints.
+    """
+
+    def __init__(self) -> None:
+        self._printed = time.monotonic()
+        self._what = ""
+        self._first = (0, 0.0)  # batches done of it, and when
+
+    def _done(self, trainer: Trainer, what: str, done: int, total: float, loss: float | None = None) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._first = what, (done, now)
+        if now - self._printed < _SECONDS_BETWEEN or not trainer.is_global_zero:
+            return
+        self._printed = now
+        line = f"{what}: {done:,}" + (f" of {int(total):,}" if math.isfinite(total) else "") + " batches"
+        if loss is not None:
+            line += f", loss {loss:.3f}"
+        before, begun = self._first
+        if math.isfinite(total) and before < done < total:
+            line += f", {duration((now - begun) / (done - before) * (total - done))} left"
+        print(line, file=sys.stderr, flush=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        check = getattr(pl_module, "loss_check", None)
+        loss = None if check is None else check.value  # that of a step before: nothing waits for a GPU here
+        self._done(trainer, epoch_of(trainer), batch_idx + 1, trainer.num_training_batches, loss)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._of_set(trainer, batch_idx, dataloader_idx, trainer.num_val_batches)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._of_set(trainer, batch_idx, dataloader_idx, trainer.num_test_batches)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._of_set(trainer, batch_idx, dataloader_idx, trainer.num_predict_batches)
+
+    def _of_set(self, trainer: Trainer, batch: int, number: int, totals: Sequence[float]) -> None:
+        data = known_data(trainer)
+        name = f"set {number + 1}" if data is None else list(data.eval_trials)[number]
+        self._done(trainer, name, batch + 1, totals[number])
 
 
 class DetectionProgressBar(RichProgressBar):
@@ -153,7 +229,8 @@ class _What(ProgressColumn):
 
 
 def with_progress(arguments: dict[str, Any], lines: bool) -> dict[str, Any]:
-    """The trainer's arguments with a bar if the output is a terminal, unless they turn bars off or name one.
+    """The trainer's arguments with a bar, or with lines if the output is no terminal, unless they turn bars off or name
+    one.
 
     Args:
         arguments: of ``Trainer``.
@@ -165,8 +242,7 @@ def with_progress(arguments: dict[str, Any], lines: bool) -> dict[str, Any]:
     console = Console()
     on_terminal = console.is_interactive or console.is_jupyter
     ours: list[Callback] = [EpochLines()] if lines else []
-    if on_terminal:
-        ours.append(DetectionProgressBar())
+    ours.append(DetectionProgressBar() if on_terminal else BatchLines())
     return arguments | {"callbacks": [*callbacks, *ours], "enable_progress_bar": on_terminal}
 
 

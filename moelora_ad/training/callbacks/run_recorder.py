@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import moelora_ad
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
+from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.score_origin import versions
 from moelora_ad.data.shares import by_name
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, score_folder
@@ -98,6 +98,7 @@ class RunRecorder(Callback):
             command=self.command,
             configured_sets=_configured_sets(data),
             init_weights=pl_module.started_from,
+            selections=_selections(data),
         )
         self._write(trainer, "running")
 
@@ -211,6 +212,12 @@ def _configured_sets(data: AudioDeepfakeDataModule) -> dict[str, ConfiguredSet]:
     corpora = {DEV: data.val} | data.test
     read = {name: trials_hash(trials) for name, trials in data.trials_by_set.items()}
     return {name: ConfiguredSet(corpus.name, read.get(name)) for name, corpus in corpora.items() if corpus is not None}
+
+
+def _selections(data: AudioDeepfakeDataModule) -> dict[str, str]:
+    training = {".".join(filter(None, (TRAIN, name))): corpus for name, corpus in by_name(data.train).items()}
+    corpora = training | {DEV: data.val} | data.test
+    return {place: one.selection_note for place, one in corpora.items() if one is not None and one.selection_note}
 
 
 def git_commit() -> str | None:

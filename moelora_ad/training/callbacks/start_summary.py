@@ -50,6 +50,10 @@ class StartBlock(Callback):
             sets = ", ".join(f"{name} ({corpus_name(corpus)})" for name, corpus in data.test.items())
             line(console, "test", sets)
         line(console, "model", _model(pl_module))
+        if data.held_out_attack is not None and (source := _started_from(pl_module)):
+            line(
+                console, "warning", f"{source} may have been trained on {data.held_out_attack}, which is held out here"
+            )
         line(console, "trainable parameters", trainable(pl_module.parameter_counts))
         line(console, "checkpoint", f"{self._checkpoint_bytes / 1e6:,.2f} MB with optimiser")
         line(console, "batch", batch(trainer, data))
@@ -95,12 +99,14 @@ def devices(trainer: Trainer) -> str:
 
 
 def corpus_name(corpus: Any) -> str:
-    """The name of a corpus, if there is one."""
-    return "none" if corpus is None else corpus.name
+    """The name of a corpus, if there is one, and what is taken of it, if not all."""
+    if corpus is None:
+        return "none"
+    return ", ".join(filter(None, (corpus.name, corpus.selection_note)))
 
 
 def _train(data: AudioDeepfakeDataModule, trials: TrialList) -> str:
-    names = ", ".join(corpus.name for corpus in by_name(data.train).values())
+    names = ", ".join(corpus_name(corpus) for corpus in by_name(data.train).values())
     seconds = audio_seconds(trials)
     if seconds is None:
         return f"{names}: {_trials(trials)}"
@@ -137,6 +143,13 @@ def _model(module: DetectionModule) -> str:
             told.append(f"{name} {value}")
     encoder = type(backbone).__name__ if source is None else f"{type(backbone).__name__} {source}"
     return f"{encoder}, {' '.join(told)}, {type(module.detector.classifier).__name__}"
+
+
+def _started_from(module: DetectionModule) -> str:
+    """What trained weights the module begins with, besides the backbone's; empty for none."""
+    init_from = module.detector.adaptation.init_args.get("init_from")
+    init_from = [init_from] if isinstance(init_from, str) else init_from or []
+    return ", ".join(filter(None, (module.init_weights, *map(str, init_from))))
 
 
 def _steps(trainer: Trainer, total: int | float) -> str:

@@ -3,6 +3,10 @@
 import csv
 import io
 import json
+import re
+import shutil
+import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from moelora_ad.evaluation.reports.evaluating import evaluate_files, summarise_r
 from moelora_ad.evaluation.reports.results import Results
 from moelora_ad.evaluation.reports.rows import FIGURE_ROW, as_csv, as_json, figure_rows
 from moelora_ad.evaluation.reports.tables import group_tables, rounded, sets_table, tables
-from moelora_ad.evaluation.reports.text_table import TextTable, as_latex, as_markdown, as_rich
+from moelora_ad.evaluation.reports.text_table import TextTable, as_latex, as_markdown, as_rich, blocks, latex_file
 from moelora_ad.evaluation.score_files.paths import ScoreFile
 
 
@@ -102,10 +106,79 @@ def test_any_name_can_stand_in_any_table(names: list[str]) -> None:
     assert len(rows) == len(names) + 2
     assert all(printable(name).isprintable() for name in names)
     latex = as_latex(table).split("\n")
-    assert len(latex) == len(names) + 8
+    assert len([line for line in latex if line.endswith(r"\\")]) == len(names) + 1
     console = Console(width=200, file=io.StringIO())
     console.print(as_rich(table))
     assert console.file.getvalue().count("1.0") >= len(names)  # type: ignore[attr-defined]
     rows_of_csv = [{"set": name, "eer": 0.1} for name in names]
     read = list(csv.DictReader(io.StringIO(as_csv(rows_of_csv, ("set", "eer")))))
     assert [row["set"] for row in read] == [printable(name) for name in names]
+
+
+CELLS = st.text("abcdefgh123456789.", max_size=30)
+
+
+@st.composite
+def text_tables(draw: st.DrawFn) -> TextTable:
+    number = draw(st.integers(1, 6))
+    row = st.lists(CELLS, min_size=number, max_size=number)
+    rows = draw(st.lists(row, max_size=4))
+    words = draw(st.one_of(st.integers(0, 2), st.sets(st.integers(0, number - 1))))
+    places = st.tuples(st.integers(0, max(len(rows) - 1, 0)), st.integers(0, number - 1))
+    return TextTable("title", draw(row), rows, words, bold=draw(st.sets(places)))
+
+
+@given(text_tables(), st.integers(16, 120))
+def test_on_any_terminal_a_table_is_narrow_enough_and_whole(table: TextTable, width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    console.print(as_rich(table))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line) <= width for line in printed.splitlines())
+    # Every cell stands once, those of the first columns once in each block.
+    num_blocks = printed.count("\n ─") or blocks(table, width)
+    first = next((at for at in range(len(table.columns)) if not table.is_word(at)), len(table.columns))
+    expected = Counter("title")
+    for number, row in enumerate([table.columns, *table.rows], -1):
+        for at, cell in enumerate(row):
+            is_bold = number >= 0 and table.is_bold(number, at)
+            times = num_blocks if at < first else 1
+            expected.update({c: times * n for c, n in Counter(("*" if is_bold else "") + cell).items()})
+    found = Counter(re.sub(r"[\s─]", "", printed))
+    assert {c: n for c, n in found.items() if c != "*"} == {c: n for c, n in expected.items() if c != "*" and n}
+    assert found["*"] >= bool(expected["*"])
+
+
+def test_numbers_are_not_broken_and_blocks_repeat_the_first_column() -> None:
+    columns = ("system", *(f"set{number}" for number in range(6)))
+    table = TextTable("t", columns, [("a_name", *["12.34 ± 5.67"] * 6), ("b", *["1.00 ± 0.10"] * 6)])
+    for width, num_blocks in ((120, 1), (80, 2), (40, 3)):
+        console = Console(width=width, file=io.StringIO())
+        console.print(as_rich(table))
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        assert printed.count("12.34 ± 5.67") == 6
+        assert printed.count("a_name") == blocks(table, width) == num_blocks
+
+
+def test_latex_tables_have_caption_label_and_rules_and_no_label_twice(results: Results) -> None:
+    listed = tables(results)
+    text = latex_file([*listed, listed[0]])
+    assert text.startswith(r"% needs \usepackage{booktabs} and \usepackage{graphicx}")
+    labels = re.findall(r"\\label\{(.*?)\}", text)
+    assert len(labels) == len(set(labels)) == len(listed) + 1
+    assert labels[0] == "tab:sets"
+    for rule in ("toprule", "midrule", "bottomrule", "caption{", "begin{table}", "end{table}", "end{tabular}"):
+        assert text.count(f"\\{rule}") == len(listed) + 1
+    assert "hline" not in text
+    assert r"$-$1.5 [$-$2, +0.5]" in as_latex(TextTable("t", ("a-1", "b"), [("e3-r8", "-1.5 [-2, +0.5]")]))
+    assert "e3-r8" in as_latex(TextTable("t", ("a-1", "b"), [("e3-r8", "-1.5 [-2, +0.5]")]))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles(results: Results, tmp_path: Path) -> None:
+    odd = TextTable("_ & % $ # { } ~ ^ \\ < >", ("a", "b_"), [("[x] ± …", "*"), ("* y", "-1")], notes=["100 % & more_"])
+    preamble = r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}"
+    (tmp_path / "a.tex").write_text(f"{preamble}\n{latex_file([*tables(results), odd])}\n\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "a.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2_000:]
+    assert "Overfull" not in done.stdout

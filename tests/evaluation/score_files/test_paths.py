@@ -51,7 +51,35 @@ def test_a_run_gives_the_scores_of_its_best_checkpoint(tmp_path: Path, make_run:
     assert "dev is left out" in found.notes[1]
     other = make_run("lora", 2)
     assert [file.run for file in find_score_files([str(run), str(other)]).files] == ["seed_1"] * 2 + ["seed_2"] * 2
-    assert find_pairs(str(run), str(other)).systems == ("seed_1", "seed_2")
+    assert find_pairs(str(run), str(other)).systems == ("lora (seed 1)", "lora (seed 2)")
+
+
+def test_systems_are_called_by_the_records_of_their_runs(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    lora, moe, other = make_run("lora", 1), make_run("moe", 1), make_run("moe", 2, system="lora", seed=1)
+
+    def called(first: Path, second: Path) -> tuple[str, str]:
+        return find_pairs(str(first), str(second)).systems
+
+    assert called(lora, moe) == ("lora (seed 1)", "moe (seed 1)")
+    of_sets = called(lora / "scores/best/in_domain.csv", moe / "scores/best/in_domain.csv")
+    assert of_sets == called(lora / "scores/best", moe) == ("lora (seed 1)", "moe (seed 1)")
+    # One system and seed twice: what differs in their paths tells them apart.
+    assert called(lora, other) == ("lora (seed 1, lora/seed_1)", "lora (seed 1, moe/seed_2)")
+    shutil.copytree(lora / "scores/best", lora / "scores/last")
+    assert called(lora / "scores/best", lora / "scores/last") == ("lora (seed 1, best)", "lora (seed 1, last)")
+    assert called(lora, lora) == ("lora (seed 1) (first)", "lora (seed 1) (second)")
+    # No run, or none that can be read.
+    bare = made(tmp_path / "bare", "in_domain.csv", "out_of_domain.csv")
+    assert called(lora, bare)[0] == "lora (seed 1)"
+    assert called(bare, lora)[0].endswith("bare")
+    (moe / "run.json").write_text("{")
+    assert called(lora / "scores/best", moe / "scores/best") == ("lora (seed 1)", "moe")
+
+
+def test_a_folder_of_runs_points_to_the_verb_for_them(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    make_run("lora", 1)
+    with pytest.raises(PathError, match="it has runs: name one of them, or compare their systems by results --compare"):
+        find_score_files([str(tmp_path / "runs")])
 
 
 def test_a_run_whose_record_names_no_scores_gives_the_newest(tmp_path: Path, make_run: Callable[..., Path]) -> None:

@@ -279,6 +279,8 @@ def test_nothing_waits_for_a_pipe_or_reads_a_device(model, name):
         ({"window": 0}, "'window'"),
         ({"window": True}, "'window'"),
         ({"window": 1}, "'window'"),
+        ({"fill": 0}, "'fill'"),
+        ({"fill": "whole"}, "'fill'"),
         ({"window": 10**400}, "a whole number of 401 digits"),
         ({"sample_rate": 8000}, "'sample_rate'"),
         ({"sites": ["layers.0.fc1"]}, "adapted 1 projections"),
@@ -327,7 +329,7 @@ def test_a_config_that_does_not_fit_is_refused(model, fields, expected):
 
 def test_a_field_that_is_missing_is_named(model):
     config = json.loads((model / "config.json").read_text())
-    for name in config.keys() - {"format", "library", "backbone", "precision", "backbone_files"}:
+    for name in config.keys() - {"format", "library", "backbone", "precision", "backbone_files", "fill"}:
         (model / "config.json").write_text(json.dumps({n: v for n, v in config.items() if n != name}))
         assert f"has no field {name!r}" in refusal(model)
 

@@ -19,7 +19,7 @@ from moelora_ad.models.saving.packaged import found_model, packaged_models
 
 PROJECT = Path(__file__).parents[3]
 CORPUS = PROJECT / "experiments" / "quickstart" / "corpus"
-# What `moelora-ad test` gave these utterances when the model was made (raw log-odds, float32), and its calibration.
+# What the model gave these utterances, whole, when it was made (raw log-odds, float32), and its calibration.
 RAW: dict[str, float] = json.loads((Path(__file__).parent / "mini_scores.json").read_text())
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from rich import reconfigure
 
-from moelora_ad.training.callbacks.progress import duration, with_progress
+from moelora_ad.training.callbacks.progress import BatchLines, duration, with_progress
 from moelora_ad.training.callbacks.start_summary import StartBlock, audio_seconds, with_start_block
 
 EXPERTS = 2 * 4 * 2 * 2 * 2 * 32  # layers, projections, experts, matrices of rank 2 and width 32
@@ -105,6 +105,24 @@ def test_the_bar_shows_the_dev_eer(told, write_config, lightning, monkeypatch):
     assert re.search(r"[\r\n]train: +train: 12 trials", plain)  # on a line of its own
 
 
+def test_a_log_has_a_line_from_within_epochs_and_sets(told, write_config, lightning, monkeypatch):
+    monkeypatch.setattr("moelora_ad.training.callbacks.progress._SECONDS_BETWEEN", 0.0)
+    code, _, err = lightning("fit", "--config", write_config(told))
+    assert code == 0
+    lines = [line for line in err.splitlines() if " batches" in line]
+    left = r", \S+ m?s left"
+    for wanted in (
+        r"epoch 1/2: 1 of 3 batches(, loss \S+)?",
+        rf"epoch 2/2: 2 of 3 batches, loss \d\.\d+{left}",
+        r"epoch 2/2: 3 of 3 batches, loss \d\.\d+",
+        r"dev: 1 of \d+ batches",
+    ):
+        assert any(re.fullmatch(wanted, line) for line in lines), (wanted, lines)
+    # Sets that are tested, too, and nothing when it goes fast.
+    monkeypatch.setattr("moelora_ad.training.callbacks.progress._SECONDS_BETWEEN", 30.0)
+    assert " batches" not in lightning("fit", "--config", write_config(told))[2]
+
+
 def test_effective_batch(told, write_config, lightning):
     options = ("--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs", "-1", "--trainer.max_steps", "3")
     code, out, _ = lightning("fit", "--config", write_config(told), *options, "--test_after_fit", "false")
@@ -130,7 +148,9 @@ def test_what_the_user_chose_stays():
 
 def test_evaluation_tells_no_epochs(monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
-    assert with_progress({"callbacks": None}, lines=False) == {"callbacks": [], "enable_progress_bar": False}
+    found = with_progress({"callbacks": None}, lines=False)
+    assert [type(callback) for callback in found["callbacks"]] == [BatchLines]
+    assert found["enable_progress_bar"] is False
 
 
 def test_length_of_a_corpus_is_not_looked_up_where_that_takes_long(data):

@@ -1,14 +1,18 @@
-"""What meta-learning and the checks at a start need of a module in training."""
+"""The loss of a batch, of which meta-learning makes several."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from moelora_ad.adapters import AuxiliaryTerms
 from moelora_ad.data.dataset import Batch
+from moelora_ad.errors import InputError
+from moelora_ad.models import Detector
+from moelora_ad.training.losses.tether import Tether
 
 
 class SharedLoss(NamedTuple):
@@ -60,20 +64,58 @@ class LossModule(LightningModule):
     """A module that tells the loss of a part of a batch.
 
     Attributes:
+        detector: in training.
         class_weights: (2,) of spoof and bona fide in the loss.
+        loss: makes losses (n,) of logits (n, 2) and labels (n,).
         auxiliary: losses of the adaptation besides it, or None.
+        tether: what holds the detector to its start, or None.
         meta_learning: what makes a step of several such losses, or None.
     """
 
+    detector: Detector
     class_weights: Tensor
+    loss: nn.Module
     auxiliary: AuxiliaryTerms | None
+    tether: Tether | None
     meta_learning: object | None
 
     def training_loss(self, batch: Batch, prefix: str = "train/") -> SharedLoss:
-        """The loss of a batch, which is logged. All processes call it together.
+        """The loss of a batch with the auxiliary losses of the adaptation and the tether's; each is logged by itself,
+        that of all processes, which call this together.
 
         Args:
             batch: the trials of this process.
             prefix: of the names in the log.
         """
-        raise NotImplementedError
+        with nullcontext() if self.auxiliary is None else self.auxiliary.watch(self.detector.backbone.encoder):
+            logits = self(batch.waveforms, batch.lengths)
+        terms = {} if self.auxiliary is None else self.auxiliary.terms()
+        named = {f"auxiliary/{name}": term for name, term in terms.items()}
+        if self.tether is not None:
+            named["tether"] = self.tether.term(self.detector, batch, logits)
+        loss = shared_loss(*self._weighted(logits, batch), named)
+        logged = {**loss.parts, "total_loss": loss.of_all} if named else loss.parts
+        for name, value in logged.items():
+            # Processes need not talk about it again. A bar would wait for a GPU; ours shows what the check has read.
+            shown = name == "loss" and self.device.type == "cpu"
+            self.log(f"{prefix}{name}", value, prog_bar=shown, on_step=True, on_epoch=True, batch_size=1)
+        return loss
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Of this process alone; 0 of an idle pass."""
+        if not len(batch.trials):
+            return 0.0 * logits.sum()
+        return weighted_mean(*self._weighted(logits, batch))
+
+    def _weighted(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sums of the weighted losses and of the weights, over the clips of trials that could be read."""
+        clips = len(logits) // len(batch.trials)
+        labels = batch.labels.where(batch.read, 0).repeat_interleave(clips)
+        weights = self.class_weights[labels].where(batch.read.repeat_interleave(clips), 0.0)
+        losses = self.loss(logits.to(self.class_weights.dtype), labels)
+        if losses.shape != labels.shape:
+            raise InputError(
+                f"model.loss: {type(self.loss).__name__} gives {tuple(losses.shape)} for {len(labels)} trials, not one "
+                "value for each: set reduction to none, the mean is taken here"
+            )
+        return (weights * losses.where(weights > 0, 0.0)).sum(), weights.sum()

@@ -1,0 +1,39 @@
+"""A few trials of a corpus."""
+
+import numpy as np
+
+from moelora_ad.corpora.corpus import Corpus
+from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, TrialList
+from moelora_ad.errors import InputError
+
+
+class Few(Corpus):
+    """Trials of another corpus, drawn at random, for learning from little.
+
+    Args:
+        corpus: They are drawn from it.
+        num: How many spoofs, and how many bona fide trials; of a class that has fewer, all of them.
+        seed: Of the draw; it is the same for the same corpus, seed and number.
+        rest: All the others instead, to be tested on.
+
+    Raises:
+        InputError: ``num`` is below 1.
+    """
+
+    def __init__(self, corpus: Corpus, num: int, seed: int = 1, rest: bool = False) -> None:
+        if num < 1:
+            raise InputError(f"Few: num is {num}: draw one trial of each class at least")
+        self.name = corpus.name
+        self.corpus = corpus
+        self.num = num
+        self.seed = seed
+        self.rest = rest
+
+    def trials(self) -> TrialList:
+        """See `Corpus.trials`."""
+        trials = self.corpus.trials()
+        generator = np.random.default_rng(self.seed)
+        drawn = np.zeros(len(trials), bool)
+        for label in (BONA_FIDE, SPOOF):
+            drawn[generator.permutation(np.flatnonzero(trials.labels == label))[: self.num]] = True
+        return trials.select(np.flatnonzero(drawn != self.rest))

@@ -1,0 +1,33 @@
+"""Leaving one attack out: what its test set is called, and the systems that were trained without it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HELD_OUT = "held_out"
+"""The test set of the attack that a run was trained and selected without."""
+
+
+def held_out_attack(configuration: Mapping[str, Any]) -> str | None:
+    """The attack that a run was trained and selected without; None for an ordinary run.
+
+    Args:
+        configuration: a run's ``config.yaml``.
+    """
+    data = configuration.get("data")
+    attack = data.get("held_out_attack") if isinstance(data, dict) else None
+    return None if attack is None else str(attack)
+
+
+def name_without(system: str, attack: str) -> str:
+    """What a sweep calls a system that is trained without an attack; a folder can be called so."""
+    return f"{system}{_ending(attack)}"
+
+
+def system_of(name: str, attack: str) -> str:
+    """The system's own name, of what `name_without` made; any other name is the system's own."""
+    return name.removesuffix(_ending(attack))
+
+
+def _ending(attack: str) -> str:
+    return f"-without_{re.sub(r'[^A-Za-z0-9_.+=,-]', '_', attack)}"
