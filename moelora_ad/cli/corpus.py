@@ -49,7 +49,6 @@ def listed_corpora() -> list[dict[str, str]]:
     """Of each corpus class ``class_path``, what it reads (``what``), its ``init_args`` and the official numbers of
     ``trials``."""
     from moelora_ad import corpora
-    from moelora_ad.corpora.selection import SelectionArguments
 
     classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
     return [
@@ -64,6 +63,8 @@ def listed_corpora() -> list[dict[str, str]]:
 
 
 def _list(json_path: str | None) -> int:
+    from moelora_ad.corpora.selection import SelectionArguments
+
     rows = listed_corpora()
     listed = [(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"]) for row in rows]
     columns = ("CLASS", "what", "init_args", "official trials")
