@@ -1,14 +1,21 @@
-"""The README's Python, word for word: on a small random model in the place of one from the hub, and for a few steps."""
+"""Python of the README and the pages, word for word: on a small random model in the place of one of the hub, and for a
+few steps."""
 
 import re
 from pathlib import Path
 
 import lightning.pytorch
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+from moelora_ad import load
+from moelora_ad.audio import read_audio
+
+PROJECT = Path(__file__).parents[1]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+PYTHON = (PROJECT / "docs/howto/python.md").read_text(encoding="utf-8")
 
 
 def test_a_model_that_is_not_ours_is_adapted_as_the_readme_does(monkeypatch, capsys):
@@ -18,16 +25,35 @@ def test_a_model_that_is_not_ours_is_adapted_as_the_readme_does(monkeypatch, cap
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda _: bert)
     found: dict = {}
     exec(example, found)
-    assert len(found["sites"]) == 12
+    assert len([line for line in example.splitlines() if line]) == 8
+    assert len(found["sites"]) == 24
     shown = capsys.readouterr().out
     gates = torch.tensor([float(number) for number in re.findall(r"\d\.\d+", shown)])
     torch.testing.assert_close(gates, found["routing"].sites()[found["sites"][0]].mean_gate, rtol=0, atol=1e-4)
     assert (gates > 0).sum() >= 2
 
 
+def test_a_file_is_scored_as_the_readme_does(monkeypatch, capsys):
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Scorer" in code]
+    assert len([line for line in example.splitlines() if line]) == 3
+    monkeypatch.chdir(PROJECT)
+    exec(example, {})
+    sound = re.search(r'"(experiments/.*?)"', example)[1]
+    assert main_score(sound) == pytest.approx(float(capsys.readouterr().out), abs=1e-4)
+
+
+def main_score(sound: str) -> float:
+    """As the detector itself gives it: its calibrated log-odds of the only window."""
+    detector = load("mini")
+    clip = read_audio(sound)
+    logits = detector(torch.from_numpy(np.resize(clip, detector.window)).unsqueeze(0)).float()[0]
+    assert len(clip) <= detector.window
+    return detector.calibration["scale"] * (logits[1] - logits[0]).item() + detector.calibration["offset"]
+
+
 @pytest.mark.slow
-def test_training_without_yaml_as_the_readme_does(monkeypatch, tmp_path, capsys, quickstart):
-    (example,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "DetectionModule(" in code]
+def test_training_without_yaml_as_its_page_does(monkeypatch, tmp_path, capsys, quickstart):
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL) if "DetectionModule(" in code]
     assert len([line for line in example.splitlines() if line]) <= 15
     shorter = {"accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 2, "logger": False}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}

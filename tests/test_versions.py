@@ -19,7 +19,7 @@ def requirements() -> dict[str, Requirement]:
     """What is needed to run and to test."""
     project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    used = ("archives", "onnx", "parquet", "serve", "slurm", "test")
+    used = ("archives", "docs", "onnx", "parquet", "serve", "slurm", "test")
     lines = [*project["dependencies"], *(line for extra in used for line in extras[extra])]
     found = [Requirement(line) for line in lines]
     return {one.name: one for one in found if one.name != project["name"]}

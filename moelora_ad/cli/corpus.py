@@ -45,12 +45,13 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     return _check(found, None if arguments.all else arguments.samples, arguments.json)
 
 
-def _list(json_path: str | None) -> int:
+def listed_corpora() -> list[dict[str, str]]:
+    """Of each corpus class ``class_path``, what it reads (``what``), its ``init_args`` and the official numbers of
+    ``trials``."""
     from moelora_ad import corpora
-    from moelora_ad.corpora.selection import SelectionArguments
 
     classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
-    rows = [
+    return [
         {
             "class_path": f"moelora_ad.corpora.{one.__name__}",
             "what": (inspect.getdoc(one) or "").split("\n\n")[0].replace("\n", " ").replace("``", ""),
@@ -59,6 +60,12 @@ def _list(json_path: str | None) -> int:
         }
         for one in sorted(classes, key=lambda one: one.__name__.lower())
     ]
+
+
+def _list(json_path: str | None) -> int:
+    from moelora_ad.corpora.selection import SelectionArguments
+
+    rows = listed_corpora()
     listed = [(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"]) for row in rows]
     columns = ("CLASS", "what", "init_args", "official trials")
     print_table(TextTable("corpora: class_path moelora_ad.corpora.CLASS", columns, listed, len(columns)))

@@ -11,7 +11,7 @@ import pytest
 from moelora_ad import analysis
 from moelora_ad.evaluation import ScoreTable
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/howto/experts.md").read_text(encoding="utf-8")
 HERE = {"device": "cpu", "workers": 0}
 
 
@@ -67,8 +67,8 @@ def test_routing(fitted, tmp_path):
     assert {path.name for path in files} >= {"routing.json", "routing.csv", "routing.md", "routing-gates.png"}
 
 
-def test_the_readmes_example(fitted, tmp_path, monkeypatch, capsys):
-    (example,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "analyze_routing" in code]
+def test_the_example_of_the_page(fitted, tmp_path, monkeypatch, capsys):
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "analyze_routing" in code]
     (path,) = re.findall(r'"(runs/.*?)"', example)
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).symlink_to(fitted["mixture", 1], target_is_directory=True)

@@ -13,7 +13,7 @@ from moelora_ad.evaluation.metrics.set_evaluation import SetEvaluation
 class MacroAverage(NamedTuple):
     """An unweighted mean over sets.
 
-    Args:
+    Attributes:
         name: ``macro_all``, or ``macro_ood`` without the sets of the training corpus.
         figure: Its name in `Figures`.
         value: The mean.

@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 class Difference(NamedTuple):
     """A figure of two systems on the same trials.
 
-    Args:
+    Attributes:
         first: The first system's.
         second: The second system's.
         difference: First - second.

@@ -44,7 +44,7 @@ _ASVSPOOF_5 = ("filename", "cm-score")
 class Scores(NamedTuple):
     """Scores whose trials are known by their ids alone: join them with a key (`join_scores`).
 
-    Args:
+    Attributes:
         utterances: n ids; unique.
         scores: (n,) finite.
         num_failed: Further trials that the file lists with an error in place of a score.

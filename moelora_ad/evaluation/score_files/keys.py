@@ -36,7 +36,7 @@ _ACCEPTED = (
 class Joined(NamedTuple):
     """Scores with the trials of a key.
 
-    Args:
+    Attributes:
         table: The trials that both have, in the key's order.
         num_missing: Trials of the key without a score.
         num_extra: Scores of utterances that the key does not have.
