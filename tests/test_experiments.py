@@ -240,7 +240,7 @@ def test_every_configuration_is_one_of_these():
     apart = {"paper.yaml", "quickstart.yaml", "mldg.yaml", "corpora/paper_test_sets.yaml", "mini/mini.yaml"}
     recipes = {f"recipes/{name}.yaml" for name in ("tak2022", "tak2022_df", "adapters", "quickstart_aasist")}
     rows = {f"adapters/{path.name}" for path in ADAPTERS}
-    elsewhere = {name for name in names if name.startswith(("sweeps/", "loggers/"))} | {
+    elsewhere = {name for name in names if name.startswith(("sweeps/", "loggers/", "extend/"))} | {
         f"mini/{name}.yaml" for name in ("sweep", "about", "float32")
     }  # tested with what reads them
     assert names == apart | recipes | rows | elsewhere

@@ -149,7 +149,7 @@ def test_finite_differences_agree_with_second_order(small_whisper, data, trainer
     before, recorder = one_step(trainer, tmp_path, model, data(batch_size=8))
     before_double = copy.deepcopy(before).double()
     log_mel = before.detector.backbone.log_mel  # single precision always
-    before_double.detector.backbone.log_mel = lambda waveforms: log_mel(waveforms.float()).double()
+    before_double.detector.backbone.log_mel = lambda waveforms, lengths: log_mel(waveforms.float(), lengths).double()
     (_, meta_train, _), (_, meta_test, _) = recorder.parts
     theta = {name.removeprefix("detector."): p.detach() for name, p in trained(before_double).items()}
     direction = {name: torch.randn_like(p) for name, p in theta.items()}

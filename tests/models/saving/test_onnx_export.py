@@ -64,6 +64,7 @@ def test_a_small_detector_of_any_batch_and_length(tmp_path, small_wav2vec2):
         "samples": "any",
         "window": "4000",
         "hop": "2000",
+        "fill": "4000",
         "sample_rate": "16000",
         "precision": "32-true",
         "model": "mine@1",
@@ -89,7 +90,7 @@ def test_a_small_detector_of_any_batch_and_length(tmp_path, small_wav2vec2):
 class OfOneLength(torch.nn.Module):
     """A stand-in for a detector whose head is made for so many frames and no others."""
 
-    window, calibration, about = 4_000, None, None
+    window, fill, calibration, about = 4_000, 1_600, None, None
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +109,7 @@ def test_a_detector_of_one_length_says_so(tmp_path):
         assert largest_difference(detector, tmp_path / "model.onnx", speech(3, 4_000)[:rows]) < 1e-4
     facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
     assert (facts["samples"], facts["window"], facts["calibration"]) == ("4000", "4000", "null")
+    assert facts["fill"] == "4000"  # a shorter clip would not fit
     assert len(facts["model"]) == 64
 
 
