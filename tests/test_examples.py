@@ -233,7 +233,7 @@ def test_a_corpus_of_ones_own_is_trained_on_tested_and_checked(
     assert "--allow examples" in lightning("corpus", "check", "--config", config)[2]
     code, out, err = lightning("corpus", "check", "--config", config, "--allow", "examples")
     assert code == 0, err
-    assert "all is right" in out
+    assert "no problems found" in out
     model = exported(lightning, run, tmp_path / "model")
     about = json.loads((model / "config.json").read_text())["about"]
     assert about["data"]["training"] == "Calls train"

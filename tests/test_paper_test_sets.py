@@ -222,7 +222,7 @@ def test_from_downloads_to_the_table_of_results(command, keys, tmp_path, monkeyp
     # All that is off is that these are small copies.
     code, out = command("moelora-ad corpus check --all --json found.json", *options)
     assert code == 1
-    assert "8 of 8 corpora are not as they should be" in out
+    assert "8 of 8 corpora have problems" in out
     assert "test.FakeAVCeleb_all (FakeAVCeleb_all): trials: 21,544 expected, 6 found" in out
     found = json.loads((tmp_path / "found.json").read_text())
     counts = {"train": (6, 6), "dev": (3, 3)} | {f"test.{name}": count for name, count in SETS.items()}

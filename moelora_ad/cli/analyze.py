@@ -1,4 +1,4 @@
-"""The verb analyze: what the experts of trained models do."""
+"""The command analyze: what the experts of trained models do."""
 
 import argparse
 import difflib
@@ -195,7 +195,7 @@ def _stability_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--set",
         metavar="NAME",
-        help="where routing is compared: dev, train or a test set (default: dev)",
+        help="set whose routing is compared: dev, train or a test set (default: dev)",
     )
     _add_permutations(parser, 100)
     add_passes(parser)
@@ -237,16 +237,16 @@ def _add_sets(parser: Parser) -> None:
 
 def _add_permutations(parser: Parser, default: int) -> None:
     parser.add_argument("--permutations", type=_whole(1), metavar="N", help=f"default: {default}")
-    parser.add_argument("--seed", type=_whole(0), help="of the permutations (default: 1)")
+    parser.add_argument("--seed", type=_whole(0), help="seed of the permutations (default: 1)")
 
 
 def add_bootstrap(parser: Parser) -> None:
     parser.add_argument("--resamples", type=_whole(1), metavar="N", help="default: 1000")
-    parser.add_argument("--seed", type=_whole(0), help="of the bootstrap (default: 1)")
+    parser.add_argument("--seed", type=_whole(0), help="seed of the bootstrap (default: 1)")
 
 
 def _add_building(parser: Parser) -> None:
-    parser.add_argument("--backbone", metavar="DIR", help="where the encoder is, if not where the run found it")
+    parser.add_argument("--backbone", metavar="DIR", help="folder of the encoder, if it has moved since the run")
     add_allow(parser)
 
 
@@ -264,7 +264,7 @@ def add_passes(parser: Parser) -> None:
         "--precision",
         type=_precision,
         metavar="NAME",
-        help="that models are computed in (default: the one that each was judged in)",
+        help="precision of the models (default: that of each one's evaluation)",
     )
 
 

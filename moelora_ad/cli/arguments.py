@@ -47,14 +47,14 @@ def new_folder(to: str) -> Path:
 def add_resamples(parser: Any, default: str = "default: 1000") -> None:
     """Add the options of a bootstrap to a parser, or to a group of one."""
     add = parser.add_argument
-    add("--resamples", type=int, default=1000, metavar="N", help=f"of the bootstrap ({default})")
+    add("--resamples", type=int, default=1000, metavar="N", help=f"resamples of the bootstrap ({default})")
     add(
         "--cluster",
         type=words,
         metavar="A,B",
         help="fields whose combinations are resampled (default: speaker,attack)",
     )
-    add("--seed", type=int, default=1, help="of the bootstrap (default: 1)")
+    add("--seed", type=int, default=1, help="seed of the bootstrap (default: 1)")
 
 
 def check_resamples(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
@@ -82,11 +82,11 @@ def add_scorer(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="MODEL",
         help="the folder of a model that was exported, the id of one on the hub, or the name of one that comes with "
-        "the package (see the verb models; ./NAME is a folder of that name)",
+        "the package (see moelora-ad models; ./NAME is a folder of that name)",
     )
     parser.add_argument("--revision", help="commit, tag or branch of the hub repository")
     parser.add_argument(
-        "--backbone", metavar="DIR", help="where the pretrained encoder is, if not where the model says"
+        "--backbone", metavar="DIR", help="folder of the pretrained encoder, if it is not where the model says"
     )
     parser.add_argument("--prior", type=float, default=0.5, help="how probable bona fide is beforehand (default: 0.5)")
     parser.add_argument(
@@ -99,7 +99,7 @@ def add_scorer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=CHOICES,
-        help="that the encoder is computed in (default: the one that the model was judged in); bf16 is bf16-mixed, and "
+        help="precision of the encoder (default: that of the model's evaluation); bf16 is bf16-mixed, and "
         "tf32 is 32-true with the faster products of GPUs since Ampere",
     )
     add_allow(parser)

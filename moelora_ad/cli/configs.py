@@ -1,4 +1,4 @@
-"""The verb configs: the configurations that come with the package."""
+"""The command configs: the configurations that come with the package."""
 
 import json
 import os
@@ -34,7 +34,7 @@ _EXAMPLES = """examples:
 _KINDS = {
     "experiment": "experiments: --config NAME",
     "overlay": "overlays, which change an experiment: --config EXPERIMENT --config NAME",
-    "sweep": "sweeps: the verb sweep",
+    "sweep": "sweeps: moelora-ad sweep NAME",
     "data": "data that experiments name: configs copy NAME",
 }
 

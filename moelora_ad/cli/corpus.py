@@ -1,4 +1,4 @@
-"""The verb corpus: what corpora there are, and whether those of an experiment are right."""
+"""The command corpus: what corpora there are, and whether those of an experiment are right."""
 
 import inspect
 import json
@@ -138,7 +138,7 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
         for reason in list(report.undecodable.values())[1:_LISTED]:
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
     off = sum(bool(report.problems) for report in reports.values())
-    console.print("all is right" if not off else f"{off} of {len(reports)} corpora are not as they should be")
+    console.print("no problems found" if not off else f"{off} of {len(reports)} corpora have problems")
     _write(json_path, {place: report.as_dict() for place, report in reports.items()})
     return FAILED if off else 0
 

@@ -1,4 +1,4 @@
-"""The verb evaluate: figures, plots and a report from score files."""
+"""The command evaluate: figures, plots and a report from score files."""
 
 import argparse
 import math
@@ -62,7 +62,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add(
         "--phase",
         choices=PHASES,
-        help="of a key of ASVspoof 2021 (default: eval), or list of FakeAVCeleb (default: all)",
+        help="phase of an ASVspoof 2021 key (default: eval), or trial list of FakeAVCeleb (default: all)",
     )
     add("--format-in", choices=sorted(FORMATS), help="format of the score files (default: found out)")
     add("--allow-partial", action="store_true", help="use the trials that scores and key both have, and say how many")

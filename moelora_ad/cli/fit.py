@@ -1,4 +1,4 @@
-"""The verbs fit, validate, test and predict, and their short help."""
+"""The commands fit, validate, test and predict, and their short help."""
 
 from collections.abc import Sequence
 

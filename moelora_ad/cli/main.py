@@ -1,4 +1,4 @@
-"""The door: one program for every verb, and how all of them end when they are stopped.
+"""The program: one entry point for every verb, and how all of them end when they are stopped.
 
 Nothing heavy is imported before the verb is known, so that help and a mistyped verb answer at once.
 """
@@ -89,7 +89,7 @@ def _answer(program: str, arguments: list[str]) -> int:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VERBS)}"
-        print(f"{program}: error: no verb {verb!r}; {hint}", file=sys.stderr)
+        print(f"{program}: error: unknown command {verb!r}; {hint}", file=sys.stderr)
         return USAGE
     with _stopped_at_once(f"{program} {verb}"):
         run: Callable[[list[str], str], int] = importlib.import_module(f"moelora_ad.cli.{VERBS[verb][1]}").run
@@ -159,12 +159,12 @@ def _tell_stop(name: str, number: int, *words: object) -> None:
 
 def _help(program: str) -> str:
     verbs = "\n".join(f"  {verb:10} {what}" for verb, (what, _) in VERBS.items())
-    return f"""usage: {program} VERB [options]
+    return f"""usage: {program} COMMAND [options]
 
 Adapt a speech foundation model to audio deepfake detection.
 
-verbs:
+commands:
 {verbs}
 
-{program} VERB --help lists a verb's options. Configurations compose: --config a.yaml --config b.yaml --model.x=...
+{program} COMMAND --help lists its options. Configurations compose: --config a.yaml --config b.yaml --model.x=...
 first steps: {program} fit --config quickstart"""

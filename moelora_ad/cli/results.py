@@ -1,4 +1,4 @@
-"""The verb results: systems over their seeds (table 1 and figure 3 of the paper) from the folders of runs."""
+"""The command results: systems over their seeds (table 1 and figure 3 of the paper) from the folders of runs."""
 
 import argparse
 import sys

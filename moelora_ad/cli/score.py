@@ -1,4 +1,4 @@
-"""The verb score: what a model says of your own audio files."""
+"""The command score: what a model says of your own audio files."""
 
 import argparse
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 from moelora_ad.cli.arguments import OneLineArgumentParser, add_scorer, check_scorer, scorer_of
 from moelora_ad.errors import InputError
 
-_PATHS = """audio files; folders (searched to the bottom); quoted patterns ('calls/**/*.flac'); a list of files (.csv,
+_PATHS = """audio files; folders, with those inside them; quoted patterns ('calls/**/*.flac'); a list of files (.csv,
 .tsv, .jsonl, .parquet with a column 'path'); places in archives (x.zip, 'x.zip!/a.wav'); pipes; - for sound on standard
 input, or for one of these a line"""
 
@@ -54,7 +54,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("table", "jsonl", "csv"),
-        help="of the scores (default: by the ending of --output, or a table)",
+        help="format of the scores (default: by the ending of --output, or a table)",
     )
     parser.add_argument(
         "--output",
@@ -67,7 +67,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with the rows in --output, of the same model and options, after a run that was cut off",
     )
     parser.add_argument(
-        "--hop", type=float, metavar="SECONDS", help="from one window to the next (default: half a window)"
+        "--hop", type=float, metavar="SECONDS", help="seconds from one window to the next (default: half a window)"
     )
     parser.add_argument(
         "--track", type=int, metavar="N", help="audio track of each file, from 1 on (default: the file's default track)"
@@ -89,7 +89,7 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     if arguments.num_workers is not None and arguments.num_workers < 0:
         parser.error(f"--num-workers: must be at least 0, not {arguments.num_workers}")
     if arguments.timeline is not None and os.path.exists(arguments.timeline) and not os.path.isdir(arguments.timeline):
-        parser.error(f"--timeline: {arguments.timeline} is no folder; name the files first, or write --timeline=DIR")
+        parser.error(f"--timeline: {arguments.timeline} is not a folder; name the files first, or write --timeline=DIR")
     if arguments.output is not None and os.path.isdir(arguments.output):
         parser.error(f"--output: {arguments.output} is a folder; name a file")
     if arguments.output is not None and os.path.exists(arguments.output) and not os.path.isfile(arguments.output):

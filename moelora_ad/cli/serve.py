@@ -1,4 +1,4 @@
-"""The verb serve: a model behind a page and an API."""
+"""The command serve: a model behind a page and an API."""
 
 import argparse
 import importlib
@@ -52,9 +52,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (default: 8000)")
     parser.add_argument(
-        "--max-size", type=float, default=100.0, metavar="MIB", help="of a request, in MiB (default: 100)"
+        "--max-size", type=float, default=100.0, metavar="MIB", help="largest request, in MiB (default: 100)"
     )
-    parser.add_argument("--max-seconds", type=float, default=600.0, metavar="SECONDS", help="of a sound (default: 600)")
+    parser.add_argument(
+        "--max-seconds", type=float, default=600.0, metavar="S", help="longest sound, in seconds (default: 600)"
+    )
     parser.add_argument(
         "--queue",
         type=int,

@@ -1,4 +1,4 @@
-"""The verb sweep: a grid of training runs over systems and seeds."""
+"""The command sweep: a grid of training runs over systems and seeds."""
 
 import argparse
 import shlex

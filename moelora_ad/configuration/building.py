@@ -189,7 +189,7 @@ def detector_state(path: str, option: str = "--checkpoint") -> dict[str, Tensor]
 
 def _checkpoint(path: str, option: str = "--checkpoint") -> dict[str, Any]:
     if not Path(path).is_file():
-        raise InputError(f"{option}: {path} is no file")
+        raise InputError(f"{option}: {path} is not a file")
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True) if is_zipfile(path) else None
     except Exception as error:  # PyTorch meets a damaged file with many kinds of errors

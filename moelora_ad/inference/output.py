@@ -65,7 +65,7 @@ class DecisionRule(NamedTuple):
             )
         return (
             "score: raw log-odds of a model that is not calibrated: higher is more bona fide, but no probability can "
-            f"be given; verdict: bona fide from {self.threshold:.3g} on, a point that fits no particular use"
+            f"be given; verdict: bona fide from {self.threshold:.3g} on, a threshold chosen for no particular use"
         )
 
 

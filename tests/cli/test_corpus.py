@@ -63,7 +63,7 @@ def test_the_quickstarts_corpora_are_right():
         ["test.in_domain", "144", "60", "84", "unknown", "0"],
         ["test.out_of_domain", "148", "60", "88", "unknown", "0"],
     ]
-    assert done.stdout.rstrip().endswith("all is right")
+    assert done.stdout.rstrip().endswith("no problems found")
 
 
 def test_one_corpus_that_is_off_does_not_hide_another(run, tmp_path):
@@ -74,7 +74,7 @@ def test_one_corpus_that_is_off_does_not_hide_another(run, tmp_path):
     assert code == 1
     assert "none.csv: no such file" in out
     assert "decoding: 1 of 4 files cannot be read" in out
-    assert "2 of 3 corpora are not as they should be" in out
+    assert "2 of 3 corpora have problems" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report) == ["test.right", "test.none", "test.broken"]
     assert report["test.right"]["found"] == {"total": 4, "bona_fide": 2, "spoof": 2}

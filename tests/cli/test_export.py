@@ -306,7 +306,7 @@ def test_mistakes_are_one_line(run, export, tmp_path):
         assert (code, printed) == (2, "")
         return line
 
-    assert "is no file" in error(tmp_path / "absent.ckpt")
+    assert "is not a file" in error(tmp_path / "absent.ckpt")
     assert "is no checkpoint" in error(run.folder / "config.yaml")
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(run.checkpoint.read_bytes()[:-100])

@@ -1,4 +1,4 @@
-"""The door: fast answers, plain errors."""
+"""The program: fast answers, plain errors."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def test_version(monkeypatch, capsys):
 
 def test_a_mistyped_verb_gets_the_nearest_one(monkeypatch, capsys):
     assert call(monkeypatch, "fti") == 2
-    assert capsys.readouterr().err == "lightning: error: no verb 'fti'; did you mean 'fit'?\n"
+    assert capsys.readouterr().err == "lightning: error: unknown command 'fti'; did you mean 'fit'?\n"
     assert call(monkeypatch, "zzz") == 2
     assert "choose from fit, validate, test, predict" in capsys.readouterr().err
 
@@ -45,7 +45,7 @@ def test_help_and_mistakes_import_nothing_heavy():
 
 def test_the_three_names_are_one_program():
     done = subprocess.run([sys.executable, "-m", "moelora_ad", "--help"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("usage: python -m moelora_ad VERB")
+    assert done.stdout.startswith("usage: python -m moelora_ad COMMAND")
 
 
 # A verb as the source of a module: it sends a signal to itself, and waits.

@@ -216,7 +216,7 @@ def test_the_timeline(score, sounds):
         (["x.wav", "--output", "."], "--output: . is a folder"),
         (["x.wav", "--output", os.devnull], f"--output: {os.devnull} is a device or a pipe: leave the option out"),
         (["x.wav", "--num-workers", "-1"], "--num-workers: must be at least 0, not -1"),
-        (["--timeline", "short.wav", "x.wav"], "--timeline: short.wav is no folder; name the files first"),
+        (["--timeline", "short.wav", "x.wav"], "--timeline: short.wav is not a folder; name the files first"),
     ],
 )
 def test_mistakes_in_use_are_one_line_and_exit_code_2(score, sounds, monkeypatch, arguments, told):

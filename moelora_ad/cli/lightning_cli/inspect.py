@@ -1,4 +1,4 @@
-"""The verb inspect: what the model of a configuration costs, without its weights."""
+"""The command inspect: what the model of a configuration costs, without its weights."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         prog=f"{program} inspect",
         description=f"{__doc__} It takes --config and all other options of {program} fit, and these:",
     )
-    parser.add_argument("--seconds", type=float, help="of a clip (default: the training segment's)")
+    parser.add_argument("--seconds", type=float, help="length of a clip (default: that of the training segment)")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     add_allow(parser)
     own, rest = parser.parse_known_args(argv[1:])

@@ -1,4 +1,4 @@
-"""The verb plan: how long a training run will take and what it needs, from a few measured steps."""
+"""The command plan: how long a training run will take and what it needs, from a few measured steps."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The verb calibrate: make a model's scores log-likelihood ratios."""
+"""The command calibrate: make a model's scores log-likelihood ratios."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The verb export: a model to keep and to take anywhere, from a checkpoint of a training run, or from another model."""
+"""The command export: a model to keep and to take anywhere, from a checkpoint of a run or from another model."""
 
 import argparse
 import sys
@@ -24,7 +24,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         "--checkpoint",
         required=True,
         metavar="PATH",
-        help="of the run, for example last.ckpt; or the folder of a model",
+        help="checkpoint of a run, best the one that fit names at its end; or the folder of a model",
     )
     parser.add_argument("--to", required=True, metavar="DIR", help="folder of the model; made if it is not there")
     parser.add_argument(
@@ -45,7 +45,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         metavar="FILE",
         help="its score files, for the model card (default: those of the run, if the checkpoint is its best one)",
     )
-    parser.add_argument("--licence", metavar="ID", help="of the weights, for the model card, for example cc-by-4.0")
+    parser.add_argument("--licence", metavar="ID", help="licence of the weights, for example cc-by-4.0")
     parser.add_argument(
         "--about",
         metavar="FILE",

@@ -1,4 +1,4 @@
-"""The verb extend: an expert for a new attack, beside those that a model has, which stay as they are."""
+"""The command extend: an expert for a new attack, beside those that a model has, which stay as they are."""
 
 import argparse
 import math
@@ -57,7 +57,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add("--seed", type=int, default=1, help="fixes what is drawn, weights and order (default: 1)")
     training = parser.add_argument_group("training")
     add = training.add_argument
-    add("--steps", type=int, default=100, metavar="N", help="of the optimiser, in each run (default: 100)")
+    add("--steps", type=int, default=100, metavar="N", help="optimiser steps of each run (default: 100)")
     add("--start", type=float, default=0.5, metavar="W", help="weight of the new expert at first (default: 0.5)")
     add("--train-gates", action="store_true", help="train the old experts' gate rows too")
     add("--train-classifier", action="store_true", help="train the classifier too")

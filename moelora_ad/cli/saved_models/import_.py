@@ -1,4 +1,4 @@
-"""The verb import: a model that others have published, as one of ours."""
+"""The command import: a model that others have published, as one of ours."""
 
 import argparse
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser.add_argument(
         "--bona-fide",
         metavar="LABEL",
-        help="which of a classifier's two labels is bona fide, if their names do not say",
+        help="the label of bona fide, of a classifier whose labels do not say",
     )
     parser.add_argument(
         "--normalize",
@@ -37,13 +37,16 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         help="whether waveforms get zero mean and unit variance (default: what the file or its publisher's code says)",
     )
     parser.add_argument(
-        "--attention-heads", type=int, metavar="N", help="of an encoder of another width than the published ones"
+        "--attention-heads",
+        type=int,
+        metavar="N",
+        help="attention heads, if the encoder's width does not tell",
     )
     parser.add_argument(
         "--window",
         type=float,
         metavar="SECONDS",
-        help="of the clips that are scored (default: as its publisher has it)",
+        help="length of the clips that are scored (default: the publisher's)",
     )
     parser.add_argument("--revision", help="commit, tag or branch of the hub repository")
     arguments = parser.parse_args(argv[1:])

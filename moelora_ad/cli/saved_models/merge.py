@@ -1,4 +1,4 @@
-"""The verb merge: a mixture's experts as one LoRA, where that loses little enough."""
+"""The command merge: a mixture's experts as one LoRA, where that loses little enough."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         "every deciding set. The other sets are scored afterwards.",
         "that give the mean gates, and decide",
     )
-    parser.add_argument("--tolerance", type=points, metavar="POINTS", help="of EER that may be lost (default: 1)")
+    parser.add_argument("--tolerance", type=points, metavar="POINTS", help="largest accepted loss of EER (default: 1)")
     parser.add_argument(
         "--into-weights",
         action="store_true",

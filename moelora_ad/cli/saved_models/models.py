@@ -1,4 +1,4 @@
-"""The verb models: the detectors that come with the package."""
+"""The command models: the detectors that come with the package."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The verb prune: drop the experts of a model that no set misses."""
+"""The command prune: drop the experts of a model that no set misses."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         "below the margin on every deciding set. The other sets are scored afterwards: choose nothing by them.",
         "that decide which experts go",
     )
-    parser.add_argument("--margin", type=points, metavar="POINTS", help="of EER that may be lost (default: 1)")
+    parser.add_argument("--margin", type=points, metavar="POINTS", help="largest accepted loss of EER (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="measure on the deciding sets alone; write no model")
     return run_change(parser, argv[1:], _work)
 

@@ -157,5 +157,5 @@ def _steps(trainer: Trainer, total: int | float) -> str:
     epochs = trainer.max_epochs
     course = f"{int(per_epoch):,} an epoch" if epochs in (None, -1) else f"{epochs:,} epochs of {int(per_epoch):,}"
     at_most = "no limit" if total == float("inf") else f"at most {int(total):,}"
-    begun = f"; goes on after {trainer.global_step:,}" if trainer.global_step else ""
+    begun = f"; resumes after step {trainer.global_step:,}" if trainer.global_step else ""
     return f"{at_most}, {course}{begun}"

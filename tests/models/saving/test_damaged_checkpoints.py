@@ -74,7 +74,9 @@ def test_nothing_waits_for_a_pipe(lightning, run):
     checkpoint = run / "checkpoints" / "pipe.ckpt"
     os.mkfifo(checkpoint)
     for line in answers(lightning, run, checkpoint):
-        assert "pipe.ckpt is no regular file" in line or "pipe.ckpt is no file" in line or "no such checkpoint" in line
+        assert (
+            "pipe.ckpt is no regular file" in line or "pipe.ckpt is not a file" in line or "no such checkpoint" in line
+        )
     for device in ("/dev/zero", "/dev/null"):
         for line in answers(lightning, run, Path(device))[:3]:
             assert f"{device} is no" in line

@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_says_so_and_knows_its_best(told, write_config, light
     same_folder = ("--trainer.logger.init_args.version", "0")
     code, out, _ = lightning("fit", "--config", config, *more, *same_folder)
     assert code == 0
-    assert block_of(out)["steps"] == "at most 6, 2 epochs of 3; goes on after 3"
+    assert block_of(out)["steps"] == "at most 6, 2 epochs of 3; resumes after step 3"
     assert re.search(r"^epoch 2/2: .* \(best 1\.25 %\)", out, re.MULTILINE)
     assert "epoch 1/2:" not in out
 
