@@ -57,3 +57,8 @@ def shortened(text: str) -> str:
         return text
     told = f" [... more than {len(text) - _MOST:,} characters are left out ...] "
     return f"{text[: _MOST - _END - len(told)]}{told}{text[-_END:]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words, such as ``1 run`` and ``1,200 runs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -285,9 +285,9 @@ def test_files_that_could_not_be_scored_are_told(
     assert evaluate(*arguments) == 1
     line = one_line(capsys)
     assert "1 of 3 trials of the key have no score: c; give --allow-partial" in line
-    assert line.endswith("1 trials could not be scored (column 'error') and are in no figure")
+    assert line.endswith("1 trial could not be scored (column 'error'), in no figure")
     assert evaluate(*arguments, "--allow-partial") == 0
-    assert "scored: 1 trials could not be scored (column 'error')" in capsys.readouterr().out
+    assert "scored: 1 trial could not be scored (column 'error')" in capsys.readouterr().out
 
 
 def test_what_is_in_no_known_format_says_how_to_name_one(

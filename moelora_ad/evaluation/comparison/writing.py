@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from moelora_ad.errors import printable
+from moelora_ad.errors import counted, printable
 from moelora_ad.evaluation.comparison.attack_plot import attack_plot
 from moelora_ad.evaluation.comparison.attack_tables import matrix_table
 from moelora_ad.evaluation.comparison.attack_writing import write_matrix
@@ -71,10 +71,11 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
 def comparison_page(comparison: Comparison, plot: Plot, pairs: Sequence[TextTable] = ()) -> str:
     """The page; names come from files and are not trusted."""
     systems, runs = len(comparison.systems), len(comparison.runs)
+    sets = ", ".join(map(printable, comparison.sets))
     matrix = attack_matrix(comparison.runs)
     return template("results.html.j2").render(
-        title=f"{systems} system{'s' * (systems > 1)} over seeds" if runs > systems else f"{systems} systems",
-        subtitle=f"Audio deepfake detection; {runs} runs; sets: {', '.join(map(printable, comparison.sets))}",
+        title=counted(systems, "system") + (" over seeds" if runs > systems else ""),
+        subtitle=f"Audio deepfake detection; {counted(runs, 'run')}; sets: {sets}",
         notes=[printable(note) for note in comparison.notes],
         table_one=table_one(comparison),
         pairs=pairs,

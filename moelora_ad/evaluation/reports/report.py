@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from moelora_ad.errors import printable
+from moelora_ad.errors import counted, printable
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
 from moelora_ad.evaluation.metrics.set_evaluation import Figures
 from moelora_ad.evaluation.reports.pages import DARK_LINES, inline_svg, template
@@ -233,10 +233,10 @@ def _title(results: Results) -> str:
 
 def _subtitle(results: Results) -> str:
     if not results.files:
-        return f"Two systems on the same trials of {len(results.comparisons)} sets"
+        return f"Two systems on the same trials of {counted(len(results.comparisons), 'set')}"
     runs = {file.run for file in results.files}
     trials = sum(len(file.table) for file in results.files)
-    words = f"{trials:,} scores" + (f" of {len(runs)} runs" if len(runs) > 1 else "")
+    words = counted(trials, "score") + (f" of {len(runs)} runs" if len(runs) > 1 else "")
     scale = "calibrated log-likelihood ratios" if results.options.get("calibrated") else "scores are not calibrated"
     return f"Audio deepfake detection; {words}; {scale}"
 

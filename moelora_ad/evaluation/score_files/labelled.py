@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moelora_ad.corpora.trial import TrialList
+from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, check_classes
 from moelora_ad.evaluation.score_files.formats import Scores, read_scores
 from moelora_ad.evaluation.score_files.keys import join_scores
@@ -48,7 +49,8 @@ class ScoreReader:
         """
         notes = []
         if isinstance(found, Scores) and found.num_failed:
-            notes.append(f"{found.num_failed:,} trials could not be scored (column 'error') and are in no figure")
+            failed = counted(found.num_failed, "trial")
+            notes.append(f"{failed} could not be scored (column 'error'), in no figure")
         if self.key is not None:
             try:
                 joined = join_scores(found, self.key, allow_partial=self.allow_partial)

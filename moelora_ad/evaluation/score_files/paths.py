@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
-from moelora_ad.errors import InputError, printable
+from moelora_ad.errors import InputError, counted, printable
 from moelora_ad.runs.record import DEV, RECORD, read_record
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
@@ -218,4 +218,4 @@ def failed_note(path: Path) -> str | None:
         return None
     except (OSError, ValueError, csv.Error):
         return f"{beside.name} beside the scores cannot be read; some trials may have no score"
-    return f"{number:,} trials could not be scored ({beside.name}) and are in no figure" if number else None
+    return f"{counted(number, 'trial')} could not be scored ({beside.name}), in no figure" if number else None

@@ -161,7 +161,7 @@ def test_incomplete_scores_are_noted(make_run: MakeRun) -> None:
     (run,), notes = read_runs(find_records([folder]))
     assert "lora, seed 1: the score file of out_of_domain is missing" in notes
     assert "lora, seed 1, dev: only 60 of 70 trials have a score" in notes
-    assert any("in_domain: 1 trials could not be scored (in_domain.failed.csv)" in note for note in notes)
+    assert any("in_domain: 1 trial could not be scored (in_domain.failed.csv)" in note for note in notes)
     assert len(notes) == 3
     assert set(run.sets) == {"dev", "in_domain"}
 
