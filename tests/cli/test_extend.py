@@ -10,7 +10,7 @@ import yaml
 
 import moelora_ad.sweeps.local
 from moelora_ad.adapters import AdaptationMethod, Extension, LoRA, MoELoRA, adapted_sites
-from moelora_ad.cli.saved_models import extend, extension_runs
+from moelora_ad.cli.saved_models import extension_runs
 from moelora_ad.cli.saved_models.extension_runs import Options, adaptations, configurations, read_data
 from moelora_ad.configuration.data import data_of
 from moelora_ad.errors import InputError
@@ -198,4 +198,3 @@ def test_the_help_shows_the_file(lightning):
     code, printed, _ = lightning("extend", "--help")
     assert code == 0
     assert "replay: CORPUS" in printed
-    assert extend.__doc__.partition(":")[0] == "The verb extend"

@@ -243,3 +243,15 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 8  # MiB; 3,500 envelopes alone would be 28
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_connection_that_breaks_is_a_process_that_was_killed(monkeypatch, broken):
+    def loader(share, cutting):
+        yield from ()
+        raise broken
+
+    monkeypatch.setattr("moelora_ad.inference.batches.pieces._loader", loader)
+    monkeypatch.setattr("moelora_ad.data.workers._MOMENT", 0.0)
+    with pytest.raises(InputError, match="a process that reads audio was killed"):
+        list(read_pieces(["a.wav", "b.wav"], Cutting(WINDOW, WINDOW, WINDOW, 2), 1))

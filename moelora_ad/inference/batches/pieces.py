@@ -171,8 +171,10 @@ def _read_by_workers(places: list[str], cutting: Cutting, workers: int) -> Itera
                         position[worker] += 1
                         if position[worker] == len(shares[worker]):
                             del position[worker]
-    except (OSError, RuntimeError) as error:
-        if told := starved(error, workers, OPTION):
+    except (EOFError, OSError, RuntimeError) as error:
+        # A connection that breaks is one to these processes. PyTorch tells of the end of one, unless that came before.
+        lost = isinstance(error, ConnectionError | EOFError)
+        if told := starved(RuntimeError("a DataLoader worker exited unexpectedly") if lost else error, workers, OPTION):
             raise InputError(told) from None
         raise
 
