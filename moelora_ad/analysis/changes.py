@@ -18,7 +18,7 @@ from moelora_ad.adapters import AdapterError
 from moelora_ad.analysis.passes import AudioPasses
 from moelora_ad.analysis.scoring import check_both_classes, eer_difference, scores_of_variants
 from moelora_ad.analysis.trained import TrainedDetector, trials_of
-from moelora_ad.audio import SAMPLE_RATE, Segment
+from moelora_ad.audio import SAMPLE_RATE, ScoredClips, Segment
 from moelora_ad.configuration.building import config_beside
 from moelora_ad.configuration.data import data_of
 from moelora_ad.corpora import TrialList
@@ -261,8 +261,7 @@ class Original:
 
     def _read(self, paths: Sequence[str | Path], detector: Detector) -> AudioDeepfakeDataModule:
         """The data of configurations; where these do not say what is scored, as the detector was evaluated."""
-        repeats = detector.fill is None or detector.fill >= detector.window
-        segment = Segment(detector.window, short="repeat" if repeats else "pad")
+        segment = Segment(detector.window, short=ScoredClips.of(detector.window, detector.fill).short)
         return data_of([str(path) for path in paths], self._given["allow"], segment)
 
     def _trials(self, name: str) -> TrialList:

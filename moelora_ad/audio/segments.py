@@ -47,18 +47,6 @@ class Excerpt(ABC):
         """
 
 
-class ScoredClips(NamedTuple):
-    """Which clips a detector scores, as it was evaluated.
-
-    Attributes:
-        window: Samples of a clip, at 16 kHz.
-        fill: Samples that a shorter clip is repeated to fill.
-    """
-
-    window: int
-    fill: int
-
-
 @dataclass(frozen=True)
 class Segment(Excerpt):
     """One stretch of fixed length, as training and the field's usual evaluation take it.
@@ -170,6 +158,28 @@ class FullUtterance(Excerpt):
             )
         clip = sound.read(0, sound.length)
         return [repeated(clip, max(len(clip), SHORTEST))]
+
+
+class ScoredClips(NamedTuple):
+    """Which clips a detector scores, as it was evaluated.
+
+    Attributes:
+        window: Samples of a clip, at 16 kHz.
+        fill: Samples that a shorter clip is repeated to fill, at most ``window``.
+    """
+
+    window: int
+    fill: int
+
+    @classmethod
+    def of(cls, window: int, fill: int | None) -> "ScoredClips":
+        """As a model records them, where None stands for a whole window."""
+        return cls(window, window if fill is None else min(fill, window))
+
+    @property
+    def short(self) -> Literal["repeat", "pad"]:
+        """The argument of the `Segment` that takes such clips of ``window`` samples."""
+        return "repeat" if self.fill == self.window else "pad"
 
 
 def repeated(clip: Clip, samples: int) -> Clip:

@@ -226,7 +226,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
     def scored_clips(self) -> ScoredClips:
         """The clips that a detector which was evaluated so scores in any file."""
         window = self.eval_segment.samples or self.train_segment.samples or TRAINING_SAMPLES
-        return ScoredClips(window, window if self.eval_segment.short == "repeat" else min(SHORTEST, window))
+        return ScoredClips.of(window, None if self.eval_segment.short == "repeat" else SHORTEST)
 
     def _lengths_of(self, name: str, trials: TrialList) -> NDArray[np.int64]:
         if name not in self._lengths:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError
+from moelora_ad.audio import SAMPLE_RATE, TRAINING_SAMPLES, AudioError, ScoredClips
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.inference.batches.batching import Batch, Batcher, Pending, Returning
@@ -87,8 +87,7 @@ class Scorer:
         self.notice: str | None = (getattr(detector, "about", None) or {}).get("notice")
         self.calibration = calibration
         self.window = window
-        fill: int | None = getattr(detector, "fill", None)
-        self.fill = window if fill is None else min(fill, window)
+        self.fill = ScoredClips.of(window, getattr(detector, "fill", None)).fill
         self.batch_size = batch_size
 
     @classmethod

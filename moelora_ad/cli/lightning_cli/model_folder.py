@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moelora_ad.adapters import AdaptationMethod
+from moelora_ad.audio import ScoredClips
 from moelora_ad.configuration.building import PARTS
 from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier
@@ -48,9 +49,8 @@ def segment_of(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: its ``config.json``.
     """
-    window, fill = config["window"], config["fill"]
-    short = "repeat" if fill is None or fill >= window else "pad"
-    return {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": window, "short": short}}
+    clips = ScoredClips.of(config["window"], config["fill"])
+    return {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": clips.window, "short": clips.short}}
 
 
 def model_parts(

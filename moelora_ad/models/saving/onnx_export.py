@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moelora_ad.audio import SAMPLE_RATE
+from moelora_ad.audio import SAMPLE_RATE, ScoredClips
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.models.detector import Detector
@@ -134,7 +134,7 @@ def _write(
         samples="any" if any_length else str(samples),
         window=str(samples),
         hop=str(max(1, samples // 2)),
-        fill=str(samples if detector.fill is None or not any_length else min(detector.fill, samples)),
+        fill=str(ScoredClips.of(samples, detector.fill if any_length else None).fill),
         sample_rate=str(SAMPLE_RATE),
         labels=json.dumps(LABELS),
         calibration=json.dumps(detector.calibration),
