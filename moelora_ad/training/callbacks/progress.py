@@ -4,7 +4,6 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -119,34 +118,13 @@ class BatchLines(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._of_set(trainer, batch_idx, dataloader_idx, trainer.num_val_batches)
+        if trainer.testing:
+            totals = trainer.num_test_batches
+        else:
+            totals = trainer.num_predict_batches if trainer.predicting else trainer.num_val_batches
+        self._done(trainer, _name_of_set(trainer, dataloader_idx), batch_idx + 1, totals[dataloader_idx])
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._of_set(trainer, batch_idx, dataloader_idx, trainer.num_test_batches)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._of_set(trainer, batch_idx, dataloader_idx, trainer.num_predict_batches)
-
-    def _of_set(self, trainer: Trainer, batch: int, number: int, totals: Sequence[float]) -> None:
-        data = known_data(trainer)
-        name = f"set {number + 1}" if data is None else list(data.eval_trials)[number]
-        self._done(trainer, name, batch + 1, totals[number])
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
 
 class DetectionProgressBar(RichProgressBar):
@@ -190,8 +168,7 @@ class DetectionProgressBar(RichProgressBar):
         return self._evaluated_set()
 
     def _evaluated_set(self) -> str:
-        names = list(self.trainer.datamodule.eval_trials)  # type: ignore[attr-defined]
-        return names[self._set]
+        return _name_of_set(self.trainer, self._set)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         found, shown = super().get_metrics(trainer, pl_module), {}
@@ -260,6 +237,12 @@ def silence_banners() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     return not any(banner in record.getMessage() for banner in _BANNERS)
+
+
+def _name_of_set(trainer: Trainer, number: int) -> str:
+    """Which set is evaluated, by the number of its loader."""
+    data = known_data(trainer)
+    return f"set {number + 1}" if data is None else list(data.eval_trials)[number]
 
 
 def epoch_of(trainer: Trainer) -> str:
