@@ -2,20 +2,21 @@
 
 from pathlib import Path
 
-from moelora_ad.evaluation.comparison.attack_plot import attack_plot
 from moelora_ad.evaluation.comparison.attack_tables import MATRIX_ROW, matrix_json, matrix_rows, matrix_table
 from moelora_ad.evaluation.comparison.attacks import AttackMatrix
+from moelora_ad.evaluation.reports.plots import Plot
 from moelora_ad.evaluation.reports.rows import as_csv
 from moelora_ad.evaluation.reports.text_table import as_markdown, latex_file
 from moelora_ad.files import written_whole
 
 
-def write_matrix(matrix: AttackMatrix, folder: str | Path) -> list[Path]:
+def write_matrix(matrix: AttackMatrix, heatmap: Plot, folder: str | Path) -> list[Path]:
     """Write attacks.csv and .json, at full precision, attacks.md and .tex, rounded, and the heatmap,
     attacks.png and .svg; each file appears whole or not at all.
 
     Args:
         matrix: What was found.
+        heatmap: See `attack_plot`.
         folder: Made if it is missing.
 
     Returns:
@@ -29,7 +30,7 @@ def write_matrix(matrix: AttackMatrix, folder: str | Path) -> list[Path]:
         "attacks.md": as_markdown(table),
         "attacks.tex": latex_file([table]),
     }
-    written = attack_plot(matrix).write(folder / "attacks")
+    written = heatmap.write(folder / "attacks")
     for name, text in texts.items():
         with written_whole(folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8", newline="")

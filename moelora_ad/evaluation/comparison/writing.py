@@ -7,7 +7,7 @@ from moelora_ad.errors import counted, printable
 from moelora_ad.evaluation.comparison.attack_plot import attack_plot
 from moelora_ad.evaluation.comparison.attack_tables import matrix_table
 from moelora_ad.evaluation.comparison.attack_writing import write_matrix
-from moelora_ad.evaluation.comparison.attacks import attack_matrix
+from moelora_ad.evaluation.comparison.attacks import AttackMatrix, attack_matrix
 from moelora_ad.evaluation.comparison.pair_tables import PAIR_ROW, pair_rows, pair_tables
 from moelora_ad.evaluation.comparison.pairs import ComparedPairs
 from moelora_ad.evaluation.comparison.spread_plot import spread_plot
@@ -46,6 +46,8 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
     folder = Path(folder)
     plot = spread_plot(comparison)
     pairs = [] if compared is None else pair_tables(compared)
+    matrix = attack_matrix(comparison.runs)
+    heatmap = None if matrix is None else attack_plot(matrix)
     listed = [table_one(comparison), *pairs]
     texts = {
         "results.csv": as_csv(comparison_rows(comparison), ROW),
@@ -53,12 +55,11 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
         "results.json": comparison_json(comparison, compared),
         "table.md": "\n".join(map(as_markdown, listed)),
         "table.tex": latex_file(listed),
-        "report.html": comparison_page(comparison, plot, pairs),
+        "report.html": comparison_page(comparison, plot, pairs, matrix, heatmap),
     }
     written = plot.write(folder / "spread")
-    matrix = attack_matrix(comparison.runs)
-    if matrix is not None:
-        written += write_matrix(matrix, folder)
+    if matrix is not None and heatmap is not None:
+        written += write_matrix(matrix, heatmap, folder)
     for name, text in texts.items():
         if text is None:
             continue
@@ -68,11 +69,16 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
     return written
 
 
-def comparison_page(comparison: Comparison, plot: Plot, pairs: Sequence[TextTable] = ()) -> str:
+def comparison_page(
+    comparison: Comparison,
+    plot: Plot,
+    pairs: Sequence[TextTable] = (),
+    matrix: AttackMatrix | None = None,
+    heatmap: Plot | None = None,
+) -> str:
     """The page; names come from files and are not trusted."""
     systems, runs = len(comparison.systems), len(comparison.runs)
     sets = ", ".join(map(printable, comparison.sets))
-    matrix = attack_matrix(comparison.runs)
     return template("results.html.j2").render(
         title=counted(systems, "system") + (" over seeds" if runs > systems else ""),
         subtitle=f"Audio deepfake detection; {counted(runs, 'run')}; sets: {sets}",
@@ -80,7 +86,7 @@ def comparison_page(comparison: Comparison, plot: Plot, pairs: Sequence[TextTabl
         table_one=table_one(comparison),
         pairs=pairs,
         attacks=None if matrix is None else matrix_table(matrix),
-        heatmap=None if matrix is None else inline_svg(attack_plot(matrix).svg, "attacks"),
+        heatmap=None if heatmap is None else inline_svg(heatmap.svg, "attacks"),
         spread=inline_svg(plot.svg, "spread"),
         spread_text=_spread_text(comparison),
         cost=cost_table(comparison),
