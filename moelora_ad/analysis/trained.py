@@ -100,7 +100,7 @@ def batches(
     loader = DataLoader(dataset, sampler=sampler, **data.reading(dataset, sampler, size, again=False, workers=workers))
     batch: Batch
     try:
-        with end_of_workers_awaited():
+        with end_of_workers_awaited(alone=True):
             for batch in loader:
                 yield batch
                 advance(len(batch.trials))

@@ -81,9 +81,12 @@ def _starved(error: BaseException, workers: int, option: str) -> str | None:
 
 
 @contextmanager
-def end_of_workers_awaited() -> Iterator[None]:
+def end_of_workers_awaited(alone: bool = False) -> Iterator[None]:
     """Where a connection to a worker breaks within the block, wait for what PyTorch says of its end: it does so
-    when the system's signal comes, which may be a moment later.
+    when the system's signal comes, which may be a moment later, or has come before.
+
+    Args:
+        alone: whether nothing in the block has other connections, so that one that breaks is always a worker's.
 
     Raises:
         RuntimeError: in the place of the connection's error.
@@ -92,6 +95,8 @@ def end_of_workers_awaited() -> Iterator[None]:
         yield
     except (ConnectionError, EOFError):
         time.sleep(_MOMENT)
+        if alone:
+            raise RuntimeError("a DataLoader worker exited unexpectedly") from None
         raise
 
 

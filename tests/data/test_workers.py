@@ -14,7 +14,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from moelora_ad.data import workers as reading
-from moelora_ad.data.workers import SILENT_SECONDS, check_room, outlive_signals, starved
+from moelora_ad.data.workers import (
+    SILENT_SECONDS,
+    check_room,
+    end_of_workers_awaited,
+    outlive_signals,
+    starved,
+)
 from moelora_ad.errors import InputError
 
 
@@ -103,6 +109,16 @@ def test_workers_without_files_end_and_say_so(tmp_path):
     done = subprocess.run([sys.executable, script, "24"], capture_output=True, text=True, timeout=100)
     assert done.stdout.startswith("too many open files: ulimit -n allows 24; raise that limit"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_connection_that_breaks_is_a_workers_only_where_there_are_no_others(monkeypatch, broken):
+    monkeypatch.setattr(reading, "_MOMENT", 0.0)
+    with pytest.raises(RuntimeError) as lost, end_of_workers_awaited(alone=True):
+        raise broken
+    assert starved(lost.value, 2).startswith("a process that reads audio was killed, most likely for want of memory")
+    with pytest.raises(type(broken)), end_of_workers_awaited():
+        raise broken
 
 
 def test_what_workers_need_is_seen_before_they_start(data, trainer, tmp_path, monkeypatch):

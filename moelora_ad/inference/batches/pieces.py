@@ -158,7 +158,7 @@ def _read_by_workers(places: list[str], cutting: Cutting, workers: int) -> Itera
     groups = [(first, places[first : first + size]) for first in range(0, len(places), size)]
     shares = [groups[worker::workers] for worker in range(workers)]
     try:
-        with end_of_workers_awaited():
+        with end_of_workers_awaited(alone=True):
             loaders = [iter(_loader(share, cutting)) for share in shares]
             position = dict.fromkeys(range(workers), 0)  # of the group in work in its share
             while position:
@@ -171,10 +171,8 @@ def _read_by_workers(places: list[str], cutting: Cutting, workers: int) -> Itera
                         position[worker] += 1
                         if position[worker] == len(shares[worker]):
                             del position[worker]
-    except (EOFError, OSError, RuntimeError) as error:
-        # A connection that breaks is one to these processes. PyTorch tells of the end of one, unless that came before.
-        lost = isinstance(error, ConnectionError | EOFError)
-        if told := starved(RuntimeError("a DataLoader worker exited unexpectedly") if lost else error, workers, OPTION):
+    except (OSError, RuntimeError) as error:
+        if told := starved(error, workers, OPTION):
             raise InputError(told) from None
         raise
 
