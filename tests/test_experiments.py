@@ -13,13 +13,12 @@ from moelora_ad.adapters import FrozenBackbone, GatePolicy, LoRA, MoELoRA, adapt
 from moelora_ad.cli.lightning_cli.detection_command import DetectionCommand
 from moelora_ad.corpora import ASVspoof2019
 from moelora_ad.corpora.storage.files import located
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
 from moelora_ad.models import AASIST
 from moelora_ad.models.saving.files import read_config
 from moelora_ad.models.saving.packaged import packaged_models
 from moelora_ad.models.saving.specification import describe
-from moelora_ad.training import MLDG, DetectionModule
+from moelora_ad.training import MLDG
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 
 PROJECT = Path(__file__).parents[1]
@@ -35,13 +34,7 @@ def build(monkeypatch, *configs: str, accelerator: str = "cpu") -> DetectionComm
     # The machine's accelerator is not the configuration's business.
     monkeypatch.setattr(DetectionCommand, "fit", lambda *_, **__: None)
     monkeypatch.setattr(DetectionCommand, "_read_trials", lambda *_: None)  # the corpora are not here
-    return DetectionCommand(
-        DetectionModule,
-        AudioDeepfakeDataModule,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=["fit", *arguments, "--trainer.accelerator", accelerator],
-    )
+    return DetectionCommand(args=["fit", *arguments, "--trainer.accelerator", accelerator])
 
 
 GATES = 24 * 4 * 2 * 1024  # W_g and W_noise of the 96 gates, for one expert

@@ -11,9 +11,6 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from moelora_ad.cli.lightning_cli.detection_command import DetectionCommand
-from moelora_ad.configuration.parser import OneLineParser
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
-from moelora_ad.training.detection_module import DetectionModule
 
 PAGE = "reference/keys.md"
 PARTS = {
@@ -54,8 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def parser_of_fit() -> ArgumentParser:
     """The parser of ``fit`` and its configurations."""
     try:
-        settings = {"parser_class": OneLineParser, "auto_configure_optimizers": False, "seed_everything_default": 1}
-        _Command(DetectionModule, AudioDeepfakeDataModule, load_from_checkpoint_support=False, args=["fit"], **settings)
+        _Command(args=["fit"])
     except _Parsers as caught:
         return caught.args[0][1]  # the first is that of all commands
     raise PluginError("fit has no parser to make a page of")

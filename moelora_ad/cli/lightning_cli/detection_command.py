@@ -66,17 +66,8 @@ def run_command(argv: Sequence[str], program: str) -> int:
     for message in SILENCED:
         warnings.filterwarnings("ignore", message=message)
     try:
-        command = DetectionCommand(
-            DetectionModule,
-            AudioDeepfakeDataModule,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            seed_everything_default=1,
-            parser_class=OneLineParser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=list(argv),
-        )
+        keeping = {"save_config_callback": SaveRunConfig, "save_config_kwargs": {"save_to_log_dir": False}}
+        command = DetectionCommand(args=list(argv), **keeping)
     except (InputError, AdapterError, MisconfigurationException) as error:
         if str(error):  # otherwise another process tells
             print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -95,12 +86,21 @@ def _listed(plugins: Any) -> list[Any]:
 
 
 class DetectionCommand(LightningCLI):
-    """LightningCLI with our defaults: selection by dev EER, a test of the best checkpoint after fit, plain errors."""
+    """LightningCLI with our defaults: selection by dev EER, a test of the best checkpoint after fit, plain errors.
+
+    Args:
+        settings: those of ``LightningCLI``. Configurations are kept only if ``save_config_callback`` is given.
+    """
 
     model: DetectionModule
     datamodule: AudioDeepfakeDataModule
     allow: Collection[str] | None = None  # see `imports_limited`
     _parsers: tuple[LightningArgumentParser, ...] = ()  # that of all verbs, then one of each
+
+    def __init__(self, **settings: Any) -> None:
+        ours = {"save_config_callback": None, "seed_everything_default": 1, "parser_class": OneLineParser}
+        off = dict.fromkeys(("auto_configure_optimizers", "load_from_checkpoint_support"), False)
+        super().__init__(DetectionModule, AudioDeepfakeDataModule, **(off | ours | settings))
 
     def init_parser(self, **arguments: Any) -> LightningArgumentParser:
         parser = super().init_parser(**arguments)

@@ -51,7 +51,7 @@ class _Model(DetectionCommand):
 
     def __init__(self, allow: Collection[str], **arguments: Any) -> None:
         self.allow = allow
-        super().__init__(DetectionModule, AudioDeepfakeDataModule, **arguments)
+        super().__init__(**arguments)
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
@@ -99,15 +99,7 @@ def inspect_model(arguments: list[str], own: Arguments, program: str) -> int:
 def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with dry_build(MOST_OF_DETECTOR), _quiet():
-        return _Model(
-            allow,
-            save_config_callback=None,
-            seed_everything_default=False,
-            parser_class=_Parser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=["fit", *arguments],
-        )
+        return _Model(allow, seed_everything_default=False, parser_class=_Parser, args=["fit", *arguments])
 
 
 @contextmanager

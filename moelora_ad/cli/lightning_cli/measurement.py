@@ -22,7 +22,6 @@ from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.lightning_cli.detection_command import SILENCED, DetectionCommand
 from moelora_ad.cli.lightning_cli.planning import Plan, plan_of
 from moelora_ad.configuration.parser import OneLineParser
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
 from moelora_ad.models.accounting.memory import checkpoint_bytes
 from moelora_ad.runs.record import DEV
@@ -30,7 +29,6 @@ from moelora_ad.training.callbacks.end_summary import line, trainable
 from moelora_ad.training.callbacks.measuring import Measured, Seconds, StepTimer
 from moelora_ad.training.callbacks.progress import callbacks_of, duration, silence_banners
 from moelora_ad.training.callbacks.start_summary import batch, devices
-from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.interruptions.signals import explain_interruptions
 
 WARM_UP = 3  # steps: memory is allocated, kernels are chosen
@@ -57,16 +55,7 @@ class _Planned(DetectionCommand):
     def __init__(self, num_steps: int, arguments: list[str], allow: Collection[str]) -> None:
         self.num_steps = num_steps
         self.allow = allow
-        super().__init__(
-            DetectionModule,
-            AudioDeepfakeDataModule,
-            save_config_callback=None,
-            seed_everything_default=1,
-            parser_class=_Parser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=["fit", *arguments],
-        )
+        super().__init__(parser_class=_Parser, args=["fit", *arguments])
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()

@@ -10,11 +10,9 @@ from moelora_ad.cli.lightning_cli.detection_command import DetectionCommand
 from moelora_ad.configuration.packaged import configuration_file, kind
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, imports_limited
-from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.errors import InputError
 from moelora_ad.sweeps.planning import plan_runs
 from moelora_ad.sweeps.sweep import read_sweep
-from moelora_ad.training.detection_module import DetectionModule
 
 _BASE = "paper"  # what overlays by themselves are checked on
 
@@ -43,16 +41,7 @@ class _Checker(DetectionCommand):
         self.cases = cases
         self.allow = allow
         self.problems = problems
-        super().__init__(
-            DetectionModule,
-            AudioDeepfakeDataModule,
-            save_config_callback=None,
-            seed_everything_default=1,
-            parser_class=_Parser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=[],
-        )
+        super().__init__(parser_class=_Parser, args=[])
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for number, case in enumerate(self.cases):
