@@ -177,6 +177,12 @@ class TrialList(Sequence[Trial]):
         return self._columns.label.copy()
 
     @property
+    def attacks(self) -> set[str]:
+        """The names of the attacks that made its spoofs, as far as they are known."""
+        column = self.column("attack")
+        return {name for code in np.unique(column.codes[self._columns.label == SPOOF]) if (name := column.values[code])}
+
+    @property
     def num_bona_fide(self) -> int:
         return int((self._columns.label == BONA_FIDE).sum())
 

@@ -89,8 +89,7 @@ class _TestPart(_Part):
 
     def kept(self, trials: TrialList, of_attack: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if not of_attack.any():
-            spoofs = np.unique(trials.column("attack").codes[trials.labels == SPOOF])
-            known = sorted(filter(None, (trials.column("attack").values[code] for code in spoofs)))
+            known = sorted(trials.attacks)
             raise InputError(
                 f"data.held_out_attack: {self.name}, the development corpus, has no spoof of {self.attack!r} to test "
                 f"on; it has {', '.join(known) or 'no attack with a name'}"

@@ -21,11 +21,6 @@ def attacks_of_training(sweep: Sweep, options: Mapping[str, str]) -> tuple[str, 
     # What reads data takes seconds to import; a sweep that names its attacks answers at once.
     from moelora_ad.configuration.data import data_of
     from moelora_ad.configuration.trust import import_from_here
-    from moelora_ad.corpora import SPOOF, TrialList
-
-    def attacks(trials: TrialList) -> set[str]:
-        column = trials.column("attack")
-        return set(filter(None, (column.values[code] for code in set(column.codes[trials.labels == SPOOF].tolist()))))
 
     import_from_here()
     of_data = {name: value for name, value in options.items() if name.startswith("data.")}
@@ -37,7 +32,8 @@ def attacks_of_training(sweep: Sweep, options: Mapping[str, str]) -> tuple[str, 
         hint = "to plan without reading the data, name the attacks: leave_one_out: {attack: [A01, A02]}"
         raise InputError.at(sweep.path, f"leave_one_out: {error}; {hint}") from None
     assert data.train_trials is not None
-    found, testable = attacks(data.train_trials), set().union(*map(attacks, data.trials_by_set.values()))
+    found = data.train_trials.attacks
+    testable: set[str] = set().union(*(trials.attacks for trials in data.trials_by_set.values()))
     if not found:
         raise InputError.at(sweep.path, "leave_one_out: no spoof of data.train has an attack with a name")
     if missing := sorted(found - testable):
