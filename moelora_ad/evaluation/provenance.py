@@ -105,7 +105,7 @@ def _other(path: Path, what: str) -> ScoreError:
     beside = path.with_suffix(".json").name
     return ScoreError.at(
         path,
-        f"is not the file that {beside} beside it records: {what}; make the scores again (the same lightning test "
+        f"is not the file that {beside} beside it records: {what}; make the scores again (the same moelora-ad test "
         f"does), or remove {beside} if the file was changed on purpose",
     )
 

@@ -42,7 +42,7 @@ def chosen_precision(
     notes = []
     if chosen == "16-mixed" and device.type == "cpu":  # as Lightning has it
         chosen = "bf16-mixed"
-        notes.append(f"{done} in bf16-mixed, which takes the place of 16-mixed on a CPU, as in lightning test")
+        notes.append(f"{done} in bf16-mixed, which takes the place of 16-mixed on a CPU, as in moelora-ad test")
     elif chosen not in CHOICES or not _computes(device, chosen):
         if asked is not None:
             raise InputError(f"precision: {device} does not compute in {asked}: give another one, or another device")

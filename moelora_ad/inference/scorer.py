@@ -36,7 +36,7 @@ class Scorer:
 
     A sound is cut into windows of the length that the detector was evaluated on; they overlap, and the last one ends
     where the sound ends. A shorter sound is repeated. A score is the mean of its windows' log-odds: a sound of at most
-    one window has the score that `lightning test` gives it in the same precision.
+    one window has the score that `moelora-ad test` gives it in the same precision.
 
     Args:
         detector: It is put in evaluation mode. Any module that makes logits (B, 2) of waveforms (B, samples) will do.

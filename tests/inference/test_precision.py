@@ -110,7 +110,7 @@ def test_score_gives_what_test_gives_in_every_precision(call, experiment, write_
         for row in rows:
             score = wanted[Path(row["path"]).stem]
             assert float(row["score"]) == pytest.approx(score, rel=2e-6, abs=2e-6), (precision, row["path"])
-        stands_in = "bf16-mixed, which takes the place of 16-mixed on a CPU, as in lightning test"
+        stands_in = "bf16-mixed, which takes the place of 16-mixed on a CPU, as in moelora-ad test"
         told = stands_in if precision == "16-mixed" else f"{precision}, as the model was judged"
         assert (f"note: scored in {told}" in err) == (precision != "32-true")
         effective = "bf16-mixed" if precision == "16-mixed" else precision

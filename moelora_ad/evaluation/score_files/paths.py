@@ -114,7 +114,7 @@ def _of_run(run: Path) -> tuple[Path, list[str]]:
         if _has_scores(path):
             newest[path.parent] = max(path.stat().st_mtime, newest.get(path.parent, 0))
     if not newest:
-        command = f"lightning test --config {quote(str(run / 'config.yaml'))} --ckpt_path CHECKPOINT"
+        command = f"moelora-ad test --config {quote(str(run / 'config.yaml'))} --ckpt_path CHECKPOINT"
         raise PathError(f"{run}: the run has no scores; {command} makes some")
     chosen = max(newest, key=lambda folder: (newest[folder], str(folder)))
     which = "only" if len(newest) == 1 else f"newest of {len(newest)}"

@@ -97,7 +97,7 @@ def test_a_run_whose_record_names_no_scores_gives_the_newest(tmp_path: Path, mak
     assert find_score_files([str(run)]).files == [file]
     shutil.rmtree(run / "scores/later")
     shutil.rmtree(run / "scores/best")
-    with pytest.raises(PathError, match=r"seed_1: the run has no scores; lightning test --config .*config\.yaml"):
+    with pytest.raises(PathError, match=r"seed_1: the run has no scores; moelora-ad test --config .*config\.yaml"):
         find_score_files([str(run)])
     (run / "run.json").write_text("{")
     with pytest.raises(PathError, match=r"run\.json: is not JSON"):
