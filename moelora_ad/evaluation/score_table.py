@@ -21,6 +21,7 @@ from moelora_ad.corpora.protocols.records import (
     read_text,
 )
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, TEXT_FIELDS, Trial, TrialColumns, TrialList, parse_label
+from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.equal_error_rate import (
     EqualErrorRateResult,
     ScoreError,
@@ -72,7 +73,9 @@ class ScoreTable:
         finite = np.isfinite(values)
         if not finite.all():
             first = trials[int(np.argmin(finite))].utterance
-            raise ScoreError(f"{int((~finite).sum())} scores are not finite; the first is of utterance {first!r}")
+            raise ScoreError(
+                f"{counted(int((~finite).sum()), 'score')} not finite; the first is of utterance {first!r}"
+            )
         values.flags.writeable = False
         object.__setattr__(self, "trials", trials)
         object.__setattr__(self, "scores", values)

@@ -8,7 +8,7 @@ from typing import Any
 
 from moelora_ad.configuration.differences import differences
 from moelora_ad.configuration.files import read_configuration
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.evaluation.provenance import partial_note, provenance_of, read_provenance
 from moelora_ad.evaluation.score_files.labelled import ScoreReader
 from moelora_ad.evaluation.score_files.paths import FAILED, failed_note
@@ -95,7 +95,7 @@ def read_runs(
             usable.append(record)
     if not usable:
         hint = f": {notes[0]}" if notes else ""
-        raise InputError(f"none of {len(records)} runs is finished and has scores{hint}")
+        raise InputError(f"none of {counted(len(records), 'run')} is finished and has scores{hint}")
     configurations = {record.folder: read_configuration(record.configuration) for record in usable}
     for _, group in groupby(usable, key=lambda record: record.system):
         _check_one_system(list(group), configurations)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 
 BONA_FIDE = frozenset({"authentic", "bona", "bonafide", "genuine", "human", "live", "natural", "original", "real"})
 SPOOF = frozenset(
@@ -25,7 +25,9 @@ def bona_fide_index(labels: Sequence[str], wanted: str | None, where: str) -> in
         InputError: there are not two, or the names leave it open, or there is no such label.
     """
     if len(labels) != 2:
-        raise InputError(f"{where}: has {len(labels)} labels ({', '.join(labels[:10])}): only models with two are read")
+        raise InputError(
+            f"{where}: has {counted(len(labels), 'label')} ({', '.join(labels[:10])}): only models with two are read"
+        )
     if wanted is not None:
         if wanted not in labels:
             raise InputError(f"--bona-fide: there is no label {wanted!r}, they are {labels[0]!r} and {labels[1]!r}")
