@@ -30,8 +30,8 @@ def begin_anew(kind: type) -> None:
 
     def discard(parser_or_action: Any, prev_val: Any, value: Any) -> None:
         if prev_val and "init_args" in prev_val and prev_val["class_path"] != value["class_path"]:
-            classes = [import_object(spec["class_path"]) for spec in (prev_val, value)]
-            if classes[0] is not classes[1] and all(isinstance(one, type) and issubclass(one, kind) for one in classes):
+            new = import_object(value["class_path"])
+            if isinstance(new, type) and issubclass(new, kind) and new is not import_object(prev_val["class_path"]):
                 prev_val.pop("dict_kwargs", None)
                 init_args = prev_val["init_args"]
                 for name in list(init_args if isinstance(init_args, dict) else vars(init_args)):
