@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 a run is faulty or a file cannot be
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 a run is faulty or a file cannot be
     written."""
     parser = _parser(f"{program} results")
     given = parser.parse_args(argv[1:])
@@ -83,7 +83,7 @@ def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "
             if system not in comparison.systems:
                 parser.error(f"{option}: no system is called {system!r}; there are {', '.join(comparison.systems)}")
     if given.against is not None and len(comparison.systems) == 1:
-        parser.error(f"--against: there is no other system than {given.against!r}")
+        parser.error(f"--against: there is no system other than {given.against!r}")
     return comparison
 
 

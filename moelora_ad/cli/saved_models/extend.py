@@ -32,7 +32,7 @@ see experiments/extend/new_attack.yaml. The same by hand: model.init_weights and
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 a run failed."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 a run failed."""
     parser = _parser(f"{program} extend")
     given = parser.parse_args(argv[1:])
     _check(parser, given)
@@ -41,7 +41,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt as stop:
-        stop.args = ("the same command takes it up again",)
+        stop.args = ("the same command resumes it",)
         raise
 
 
@@ -177,7 +177,8 @@ def _train(runs: "Sequence[PlannedRun]", given: argparse.Namespace) -> "dict[str
 def _failure(runs: "Sequence[PlannedRun]", name: str, status: "Status") -> str:
     run = next(run for run in runs if run.system == name)
     why = f": {status.reason}" if status.reason else ""
-    what = {"failed": "then give --retry", "differs": "or give other --runs"}.get(status.state, "the command goes on")
+    remedies = {"failed": "then give --retry", "differs": "or give other --runs"}
+    what = remedies.get(status.state, "the same command resumes it")
     return f"{name}: {status.state}{why}; see {run.folder}, {what}"
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if no expert can be spared."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if no expert can be spared."""
     parser = parser_of(
         f"{program} prune",
         "Drop the experts that no set misses, one at a time, the one that is missed least first.",
