@@ -116,7 +116,7 @@ def test_a_connection_that_breaks_is_a_workers_only_where_there_are_no_others(mo
     monkeypatch.setattr(reading, "_MOMENT", 0.0)
     with pytest.raises(RuntimeError) as lost, end_of_workers_awaited(alone=True):
         raise broken
-    assert starved(lost.value, 2).startswith("a process that reads audio was killed, most likely for want of memory")
+    assert starved(lost.value, 2).startswith("a process that reads audio was killed, most likely for lack of memory")
     with pytest.raises(type(broken)), end_of_workers_awaited():
         raise broken
 
