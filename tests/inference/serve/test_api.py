@@ -132,7 +132,7 @@ def test_a_verdict_of_another_kind_passes(make_app, scorer, monkeypatch):
     with TestClient(make_app()) as client:
         told = client.post("/score?waveform=true", content=b"x").json()
     assert (told["verdict"], told["reason"], told["score"]) == ("inconclusive", "no speech", 1.5)
-    assert told["meaning"] == "No verdict (no speech): the score says nothing."
+    assert told["meaning"] == "No verdict (no speech): the score is meaningless."
 
 
 @pytest.mark.parametrize(
