@@ -94,7 +94,7 @@ def test_what_an_extension_lacks_is_told(small_whisper, model, data, trainer, tm
 
     assert "model.init_weights is not given: backbone.encoder.layers.0" in refusal(extended(small_whisper, None))
     wider = refusal(extended(small_whisper, model, method=MoELoRA(2, 4, extend=Extension())))
-    assert f"{model} has not all that is to stay as it is: it lacks, in the shape that is configured, " in wider
+    assert f"{model} lacks some of what must stay as it is, in the shape that is configured: " in wider
     assert "experts.0.lora_A" in wider
     # Of a head that was not trained there is nothing to freeze; one that is trained may begin anew.
     assert "classifier.attention" in refusal(extended(small_whisper, model, AttentiveStatistics))

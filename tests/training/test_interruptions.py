@@ -95,7 +95,7 @@ def test_trying_one_batch_of_everything_leaves_nothing(
     arguments = ("--trainer.fast_dev_run", "true", "--trainer.enable_model_summary", "true", *logger)
     code, out, err = lightning("fit", "--config", config, *arguments)
     assert code == 0, err
-    assert "none: fast_dev_run keeps nothing" in out
+    assert "none: fast_dev_run saves nothing" in out
     assert list((tmp_path / "here").iterdir()) == []
     assert not (tmp_path / "runs").exists()
 

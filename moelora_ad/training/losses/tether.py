@@ -1,4 +1,4 @@
-"""Holding a model to what it said before: learning without forgetting."""
+"""Keeping a model's scores near those before: learning without forgetting."""
 
 import math
 from collections.abc import Mapping
@@ -73,7 +73,7 @@ class Tether:
 
     @torch.no_grad()
     def logits(self, detector: Detector, batch: Batch) -> Tensor:
-        """Of the start, for the clips of a batch: (n, 2)."""
+        """Logits of the start, for the clips of a batch: (n, 2)."""
         assert self.start is not None
         device = batch.waveforms.device
         self.start = {name: tensor.to(device) for name, tensor in self.start.items()}
