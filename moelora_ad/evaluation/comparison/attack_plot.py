@@ -37,7 +37,7 @@ def attack_plot(matrix: AttackMatrix) -> Plot:
         start = across + _MEAN_APART
         for first, block in ((0.0, values), (start, means)):
             _draw(axes, block, first, scale)
-        axes.set(xlim=(0, start + 1), ylim=(rows, 0), xlabel="attack that training and selection did without")
+        axes.set(xlim=(0, start + 1), ylim=(rows, 0), xlabel="attack held out of training and selection")
         axes.set_xticks([*np.arange(across) + 0.5, start + 0.5], [*columns, "mean"], rotation=90 if slanted else 0)
         axes.set_yticks(np.arange(rows) + 0.5, names)
         axes.grid(False)

@@ -1,4 +1,4 @@
-"""How far figures are to be trusted: a bootstrap over clusters of trials."""
+"""The uncertainty of figures: a bootstrap over clusters of trials."""
 
 import os
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ def compare(
         threads: See `bootstrap`.
 
     Raises:
-        ScoreError: The two have not the same trials, their labels differ or are unknown, or one class is missing.
+        ScoreError: The two do not have the same trials, their labels differ or are unknown, or one class is missing.
     """
     options = options or FigureOptions()
     values, drawn = _compared(first, second, options.figures, options, threads)
@@ -125,7 +125,7 @@ def mean_difference(
         ScoreError: See `compare`, of any of the sets; or there is none.
     """
     if not pairs:
-        raise ScoreError("the mean over no set at all is not defined")
+        raise ScoreError("the mean over an empty list of sets is not defined")
     options = options or FigureOptions()
     found = [
         _compared(*pair, (figure,), replace(options, seed=options.seed + number), threads)
@@ -168,7 +168,7 @@ def resampled_eers(
 
 def _check_resamples(options: FigureOptions) -> None:
     if not options.resamples:
-        raise ScoreError("an interval needs resamples; ask for 1000")
+        raise ScoreError("an interval needs resamples; give 1000")
 
 
 def _checked(

@@ -117,8 +117,8 @@ def test_a_score_table_is_a_key(tmp_path):
 @pytest.mark.parametrize(
     ("text", "phase", "told"),
     [
-        ("", "eval", "is no key; accepted are"),
-        ("what is this\n", "eval", "is no key; accepted are"),
+        ("", "eval", "is not a key; accepted are"),
+        ("what is this\n", "eval", "is not a key; accepted are"),
         ("name,label\nu,spoof\n", "eval", "no column 'utterance'"),
         (LA_2021, "evil", "phase 'evil' is none of eval, progress"),
         ("utterance,label\nu,spof\n", "eval", "line 2, column 'label': 'spof' is not a label"),
