@@ -132,7 +132,7 @@ def test_an_encoder_s_file_that_is_damaged_or_missing_is_named(name, model):
     path.unlink()
     assert f"{path}: is missing: the encoder belongs to the model" in refusal(model)
     os.mkfifo(path)
-    assert f"{path}: is no regular file" in refusal(model)
+    assert f"{path}: is not a regular file" in refusal(model)
 
 
 @pytest.mark.parametrize(
