@@ -292,7 +292,7 @@ def test_a_contradiction_is_one_line(encoder):
     for method, told in (
         (Taken(biases), "Taken: the name 'classifier' is taken"),
         (Outside(biases), "Outside: its part 'scales' has a parameter that is not in the encoder"),
-        (Method(lambda _: ["layers.9"]), "Method: adapt returned 'layers.9', which is no module of the encoder"),
+        (Method(lambda _: ["layers.9"]), "Method: adapt returned 'layers.9', which is not a module of the encoder"),
     ):
         with pytest.raises(AdapterError, match=told):
             Ownership(method, copy.deepcopy(encoder))
