@@ -63,10 +63,10 @@ def eers_by_attack(table: ScoreTable) -> dict[str, float]:
 
 
 def sets_to_score(trained: TrainedDetector, sets: Sequence[str] | None) -> list[str]:
-    """The sets that were asked for, or all test sets of the run.
+    """The requested sets, or all test sets of the run.
 
     Raises:
-        InputError: none was asked for, and the run has no test set.
+        InputError: none was requested, and the run has no test set.
     """
     names = list(sets or trained.data.test)
     if not names:

@@ -137,7 +137,7 @@ def test_the_expert_that_does_nothing_is_dropped_and_those_that_matter_are_kept(
     assert (code, err) == (0, "")
     told = json.loads((tmp_path / "told" / "prune.json").read_text())
     assert (told["dropped"], told["num_experts"]) == ([0], 3)
-    assert "not missed: expert 0 of 3; 2 are left; without 0 and " in out
+    assert "not needed: expert 0 of 3; 2 are left; without 0 and " in out
     pruned = load(tmp_path / "pruned")
     # By hand: the two experts, and the rows of their gates, in a mixture of two.
     by_hand = Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2, gate=GatePolicy(noise="none")), MeanPooling)
@@ -248,15 +248,15 @@ def test_mistakes_are_told_in_a_line(verb, idle, corpora, small_whisper, run_ver
     spoofs = {"class_path": "moelora_ad.corpora.Manifest", "init_args": {"path": str(corpora["spoofs"]), "name": "s"}}
     (tmp_path / "spoofs.yaml").write_text(yaml.safe_dump({"data": {"test": {"spoofs": spoofs}}}))
     option = "--margin" if verb is prune_command else "--tolerance"
-    gates = "the model has no gates" if verb is prune_command else "is one LoRA already, without gates"
+    gates = "the model has no gates" if verb is prune_command else "is already one LoRA, without gates"
     for arguments, code, words in (
         ((idle, "--to", tmp_path / "to"), 1, "is a model, which has no corpora: name them with --data FILE"),
-        ((idle, "--data", corpora["data"]), 2, "--to DIR: say where the changed model goes"),
-        ((idle, "--data", corpora["data"], "--to", tmp_path / "there"), 2, "is there already"),
+        ((idle, "--data", corpora["data"]), 2, "--to DIR is needed: the folder of the changed model"),
+        ((idle, "--data", corpora["data"], "--to", tmp_path / "there"), 2, "already exists"),
         ((idle, *given, "--decide-on", "nothing"), 1, "has no set 'nothing': choose from elsewhere, dev"),
         ((idle, "--data", tmp_path / "spoofs.yaml", "--to", tmp_path / "to"), 1, "data.val is not given"),
         ((idle, *given, "--data", tmp_path / "spoofs.yaml"), 1, "spoofs has no bona fide trials"),
-        ((idle, *given, option, "-1"), 2, "'-1' is no number of points"),
+        ((idle, *given, option, "-1"), 2, "'-1' is not a number of points"),
         ((tmp_path / "lora", *given), 1, gates),
         ((tmp_path / "nowhere", *given), 1, "no such folder"),
     ):
@@ -353,7 +353,7 @@ class Quiet(MoELoRA):
 def test_a_method_that_does_not_say_what_makes_its_adapters_is_refused(small_whisper, corpora, tmp_path):
     detector = separating(Detector(WhisperBackbone(small_whisper), Quiet(2, 2), MeanPooling), corpora)
     detector.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="cannot be changed: Quiet does not say what makes its adapters"):
+    with pytest.raises(InputError, match="cannot be changed: Quiet does not define the method after experts change"):
         prune_experts(tmp_path, data=corpora["data"], allow=[__name__])
 
 
