@@ -57,7 +57,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     copy.add_argument(
         "to", metavar="TO", nargs="?", help="file or folder to write (default: in this folder, named like the original)"
     )
-    copy.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    copy.add_argument("--overwrite", action="store_true", help="replace an existing file")
     validate = actions.add_parser(
         "validate",
         help="keys, classes and arguments of configurations, without building anything",

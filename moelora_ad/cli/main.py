@@ -38,7 +38,7 @@ VERBS = {
     "import": ("a published model or encoder as one of ours", "saved_models.import_"),
     "extend": ("an expert for a new attack, beside those of a model", "saved_models.extend"),
     "export": ("a small model to keep, from a checkpoint", "saved_models.export"),
-    "prune": ("drop the experts of a model that no set misses", "saved_models.prune"),
+    "prune": ("drop the experts of a model that no set needs", "saved_models.prune"),
     "merge": ("a mixture's experts as one LoRA, where that loses little enough", "saved_models.merge"),
     "calibrate": ("make a model's scores log-likelihood ratios", "saved_models.calibrate"),
     "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweep"),

@@ -76,7 +76,7 @@ def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "
     comparison = Comparison(runs, given.own, tuple(notes))
     strangers = sorted(set(given.own or ()) - set(comparison.sets))
     if strangers:
-        parser.error(f"--own: no set is called {strangers[0]!r}; there are {', '.join(comparison.sets)}")
+        parser.error(f"--own: no set is named {strangers[0]!r}; there are {', '.join(comparison.sets)}")
     named = {"--compare": given.compare, "--against": () if given.against is None else (given.against,)}
     for option, systems in named.items():
         for system in systems:

@@ -76,7 +76,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-workers",
         type=int,
         metavar="N",
-        help="processes that decode; 0: this one (default: as many as are of use for the files and the device)",
+        help="processes that decode; 0: this one (default: as many as help for the files and the device)",
     )
 
 

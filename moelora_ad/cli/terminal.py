@@ -45,7 +45,7 @@ def print_line(text: str) -> None:
 
 @contextmanager
 def progress(console: Console | None = None, unit: str = "") -> Iterator[Show]:
-    """A bar on standard error, or, if that is no terminal, a line there every 20 s; for one task after another.
+    """A bar on standard error, or, if that is not a terminal, a line there every 20 s; for one task after another.
 
     Args:
         console: that is printed to meanwhile; None for one on standard error.

@@ -57,7 +57,7 @@ def test_an_attack_held_out(lightning, experiment, write_config, tmp_path, caplo
         "fit", "--config", run / "config.yaml", "--data.held_out_attack", "null", "--ckpt_path", "last"
     )
     assert code != 0
-    assert "goes on with the same training, but the checkpoint was trained on train (9 trials)" in error_line(err)
+    assert "resumes the same training, but the checkpoint was trained on train (9 trials)" in error_line(err)
     code, out, err = lightning("results", run)
     assert code == 0, err
     assert "(set held_out: development's)" in out
@@ -287,7 +287,7 @@ def test_a_checkpoint_of_another_model_is_refused(lightning, experiment, write_c
     assert code == 2
     checkpoint.write_bytes(pickle.dumps(print))
     code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)
-    assert "last.ckpt is no readable checkpoint" in error_line(err)
+    assert "last.ckpt is not a readable checkpoint" in error_line(err)
     assert code == 2
 
 

@@ -251,7 +251,7 @@ def test_pairs_are_printed_and_written(
         "A = c, B = b: EER over seeds and trials",
     ]
     assert "not paired, as fewer than two seeds are in common: A 9; B 1, 2, 3" in printed
-    assert "of a system with one seed the interval says nothing of other seeds" in printed
+    assert "of a system with one seed the interval does not cover other seeds" in printed
     assert "Holm over 4 tests on sets" in printed
 
 
@@ -282,9 +282,9 @@ def test_names_from_files_do_nothing_on_a_page(results: Call, make_run: MakeRun,
     [
         ((), "RUNS"),
         (("nowhere",), "nowhere: no such folder"),
-        (("runs", "--own", "elsewhere"), "--own: no set is called 'elsewhere'; there are dev, in_domain"),
+        (("runs", "--own", "elsewhere"), "--own: no set is named 'elsewhere'; there are dev, in_domain"),
         (("runs", "--against", "moe"), "--against: no system is called 'moe'; there are lora"),
-        (("runs", "--against", "lora"), "--against: there is no other system than 'lora'"),
+        (("runs", "--against", "lora"), "--against: there is no system other than 'lora'"),
         (("runs", "--compare", "lora"), "--compare: name at least two systems"),
         (("runs", "--compare", "lora", "moe"), "--compare: no system is called 'moe'; there are lora"),
         (("runs", "--compare", "a", "b", "--resamples", "1"), "--resamples: 1 is too few"),

@@ -94,8 +94,8 @@ def figures_of_sets(
     Args:
         paths: score files of the model, raw scores.
         calibration: what is stored with the model, if anything: then actDCF and Cllr too.
-        fitted_on: the scores that it was fitted on. A set that shares trials with it gets neither: they would tell
-            nothing about other data.
+        fitted_on: the scores that it was fitted on. A set that shares trials with it gets neither: they would be
+            meaningless for other data.
 
     Raises:
         InputError: a file is missing or faulty, or two have the same name.

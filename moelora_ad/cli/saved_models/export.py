@@ -123,7 +123,8 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
 
 
 def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str], list[str]]:
-    """For the card of a run that started from a model: what that says of its own training, and what was done to it."""
+    """For the card of a run that started from a model: what that records of its own training, and what was done to
+    it."""
     from moelora_ad.models.saving.files import CONFIG, read_config, short
     from moelora_ad.runs.record import RECORD, read_record
 
@@ -197,7 +198,7 @@ def check_target(folder: Path, onnx: bool = False) -> None:
         onnx: whether its ``model.onnx`` will be written too.
 
     Raises:
-        InputError: something else is there.
+        InputError: the folder has something else.
     """
     from moelora_ad.models.saving.files import ONNX, read_config
 

@@ -155,7 +155,7 @@ def _planned(made: Mapping[str, object], folder: Path, given: argparse.Namespace
 
 
 def _score_before(run: "PlannedRun", model: Path, to: Path, program: str) -> int:
-    """Score the test sets with the model as it is; scores that are there already are not computed again."""
+    """Score the test sets with the model as it is; existing scores are not computed again."""
     from moelora_ad.cli import fit
 
     configs = [word for path in run.configs for word in ("--config", path)]

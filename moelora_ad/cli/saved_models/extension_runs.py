@@ -96,7 +96,7 @@ def configurations(
     Args:
         model: folder of the model.
         parts: its backbone, adaptation and classifier.
-        precision: that it was judged in; None for single.
+        precision: that it was evaluated in; None for single.
         data: see `read_data`.
         options: of the command line.
 

@@ -34,7 +34,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser.add_argument(
         "--normalize",
         choices=("true", "false"),
-        help="whether waveforms get zero mean and unit variance (default: what the file or its publisher's code says)",
+        help="whether waveforms get zero mean and unit variance (default: as in the file or its publisher's code)",
     )
     parser.add_argument(
         "--attention-heads",
