@@ -40,7 +40,7 @@ class Built(NamedTuple):
         detector: its weights are not those of any checkpoint.
         data: the data module; nothing is read yet.
         clips: that the detector scores.
-        precision: that it is trained and judged in, by Lightning's name.
+        precision: that it is trained and evaluated in, by Lightning's name.
     """
 
     detector: Detector

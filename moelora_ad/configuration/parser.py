@@ -50,7 +50,7 @@ class _ConfigurationFile(ActionConfigFile):
 
 class OneLineParser(LightningArgumentParser):
     """Lightning's parser, but options are never abbreviated, a configuration may be named that comes with the package,
-    and a mistake is one line on standard error, with the file that it stands in and the nearest known name, and exit
+    and a mistake is one line on standard error, with the file that it is in and the nearest known name, and exit
     code 2."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:

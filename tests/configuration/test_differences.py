@@ -63,7 +63,7 @@ def test_seeds_and_places_may_differ(text: str) -> None:
         ("trainer.callbacks.0.init_args.every=2", "trainer.callbacks.0.init_args.every (1, 2)"),
         ("data.test.b={class_path: B}", "data.test.b.class_path (not there, B)"),
         ("data.seed_of_augmentation=3", "data.seed_of_augmentation (not there, 3)"),
-        ("model.dirpath=a", "model.dirpath (not there, a)"),
+        ("model.dirpath=a", "model.dirpath (not set, a)"),
         ("trainer.max_epochs=null", "trainer.max_epochs (4, None)"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_package_that_is_not_trusted(line):
             f"drawing.shape: {HERE}.Circle is code from outside moelora_ad: if you trust it, name its package, "
             f"--allow {package} (in Python allow=['{package}'])"
         )
-        assert line("--drawing.shape=os.system") == "drawing.shape: os.system is nothing that a configuration may name"
+        assert line("--drawing.shape=os.system") == "drawing.shape: os.system cannot be named by a configuration"
 
 
 def test_a_value_that_fits_none_of_several_types(line):
