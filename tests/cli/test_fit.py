@@ -380,7 +380,7 @@ def test_next_commands_can_be_copied_when_a_folder_has_spaces(lightning, experim
     assert code == 0
     commands = [shlex.split(line.removeprefix("next:")) for line in out.splitlines() if line.startswith("next:")]
     assert [command[:2] for command in commands] == [
-        ["lightning", "test"],
+        ["moelora-ad", "test"],
         ["moelora-ad", "evaluate"],
         ["moelora-ad", "export"],
     ]

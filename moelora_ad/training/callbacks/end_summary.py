@@ -52,7 +52,7 @@ def print_fit(
         line(console, "scores", shown(score_folder(trainer)))
     _print_failures(console, trainer, model)
     config, best = quote(shown(run_directory(trainer) / "config.yaml")), quote(shown(checkpoint))
-    line(console, "next", f"lightning test --config {config} --ckpt_path {best}")
+    line(console, "next", f"moelora-ad test --config {config} --ckpt_path {best}")
     if tested:
         line(console, "next", f"moelora-ad evaluate {quote(shown(score_folder(trainer)))}")
     line(console, "next", f"moelora-ad export --checkpoint {best} --to MODEL{allow_options(_packages(model))}")
