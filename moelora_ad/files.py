@@ -74,8 +74,7 @@ def _flush(path: Path) -> None:
 
 
 def unused_name(name: str, taken: set[str]) -> str:
-    """``name``, or ``name-2`` and so on if it is in ``taken``, to which it is added; upper and lower case are one
-    name."""
+    """``name``, or ``name-2`` and so on if it is in ``taken``, then added to it; upper and lower case are one name."""
     number, free = 1, name
     while free.lower() in taken:
         number += 1

@@ -29,8 +29,7 @@ class Joined(Corpus):
 
 
 def joined_trials(lists: Mapping[str, TrialList]) -> TrialList:
-    """The trials of all lists, one list after another; each utterance's id is prefixed with its list's name and a
-    slash.
+    """The trials of all lists, one list after another; each id is prefixed with its list's name and a slash.
 
     Raises:
         InputError: A name is empty or has a slash, or there is no list.

@@ -48,8 +48,7 @@ class SpoofCeleb(ListedCorpus):
 class ADD(ListedCorpus):
     """A labelled set of the ADD challenges (Yi et al., ICASSP 2022; Yi et al., DADA workshop at IJCAI, 2023).
 
-    A set of 2023, such as ``Track1.2/testR2``, has ``label.txt`` and ``wav``. Where labels and audio are in different
-    folders, as in
+    A set of 2023, such as ``Track1.2/testR2``, has ``label.txt`` and ``wav``. If these are in different folders, as in
     2022, give both: ``listing: label/dev_label.txt``, ``audio: dev``.
 
     Args:

@@ -113,8 +113,7 @@ def model_name(source: str) -> str:
 
 
 def notices(scorer: "Scorer") -> list[str]:
-    """What a reader of scores should know beforehand: about the model, and of the precision that they are computed
-    in."""
+    """What a reader of scores should know: about the model, and the precision that they are computed in."""
     return [printable(line) for line in (_about(scorer).get("notice"), *scorer.precision_notes) if line]
 
 

@@ -29,8 +29,7 @@ from moelora_ad.inference.output import WINDOW_COLUMNS, DecisionRule, RowWriter,
 from moelora_ad.inference.pages import BONA_FIDE, SPOOF, page_around_results, result_element
 
 EMBEDDED, EMBEDDED_IN_ALL = 2**20, 32 * 2**20
-"""Bytes of a sound that is embedded in the page, and of all such sounds; others are linked, relative to the page's
-folder."""
+"""Bytes of a sound that is embedded in the page, and of all such sounds; others are linked."""
 
 _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
 

@@ -224,8 +224,7 @@ def _check(record: RunRecord, path: Path) -> None:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, with all that it holds; a whole number is a float too, a truth value is not a
-    number."""
+    """Whether a value is of a type, with all that it holds; an int is a float too, a bool is not a number."""
     parts = get_args(kind)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in parts

@@ -123,8 +123,7 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
 
 
 def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str], list[str]]:
-    """For the card of a run that started from a model: what that records of its own training, and what was done to
-    it."""
+    """For the card of a run that started from a model: what that records of its training, and what was done to it."""
     from moelora_ad.models.saving.files import CONFIG, read_config, short
     from moelora_ad.runs.record import RECORD, read_record
 

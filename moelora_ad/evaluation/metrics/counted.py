@@ -110,8 +110,7 @@ class CountedTrials(ABC):
         return pooled_cllr(*self._groups)
 
     def auc(self) -> float:
-        """The area under the receiver operating characteristic: the share of pairs that are ranked correctly, ties
-        half."""
+        """The area under the receiver operating characteristic: the share of pairs ranked correctly, ties half."""
         bona_fide, spoof = self._groups
         twice_right = bona_fide * (2 * (spoof.cumsum() - spoof) + spoof)
         return int(twice_right.sum()) / (2 * self.num_bona_fide * self.num_spoof)

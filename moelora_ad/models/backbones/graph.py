@@ -39,8 +39,7 @@ def without_part(module: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def _leaves(node: Any) -> set[int]:
-    """The ids of the leaves of an autograd graph. (A backward pass would start threads, which do not survive a
-    fork.)"""
+    """The ids of the leaves of an autograd graph. (A backward pass would start threads, which break a fork.)"""
     seen, found, waiting = set(), set(), [node]
     while waiting:
         node = waiting.pop()

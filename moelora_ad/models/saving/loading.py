@@ -212,8 +212,7 @@ class LoadedModule(nn.Module):
 
 
 def folder_of(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of a saved detector: a path as given, that of a packaged one by its name, or that of the local hub
-    cache.
+    """The folder of a saved detector: a path as given, that of a packaged one, or that of the local hub cache.
 
     Raises:
         InputError: there is none.

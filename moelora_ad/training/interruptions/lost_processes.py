@@ -57,8 +57,7 @@ def is_of_lost_process(error: BaseException) -> bool:
 
 
 def outlive_other_processes(trainer: Trainer) -> None:
-    """Lightning's launcher would kill this process seconds after another one's end, before it has saved and
-    reported."""
+    """Lightning's launcher would kill this process seconds after another one's end, before it has saved."""
     processes = getattr(trainer.strategy.launcher, "procs", None)
     if isinstance(processes, list):
         processes.clear()

@@ -101,8 +101,7 @@ def field(node: Any, *names: str) -> Any:
 
 
 def _content(node: Any) -> Any:
-    """The content of an `Opaque`: OmegaConf has the content of a container, and the value of anything else, in a
-    field."""
+    """The content of an `Opaque`: OmegaConf has that of a container, and the value of anything else, in a field."""
     for _ in range(2):  # a container's content is plain, a node's value too
         if isinstance(node, Opaque):
             state = node.state
