@@ -70,7 +70,7 @@ class AudioPasses:
         Args:
             trained: its detector is moved to the device and, in ``bf16-true`` and ``16-true``, rounded in place.
             trials: what to read.
-            what: words for the progress.
+            what: description for the progress.
 
         Raises:
             InputError: a file cannot be read, or the precision is not available.

@@ -28,7 +28,7 @@ def scores_of_variants(
         trials: of the set.
         variants: by name, what makes the detector this variant within a ``with`` block.
         passes: how the set is read.
-        what: words for the progress.
+        what: description for the progress.
 
     Raises:
         InputError: a file cannot be read.

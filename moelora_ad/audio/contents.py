@@ -1,4 +1,4 @@
-"""What a file contains by its own chunks, pages and frames, where libsndfile goes by the first header alone."""
+"""What a file contains by its own chunks, pages and frames, where libsndfile uses only the first header."""
 
 import io
 import os

@@ -81,7 +81,7 @@ def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "
     for option, systems in named.items():
         for system in systems:
             if system not in comparison.systems:
-                parser.error(f"{option}: no system is called {system!r}; there are {', '.join(comparison.systems)}")
+                parser.error(f"{option}: no system is named {system!r}; there are {', '.join(comparison.systems)}")
     if given.against is not None and len(comparison.systems) == 1:
         parser.error(f"--against: there is no system other than {given.against!r}")
     return comparison

@@ -1,4 +1,4 @@
-"""What a trainer knows of its run: where it stores its output, and how much of its data it goes over."""
+"""What a trainer knows of its run: where it stores its output, and how much of its data it uses."""
 
 import itertools
 from collections.abc import Iterator

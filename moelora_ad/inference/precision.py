@@ -32,7 +32,7 @@ def chosen_precision(
         done: what is done in the precision.
 
     Raises:
-        InputError: what was asked for is not a precision, or the device lacks it.
+        InputError: the given name is not a precision, or the device lacks it.
     """
     judged: str | None = getattr(detector, "precision", None)  # any module that gives logits will do
     if asked is not None and asked not in CHOICES:

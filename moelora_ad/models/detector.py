@@ -145,7 +145,7 @@ class Detector(KeptModule):
 
     def train(self, mode: bool = True) -> "Detector":
         """Training mode for what is trained. A frozen encoder stays in evaluation mode, so that its own dropout, layer
-        drop, masking and batch statistics are off, unless the backbone was asked for them."""
+        drop, masking and batch statistics are off, unless the backbone requests them."""
         super().train(mode)
         if self._classifier_is_frozen:
             self.classifier.eval()

@@ -108,7 +108,7 @@ def plan_runs(sweep: Sweep) -> list[PlannedRun]:
         if not re.fullmatch(r"[\w.+=,-]{1,200}", full, re.ASCII):
             raise InputError.at(sweep.path, f"grid: {full} is not a valid folder name: list such values as systems")
         if full.lower() in map(str.lower, systems):
-            raise InputError.at(sweep.path, f"two systems would be called {full}")
+            raise InputError.at(sweep.path, f"two systems would be named {full}")
         systems[full] = ((*sweep.configs, *system.configs), {**sweep.options, **system.options, **chosen})
     return [
         PlannedRun(name, seed, sweep.folder / name / f"seed_{seed}", configs, options, sweep.environment, sweep.wandb)

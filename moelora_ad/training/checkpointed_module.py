@@ -47,7 +47,7 @@ class CheckpointedModule(LightningModule):
         training_data: what checkpoints record of the trials that it is trained on; empty if that is not known.
         has_weights: whether fit continues from the present weights.
         init_weights: a model or a checkpoint to start from; None for new weights.
-        tether: what holds the detector to its start, which is in checkpoints too; or None.
+        tether: what keeps the detector near its start, which is in checkpoints too; or None.
         started_from: what that gave, to this run or to the one that it resumes; None before fit, and for new
             weights.
         start_error: why there are no weights to start from; a checkpoint may bring others.

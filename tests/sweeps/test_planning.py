@@ -79,7 +79,7 @@ def test_systems_times_held_out_attacks(config):
 
 
 def test_held_out_attacks_that_clash(config):
-    with pytest.raises(InputError, match="two systems would be called lora-without_x_y"):
+    with pytest.raises(InputError, match="two systems would be named lora-without_x_y"):
         plan_runs(make(config, leave_one_out=("x/y", "x y")))
     with pytest.raises(InputError, match=r"data.held_out_attack is set, and leave_one_out sets it itself"):
         plan_runs(make(config, leave_one_out=("A01",), options={"data.held_out_attack": "A02"}))
@@ -133,9 +133,9 @@ def test_options_with_one_last_name_are_told_apart(config):
 
 
 def test_names_that_clash_or_suit_no_folder(config):
-    with pytest.raises(InputError, match="two systems would be called Lora"):  # one folder on some file systems
+    with pytest.raises(InputError, match="two systems would be named Lora"):  # one folder on some file systems
         plan_runs(make(config, systems={"lora": System(), "Lora": System()}))
-    with pytest.raises(InputError, match="two systems would be called lora-a=1"):
+    with pytest.raises(InputError, match="two systems would be named lora-a=1"):
         plan_runs(make(config, grid={"x.a": (1, "1")}))
     with pytest.raises(InputError, match="not a valid folder name"):
         plan_runs(make(config, grid={"x.a": ("b/c",)}))

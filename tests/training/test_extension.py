@@ -135,7 +135,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(small_whisper, model
     cut = torch.load(checkpoint, weights_only=True)
     del cut["tether"]
     torch.save(cut, checkpoint)
-    with pytest.raises(InputError, match="the checkpoint was not trained with one that holds these weights"):
+    with pytest.raises(InputError, match="the checkpoint was not trained with a tether to these weights"):
         fit(checkpoint=checkpoint)
 
 

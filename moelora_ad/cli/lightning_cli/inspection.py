@@ -121,7 +121,7 @@ def _account(command: DetectionCommand, own: Arguments) -> Account:
     try:
         with _quiet():
             return account(model.detector, model.optimizer, samples, command.datamodule.batch_size, precision)
-    except (RuntimeError, ValueError) as error:  # too few frames, in the words of whichever layer lacks them
+    except (RuntimeError, ValueError) as error:  # too few frames, in the message of the layer that lacks them
         reason = str(error).partition("\n")[0]
         raise InputError(f"the model cannot process clips of {samples / SAMPLE_RATE:g} s: {reason}") from None
 

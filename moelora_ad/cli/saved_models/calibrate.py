@@ -121,7 +121,7 @@ def figures_of_sets(
 
 
 def _named(path: str | Path, table: "ScoreTable") -> str:
-    """A score file in words that stay true when it is moved: its name, its corpora and splits."""
+    """A description of a score file that stays true when it is moved: its name, its corpora and splits."""
     fields = zip(table.trials.column("corpus"), table.trials.column("split"), strict=True)
     parts = sorted({" ".join(filter(None, pair)) for pair in set(fields)})
     return f"{Path(path).name} ({', '.join(parts)})"

@@ -65,7 +65,7 @@ def _parser(program: str) -> OneLineArgumentParser:
         "--tether",
         type=float,
         metavar="W",
-        help="weight of what holds the scores to the old model's, 0 for none (default: 0.3, and 0 with replay)",
+        help="weight of the loss that keeps scores near the old model's, 0 for none (default: 0.3, and 0 with replay)",
     )
     add(
         "--config",

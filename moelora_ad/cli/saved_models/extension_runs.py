@@ -1,4 +1,4 @@
-"""The training runs of the command extend: the extension, and what people would do instead."""
+"""The training runs of the command extend: the extension, and the alternatives to it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

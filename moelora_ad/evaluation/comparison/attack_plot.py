@@ -16,7 +16,7 @@ _MEAN_APART = 0.25  # of a cell
 
 
 def attack_plot(matrix: AttackMatrix) -> Plot:
-    """A cell for each system and held-out attack, and one for the mean over attacks, apart; EER in percent, by colour
+    """A cell for each system and held-out attack, and one for the mean over attacks, set off; EER in percent, by colour
     and in figures. A cell without runs is grey."""
     values = np.array(
         [[_percent(matrix.cell(system, attack)) for attack in matrix.attacks] for system in matrix.systems]

@@ -100,7 +100,7 @@ def how_compared(compared: ComparedPairs) -> tuple[str, ...]:
         "the same for all runs. Bold (* in plain text): shown at 5 %, p below 0.05",
         "effect size: the difference in standard deviations over seeds (Hedges). P(A better): by the same t, for "
         "someone without prior knowledge. p: two-sided, corrected by Holm over "
-        f"{' and, apart, '.join(families) or 'nothing'}, every pair of systems counted",
+        f"{' and, separately, '.join(families) or 'nothing'}, every pair of systems counted",
         f"seeds for 1 point: how many of each system would show a difference of {100 * POINT:g} point (power 80 %, "
         f"level 5 %) if the variances are as estimated; none: not even {MOST_SEEDS:,}, as more seeds leave what other "
         "trials would change",

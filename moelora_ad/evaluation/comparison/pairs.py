@@ -93,7 +93,7 @@ def compare_systems(
 
     Seeds that both systems have are paired, and no others are used; with fewer than two of them all seeds of both are,
     unpaired. Every run of a set is judged on the trials that all of these runs have scored, and has the same resamples
-    of them. Sets are resampled apart, as if no two had trials in common.
+    of them. Sets are resampled separately, as if no two had trials in common.
 
     Args:
         comparison: The runs.

@@ -89,7 +89,7 @@ def evaluate_set(name: str, table: ScoreTable, options: FigureOptions | None = N
 
 
 def pooled(tables: Mapping[str, ScoreTable], options: FigureOptions | None = None) -> SetEvaluation:
-    """All sets as one, each trial with the same weight; sets are resampled apart.
+    """All sets as one, each trial with the same weight; sets are resampled separately.
 
     Args:
         tables: The scores by set; every trial needs a label.

@@ -64,7 +64,7 @@ def bootstrap(
         clusters: (n,) any numbers, the same for trials that belong together; see `default_clusters`.
         options: How the figures are made, how many resamples, and the seed.
         figures: The names of figures; None for all that the options define.
-        sets: (n,) any numbers, the same for trials of one set, if several are pooled. Each set is resampled apart.
+        sets: (n,) any numbers, the same for trials of one set, if several are pooled. Each set is resampled separately.
         threads: None for as many as there are processors, eight at most.
 
     Raises:
@@ -113,7 +113,8 @@ def mean_difference(
     options: FigureOptions | None = None,
     threads: int | None = None,
 ) -> Difference:
-    """The mean over sets of a figure of two systems, and the interval of its difference; each set is resampled apart.
+    """The mean over sets of a figure of two systems, and the interval of its difference; each set is resampled
+    separately.
 
     Args:
         pairs: The scores of both systems on each set.

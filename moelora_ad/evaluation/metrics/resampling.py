@@ -18,9 +18,9 @@ Floats = NDArray[np.float64]
 class Strata:
     """Draws clusters with replacement, as many as there are.
 
-    Clusters of only bona fide trials, of only spoofs and of both are drawn apart, each kind as often as it occurs: so
-    both classes are in every resample, and their proportion stays about what it is by design. For the same reason the
-    sets of a pool are drawn apart.
+    Clusters of only bona fide trials, of only spoofs and of both are drawn separately, each kind as often as it occurs:
+    so both classes are in every resample, and their proportion stays about what it is by design. For the same reason
+    the sets of a pool are drawn separately.
 
     Args:
         labels: (n,) 1 for bona fide, 0 for spoof.

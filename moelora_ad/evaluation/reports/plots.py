@@ -176,7 +176,7 @@ def bars_plot(groups: Mapping[str, Figures], overall: float | None = None) -> Pl
 
 
 def _staircase(x: NDArray[np.float64], y: NDArray[np.float64], least: float) -> tuple[NDArray, NDArray]:
-    """The curve on probit axes, without the points that nobody can see apart."""
+    """The curve on probit axes, without points too close to distinguish."""
     x, y = (ndtri(np.clip(rates, least, 1 - least)) for rates in (x, y))
     cells = np.stack([np.round(x * 150), np.round(y * 150)])
     keep = np.append(True, (cells[:, 1:] != cells[:, :-1]).any(axis=0))

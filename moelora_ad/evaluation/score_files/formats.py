@@ -113,7 +113,7 @@ def write_scores(table: ScoreTable, path: str | Path, file_format: ScoreFormat) 
     if file_format != "arena":
         for row in rows:
             if any(not field or field.split() != [field] for field in row):
-                raise ScoreError(f"{path}: {row[0]!r} has spaces or is empty, which {file_format} cannot hold")
+                raise ScoreError(f"{path}: {row[0]!r} has spaces or is empty, which {file_format} cannot represent")
     with written_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(rows)
 

@@ -10,7 +10,7 @@ class _Answer(BaseModel):
 
 
 class NoteAnswer(_Answer):
-    kind: str = Field(description="In plain words, the same for all files")
+    kind: str = Field(description="A fixed text, the same for all files")
     detail: str = Field(description="The figures of this file")
 
 
@@ -40,7 +40,7 @@ class ScoreAnswer(_Answer):
     meaning: str = Field(description="The verdict in one sentence")
     windows: list[WindowAnswer]
     notes: list[NoteAnswer]
-    waveform: WaveformAnswer | None = Field(None, description="For drawing, if it was asked for")
+    waveform: WaveformAnswer | None = Field(None, description="For drawing, if requested")
 
 
 class FailureAnswer(_Answer):

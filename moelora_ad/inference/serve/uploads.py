@@ -60,7 +60,7 @@ def _named(file: Any, name: str) -> BinaryIO:
 async def sounds_of(request: Request, name: str, most: int) -> list[BinaryIO]:
     """The files of a form, or the one that the body is.
 
-    Each can seek, has the ``name`` that messages and results call it, and is closed by whoever takes it.
+    Each can seek, has a ``name`` for messages and results, and is closed by its consumer.
 
     Args:
         request: Whose body is read.

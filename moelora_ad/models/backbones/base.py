@@ -40,7 +40,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     Attributes:
         width: features of an output frame: those of a hidden state, times the number of those that are side by side.
-        stochastic: whether dropout, layer drop or masking of the encoder was asked for.
+        stochastic: whether dropout, layer drop or masking of the encoder was requested.
         alone: where checkpoints in transformers' layout hold the encoder within a larger model: what its tensors' names
             begin with there, and the class of the encoder alone, which a saved detector has it as.
 

@@ -112,7 +112,7 @@ def load_encoder(
         raise InputError(f"backbone {source} lacks {len(lacking)} weights of a {name}, first {lacking[0]}")
     if exact and (others := sorted(set(report["unexpected_keys"]) - set(may_miss))):
         raise InputError(
-            f"{source} holds {len(others)} weights that do not belong to a {model_class.__name__}, first {others[0]}"
+            f"{source} has {len(others)} weights that do not belong to a {model_class.__name__}, first {others[0]}"
         )
     return model
 

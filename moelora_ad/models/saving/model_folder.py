@@ -3,7 +3,7 @@
 - ``config.json``: the classes and arguments of the three parts, the window, the precision, the calibration, and the
   frozen encoder by its name and the SHA-256 of its tensors;
 - ``model.safetensors``: what a detector has beyond that encoder (`Detector.kept_names`);
-- ``backbone/``: that encoder, if it is small or was asked for (`packing`);
+- ``backbone/``: that encoder, if it is small or was requested (`packing`);
 - ``README.md``: the model card.
 """
 
@@ -54,7 +54,7 @@ class KeptModule(LoadedModule):
 
         Raises:
             InputError: a part cannot be described, the experts are no longer those of ``adaptation``, the weights
-                are not finite float32, or an encoder that was asked for cannot be packed.
+                are not finite float32, or a requested encoder cannot be packed.
             OSError: a file cannot be written.
         """
         folder = Path(folder)

@@ -58,7 +58,7 @@ def export_onnx(
             raise InputError(f"ONNX needs the package {package}: pip install 'moelora_ad[onnx]'")
     size = sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
     if size > MOST_BYTES:
-        raise InputError(f"the detector has {size / 1e9:.1f} GB, an ONNX file holds {MOST_BYTES / 1e9:.0f} GB")
+        raise InputError(f"the detector has {size / 1e9:.1f} GB, an ONNX file can have {MOST_BYTES / 1e9:.0f} GB")
     samples = detector.window if samples is None else samples
     was_training = detector.training
     try:

@@ -206,7 +206,7 @@ def damage(folder, **changes):
         ),
         (
             lambda folder: damage(folder, num_hidden_layers=1),
-            "holds 16 weights that do not belong to a .* first wav2vec2.enc",
+            "has 16 weights that do not belong to a .* first wav2vec2.enc",
         ),
         (lambda folder: damage(folder, auto_map={"AutoConfig": "x.X"}, model_type="own"), "."),
         (
