@@ -257,7 +257,7 @@ def test_gates_cannot_be_shared_between_inputs_of_different_width():
         MoELoRA(2, 2, targets=["q_proj"], share_gate=True).adapt(stack().head)
 
 
-# Projections that are not called as they stand
+# Projections that are not called as they are
 
 
 def trained_b(model: nn.Module) -> nn.Module:

@@ -95,7 +95,7 @@ class Method(AdaptationMethod):
 
 
 def wrap(encoder):
-    inject(encoder, ["down"], lambda base, _: Wrapper(base))  # tells nothing: what stands there now is found
+    inject(encoder, ["down"], lambda base, _: Wrapper(base))  # returns nothing: the new modules are detected
 
 
 def wrap_by_hand(encoder):

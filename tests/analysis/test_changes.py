@@ -1,4 +1,4 @@
-"""Experts dropped and merged, against models built by hand; what is refused, and what a changed model tells."""
+"""Experts dropped and merged, against models built by hand; what is refused, and what a changed model records."""
 
 import csv
 import json
@@ -64,8 +64,8 @@ def scores(detector, waveforms) -> np.ndarray:
 
 @torch.no_grad()
 def separating(detector: Detector, corpora) -> Detector:
-    """The detector with the linear head that tells these bona fide utterances from these spoofs, 0.05 above from 0.05
-    below 0: whatever changes its frames by much makes it guess."""
+    """The detector with the linear head that separates these bona fide utterances from these spoofs, 0.05 above from
+    0.05 below 0: whatever changes its frames by much makes it guess."""
     detector.eval()
     features, _ = detector.backbone(corpora["waveforms"])
     means = torch.cat([features.mean(1), torch.ones(len(features), 1)], 1).double()
@@ -158,7 +158,7 @@ def test_the_expert_that_does_nothing_is_dropped_and_those_that_matter_are_kept(
     without_one = {(row["without"], row["set"]): row["eer"] for row in told["rows"] if "without" in row}
     assert without_one["0", "dev"] == 0.0
     assert min(without_one["0 1", "dev"], without_one["0 2", "dev"]) > 0.1
-    # What it says of itself.
+    # What it records of itself.
     assert pruned.adaptation.num_experts == 2
     assert pruned.about["licence"] == "MIT"
     assert pruned.about["history"][0].startswith("pruned from model (SHA-256 of its weights ")
@@ -333,7 +333,7 @@ def test_a_sharp_router_is_refused(sharp, corpora, run_verb, tmp_path):
     assert (merging.changed, [*merging.sets]) == (None, ["dev"])
     assert max(merging.errors["dev"].values()) > 0.3
     assert merging.sets["dev"].difference.second == 0
-    # What is allowed is written, and a set that loses without having decided is told of.
+    # What is allowed is written, and a set that loses without being a deciding one is reported.
     code, out, _ = run_verb(
         merge_command, sharp, "--data", corpora["data"], "--to", tmp_path / "to", "--tolerance", 100, *FEW
     )

@@ -1,4 +1,4 @@
-"""The verb calibrate, and the calibration and figures that export stores."""
+"""The command calibrate, and the calibration and figures that export stores."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The verb corpus, as a user runs it."""
+"""The command corpus, as a user runs it."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The verb evaluate: what it prints, what it writes, and what it refuses."""
+"""The command evaluate: what it prints, what it writes, and what it refuses."""
 
 import csv
 import json

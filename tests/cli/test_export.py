@@ -1,4 +1,4 @@
-"""The verb export: from a checkpoint of a training run to a model that scores the same."""
+"""The command export: from a checkpoint of a training run to a model that scores the same."""
 
 import json
 import shutil

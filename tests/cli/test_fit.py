@@ -52,7 +52,7 @@ def test_an_attack_held_out(lightning, experiment, write_config, tmp_path, caplo
     provenance = json.loads((scores_of(run) / "held_out.json").read_text())
     assert provenance["corpus"]["selection"].startswith("A05 against bona fide trials")
     assert provenance["configuration"]["data"]["held_out_attack"] == "A05"
-    # What goes on with all attacks is another training.
+    # Resuming with all attacks is another training.
     code, _, err = lightning(
         "fit", "--config", run / "config.yaml", "--data.held_out_attack", "null", "--ckpt_path", "last"
     )

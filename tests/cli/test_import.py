@@ -1,4 +1,4 @@
-"""The verb import, and that what it made is a model like any other: score, test, calibrate, compare, export."""
+"""The command import, and that what it made is a model like any other: score, test, calibrate, compare, export."""
 
 import csv
 import json

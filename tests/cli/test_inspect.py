@@ -1,4 +1,4 @@
-"""The verb inspect, and its account, against published counts, formulas, files and real runs."""
+"""The command inspect, and its account, against published counts, formulas, files and real runs."""
 
 import json
 import struct
@@ -60,7 +60,7 @@ def on_meta(build) -> Detector:
 
 
 class TwoLinears(nn.Module):
-    """Stands where an encoder stands."""
+    """Takes the place of an encoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_operations_are_those_of_the_formulas(experts):
 
 
 class GroupedConvolutions(nn.Module):
-    """Stands where an encoder stands; two convolutions, grouped and depthwise, like those of speech encoders."""
+    """Takes the place of an encoder; two convolutions, grouped and depthwise, like those of speech encoders."""
 
     def __init__(self) -> None:
         super().__init__()

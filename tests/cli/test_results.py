@@ -1,4 +1,4 @@
-"""The verb results: what it prints and writes, and what it refuses."""
+"""The command results: what it prints and writes, and what it refuses."""
 
 import csv
 import json

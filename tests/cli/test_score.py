@@ -1,4 +1,4 @@
-"""The verb score, as a person or a program meets it."""
+"""The command score, as a person or a program meets it."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The verb score over many files: rows that stay when it is killed, and how it goes on."""
+"""The command score over many files: rows that remain when it is killed, and how it resumes."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The verb serve: what it listens on, what it refuses, how it ends."""
+"""The command serve: what it listens on, what it refuses, how it ends."""
 
 import json
 import os

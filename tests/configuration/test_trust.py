@@ -28,7 +28,7 @@ def optimiser(groups) -> torch.optim.Optimizer:
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that a stranger's code makes; a module ``stranger`` can be imported that does."""
+    """The file that untrusted code makes; a module ``stranger`` can be imported that does."""
     path, folder = tmp_path / "canary", tmp_path / "packages"
     folder.mkdir()
     (folder / "stranger.py").write_text(MODULE.format(canary=str(path)))

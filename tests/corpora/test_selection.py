@@ -126,7 +126,7 @@ class Plain(Corpus):
 
 
 class Longer(Given):
-    """Calls the constructor and the trials of a class that selects by itself."""
+    """Calls the constructor and the trials of a class that selects itself."""
 
     def __init__(self) -> None:
         super().__init__(TRIALS)
@@ -167,7 +167,7 @@ class HandingOn(Corpus):
 
 
 class Mixin:
-    """Trials and a constructor from a class that is no corpus."""
+    """Trials and a constructor from a class that is not a corpus."""
 
     def __init__(self, name: str) -> None:
         self.name = name

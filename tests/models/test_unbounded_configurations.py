@@ -144,7 +144,7 @@ def test_a_list_of_convolutions(small_wav2vec2, made, tmp_path):
 
 
 def test_a_table_of_relative_positions(tmp_path):
-    """The encoder makes it anew for longer inputs: what its configuration says changes no frame."""
+    """The encoder rebuilds it for longer inputs: its configured size changes no frame."""
     config = Wav2Vec2BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, output_hidden_size=32
     )

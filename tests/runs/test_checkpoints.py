@@ -270,7 +270,7 @@ def test_load_from_checkpoint_as_lightnings_users_expect(run, data, trainer, tmp
     assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in saved.items())
     changed = DetectionModule.load_from_checkpoint(path, adapter_lr=0.5)
     assert changed.learning_rates["experts"] == 0.5
-    # It goes on from these weights: with a learning rate of zero nothing moves.
+    # It continues from these weights: with a learning rate of zero nothing moves.
     still = DetectionModule.load_from_checkpoint(path, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
     trainer(tmp_path / "still", limit_val_batches=0).fit(still, datamodule=data())
     state = still.state_dict()
@@ -298,7 +298,7 @@ def test_a_faulty_configuration_beside_a_checkpoint_is_told(run):
         DetectionModule.load_from_checkpoint(read_record(run).checkpoint_path)
 
 
-# What else of Lightning works, or is told before training starts
+# What else of Lightning works, or is refused before training starts
 
 
 def test_overfitting_takes_the_same_batches_in_every_epoch(data, trainer, tmp_path, run):

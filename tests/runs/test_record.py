@@ -1,4 +1,4 @@
-"""Records of runs: what was written is read, what is damaged is told in one line."""
+"""Records of runs: what was written is read, what is damaged is reported in one line."""
 
 import json
 from pathlib import Path

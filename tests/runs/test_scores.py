@@ -178,7 +178,7 @@ def test_a_finished_file_is_taken_with_its_provenance_and_left_as_it_is(tmp_path
     before = [(path.stat().st_ino, path.read_bytes()) for path in sorted(tmp_path.iterdir())]
     finish(again, list(range(6)), list(found(again).values()))
     assert [(path.stat().st_ino, path.read_bytes()) for path in sorted(tmp_path.iterdir())] == before
-    # What is known of the trials may change: the scores stay, the file is written anew.
+    # What is known of the trials may change: the scores remain, the file is written again.
     finish(again, list(range(6)), list(found(again).values()), {"corpus": {"name": "y"}})
     assert json.loads((tmp_path / "eval.json").read_text())["corpus"] == {"name": "y"}
 

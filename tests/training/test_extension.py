@@ -96,7 +96,7 @@ def test_what_an_extension_lacks_is_told(small_whisper, model, data, trainer, tm
     wider = refusal(extended(small_whisper, model, method=MoELoRA(2, 4, extend=Extension())))
     assert f"{model} lacks some of what must stay as it is, in the shape that is configured: " in wider
     assert "experts.0.lora_A" in wider
-    # Of a head that was not trained there is nothing to freeze; one that is trained may begin anew.
+    # Of a head that was not trained there is nothing to freeze; one that is trained may start from scratch.
     assert "classifier.attention" in refusal(extended(small_whisper, model, AttentiveStatistics))
     assert load_initial_weights(extended(small_whisper, model, freeze_classifier=False).detector, model)
 

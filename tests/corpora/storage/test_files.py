@@ -310,7 +310,7 @@ def test_a_zip_member_that_holds_more_than_it_claims_is_cut_off(tmp_path):
 
 
 def claim_in_zip(archive, size):
-    """Change what a zip's directory says of its only member's size."""
+    """Change the size of the only member in a zip's directory."""
     data = bytearray(archive.read_bytes())
     entry = data.rindex(b"PK\x01\x02")
     struct.pack_into("<I", data, entry + 24, size)

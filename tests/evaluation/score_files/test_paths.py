@@ -63,7 +63,7 @@ def test_systems_are_called_by_the_records_of_their_runs(tmp_path: Path, make_ru
     assert called(lora, moe) == ("lora (seed 1)", "moe (seed 1)")
     of_sets = called(lora / "scores/best/in_domain.csv", moe / "scores/best/in_domain.csv")
     assert of_sets == called(lora / "scores/best", moe) == ("lora (seed 1)", "moe (seed 1)")
-    # One system and seed twice: what differs in their paths tells them apart.
+    # One system and seed twice: what differs in their paths distinguishes them.
     assert called(lora, other) == ("lora (seed 1, lora/seed_1)", "lora (seed 1, moe/seed_2)")
     shutil.copytree(lora / "scores/best", lora / "scores/last")
     assert called(lora / "scores/best", lora / "scores/last") == ("lora (seed 1, best)", "lora (seed 1, last)")

@@ -1,4 +1,4 @@
-"""A pretrained encoder brings no code: what its files say of some is neither run nor asked about."""
+"""A pretrained encoder brings no code: code that its files name is neither run nor asked about."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from moelora_ad.models import Detector, MeanPooling, Wav2Vec2Backbone, WhisperBa
 
 @pytest.fixture
 def hostile(tmp_path, small_whisper, monkeypatch):
-    """Makes an encoder's folder whose code leaves a file ``ran``; whoever is asked says yes."""
+    """Makes an encoder's folder whose code leaves a file ``ran``; any question is answered yes."""
 
     def make(**changes):
         folder = tmp_path / "encoder"

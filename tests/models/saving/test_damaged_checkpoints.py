@@ -54,7 +54,7 @@ def test_a_bit_that_flipped_in_a_tensor_is_found(lightning, run):
     checkpoint = run / "checkpoints" / "best.ckpt"
     assert lightning("export", "--checkpoint", checkpoint, "--to", run / "model")[0] == 0
     flip(checkpoint, "/data/0")
-    torch.load(checkpoint, weights_only=True)  # PyTorch says nothing
+    torch.load(checkpoint, weights_only=True)  # PyTorch does not report it
     for line in answers(lightning, run, checkpoint):
         assert "best.ckpt is damaged: archive/data/0 does not match its checksum" in line
     with pytest.raises(InputError, match=r"checkpoint_path: .* is damaged"):
@@ -137,7 +137,7 @@ def test_inspect_of_a_million_experts(lightning, run, experiment):
 
 @pytest.mark.parametrize("asked", [True, False], ids=["asked for", "found by Lightning"])
 def test_the_checkpoint_of_a_cluster_is_checked_too(asked, lightning, run, tmp_path, monkeypatch):
-    """SLURM's environment, as srun sets it for one task; a requeued job goes on without being told of a checkpoint."""
+    """SLURM's environment, as srun sets it for one task; a requeued job resumes without naming a checkpoint."""
     names = ("NTASKS", "JOB_ID", "JOB_NAME", "NTASKS_PER_NODE", "NNODES", "PROCID", "LOCALID", "NODEID", "NODELIST")
     for name in names if not asked else ():
         number = "1" if name.startswith("N") and name not in ("NODEID", "NODELIST") else "0"

@@ -34,7 +34,7 @@ def disturbed(detector: Detector) -> Detector:
 
 
 def as_pickle(folder: Path) -> None:
-    """As older checkpoints lie on the hub, in two shards."""
+    """As older checkpoints are stored on the hub, in two shards."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names, places = sorted(tensors), {}

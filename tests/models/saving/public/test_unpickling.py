@@ -1,4 +1,4 @@
-"""Files of strangers: tensors and plain values come out, or one line; nothing of them is run."""
+"""Untrusted files: tensors and plain values come out, or one line; nothing of them is run."""
 
 import argparse
 import collections
