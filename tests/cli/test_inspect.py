@@ -202,7 +202,7 @@ def test_the_table_is_readable(experiment, write_config, lightning, monkeypatch)
         "adapted 16 of 16 projections, in 4 layers",
         "forward 1.50 GFLOP per second of audio: backbone 1.00, adapters 0.25,",
         "activations 3 MiB saved for the backward pass: 4 clips of 2 s, 32-true",
-        "model to keep 12.0 MB",
+        "exported model 12.0 MB",
     ):
         assert wanted in lines
     assert "gate noise" not in out  # there is none

@@ -105,7 +105,7 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_rows(score, soun
     )
     code, _, err = score("in", "--output", out.name, "--resume", "--num-workers", 1)
     assert code == 1
-    assert "31 of 70 files are in out" in err
+    assert "31 of 70 files are already in out" in err
     assert err.endswith("1 of 70 inputs could not be scored\n")
     same(rows(out), wanted)
     # Once more there is nothing to do, and a further file is added to the others.

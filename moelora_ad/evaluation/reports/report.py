@@ -248,7 +248,7 @@ def _calibration_text(results: Results) -> str:
     return (
         f"Scores were made log-likelihood ratios by {fitted.scale:.4g} · score {'+' if fitted.offset >= 0 else '-'} "
         f"{abs(fitted.offset):.4g}, a logistic regression fitted on {printable(fitted.fitted_on)} "
-        f"({fitted.num_bona_fide:,} bona fide, {fitted.num_spoof:,} spoof), which is none of the sets reported. "
+        f"({fitted.num_bona_fide:,} bona fide, {fitted.num_spoof:,} spoof), which is not one of the sets reported. "
         "EER, minDCF, AUC and minCllr are the same before and after."
     )
 

@@ -159,7 +159,7 @@ def test_damaged_weights_are_refused(folder):
     tensors, whole = load_file(path), path.read_bytes()
     first = next(iter(tensors))
     for changed, message in (
-        ({n: t for n, t in tensors.items() if n != first}, "alone"),
+        ({n: t for n, t in tensors.items() if n != first}, "only"),
         (tensors | {first: tensors[first] * torch.nan}, "finite"),
         (tensors | {first: tensors[first][0]}, "not a matrix"),
         (tensors | {first: torch.zeros(2, 16)}, "ranks of lora_A and lora_B"),
