@@ -138,7 +138,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (?!Namespace)(.*)", message):
         choices = _choices(found[1])
         place = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-        told = f"{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
+        told = f"{found[2][:_SHOWN]!r} is not one of: {', '.join(choices)}{_nearest(found[2], choices)}"
         return f"{place}: {told}" if place else told
     line = re.sub(rf"(Got value: .{{{_SHOWN}}}).+", r"\1...", line)
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)

@@ -401,10 +401,10 @@ def test_a_value_of_no_type_and_a_missing_package_are_told_without_types(lightni
     config = write_config(experiment)
     code, _, err = lightning("fit", "--config", config, "--trainer.precision", "fp16")
     assert code == 2
-    assert error_line(err).startswith("lightning fit: error: trainer.precision: 'fp16' is none of: 64, 32, 16, ")
+    assert error_line(err).startswith("lightning fit: error: trainer.precision: 'fp16' is not one of: 64, 32, 16, ")
     assert error_line(err).endswith("; did you mean 'bf16'?")
     code, _, err = lightning("fit", "--config", config, "--trainer.limit_train_batches", "some")
-    told, _, choices = error_line(err).partition(" is none of: ")
+    told, _, choices = error_line(err).partition(" is not one of: ")
     assert (code, told) == (2, "lightning fit: error: trainer.limit_train_batches: 'some'")
     assert sorted(choices.split(", ")) == ["null", "number", "whole number"]  # Python 3.10 has them in another order
     if importlib.util.find_spec("mlflow") is None:

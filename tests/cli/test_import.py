@@ -48,7 +48,7 @@ def test_what_is_told_and_written(published, lightning, tmp_path):
     assert code == 0
     lines = printed.splitlines()
     assert "README.md, backbone/config.json, backbone/model.safetensors, backbone/preprocessor_config.json" in lines[0]
-    assert "read as Wav2Vec2ForSequenceClassification of transformers, 'Real' taken for bona fide" in lines[1]
+    assert "read as Wav2Vec2ForSequenceClassification of transformers, 'Real' as bona fide" in lines[1]
     assert lines[-1] == f"next: lightning score FILES --model {tmp_path / 'model'}"
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["window"] == 64_600

@@ -21,7 +21,7 @@ LONG = "x" * 100_000
         (b"- a\n", "is not a configuration"),
         (b"a: &a [*a]\n", "line 1: the alias a refers to nothing before it"),
         (b"trainer: {max_epoch: 3}\n", r"unknown key 'trainer\.max_epoch'; did you mean 'trainer\.max_epochs'\?"),
-        (b"trainer: {max_epochs: abc}\n", r"trainer\.max_epochs: 'abc' is none of: whole number, null"),
+        (b"trainer: {max_epochs: abc}\n", r"trainer\.max_epochs: 'abc' is not one of: whole number, null"),
         (b"data: {batch_size: [1, 2]}\n", r"data\.batch_size: .*Got value: \[1, 2\]"),
         (
             b"model: {adaptation: {class_path: moelora_ad.adapters.MoELoRA, init_args: {rnk: 3}}}\n",

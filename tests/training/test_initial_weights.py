@@ -53,7 +53,7 @@ def test_all_that_a_model_has_is_taken(model, small_whisper):
     record, told = load_initial_weights(detector, model)
     assert same(kept(detector), wanted)
     count = len(wanted)
-    assert told == [f"model.init_weights: {count} of {count} tensors are those of {model}"]
+    assert told == [f"model.init_weights: {count} of {count} tensors are taken from {model}"]
     assert record == (str(model), file_hash(model / "model.safetensors"), count, 0, 0)
 
 
@@ -202,7 +202,7 @@ def test_fit_by_a_command_records_it_and_goes_on_without_it(model, experiment, w
     code, out, err = lightning(*arguments)
     assert code == 0, err
     count = len(kept(Detector.from_pretrained(model)))
-    assert f"model.init_weights: {count} of {count} tensors are those of {model}\n" in out
+    assert f"model.init_weights: {count} of {count} tensors are taken from {model}\n" in out
     run = tmp_path / "runs" / "tiny" / "version_0"
     wanted = {
         "source": str(model),
