@@ -232,11 +232,15 @@ def test_a_run_over_a_part_uses_nothing_and_replaces_nothing_that_has_more(tmp_p
 def test_a_folder_that_cannot_be_written_is_one_line_and_told_at_once(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for attempt in (lambda scores: scores.find(), lambda scores: scores.append([0], [1.0])):
-        with pytest.raises(InputError, match=r"file.*: scores cannot be written: .*; --score_folder") as caught:
+        with pytest.raises(
+            InputError, match=r"file.*: scores cannot be written: .*; set another folder with --score_folder"
+        ) as caught:
             attempt(kept(tmp_path / "file"))
         assert "\n" not in str(caught.value)
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(InputError, match=r"scores cannot be written: Permission denied; --score_folder"):
+    with pytest.raises(
+        InputError, match=r"scores cannot be written: Permission denied; set another folder with --score_folder"
+    ):
         kept(tmp_path).find()
 
 
