@@ -92,7 +92,7 @@ def resolve(described: Any, base: type[Any], allow: Collection[str] = ()) -> typ
         told = not_found(names[0]) if getattr(error, "name", None) == names[0] else error
         raise InputError(f"class_path {path}: {told}") from None
     if not inspect.isclass(found) or not issubclass(found, base) or inspect.isabstract(found):
-        raise InputError(f"class_path {path} is not a {what} that can be built; is {OURS} older than the model?")
+        raise InputError(f"class_path {path} cannot be built as {what}; is {OURS} older than the model?")
     return found
 
 

@@ -301,10 +301,10 @@ def test_nothing_waits_for_a_pipe_or_reads_a_device(model, name):
         ({"adaptation": {"class_path": "moelora_ad.adapters.LoRA", "init_args": {"rank": True}}}, "LoRA.rank"),
         ({"adaptation": {"class_path": "moelora_ad.adapters.LoRA", "init_args": {"rank": -1}}}, "rank is -1"),
         ({"adaptation": {"class_path": "moelora_ad.adapters.LoRA", "init_args": {"targets": ["x"]}}}, "matches no"),
-        ({"adaptation": {"class_path": "moelora_ad.adapters.AdaptationMethod"}}, "no AdaptationMethod"),
-        ({"adaptation": {"class_path": "moelora_ad.adapters.Nothing"}}, "no AdaptationMethod"),
+        ({"adaptation": {"class_path": "moelora_ad.adapters.AdaptationMethod"}}, "built as AdaptationMethod"),
+        ({"adaptation": {"class_path": "moelora_ad.adapters.Nothing"}}, "built as AdaptationMethod"),
         ({"adaptation": {"class_path": "moelora_ad.nowhere.LoRA"}}, "nowhere"),
-        ({"classifier": {"class_path": "moelora_ad.adapters.LoRA"}}, "no Classifier"),
+        ({"classifier": {"class_path": "moelora_ad.adapters.LoRA"}}, "built as Classifier"),
         ({"classifier": {"class_path": "moelora_ad.models.MeanPooling", "init_args": {"width": 3}}}, "width"),
         ({"classifier": {"class_path": 7}}, "dotted path"),
         (
