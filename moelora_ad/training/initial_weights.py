@@ -4,6 +4,7 @@
 here takes tensors as they are, by their names.)
 """
 
+import inspect
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.configuration.building import detector_state
 from moelora_ad.errors import InputError, printable
 from moelora_ad.files import file_hash
@@ -61,8 +63,8 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
 
     Raises:
         InputError: there are no such weights, they are damaged, none of them fits, they lack what must stay as it was
-            trained (`Detector.continued_names`), or they change what the detector keeps frozen: its checkpoints would
-            not have it.
+            trained (`Detector.continued_names`), they would replace adapters that the adaptation starts from elsewhere,
+            or they change what the detector keeps frozen: its checkpoints would not have it.
     """
     given = _read(source)
     kept, own = detector.kept_names(), detector.state_dict()
@@ -91,6 +93,12 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
         raise InputError(
             f"{OPTION}: {source} lacks some of what must stay as it is, in the shape that is configured: "
             f"{_named(lacking)}"
+        )
+    start = _start_of(detector.adaptation)
+    if start and any(name.startswith(_ENCODER) for name in fitting):
+        raise InputError(
+            f"{OPTION}: {source} has adapters, and model.adaptation.init_args.{start} starts them from elsewhere: "
+            "leave out one of the two, or give a model without adapters"
         )
     detector.load_state_dict(fitting, strict=False)
     anew = kept - fitting.keys() - {one.partition(" ")[0] for one in misshapen}
@@ -139,6 +147,13 @@ def _check_encoder(detector: Detector, given: _Given, source: str | Path) -> lis
         f"{OPTION}: warning: {source} was trained on another encoder than the one configured{where} as "
         "model.backbone.init_args.source"
     ]
+
+
+def _start_of(method: AdaptationMethod) -> str | None:
+    """The argument that starts the adapters from elsewhere, if one is given."""
+    parameters = inspect.signature(type(method)).parameters
+    given = (name for name in method.initial_arguments if method.init_args[name] != parameters[name].default)
+    return next(given, None)
 
 
 def _equal(own: Tensor, given: Tensor) -> bool:

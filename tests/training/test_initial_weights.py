@@ -90,6 +90,28 @@ def refusal(detector: Detector, source: Path | str) -> str:
     return str(caught.value)
 
 
+def test_adapters_have_one_start(model, small_whisper, tmp_path):
+    trained(whisper(small_whisper, LoRA(2))).save_pretrained(tmp_path / "lora")
+    trained(whisper(small_whisper, FrozenBackbone())).save_pretrained(tmp_path / "frozen")
+    lora = str(tmp_path / "lora")
+
+    detector = whisper(small_whisper, MoELoRA(2, 2, init_from=lora, perturbation=0.0))
+    detector.adaptation.initialise(detector.backbone.encoder)
+    load_initial_weights(detector, tmp_path / "frozen")
+    assert torch.equal(
+        detector.classifier.output.weight, Detector.from_pretrained(tmp_path / "frozen").classifier.output.weight
+    )
+    site = detector.backbone.encoder.layers[0].self_attn.q_proj
+    wanted = Detector.from_pretrained(lora).backbone.encoder.layers[0].self_attn.q_proj.experts[0]
+    assert all(torch.equal(expert.lora_A, wanted.lora_A) for expert in site.experts)
+
+    detector = whisper(small_whisper, MoELoRA(2, 2, init_from=lora))
+    with pytest.raises(
+        InputError, match=r"has adapters, and model\.adaptation\.init_args\.init_from starts them from else"
+    ):
+        load_initial_weights(detector, model)
+
+
 def test_a_wholly_different_model_is_refused(model, small_wav2vec2, tmp_path):
     class Head(MeanPooling):
         def __init__(self, width: int) -> None:
