@@ -31,7 +31,7 @@ SET_UP = (
 
 
 def blocks(*languages: str) -> Iterator[tuple[str, str]]:
-    """All blocks of code in some languages, with the page that each stands on."""
+    """All blocks of code in some languages, with the page of each."""
     for page, text in PAGES.items():
         yield from ((page, code) for language, code in BLOCK.findall(text) if language in languages)
 

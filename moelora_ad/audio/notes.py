@@ -1,10 +1,10 @@
-"""What is odd about a sound that can be used all the same."""
+"""Anomalies of a sound that can still be used."""
 
 from typing import NamedTuple
 
 
 class Note(NamedTuple):
-    """A remark on a sound, which changes nothing of what is heard.
+    """A remark on a sound; it changes no sample.
 
     Attributes:
         kind: In plain words, the same for all files: "header shorter than file", "several audio tracks".

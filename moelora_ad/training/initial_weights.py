@@ -59,10 +59,10 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
         source: the folder of a model, the id of one on the hub, a checkpoint, or the folder of a run, for its best one.
 
     Returns:
-        What was done, for the record, and the lines that tell of it.
+        What was done, for the record, and the lines that report it.
 
     Raises:
-        InputError: there are no such weights, they are damaged, none of them fits, they lack what is to stay as it was
+        InputError: there are no such weights, they are damaged, none of them fits, they lack what must stay as it was
             trained (`Detector.continued_names`), they would replace adapters that the adaptation starts from elsewhere,
             or they change what the detector keeps frozen: its checkpoints would not have it.
     """
@@ -86,12 +86,12 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
             )
     if not any(own[name].is_floating_point() for name in fitting):
         raise InputError(
-            f"{OPTION}: nothing of {source} fits the model that is configured; there is {_named(given.tensors)}, and "
+            f"{OPTION}: nothing in {source} fits the configured model; it has {_named(given.tensors)}, and "
             f"here {_named(kept)}"
         )
     if lacking := detector.continued_names() - fitting.keys():
         raise InputError(
-            f"{OPTION}: {source} has not all that is to stay as it is: it lacks, in the shape that is configured, "
+            f"{OPTION}: {source} lacks some of what must stay as it is, in the shape that is configured: "
             f"{_named(lacking)}"
         )
     start = _start_of(detector.adaptation)
@@ -102,12 +102,12 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
         )
     detector.load_state_dict(fitting, strict=False)
     anew = kept - fitting.keys() - {one.partition(" ")[0] for one in misshapen}
-    notes.insert(0, f"{OPTION}: {len(fitting):,} of {len(kept):,} tensors are those of {source}")
-    for names, what in ((anew, "not there, begun anew"), (misshapen, "of another shape, begun anew")):
+    notes.insert(0, f"{OPTION}: {len(fitting):,} of {len(kept):,} tensors are taken from {source}")
+    for names, what in ((anew, "missing, initialised"), (misshapen, "of another shape, initialised")):
         if names:
             notes.append(f"{OPTION}: {what}: {_named(names)}")
     if unused:
-        notes.append(f"{OPTION}: there and not used: {_named(unused)}")
+        notes.append(f"{OPTION}: present and not used: {_named(unused)}")
     record = InitialWeights(
         str(source), file_hash(given.path), len(fitting), len(anew) + len(misshapen), len(unused) + len(misshapen)
     )
@@ -124,7 +124,7 @@ def _read(source: str | Path) -> _Given:
         check_finite(without_silence(tensors), f"{OPTION}: {path}")
         return _Given(path, tensors)
     if not is_model and str(source).count("/") != 1:
-        raise InputError(f"{OPTION}: {source}: no such folder or file, and no id (owner/name) of a model on the hub")
+        raise InputError(f"{OPTION}: {source}: no such folder or file, and not a model's id (owner/name) on the hub")
     folder = folder_of(source)
     config = read_config(folder)
     tensors = read_tensors(folder / WEIGHTS)
@@ -135,14 +135,14 @@ def _read(source: str | Path) -> _Given:
 
 
 def _check_encoder(detector: Detector, given: _Given, source: str | Path) -> list[str]:
-    """A line if what the model kept frozen of its encoder is not what the detector has there."""
+    """A line if the frozen tensors of the model's encoder differ from the detector's."""
     if given.frozen is None:
         return []
     pretrained = detector.ownership.pretrained()
     same = {name: tensor for name, tensor in pretrained.items() if f"{_ENCODER}{name}" not in given.tensors}
     if tensors_hash(same) == given.frozen:
         return []
-    where = f": give {given.encoder}" if given.encoder else ", if that is not wanted: give its own"
+    where = f": give {given.encoder}" if given.encoder else ": if that is not intended, give its own"
     return [
         f"{OPTION}: warning: {source} was trained on another encoder than the one configured{where} as "
         "model.backbone.init_args.source"

@@ -16,7 +16,7 @@ _MEAN_APART = 0.25  # of a cell
 
 
 def attack_plot(matrix: AttackMatrix) -> Plot:
-    """A cell for each system and held-out attack, and one for the mean over attacks, apart; EER in percent, by colour
+    """A cell for each system and held-out attack, and one for the mean over attacks, set off; EER in percent, by colour
     and in figures. A cell without runs is grey."""
     values = np.array(
         [[_percent(matrix.cell(system, attack)) for attack in matrix.attacks] for system in matrix.systems]
@@ -37,7 +37,7 @@ def attack_plot(matrix: AttackMatrix) -> Plot:
         start = across + _MEAN_APART
         for first, block in ((0.0, values), (start, means)):
             _draw(axes, block, first, scale)
-        axes.set(xlim=(0, start + 1), ylim=(rows, 0), xlabel="attack that training and selection did without")
+        axes.set(xlim=(0, start + 1), ylim=(rows, 0), xlabel="attack held out of training and selection")
         axes.set_xticks([*np.arange(across) + 0.5, start + 0.5], [*columns, "mean"], rotation=90 if slanted else 0)
         axes.set_yticks(np.arange(rows) + 0.5, names)
         axes.grid(False)

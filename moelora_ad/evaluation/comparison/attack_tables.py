@@ -40,8 +40,8 @@ def matrix_notes(matrix: AttackMatrix) -> tuple[str, ...]:
         "A column's attack had no part in training nor in the selection of the checkpoint, and neither had the bona "
         f"fide trials that it is judged against (set {HELD_OUT}: development's)",
         f"A figure is the mean over {_seeds(matrix)}. mean: over attacks, each of which counts once, by its mean over "
-        "seeds; its 95 % interval is Student's t over these means (attacks - 1 degrees of freedom), so it has the "
-        "spread over attacks and that over seeds within them, and nothing of the choice of trials",
+        "seeds; its 95 % interval is Student's t over these means (attacks - 1 degrees of freedom), so it includes the "
+        "spread over attacks and that over seeds within them, but not the choice of trials",
     ]
     if len(matrix.systems) > 1:
         found.append("Bold (* in plain text): the lowest mean of a column, as printed")

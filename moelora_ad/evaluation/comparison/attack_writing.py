@@ -15,7 +15,7 @@ def write_matrix(matrix: AttackMatrix, heatmap: Plot, folder: str | Path) -> lis
     attacks.png and .svg; each file appears whole or not at all.
 
     Args:
-        matrix: What was found.
+        matrix: The results.
         heatmap: See `attack_plot`.
         folder: Made if it is missing.
 

@@ -1,4 +1,4 @@
-"""What every classifier promises, and the simple ones."""
+"""The interface of every classifier, and the simple ones."""
 
 from abc import ABC, abstractmethod
 
@@ -11,9 +11,9 @@ from moelora_ad.adapters import RemembersArguments
 class Classifier(RemembersArguments, nn.Module, ABC):
     """From frames to two logits: index 0 spoof, index 1 bona fide.
 
-    A head need not mind the precision of training: its weights and the features that it gets are float32, and it runs
-    outside autocast, whatever the encoder is computed in (`Detector.forward`). It must leave that so: half precision
-    would leave a score of a few bits, and many trials with the same one.
+    A head need not care about the precision of training: its weights and the features that it gets are float32, and it
+    runs outside autocast, whatever the encoder is computed in (`Detector.forward`). It must leave that so: half
+    precision would leave a score of a few bits, and many trials with the same one.
     """
 
     @abstractmethod
@@ -46,8 +46,8 @@ class StatisticsPooling(Classifier):
     """Mean and, unless that is turned off, standard deviation over frames (Snyder et al. 2018), standardised, then one
     linear layer.
 
-    Standardised by batch normalisation without weights of its own: every statistic counts alike, whatever its scale. So
-    the head is a logistic regression on pooled states, and begins as one that knows nothing: all logits are 0.
+    Standardised by batch normalisation without weights of its own: every statistic has the same weight, whatever its
+    scale. So the head is a logistic regression on pooled states, and starts uninformed: all logits are 0.
 
     Args:
         width: features of a frame of the encoder.
