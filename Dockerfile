@@ -8,7 +8,7 @@ FROM python:3.12-slim AS build
 ARG TORCH_INDEX=
 RUN python -m venv /opt/moelora_ad
 ENV PATH=/opt/moelora_ad/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# By itself, so that a change of the code does not bring it anew.
+# A layer of its own, so that a change of the code does not install it again.
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.11,<2.15" "torchaudio>=2.11,<2.15"
 COPY . /source
 RUN pip install "/source[archives,serve]"

@@ -9,7 +9,7 @@ of its 24 layers, on clips of 64,600 samples. `step`: a training step with it: f
 
 Within a repeat the sides take turns, in an order that rotates; a figure is the median over the repeats, a ratio the
 median of the ratios within the repeats (lowest to highest). All sides have the same frozen weights and inputs; peft's
-LoRA has no dropout. Saved activations are what autograd keeps for the backward pass: unique storages, without
+LoRA has no dropout. Saved activations are what autograd saves for the backward pass: unique storages, without
 parameters and buffers; of the backbone for 4 clips (the concatenated low-rank matrices are kept once for any number).
 """
 

@@ -5,8 +5,8 @@
 Scores are drawn for which the true difference of the two EERs is known: normal, with a part that all runs share, one of
 each system and one of each run, each of them for clusters of trials and for single trials, and a quality of each run
 that varies with its seed. Beside the interval of `results --compare` (`moelora_ad.evaluation.metrics.seed_differences`)
-stand three others from the same resamples: percentiles of a hierarchical bootstrap, which draws seeds too; Student's t
-over seeds, as if there were no other trials; percentiles over trials, as if there were no other seeds.
+there are three others from the same resamples: percentiles of a hierarchical bootstrap, which draws seeds too;
+Student's t over seeds, as if there were no other trials; percentiles over trials, as if there were no other seeds.
 """
 
 import argparse

@@ -169,7 +169,7 @@ def data(bench: Bench) -> None:
 
 
 def bare_rate(bench: Bench, model: Detector, clips: int) -> float:
-    """Utterances a second of the forward pass over a batch that is there."""
+    """Utterances a second of the forward pass over a ready batch."""
     waveforms = 0.1 * torch.randn(clips, bench.samples, device=bench.device)
     model.eval()
 
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     card = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"
     print(f"{card}; torch {torch.__version__}; {len(os.sched_getaffinity(0))} cores")
     with tempfile.TemporaryDirectory() as name:
-        source = "facebook/wav2vec2-large-xlsr-53"  # its configuration is known, and its weights are not asked for
+        source = "facebook/wav2vec2-large-xlsr-53"  # its configuration is known, and its weights are not loaded
         if given.rehearse:
             source = name
             Wav2Vec2Config(**SMALL).save_pretrained(name)

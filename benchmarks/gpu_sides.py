@@ -76,7 +76,7 @@ class TrainingStep:
         model: that is trained.
         clips: of a batch.
         samples: of a clip.
-        compiled: whether its layers and its head are compiled, each by itself.
+        compiled: whether its layers and its head are compiled, each on its own.
     """
 
     def __init__(self, model: Detector, clips: int, samples: int, compiled: bool) -> None:

@@ -2,12 +2,12 @@
 
     python benchmarks/kills.py [--kills 100] [--seed 1]
 
-A small run is made once by the command line and left alone: a Wav2Vec2 encoder of two layers with random weights, six
+A small run is made once by the command line, uninterrupted: a Wav2Vec2 encoder of two layers with random weights, six
 epochs of four steps on the quickstart's speech, two batches to a step, two validations and checkpoints an epoch, and a
 test. The others are the same run with 0 or 1 reading process, each stopped again and again: by ``kill -9`` at a random
 moment, or at a random call that writes, flushes, renames or deletes; by SIGTERM; by Ctrl-C; by SIGTERM with ``kill -9``
 soon after, as a cluster does it. It is given again as a user would, with ``--ckpt_path last`` once there is a
-checkpoint. Whatever lies under a final name after a stop must be whole; what is there at the end must be the first
+checkpoint. Every file under a final name after a stop must be complete; what is there at the end must be the first
 run's: weights, optimiser and scores bit for bit, the record, and the names of all files, with nothing left over but
 the checkpoint of an interruption.
 
@@ -48,7 +48,7 @@ KINDS = ("KILL at a moment", "KILL at a write", "TERM", "INT", "TERM, then KILL"
 WRITING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.flock"}
 TERMINATED = {128 + signal.SIGTERM, -signal.SIGTERM}  # a shell sees the same: before and after main, by the system
 PATIENCE = 120.0  # seconds after which a run that was told to end, or stopped at no moment, hangs
-# Of the record; all else in it tells of times, attempts and this machine.
+# Of the record; all else in it are times, attempts and this machine.
 RECORDED = ("state", "system", "seed", "epoch", "step", "dev_eer", "best_dev_eer", "sets", "checkpoint", "scores")
 
 
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def arguments(config: Path, folder: Path, workers: int) -> list[str]:
-    """Those that start the run of a folder, or go on with it."""
+    """Those that start the run of a folder, or resume it."""
     given = ["fit", "--config", str(config), "--data.num_workers", str(workers)]
     return given + (["--ckpt_path", "last"] if list((folder / RUN).glob("checkpoints/last*.ckpt")) else [])
 
@@ -214,12 +214,12 @@ def measured(config: Path, folder: Path) -> tuple[int, float]:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a run says that all is done."""
+    """Whether a run is recorded as finished."""
     return (run / "run.json").is_file() and json.loads((run / "run.json").read_text())["state"] == "finished"
 
 
 def half_files(run: Path) -> list[tuple[str, str]]:
-    """Files under a final name that are not whole, and why."""
+    """Files under a final name that are incomplete, and why."""
     faults = []
     for path in run.rglob("*"):
         name = str(path.relative_to(run))
@@ -240,7 +240,7 @@ def half_files(run: Path) -> list[tuple[str, str]]:
 def outcome(run: Path) -> dict[str, dict[str, Any]]:
     """What must be the same in two runs that have ended."""
     record = json.loads((run / "run.json").read_text())
-    # A run that was interrupted keeps the checkpoint of that moment.
+    # An interrupted run has the checkpoint of that moment.
     files = [path for path in run.rglob("*") if path.is_file() and path.name != INTERRUPTED]
     tensors = {}
     for path in [path for path in files if path.suffix == ".ckpt"]:

@@ -1,4 +1,4 @@
-"""Whom adapters are compared with: a loop over experts, and the LoRA of peft, on the same projections."""
+"""The peers of the adapters: a loop over experts, and the LoRA of peft, on the same projections."""
 
 import re
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class LoopOverExperts(nn.Module):
 
 
 def loop(model: nn.Module) -> None:
-    """Freeze a model, and put a `LoopOverExperts` in the place of every projection."""
+    """Freeze a model, and replace every projection by a `LoopOverExperts`."""
     model.requires_grad_(False)
     for name, linear in list(model.named_modules()):
         if re.fullmatch(PROJECTIONS, name):

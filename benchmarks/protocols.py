@@ -11,7 +11,7 @@ the two sides take turns. Figures are medians over the repeats, and the ratio is
 Peak: the most memory resident while parsing, beyond what was before. Kept: the same once it is done. Access: one trial
 by its index, which here makes a `Trial` of thirteen fields, and there fetches a tuple that exists.
 
-``--pyarrow`` compares the columns that trials are kept in (`moelora_ad.corpora.protocols.columns`) with arrays of
+``--pyarrow`` compares the columns that trials are stored in (`moelora_ad.corpora.protocols.columns`) with arrays of
 pyarrow: two columns of unique texts and six of few different ones, 600,000 rows, made of the same lists of strings.
 Choose: a tenth of the rows at random. Slice: a contiguous tenth, pickled. Pickle: all, there and back, as a worker
 process gets them. Row: one by its index.

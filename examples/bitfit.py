@@ -1,4 +1,4 @@
-"""An adaptation method without modules of its own: BitFit (Ben Zaken et al., arXiv 2106.10199) trains the biases alone.
+"""An adaptation method without modules of its own: BitFit (Ben Zaken et al., arXiv 2106.10199) trains only the biases.
 
 From the project's folder (or copy this file beside your configuration and leave out ``examples.``):
 
@@ -18,7 +18,7 @@ class BitFit(AdaptationMethod):
     """Train the encoder's biases; everything else of it is frozen."""
 
     def adapt(self, encoder: nn.Module) -> None:
-        for name, parameter in encoder.named_parameters():  # what is frozen by now stays so
+        for name, parameter in encoder.named_parameters():  # what is already frozen stays frozen
             parameter.requires_grad_(parameter.requires_grad and name.endswith("bias"))
 
     def parts(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Parameter]]:

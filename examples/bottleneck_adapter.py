@@ -1,6 +1,6 @@
 r"""An adaptation method with modules of its own: bottleneck adapters (Houlsby et al., arXiv 1902.00751).
 
-Behind each chosen projection stand two small layers, y + W_up gelu(W_down y); everything else of the encoder is frozen.
+Two small layers follow each chosen projection, y + W_up gelu(W_down y); everything else of the encoder is frozen.
 
 From the project's folder (or copy this file beside your configuration and leave out ``examples.``):
 

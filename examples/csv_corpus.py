@@ -22,20 +22,20 @@ class CsvCorpus(Corpus):
     Args:
         path: of the CSV file.
         part: the part to take.
-        name: how reports call it.
+        name: its name in reports.
     """
 
     def __init__(self, path: str, part: str, name: str = "Calls") -> None:
         self.path = Path(path)
         self.part = part
-        self.split = part  # told in reports
+        self.split = part  # shown in reports
         self.name = name
 
     def trials(self) -> TrialList:
         """The trials of the part, in the file's order.
 
         Raises:
-            ProtocolError: the file is not there or a line is faulty.
+            ProtocolError: the file is missing or a line is faulty.
         """
         try:
             with self.path.open(newline="", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from moelora_ad.audio import Augmentation
 
 
 class PolarityAndGain(Augmentation):
-    """Changes that leave a voice what it is, and that a network may learn to heed.
+    """Changes that do not alter a voice, but that a network may become sensitive to.
 
     Args:
         decibels: the gain is drawn evenly from minus to plus so many.

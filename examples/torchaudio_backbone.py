@@ -1,4 +1,4 @@
-"""A backbone of your own: torchaudio's Wav2Vec 2.0, an encoder that transformers knows nothing of.
+"""A backbone of your own: torchaudio's Wav2Vec 2.0, an encoder that is not in transformers.
 
 Pretrained weights, once, into a file:
 
@@ -31,7 +31,7 @@ class TorchaudioBackbone(Backbone):
         hidden_states: "last", the number of a layer, or "weighted".
 
     Raises:
-        InputError: the file does not hold the weights of such a model.
+        InputError: the file does not contain the weights of such a model.
     """
 
     def __init__(

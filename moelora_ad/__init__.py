@@ -1,6 +1,6 @@
 """Mixtures of low-rank adapter experts for generalisable audio deepfake detection (arXiv 2509.13878).
 
-What people use is here; importing it imports nothing else, and each name its modules when it is first asked for:
+What people use is here; importing it imports nothing else, and each name its modules when it is first used:
 
 - ``load(RUN)``: a trained detector, from the folder of a run, a checkpoint, the folder of a model or the hub;
 - ``Scorer``: scores of sounds; ``evaluate(scores, key)``: figures of scores;

@@ -1,4 +1,4 @@
-"""YAML and JSON files of strangers: read within bounds, and every fault told in one line."""
+"""Untrusted YAML and JSON files: read within bounds, and every fault reported in one line."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from moelora_ad.errors import InputError
 
 _MOST_YAML = 2**20
-"""Bytes, and characters with all that aliases repeat: a few lines of them stand for any number."""
+"""Bytes, and characters with all that aliases repeat: a few lines of them can stand for any number."""
 _MOST_JSON = 2**22
 """Bytes."""
 _MOST_DEPTH = 100
@@ -22,11 +22,11 @@ _Fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _KEY = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_KEY}int", f"{_KEY}float")
 _NO_NAMES = tuple(f"{_KEY}{kind}" for kind in ("bool", "null", "float", "timestamp"))
-"""What words are taken for that are meant as keys. Whole numbers may be keys: some classes take ``{0: 8, 4: 2}``."""
+"""Types that words meant as keys may be read as. Whole numbers may be keys: some classes take ``{0: 8, 4: 2}``."""
 
 
 class DocumentError(yaml.YAMLError):
-    """A text that is not read; ``str()`` is one line."""
+    """A text that is refused; ``str()`` is one line."""
 
 
 def read_yaml(path: str | Path, loader: type = _Fast) -> Any:
@@ -51,7 +51,7 @@ def read_yaml(path: str | Path, loader: type = _Fast) -> Any:
         raise InputError.at(path, f"is not YAML: {reason}") from None
     for key in content if isinstance(content, dict) else ():
         if not isinstance(key, str):
-            raise InputError.at(path, f"has the key {key!r}, which is no name")
+            raise InputError.at(path, f"has the key {key!r}, which is not text")
     return content
 
 
@@ -83,11 +83,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """See that a YAML text is small when it is read: before that is done, in one pass, whatever its aliases stand for.
+    """Check in one pass, before it is read, that a YAML text is small whatever its aliases stand for.
 
     Raises:
         DocumentError: It is nested too deeply, too large with what its aliases repeat, has a number that is too long
-            or large, or a key that is no name (``on``, which is true, or ``1.5``).
+            or large, or a key that is not text (``on``, which is true, or ``1.5``).
         yaml.YAMLError: It is not YAML.
     """
     loader = _Fast(text)
@@ -104,9 +104,9 @@ def check_yaml(text: str) -> None:
                     sizes[closed.anchor] = size
             elif isinstance(event, yaml.AliasEvent):
                 if event.anchor not in sizes:
-                    raise _error(event, f"the alias {event.anchor} stands for nothing before it, or for itself")
+                    raise _error(event, f"the alias {event.anchor} refers to nothing before it, or to itself")
                 if opened and opened[-1].expects_key:
-                    raise _error(event, "a key must be a name, not an alias")
+                    raise _error(event, "a key must be text, not an alias")
                 size = sizes[event.anchor]
                 total += size
             elif isinstance(event, yaml.NodeEvent):
@@ -119,7 +119,7 @@ def check_yaml(text: str) -> None:
                         sizes[event.anchor] = size
                 else:
                     if is_key:
-                        raise _error(event, "a key must be a name, not a list or a mapping")
+                        raise _error(event, "a key must be text, not a list or a mapping")
                     if len(opened) == _MOST_DEPTH:
                         raise _error(event, f"nested more than {_MOST_DEPTH} deep")
                     opened.append(_Collection(isinstance(event, yaml.MappingStartEvent), event.anchor))
@@ -158,8 +158,8 @@ def _check_scalar(loader: Any, event: yaml.ScalarEvent, is_key: bool) -> None:
         node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
         try:
             value = yaml.SafeLoader.yaml_constructors[tag](loader, node)
-        except (ValueError, LookupError, AttributeError, ArithmeticError):  # PyYAML's way to say so
-            raise _error(event, f"{event.value!r} is no {tag.removeprefix(_KEY)}") from None
+        except (ValueError, LookupError, AttributeError, ArithmeticError):  # as PyYAML reports it
+            raise _error(event, f"{event.value!r} is not a valid {tag.removeprefix(_KEY)}") from None
         if isinstance(value, int) and abs(value) >= _LARGEST:
             raise _error(event, f"the whole number {event.value} has more than 64 bits")
     if is_key and tag in _NO_NAMES:
@@ -170,7 +170,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
-            raise DocumentError(f"the key {key!r} stands twice in one object")
+            raise DocumentError(f"the key {key!r} occurs twice in one object")
         content[key] = value
     return content
 

@@ -1,11 +1,11 @@
-"""The one family of errors that a user can mend."""
+"""The one family of errors that a user can fix."""
 
 import os
 from typing import TypeVar
 
 Error = TypeVar("Error", bound="InputError")
 
-_MOST, _END = 2_000, 500  # characters of a message, and those of them at its end, where it says what to do
+_MOST, _END = 2_000, 500  # characters of a message, and those of them at its end, where the advice is
 
 
 class InputError(ValueError):
@@ -16,7 +16,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        # A DataLoader worker's error is built anew from its whole traceback; the last line of that is our message.
+        # A DataLoader worker's error is rebuilt from its whole traceback; the last line of that is our message.
         if "\nOriginal Traceback" in message:
             last = message.rstrip().rsplit("\n", 1)[-1]
             message = last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: ")
@@ -43,11 +43,11 @@ class InputError(ValueError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come: whatever has to be done after Ctrl-C is done for it as well."""
+    """SIGTERM has arrived: it is handled like Ctrl-C."""
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters and broken ones spelled out: what stands in a file must not steer a terminal."""
+    """``text`` with control characters and broken ones escaped: the content of a file must not control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, names that are free, hashes, and files behind others."""
+"""Files that are written atomically, free names, hashes, and files that wrap others."""
 
 import errno
 import fcntl
@@ -17,11 +17,11 @@ UNFINISHED = ".unfinished-"  # with it begin the names of files that are being w
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place, flushed to the disk, when the ``with`` block ends
+    """A path beside ``path`` to write to, which replaces it, flushed to the disk, when the ``with`` block ends
     without an error.
 
-    Folders that are missing are made, and taken away again after an error. A reader, a run that is killed, or a power
-    cut never leaves or sees half a file. What a killed process has left beside ``path`` is deleted.
+    Folders that are missing are made, and removed again after an error. A reader, a run that is killed, or a power
+    cut never leaves or sees half a file. Remains of a killed process beside ``path`` are deleted.
 
     Raises:
         OSError: names ``path``, whether it is of the file beside it or, from within the block, of a disk that is full.
@@ -29,7 +29,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     made = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Who searches folders for parts of names, as Lightning does for the checkpoints of SLURM, does not find it.
+    # Searches by parts of names, like Lightning's for the checkpoints of SLURM, do not match it.
     begin = f"{UNFINISHED}{zlib.crc32(os.fsencode(path.name)):08x}-"
     unfinished = path.with_name(f"{begin}{os.getpid()}{path.suffix}.tmp")
     try:
@@ -43,7 +43,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):  # some file systems cannot flush a folder
             _flush(path.parent)
     except BaseException as error:
-        with suppress(OSError):  # nothing may be there, or something else in a folder
+        with suppress(OSError):  # it may be missing, or the folder not empty
             unfinished.unlink(missing_ok=True)
             for folder in made:
                 folder.rmdir()
@@ -74,7 +74,7 @@ def _flush(path: Path) -> None:
 
 
 def unused_name(name: str, taken: set[str]) -> str:
-    """``name``, or ``name-2`` and so on if it is in ``taken``, where it is put; upper and lower case are one name."""
+    """``name``, or ``name-2`` and so on if it is in ``taken``, then added to it; upper and lower case are one name."""
     number, free = 1, name
     while free.lower() in taken:
         number += 1
@@ -93,7 +93,7 @@ def file_hash(path: Path) -> str:
 
 
 class ReadThrough(io.RawIOBase):
-    """A file object that reads another one, which can seek; a subclass says what becomes of an error in reading.
+    """A file object that reads another one, which can seek; a subclass decides what happens at an error in reading.
 
     Args:
         file: Closed with this one.

@@ -1,4 +1,4 @@
-"""The names that audio files go by; apart from `audio`, so that lists of files need no decoder."""
+"""The endings of audio files; apart from `audio`, so that lists of files need no decoder."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ mpg mts mxf nut ogm ogv ogx psp qt rm rmvb ts vob webm wmv wtv"""
 AUDIO_SUFFIXES = frozenset(f".{ending}" for ending in f"{_SOUND} {_VIDEO}".split())
 """Endings of audio files' names, in lower case: of all recordings that libsndfile or FFmpeg know by their content.
 
-What has no header is not among them (``.raw``, ``.pcm``, ``.ul``: nothing tells its rate), nor what game consoles have.
+What has no header is not among them (``.raw``, ``.pcm``, ``.ul``: its rate is unknown), nor formats of game consoles.
 """
 
 UNSURE_SUFFIXES = ("", ".htk", ".mat")
-"""Endings of sound, but more often of something else: its content has to tell. Empty: there is no ending."""
+"""Endings of sound, but more often of something else: its content must decide. Empty: there is no ending."""
 
 _MOST_TOLD = 10
 
@@ -41,7 +41,7 @@ def sounds_among(names: Iterable[str]) -> tuple[list[str], Counter[str]]:
 
 
 def left_out_note(endings: Counter[str]) -> str:
-    """One line that counts the files that were not taken for sound, by their ending."""
+    """One line that counts the files that were not recognised as sound, by their ending."""
     most = endings.most_common(_MOST_TOLD)
     counts = [f"{count:,} {end or 'without ending'}" for end, count in most]
     if rest := endings.total() - sum(count for _, count in most):

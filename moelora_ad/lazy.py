@@ -1,4 +1,4 @@
-"""Packages whose names import their modules when they are first asked for (PEP 562)."""
+"""Packages whose names import their modules when they are first used (PEP 562)."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package that offers ``__all__``.
 
-    Its own file says where each name comes from, in imports that stand below ``if TYPE_CHECKING:`` for those who check
+    Its own file says where each name comes from, in imports below ``if TYPE_CHECKING:`` for those who check
     types; a name that it imports from itself is a module of its own.
 
     Args:
@@ -26,7 +26,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
             places.update(_imports(Path(str(module.__file__))))
         place = places[name]
         value = import_module(f"{package}.{name}") if place == package else getattr(import_module(place), name)
-        setattr(module, name, value)  # asked for once
+        setattr(module, name, value)  # looked up once
         return value
 
     def dir_() -> list[str]:

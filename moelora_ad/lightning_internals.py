@@ -8,7 +8,7 @@ from lightning.pytorch.trainer import call
 
 
 class OpenModelCheckpoint(ModelCheckpoint):
-    """Lightning's ``ModelCheckpoint``, with names for what it decides and remembers."""
+    """Lightning's ``ModelCheckpoint``, with names for its decisions and its state."""
 
     def is_due(self, trainer: Trainer, at_epoch_end: bool) -> bool:
         """Whether a checkpoint of this epoch is to be saved now, at its end or after its validation."""
@@ -48,7 +48,7 @@ def checkpoint_content(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
 
 
 def callbacks_state(trainer: Trainer) -> dict[str, Any]:
-    """What a checkpoint keeps of the callbacks, as they are now."""
+    """The present state of the callbacks in a checkpoint."""
     return call._call_callbacks_state_dict(trainer)
 
 

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def is_within_backward() -> bool:
-    """Whether a backward pass of this thread is going on: gradient checkpointing repeats forward passes in it."""
+    """Whether a backward pass of this thread is running: gradient checkpointing repeats forward passes in it."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -42,7 +42,7 @@ def uncompiled(module: nn.Module) -> nn.Module:
 
 
 def forget_compilation(module: nn.Module) -> None:
-    """Undo ``module.compile()``: the module runs as it stands again."""
+    """Undo ``module.compile()``: the module runs eagerly again."""
     module._compiled_call_impl = None
 
 

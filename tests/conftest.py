@@ -124,7 +124,7 @@ def quickstart() -> Path:
 
 @pytest.fixture(scope="session")
 def speech() -> np.ndarray:
-    """2.5 s of real speech, (40_000,) at 16 kHz; speech goes on from 0.75 to 1.25 s."""
+    """2.5 s of real speech, (40_000,) at 16 kHz; there is speech from 0.75 to 1.25 s."""
     return read_audio(QUICKSTART / "corpus" / "MiniLA" / "flac" / "ML_D_000039.flac", 0, 40_000)
 
 

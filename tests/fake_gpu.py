@@ -1,4 +1,5 @@
-"""A CUDA device without content, on a machine that has none: code runs there, and what would wait for a GPU is told."""
+"""A CUDA device without content, on a machine that has none: code runs there, and what would wait for a GPU is
+reported."""
 
 import traceback
 from collections.abc import Iterator

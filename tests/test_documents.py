@@ -39,7 +39,7 @@ def refusal(read, path) -> str:
         (LAUGHS, "characters with what aliases repeat"),
         (MERGES, "characters with what aliases repeat"),
         (LONG, "line 2: more than 1,048,576 characters with what aliases repeat"),
-        ("a: &a [*a]", "line 1: the alias a stands for nothing before it, or for itself"),
+        ("a: &a [*a]", "line 1: the alias a refers to nothing before it, or to itself"),
         ("a: " + "[" * 200 + "]" * 200, "line 1: nested more than 100 deep"),
         ("a: " + "[" * 100_000, "deep|nesting depth"),
         ("- " * 5_000, "line 1: nested more than 100 deep"),
@@ -49,19 +49,19 @@ def refusal(read, path) -> str:
         ("a: 0x" + "f" * 5_000, "line 1: a number of 5,002 characters"),
         ("a: " + "1:" * 5_000 + "1", "line 1: a number of 10,001 characters"),
         ("a: 18446744073709551616", "line 1: the whole number 18446744073709551616 has more than 64 bits"),
-        ("a: 2026-13-45", "line 1: '2026-13-45' is no timestamp"),
-        ("a: !!int ''", "line 1: '' is no int"),
-        ("a: !!float '_'", "line 1: '_' is no float"),
-        ("a: !!bool maybe", "line 1: 'maybe' is no bool"),
-        ("a: !!timestamp x", "line 1: 'x' is no timestamp"),
+        ("a: 2026-13-45", "line 1: '2026-13-45' is not a valid timestamp"),
+        ("a: !!int ''", "line 1: '' is not a valid int"),
+        ("a: !!float '_'", "line 1: '_' is not a valid float"),
+        ("a: !!bool maybe", "line 1: 'maybe' is not a valid bool"),
+        ("a: !!timestamp x", "line 1: 'x' is not a valid timestamp"),
         ("a: b\non: 1", "line 2: the key 'on' is read as bool: put it in quotes"),
         ("a: {yes: 1}", "the key 'yes' is read as bool"),
         ("a: {~: 1}", "the key '~' is read as null"),
         ("a: {1.5: 1}", "the key '1.5' is read as float"),
         ("a: {2026-01-01: 1}", "the key '2026-01-01' is read as timestamp"),
-        ("1: b", "has the key 1, which is no name"),
-        ("? [a]\n: b", "a key must be a name, not a list or a mapping"),
-        ("a: &k on\n*k : b", "a key must be a name, not an alias"),
+        ("1: b", "has the key 1, which is not text"),
+        ("? [a]\n: b", "a key must be text, not a list or a mapping"),
+        ("a: &k on\n*k : b", "a key must be text, not an alias"),
         ("a: !!python/object/apply:os.getcwd []", "is not YAML"),
         ("a: '\x07'", "is not YAML"),
         ("# " + "x" * 2**20, "larger than 1,048,576 bytes"),
@@ -145,7 +145,7 @@ def test_json_within_bounds_is_read_as_it_is(tmp_path_factory, content):
 def test_a_key_that_stands_twice_in_json(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"a": {"b": 1, "c": 2, "b": 3}}')
-    with pytest.raises(InputError, match=r"a\.json: is not used: the key 'b' stands twice in one object"):
+    with pytest.raises(InputError, match=r"a\.json: is not used: the key 'b' occurs twice in one object"):
         read_json(path)
     path.write_text('{"a": {"b": 1}, "b": {"b": 1}}')
     assert read_json(path) == {"a": {"b": 1}, "b": {"b": 1}}

@@ -237,7 +237,7 @@ def test_a_corpus_of_ones_own_is_trained_on_tested_and_checked(
     model = exported(lightning, run, tmp_path / "model")
     about = json.loads((model / "config.json").read_text())["about"]
     assert about["data"]["training"] == "Calls train"
-    Scorer.from_pretrained(model)  # a corpus is no part of a model: nothing is to be allowed
+    Scorer.from_pretrained(model)  # a corpus is not part of a model: nothing is to be allowed
 
 
 # A backbone
@@ -303,7 +303,7 @@ def test_a_backbone_of_ones_own_goes_through_everything(kept, project, experimen
 
 
 def test_two_processes_train_a_backbone_of_ones_own_as_one_does(project, lightning, experiment, write_config, tmp_path):
-    """Trained whole, with a chosen layer: what stands behind that layer must be frozen for distributed training. And
+    """Trained whole, with a chosen layer: what follows that layer must be frozen for distributed training. And
     with a loss of one's own, whose unequal class weights fall unequally to the processes."""
     with_backbone(experiment, 1)
     experiment["model"]["adaptation"] = {"class_path": "moelora_ad.adapters.FullFineTuning"}

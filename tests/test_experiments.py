@@ -18,6 +18,8 @@ from moelora_ad.models import AASIST
 from moelora_ad.models.saving.files import read_config
 from moelora_ad.models.saving.packaged import packaged_models
 from moelora_ad.models.saving.specification import describe
+from moelora_ad.sweeps.planning import option_text, plan_runs
+from moelora_ad.sweeps.sweep import read_sweep
 from moelora_ad.training import MLDG
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 
@@ -196,6 +198,40 @@ def test_the_packaged_models_recipe_is_that_of_the_packaged_model(monkeypatch):
     assert (config["window"], config["fill"]) == (80_000, 1_600)
 
 
+# By hand: 4 layers of width 384, 4 projections each, A and B of rank r; three gates and their noise; a linear layer.
+_OF_RANK, _GATES_OF_TINY, _LINEAR = 4 * 4 * 2 * 384, 3 * 4 * 4 * 2 * 384, 4 * 384 * 2 + 2
+_MIXTURE = 3 * 8 * _OF_RANK + _GATES_OF_TINY + _LINEAR
+STUDY = {
+    "frozen": _LINEAR,
+    "lora_r8": 8 * _OF_RANK + _LINEAR,
+    "lora_r24": 24 * _OF_RANK + _LINEAR,
+    "moe_lora_e3_r8_dense": _MIXTURE,
+    "moe_lora_e3_r8_top2": _MIXTURE,
+    "moe_lora_utterance_gate": _MIXTURE,
+    "moe_lora_load_balance": _MIXTURE,
+    "moe_lora_warm_start": _MIXTURE,
+    "moe_lora_mldg": _MIXTURE,
+}
+
+
+def test_the_systems_of_the_study(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    runs = [run for run in plan_runs(read_sweep("experiments/sweeps/study.yaml")) if run.seed == 1]
+    assert {run.system for run in runs} == STUDY.keys() | {"frozen_aasist", "full_fine_tuning"}
+    one_channel = [run for run in plan_runs(read_sweep("experiments/sweeps/study_one_channel.yaml")) if run.seed == 1]
+    for run in runs + one_channel:
+        configs = [str(Path(path).relative_to("experiments")) for path in run.configs]
+        with torch.device("meta"):
+            command = build(
+                monkeypatch, *configs, *(f"--{name}={option_text(value)}" for name, value in run.options.items())
+            )
+        if run.system in STUDY:
+            trained = sum(p.numel() for p in command.model.parameters() if p.requires_grad)
+            assert trained == STUDY[run.system], run.system
+        assert (command.datamodule.batch_size, command.trainer.max_epochs) == (8, 1)
+        assert (command.datamodule.train_augmentation is None) == (run in one_channel)
+
+
 def test_the_quickstart_with_meta_learning(monkeypatch):
     command = build(monkeypatch, "quickstart.yaml", "mldg.yaml")
     assert isinstance(command.model.meta_learning, MLDG)
@@ -233,8 +269,8 @@ def test_every_configuration_is_one_of_these():
     apart = {"paper.yaml", "quickstart.yaml", "mldg.yaml", "corpora/paper_test_sets.yaml", "mini/mini.yaml"}
     recipes = {f"recipes/{name}.yaml" for name in ("tak2022", "tak2022_df", "adapters", "quickstart_aasist")}
     rows = {f"adapters/{path.name}" for path in ADAPTERS}
-    elsewhere = {name for name in names if name.startswith(("sweeps/", "loggers/", "extend/"))} | {
-        f"mini/{name}.yaml" for name in ("sweep", "about", "float32")
+    elsewhere = {name for name in names if name.startswith(("sweeps/", "loggers/", "extend/", "study/"))} | {
+        f"mini/{name}.yaml" for name in ("about", "float32")
     }  # tested with what reads them
     assert names == apart | recipes | rows | elsewhere
     assert {path.stem.removesuffix("_dense").removesuffix("_top2") for path in ADAPTERS} == set(TRAINED)

@@ -186,7 +186,7 @@ def test_load_takes_a_run_a_checkpoint_and_a_model(experiment, write_config, lig
     assert scored.score == pytest.approx(detector.calibration["scale"] * raw + detector.calibration["offset"], abs=1e-5)
 
     for source, told in (
-        (tmp_path / "nowhere", "nowhere: no such folder or file, and no id"),
+        (tmp_path / "nowhere", "nowhere: no such folder or file, and not an id"),
         (tmp_path / "runs", "is neither the folder of a run nor that of a model"),
     ):
         with pytest.raises(InputError, match=told):

@@ -14,7 +14,7 @@ import moelora_ad
 PACKAGE = Path(moelora_ad.__file__).parent
 LONGEST, MOST = 330, 16  # lines of a file, files of a folder
 
-# From the bottom up: a room imports those that stand before it. A longer name is a room within another.
+# From the bottom up: a room imports those before it. A longer name is a room within another.
 ROOMS = (
     *("errors", "formats", "documents", "files", "torch_internals", "lightning_internals", "lazy"),
     *("adapters", "audio", "corpora"),
@@ -41,7 +41,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imported(tree: ast.Module, known: dict[str, ast.Module]) -> Iterator[str]:
-    """The package's modules that a module names in its imports, wherever they stand in it."""
+    """The package's modules that a module names in its imports, wherever they are in it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [name.name for name in node.names]
@@ -99,7 +99,7 @@ def test_files_and_folders_stay_small():
 
 
 def test_pages_are_templates():
-    """HTML stands in templates/ beside the module that fills it in."""
+    """HTML is in templates/ beside the module that fills it in."""
     tags = re.compile(r"<(html|body|div|p|table|tr|td|style)[ >]")
     assert not [str(path) for path in PACKAGE.rglob("*.py") if tags.search(path.read_text(encoding="utf-8"))]
 
@@ -114,7 +114,7 @@ def test_what_needs_no_torch_does_not_import_it():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-# What a newcomer looks for, the file whose name says so, and what stands there.
+# What a newcomer looks for, the file whose name says so, and what is in it.
 GUESSES = {
     "checkpoint writing": ("training/checkpoint_writing.py", "class WholeCheckpointIO"),
     "which checkpoints are kept": ("training/callbacks/checkpoints.py", "class WholeCheckpoint"),

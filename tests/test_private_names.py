@@ -1,4 +1,4 @@
-"""Private names of libraries stand in one file for each, where tests watch what they do."""
+"""Private names of libraries are used in one file for each, where tests watch what they do."""
 
 import ast
 import importlib

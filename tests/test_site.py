@@ -16,6 +16,7 @@ import yaml
 
 import moelora_ad
 from moelora_ad.cli.main import VERBS
+from moelora_ad.sweeps.sweep import read_sweep
 
 PROJECT = Path(__file__).parents[1]
 PAGES = {
@@ -31,7 +32,7 @@ SET_UP = (
 
 
 def blocks(*languages: str) -> Iterator[tuple[str, str]]:
-    """All blocks of code in some languages, with the page that each stands on."""
+    """All blocks of code in some languages, with the page of each."""
     for page, text in PAGES.items():
         yield from ((page, code) for language, code in BLOCK.findall(text) if language in languages)
 
@@ -135,13 +136,17 @@ def test_commands_and_their_options_are_known():
     assert len(seen) >= 14
 
 
-def test_configurations_name_classes_and_keys_that_are_there():
+def test_configurations_name_classes_and_keys_that_are_there(tmp_path):
     def classes(value: object) -> Iterator[str]:
         for name, part in value.items() if isinstance(value, dict) else ():
             yield from [part] if name == "class_path" else classes(part)
 
     for page, code in blocks("yaml"):
         content = yaml.safe_load(code)
+        if "systems" in content:
+            (tmp_path / "sweep.yaml").write_text(code, encoding="utf-8")
+            read_sweep(tmp_path / "sweep.yaml")
+            continue
         assert {*content} <= {"model", "data", "trainer", "slurm"}, page
         for path in classes(content):
             module, _, name = path.rpartition(".")

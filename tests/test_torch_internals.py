@@ -94,7 +94,7 @@ def test_a_constant_goes_with_the_model_and_keeps_its_precision():
 
 
 class Layer(nn.Linear):
-    """PyTorch 2.11 does not compile modules of its own by themselves."""
+    """PyTorch 2.11 does not compile its own modules on their own."""
 
     def forward(self, x):
         return super().forward(x)

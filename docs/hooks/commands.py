@@ -144,6 +144,6 @@ def definition(term: str, text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Plain text for Markdown; what stands in backticks stays code."""
+    """Plain text for Markdown; text in backticks remains code."""
     parts = re.split(r"(`+[^`]+`+)", text)
     return "".join(part if part.startswith("`") else re.sub(r"([\\<>*_\[\]{}|$])", r"\\\1", part) for part in parts)

@@ -18,7 +18,7 @@ LINK = re.compile(r"(\]\(|(?:src|href)=\")(?![a-z]+:|#|/)([^)\s\"#]+)")
 PICTURES = (".png", ".svg")
 LANGUAGES = {".py": "python", ".sh": "sh", ".yaml": "yaml", ".cff": "yaml", ".toml": "toml"}
 HOME = "README.md"
-# Pages of the section Project that lie at the top of the repository, where they are there.
+# Pages of the section Project at the top of the repository, where they exist.
 PROJECT = {"Changelog": "CHANGELOG.md", "Contributing": "CONTRIBUTING.md", "Citation": "CITATION.cff"}
 
 _brought: dict[str, str] = {HOME: "index.md"}  # path in the repository -> path in the site

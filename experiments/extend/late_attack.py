@@ -1,12 +1,14 @@
 """Each attack of MiniLA as the one that came late: a base that has never met it, and its extension by a few of it.
 
     python experiments/extend/late_attack.py --to runs/late_attack
-    python experiments/extend/late_attack.py --corpus ROOT --epochs 5 --few 100 --replay 400 --to runs/late_attack
+    python experiments/extend/late_attack.py --corpus $CORPORA --few 100 --replay 400 --to runs/late_attack \
+        --config experiments/mini/mini.yaml experiments/study/recipe.yaml experiments/extend/from_nothing.yaml
 
-ROOT holds MiniLA and MiniOOD (default: the quickstart's small part of them). For each attack and seed it trains a base
-on all others, exports it, runs `moelora-ad extend` with a few utterances of the attack, and keeps all in
-ATTACK/seed_S; what is there is not done again. At the end one table: the means over seeds, and over attacks, and in how
-many cases the old sets stayed within their intervals and the new attack's EER was at least halved.
+The corpus holds MiniLA and MiniOOD (default: the quickstart's small part of them). For each attack and seed, the script
+trains a base on all other attacks by these configurations (default: the quickstart's), exports it, runs
+`moelora-ad extend` with a few utterances of the attack, and saves all in ATTACK/seed_S; finished cases are skipped.
+At the end, one table has the means over seeds and over attacks, and in how many cases the old sets stayed within their
+intervals and the new attack's EER was at least halved.
 
 The development speakers are split: those of one half select the base's checkpoint, the others are tested on. MiniLA's
 evaluation part and MiniOOD have attacks that neither the base nor its extension knows.
@@ -45,7 +47,7 @@ def arguments() -> argparse.Namespace:
     add("--corpus", type=Path, default=HERE.parent / "quickstart" / "corpus", metavar="ROOT")
     add("--attacks", nargs="+", default=ATTACKS, metavar="A")
     add("--seeds", type=int, default=5, metavar="N")
-    add("--epochs", type=int, default=5, metavar="N", help="of the base")
+    add("--config", nargs="+", type=Path, default=[HERE.parent / "quickstart.yaml"], help="how the base is trained")
     add("--few", type=int, default=20, metavar="N", help="utterances of the new attack, and as many bona fide ones")
     add("--replay", type=int, default=0, metavar="N", help="old training utterances that are mixed in")
     add("--to", type=Path, required=True, metavar="DIR")
@@ -60,12 +62,12 @@ def one(given: argparse.Namespace, attack: str, seed: int, folder: Path) -> None
     sets = split(given.corpus, attack, seed, given.few, given.replay)
     corpora = {name: written(rows, name, given.corpus, folder) for name, rows in sets.items()}
     base, extend = folder / "base.yaml", folder / "new_attack.yaml"
-    base.write_text(yaml.safe_dump(base_configuration(given, seed, folder, corpora)))
+    base.write_text(yaml.safe_dump(base_configuration(seed, folder, corpora)))
     extend.write_text(yaml.safe_dump({"data": extension_data(corpora)}))
-    quickstart = HERE.parent / "quickstart.yaml"
+    configs = [word for config in (*given.config, base) for word in ("--config", config)]
     checkpoints = folder / "base" / "run" / "checkpoints"
     if not (folder / "model" / "config.json").is_file():
-        program("fit", "--config", quickstart, "--config", base, *resumed(checkpoints / "last.ckpt"))
+        program("fit", *configs, *resumed(checkpoints / "last.ckpt"))
         (best,) = (path for path in checkpoints.glob("epoch*.ckpt"))
         program("export", "--checkpoint", best, "--to", folder / "model")
     program(
@@ -109,15 +111,12 @@ def written(rows: Rows, name: str, root: Path, folder: Path) -> dict:
     return {"class_path": "moelora_ad.corpora.ASVspoof2019Protocol", "init_args": arguments}
 
 
-def base_configuration(given: argparse.Namespace, seed: int, folder: Path, corpora: dict) -> dict:
+def base_configuration(seed: int, folder: Path, corpora: dict) -> dict:
     logger = {"save_dir": str(folder), "name": "base", "version": "run"}
     return {
         "seed_everything": seed,
         "test_after_fit": False,
-        "trainer": {
-            "max_epochs": given.epochs,
-            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger},
-        },
+        "trainer": {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": logger}},
         "data": {"train": corpora["base_train"], "val": corpora["base_val"]},
     }
 

@@ -3,9 +3,9 @@
     python experiments/mini/probe.py --corpora CORPORA --to runs/mini_probe
 
 CORPORA is the folder with MiniLA and MiniOOD, or `experiments/quickstart/corpus`. Needs scikit-learn (extra `test`).
-Writes a score file for each set, as `moelora-ad test` does, for `moelora-ad evaluate`, and the folder of a model to go
-on from, `moelora-ad fit --model.init_weights TO/model`: this classifier as the head of a mixture of LoRA experts that
-changes nothing yet. The strength of regularisation is chosen on dev. The encoder is computed in bfloat16.
+Writes a score file for each set, as `moelora-ad test` does, for `moelora-ad evaluate`, and the folder of a model, this
+classifier on the frozen encoder, for training to start from: `moelora-ad fit --model.init_weights TO/model`. The
+strength of regularisation is chosen on dev. The encoder is computed in bfloat16.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from moelora_ad import AudioDeepfakeDataModule, Detector, MoELoRA
+from moelora_ad import AudioDeepfakeDataModule, Detector
+from moelora_ad.adapters import FrozenBackbone
 from moelora_ad.audio import Segment
 from moelora_ad.corpora import ASVspoof2019Protocol, TrialList
 from moelora_ad.evaluation import ScoreTable
@@ -67,10 +68,9 @@ def main() -> None:
 
 
 def as_detector(fitted: Pipeline) -> Detector:
-    """A detector with the scores of a fitted classifier: the experts of a new mixture add nothing."""
-    torch.manual_seed(1)
+    """A detector with the scores of a fitted classifier."""
     head = partial(StatisticsPooling, deviation=False)
-    detector = Detector(WhisperBackbone(BACKBONE, hidden_states=LAYERS), MoELoRA(num_experts=3, rank=8), head)
+    detector = Detector(WhisperBackbone(BACKBONE, hidden_states=LAYERS), FrozenBackbone(), head)
     detector.window, detector.fill = 80_000, 1_600
     scaler, regression = (step for _, step in fitted.steps)
     norm, output = detector.classifier.norm, detector.classifier.output

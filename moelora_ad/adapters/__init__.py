@@ -1,4 +1,4 @@
-"""Low-rank adapters and their mixtures for any PyTorch model; knows nothing of audio."""
+"""Low-rank adapters and their mixtures for any PyTorch model, independent of audio."""
 
 from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.errors import AdapterError, InjectionError

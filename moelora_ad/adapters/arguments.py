@@ -15,14 +15,14 @@ class _SignatureOfInit:
 
 
 class RemembersArguments:
-    """Base of whatever a saved model builds again: every instance remembers the arguments of its constructor.
+    """Base of all classes that a saved model builds again: every instance remembers the arguments of its constructor.
 
     (jsonargparse and Lightning remember what a parser or a module was given, not what Python code built; a dataclass is
-    no module. ``__new__`` sees the arguments of every subclass without a call in its ``__init__``.)
+    not a module. ``__new__`` sees the arguments of every subclass without a call in its ``__init__``.)
 
     Attributes:
-        init_args: argument by name, defaults included, as they were given; they stay what they were if ``__init__``
-            keeps something else. Copies and unpickled instances have those of the original.
+        init_args: argument by name, defaults included, as they were given; they stay as given if ``__init__``
+            stores something else. Copies and unpickled instances have those of the original.
     """
 
     __signature__ = _SignatureOfInit()
@@ -32,7 +32,7 @@ class RemembersArguments:
         made = super().__new__(cls)
         try:
             bound = inspect.signature(cls).bind(*args, **kwargs)
-        except TypeError:  # a copy is being made, without arguments; or __init__ is about to say what is wrong
+        except TypeError:  # a copy is being made, without arguments; or __init__ is about to raise
             return made
         bound.apply_defaults()
         made.__dict__["init_args"] = dict(bound.arguments)  # modules refuse attributes before their own __init__

@@ -1,13 +1,13 @@
-"""What a user of the adapters can do wrong."""
+"""Errors of a user of the adapters."""
 
 _LONGEST = 2_000  # characters
 
 
 class AdapterError(ValueError):
-    """The adapters and what they were asked for do not fit; ``str()`` is one line: what is wrong, where, what to do."""
+    """The adapters do not fit what was requested; ``str()`` is one line: what is wrong, where, what to do."""
 
     def __init__(self, message: str) -> None:
-        # A message may quote a faulty file, whose words may be long or hold control characters.
+        # A message may quote a faulty file, whose text may be long or contain control characters.
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         half = _LONGEST // 2 - 5
         super().__init__(line if len(line) <= _LONGEST else f"{line[:half]} [...] {line[-half:]}")

@@ -11,7 +11,7 @@ class LoRAExpert(nn.Module):
     """A low-rank update B A of one projection (Hu et al., arXiv 2106.09685, eq. 3).
 
     ``lora_A`` (rank, in_features) starts Kaiming-uniform with a = sqrt(5), ``lora_B`` (out_features, rank) at zero, so
-    that a new expert changes nothing. The expert holds no scale: the layer applies alpha / rank to all its experts.
+    that a new expert changes nothing. The expert has no scale: the layer applies alpha / rank to all its experts.
 
     Args:
         in_features: width of the projection's input.

@@ -1,10 +1,10 @@
 """Extending a trained mixture by an expert, for what came after its training, such as a new attack.
 
-The new expert stands beside the mixture: y = old(x) + (alpha / r) sigmoid(w x + b) B A x, with old(x) all that the
+The new expert is parallel to the mixture: y = old(x) + (alpha / r) sigmoid(w x + b) B A x, with old(x) all that the
 projection computed before. B starts at zero, so that the model's function is at first exactly the old one, while B gets
 the gradient of an expert of weight ``start`` from the first step on; the gates of the old experts decide as before,
-top-k included, and without the new expert the model is the old one again. (In the old experts' softmax it would take
-weight from them, however it starts.)
+top-k included, and without the new expert the model is the old one. (In the old experts' softmax it would take
+weight from them, whatever its start.)
 """
 
 import math
@@ -38,7 +38,7 @@ class Extension:
 
     def __post_init__(self) -> None:
         if self.experts < 1:
-            raise ValueError(f"extend: experts is {self.experts}: one at least is added")
+            raise ValueError(f"extend: experts is {self.experts}: add at least one")
         if not 0 < self.start < 1:
             raise ValueError(f"extend: start is {self.start}: give a weight above 0 and below 1")
 
@@ -49,11 +49,11 @@ class Extension:
             ValueError: it has some already.
         """
         if policy.added:
-            raise ValueError("gate.added is what extend.experts says: give the latter alone")
+            raise ValueError("gate.added is set by extend.experts: give the latter alone")
         return replace(policy, added=self.experts)
 
     def prepare(self, encoder: nn.Module) -> None:
-        """Freeze what was there before in an adapted encoder, and give the new gate rows their start."""
+        """Freeze the earlier parts of an adapted encoder, and give the new gate rows their start."""
         for parameter in self._before(encoder):
             parameter.requires_grad_(False)
         for gate in _gates(encoder):

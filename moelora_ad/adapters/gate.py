@@ -1,4 +1,4 @@
-"""The gate: how much of each expert an input takes."""
+"""The gate: the weight of each expert for an input."""
 
 import math
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class GatePolicy:
         temperature: divides the logits, noise included.
         noise_mean: of fixed noise, one number for each expert. (The same number for all of them would change nothing.)
         noise_std: of fixed noise.
-        added: how many experts, the last ones, came later (`Extension`). Each is weighed by itself, by the logistic
-            function of its score, whatever the others get; all else said here is of the others.
+        added: how many experts, the last ones, came later (`Extension`). Each is weighted on its own, by the logistic
+            function of its score, whatever the others get; all else here applies to the others.
 
     Raises:
         ValueError: the combination contradicts itself or cannot be trained.
@@ -41,7 +41,7 @@ class GatePolicy:
     temperature: float = 1.0
     noise_mean: tuple[float, ...] | None = None
     noise_std: float | None = None
-    added: int = field(default=0, repr=False)  # checkpoints' names tell
+    added: int = field(default=0, repr=False)  # shown by checkpoints' names
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -74,14 +74,14 @@ class GatePolicy:
             raise ValueError(f"noise 'fixed' needs a noise_std of 0 or more, not {self.noise_std}")
 
     def check_experts(self, num_experts: int) -> None:
-        """See that the policy fits a mixture.
+        """Check that the policy fits a mixture.
 
         Raises:
             ValueError: it does not.
         """
         mixed = num_experts - self.added
         if mixed < 1:
-            raise ValueError(f"added is {self.added}, of {num_experts} experts: one at least was there before")
+            raise ValueError(f"added is {self.added}, of {num_experts} experts: at least one must be older")
         if self.top_k is not None and self.top_k > mixed:
             raise ValueError(f"top_k is {self.top_k}, but there are {mixed} experts")
         if self.noise_mean is not None and len(self.noise_mean) != mixed:
@@ -242,7 +242,7 @@ class Gate(nn.Module):
 
 
 def valid_tokens(model: nn.Module, valid: Tensor | None) -> None:
-    """Tell the utterance-level gates of a model which tokens are not padding, for the forward passes to come.
+    """Set for the utterance-level gates of a model which tokens are not padding, for the forward passes to come.
 
     Args:
         model: with gates below it.

@@ -1,4 +1,4 @@
-"""Putting adapted projections into a model, and what is whose afterwards."""
+"""Putting adapted projections into a model, and who owns what afterwards."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ class LayerRange:
 
     Args:
         first: number of the first one, from 0; a negative number counts from the end, -1 is the last layer.
-        last: number of the last one, which belongs to the range; None for the last layer of the model.
+        last: number of the last one, included; None for the last layer of the model.
     """
 
     first: int = 0
@@ -45,26 +45,26 @@ def inject(
 ) -> tuple[str, ...]:
     """Replace every targeted ``nn.Linear`` of the model by ``build(linear, site)``, in place.
 
-    A projection that stands in several places is replaced in all of them by the same adapted one. In
+    A projection that occurs in several places is replaced in all of them by the same adapted one. In
     ``nn.TransformerEncoderLayer`` the fused path of inference, which reads weights and calls nothing, is turned off.
 
     Args:
         model: any module that has the projections below it.
         targets: module names, each matching the end of a dotted path (``q_proj`` matches ``layers.0.attn.q_proj``);
             or one string, a regular expression that must match the whole path. (peft's convention.)
-        build: makes the adapted projection from the one that stands there and its dotted path: any module that takes
-            its place.
-        layers: which layers' projections; None for all, and for those that stand in no numbered layer.
+        build: makes the adapted projection from the original one and its dotted path: any module that replaces
+            it.
+        layers: which layers' projections; None for all, and for those outside numbered layers.
 
     Returns:
         The dotted paths of the replaced projections, in the model's order.
 
     Raises:
         InjectionError: a target matches no ``nn.Linear``, or one that the model reads without calling it; the range is
-            empty; or the model is adapted already.
+            empty; or the model is already adapted.
     """
     if adapted := [name for name, _ in adapted_sites(model)]:
-        raise InjectionError(f"the model is adapted already, first at {adapted[0]}: inject into a fresh model")
+        raise InjectionError(f"the model is already adapted, first at {adapted[0]}: inject into a fresh model")
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     sites = _matches(model, list(linears), targets)
     if layers is not None:
@@ -79,14 +79,14 @@ def inject(
         places.setdefault(id(module), []).append(name)
     for site in sites:
         linear = linears[site]
-        with linear.weight.device:  # the adapter is made where the projection lies, the meta device included
+        with linear.weight.device:  # the adapter is made where the projection is, the meta device included
             projection = build(linear, site).train(linear.training)
         for place in places[id(linear)]:
             path, _, child = place.rpartition(".")
             parent = model.get_submodule(path)
             setattr(parent, child, projection)
             if isinstance(parent, nn.TransformerEncoderLayer):
-                parent.activation_relu_or_gelu = 0  # its fused path asks this first
+                parent.activation_relu_or_gelu = 0  # its fused path checks this first
     return tuple(sites)
 
 
@@ -119,7 +119,7 @@ def _in_range(sites: list[str], layers: LayerRange) -> list[str]:
     chosen = [site for site, number in numbers.items() if number in wanted]
     if not chosen:
         have = f"layers {min(numbers.values())} to {max(numbers.values())}" if numbers else "no numbered layers"
-        raise InjectionError(f"layers: nothing lies in {layers}; the targets stand in {have}")
+        raise InjectionError(f"layers: no target is in {layers}; the targets are in {have}")
     return chosen
 
 
@@ -149,7 +149,7 @@ class CallWatch:
     """Watches that every adapted projection is called in the forward passes of its ``with`` blocks.
 
     A model can read a projection's weight instead of calling the projection (WavLM's attention in transformers 5
-    does); an adapter there would silently never act. What ``torch.compile`` has compiled runs as it stands within the
+    does); an adapter there would silently have no effect. What ``torch.compile`` has compiled runs eagerly within the
     block (see `running_eagerly`).
 
     Args:
@@ -195,6 +195,6 @@ class CallWatch:
 
 
 def running_eagerly() -> AbstractContextManager[None]:
-    """Within the block all that ``torch.compile`` has compiled, here and elsewhere in the process, runs as it stands:
+    """Within the block all that ``torch.compile`` has compiled, here and elsewhere in the process, runs eagerly:
     compiled code does not call the hooks that observers watch by."""
     return torch.compiler.set_stance("force_eager")

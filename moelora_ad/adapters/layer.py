@@ -77,7 +77,7 @@ class MoELoRALinear(nn.Module):
         self.__dict__.pop("gate", None)  # of another projection
         self.gate = None
 
-    # Models that look at their projection see the base: the adapted layer stands where an nn.Linear stood.
+    # Models that look at their projection see the base: the adapted layer replaces an nn.Linear.
     @property
     def weight(self) -> Tensor:
         return self.base.weight
@@ -98,7 +98,7 @@ class MoELoRALinear(nn.Module):
         experts = self.lora_experts()
         rows: list[Tensor] = [expert.lora_A for expert in experts]
         up = torch.cat([expert.lora_B for expert in experts], dim=1)  # (out, N r)
-        # The base may be of lower precision than its adapters; autocast sees to that by itself.
+        # The base may be of lower precision than its adapters; autocast handles that.
         given = x if torch.is_autocast_enabled(x.device.type) else x.to(up.dtype)
         if self.gate is None:
             low = functional.linear(given, rows[0])

@@ -19,7 +19,7 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class AuxiliaryWeights:
-    """How much each auxiliary loss counts; 0 leaves it out. Each is a mean over the adapted projections.
+    """The weight of each auxiliary loss; 0 leaves it out. Each is a mean over the adapted projections.
 
     Args:
         importance: squared coefficient of variation, variance / mean^2, of the experts' summed weights (Shazeer et al.,
@@ -31,12 +31,12 @@ class AuxiliaryWeights:
         entropy: mean entropy of the softmax of the scores, in nats. A positive weight makes gates decide, a negative
             one makes them spread.
         orthogonality: mean squared cosine between the updates B_i A_i of two experts (the overlap between experts that
-            MoLEx punishes, arXiv 2509.09175).
+            MoLEx penalises, arXiv 2509.09175).
         subspace: mean overlap of the input spaces of two experts, ||Q_i Q_j^T||_F^2 / r with Q_i an orthonormal basis
             of the rows of A_i: 1 for the same space, 0 for orthogonal ones, whatever the scales.
 
     Raises:
-        ValueError: a weight is not finite, or is negative where that would be senseless.
+        ValueError: a weight is not finite, or is negative where that would be meaningless.
     """
 
     importance: float = 0.0
@@ -62,7 +62,7 @@ class AuxiliaryLosses:
     Under autocast everything is computed in float32. Gradient checkpointing counts nothing twice (its reentrant kind,
     which runs layers without a graph, is refused). With several processes the losses are those of the whole batch:
     every process must call `terms` after each pass, and average its gradients with the others, as DDP and FSDP do. With
-    gradient accumulation a term is of each part by itself, like the loss that it is added to.
+    gradient accumulation a term is of each part on its own, like the loss that it is added to.
 
     Args:
         weights: of the losses.
@@ -87,10 +87,10 @@ class AuxiliaryLosses:
 
     def terms(self) -> dict[str, Tensor]:
         """The weighted losses of what was watched, by name, as scalars that gradients flow from; what was gathered is
-        used up by it. A collective call if there are processes.
+        consumed by it. A collective call if there are processes.
 
         Raises:
-            AdapterError: no gate has decided anything since, or gradients are wanted and a pass was made without a
+            AdapterError: no gate has decided anything since, or gradients are needed and a pass was made without a
                 graph.
         """
         if not self._sums:
@@ -98,7 +98,7 @@ class AuxiliaryLosses:
         if torch.is_grad_enabled() and not self._graph:
             raise AdapterError("auxiliary losses: the pass had no graph; checkpoint layers with use_reentrant=False")
         gathered, overlaps = list(self._sums.values()), list(self._overlaps.values())
-        self._sums, self._overlaps = {}, {}  # they hold the graph of the pass
+        self._sums, self._overlaps = {}, {}  # they keep the graph of the pass alive
         parts = _over_processes(torch.cat(gathered)).split([len(part) for part in gathered])
         values = [*torch.stack([_losses(part) for part in parts]).mean(0), *torch.stack(overlaps).mean(0)]
         by_name = dict(zip((field.name for field in fields(self.weights)), values, strict=True))
@@ -110,7 +110,7 @@ class AuxiliaryLosses:
             sums = _sums_of(decision)
             before = self._sums.get(decision.site)
             self._sums[decision.site] = sums if before is None else before + sums
-            # Within the forward pass, where sharded parameters are whole.
+            # Within the forward pass, where sharded parameters are gathered.
             if decision.site not in self._overlaps:
                 layer, active = decision.layer, self.weights.active()
                 nothing = sums.new_zeros(())

@@ -43,7 +43,7 @@ class _Ours(AdaptationMethod):
 
 
 class FrozenBackbone(_Ours):
-    """Train nothing of the encoder: the classifier alone learns."""
+    """Freeze the encoder: only the classifier is trained."""
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
         encoder.requires_grad_(False)
@@ -61,7 +61,7 @@ class FullFineTuning(_Ours):
 
 
 class TopLayers(_Ours):
-    """Train the top transformer layers whole; everything below and behind them is frozen.
+    """Train all of the top transformer layers; everything below and behind them is frozen.
 
     Args:
         num_layers: L, how many.
@@ -103,7 +103,7 @@ def _check_alpha(alpha: float | None) -> None:
 
 
 class _LowRank(_Ours):
-    """Freezes the encoder and puts an adapted projection in the place of each targeted one."""
+    """Freezes the encoder and replaces each targeted projection by an adapted one."""
 
     targets: str | Sequence[str]
     layers: LayerRange | None
@@ -116,7 +116,7 @@ class _LowRank(_Ours):
         """A `LoRA`, of whatever rank, if every projection has one expert without a gate."""
         kinds = {(len(one.experts), one.rank, one.scaling, one.gate is None) for _, one in adapted_sites(encoder)}
         if len(kinds) != 1:
-            raise AdapterError("no method makes these adapters: projections differ in experts, ranks or gates")
+            raise AdapterError("no method produces these adapters: projections differ in experts, ranks or gates")
         ((count, rank, scaling, is_lora),) = kinds
         if not is_lora:
             return self._mixture(encoder, count)
@@ -124,11 +124,11 @@ class _LowRank(_Ours):
 
     def _mixture(self, encoder: nn.Module, count: int) -> AdaptationMethod:
         """The method that makes an encoder's mixtures of so many experts."""
-        raise AdapterError(f"{type(self).__name__} makes no mixtures, and the encoder has some of {count} experts")
+        raise AdapterError(f"{type(self).__name__} does not make mixtures, but the encoder has some of {count} experts")
 
     @abstractmethod
     def _builder(self) -> Build:
-        """Makes the adapted projections of one model from those that stand there."""
+        """Makes the adapted projections of one model from the original ones."""
 
 
 class LoRA(_LowRank):
@@ -192,7 +192,7 @@ class MoELoRA(_LowRank):
         perturbation: of a start from one LoRA, see `warm_start`.
         freeze_experts: numbers of experts that are not trained.
         extend: add an expert to the mixture that ``model.init_weights`` names, see `Extension`; the other arguments are
-            those of that mixture, or of a LoRA with ``num_experts`` 1. None for a mixture by itself.
+            those of that mixture, or of a LoRA with ``num_experts`` 1. None for a mixture that extends nothing.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -220,7 +220,7 @@ class MoELoRA(_LowRank):
         policy = gate or GatePolicy()
         if extend is not None:
             if init_from is not None:
-                raise ValueError("init_from with extend: what is extended is what model.init_weights names")
+                raise ValueError("init_from with extend: the model that is extended is given by model.init_weights")
             num_experts, policy = num_experts + extend.experts, extend.policy_of(policy)
         if num_experts < 2:
             raise ValueError(f"num_experts is {num_experts}: a mixture has at least 2 (use LoRA for one)")
@@ -281,7 +281,7 @@ class MoELoRA(_LowRank):
         layers = [layer for _, layer in adapted_sites(encoder)]
         policies = {layer.gate.policy for layer in layers if layer.gate is not None}
         if len(policies) != 1:
-            raise AdapterError("no method makes these adapters: the gates of projections follow different policies")
+            raise AdapterError("no method produces these adapters: the gates of projections follow different policies")
         frozen = [
             number
             for number in range(count)
@@ -309,7 +309,7 @@ class MoELoRA(_LowRank):
             experts = [LoRAExpert(base.in_features, base.out_features, self.rank) for _ in range(self.num_experts)]
             layer = layer_of(site) if self.share_gate else site
             if layer is None:
-                raise InjectionError(f"share_gate: {site} stands in no numbered layer; choose other targets")
+                raise InjectionError(f"share_gate: {site} is not in a numbered layer; choose other targets")
             owns = layer not in shared
             if owns:
                 shared[layer] = site, Gate(base.in_features, self.num_experts, self.policy)

@@ -1,4 +1,4 @@
-"""Regular expressions of files and configurations, which may be a stranger's: they end in bounded time."""
+"""Regular expressions of files and configurations, which may be untrusted: they end in bounded time."""
 
 import re
 import time
@@ -20,7 +20,7 @@ def bounded_pattern(pattern: str, seconds: float = SECONDS) -> Callable[[str], b
         seconds: for all names together.
 
     Raises:
-        ValueError: it is no regular expression; from the function: it takes too long.
+        ValueError: it is not a regular expression; from the function: it takes too long.
     """
     if seconds <= 0:
         raise ValueError("its regular expressions take too long: simplify them")

@@ -1,6 +1,6 @@
-"""What an adaptation method is, and whose the modules and tensors of the encoder are that it adapted.
+"""What an adaptation method is, and who owns the modules and tensors of the encoder that it adapted.
 
-A method changes an encoder in place. What stands in the encoder afterwards and did not before is the method's own; what
+A method changes an encoder in place. What is in the encoder afterwards and was not before is the method's own; what
 of the rest has ``requires_grad`` is what it trains of the encoder. Everything else is frozen, and recovered from the
 pretrained encoder whenever a trained one is loaded.
 """
@@ -16,7 +16,7 @@ from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.errors import AdapterError
 
 OWN = "adapters"
-"""The part of what a method trains and gives no name."""
+"""The part for what a method trains without naming it."""
 WHOLE = "backbone"
 """The part of what is trained of modules that are trained as a whole."""
 TAKEN = (WHOLE, "classifier", "total")
@@ -37,12 +37,12 @@ class AuxiliaryTerms(Protocol):
 class AdaptationMethod(RemembersArguments, ABC):
     """Prepares an encoder for training: freezes it, puts modules into it, or leaves parts of it trainable.
 
-    A subclass needs `adapt` alone. The detector calls it once, when it is built, and asks `parts` and `whole` whenever
+    A subclass needs `adapt` alone. The detector calls it once, when it is built, and calls `parts` and `whole` whenever
     it counts, saves or changes mode. The arguments of its constructor, plain values, are saved with a model.
 
     Attributes:
-        initial_arguments: names of arguments that only say how training starts; a kept detector does without them.
-        training_arguments: names of arguments that say how training goes, and nothing of what is computed afterwards.
+        initial_arguments: names of arguments that only say how training starts; a saved detector does not need them.
+        training_arguments: names of arguments that affect training only, not what is computed afterwards.
         casts_inputs: whether the method's modules, which stay in float32, take inputs of half precision. If not, an
             encoder whose frozen tensors are in half precision runs under autocast.
     """
@@ -53,15 +53,15 @@ class AdaptationMethod(RemembersArguments, ABC):
 
     @abstractmethod
     def adapt(self, encoder: nn.Module) -> Collection[str] | None:
-        """Change the encoder in place and leave ``requires_grad`` on what is to be trained.
+        """Change the encoder in place and leave ``requires_grad`` on what should be trained.
 
         All of it has ``requires_grad``, but for what the model keeps fixed or never calls: leave that as it is. It may
         be on the meta device: no value of a tensor may be read. Its modules and parameters must stay the objects that
         they are: a copy counts as the method's own, and is saved with a model.
 
         Returns:
-            The dotted paths of the modules that were put in the place of others, each of which every forward pass must
-            call; None for the detector to find them.
+            The dotted paths of the modules that replaced others, each of which every forward pass must
+            call; None for the detector to detect them.
 
         Raises:
             InjectionError: the method's targets do not fit the encoder.
@@ -98,12 +98,12 @@ class AdaptationMethod(RemembersArguments, ABC):
         """
 
     def continued(self, encoder: nn.Module) -> Iterable[nn.Parameter]:
-        """The parameters of an adapted encoder that an earlier training must have made: none begins without a model
+        """The parameters of an adapted encoder that an earlier training must have made: none starts without a model
         that has them (``model.init_weights``)."""
         return ()
 
     def check(self, encoder: nn.Module) -> None:
-        """See that the adapters of an encoder are still those that this method makes: surgery changes them.
+        """Check that the adapters of an encoder are still those that this method makes: surgery changes them.
 
         Raises:
             AdapterError: they are others.
@@ -115,9 +115,9 @@ class AdaptationMethod(RemembersArguments, ABC):
         A detector whose experts were changed can be saved once its ``adaptation`` is that.
 
         Raises:
-            AdapterError: no method makes them, or, as here, this one does not say which.
+            AdapterError: no method makes them, or, as here, this one does not know which.
         """
-        raise AdapterError(f"{_name(self)} does not say what makes its adapters when experts change: see after_surgery")
+        raise AdapterError(f"{_name(self)} does not define the method after experts change: implement after_surgery")
 
     def auxiliary_losses(self) -> AuxiliaryTerms | None:
         """What is added to the loss in training; None for nothing."""
@@ -125,9 +125,9 @@ class AdaptationMethod(RemembersArguments, ABC):
 
 
 class Ownership:
-    """Adapts an encoder, and knows ever after what in it is the method's own.
+    """Adapts an encoder, and records what in it is the method's own.
 
-    It keeps names alone, those of the modules and tensors that were there before: what other changes add later, such as
+    It stores only names, those of the modules and tensors that were there before: what other changes add later, such as
     a further expert, is the method's too.
 
     Args:
@@ -135,7 +135,7 @@ class Ownership:
         encoder: changed in place.
 
     Attributes:
-        sites: dotted paths of the modules that the method put in the place of others.
+        sites: dotted paths of the modules that replaced others.
 
     Raises:
         AdapterError: the method does not fit the encoder, or contradicts itself.
@@ -153,7 +153,7 @@ class Ownership:
             names.setdefault(id(tensor), []).append(name)
         places: dict[int, int] = {}
         self._before = set(tensors)
-        self._names: dict[str, str] = {}  # of the encoder's own tensors: those of today to those before
+        self._names: dict[str, str] = {}  # of the encoder's own tensors: the present ones to the earlier ones
         self._own: set[str] = set()
         for name, tensor in _tensors(encoder):
             if id(tensor) not in names:
@@ -225,9 +225,9 @@ class Ownership:
             module.train(mode)
 
     def kept_names(self, method: AdaptationMethod, all_in_training: bool = False) -> set[str]:
-        """Names of the encoder's ``state_dict()`` that the pretrained encoder does not give back: the method's own
+        """Names of the encoder's ``state_dict()`` that are not in the pretrained encoder: the method's own
         tensors, what is trained, and the buffers of modules in training mode, which training changes. A tensor that
-        stands in several places is named once.
+        occurs in several places is named once.
 
         Args:
             method: whose encoder it is.
@@ -236,7 +236,7 @@ class Ownership:
         tensors, seen, kept = dict(_tensors(self._encoder)), set(), set()
         in_training = {id(part) for module in method.whole(self._encoder) for part in module.modules()}
         for name in self._encoder.state_dict():
-            tensor = tensors.get(name)  # there is none if a strategy holds it elsewhere
+            tensor = tensors.get(name)  # missing if a strategy stores it elsewhere
             if tensor is not None and id(tensor) in seen:
                 continue
             seen.add(id(tensor))
@@ -249,7 +249,7 @@ class Ownership:
         return kept
 
     def frozen(self, kept: Collection[str]) -> dict[str, Tensor]:
-        """The encoder's tensors that are not kept, by the names that they had in the pretrained encoder."""
+        """The encoder's tensors that are not saved, by the names that they had in the pretrained encoder."""
         tensors = dict(_tensors(self._encoder))
         kept_tensors = {id(tensors[name]) for name in kept if name in tensors}
         return {
@@ -272,7 +272,7 @@ class Ownership:
     def _check(self, method: AdaptationMethod) -> None:
         known = dict(self._encoder.named_modules(remove_duplicate=False))
         if unknown := [site for site in self.sites if site not in known]:
-            raise AdapterError(f"{_name(method)}: adapt returned {unknown[0]!r}, which is no module of the encoder")
+            raise AdapterError(f"{_name(method)}: adapt returned {unknown[0]!r}, which is not a module of the encoder")
         self.trained(method)
 
 

@@ -25,7 +25,7 @@ class Decision(NamedTuple):
         inputs: (..., T, in_features), its input.
         scores: (..., T, N) float32, what the softmax is taken of, without noise; (..., 1, N) for whole utterances.
         weights: (..., T, N) float32, the experts' weights; (..., 1, N) for whole utterances.
-        valid: (B, T) bool, tokens that are not padding, as ``valid_tokens`` said; None for all.
+        valid: (B, T) bool, tokens that are not padding, as set by ``valid_tokens``; None for all.
     """
 
     site: str
@@ -47,8 +47,8 @@ def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[N
     """Call a function with every decision of the model's gates, within the block.
 
     A pass that gradient checkpointing repeats in the backward pass is not seen again. What ``torch.compile`` has
-    compiled runs as it stands within the block (see `running_eagerly`). Nothing is left on the model afterwards; one
-    that nobody watches pays nothing.
+    compiled runs eagerly within the block (see `running_eagerly`). Nothing is left on the model afterwards; one
+    that is not watched has no overhead.
 
     Args:
         model: with adapted projections below it.
@@ -91,8 +91,8 @@ def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[N
 def record_routing(model: nn.Module) -> Iterator["RoutingRecord"]:
     """Record how the model's gates use their experts, within the block.
 
-    Give ``record.label([...])`` before a forward pass to keep its utterances apart by attack, codec or anything else.
-    Padding is left out where ``valid_tokens`` has told the gates of it, as the backbones of this package do.
+    Call ``record.label([...])`` before a forward pass to separate its utterances by attack, codec or anything else.
+    Padding is left out where ``valid_tokens`` has set it, as the backbones of this package do.
 
     Raises:
         AdapterError: see `watch_gates`.
@@ -132,13 +132,13 @@ class SiteRouting:
     @property
     def load_balance(self) -> float:
         """N sum_i f_i P_i, with f_i the top-1 share of expert i and P_i its share of the weights (Fedus et al., arXiv
-        2101.03961, eq. 4 to 6): 1 if the experts are used alike, N if one takes everything."""
+        2101.03961, eq. 4 to 6): 1 if the experts are used equally, N if one takes everything."""
         share = self.mean_gate / self.mean_gate.sum()
         return float(len(share) * (self.top1_share * share).sum())
 
 
 def effective_experts(mean_gate: Tensor) -> Tensor:
-    """exp of the entropy of the mean weights, (..., N) -> (...): N if all experts are used alike, 1 if one takes
+    """exp of the entropy of the mean weights, (..., N) -> (...): N if all experts are used equally, 1 if one takes
     everything."""
     share = mean_gate / mean_gate.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1).exp()
@@ -147,7 +147,7 @@ def effective_experts(mean_gate: Tensor) -> Tensor:
 class RoutingRecord:
     """Running sums of gate decisions, for each group of utterances and each projection.
 
-    It holds 4 N + 3 numbers for each group and projection, however many utterances pass.
+    It stores 4 N + 3 numbers for each group and projection, however many utterances pass.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class RoutingRecord:
         self._sums: dict[str, Tensor] = {}  # site -> (groups, 4 N + 3)
 
     def label(self, groups: Sequence[str] | None) -> None:
-        """Say to which groups the utterances of the forward passes to come belong.
+        """Set the groups of the utterances of the next forward passes.
 
         Args:
             groups: a label for each row of the batch; None for no groups.
@@ -193,7 +193,7 @@ class RoutingRecord:
         """Make this the record of all processes together, without labels. A collective call.
 
         Args:
-            model: the one that was watched; it says which projections every process has, whatever each one met.
+            model: the one that was watched; it gives the projections that every process has, whatever each one met.
             total: gives the sum of a vector over the processes.
         """
         own: dict[str, Tensor] = {}
@@ -247,12 +247,12 @@ def _numbers(decision: Decision) -> Tensor:
     parts = [weights, top1, (weights > 0).float(), norms, entropy, mass, torch.ones_like(mass)]
     numbers = torch.cat(parts, -1)
     if valid is not None:
-        numbers = numbers.where(valid.unsqueeze(-1), 0.0)  # whatever padding holds
+        numbers = numbers.where(valid.unsqueeze(-1), 0.0)  # whatever padding contains
     return numbers.to(_summed_in(numbers.device))
 
 
 def _summed_in(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # which mps has not
+    return torch.float32 if device.type == "mps" else torch.float64  # which mps lacks
 
 
 def mean_over_tokens(values: Tensor, valid: Tensor | None) -> Tensor:

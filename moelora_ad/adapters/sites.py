@@ -1,4 +1,4 @@
-"""Where adapted projections stand in a model, read from their dotted paths."""
+"""Where adapted projections are in a model, read from their dotted paths."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def layer_of(site: str) -> str | None:
 
 def projection_of(site: str) -> str:
     """The path of a site within its layer: ``self_attn.q_proj`` of ``layers.3.self_attn.q_proj``. A projection that is
-    the layer itself is called by its stack: ``blocks`` of ``blocks.3``."""
+    the layer itself is named after its stack: ``blocks`` of ``blocks.3``."""
     layer = layer_of(site)
     if layer is None:
         return site
@@ -40,7 +40,7 @@ class SiteGrid:
     Attributes:
         of: the place of each site.
         layers: numbers of the layers, in the model's order; the path up to the number where two stacks of layers share
-            numbers, and empty for sites that stand in no numbered layer.
+            numbers, and empty for sites outside numbered layers.
         projections: their names, in the model's order; with the path before where two share a name.
     """
 
@@ -65,11 +65,11 @@ class SiteGrid:
         return {name: grid[:, at] for at, name in enumerate(self.projections)}
 
     def in_layer(self, layer: str) -> NDArray[np.intp]:
-        """Which of the sites stand in a layer."""
+        """Which of the sites are in a layer."""
         return np.array([number for number, place in enumerate(self.of.values()) if place.layer == layer])
 
 
 def _shortest(paths: Sequence[str]) -> dict[str, str]:
-    """Each path by its last part; whole where two would be called alike."""
+    """Each path by its last part; the full path where two would have the same name."""
     names = {path: path.rpartition(".")[2] for path in paths}
     return names if len(set(names.values())) == len(names) else {path: path for path in names}

@@ -31,12 +31,12 @@ def principal_angles(layer: MoELoRALinear, side: Literal["input", "output"] = "o
     Args:
         layer: its experts.
         side: "input" compares what experts read, the rows of A_i; "output" what they write, the columns of B_i. Experts
-            with lora_B = 0 write nothing: their angles mean nothing.
+            with lora_B = 0 write nothing: their angles are meaningless.
     """
     downs, ups = _matrices(layer)
     bases = torch.linalg.qr(downs if side == "input" else ups).Q
     cosines = torch.linalg.svdvals(bases.transpose(-1, -2).unsqueeze(1) @ bases.unsqueeze(0))
-    # For small angles the cosine is blind; the sine comes from what one basis has outside the other.
+    # For small angles the cosine is inaccurate; the sine comes from what one basis has outside the other.
     inside = bases.unsqueeze(1) @ (bases.transpose(-1, -2).unsqueeze(1) @ bases.unsqueeze(0))
     sines = torch.linalg.svdvals(bases.unsqueeze(0) - inside).flip(-1)
     return torch.where(cosines.square() < 0.5, cosines.clamp(max=1).acos(), sines.clamp(max=1).asin())

@@ -1,8 +1,8 @@
-"""A trained model before and after a change of its experts: what the change costs, and the model to keep.
+"""A trained model before and after a change of its experts: what the change costs, and the changed model.
 
 A change is allowed if no set shows a loss: if on each deciding set the 95 % interval of the paired difference of the
-EER, after minus before, ends at or below a margin (non-inferiority). That an interval holds 0 is no such evidence: on a
-small set every interval does. Other sets are scored once it is decided, and decide nothing.
+EER, after minus before, ends at or below a margin (non-inferiority). That an interval includes 0 is not such evidence:
+on a small set every interval does. Other sets are scored after the decision, and do not affect it.
 """
 
 import math
@@ -69,7 +69,7 @@ class SetChange(NamedTuple):
         return float(np.abs(self.after.scores - self.before.scores).mean())
 
     def allows(self, margin: float) -> bool:
-        """Whether no loss of more than ``margin`` points of EER is to be feared."""
+        """Whether a loss of more than ``margin`` points of EER is ruled out."""
         return 100 * self.difference.interval.high <= margin
 
 
@@ -98,7 +98,7 @@ class Cost(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What was done to a model, in words: "pruned", and what that was."""
+    """What was done to a model, in words: "pruned", and the details."""
 
     verb: str
     what: str
@@ -110,7 +110,7 @@ class Changed(NamedTuple):
     Attributes:
         detector: in float32 on the CPU, in evaluation mode.
         packs: whether its encoder goes into the folder whatever its size, as that of the model did.
-        notes: what to know of it, a line each.
+        notes: what to know about it, a line each.
     """
 
     detector: Detector
@@ -125,7 +125,7 @@ class Changed(NamedTuple):
 def check_margin(name: str, margin: float) -> None:
     """
     Raises:
-        InputError: it is no number of points, 0 or more.
+        InputError: it is not a number of points, 0 or more.
     """
     if not (margin >= 0 and math.isfinite(margin)):
         raise InputError(f"{name}: must be points of EER, 0 or more, not {margin}")
@@ -143,13 +143,13 @@ def listed(words: Sequence[object]) -> str:
 
 
 class Original:
-    """A model that is to be changed, and the corpora to see the change by.
+    """A model to change, and the corpora to measure the change on.
 
     Args:
         source: a run, a checkpoint, a model's folder, a packaged model or a hub id; see `moelora_ad.inference.load`.
         data: see `DATA`.
         decide_on: sets that the change is decided on: "dev", "train" or test sets. All other sets of the data but
-            "train" are scored when it is decided.
+            "train" are scored after the decision.
         backbone: where the encoder is, if not where the model says.
         revision: commit, tag or branch of a hub repository.
         allow: packages besides ours whose classes may be built.
@@ -196,7 +196,7 @@ class Original:
         """Give a detector whose experts were changed the method that makes them.
 
         Raises:
-            InputError: there is none, so that the detector could not be kept.
+            InputError: there is none, so that the detector could not be saved.
         """
         try:
             detector.adaptation = detector.adaptation.after_surgery(detector.backbone.encoder)
@@ -204,11 +204,11 @@ class Original:
             raise InputError(f"{self._source}: cannot be changed: {error}") from None
 
     def again(self) -> Detector:
-        """The model anew, in float32 on the CPU."""
+        """A fresh copy of the model, in float32 on the CPU."""
         return load(self._source, **self._given)
 
     def with_data(self, detector: Detector, data: AudioDeepfakeDataModule | None = None) -> TrainedDetector:
-        """A detector in the place of the model."""
+        """A detector in place of the model."""
         data = self.trained.data if data is None else data
         name, seed, place = Path(self._source).name, data.seed, Path(self._source)
         if self._run is not None and self._data_of_run is not None:
@@ -224,14 +224,14 @@ class Original:
         }
 
     def change_of(self, name: str, before: ScoreTable, after: ScoreTable, resamples: int, seed: int) -> SetChange:
-        """What became of a set."""
+        """The figures of a set before and after."""
         return SetChange(name in self.deciding, before, after, eer_difference(after, before, resamples, seed))
 
     def finished(
         self, detector: Detector, sets: Mapping[str, SetChange], done: Done, resamples: int, seed: int
     ) -> Changed:
-        """A changed detector as it is kept: its card tells what was done and its own figures; a calibration that its
-        scores no longer fit is taken off.
+        """A changed detector as it is saved: its card has what was done and its own figures; a calibration that its
+        scores no longer fit is removed.
 
         Args:
             detector: not yet used.
@@ -256,11 +256,12 @@ class Original:
         notes = []
         if detector.calibration is not None and any(one.largest > _UNCHANGED for one in sets.values()):
             detector.calibration = None
-            notes.append("the calibration was fitted on other scores and is taken off: these are not calibrated")
+            notes.append("the calibration was fitted on other scores and is removed: these are not calibrated")
         return Changed(detector, packs, notes)
 
     def _read(self, paths: Sequence[str | Path], detector: Detector) -> AudioDeepfakeDataModule:
-        """The data of configurations; where these do not say what is scored, as the detector was evaluated."""
+        """The data of configurations; where these do not set the evaluation segment, that of the detector's
+        evaluation."""
         segment = Segment(detector.window, short=ScoredClips.of(detector.window, detector.fill).short)
         return data_of([str(path) for path in paths], self._given["allow"], segment)
 

@@ -56,7 +56,7 @@ def dependence(
         groups: numbers of the sites of each group.
         permutations: at least 1.
         seed: of the permutations.
-        advance: told after each permutation how many are done.
+        advance: called after each permutation with the number done.
     """
     num_classes = int(classes.max()) + 1
     members = np.stack([np.bincount(group, minlength=experts.shape[1]) / len(group) for group in groups])
@@ -88,7 +88,7 @@ def mutual_information(
 
 
 def entropy(classes: NDArray[np.integer]) -> float:
-    """Of the classes, in bits: no expert can tell more of them."""
+    """Of the classes, in bits: an upper bound of the information."""
     shares = np.bincount(classes) / len(classes)
     shares = shares[shares > 0]
     return float(-(shares * np.log2(shares)).sum())
@@ -97,7 +97,7 @@ def entropy(classes: NDArray[np.integer]) -> float:
 def _contingency(
     experts: NDArray[np.integer], classes: NDArray[np.integer], num_experts: int, num_classes: int
 ) -> NDArray[np.int64]:
-    """How often class and expert meet: (S, classes, N)."""
+    """How often class and expert occur together: (S, classes, N)."""
     num_sites = experts.shape[1]
     size = num_sites * num_classes * num_experts
     offsets = np.arange(num_sites) * (num_classes * num_experts)

@@ -31,7 +31,7 @@ MIXTURE, STATIC = "mixture", "mixture with constant gates"
 
 @dataclass(frozen=True, eq=False)
 class EnsembleAnalysis:
-    """What averages of LoRAs are worth, and what a mixture.
+    """The figures of averages of LoRAs, and of a mixture.
 
     Variants are the members ("lora, seed 1"), `SCORES` and `WEIGHTS` averaged and, if there is a mixture, `MIXTURE`
     and `STATIC`.
@@ -39,7 +39,7 @@ class EnsembleAnalysis:
     Attributes:
         system: name of the LoRAs' system.
         members: the variants that are averaged.
-        reference: the variant that others are set against: the mixture, or else the averaged scores.
+        reference: the variant that others are compared with: the mixture, or else the averaged scores.
         resamples: of the bootstrap.
         scores: by set and variant.
         differences: of the EER to that of the reference, with a 95 % interval, by set and variant.
@@ -55,7 +55,7 @@ class EnsembleAnalysis:
     notes: Sequence[str] = ()
 
     def forward_passes(self, variant: str) -> int:
-        """How many models must see an utterance."""
+        """How many models process an utterance."""
         return len(self.members) if variant == SCORES else 1
 
 
@@ -139,7 +139,7 @@ class _Scores:
             if list(trials.columns.utterance) != list(others.columns.utterance):
                 raise InputError(f"{trained.folder} has other trials in {name} than {self._first}")
             if variant in by_variant:
-                raise InputError(f"{trained.folder}: a run of {variant} is named twice")
+                raise InputError(f"{trained.folder}: a run of {variant} is given twice")
             words = f"{variant} on {name}"
             by_variant |= scores_of_variants(trained, trials, {variant: nullcontext}, self.passes, words)
 
@@ -189,7 +189,7 @@ def mean_updates(updates: Sequence[Mapping[str, LoRAUpdate]]) -> dict[str, LoRAU
 def _updates(trained: TrainedDetector) -> dict[str, LoRAUpdate]:
     encoder = trained.detector.backbone.encoder
     if gated_sites(trained) or not list(adapted_sites(encoder)):
-        raise InputError(f"{trained.folder} is no run of a LoRA; a mixture goes behind --against")
+        raise InputError(f"{trained.folder} is not a run of a LoRA; give a mixture with --against")
     return {
         site: LoRAUpdate(one.lora_A.detach().cpu(), one.lora_B.detach().cpu(), one.scaling)
         for site, one in lora_updates(encoder).items()
@@ -214,4 +214,6 @@ def _check_alike(
     same = (same_backbone, updates[0].keys() == updates[-1].keys(), shapes[0] == shapes[1])
     for part, alike in zip(("backbone", "adapted projections", "classifier"), same, strict=True):
         if not alike:
-            raise InputError(f"{trained.folder} has another {part} than {first.folder}: their weights have no mean")
+            raise InputError(
+                f"{trained.folder} has another {part} than {first.folder}: their weights cannot be averaged"
+            )

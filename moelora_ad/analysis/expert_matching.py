@@ -1,4 +1,4 @@
-"""Experts of different trainings compared: their numbers mean nothing, so they are matched by what they respond to."""
+"""Experts of different trainings compared: their numbers are arbitrary, so they are matched by what they respond to."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 
 class Agreement(NamedTuple):
-    """How alike the gates of several models are once their experts are matched at every site.
+    """How similar the gates of several models are once their experts are matched at every site.
 
     Attributes:
         similarity: (pairs, S) mean correlation of matched experts, for every two models.
@@ -36,9 +36,9 @@ def agreement(
 
     Args:
         gates: of each model (n, S, N), mean weights of the experts for the same utterances at the same sites.
-        permutations: of the utterances, drawn for each model by itself; at least 1.
+        permutations: of the utterances, drawn for each model separately; at least 1.
         seed: of the permutations.
-        advance: told after each permutation how many are done.
+        advance: called after each permutation with the number done.
     """
     standard = [standardised(one) for one in gates]
     observed = _similarities(standard)
@@ -61,17 +61,17 @@ def standardised(gates: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, S, N) -> (S, n, N), each column centred and of length 1; zero for an expert whose weight never moves."""
     centred = gates.astype(np.float64) - gates.mean(0, dtype=np.float64)
     lengths = np.linalg.norm(centred, axis=0)
-    still = lengths <= 1e-6 * np.sqrt(len(gates))  # below what float32 tells from nothing
+    still = lengths <= 1e-6 * np.sqrt(len(gates))  # below the precision of float32
     return np.where(still, 0.0, centred / np.where(still, 1.0, lengths)).transpose(1, 0, 2).astype(np.float32)
 
 
 def correlations(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Pearson correlations between the experts of two models, from what `standardised` gave: (S, N, N)."""
+    """Pearson correlations between the experts of two models, from the result of `standardised`: (S, N, N)."""
     return np.matmul(first.transpose(0, 2, 1), second).astype(np.float64)
 
 
 def matched(correlation: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The one-to-one matching of experts with the largest sum of correlations, at every site by itself.
+    """The one-to-one matching of experts with the largest sum of correlations, at every site separately.
 
     (Hungarian method, `scipy.optimize.linear_sum_assignment`.)
 

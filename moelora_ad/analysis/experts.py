@@ -31,7 +31,7 @@ BASE = "all experts"
 
 
 class ScoreChanges(NamedTuple):
-    """How scores move without experts.
+    """How scores change without experts.
 
     Attributes:
         kinds: "bona fide", and the attacks of the spoofs.
@@ -61,7 +61,7 @@ class ScoreChanges(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ExpertAnalysis:
-    """What a mixture's scores are worth without some of its experts.
+    """A mixture's figures without some of its experts.
 
     Variants are "all experts", "without I" and, of more than two experts, "I alone", counted from 0.
 
@@ -69,7 +69,7 @@ class ExpertAnalysis:
         system: name of the run's system.
         seed: of the run.
         checkpoint: where the weights come from.
-        keep_gates: whether gates kept their weights; otherwise they decided between the experts that remained.
+        keep_gates: whether gates kept their weights; otherwise the softmax was over the experts that remained.
         resamples: of the bootstrap.
         scores: by set and variant.
         differences: of the EER to that of all experts, with a 95 % interval, by set and variant.
@@ -119,7 +119,7 @@ def analyze_experts(
     Args:
         run: folder of a run of a mixture, or a checkpoint in it.
         sets: "dev", "train" or test sets of the run; None for all test sets.
-        keep_gates: keep the gates' weights as they are; otherwise they decide between the experts that remain.
+        keep_gates: keep the gates' weights as they are; otherwise the softmax is over the experts that remain.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and

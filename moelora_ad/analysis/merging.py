@@ -40,9 +40,9 @@ class Merging:
         mean_gates: (N,) weights at each projection that had a gate.
         errors: relative error of the updates by projection, by set, see `moelora_ad.adapters.StaticError`; none for a
             model without gates.
-        sets: before and after, by name; the deciding sets alone if it is refused.
+        sets: before and after, by name; only the deciding sets if it is refused.
         costs: of the model as it was, and of the merged one.
-        changed: the model to keep; None if it is refused.
+        changed: the new model; None if it is refused.
         notes: a line each.
     """
 
@@ -87,7 +87,7 @@ def merge_experts(
         data: corpora, see `moelora_ad.analysis.changes.DATA`.
         decide_on: the sets that give the mean gates, and decide. The others are scored afterwards.
         tolerance: points of EER that may be lost.
-        into_weights: merge the LoRA into the encoder's weights, which are kept with the model then.
+        into_weights: merge the LoRA into the encoder's weights, which are saved with the model then.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
@@ -97,8 +97,8 @@ def merge_experts(
         allow: packages besides ours whose classes may be built.
 
     Raises:
-        InputError: there is nothing to merge, or it cannot be kept; there is no such set, a set lacks a class, or audio
-            cannot be read.
+        InputError: there is nothing to merge, or it cannot be saved; there is no such set, a set lacks a class, or
+            audio cannot be read.
     """
     check_positive("resamples", resamples)
     check_margin("tolerance", tolerance)
@@ -144,7 +144,7 @@ def _check_mergeable(trained: TrainedDetector, into_weights: bool) -> None:
             )
         return
     if not gated_sites(trained):
-        raise InputError(f"{where}: is one LoRA already, without gates; --into-weights merges it into the encoder")
+        raise InputError(f"{where}: is already one LoRA, without gates; --into-weights merges it into the encoder")
     for site, layer in sites.items():
         rank, most = len(layer.experts) * layer.rank, min(layer.in_features, layer.out_features)
         if rank > most:
@@ -152,7 +152,7 @@ def _check_mergeable(trained: TrainedDetector, into_weights: bool) -> None:
 
 
 def _mean_gates(original: Original, passes: AudioPasses) -> dict[str, Tensor]:
-    """Over all deciding sets together: each decision counts alike, padding not at all, and there is no noise."""
+    """Over all deciding sets together: each decision has the same weight, padding has none, and there is no noise."""
     trained = original.trained
     if not gated_sites(trained):
         return {}
@@ -164,7 +164,7 @@ def _mean_gates(original: Original, passes: AudioPasses) -> dict[str, Tensor]:
 
 
 def _merged(original: Original, gates: Mapping[str, Tensor], into_weights: bool) -> Detector:
-    """The model anew, merged."""
+    """A fresh copy of the model, merged."""
     detector = original.again()
     encoder = detector.backbone.encoder
     if not into_weights:
@@ -179,7 +179,7 @@ def _merged(original: Original, gates: Mapping[str, Tensor], into_weights: bool)
 
 
 def with_own_encoder(detector: Detector) -> Detector:
-    """A detector without adapters that keeps the weights of its encoder, which are those of no source any more.
+    """A detector without adapters that saves the weights of its encoder, which no longer match a source.
 
     Args:
         detector: its adapters are merged; the new one shares its classifier.

@@ -1,4 +1,4 @@
-"""Passes of sets through trained detectors: on which device, in which precision, and how far they are."""
+"""Passes of sets through trained detectors: on which device, in which precision, and their progress."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,7 +13,7 @@ from moelora_ad.models.devices import usable_device
 from moelora_ad.models.precision import ROUNDED, round_frozen
 
 Progress = Callable[[str, float, int], None]
-"""Is told what is being done, how much of it is done, and of how much."""
+"""Called with what is being done, how much of it is done, and of how much."""
 
 
 def silent(what: str, done: float, total: int) -> None:
@@ -36,11 +36,11 @@ class AudioPasses:
         batch_size: utterances at once; None for as many as the run evaluated.
         workers: processes that read audio; None for as many as the run had.
         device: "cpu", "cuda", "cuda:1", ...; None for the first GPU, if there is one.
-        precision: as for `Scorer`; None for the one that each run was judged in.
-        progress: is told how far each pass is.
+        precision: as for `Scorer`; None for the one that each run was evaluated in.
+        progress: called with the state of each pass.
 
     Attributes:
-        notes: what a reader should know of the precision, a line each.
+        notes: what a reader should know about the precision, a line each.
 
     Raises:
         InputError: there is no such device, or the batch size is below 1.
@@ -70,10 +70,10 @@ class AudioPasses:
         Args:
             trained: its detector is moved to the device and, in ``bf16-true`` and ``16-true``, rounded in place.
             trials: what to read.
-            what: words for the progress.
+            what: description for the progress.
 
         Raises:
-            InputError: a file cannot be read, or the precision cannot be had.
+            InputError: a file cannot be read, or the precision is not available.
         """
         detector = trained.detector
         precision, notes = chosen_precision(self._precision, detector, None, self.device, "computed")

@@ -1,4 +1,4 @@
-"""Mixtures without the experts that no set misses."""
+"""Mixtures without the experts that no set needs."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -24,7 +24,7 @@ Scores = Mapping[str, ScoreTable]
 
 @dataclass(frozen=True, eq=False)
 class Without:
-    """The deciding sets without an expert, against the model with all that it had.
+    """The deciding sets without an expert, against the original model.
 
     Attributes:
         differences: of the EER, by set.
@@ -42,12 +42,12 @@ class Without:
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """One more expert taken out of what was left.
+    """The removal of one more expert.
 
     Attributes:
-        taken: the experts that were out before.
-        without: what the sets are without each other one besides, by its number.
-        dropped: the one that is missed least, if no set misses it.
+        taken: the experts removed before.
+        without: the sets without each other one in addition, by its number.
+        dropped: the one whose removal costs least, if no set needs it.
     """
 
     taken: Sequence[int]
@@ -57,7 +57,7 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Pruning:
-    """A mixture without the experts that no set misses.
+    """A mixture without the experts that no set needs.
 
     Experts have the numbers of the model as it was, from 0 on.
 
@@ -67,9 +67,9 @@ class Pruning:
         margin: points of EER.
         resamples: of the bootstrap.
         rounds: in order; the last one drops none, unless a single expert is left.
-        sets: before and after, by name; none if nothing was dropped or was to be.
+        sets: before and after, by name; none if nothing was dropped, or in a dry run.
         costs: of the model as it was, and of the changed one, if there is one.
-        changed: the model to keep; None if nothing was dropped or was to be.
+        changed: the new model; None if nothing was dropped, or in a dry run.
         notes: a line each.
     """
 
@@ -85,7 +85,7 @@ class Pruning:
 
     @property
     def dropped(self) -> list[int]:
-        """The experts that are not missed, in the order in which they went."""
+        """The experts that were dropped, in their order."""
         return [one.dropped for one in self.rounds if one.dropped is not None]
 
 
@@ -107,19 +107,19 @@ def prune_experts(
     allow: Collection[str] = (),
     progress: Progress = silent,
 ) -> Pruning:
-    """Drop experts, one at a time, as long as no deciding set misses them; gates decide between those that are left.
+    """Drop experts, one at a time, as long as no deciding set needs them; the softmax is over those that are left.
 
-    Of those left, the one goes without which the worst of the sets fares best, as far as intervals show: it is the one
+    Of those left, the one is dropped without which the worst of the sets loses least, as far as intervals show: the one
     with the lowest upper end of the paired 95 % interval of EER without it - EER of the whole model, over the sets. It
-    is not missed if that end is at or below the margin. Losses do not add up: every round is set against the model as
-    it was. One expert stays in any case, as a plain LoRA.
+    is not needed if that end is at or below the margin. Losses do not add up: every round is compared with the original
+    model. One expert remains in any case, as a plain LoRA.
 
     Args:
         model: adapted with a mixture: a run, a checkpoint, a model's folder, a packaged model or a hub id.
         data: corpora, see `moelora_ad.analysis.changes.DATA`.
-        decide_on: the deciding sets. The others are scored once it is decided, and are unseen until then.
+        decide_on: the deciding sets. The others are scored after the decision, and are unseen until then.
         margin: points of EER that may be lost.
-        dry_run: stop when it is decided: no other set is scored, nothing is changed.
+        dry_run: stop after the decision: no other set is scored, nothing is changed.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
@@ -137,7 +137,7 @@ def prune_experts(
     original = Original(model, data, decide_on, backbone, revision, allow)
     trained = original.trained
     count = number_of_experts(trained)
-    original.adopt(trained.detector)  # or nothing could be kept
+    original.adopt(trained.detector)  # or nothing could be saved
     costs = [Cost.of(trained.detector)]
     before: dict[str, ScoreTable] = {}
     rounds: list[Round] = []
@@ -175,7 +175,7 @@ def prune_experts(
 
 def _without_one_more(detector: Detector, taken: Sequence[int], count: int) -> dict[str, Variant]:
     """The variants without the experts that are taken and another one, by its number; an expert without which gates
-    would have none to choose stays."""
+    would have none to choose remains."""
     encoder = detector.backbone.encoder
     variants: dict[str, Variant] = {}
     for number in sorted({*range(count)} - {*taken}):
@@ -194,7 +194,7 @@ def _without(one: str, scored: Mapping[str, Scores], before: Scores, resamples: 
 
 
 def _dropped(original: Original, taken: Collection[int]) -> Detector:
-    """The model anew, without these experts."""
+    """A fresh copy of the model, without these experts."""
     detector = original.again()
     for number in sorted(taken, reverse=True):  # those behind move up
         drop_expert(detector.backbone.encoder, number)

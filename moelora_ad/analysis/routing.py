@@ -40,7 +40,7 @@ class Classes(NamedTuple):
 
     @property
     def entropy(self) -> float:
-        """In bits, of those that belong to a class: no expert can tell more of them."""
+        """In bits, of those that belong to a class: an upper bound of the information."""
         return entropy(self.codes[self.codes >= 0])
 
 

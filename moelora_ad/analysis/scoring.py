@@ -28,7 +28,7 @@ def scores_of_variants(
         trials: of the set.
         variants: by name, what makes the detector this variant within a ``with`` block.
         passes: how the set is read.
-        what: words for the progress.
+        what: description for the progress.
 
     Raises:
         InputError: a file cannot be read.
@@ -63,10 +63,10 @@ def eers_by_attack(table: ScoreTable) -> dict[str, float]:
 
 
 def sets_to_score(trained: TrainedDetector, sets: Sequence[str] | None) -> list[str]:
-    """The sets that were asked for, or all test sets of the run.
+    """The requested sets, or all test sets of the run.
 
     Raises:
-        InputError: none was asked for, and the run has no test set.
+        InputError: none was requested, and the run has no test set.
     """
     names = list(sets or trained.data.test)
     if not names:

@@ -13,7 +13,7 @@ from moelora_ad.analysis.trained import load_trained
 from moelora_ad.errors import InputError
 
 FACTOR = 2.0
-"""From here on a ratio between late and early layers is a difference."""
+"""From here on a ratio between late and early layers counts as a difference."""
 LAST_LAYERS, FIRST_LAYERS, THROUGHOUT, NOWHERE = "the last layers", "the first layers", "all layers", "no layer"
 
 
@@ -67,7 +67,7 @@ def analyze_singular_values(
     trained = load_trained(run, backbone, allow)
     values = {site: singular_values(layer).numpy() for site, layer in adapted_sites(trained.detector.backbone.encoder)}
     if not values:
-        raise InputError(f"{run}: the model has no LoRA and no experts, so there are no updates to look at")
+        raise InputError(f"{run}: the model has no LoRA and no experts, so there are no updates to analyse")
     return SingularValueAnalysis(trained.name, values)
 
 
@@ -98,7 +98,7 @@ def _ratio(largest: NDArray[np.float64]) -> float:
 
 
 def where_active(largest: NDArray[np.float64]) -> str | None:
-    """In which layers a projection is active, by its largest singular values (layers, N); None if none can tell."""
+    """In which layers a projection is active, by its largest singular values (layers, N); None if undetermined."""
     if not np.nan_to_num(largest).any():
         return NOWHERE
     ratio = _ratio(largest)

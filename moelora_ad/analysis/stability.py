@@ -1,4 +1,4 @@
-"""What differs from seed to seed: EER, scores, and routing once experts are matched."""
+"""Differences from seed to seed: EER, scores, and routing once experts are matched."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class ScoreStability(NamedTuple):
 
 def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0  # constant scores say nothing of one another
+        return 0.0  # constant scores are uncorrelated
     return float(spearmanr(first, second).statistic)
 
 
@@ -84,7 +84,7 @@ class RoutingStability(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StabilityAnalysis:
-    """What differs between runs of one system.
+    """Differences between runs of one system.
 
     Attributes:
         system: their name.
@@ -164,7 +164,7 @@ def _runs(paths: Sequence[str | Path]) -> tuple[list[ScoredRun], list[str]]:
 
 
 def _scores(records: Sequence[RunRecord], name: str) -> list[ScoreTable]:
-    """The scores of a set by every run, in one order: runs need not list trials alike."""
+    """The scores of a set by every run, in one order: runs may list trials in different orders."""
     tables: list[ScoreTable] = []
     for record in records:
         assert record.score_folder is not None
@@ -194,7 +194,7 @@ def _gates(
         listed = list(trials.columns.utterance)
         utterances = utterances or listed
         if own != sites or listed != utterances:
-            what = f"other trials in {set_name}" if own == sites else "gates at other places"
+            what = f"other trials in {set_name}" if own == sites else "gates at other sites"
             raise InputError(f"{record.folder} has {what} than {records[0].folder}, so their routing does not compare")
         gates.append(np.concatenate([weights for _, weights in watched(trained, trials, passes)]))
         if gates[-1].shape != gates[0].shape:

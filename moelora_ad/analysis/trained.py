@@ -83,7 +83,7 @@ def batches(
     """The trials in their order, in evaluation segments, never augmented.
 
     Args:
-        trained: says which segments.
+        trained: has the segments.
         trials: what to read.
         batch_size: None for that of the run's evaluation.
         workers: processes that read audio; None for those of the run.

@@ -1,4 +1,4 @@
-"""Files whose headers tell their size (WAV, AIFF, CAF, MP4, ...): what is claimed, and what is there."""
+"""Files whose headers have their size (WAV, AIFF, CAF, MP4, ...): what is claimed, and what is present."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import struct
 from typing import BinaryIO, NamedTuple
 
 _OPEN_END = 0x7FFF_0000  # headers of streams say this or more: 0x7FFFFFFF, 0xFFFFFFFF, or these rounded to blocks
-_HEAD = 24  # bytes that tell the kind
+_HEAD = 24  # bytes that identify the kind
 
 
 class ChunkedFile(NamedTuple):
@@ -15,7 +15,7 @@ class ChunkedFile(NamedTuple):
     Attributes:
         start: Its first byte.
         end: The byte behind its last chunk.
-        claimed: Bytes of sound by its header; those that are there if it leaves that open.
+        claimed: Bytes of sound by its header; those present if it leaves that open.
         there: How many of these the file has.
     """
 
@@ -51,7 +51,7 @@ _FORMS = {
 def chunked_files(file: BinaryIO) -> list[ChunkedFile]:
     """The files of one kind that follow each other in ``file``, which can seek; none if it is of another kind.
 
-    Normally this is one. What follows the last one is no chunk.
+    Normally this is one. What follows the last one is not a chunk.
     """
     size = file.seek(0, os.SEEK_END)
     files: list[ChunkedFile] = []
@@ -110,13 +110,13 @@ def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) ->
             file.seek(position)
             padding = int(file.read(1) == b"\0")
         position += padding
-    if kind == b"AVI ":  # a large one goes on in a further RIFF
+    if kind == b"AVI ":  # a large one continues in a further RIFF
         position = size
     return ChunkedFile(start, min(position, size), claimed, there)
 
 
 def _sun(file: BinaryIO, start: int, size: int) -> ChunkedFile:
-    """An AU file: a header that tells where the sound begins, and its size."""
+    """An AU file: a header with the position and the size of the sound."""
     file.seek(start + 4)
     offset, told = struct.unpack(">II", file.read(8))
     content = min(start + max(offset, _HEAD), size)
@@ -126,7 +126,7 @@ def _sun(file: BinaryIO, start: int, size: int) -> ChunkedFile:
 
 
 def _sphere(file: BinaryIO, start: int, size: int) -> ChunkedFile:
-    """A SPHERE file: a header of lines (``sample_count -i 48000``), whose second tells the header's size."""
+    """A SPHERE file: a header of lines (``sample_count -i 48000``), whose second gives the header's size."""
     file.seek(start)
     lines = file.read(1_024).split(b"\n")
     fields = {line.split()[0]: int(line.split()[2]) for line in lines if re.fullmatch(rb"\w+ -i \d+", line)}

@@ -1,4 +1,4 @@
-"""What a file holds by its own chunks, pages and frames, where libsndfile goes by the first header alone."""
+"""What a file contains by its own chunks, pages and frames, where libsndfile uses only the first header."""
 
 import io
 import os
@@ -23,7 +23,7 @@ class Contents(NamedTuple):
     Attributes:
         starts: First byte of each of the files that were joined to this one; normally one.
         missing: Bytes of sound that the header claims and the file lacks, for each that it has.
-        behind: Bytes behind the end that the header tells, for each byte of sound.
+        behind: Bytes behind the end that the header declares, for each byte of sound.
         fault: Why the file cannot be used; empty if it can.
         doubt: Why libsndfile would not hear all, or more; empty if it does.
         may_be_bare: Whether this may be a stream of frames without a container (MP3, AAC).
@@ -40,7 +40,7 @@ class Contents(NamedTuple):
 
 
 def contents_of(file: BinaryIO) -> Contents:
-    """The contents of a file that can seek, if its first bytes tell its kind."""
+    """The contents of a file that can seek, if its first bytes identify its kind."""
     head = file.read(64)
     if head.startswith(b"fLaC"):
         return _flac(file, head)
@@ -66,7 +66,7 @@ def _flac(file: BinaryIO, head: bytes) -> Contents:
         starts = flac_starts(file)
     elif isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO):
         starts = _starts_in_long_flac(file.raw.name, size, os.fstat(file.fileno()).st_mtime_ns)
-    return Contents(starts or (0,), doubt="" if is_right else "its header does not tell its length rightly")
+    return Contents(starts or (0,), doubt="" if is_right else "the length in its header is wrong")
 
 
 @lru_cache(maxsize=2**14)

@@ -17,7 +17,7 @@ from moelora_ad.audio.quality import ChannelMeter, mixed
 from moelora_ad.audio.source import AudioError, AudioSource, Source, TooLongError, reason_of
 from moelora_ad.audio.streaming import SAMPLE_RATE, StreamingResampler, check_rate, length_at_16_khz, resampled_part
 
-_LENGTH_UNKNOWN = 2**60  # what libsndfile says of a FLAC stream whose header leaves the length open
+_LENGTH_UNKNOWN = 2**60  # what libsndfile reports for a FLAC stream whose header leaves the length open
 _AT_ONCE = 2**20  # samples of all channels that are decoded at once for blocks
 
 
@@ -27,12 +27,12 @@ class AudioReader:
     Channels are averaged and other rates resampled. libsndfile decodes, or FFmpeg if that refuses or would go by a
     header that is wrong; FFmpeg reads the whole file first. Samples that a container declares to be the codec's padding
     are left out. What is cut short is an error if more than 0.1 s is missing; raw AAC and live recordings have no
-    length to tell it from. Files that were joined one behind the other are all heard.
+    declared length. Files that were joined one behind the other are all heard.
 
     Args:
         source: A path, or a binary file object that can seek, which is closed in the end: FLAC, WAV, Ogg, MP3, M4A, the
             sound of MP4, ...
-        name: How messages call it; the path if not given.
+        name: Its name in messages; the path if not given.
         track: Which of several audio tracks, from 1 on; the one that the file calls its default if not given.
         meter: Gets all channels of what is decoded.
         longest: Seconds that it may have; of what is longer no more than that is decoded.
@@ -41,7 +41,7 @@ class AudioReader:
         name: See above.
         source_rate: The file's own sample rate in hertz.
         length: Number of samples at 16 kHz.
-        notes: What is odd about the file; complete when all of it has been read.
+        notes: Anomalies of the file; complete when all of it has been read.
 
     Raises:
         AudioError: The file is missing, not audio, damaged, without samples, too long, or cannot be brought to 16 kHz.
@@ -130,7 +130,7 @@ class AudioReader:
             return reason_of(error)
         if sound.frames >= _LENGTH_UNKNOWN or (sound.subtype.startswith("MPEG") and sound.format != "MP3"):
             sound.close()
-            return "its header does not tell its length"
+            return "its header has no length"
         self._sound = sound
         if sound.frames == 0:
             raise AudioError(f"cannot use {self.name}: it has zero samples")
@@ -146,7 +146,7 @@ class AudioReader:
             return refused
         sound.close()
         self._sound = None
-        return "its header does not tell its length"
+        return "its header has no length"
 
     def _join(self, pieces: Iterable[bytes]) -> None:
         """Decode files that follow each other in this one."""
@@ -245,7 +245,7 @@ class AudioReader:
         return waveform
 
     def _tell_broken(self, error: BaseException) -> None:
-        """Raise what the storage said, if that is why decoding failed."""
+        """Raise the error of the storage, if that is why decoding failed."""
         if isinstance(error, AudioError) and self._source is not None:
             self._source.tell_broken()
 

@@ -88,7 +88,7 @@ def is_bare(file: BinaryIO) -> bool:
     try:
         with _opened(file) as container:
             return container.format.name in ("mp3", "aac")
-    except Exception:  # it is for ``decode`` to tell
+    except Exception:  # ``decode`` will report it
         return False
 
 
@@ -135,7 +135,7 @@ def _decoded(container: av.container.InputContainer, track: int | None) -> Itera
 
 def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
     """All frames; of packets that cannot be decoded, ``TOLERANCE`` at most are passed over at either end, where that
-    is told by the length or means no fault."""
+    is known from the length or is not a fault."""
     may_be_cut = container.format.name in _STREAMS or _promised_seconds(container, stream, 0.0) > 0
     fault: av.FFmpegError | None = None
     is_heard, lost = False, 0.0
@@ -156,7 +156,7 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> I
 
 
 def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream, begin: float) -> float:
-    """How long the header says that a stream is; 0 if it does not say, or guesses."""
+    """The length of a stream by its header; 0 if that has none, or a guess."""
     if container.format.name in _LENGTH_IS_SURE and stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     if container.format.name == "matroska,webm":  # its writers note there when the stream ends

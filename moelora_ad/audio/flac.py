@@ -17,7 +17,7 @@ def flac_starts(file: BinaryIO) -> tuple[int, ...]:
     """First byte of each of the FLAC files that were joined; normally one."""
     starts: list[int] = []
     file.seek(0)
-    position, kept = 0, b""  # what is kept may be the first part of a beginning
+    position, kept = 0, b""  # the rest may be the first part of a beginning
     while piece := file.read(_AT_ONCE):
         data = kept + piece
         starts.extend(position - len(kept) + match.start() for match in _BEGINS.finditer(data))
@@ -26,7 +26,7 @@ def flac_starts(file: BinaryIO) -> tuple[int, ...]:
 
 
 def is_length_right(head: bytes, file: BinaryIO, tolerance: float) -> bool:
-    """Whether the length that the header tells is that of the sound, or more by ``tolerance`` in seconds at least.
+    """Whether the length in the header is that of the sound, or exceeds it by at least ``tolerance`` seconds.
 
     Args:
         head: The file's first bytes, 42 at least.
@@ -50,7 +50,7 @@ def is_length_right(head: bytes, file: BinaryIO, tolerance: float) -> bool:
 
 
 def _end_of_frame(header: bytes, block: int, channels: int) -> int | None:
-    """The number of the sample behind a frame of ``channels``; None if this is no frame's header."""
+    """The number of the sample behind a frame of ``channels``; None if this is not a frame's header."""
     if len(header) < _LONGEST_HEADER:
         header += bytes(_LONGEST_HEADER - len(header))
     samples_code, rate_code, channels_code = header[2] >> 4, header[2] & 15, header[3] >> 4

@@ -33,7 +33,7 @@ class Stretch(NamedTuple):
         data: Their bytes, and nothing else.
         rate: In hertz.
         counted: Samples a channel.
-        claimed: How many the first frame says (Xing's header, which is no sound); None if it says nothing.
+        claimed: How many the first frame says (Xing's header, which is not sound); None if it does not.
         lost: About how many are lost to bytes in between that are neither frames nor tags.
     """
 
@@ -54,7 +54,7 @@ class Stretch(NamedTuple):
 
 
 def stretches_of(data: bytes) -> list[Stretch]:
-    """The streams that a file consists of, normally one, without tags and all else that is no frame."""
+    """The streams that a file consists of, normally one, without tags and all else that is not a frame."""
     stretches: list[Stretch] = []
     runs: list[bytes] = []  # of the last stretch
     kind, end, position = None, 0, _next_chain(data, 0)
@@ -69,7 +69,7 @@ def stretches_of(data: bytes) -> list[Stretch]:
             counted += frame.samples if claimed is None or position > start else 0
             position += frame.size
             frame = _frame_at(data, position)
-        if is_same and claimed is None:  # goes on behind a tag or a fault
+        if is_same and claimed is None:  # continues behind a tag or a fault
             before, between = stretches[-1], data[end:start]
             lost = 0 if between.startswith(_TAGS) else len(between) * counted // (position - start)
             stretches[-1] = before._replace(counted=before.counted + counted, lost=before.lost + lost)
@@ -137,7 +137,7 @@ def _mpeg(first: int, second: int, is_mono: bool) -> _Frame | None:
 
 
 def _claimed(data: bytes, position: int, frame: _Frame) -> int | None:
-    """Samples that a file has by the header in its first frame (Xing, Info); None if this is none."""
+    """Samples that a file has by the header in its first frame (Xing, Info); None if this is not one."""
     first, is_mono = frame.kind >> 8, frame.kind & 1
     if first >> 1 & 3 != 1 or first > 0xFF:  # of layer III alone
         return None

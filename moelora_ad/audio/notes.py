@@ -1,4 +1,4 @@
-"""What is odd about a sound that can be used all the same: our notes, and those of decoders, which no user sees."""
+"""Anomalies of a sound that can still be used: our notes, and those of decoders, which users do not see."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Note(NamedTuple):
-    """A remark on a sound, which changes nothing of what is heard.
+    """A remark on a sound; it changes no sample.
 
     Attributes:
         kind: In plain words, the same for all files: "header shorter than file", "several audio tracks".

@@ -10,7 +10,7 @@ _HEADER = 27  # bytes, before the table of segments
 
 
 class Ogg(NamedTuple):
-    """What the pages of a file tell.
+    """What the pages of a file show.
 
     Attributes:
         links: First byte of each of the files that were chained; normally one.

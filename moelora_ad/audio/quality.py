@@ -1,4 +1,4 @@
-"""What of a sound makes its score worth little: too little to hear, or not what was recorded."""
+"""What makes the score of a sound unreliable: too little to hear, or not what was recorded."""
 
 import math
 
@@ -9,7 +9,7 @@ from moelora_ad.audio.notes import Note
 
 SILENT = 1e-3
 """Half the distance from the lowest to the highest sample: -60 dBFS. Of 16 bits, six are left below that, too few for
-speech; the quietest recordings of speech peak near -40 dBFS. A constant offset is no sound."""
+speech; the quietest recordings of speech peak near -40 dBFS. A constant offset is not sound."""
 
 SHORT = 0.1
 """Seconds. Less is not even a syllable, and a detector hears it repeated, forty times and more in a window of 4 s."""
@@ -19,7 +19,7 @@ CLIPPED = 1e-3
 
 IN_A_ROW = 3
 """Samples at their channel's highest or lowest value that are a wave cut off, and no peak: where audio editors look for
-clipping. Full scale is not asked for, as what was clipped may have been turned down; a lossy codec blurs most of it."""
+clipping. Full scale is not required, as what was clipped may have been turned down; a lossy codec blurs most of it."""
 
 LOUD = 0.1
 """Least value, of full scale 1, of a clipped sample: in what is quieter, peaks are as flat as the steps of 8 bits."""
@@ -58,7 +58,7 @@ class ChannelMeter:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Start again."""
         self._channels: list[tuple[_Extreme, _Extreme]] = []
         self._samples = self._clipped = 0
         self._power = self._mono_power = self._expected = 0.0
@@ -84,7 +84,7 @@ class ChannelMeter:
         self._mono_power += float(np.vdot(mono, mono))
 
     def notes(self) -> tuple[Note, ...]:
-        """What is odd about all that was added."""
+        """Anomalies of all that was added."""
         notes = []
         if (clipped := self._clipped_samples()) > CLIPPED * self._samples:
             notes.append(Note("clipped", f"{100 * clipped / self._samples:.1f} % of samples"))

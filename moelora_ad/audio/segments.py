@@ -21,7 +21,7 @@ Clip = NDArray[np.float32]
 
 
 class Excerpt(ABC):
-    """What a detector takes of each utterance; a new way is one new subclass and no edit elsewhere.
+    """What a detector takes of each utterance; a new kind is one new subclass and no edit elsewhere.
 
     Attributes:
         samples: Length of a row of a batch, at 16 kHz; shorter clips are zero-padded to it. None: the longest clip of
@@ -55,7 +55,7 @@ class Segment(Excerpt):
         samples: Length in 16 kHz samples.
         position: Where a longer utterance is cut: its ``first`` samples, its ``centre``, or a ``random`` place.
         short: ``repeat`` repeats a shorter utterance until it is that long; with ``pad`` the batch pads it with zeros
-            and tells its length.
+            and gives its length.
 
     Raises:
         InputError: ``samples`` is not positive, or ``position`` or ``short`` is unknown.

@@ -26,10 +26,10 @@ class AudioSource:
 
     Args:
         source: The path or the file object, which is closed in the end.
-        name: How messages call it.
+        name: Its name in messages.
 
     Raises:
-        AudioError: It is missing, empty, no file, or cannot be read.
+        AudioError: It is missing, empty, not a file, or cannot be read.
     """
 
     def __init__(self, source: Source, name: str) -> None:
@@ -64,7 +64,7 @@ class AudioSource:
         return source
 
     def tell_broken(self) -> None:
-        """Raise what the storage said if reading has failed.
+        """Raise the error of the storage if reading has failed.
 
         Raises:
             AudioError: With that reason.
@@ -105,7 +105,7 @@ class AudioSource:
 
 
 class _Guarded(ReadThrough):
-    """A large file object that ends where reading fails, and keeps the error: none can be raised through the libraries
+    """A large file object that ends where reading fails, and stores the error: none can be raised through the libraries
     that call back for more bytes."""
 
     error: Exception | None = None

@@ -1,8 +1,8 @@
 """Whether there is speech in a sound at all: not silence, noise, hum or tones.
 
 Speech changes all the time, in level (syllables and pauses), in colour (vowels and consonants), and from one moment to
-the next. A stretch in which one of these changes less than in any speech has none. This asks for little: it is to leave
-speech alone, however noisy, and does not hear that lively music or song is none. `benchmarks/speech.py` measures it.
+the next. A stretch in which one of these changes less than in any speech has none. The thresholds are low: they should
+leave speech alone, however noisy, and they do not reject lively music or song. `benchmarks/speech.py` measures it.
 """
 
 import numpy as np
@@ -75,7 +75,7 @@ def changes(sound: Clip) -> tuple[float, float, float]:
         Level: from the quiet frames (10th percentile) to the loud ones (95th), above 100 Hz. Colour: the standard
         deviation over time of the share of the power that a band has, the mean of eight bands. Flux: the mean change of
         these shares from one frame of 20 ms to the next, in the middle of all such changes (median), as notes and
-        beeps change seldom. The last two are of frames that are no pause.
+        beeps change seldom. The last two are of frames that are not pauses.
     """
     frames = sound[: len(sound) // _FRAME * _FRAME].reshape(-1, _FRAME) * _WINDOW
     power = np.square(np.abs(np.fft.rfft(frames)))

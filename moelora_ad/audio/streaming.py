@@ -25,7 +25,7 @@ MOST_TAPS = 20_000_000
 
 
 def check_rate(name: str, rate: int) -> None:
-    """Make sure that the sound that messages call ``name`` can be brought to 16 kHz from ``rate`` in hertz.
+    """Make sure that the sound, ``name`` in messages, can be brought to 16 kHz from ``rate`` in hertz.
 
     Raises:
         AudioError: The rate is too low, or has too little in common with 16,000.
@@ -87,7 +87,7 @@ class StreamingResampler:
         self._taken = self._given = 0
 
     def __call__(self, block: NDArray[np.float32], last: bool) -> NDArray[np.float32]:
-        """The samples that can be told after the next ``block`` (n,), or after the ``last``: (m,), m >= 0."""
+        """The samples that are known after the next ``block`` (n,), or after the ``last``: (m,), m >= 0."""
         step = self._step
         if step is None:
             return block

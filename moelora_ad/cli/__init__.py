@@ -1,1 +1,1 @@
-"""Every verb of the command line, one file each, as a function ``run(argv) -> int``."""
+"""Every command of the command line, one file each, as a function ``run(argv) -> int``."""

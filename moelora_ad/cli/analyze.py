@@ -25,9 +25,9 @@ class Analysis(NamedTuple):
     """An analysis on the command line.
 
     Attributes:
-        what: it tells.
+        what: its line in the help.
         add_arguments: adds its options, by the names of the function's keywords.
-        report: its report, from keywords.
+        report: makes the report, from keywords.
         reads_audio: whether it passes audio through models.
     """
 
@@ -38,7 +38,7 @@ class Analysis(NamedTuple):
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 the work failed, 2 usage."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 the work failed, 2 usage."""
     program = f"{program} analyze"
     arguments = argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -48,7 +48,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     if name not in ANALYSES:
         near = difflib.get_close_matches(name, ANALYSES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(ANALYSES)}"
-        print(f"{program}: error: no analysis {printable(name)!r}; {hint}", file=sys.stderr)
+        print(f"{program}: error: unknown analysis {printable(name)!r}; {hint}", file=sys.stderr)
         return USAGE
     analysis = ANALYSES[name]
     what = f"{analysis.what[0].upper()}{analysis.what[1:]}."
@@ -74,15 +74,15 @@ def _analyze(analysis: Analysis, keywords: Keywords, folder: str | None) -> int:
 
 
 def computed(work: Callable[[Keywords], Made], keywords: Keywords, reads_audio: bool = True) -> Made:
-    """What a function makes of the options of `add_passes`, while progress is shown.
+    """The result of a function for the options of `add_passes`; shows progress meanwhile.
 
     Args:
-        work: takes all keywords.
+        work: the function, which takes all keywords.
         keywords: the options that were given.
         reads_audio: whether ``work`` takes a device and a progress.
 
     Raises:
-        InputError: there is too little memory, or of the function.
+        InputError: there is too little memory, or the function raises it.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from moelora_ad.models.devices import is_out_of_memory, usable_device
@@ -112,7 +112,7 @@ def tell(report: "Report", folder: str | None) -> None:
             write_report(report, folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
-    finally:  # what the analysis says is shown even if a disk is full
+    finally:  # the result is shown even if the disk is full
         _print(report)
     if folder is not None:
         figures = ", and figures beside them" if report.figures else ""

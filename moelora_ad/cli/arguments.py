@@ -1,4 +1,4 @@
-"""The command lines of our own verbs."""
+"""The command lines of our own commands."""
 
 import argparse
 import math
@@ -33,14 +33,14 @@ def names_configuration(arguments: Sequence[str]) -> bool:
 
 
 def new_folder(to: str) -> Path:
-    """The folder that ``--to`` names, which is not there or empty.
+    """The folder that ``--to`` names, new or empty.
 
     Raises:
-        InputError: it is neither.
+        InputError: it has content.
     """
     folder = Path(to)
     if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"--to: {folder} is there already: give a new or empty folder")
+        raise InputError(f"--to: {folder} already exists: give a new or empty folder")
     return folder
 
 
@@ -58,7 +58,7 @@ def add_resamples(parser: Any, default: str = "default: 1000") -> None:
 
 
 def check_resamples(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    """See that the options of `add_resamples` have a meaning; a mistake ends the program."""
+    """Check the options of `add_resamples`; a mistake ends the program."""
     from moelora_ad.corpora.trial import TEXT_FIELDS
 
     if given.resamples < 0:

@@ -40,10 +40,10 @@ _KINDS = {
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if a configuration is not valid."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if a configuration is not valid."""
     parser = OneLineArgumentParser(
         prog=f"{program} configs",
-        description=f"{__doc__}\nWherever a configuration file is taken, the name of one of these is, too.",
+        description=f"{__doc__}\nTheir names are accepted wherever a configuration file is.",
         epilog=_EXAMPLES.replace("moelora-ad", program),
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -55,9 +55,9 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     copy = actions.add_parser("copy", help="a copy of a configuration, to change, or of data")
     copy.add_argument("name", metavar="NAME", help="a configuration, or data: quickstart/corpus, quickstart/backbone")
     copy.add_argument(
-        "to", metavar="TO", nargs="?", help="file or folder to write (default: in this folder, called as the original)"
+        "to", metavar="TO", nargs="?", help="file or folder to write (default: in this folder, named like the original)"
     )
-    copy.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    copy.add_argument("--overwrite", action="store_true", help="replace an existing file")
     validate = actions.add_parser(
         "validate",
         help="keys, classes and arguments of configurations, without building anything",
@@ -66,7 +66,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         "of paper; of a sweep, every system is checked.",
     )
     validate.add_argument(
-        "names", metavar="NAME", nargs="*", help="files or names (default: every packaged one, each by itself)"
+        "names", metavar="NAME", nargs="*", help="files or names (default: every packaged one, each on its own)"
     )
     add_allow(validate)
     given = parser.parse_args(argv[1:])
@@ -121,7 +121,7 @@ def _list(json_path: str | None) -> int:
 
 
 def _first_sentence(path: Path) -> str:
-    """Of the comment that a configuration begins with."""
+    """First sentence of the comment that a configuration begins with."""
     words: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.removeprefix("#").strip()
@@ -140,7 +140,7 @@ def _copy(given: Namespace, program: str) -> int:
         target /= source.name
     if target.exists() and not (data is None and given.overwrite):
         other = "--overwrite" if data is None else "move it away"
-        raise InputError(f"{target} is there already: give another name, or {other}")
+        raise InputError(f"{target} already exists: give another name, or {other}")
     if data is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=UNFINISHED, dir=target.parent) as unfinished:

@@ -1,4 +1,4 @@
-"""The command corpus: what corpora there are, and whether those of an experiment are right."""
+"""The command corpus: list the corpora, or check those of an experiment."""
 
 import inspect
 import json
@@ -22,7 +22,7 @@ _LISTED = 10  # problems of one kind on the terminal; JSON has all
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if a corpus is not as it should be."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if a corpus has problems."""
     parser = OneLineArgumentParser(prog=f"{program} corpus", description=__doc__)
     verbs = parser.add_subparsers(dest="what", required=True)
     listing = verbs.add_parser("list", help="every corpus class, with its class_path")
@@ -31,7 +31,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     check.add_argument("--config", action="append", required=True, help="as for fit; only the part 'data' is used")
     check.add_argument("--samples", type=int, default=100, help="files to decode of each corpus (default: 100)")
     check.add_argument("--all", action="store_true", help="decode every file")
-    check.add_argument("--json", metavar="FILE", help="write all that was found there, as JSON")
+    check.add_argument("--json", metavar="FILE", help="write all findings there, as JSON")
     add_allow(check)
     arguments = parser.parse_args(argv[1:])
     if arguments.what == "list":
@@ -100,7 +100,7 @@ def _is_corpus(value: Any) -> bool:
 
 
 def _corpora(configs: list[str], allow: Collection[str]) -> "dict[str, Corpus]":
-    """The corpora of configurations, by where they stand in the part ``data``."""
+    """The corpora of configurations, by their place in the part ``data``."""
     from moelora_ad.configuration.data import data_of
     from moelora_ad.data.data_module import TRAIN
     from moelora_ad.data.shares import by_name

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 a file is faulty or cannot be written."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if a file is faulty or not written."""
     parser = _parser(f"{program} evaluate")
     given = parser.parse_args(argv[1:])
     _check(parser, given)
@@ -32,7 +32,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         try:
             if folder is not None:
                 _write(results, folder)
-        finally:  # last, since a reader that goes away ends the program; and figures are shown even if a disk is full
+        finally:  # last, since a closed pipe ends the program; figures are shown even if the disk is full
             _print(results)
         if folder is not None:
             print_line(f"report: {Path(folder, 'report.html')}")
@@ -52,7 +52,7 @@ def _parser(program: str) -> OneLineArgumentParser:
         "scores",
         nargs="*",
         metavar="SCORES",
-        help="score files, folders of them, or runs; a set is called as its file is",
+        help="score files, folders of them, or runs; a set is named after its file",
     )
     add("--compare", nargs=2, metavar=("A", "B"), help="score files (or folders) of two systems on the same trials")
     add("--to", metavar="DIR", help="write figures.csv, .json, .md, .tex, plots and report.html there")
@@ -64,7 +64,7 @@ def _parser(program: str) -> OneLineArgumentParser:
         choices=PHASES,
         help="phase of an ASVspoof 2021 key (default: eval), or trial list of FakeAVCeleb (default: all)",
     )
-    add("--format-in", choices=sorted(FORMATS), help="format of the score files (default: found out)")
+    add("--format-in", choices=sorted(FORMATS), help="format of the score files (default: detected)")
     add("--allow-partial", action="store_true", help="use the trials that scores and key both have, and say how many")
     add("--names", type=words, default=(), metavar="A,B", help="names of the sets, one for each score file")
     add("--own", nargs="+", default=(), metavar="SET", help="sets of the training corpus; macro_ood leaves them out")

@@ -11,7 +11,7 @@ _MACHINE = {
 }
 _TRAINING = {
     "--seed_everything N": "fixes weights, order of trials and every random draw (default: 1)",
-    "--ckpt_path PATH": "go on with a run that was cut off: a checkpoint, or last with RUN/config.yaml",
+    "--ckpt_path PATH": "resume an interrupted run: a checkpoint, or last with RUN/config.yaml",
     "--model.adaptation CLASS": "MoELoRA, LoRA, ...; then --model.adaptation.init_args.rank N and the like",
     "--data.batch_size N": "training utterances at once, for each process (default: 14)",
     "--trainer.max_epochs N": "how long to train; it may stop earlier",
@@ -23,7 +23,7 @@ _JUDGING = {
     "--data.eval_batch_size N": "utterances at once (default: data.batch_size)",
     "--trainer.strategy NAME": "ddp, fsdp, ... for several devices",
 }
-# verb -> what it does, and the ten options that people use first
+# command -> what it does, and the ten options that people use first
 FIRST = {
     "fit": ("Train a detector, select it on the development set and test the best checkpoint.", _TRAINING),
     "validate": ("EER and scores of a checkpoint on the development set.", _JUDGING),
@@ -33,7 +33,7 @@ FIRST = {
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb ``argv[0]`` with its arguments ``argv[1:]``; returns the exit code."""
+    """Run the command ``argv[0]`` with its arguments ``argv[1:]``; returns the exit code."""
     arguments = list(argv)
     asked = next((at for at, word in enumerate(arguments) if word in ("-h", "--help")), None)
     if asked is not None:

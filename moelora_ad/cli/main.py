@@ -1,6 +1,6 @@
-"""The program: one entry point for every verb, and how all of them end when they are stopped.
+"""The program: one entry point for every command, and how all of them end when they are stopped.
 
-Nothing heavy is imported before the verb is known, so that help and a mistyped verb answer at once.
+Nothing heavy is imported before the command is known, so that help and a mistyped command answer at once.
 """
 
 import difflib
@@ -21,12 +21,12 @@ from moelora_ad.errors import Terminated, printable
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of one of several processes that train together
 
-# verb -> (what it does, the module here whose function run runs it)
+# command -> (what it does, the module here whose function run runs it)
 VERBS = {
     "fit": ("train a detector, select it on the development set and test the best checkpoint", "fit"),
     "validate": ("EER and scores of a checkpoint on the development set", "fit"),
     "test": ("EER and scores of a checkpoint on every test set", "fit"),
-    "predict": ("scores alone, for test sets without labels", "fit"),
+    "predict": ("scores only, for test sets without labels", "fit"),
     "inspect": ("parameters, operations and memory of a configuration, without weights", "lightning_cli.inspect"),
     "plan": ("time, memory and disk of a training run, from a few measured steps", "lightning_cli.plan"),
     "evaluate": ("figures, plots and a report from score files", "evaluate"),
@@ -38,7 +38,7 @@ VERBS = {
     "import": ("a published model or encoder as one of ours", "saved_models.import_"),
     "extend": ("an expert for a new attack, beside those of a model", "saved_models.extend"),
     "export": ("a small model to keep, from a checkpoint", "saved_models.export"),
-    "prune": ("drop the experts of a model that no set misses", "saved_models.prune"),
+    "prune": ("drop the experts of a model that no set needs", "saved_models.prune"),
     "merge": ("a mixture's experts as one LoRA, where that loses little enough", "saved_models.merge"),
     "calibrate": ("make a model's scores log-likelihood ratios", "saved_models.calibrate"),
     "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweep"),
@@ -51,8 +51,8 @@ def main() -> int:
     """Run the command line in ``sys.argv``; returns the exit code: 0, 1 failed work, 2 usage, 130 interrupted by
     Ctrl-C, 143 ended by SIGTERM.
 
-    What a verb does not tell itself is told here in one line: an interruption (with the exception's words behind it),
-    and the system's refusal to read or write a file.
+    What a command does not report itself is reported here in one line: an interruption (with the exception's message),
+    and an `OSError`.
     """
     program = Path(sys.argv[0]).name if sys.argv[0].endswith(("lightning", "moelora-ad")) else "python -m moelora_ad"
     verb = sys.argv[1] if sys.argv[1:] and sys.argv[1] in VERBS else ""
@@ -67,11 +67,11 @@ def main() -> int:
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         _tell_stop(name, number, *stop.args)
         return 128 + number
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        if error.strerror is None:  # not the system's: a library's own words
+        if error.strerror is None:  # not the system's: a library's own message
             raise
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         print(f"{name}: error: {printable(where + error.strerror)}", file=sys.stderr)
@@ -98,15 +98,15 @@ def _answer(program: str, arguments: list[str]) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`, unless whoever started us ignores it. It, or Ctrl-C, comes again if
-    it came in code that cannot raise, such as a finaliser."""
+    """Within the block SIGTERM raises `Terminated`, unless the parent process ignores it. It, or Ctrl-C, is raised
+    again if it arrived in code that cannot raise, such as a finaliser."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     process = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a process that was forked and waits for no one
+        if os.getpid() != process:  # a forked process that waits for nothing
             os._exit(128 + number)
-        # Lightning's handler calls this one, too, and ends the work itself after the present batch.
+        # Lightning's handler calls this one too, and ends the work itself after the present batch.
         if signal.getsignal(number) is end:
             raise Terminated
 
@@ -141,7 +141,7 @@ def _stopped_at_once(name: str) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
-        if callable(handler):  # not what is ignored
+        if callable(handler):  # not one that ignores the signal
             signal.signal(number, end)
     try:
         yield
@@ -151,7 +151,7 @@ def _stopped_at_once(name: str) -> Iterator[None]:
 
 
 def _tell_stop(name: str, number: int, *words: object) -> None:
-    """Of several processes, which all end for the same reason, the first tells."""
+    """Of several processes, which all end for the same reason, the first reports it."""
     if next((os.environ[rank] for rank in _RANKS if rank in os.environ), "0") == "0":
         what = "terminated" if number == signal.SIGTERM else "interrupted"
         print("; ".join([f"{name}: {what}", *map(str, words)]), file=sys.stderr, flush=True)

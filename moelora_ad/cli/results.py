@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 a run is faulty or a file cannot be
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 a run is faulty or a file cannot be
     written."""
     parser = _parser(f"{program} results")
     given = parser.parse_args(argv[1:])
@@ -81,14 +81,14 @@ def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "
     comparison = Comparison(runs, given.own, tuple(notes))
     strangers = sorted(set(given.own or ()) - set(comparison.sets))
     if strangers:
-        parser.error(f"--own: no set is called {strangers[0]!r}; there are {', '.join(comparison.sets)}")
+        parser.error(f"--own: no set is named {strangers[0]!r}; there are {', '.join(comparison.sets)}")
     named = {"--compare": given.compare, "--against": () if given.against is None else (given.against,)}
     for option, systems in named.items():
         for system in systems:
             if system not in comparison.systems:
-                parser.error(f"{option}: no system is called {system!r}; there are {', '.join(comparison.systems)}")
+                parser.error(f"{option}: no system is named {system!r}; there are {', '.join(comparison.systems)}")
     if given.against is not None and len(comparison.systems) == 1:
-        parser.error(f"--against: there is no other system than {given.against!r}")
+        parser.error(f"--against: there is no system other than {given.against!r}")
     return comparison
 
 

@@ -1,4 +1,4 @@
-"""The command score: what a model says of your own audio files."""
+"""The command score: score your own audio files with a model."""
 
 import argparse
 import math
@@ -14,14 +14,14 @@ _PATHS = """audio files; folders, with those inside them; quoted patterns ('call
 .tsv, .jsonl, .parquet with a column 'path'); places in archives (x.zip, 'x.zip!/a.wav'); pipes; - for sound on standard
 input, or for one of these a line"""
 
-_ABOUT = """What a model says of your own audio files. The verdict is inconclusive, with the reason beside it, where
-there is nothing to judge: no speech (silence below -60 dBFS, noise, tones; lively music is not told from speech), less
-than 0.5 s, or so little that a window has it more than 8 times. Exit code: 0 if all files have a score, whatever their
-verdicts; 1 if some have none, which is told, and all others are scored; 2 for a mistake in use."""
+_ABOUT = """Score your own audio files with a model. The verdict is inconclusive, with the reason beside it, where
+there is nothing to judge: no speech (silence below -60 dBFS, noise, tones; lively music may pass for speech), less
+than 0.5 s, or so little that a window repeats it more than 8 times. Exit code: 0 if all files have a score, whatever
+the verdicts; 1 if some could not be scored: they are reported, the others scored; 2 for a usage error."""
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if a file could not be scored."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if a file could not be scored."""
     parser = OneLineArgumentParser(prog=f"{program} score", description=_ABOUT)
     _add_arguments(parser)
     arguments = parser.parse_args(argv[1:])
@@ -64,7 +64,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the rows in --output, of the same model and options, after a run that was cut off",
+        help="add to the rows in --output, of the same model and options, after an interrupted run",
     )
     parser.add_argument(
         "--hop", type=float, metavar="SECONDS", help="seconds from one window to the next (default: half a window)"
@@ -76,7 +76,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-workers",
         type=int,
         metavar="N",
-        help="processes that decode; 0: this one (default: as many as are of use for the files and the device)",
+        help="processes that decode; 0: this one (default: as many as help for the files and the device)",
     )
 
 
@@ -98,4 +98,4 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         ending = Path(arguments.output or "").suffix.lower()
         arguments.format = {".jsonl": "jsonl", ".csv": "csv"}.get(ending, "table")
     if arguments.resume and (arguments.output is None or arguments.format == "table" or arguments.timeline is not None):
-        parser.error("--resume: goes on with --output FILE.csv or FILE.jsonl, and with no --timeline")
+        parser.error("--resume: needs --output FILE.csv or FILE.jsonl, and no --timeline")

@@ -38,7 +38,7 @@ _ROWS_OF_TABLE = 1_000  # of thousands of files, so that they need not all be ke
 
 
 def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace) -> int:
-    """Score what was found and write it as the arguments of the verb say; returns the exit code."""
+    """Score the inputs and write the results as the arguments say; returns the exit code."""
     decision = DecisionRule.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
     total = len(found.sounds) + len(found.problems)
     code, stop = 0, None
@@ -53,7 +53,7 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
             complain(f"note: {note}")
         if done:
             there = f"{counted(len(found.sounds), 'file')} {'is' if done == 1 else 'are'}"
-            complain(f"{done:,} of {there} in {arguments.output} already")
+            complain(f"{done:,} of {there} already in {arguments.output}")
         if found.left_out:
             complain(f"{left_out_note(found.left_out)}; a file that is named itself is always tried")
         for problem in found.problems:
@@ -67,7 +67,7 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
         except KeyboardInterrupt as given:
             stop = given
             stop.args = (sink.left(),)
-        except (InputError, RuntimeError) as error:  # what was computed is kept
+        except (InputError, RuntimeError) as error:  # what was computed is saved
             told = error if isinstance(error, InputError) else starved(error, arguments.num_workers or 0, OPTION)
             if told is None:
                 raise
@@ -85,7 +85,7 @@ class _Sink:
     """Where results go: rows at once, tables of many rows, timelines beside.
 
     Attributes:
-        failed: how many files have no score, with those of a run that this one goes on with.
+        failed: how many files have no score, including those of the run that this one resumes.
     """
 
     def __init__(self, arguments: argparse.Namespace, decision: DecisionRule, scorer: Scorer, stack: ExitStack) -> None:
@@ -116,7 +116,7 @@ class _Sink:
             self._timelines = stack.enter_context(timeline_folder(Path(arguments.timeline), decision, about, form))
 
     def has(self, place: str | BinaryIO) -> bool:
-        """Whether a file's row is there already."""
+        """Whether the output already has a file's row."""
         return self._rows is not None and self._rows.has(name_of(place))
 
     def __call__(self, result: FileScore | FileFailure) -> None:
@@ -134,16 +134,16 @@ class _Sink:
             self._table = []
 
     def left(self) -> str:
-        """What is told of the results so far if no others come."""
-        return "the files before are scored" + ("; --resume goes on" if self._rows is not None else "")
+        """The message about the results so far if no others follow."""
+        return "the files before are scored" + ("; --resume continues" if self._rows is not None else "")
 
     def finish(self) -> None:
-        """All results are there."""
+        """All results have been written."""
         if self._rows is not None:
             self._rows.finish()
 
     def close(self) -> None:
-        """No result comes any more."""
+        """No more results follow."""
         if self._rows is not None:
             self._rows.close()
         elif self._write == self._add_to_table:
@@ -151,7 +151,7 @@ class _Sink:
 
 
 def _origin(scorer: Scorer, arguments: argparse.Namespace, decision: DecisionRule) -> dict[str, object]:
-    """All that decides on the rows of files."""
+    """Everything that the rows of files depend on."""
     kept = getattr(scorer.detector, "configuration", None) or {}
     calibration, place = scorer.calibration, Path(arguments.model)
     return {
@@ -180,8 +180,8 @@ def _to_standard_output(line: bytes) -> None:
 
 @contextmanager
 def _progress(before: int, total: int) -> Iterator[tuple]:
-    """Two functions: one is told how many files are done besides those ``before``, one prints a line; both on standard
-    error."""
+    """Two functions: one is called with the number of files done besides those ``before``, one prints a line; both on
+    standard error."""
     console = Console(stderr=True)
     with progress(console, "files") as bar:
 

@@ -14,7 +14,7 @@ _EXTRA = ("fastapi", "uvicorn", "python_multipart")
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code when it is stopped."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code when it is stopped."""
     parser = OneLineArgumentParser(
         prog=f"{program} serve",
         description="A page that scores what is dropped on it or recorded, and an API (/openapi.json describes it).",
@@ -62,7 +62,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=32,
         metavar="N",
-        help="requests that are answered or wait; one more is told to come again later (default: 32)",
+        help="requests that are answered or wait; further ones are refused for the moment (default: 32)",
     )
 
 
@@ -81,5 +81,5 @@ def _tell(address: tuple, name: str, host: str) -> None:
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     print(f"{name} on http://{shown}:{address[1]}/ (Ctrl-C stops)", file=sys.stderr, flush=True)
     if not ipaddress.ip_address(address[0]).is_loopback:
-        told = f"note: whoever reaches {host} can use this server: it knows no users and no encryption"
+        told = f"note: whoever reaches {host} can use this server: it has neither user accounts nor encryption"
         print(f"{told}; a proxy in front of it may", file=sys.stderr, flush=True)

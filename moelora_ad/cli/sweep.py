@@ -23,7 +23,7 @@ _BAD = ("failed", "differs", "cut off", "interrupted")
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 a run failed or was refused."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if a run failed or was refused."""
     parser = _parser(f"{program} sweep")
     given = parser.parse_args(argv[1:])
     _check(parser, given)
@@ -57,7 +57,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as stop:
-        stop.args = ("the same command takes it up again",)
+        stop.args = ("the same command resumes it",)
         raise
 
 
@@ -96,12 +96,12 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def _run(sweep: Sweep, runs: Sequence[PlannedRun], given: argparse.Namespace, program: str) -> int:
-    # Torch stands behind it: to be interrupted while it is loaded, later, would crash.
+    # It imports torch: an interruption while that loads, later, would crash.
     from moelora_ad.sweeps.ending import runs_table
 
     view = LiveView(runs, {run.label: readable_status_of(run) for run in runs})
@@ -112,7 +112,7 @@ def _run(sweep: Sweep, runs: Sequence[PlannedRun], given: argparse.Namespace, pr
             else:
                 run_here(runs, given.jobs or 1, given.retry, view)
     except KeyboardInterrupt:
-        still = "; the jobs go on" if given.slurm else ""
+        still = "; the jobs keep running" if given.slurm else ""
         print(f"{program} sweep: {counts(list(view.statuses.values()))}{still}", file=sys.stderr)
         raise
     left = [view.statuses[run.label] for run in runs]
@@ -131,7 +131,7 @@ def _show_plan(runs: Sequence[PlannedRun], statuses: Mapping[str, Status], retry
         status = statuses[run.label]
         if runs_now(status, retry):
             checkpoint = resumable(run.folder)
-            print(f"# {printable(status_line(run, status))}{f'; goes on from {checkpoint}' if checkpoint else ''}")
+            print(f"# {printable(status_line(run, status))}{f'; resumes from {checkpoint}' if checkpoint else ''}")
             variables = [f"{name}={value}" for name, value in run.environment.items()]
             print(shlex.join([*(["env", *variables] if variables else []), "lightning", *run.arguments(checkpoint)]))
         else:
@@ -142,9 +142,9 @@ def _show_plan(runs: Sequence[PlannedRun], statuses: Mapping[str, Status], retry
 def _line(run: PlannedRun, status: Status) -> str:
     line = status_line(run, status)
     if status.state == "differs":
-        return f"{line}: undo that, or move or delete {run.folder} to run it anew"
+        return f"{line}: undo that, or move or delete {run.folder} to run it from scratch"
     if status.state in ("cut off", "interrupted"):
-        return f"{line}: the same command goes on"
+        return f"{line}: the same command resumes it"
     if status.state == "failed":
         return f"{line}: see {run.folder if run.folder.exists() else 'there'}, then give --retry"
     return line

@@ -26,7 +26,7 @@ from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
 _SECONDS_BETWEEN = 20.0
 
 Show = Callable[[str, float, int], None]
-"""Is told what is being done, how many are done, and of how many."""
+"""Called with what is being done, how many are done, and of how many."""
 
 
 def print_table(table: TextTable) -> None:
@@ -45,7 +45,7 @@ def print_line(text: str) -> None:
 
 @contextmanager
 def progress(console: Console | None = None, unit: str = "") -> Iterator[Show]:
-    """A bar on standard error, or, if that is no terminal, a line there every 20 s; for one task after another.
+    """A bar on standard error, or, if that is not a terminal, a line there every 20 s; for one task after another.
 
     Args:
         console: that is printed to meanwhile; None for one on standard error.
@@ -63,7 +63,7 @@ def progress(console: Console | None = None, unit: str = "") -> Iterator[Show]:
         task = bar.add_task("", total=None)
 
         def show(what: str, done: float, total: int) -> None:
-            if done < bar.tasks[0].completed:  # the next task: time is estimated anew
+            if done < bar.tasks[0].completed:  # the next task: the time is estimated afresh
                 bar.reset(task)
             bar.update(task, description=printable(what), completed=done, total=total)
 
@@ -111,7 +111,7 @@ def _lines(unit: str) -> Iterator[Show]:
 
 @contextmanager
 def step_progress(total: int) -> Iterator[Callable[[str], None]]:
-    """The same for so many steps of one task: what it gives is told of each before it begins."""
+    """The same for so many steps of one task: what it gives is called with each before it begins."""
     done = itertools.count()
     with progress() as show:
         yield lambda what: show(what, next(done), total)

@@ -40,7 +40,7 @@ class Built(NamedTuple):
         detector: its weights are not those of any checkpoint.
         data: the data module; nothing is read yet.
         clips: that the detector scores.
-        precision: that it is trained and judged in, by Lightning's name.
+        precision: that it is trained and evaluated in, by Lightning's name.
     """
 
     detector: Detector
@@ -56,8 +56,8 @@ def build_from_configs(
     backbone: str | None = None,
     allow: Collection[str] = (),
 ) -> Built:
-    """Build the detector and the data module of configurations, once one without memory has shown that the detector is
-    that of a checkpoint.
+    """Build the detector and the data module of configurations, once a build without memory has shown that the detector
+    is that of a checkpoint.
 
     Args:
         paths: as for fit; later files change earlier ones. Of ``model`` the three parts are used, all of ``data``,
@@ -101,7 +101,7 @@ def build_from_configs(
         )
         built = instantiate(parser, parsed, paths, allow)
         detector = Detector(built.model.backbone, built.model.adaptation, built.model.classifier)
-        if built.model[_FROZEN]:  # counts tell it
+        if built.model[_FROZEN]:  # its parameter counts say so
             detector.freeze_classifier()
     except CheckpointError:
         raise
@@ -114,15 +114,15 @@ def build_from_configs(
 
 
 def _check_dry(parts: Callable[[], Any], state: Mapping[str, Tensor], checkpoint: str) -> None:
-    """See that a checkpoint is that of a configuration, before anything is built that takes memory.
+    """Check that a checkpoint matches a configuration, before anything is built that takes memory.
 
     Args:
         parts: builds the three of them.
         state: of the checkpoint.
-        checkpoint: how a message calls it.
+        checkpoint: its name in messages.
 
     Raises:
-        CheckpointError: it is of something else.
+        CheckpointError: it does not match.
     """
     with dry_build(MOST_OF_ENCODER):
         made = parts()
@@ -138,10 +138,10 @@ def arguments_of(kind: type, config: str, allow: Collection[str] = (), checkpoin
         kind: the module's class.
         config: the file.
         allow: packages besides ours whose classes may be built.
-        checkpoint: a file that must be of the same detector, which is seen before memory is taken; None for none.
+        checkpoint: a file that must be of the same detector, checked before memory is taken; None for none.
 
     Raises:
-        InputError: the file is missing or faulty, or the checkpoint is of something else.
+        InputError: the file is missing or faulty, or the checkpoint does not match.
     """
     parser = OneLineParser(exit_on_error=False)
     parser.add_class_arguments(kind, "model")
@@ -178,7 +178,7 @@ def detector_state(path: str, option: str = "--checkpoint") -> dict[str, Tensor]
         option: that names it, for the message.
 
     Raises:
-        InputError: the file is no readable checkpoint of a training run.
+        InputError: the file is not a readable checkpoint of a training run.
     """
     checkpoint = _checkpoint(path, option)
     check_container(path, option)
@@ -194,14 +194,14 @@ def _checkpoint(path: str, option: str = "--checkpoint") -> dict[str, Any]:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True) if is_zipfile(path) else None
     except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{option}: {path} is no readable checkpoint: {reason}") from None
+        raise InputError(f"{option}: {path} is not a readable checkpoint: {reason}") from None
     if checkpoint is None:
-        raise InputError(f"{option}: {path} is no checkpoint, or is cut off")
+        raise InputError(f"{option}: {path} is not a checkpoint, or is truncated")
     return checkpoint if isinstance(checkpoint, dict) else {}
 
 
 def load_weights(detector: Detector, state: dict[str, Tensor], path: str) -> None:
-    """Load what `detector_state` read; a line tells if it was trained with other settings than the detector has.
+    """Load what `detector_state` read; a line says if it was trained with other settings than the detector's.
 
     Raises:
         InputError: it does not fit the detector.

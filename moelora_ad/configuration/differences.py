@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# What may differ between the seeds of one system: the seed, names, and places that files are put or taken up from.
+# What may differ between the seeds of one system: the seed, names, and paths of files that are written or read.
 _FREE = ("seed_everything", "system", "ckpt_path", "score_folder", "data.seed", "trainer.logger")
 _FREE_PLACES = ("trainer.default_root_dir", "checkpoint.dirpath")
 _MISSING = object()
@@ -38,4 +38,4 @@ def _is_free(name: str) -> bool:
 
 
 def _value_text(fields: Mapping[str, Any], name: str) -> str:
-    return str(fields[name]) if name in fields else "not there"
+    return str(fields[name]) if name in fields else "not set"

@@ -12,7 +12,7 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
     """The fields of a configuration file, or of the packaged configuration of that name.
 
     Raises:
-        InputError: it is not there, cannot be read, is no YAML or too large, or has no fields.
+        InputError: it is missing, cannot be read, is not YAML, is too large, or has no fields.
     """
     path = configuration_file(path)
     try:
@@ -20,17 +20,17 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
-        raise InputError.at(path, "is no configuration: it has no fields")
+        raise InputError.at(path, "is not a configuration: it has no fields")
     return content
 
 
 def part_of(config: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
-    """The fields of a part, such as ``model``; none if it is not there or empty.
+    """The fields of a part, such as ``model``; none if it is missing or empty.
 
     Raises:
-        InputError: it is no mapping.
+        InputError: it is not a mapping.
     """
     part = config.get(name) or {}
     if not isinstance(part, dict):
-        raise InputError.at(path, f"the part {name!r} is no mapping")
+        raise InputError.at(path, f"the part {name!r} is not a mapping")
     return part

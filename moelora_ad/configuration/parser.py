@@ -53,7 +53,7 @@ class _ConfigurationFile(ActionConfigFile):
 
 class OneLineParser(LightningArgumentParser):
     """Lightning's parser, but options are never abbreviated, a configuration may be named that comes with the package,
-    and a mistake is one line on standard error, with the file that it stands in and the nearest known name, and exit
+    and a mistake is one line on standard error, with the file that it is in and the nearest known name, and exit
     code 2."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -77,7 +77,7 @@ class OneLineParser(LightningArgumentParser):
         self.files.append(self._file)
         try:
             if not isinstance(documents.read_yaml(cfg_path), dict):
-                self.error("is no configuration, which has the keys model, data, trainer and others")
+                self.error("is not a configuration, which has the keys model, data, trainer and others")
         except (OSError, InputError) as error:
             self.error(str(error).removeprefix(f"{cfg_path}: "))
         try:
@@ -90,8 +90,8 @@ class OneLineParser(LightningArgumentParser):
             super().error(message, ex)
         message = "\n".join(map(printable, shortened(message).splitlines()))  # it may quote a faulty file
         verb = self.prog.replace(" [options]", "")
-        parser = getattr(ex, "subcommand_parser", self)  # that of the verb which does not know a key
-        key = re.match(r"(\w+(?:\.\w+)+): ", message)  # where what is said after reading begins
+        parser = getattr(ex, "subcommand_parser", self)  # that of the command which does not know a key
+        key = re.match(r"(\w+(?:\.\w+)+): ", message)  # with which messages begin that are made after reading
         place = f"{self._file}: " if self._file else _file_with(key[1], parser) if key else ""
         self.exit(2, f"{verb}: error: {place}{explain(message, parser)}\n")
 
@@ -109,7 +109,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     """A parser's message in one line, with the name that was probably meant.
 
     jsonargparse's errors carry nothing but their text (4.53), and a union keeps the texts alone of what each of its
-    types said. What is not known below is told as it is, in one line.
+    types said. What is not recognised below is passed on as it is, in one line.
     """
     line = re.sub(r"\s+", " ", message).strip()
     key = re.search(r'Parser key "([^"]+)"', message)
@@ -117,12 +117,12 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     # A package that is not trusted: how to trust it, instead of the setting of jsonargparse.
     if found := re.search(r"Importing '([^']+)' is not allowed, denied by the '([^']+)' entry", line):
         return f"{where}{_not_imported(found[1], is_unknown=found[2] == '*')}"
-    # Our own words (see `OneLineParser.add_function_arguments`) within those of every type that was tried.
+    # Our own message (see `OneLineParser.add_function_arguments`) within those of every type that was tried.
     if found := re.search(r"'([\w.<>]+)' is a function", line):
         return f"{where}{found[1]} is a function: give a class"
     if (found := re.search(r"No module named '(\w+)'", line)) and key:
         return f"{where}{not_found(found[1])}"
-    # Words of argparse, jsonargparse and Python, with the nearest name: an option, a key, an argument, a class.
+    # Messages of argparse, jsonargparse and Python, with the nearest name: an option, a key, an argument, a class.
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
         return f"unknown option --{found[1]}{_nearest(found[1], _options(parser))}"
     if found := re.search(r"(Subcommand|Group) '([\w.]+)' does not accept option '([^']+)'", message):
@@ -132,16 +132,16 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         return f"{where}{found[1]} has no argument {found[2]!r}{_nearest(found[2], _arguments(found[1]))}"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
         return f"{where}{found[1]} has no {found[2]!r}{_nearest(found[2], dir(importlib.import_module(found[1])))}"
-    # A value that fits none of several types is told of each of them: of a class that is named, the lines below it.
+    # A value that fits none of several types has an error for each of them: for a named class, the lines below it.
     if found := re.search(r"^( *)- Problem with given class_path '([^']+)':\n((?:\1  .*\n?)+)", message, re.MULTILINE):
         return f"{where}{found[2]}: {explain(found[3], parser)}"
-    if found := re.search(r"Errors:\n(?s:.*?)^ *- (?!Expected)(.+)", message, re.MULTILINE):  # of a type's own words
+    if found := re.search(r"Errors:\n(?s:.*?)^ *- (?!Expected)(.+)", message, re.MULTILINE):  # a type's own message
         return f"{where}{found[1]}"
     # Otherwise the types in words, once each.
     if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (?!Namespace)(.*)", message):
         choices = _choices(found[1])
         place = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-        told = f"{found[2][:_SHOWN]!r} is none of: {', '.join(choices)}{_nearest(found[2], choices)}"
+        told = f"{found[2][:_SHOWN]!r} is not one of: {', '.join(choices)}{_nearest(found[2], choices)}"
         return f"{place}: {told}" if place else told
     line = re.sub(rf"(Got value: .{{{_SHOWN}}}).+", r"\1...", line)
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
@@ -160,7 +160,7 @@ def _file_with(key: str, parser: LightningArgumentParser) -> str:
 
 def _not_imported(path: str, is_unknown: bool) -> str:
     if not is_unknown:
-        return f"{path} is nothing that a configuration may name"
+        return f"{path} cannot be named by a configuration"
     return outside_code(path)
 
 
@@ -183,7 +183,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _options(parser: LightningArgumentParser) -> set[str]:
-    """Option names and the groups that they stand in (``model``, ``trainer``, ...)."""
+    """Option names and the groups that they belong to (``model``, ``trainer``, ...)."""
     return {"print_config", *parser.get_defaults().keys(branches=True)}
 
 

@@ -1,8 +1,8 @@
 """Which code a configuration may call.
 
 A configuration names classes of any package, with their arguments: building them is running code. What a user gives to
-``fit`` is trusted like a script of the user's, as long as it names classes of the kind that each place wants. What came
-with a run may be a stranger's: a command that only looks at it imports no package that the user has not named.
+``fit`` is trusted like a script of the user's, as long as it names classes of the kind that each place expects. What
+comes with a run may be somebody else's: a command that only looks at it imports no package that the user has not named.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def imports_limited(allow: Collection[str] | None) -> Iterator[None]:
     Args:
         allow: packages besides `KNOWN`; None for all that jsonargparse does not deny, such as ``os``.
     """
-    from jsonargparse import set_parsing_settings  # here: the help of verbs has the option --allow, and no parsing
+    from jsonargparse import set_parsing_settings  # here: the help of commands has the option --allow, and no parsing
 
     from moelora_ad.configuration.jsonargparse_internals import settings_restored
 
@@ -56,7 +56,7 @@ def imports_limited(allow: Collection[str] | None) -> Iterator[None]:
 
 
 def check_made_later(model: Mapping[str, object]) -> None:
-    """See that the parts of ``model`` that are made later are classes.
+    """Check that the parts of ``model`` that are made later are classes.
 
     Raises:
         InputError: one is a function.
@@ -89,7 +89,7 @@ def add_allow(parser: argparse.ArgumentParser) -> None:
 
 
 class _Allow(argparse.Action):
-    """Keeps the packages, which may lie in the current folder: nothing there is imported without one."""
+    """Stores the packages. They may be in the current folder: nothing there is imported without one."""
 
     def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: object = None) -> None:
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
@@ -99,5 +99,5 @@ class _Allow(argparse.Action):
 def _package(text: str) -> str:
     names = text.split(".")
     if not all(name.isidentifier() for name in names) or names[0] == "jsonargparse":
-        raise argparse.ArgumentTypeError(f"{text!r} is no package that can be allowed")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a package that can be allowed")
     return text

@@ -25,7 +25,7 @@ class ASVspoof2019Protocol(Corpus):
     """Any corpus with a protocol in the format of ASVspoof 2019 and all its audio in one folder.
 
     Args:
-        name: How reports call the corpus.
+        name: Name of the corpus in reports.
         protocol: Text file of space-separated lines ``speaker utterance - attack|- bonafide|spoof``. The third column
             (the environment in ASVspoof 2019 PA) is not used.
         audio: Folder of the files ``<utterance><extension>``.

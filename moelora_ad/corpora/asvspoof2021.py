@@ -66,11 +66,11 @@ class _ASVspoof2021(Corpus):
         prefix = f"{self.track}_"
         for line, trial in zip(block.lines, block.columns["trial"], strict=True):
             if not trial.startswith(prefix):
-                raise ProtocolError.at(path, f"{trial!r} is no trial of {self.name}", line=line, column="trial")
+                raise ProtocolError.at(path, f"{trial!r} is not a trial of {self.name}", line=line, column="trial")
         words = block.columns["phase"]
         for word in set(words) - _PHASES.keys():
             line = block.lines[words.index(word)]
-            raise ProtocolError.at(path, f"{word!r} is none of {', '.join(_PHASES)}", line=line, column="phase")
+            raise ProtocolError.at(path, f"{word!r} is not one of {', '.join(_PHASES)}", line=line, column="phase")
         return [_PHASES[word] for word in words]
 
 

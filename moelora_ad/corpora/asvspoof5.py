@@ -59,7 +59,7 @@ def read_asvspoof5_protocol(path: str | Path, audio: str = "", split: str | None
 
     Args:
         path: Such as ``ASVspoof5.eval.track_1.tsv``.
-        audio: What stands before the files' names.
+        audio: Prefix of the files' names.
         split: Of all trials.
 
     Raises:

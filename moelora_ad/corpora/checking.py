@@ -1,4 +1,4 @@
-"""Is a corpus what its publishers say, and is all of its audio there and readable?"""
+"""Does a corpus match its official numbers, and is all of its audio there and readable?"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,12 +22,12 @@ _NOTHING = ClassCounts(0, 0, 0)
 
 @dataclass
 class CorpusReport:
-    """What was found of a corpus.
+    """The findings on a corpus.
 
     Args:
         name: Of the corpus.
         found: Trials by class.
-        official: What there should be, left-out ones included, if it is known.
+        official: Official numbers, left-out ones included, if known.
         selection: What is taken of the corpus, in words; empty for all.
         left_out: How many trials that leaves out; None if all are taken.
         splits: Trials by split.
@@ -38,7 +38,7 @@ class CorpusReport:
         rates: Files by their own sample rate in hertz, of those decoded.
         seconds: Shortest, median and longest duration of those decoded.
         hours: Of all trials, estimated from those decoded.
-        problems: What is off, a line each.
+        problems: What is wrong, a line each.
     """
 
     name: str
@@ -74,7 +74,7 @@ def check_corpus(corpus: Corpus, most_decoded: int | None, progress: Progress) -
         progress: Shows how far it is.
 
     Returns:
-        The report. A corpus that cannot be parsed is a problem of the report, not an error.
+        The report. A corpus that cannot be parsed is a problem in the report, not an error.
     """
     report = CorpusReport(corpus.name, official=corpus.official_counts(), selection=corpus.selection_note)
     try:

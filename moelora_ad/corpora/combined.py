@@ -13,10 +13,10 @@ _AT_ONCE = 65_536  # texts that are unpacked at the same time
 
 
 class Joined(Corpus):
-    """Several corpora as one, where one is wanted: a development set of old and new attacks, say.
+    """Several corpora as one, where one is expected: a development set of old and new attacks, say.
 
     Args:
-        corpora: By names, which stand before their utterances' ids, see `joined_trials`.
+        corpora: By names, which are prefixes of their utterances' ids, see `joined_trials`.
     """
 
     def __init__(self, corpora: dict[str, Corpus]) -> None:
@@ -29,7 +29,7 @@ class Joined(Corpus):
 
 
 def joined_trials(lists: Mapping[str, TrialList]) -> TrialList:
-    """The trials of all lists, one list after another; before each utterance's id stand its list's name and a slash.
+    """The trials of all lists, one list after another; each id is prefixed with its list's name and a slash.
 
     Raises:
         InputError: A name is empty or has a slash, or there is no list.

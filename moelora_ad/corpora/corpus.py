@@ -1,4 +1,4 @@
-"""What every corpus is to the rest of the package."""
+"""The interface of every corpus."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from moelora_ad.corpora.selection import Selection, SelectionArguments, checked, in_words, kept, part_of
 from moelora_ad.corpora.trial import TrialList
 
-_SELECTS = "_takes_selection"  # marks functions that see to the selection
+_SELECTS = "_takes_selection"  # marks functions that apply the selection
 
 
 class ClassCounts(NamedTuple):
@@ -43,17 +43,17 @@ class Corpus(ABC):
     """A set of trials under one name.
 
     To add a corpus, write a class with ``name`` and `trials` and give its ``class_path`` in YAML. The constructor only
-    keeps its arguments; files are read by `trials`, so that a configuration can be built and printed anywhere.
+    stores its arguments; files are read by `trials`, so that a configuration can be built and printed anywhere.
 
-    Every class takes the arguments of `SelectionArguments` beside its own, such as ``exclude_attacks=["A04"]``, and
+    Every class takes the arguments of `SelectionArguments` besides its own, such as ``exclude_attacks=["A04"]``, and
     nothing needs to be written for it: what `trials` returns is filtered by them. An argument of the class's own with
     one of these names stays its own. (A ``dataclass`` gets its constructor too late for that.)
     """
 
     name: str
-    """How reports call it."""
+    """Its name in reports."""
     selection: Selection = MappingProxyType({})
-    """Which trials it is confined to."""
+    """Which trials it is limited to."""
     selection_note: str = ""
     """The same in words; empty if all trials are taken."""
     left_out: LeftOut | None = None
@@ -65,7 +65,7 @@ class Corpus(ABC):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        # Whatever class they stand in, of ours or a mixin; each of them once.
+        # Whatever class defines them, of ours or a mixin; each of them once.
         if cls.__init__ is not Corpus.__init__ and not hasattr(cls.__init__, _SELECTS):
             cls.__init__ = _taking_selection(cls.__init__)  # type: ignore[method-assign]
         if not hasattr(cls.trials, _SELECTS):
@@ -82,7 +82,7 @@ class Corpus(ABC):
         """
 
     def official_counts(self) -> ClassCounts | None:
-        """What the publishers say of the configured part, for `check_corpus`; None if nothing is known. It is that of
+        """The publishers' numbers for the configured part, for `check_corpus`; None if nothing is known. It is that of
         the whole part, whatever the selection."""
         return None
 
@@ -112,7 +112,7 @@ def _taking_selection(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _selecting(trials: Callable[[Corpus], TrialList]) -> Callable[[Corpus], TrialList]:
-    """The method `trials` of a class, confined to the selection where it is not called by that of a subclass."""
+    """The method `trials` of a class, limited to the selection where it is not called by that of a subclass."""
 
     @functools.wraps(trials)
     def selected(self: Corpus) -> TrialList:

@@ -27,7 +27,7 @@ _NEEDED = ("source", "method", "category", "type", "race", "gender", "path")
 
 
 class _Row(NamedTuple):
-    """What is told of a file; all of its rows agree in everything but the method."""
+    """What is known of a file; all of its rows agree in everything but the method."""
 
     method: str
     source: str
@@ -41,7 +41,7 @@ class FakeAVCeleb(Corpus):
     """The audio tracks of FakeAVCeleb's videos; a trial is spoofed if its sound is fake, whatever its picture.
 
     ``meta_data.csv`` has 21,566 rows for 21,544 files: A (real) 500, B (real video, fake audio) 500, C (fake video,
-    real audio: copies of A's tracks) 9,709, D (both fake) 10,857 for 10,835 files, 22 of which stand in two rows with
+    real audio: copies of A's tracks) 9,709, D (both fake) 10,857 for 10,835 files, 22 of which are in two rows with
     different methods. A file is one trial, and the method of its first row is its attack.
 
     Args:
@@ -116,7 +116,8 @@ def _rows(path: str | Path) -> Iterator[tuple[int, str, _Row]]:
         content = zip(*(columns[field] for field in _Row._fields), strict=True)
         for line, below, file, row in zip(lines, columns[folder], columns[name], map(_Row._make, content), strict=True):
             if row.type not in _TYPES:
-                raise ProtocolError.at(path, f"{row.type!r} is none of {', '.join(_TYPES)}", line=line, column="type")
+                known = ", ".join(_TYPES)
+                raise ProtocolError.at(path, f"{row.type!r} is not one of {known}", line=line, column="type")
             if row.category != _TYPES[row.type][0]:
                 raise ProtocolError.at(path, f"{row.category!r} does not fit {row.type}", line=line, column="category")
             yield line, "/".join([*below.strip("/").split("/")[1:], file]), row

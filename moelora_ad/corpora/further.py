@@ -33,7 +33,7 @@ class ListedCorpus(Corpus):
     label: ClassVar[str | None] = "label"
     """The column of labels; if there is none, what has no attack is bona fide."""
     unknown: ClassVar[str | None] = None
-    """What the column of labels has where nobody knows, if that occurs."""
+    """What the column of labels has for an unknown label, if that occurs."""
     no_attack: ClassVar[str] = "-"
     """What the column of attacks has for bona fide."""
     part: ClassVar[str | None] = None
@@ -95,11 +95,11 @@ class FolderedCorpus(Corpus):
     levels: ClassVar[Sequence[str]] = ()
     """What the folders below ``audio`` are, from the outermost: ``label``, a field of a trial, or empty."""
     label: ClassVar[str] = "spoof"
-    """The label of all, unless a level is the label or ``bona_fide`` tells it."""
+    """The label of all, unless a level is the label or ``bona_fide`` determines it."""
     bona_fide: ClassVar[str | None] = None
     """The attack that is none; everything else is spoofed."""
     speaker_ends: ClassVar[str | None] = None
-    """What stands behind the speaker's id at the start of a file's name, if it is there."""
+    """What follows the speaker's id at the start of a file's name, if it is there."""
 
     split: str | None = None
 
@@ -130,7 +130,7 @@ class FolderedCorpus(Corpus):
         collector.add(range(len(files)), files, labels, audio, corpus=name, **texts)
 
     def _fields(self, folder: str, names: Sequence[str]) -> tuple[list[str], dict[str, Sequence[str]]]:
-        """The files of the split, and what their paths say of them."""
+        """The files of the split, and what their paths contain."""
         rows = []
         for name in names:
             *above, file = name.split("/")

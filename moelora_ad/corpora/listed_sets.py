@@ -48,12 +48,12 @@ class SpoofCeleb(ListedCorpus):
 class ADD(ListedCorpus):
     """A labelled set of the ADD challenges (Yi et al., ICASSP 2022; Yi et al., DADA workshop at IJCAI, 2023).
 
-    A set of 2023, such as ``Track1.2/testR2``, has ``label.txt`` and ``wav``. Where labels and audio lie apart, as in
+    A set of 2023, such as ``Track1.2/testR2``, has ``label.txt`` and ``wav``. If these are in different folders, as in
     2022, give both: ``listing: label/dev_label.txt``, ``audio: dev``.
 
     Args:
         root: The folder of the set.
-        name: How reports call it; each set is a corpus of its own.
+        name: Its name in reports; each set is a corpus of its own.
         listing: The list below root: lines ``file genuine|fake``.
         audio: The folder of audio below root.
     """
@@ -94,7 +94,7 @@ class Codecfake(ListedCorpus):
 
 
 class DeepfakeEval2024(ListedCorpus):
-    """The audio of Deepfake-Eval-2024 (Chandra et al., 2025): fakes that went round in 2024; long recordings.
+    """The audio of Deepfake-Eval-2024 (Chandra et al., 2025): fakes that circulated in 2024; long recordings.
 
     Args:
         root: The folder that has ``audio-metadata-publish.csv`` and ``audio-data``.

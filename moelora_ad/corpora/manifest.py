@@ -30,7 +30,7 @@ class Manifest(Corpus):
 
     Args:
         path: The table.
-        name: How reports call the corpus; the file's name without its ending if not given.
+        name: Name of the corpus in reports; the file's name without its ending if not given.
         root: Folder that the paths are relative to; the manifest's own if not given.
         split: Take only the lines with this word in the column ``split``.
     """
@@ -47,7 +47,7 @@ class Manifest(Corpus):
         """See `Corpus.trials`."""
         path = located(self.path)
         root = folder_of(path) if self.root is None else located(self.root)
-        hint = "if both are trials, tell them apart in the column 'utterance'"
+        hint = "if both are trials, give them different ids in the column 'utterance'"
         collector = Collector(path, unlabelled=True, if_repeated=hint)
         seen: set[str] = set()
         kept = 0
@@ -83,11 +83,11 @@ class Manifest(Corpus):
 class Folder(Corpus):
     """Every audio file in a folder and below it, labels unknown: for scoring, not for training.
 
-    They are known by their endings, ``formats.AUDIO_SUFFIXES``; a warning counts what is left out.
+    They are recognised by their endings, ``formats.AUDIO_SUFFIXES``; a warning counts what is left out.
 
     Args:
         path: The folder.
-        name: How reports call the corpus; the folder's name if not given.
+        name: Name of the corpus in reports; the folder's name if not given.
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:

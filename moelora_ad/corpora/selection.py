@@ -19,7 +19,7 @@ Selection = Mapping[str, Sequence[str]]
 
 
 class SelectionArguments(TypedDict, total=False):
-    """What every corpus takes beside its own arguments.
+    """What every corpus takes besides its own arguments.
 
     Args:
         attacks: only spoofs of these attacks; bona fide trials stay.
@@ -43,10 +43,10 @@ class SelectionArguments(TypedDict, total=False):
 
 
 def checked(arguments: Mapping[str, object]) -> Selection:
-    """The arguments that say something.
+    """The arguments that are not empty.
 
     Raises:
-        InputError: one is unknown or no list of names.
+        InputError: one is unknown or not a list of names.
     """
     selection = {}
     for name, names in arguments.items():
@@ -66,15 +66,15 @@ def in_words(selection: Selection) -> str:
 
 
 def kept(trials: TrialList, selection: Selection, name: str) -> NDArray[np.bool_]:
-    """Which trials stay, (n,). What is not known of a trial is in no list.
+    """Which trials remain, (n,). An unknown value is in no list.
 
     Args:
         trials: of the whole corpus.
-        selection: what is wanted of it.
+        selection: what is taken of it.
         name: of the corpus, for messages.
 
     Raises:
-        InputError: the corpus has no trial of one that is named, or none stays.
+        InputError: the corpus has no trial of one that is named, or none remains.
     """
     stay = np.ones(len(trials), bool)
     for argument, names in selection.items():
@@ -85,12 +85,12 @@ def kept(trials: TrialList, selection: Selection, name: str) -> NDArray[np.bool_
             wanted |= trials.columns.label == BONA_FIDE
         stay &= wanted
     if not stay.any():
-        raise InputError(f"{name}: {in_words(selection)}: none of its {counted(len(trials), 'trial')} stays")
+        raise InputError(f"{name}: {in_words(selection)}: none of its {counted(len(trials), 'trial')} remains")
     return stay
 
 
 def part_of(trials: TrialList, stay: NDArray[np.bool_]) -> TrialList:
-    """The trials that stay, in their order, with nothing left of the others: no attack without a trial."""
+    """The trials that remain, in their order, with nothing left of the others: no attack without a trial."""
     columns = trials.select(np.flatnonzero(stay)).columns
     texts = []
     for column in columns.texts:
@@ -106,7 +106,7 @@ def _of(column: Categories, names: Sequence[str], where: str, field: str) -> NDA
     for name in names:
         if name not in present:
             known = sorted(value for value in present if value is not None)
-            told = f"it has {_listed(known)}" if known else f"it tells no {field} of any trial"
+            told = f"it has {_listed(known)}" if known else f"its trials have no {field}"
             raise InputError(f"{where}: there is no {field} {name!r}; {told}")
     return np.isin(column.codes, [code for code, value in enumerate(column.values) if value in names])
 

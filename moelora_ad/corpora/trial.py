@@ -95,7 +95,7 @@ class TrialColumns:
 class TrialList(Sequence[Trial]):
     """The trials of a corpus in a fixed order; immutable, never empty, each utterance id once.
 
-    They are kept in columns; a `Trial` is made when it is asked for.
+    They are stored in columns; a `Trial` is made on access.
 
     Raises:
         InputError: No trials, or utterance ids that occur more than once.
@@ -124,7 +124,7 @@ class TrialList(Sequence[Trial]):
 
     @classmethod
     def from_columns(cls, columns: TrialColumns) -> "TrialList":
-        """Columns as a list; whoever made them has seen to it that no utterance id repeats."""
+        """Columns as a list; the caller has made sure that no utterance id repeats."""
         made = cls.__new__(cls)
         made._columns = _not_empty(columns)
         return made
@@ -161,7 +161,7 @@ class TrialList(Sequence[Trial]):
 
     @property
     def columns(self) -> TrialColumns:
-        """The same trials column by column; not to be changed."""
+        """The same trials column by column; read-only."""
         return self._columns
 
     def column(self, field: str) -> Categories:

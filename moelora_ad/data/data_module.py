@@ -43,13 +43,14 @@ class AudioDeepfakeDataModule(LightningDataModule):
         eval_segment: what is taken of it to be scored.
         train_augmentation: changes the training segments, such as ``RawBoost``; the others are never augmented.
         augment_before_crop: it changes the whole utterance, of which the segment is taken then.
-        train_on_error: what becomes of a training file that cannot be read: it stops the run, or is reported at the end
+        train_on_error: what happens to a training file that cannot be read: it stops the run, or is reported at the end
             and left out of the loss.
         eval_on_error: the same for ``validate``, ``test`` and ``predict``; reported files get no score. Validation
             within ``fit`` always stops: selection needs all of the development set.
         seed: fixes the order of trials and every random draw for an utterance; ``seed_everything`` on the command line.
-        held_out_attack: an attack that training and selection do without; the test set ``held_out`` has the development
-            corpus's spoofs of it, and bona fide trials of speakers whose bona fide trials have no part in selection.
+        held_out_attack: an attack that is left out of training and selection; the test set ``held_out`` has the
+            development corpus's spoofs of it, and bona fide trials of speakers whose bona fide trials have no part in
+            selection.
 
     Attributes:
         train_trials: what is trained on, once it is read.
@@ -117,7 +118,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self.unreadable: dict[str, str] = {}
         self.eval_trials: dict[str, TrialList] = {}
         self.kept: dict[str, KeptScores] = {}
-        self._lengths: dict[str, NDArray[np.int64]] = {}  # files' headers are read once
+        self._lengths: dict[str, NDArray[np.int64]] = {}  # headers of files are read once
         self._groups: list[Group] | None = None
         self._on_error: OnError = "raise"
 
@@ -224,7 +225,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
 
     @property
     def scored_clips(self) -> ScoredClips:
-        """The clips that a detector which was evaluated so scores in any file."""
+        """The clips that a detector which was evaluated like this scores in any file."""
         window = self.eval_segment.samples or self.train_segment.samples or TRAINING_SAMPLES
         return ScoredClips.of(window, None if self.eval_segment.short == "repeat" else SHORTEST)
 

@@ -99,7 +99,7 @@ class TrialDataset(Dataset[Batch]):
         seed: with the epoch and the utterance id, it fixes every random draw for an utterance.
         augmentation: changes the clips; for training only.
         augment_whole: it changes the whole utterance, of which the clips are taken then.
-        on_error: what becomes of audio that cannot be read: it stops the run, or is reported in the batch.
+        on_error: what happens to audio that cannot be read: it stops the run, or is reported in the batch.
     """
 
     def __init__(

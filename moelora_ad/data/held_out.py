@@ -1,8 +1,8 @@
 """Training without one attack, to be tested on it.
 
-Nothing of the test is seen before: neither training nor the selection of the checkpoint has spoofs of the attack, and
-the bona fide trials that it is judged against are those of development speakers whose bona fide trials have no part in
-the selection. The same speakers whatever the attack, the system and the seed.
+Nothing of the test is seen during training: neither training nor the selection of the checkpoint has spoofs of the
+attack, and the bona fide trials that it is judged against are those of development speakers whose bona fide trials have
+no part in the selection. The same speakers whatever the attack, the system and the seed.
 """
 
 from abc import abstractmethod
@@ -55,7 +55,7 @@ class _Part(Corpus):
         self.corpus = corpus
         self.attack = attack
         self.name = corpus.name
-        self.split = getattr(corpus, "split", None)  # told in reports
+        self.split = getattr(corpus, "split", None)  # shown in reports
         self.selection_note = "; ".join(filter(None, (corpus.selection_note, self.note.format(attack))))
 
     def trials(self) -> TrialList:
@@ -67,7 +67,7 @@ class _Part(Corpus):
 
     @abstractmethod
     def kept(self, trials: TrialList, of_attack: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(n,) which trials stay, by which are spoofs of the attack, (n,)."""
+        """(n,) which trials remain, by which are spoofs of the attack, (n,)."""
 
 
 class _TrainingPart(_Part):
@@ -99,7 +99,7 @@ class _TestPart(_Part):
 
 def bona_fide_of_test(trials: TrialList) -> NDArray[np.bool_]:
     """(n,) which bona fide trials a held-out attack is judged against: those of half of the speakers, in number of
-    trials as near to a half as it goes; half of the trials if there is one speaker only or some are not known.
+    trials as near to a half as possible; half of the trials if there is one speaker only or some are not known.
 
     Raises:
         InputError: there are fewer than two bona fide trials.

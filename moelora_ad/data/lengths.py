@@ -22,8 +22,8 @@ _archives = Lock()  # an archive that is open has one position in it
 
 
 def lengths_of(trials: TrialList, name: str, trainer: Trainer | None) -> NDArray[np.int64]:
-    """Samples at 16 kHz of every trial, from the files' headers: (n,); 0 for a file that cannot be read, which is told
-    when its turn to be read comes.
+    """Samples at 16 kHz of every trial, from the files' headers: (n,); 0 for a file that cannot be read, which is
+    reported when its turn to be read comes.
 
     The processes of ``trainer`` share the work (a collective call).
     """

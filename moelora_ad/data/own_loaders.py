@@ -22,7 +22,7 @@ def as_batch(given: Any, labelled: bool) -> Batch:
         labelled: whether labels must be there.
 
     Raises:
-        InputError: it is nothing of that, shapes do not fit, or a label is neither 0 nor 1.
+        InputError: it is none of these, shapes do not match, or a label is neither 0 nor 1.
     """
     if isinstance(given, Batch):
         return given
@@ -60,7 +60,7 @@ def _tensor(name: str, given: Any) -> Tensor | None:
     try:
         return None if given is None else torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise _wrong(f"{name} are no tensor: {error}") from None
+        raise _wrong(f"{name} are not a tensor: {error}") from None
 
 
 def _wrong(what: str) -> InputError:

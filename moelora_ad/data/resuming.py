@@ -44,7 +44,7 @@ class TrainingLoader(DataLoader[Batch]):
 
 
 def training_data(train: Corpus | Mapping[str, Corpus] | None, trials: TrialList) -> dict[str, Any]:
-    """What a checkpoint keeps of the trials that it was trained on, to be resumed with no others; plain values.
+    """What a checkpoint stores about the trials that it was trained on, to be resumed with no others; plain values.
 
     Args:
         train: the training corpora.
@@ -55,10 +55,10 @@ def training_data(train: Corpus | Mapping[str, Corpus] | None, trials: TrialList
 
 
 def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse to go on with another training: its schedule and its optimiser are of other trials.
+    """Refuse to resume another training: its schedule and its optimiser are of other trials.
 
     Args:
-        checkpoint: as Lightning saves it; one that knows nothing of its data passes.
+        checkpoint: as Lightning saves it; one without a record of its data passes.
         own: what this run trains on; empty if that is not known.
 
     Raises:
@@ -69,14 +69,14 @@ def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -
         return
     told = [f"{', '.join(data['corpora'])} ({counted(data['trials'], 'trial')})" for data in (theirs, own)]
     raise InputError(
-        f"--ckpt_path goes on with the same training, but the checkpoint was trained on {told[0]} and the "
+        f"--ckpt_path resumes the same training, but the checkpoint was trained on {told[0]} and the "
         f"configuration trains on {told[1]}; to start from its weights with new data, optimiser and schedule, give "
-        "--model.init_weights CHECKPOINT in the place of --ckpt_path"
+        "--model.init_weights CHECKPOINT instead of --ckpt_path"
     )
 
 
 def cut_off(trainer: Trainer, validated: int | None) -> dict[str, Any]:
-    """What a checkpoint within fit keeps of what has begun, and has not come to its end; plain values.
+    """What a checkpoint within fit stores about what has begun and not ended; plain values.
 
     Args:
         trainer: in fit.

@@ -1,4 +1,4 @@
-"""Where scores come from: what decides on them, and what else a reader may want to know."""
+"""Where scores come from: what they depend on, and what else a reader may want to know."""
 
 import hashlib
 import platform
@@ -34,7 +34,7 @@ _SCORING = ("adapters", "audio", "models")  # the parts of the package whose cod
 
 
 def kept_scores(trainer: Trainer | None) -> dict[str, KeptScores]:
-    """Where the trainer's data module keeps the scores of its sets, and what is found there; nothing where no score
+    """Where the trainer's data module stores the scores of its sets, and which are there; nothing where no score
     files are written. A collective call.
 
     Raises:
@@ -44,7 +44,7 @@ def kept_scores(trainer: Trainer | None) -> dict[str, KeptScores]:
         return {}
     trials: dict[str, TrialList] = trainer.datamodule.eval_trials  # type: ignore[attr-defined]
     common = _common_origin(trainer)
-    # Who asks for predictions in memory gets all of them.
+    # Predictions in memory are always complete.
     in_memory = trainer.state.fn == "predict" and trainer.predict_loop.return_predictions
     resumes = not is_limited(trainer) and not in_memory
     record = record_of_checkpoint(trainer)
@@ -68,7 +68,7 @@ def _writes_scores(trainer: Trainer) -> bool:
 
 
 def about(trainer: Trainer, name: str, num_failed: int, num_known: int, started: datetime) -> dict[str, Any]:
-    """What the provenance of a set's scores tells besides their origin; plain JSON."""
+    """What the provenance of a set's scores has besides their origin; plain JSON."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     corpus = data.test.get(name, data.val)
     configuration = getattr(trainer.lightning_module, "configuration", None)
@@ -110,7 +110,7 @@ def versions() -> dict[str, str]:
 
 
 def _common_origin(trainer: Trainer) -> dict[str, str]:
-    """What decides on the scores of all sets."""
+    """What the scores of all sets depend on."""
     detector: Any = trainer.lightning_module.detector
     data = trainer.datamodule  # type: ignore[attr-defined]
     # Some strategies collect the weights of all processes here.
@@ -139,7 +139,7 @@ def _hashes(trials: TrialList) -> dict[str, str]:
 
 
 def _trial_list_hash(trials: TrialList) -> str:
-    """Of all that is known of the trials, which does not decide on their scores, but is in the score file."""
+    """Of all that is known of the trials, which does not affect their scores, but is in the score file."""
     digest = hashlib.sha256(_text_hash(trials.columns.utterance).encode())
     digest.update(trials.columns.label.tobytes())
     for column in trials.columns.texts:

@@ -22,7 +22,7 @@ def by_name(train: Corpus | Mapping[str, Corpus] | None) -> Mapping[str, Corpus]
 
 
 def check_shares(train: Corpus | Mapping[str, Corpus] | None, weights: Mapping[str, float] | None) -> None:
-    """See that there is a positive weight for each joined corpus and for nothing else.
+    """Check that there is a positive weight for each joined corpus and for nothing else.
 
     Raises:
         InputError: There is not.
@@ -74,12 +74,12 @@ def training_trials(
 
 
 def trials_of(corpus: Corpus, where: str) -> TrialList:
-    """The trials of a corpus; a line tells how many of them are left out, if it is confined to some."""
+    """The trials of a corpus; a line says how many are left out, if it is limited to some."""
     trials = corpus.trials()
     out = corpus.left_out
     if out is not None:
         rank_zero_info(
-            f"{where}: {corpus.name}, {corpus.selection_note}: {len(trials):,} trials stay ({trials.num_bona_fide:,} "
+            f"{where}: {corpus.name}, {corpus.selection_note}: {len(trials):,} trials remain ({trials.num_bona_fide:,} "
             f"bona fide, {trials.num_spoof:,} spoof), {out.total:,} are left out ({out.bona_fide:,} bona fide, "
             f"{out.spoof:,} spoof)"
         )
@@ -87,7 +87,7 @@ def trials_of(corpus: Corpus, where: str) -> TrialList:
 
 
 def check_labels(trials: TrialList, name: str, where: str, both: bool = True) -> None:
-    """See that all trials are labelled, and that both classes are there.
+    """Check that all trials are labelled, and that both classes are there.
 
     Raises:
         InputError: They are not.

@@ -1,4 +1,4 @@
-"""What a trainer tells of its run: where it keeps what it makes, and how much of its data it goes over."""
+"""What a trainer knows of its run: where it stores its output, and how much of its data it uses."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ UNTRAINED = "untrained"
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
-    """The trainer that a module is attached to, if any; what stands for one under Fabric is none."""
+    """The trainer that a module is attached to, if any; Fabric's replacement of one is ignored."""
     try:
         return module.trainer if module.fabric is None else None
     except RuntimeError:
@@ -27,7 +27,7 @@ def is_fast_dev_run(trainer: Trainer) -> bool:
 
 
 def is_limited(trainer: Trainer) -> bool:
-    """Whether the trainer was told to evaluate a part of the batches only."""
+    """Whether the trainer is set to evaluate only a part of the batches."""
     limits = {"test": trainer.limit_test_batches, "predict": trainer.limit_predict_batches}
     limit = limits.get(str(trainer.state.fn and trainer.state.fn.value), trainer.limit_val_batches)
     whole = limit == 1.0 and isinstance(limit, float)
@@ -35,13 +35,13 @@ def is_limited(trainer: Trainer) -> bool:
 
 
 def shards_the_model(trainer: Trainer) -> bool:
-    """Whether parameters lie in pieces on several processes after fit; then this process cannot test another
+    """Whether parameters are sharded over several processes after fit; then this process cannot test another
     checkpoint."""
     return isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy)
 
 
 def run_directory(trainer: Trainer) -> Path:
-    """The folder of this run, whatever the logger: checkpoints, scores and configuration lie below it.
+    """The folder of this run, whatever the logger: it has the checkpoints, scores and configuration.
 
     The same folder that Lightning's ``ModelCheckpoint`` chooses: the first logger's folder, name and version.
     """
@@ -61,7 +61,7 @@ def no_empty_folder(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         if trainer.is_global_zero:
-            with suppress(OSError):  # it is not empty, or not there
+            with suppress(OSError):  # it is not empty, or missing
                 for path in made:
                     path.rmdir()
 
@@ -73,7 +73,7 @@ def training_folder(trainer: Trainer) -> Path:
 
 def score_folder(trainer: Trainer) -> Path:
     """Where score files go: the module's ``score_folder`` if it is set; for the checkpoint
-    ``RUN/checkpoints/NAME.ckpt``, wherever it is tested, ``RUN/scores/NAME``, so that the same command finds again what
+    ``RUN/checkpoints/NAME.ckpt``, wherever it is tested, ``RUN/scores/NAME``, so that the same command reuses what
     it has computed; without a checkpoint, below the folder of this run, untrained weights apart.
     """
     chosen: Path | None = getattr(trainer.lightning_module, "score_folder", None)

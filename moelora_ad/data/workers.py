@@ -18,24 +18,24 @@ from types import FrameType
 from moelora_ad.errors import InputError
 
 PREFETCHED = 2  # batches that a worker reads ahead
-SILENT_SECONDS = 1_800  # after which a loader that has delivered nothing is given up
+SILENT_SECONDS = 1_800  # after which a loader that has delivered nothing counts as failed
 _SHARED_MEMORY = Path("/dev/shm")
 _OPEN_FILES = Path("/proc/self/fd")
-_PER_WORKER = 3  # files of this process: a queue's two ends, and one that tells of the worker's end
+_PER_WORKER = 3  # files of this process: a queue's two ends, and one that signals the worker's end
 _MOMENT = 1.0  # second
 _IN_ALL = 8  # a queue that all share, and the tensors of a batch
 _OPTION = "data.num_workers"
-_NO_SHARED = "unable to allocate shared memory"  # PyTorch's words, whatever the system's
+_NO_SHARED = "unable to allocate shared memory"  # PyTorch's message, whatever the system's
 _FULL, _TOO_MANY = os.strerror(errno.ENOSPC), os.strerror(errno.EMFILE)
 
 
 def check_room(workers: int, bytes_ahead: int, option: str = _OPTION) -> None:
-    """See that a loader can hold what its workers read ahead, and open what it needs to talk to them.
+    """Check that a loader can hold what its workers read ahead, and open what it needs to talk to them.
 
     Args:
         workers: processes that read.
         bytes_ahead: of audio that they read before the first batch is taken.
-        option: what the user calls the number of workers.
+        option: the user's option for the number of workers.
 
     Raises:
         InputError: it cannot; says what to change.
@@ -53,10 +53,10 @@ def check_room(workers: int, bytes_ahead: int, option: str = _OPTION) -> None:
 
 
 def starved(error: BaseException, workers: int, option: str = _OPTION) -> str | None:
-    """What to do if a loader ended for want of memory, shared memory or open files, or delivers nothing; None if it did
-    not. ``option`` is what the user calls the number of workers."""
+    """What to do if a loader ended for lack of memory, shared memory or open files, or delivers nothing; None if it did
+    not. ``option``: the user's option for the number of workers."""
     for _ in range(workers):
-        # Of every other loader whose worker was killed PyTorch tells by an exception, wherever this process is then.
+        # For every other loader whose worker was killed PyTorch raises an exception, wherever this process is then.
         with suppress(RuntimeError):
             return _starved(error, workers, option)
     return _starved(error, workers, option)
@@ -72,24 +72,24 @@ def _starved(error: BaseException, workers: int, option: str) -> str | None:
         return _too_few(workers, f"ulimit -n allows {_most_files()}", option)
     if "DataLoader timed out" in words:
         return (
-            f"the processes that read audio have delivered nothing for {SILENT_SECONDS // 60} minutes: see whether the "
-            f"storage answers, or lower {option} (now {workers}; 0 reads in this process)"
+            f"the processes that read audio have delivered nothing for {SILENT_SECONDS // 60} minutes: check whether "
+            f"the storage responds, or lower {option} (now {workers}; 0 reads in this process)"
         )
     if "killed by signal: Killed" in words or "exited unexpectedly" in words:
-        return f"a process that reads audio was killed, most likely for want of memory: lower {option} (now {workers})"
+        return f"a process that reads audio was killed, most likely for lack of memory: lower {option} (now {workers})"
     return None
 
 
 @contextmanager
 def end_of_workers_awaited(alone: bool = False) -> Iterator[None]:
-    """Where a connection to a worker breaks within the block, wait for what PyTorch says of its end: it does so
+    """Where a connection to a worker breaks within the block, wait for PyTorch's report of its end: it does so
     when the system's signal comes, which may be a moment later, or has come before.
 
     Args:
         alone: whether nothing in the block has other connections, so that one that breaks is always a worker's.
 
     Raises:
-        RuntimeError: in the place of the connection's error.
+        RuntimeError: instead of the connection's error.
     """
     try:
         yield
@@ -134,14 +134,14 @@ def is_out_of_files(reason: str) -> bool:
 
 def begin_worker(worker: int) -> None:
     """``worker_init_fn`` of a ``DataLoader``: see `outlive_signals`; and a batch that cannot be handed over ends the
-    worker, for whose batch the loader would wait for ever."""
+    worker, whose batch the loader would otherwise wait for forever."""
     outlive_signals(worker)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
 
 
 def end_with_parent() -> None:
     """In a worker: end it at once when the process that it works for is gone, even if what it has read is so large that
-    it would wait for ever for somebody to take it."""
+    it would wait forever for somebody to take it."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
@@ -155,7 +155,7 @@ def end_with_parent() -> None:
 def _end_worker(error: Exception, batch: object) -> None:
     for number, words in ((errno.ENOSPC, _FULL), (errno.ENOSPC, _NO_SHARED), (errno.EMFILE, _TOO_MANY)):
         if words in str(error):
-            os._exit(number)  # `starved` tells it
+            os._exit(number)  # `starved` recognises it
     traceback.print_exception(error)
     os._exit(1)
 
@@ -176,8 +176,8 @@ def _end_next_time(number: int, frame: FrameType | None) -> None:
 
 
 def end_workers() -> None:
-    """End the workers that are left when work has ended early: Python, at its exit, would tell each once, which it
-    outlives, and wait for it for ever."""
+    """End the workers that are left when work has ended early: Python, at its exit, would signal each once, which it
+    outlives, and wait for it forever."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler takes their end for a failure
     for process in multiprocessing.active_children():

@@ -105,5 +105,5 @@ __all__ = [
     "write_scores",
 ]
 
-# The figures of a score file need no torch, and a verb's help needs nothing of all this.
+# The figures of a score file need no torch, and a command's help needs none of this.
 __getattr__, __dir__ = lazy_names(__name__)

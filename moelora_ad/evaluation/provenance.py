@@ -1,4 +1,4 @@
-"""Where scores come from, as the JSON file beside them records, and whether they are still what it records."""
+"""Where scores come from, by the JSON file beside them, and whether they still match it."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ class Provenance(NamedTuple):
 
 
 def provenance_of(path: Path) -> Provenance:
-    """Where scores come from, as the JSON file beside them tells."""
+    """Where scores come from, by the JSON file beside them."""
     beside = path.with_suffix(".json")
     try:
         content = read_json(beside)
@@ -37,13 +37,13 @@ def provenance_of(path: Path) -> Provenance:
     lines = [printable(line) for line in text.split("\n")]
     told = content if isinstance(content, dict) else {}
     untrained = told.get("untrained") is True
-    note = "these are scores of untrained weights: they say nothing of a detector" if untrained else None
+    note = "these are scores of untrained weights, not of a trained detector" if untrained else None
     return Provenance("\n".join(lines)[:_MOST_PROVENANCE], note, told.get("set_of_run") is not False)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """The fields of the JSON file beside scores; none if it is not there or cannot be read, which `provenance_of`
-    tells."""
+    """The fields of the JSON file beside scores; none if it is missing or cannot be read, which `provenance_of`
+    reports."""
     try:
         content = read_json(path.with_suffix(".json"))
     except _UNREADABLE:
@@ -52,7 +52,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 
 def refuse_changed(path: str | Path) -> None:
-    """See that a score file is, byte for byte, the one whose hash is recorded beside it, if one is.
+    """Check that a score file is, byte for byte, the one whose hash is recorded beside it, if one is.
 
     Raises:
         ScoreError: It is another one.
@@ -63,7 +63,7 @@ def refuse_changed(path: str | Path) -> None:
         return
     try:
         found = file_hash(path)
-    except OSError:  # who reads it tells
+    except OSError:  # its reader reports it
         return
     wanted = recorded["score_file_sha256"]
     if found != wanted:
@@ -76,7 +76,7 @@ def refuse_changed(path: str | Path) -> None:
 
 
 def refuse_other_number(path: str | Path, number: int) -> None:
-    """See that as many scores were read from a file as are recorded beside it, if that is.
+    """Check that as many scores were read from a file as are recorded beside it, if that is.
 
     Raises:
         ScoreError: There are more or fewer.
@@ -95,7 +95,7 @@ def refuse_other_number(path: str | Path, number: int) -> None:
 
 
 def partial_note(path: Path, number: int) -> str | None:
-    """That only some trials of a set have one of the ``number`` scores read, if that is recorded beside them."""
+    """A note if only some trials of a set have one of the ``number`` scores read, if that is recorded beside them."""
     recorded = read_provenance(path)
     if recorded.get("complete", True) is True:
         return None
@@ -114,7 +114,7 @@ def _other(path: Path, what: str) -> ScoreError:
 
 
 def _number(path: Path) -> int | None:
-    """The scores in a CSV file with a header; None if that cannot be told."""
+    """The scores in a CSV file with a header; None if that is unknown."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             return max(0, sum(1 for row in csv.reader(file) if row) - 1)

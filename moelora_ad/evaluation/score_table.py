@@ -1,4 +1,4 @@
-"""Scores with what is known of their trials: what models hand over and figures are made of."""
+"""Scores with what is known of their trials: the output of models and the input of figures."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ FURTHER = ("transmission", "source", "gender", "race", "language")
 ID_NAMES = ("utterance", "path", "file_name", "filename", "file")
 SCORE_NAMES = ("score", "cm-score")
 LABEL_NAMES = ("label", "cm-label")
-"""What tables call the three columns that matter."""
+"""Names in tables of the three columns that matter."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LABEL_WORDS = {BONA_FIDE: "bonafide", SPOOF: "spoof", -1: ""}
 
@@ -55,7 +55,7 @@ class ScoreTable:
 
     Args:
         trials: n trials, no utterance twice.
-        scores: (n,) finite log-odds; higher is more bona fide. Kept as float64.
+        scores: (n,) finite log-odds; higher is more bona fide. Stored as float64.
 
     Raises:
         ScoreError: The lengths differ or a score is not finite.
@@ -210,7 +210,7 @@ Columns = tuple[Sequence[str], Sequence[int], Mapping[str, Sequence[str]]]
 def read_score_columns(path: str | Path) -> Columns:
     """The header of a table, the line of each record, and all columns as text.
 
-    The ending tells Parquet and JSON lines, the header the delimiter of the others.
+    The ending identifies Parquet and JSON lines, the header the delimiter of the others.
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".jsonl":
@@ -246,7 +246,7 @@ def one_of(header: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def refuse_repeated(path: str | Path, lines: Sequence[int], utterances: Sequence[str]) -> None:
-    """See that no utterance has two scores.
+    """Check that no utterance has two scores.
 
     Raises:
         ScoreError: One has; the message has both lines.
@@ -263,7 +263,7 @@ def parse_scores(path: str | Path, lines: Sequence[int], texts: Sequence[str]) -
     """The numbers (n,).
 
     Raises:
-        ScoreError: One is no finite number.
+        ScoreError: One is not a finite number.
     """
     try:
         together = "".join(texts)

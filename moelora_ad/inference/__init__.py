@@ -1,4 +1,4 @@
-"""Trained detectors at work: scores of a person's own files, and models to keep."""
+"""Trained detectors in use: scores of one's own files, from saved models."""
 
 from typing import TYPE_CHECKING
 

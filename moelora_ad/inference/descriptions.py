@@ -1,4 +1,4 @@
-"""What results and the model behind them say, as plain JSON: for a page and for the API."""
+"""Results and the model behind them, as plain JSON: for a page and for the API."""
 
 import math
 import os
@@ -46,17 +46,17 @@ def described(result: FileScore | FileFailure, decision: DecisionRule, waveform:
 
 def _meaning(result: FileScore, decision: DecisionRule) -> str:
     if result.reason is not None:
-        return f"No verdict ({result.reason}): the score says nothing."
+        return f"No verdict ({result.reason}): the score is meaningless."
     verdict = result.verdict(threshold=decision.threshold)
     side = _SIDES[verdict]
     edge = f"{'reaches' if verdict == 'bonafide' else 'is below'} the threshold of {decision.threshold:.3g}"
     if not decision.is_calibrated:
         return (
-            f"Taken for {side}: the raw score of {result.score:.3g} {edge}. The model is not calibrated, so this "
-            "cannot be said as a probability."
+            f"Classified as {side}: the raw score of {result.score:.3g} {edge}. The model is not calibrated, so this "
+            "cannot be given as a probability."
         )
     more, less = (_REAL, _FAKE) if result.score >= 0 else (_FAKE, _REAL)
-    begin = f"Taken for {side}: the score {edge}." if decision.threshold else f"Taken for {side}."
+    begin = f"Classified as {side}: the score {edge}." if decision.threshold else f"Classified as {side}."
     return f"{begin} By this model the sound is {_times(abs(result.score))} for {more} as for {less}."
 
 
@@ -108,12 +108,12 @@ def described_model(scorer: "Scorer", name: str, decision: DecisionRule) -> Abou
 
 
 def model_name(source: str) -> str:
-    """What a model is called by where it comes from: the last part of a path, or all of another name."""
+    """The name of a model by where it comes from: the last part of a path, or all of another name."""
     return printable(os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source)
 
 
 def notices(scorer: "Scorer") -> list[str]:
-    """What a reader of scores should know beforehand: of the model, and of the precision that they are computed in."""
+    """What a reader of scores should know: about the model, and the precision that they are computed in."""
     return [printable(line) for line in (_about(scorer).get("notice"), *scorer.precision_notes) if line]
 
 

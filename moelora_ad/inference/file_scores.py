@@ -1,4 +1,4 @@
-"""What a detector says of a sound, and what comes of a sound that has no score. No torch is needed."""
+"""The score of a sound, or the reason why it has none. No torch is needed."""
 
 import math
 import os
@@ -18,7 +18,7 @@ LEAST_SECONDS = 0.5
 """A sound below is too short for a verdict: two or three syllables. No utterance of a usual corpus is that short."""
 
 MOST_REPEATS = 8
-"""A sound that fills a window only if it is repeated more often is heard as a rhythm, and no more as speech."""
+"""A sound that fills a window only if it is repeated more often is heard as a rhythm, no longer as speech."""
 
 
 class WindowScore(NamedTuple):
@@ -31,7 +31,7 @@ class WindowScore(NamedTuple):
 
 @dataclass(frozen=True)
 class FileScore:
-    """What a detector says of a sound.
+    """The score of a sound.
 
     Attributes:
         name: Of the file.
@@ -41,9 +41,9 @@ class FileScore:
         seconds: Length of the sound.
         windows: At least one; ``score`` is their mean.
         envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
-        notes: What makes the score worth little, or is odd about the file; see `audio.quality`. They change no score.
-        reason: Why there is nothing to judge, see `no_verdict`: the score says nothing then. None if there is.
-        notice: What the model says of itself with every score, such as that it is a demonstration; None for nothing.
+        notes: What makes the score unreliable, or is unusual about the file; see `audio.quality`. They change no score.
+        reason: Why there is nothing to judge, see `no_verdict`: the score is meaningless then. None if there is.
+        notice: The model's notice, shown with every score, such as that it is a demonstration; None if it has none.
     """
 
     name: str
@@ -75,7 +75,7 @@ class FileScore:
 
     def as_dict(self, prior: float = 0.5, threshold: float | None = None) -> dict[str, Any]:
         """All but the envelope as plain JSON, with the probability and the verdict for a prior and a threshold; None
-        for a number that JSON has not."""
+        for a number that JSON cannot represent."""
         return {
             "name": os.fsdecode(self.name),
             "score": _number(self.score),

@@ -63,12 +63,12 @@ def load(
     is_run = path.is_file() or (path.is_dir() and not (path / CONFIG).exists())
     if not is_run:
         if not path.is_dir() and os.fspath(source).count("/") != 1:
-            raise InputError(f"{source}: no such folder or file, and no id (owner/name) of a model on the hub")
+            raise InputError(f"{source}: no such folder or file, and not an id (owner/name) of a model on the hub")
         return Detector.from_pretrained(
             path if path.is_dir() else os.fspath(source), revision=revision, backbone=place, device=device, allow=allow
         )
     if revision is not None:
-        raise InputError(f"{source} is on this machine: revision {revision!r} is for the hub")
+        raise InputError(f"{source} is a local path: revision {revision!r} is for the hub")
     if path.is_dir() and not any((path / name).exists() for name in (RECORD, "config.yaml", "checkpoints")):
         raise InputError(f"{path}: is neither the folder of a run nor that of a model, which has {CONFIG}")
     built, _, config = load_run(path, place, allow)

@@ -32,10 +32,10 @@ class OnnxDetector(nn.Module):
         hop: samples from one clip of a longer sound to the next.
         calibration: as ``Calibration.as_dict`` gives it; None for log-odds as they are.
         precision: that it computes in.
-        about: ``{"notice": ...}`` if the model has something to say with every score.
+        about: ``{"notice": ...}`` if the model has a notice, which is shown with every score.
 
     Raises:
-        InputError: onnxruntime is missing, the file is damaged or of something else, or the device is not to be had.
+        InputError: onnxruntime is missing, the file is damaged or not ours, or the device is not available.
     """
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
@@ -52,12 +52,12 @@ class OnnxDetector(nn.Module):
         if wanted not in onnxruntime.get_available_providers():
             raise InputError(f"device {device}: onnxruntime has no {wanted} here; give another device")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised
+        options.log_severity_level = 4  # errors are raised
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[wanted])
         except Exception as error:  # onnxruntime's own, without a common class
-            raise InputError(f"model {path} is no ONNX file that can be run: {error}") from None
+            raise InputError(f"model {path} is not an ONNX file that can be run: {error}") from None
         facts = self._session.get_modelmeta().custom_metadata_map
         shapes = [(one.name, one.type, len(one.shape)) for one in self._session.get_inputs()]
         if shapes != [("waveforms", "tensor(float)", 2)] or not {"window", "hop", "calibration"} <= facts.keys():
@@ -71,8 +71,8 @@ class OnnxDetector(nn.Module):
 
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
-            lengths: (B,) valid samples of each row, None when all rows are full. The file knows no padding: clips of
-                each length go through it by themselves.
+            lengths: (B,) valid samples of each row, None when all rows are full. The file does not handle padding:
+                clips of each length go through it separately.
 
         Raises:
             InputError: the file does not give them.
@@ -96,7 +96,7 @@ def _scoring(path: Path, facts: Mapping[str, str]) -> tuple[int, int, int | None
     """Window, hop, fill and calibration, as the file's metadata have them."""
     try:
         told = {name: parse_json(facts[name]) for name in ("window", "hop", "sample_rate", "labels", "calibration")}
-        told["fill"] = parse_json(facts.get("fill", "null"))  # files of earlier versions do not tell it
+        told["fill"] = parse_json(facts.get("fill", "null"))  # files of earlier versions do not have it
     except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"model {path}: its metadata are faulty: {error}") from None
     right = is_window(told["window"]) and type(told["hop"]) is int and 1 <= told["hop"] <= told["window"]

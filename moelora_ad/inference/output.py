@@ -31,7 +31,7 @@ FILE_COLUMNS = (
 )
 WINDOW_COLUMNS = ("path", "start", "end", "score", "probability", "notice")
 SPOKEN = {"bonafide": "bona fide", "spoof": "spoof", "inconclusive": "inconclusive"}
-"""Verdicts for a person."""
+"""Verdicts as people read them; data have the keys."""
 
 LLR, LOG_ODDS = "llr", "log_odds"
 """What a score is: a calibrated log-likelihood ratio, or raw log-odds."""
@@ -65,7 +65,7 @@ class DecisionRule(NamedTuple):
             )
         return (
             "score: raw log-odds of a model that is not calibrated: higher is more bona fide, but no probability can "
-            f"be given; verdict: bona fide from {self.threshold:.3g} on, a threshold chosen for no particular use"
+            f"be given; verdict: bona fide from {self.threshold:.3g} on, a default threshold"
         )
 
 
@@ -186,7 +186,7 @@ def print_scores(rows: list[Row], decision: DecisionRule, console: Console) -> N
 
 
 def print_table(rows: list[Row], console: Console) -> None:
-    """The table, and what the model says of itself with every score."""
+    """The table, and the model's notice."""
     if rows:
         console.print(as_rich(score_table(rows)))
     for notice in dict.fromkeys(row["notice"] for row in rows if row.get("notice")):

@@ -18,7 +18,7 @@ from moelora_ad.inference.output import FILE_COLUMNS
 STATIC = Path(__file__).parent / "static"
 """Scripts, and the licences of those that are not ours."""
 
-BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # told apart by colour-blind readers, too
+BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # distinguishable for colour-blind readers too
 DARK_BONA_FIDE, DARK_SPOOF = "#6cb4f5", "#ff9a52"
 _SCRIPTS = ("wavesurfer/wavesurfer.min.js", "sounds.js")
 _RESULTS = "<!-- results -->"
@@ -39,7 +39,7 @@ def served_page(about: About, nonce: str, most_bytes: int, most_seconds: float) 
 
 
 def page_around_results(about: About, date: str) -> tuple[str, str]:
-    """What stands before and behind the results in a page that is a file, with all that it needs; each result is one
+    """What precedes and follows the results in a page that is a file, with all that it needs; each result is one
     `result_element`.
 
     Args:

@@ -19,12 +19,12 @@ def is_pipe(path: str) -> bool:
     """Whether a path leads to a pipe: ``<(command)`` of a shell, a named one, or ``/dev/stdin`` behind a command."""
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
-    except (OSError, ValueError):  # there is nothing, or cannot be
+    except (OSError, ValueError):  # it does not exist, or cannot exist
         return False
 
 
 def open_pipe(path: str) -> BinaryIO:
-    """What comes through a pipe: see `spooled`. Waits for whoever writes to it."""
+    """What comes through a pipe: see `spooled`. Waits for its writer."""
     try:
         with open(path, "rb", buffering=0) as pipe:
             return spooled(pipe, path)
@@ -35,10 +35,10 @@ def open_pipe(path: str) -> BinaryIO:
 def spooled(pipe: BinaryIO | io.RawIOBase, name: str, most: int = MOST_BYTES) -> BinaryIO:
     """All that comes through a pipe, as a file of that name that can seek: most formats of sound need it.
 
-    It is held in memory, or in a temporary file if it is long, which is gone when it is closed.
+    It is held in memory, or in a temporary file if it is long, which is deleted when it is closed.
 
     Raises:
-        AudioError: It is more than ``most`` bytes, or cannot be read or kept.
+        AudioError: It is more than ``most`` bytes, or cannot be read or stored.
     """
     kept = _Spool(name)
     left = most
@@ -51,7 +51,7 @@ def spooled(pipe: BinaryIO | io.RawIOBase, name: str, most: int = MOST_BYTES) ->
                 )
             kept.write(block)
     except OSError as reason:
-        kept_in = f"what comes through pipes is kept in {tempfile.gettempdir()}, or where TMPDIR says"
+        kept_in = f"data from pipes is stored in {tempfile.gettempdir()}, or where TMPDIR points"
         raise AudioError(f"cannot read {name}: {reason.strerror}; {kept_in}") from None
     kept.seek(0)
     return cast(BinaryIO, kept)

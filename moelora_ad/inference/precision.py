@@ -1,4 +1,4 @@
-"""Which precision scores are computed in, and what is to be told of it."""
+"""Which precision scores are computed in, and what to report about it."""
 
 import warnings
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ def chosen_precision(
     """The precision to compute in, and lines for the reader.
 
     Args:
-        asked: by its name; None for the one that the detector was judged in, or float32 if the device has not that.
+        asked: by its name; None for the one that the detector was evaluated in, or float32 if the device lacks that.
         detector: that computes.
         calibration: of the scores, if any.
         device: where it is.
         done: what is done in the precision.
 
     Raises:
-        InputError: what was asked for is no precision, or the device has it not.
+        InputError: the given name is not a precision, or the device lacks it.
     """
     judged: str | None = getattr(detector, "precision", None)  # any module that gives logits will do
     if asked is not None and asked not in CHOICES:
@@ -42,16 +42,16 @@ def chosen_precision(
     notes = []
     if chosen == "16-mixed" and device.type == "cpu":  # as Lightning has it
         chosen = "bf16-mixed"
-        notes.append(f"{done} in bf16-mixed, which takes the place of 16-mixed on a CPU, as in moelora-ad test")
+        notes.append(f"{done} in bf16-mixed, which replaces 16-mixed on a CPU, as in moelora-ad test")
     elif chosen not in CHOICES or not _computes(device, chosen):
         if asked is not None:
             raise InputError(f"precision: {device} does not compute in {asked}: give another one, or another device")
         chosen = SINGLE
-        notes.append(f"the model was judged in {judged}, which is not to be had here: {done} in {SINGLE}")
+        notes.append(f"the model was evaluated in {judged}, which is not available here: {done} in {SINGLE}")
     elif judged not in (None, chosen):
-        notes.append(f"{done} in {chosen}; the model was judged in {judged}, which gives slightly other scores")
+        notes.append(f"{done} in {chosen}; the model was evaluated in {judged}, which gives slightly other scores")
     elif asked is None and chosen != SINGLE:
-        notes.append(f"{done} in {chosen}, as the model was judged; --precision takes another one")
+        notes.append(f"{done} in {chosen}, as the model was evaluated; --precision sets another one")
     if calibration is not None and calibration.precision not in (None, chosen):
         notes.append(f"the calibration was fitted on scores in {calibration.precision}, these are in {chosen}")
     return chosen, notes
@@ -74,7 +74,7 @@ def _computes(device: torch.device, precision: str) -> bool:
     try:
         one = torch.ones(1, 1, dtype=dtype, device=device)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it says is told by the caller
+            warnings.simplefilter("ignore")  # the caller reports it
             with torch.autocast(device.type, dtype):
                 return (one @ one).dtype == dtype and torch.is_autocast_enabled(device.type)
     except RuntimeError:

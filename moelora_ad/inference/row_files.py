@@ -1,4 +1,4 @@
-"""Rows of many files in a file as they come, with which a run that was killed can go on."""
+"""Rows of many files, written as they come, from which a run that was killed can resume."""
 
 import csv
 import io
@@ -14,22 +14,22 @@ from moelora_ad.inference.output import FILE_COLUMNS, Row, RowWriter, csv_text
 
 
 class RowFile:
-    """A file that gets a row for each file that was scored, at once. ``NAME.json`` beside it says what decides on the
-    rows, and when all of them are there, how many they are and the SHA-256 of the file.
+    """A file that gets a row for each file that was scored, at once. ``NAME.json`` beside it has what the
+    rows depend on, and once they are complete, their number and the SHA-256 of the file.
 
     Args:
         path: of the file; folders are made.
         form: "jsonl" or "csv".
-        origin: all that decides on the rows, by name.
-        resumes: whether to go on with the rows that are there; the end of a row that was cut off is cut off. A file
-            that is not there is begun.
+        origin: all that the rows depend on, by name.
+        resumes: whether to add to the rows that are there; an incomplete last row is removed. A file
+            that does not exist is begun.
 
     Attributes:
         failed: how many rows have an error.
 
     Raises:
-        InputError: the rows that are there are of another origin, or unknown, or damaged; or a run that did not come to
-            its end would be written over.
+        InputError: the rows that are there are of another origin, or unknown, or damaged; or an unfinished run
+            would be overwritten.
         OSError: the file cannot be written.
     """
 
@@ -53,7 +53,7 @@ class RowFile:
         self._writer = RowWriter(form, FILE_COLUMNS, self._write, header=not end)
 
     def has(self, name: str) -> bool:
-        """Whether there was a row of a file already."""
+        """Whether the file already had a row of a sound."""
         return (csv_text(name) if self._form == "csv" else name) in self._done
 
     def __call__(self, row: Row) -> None:
@@ -62,13 +62,13 @@ class RowFile:
         self._count(row)
 
     def finish(self) -> None:
-        """All rows are there."""
+        """All rows have been written."""
         self._file.close()
         counts = {"complete": True, "files": self._files, "failed": self.failed}
         self._write_beside(counts | {"score_file_sha256": file_hash(self._path)})
 
     def close(self) -> None:
-        """What is there stays."""
+        """The rows so far remain."""
         self._file.close()
 
     def _write(self, line: bytes) -> None:
@@ -84,18 +84,18 @@ class RowFile:
             unfinished.write_text(json.dumps({"origin": self._origin, **more}, indent=2) + "\n", encoding="utf-8")
 
     def _end_of_rows(self, resumes: bool) -> int:
-        """The byte behind the rows that are there and stay."""
+        """The byte behind the rows that remain."""
         content = read_json(self._beside) if self._beside.exists() else {}
         if not isinstance(content, dict) or (content and not isinstance(content.get("origin"), dict)):
-            raise InputError(f"{self._beside} is of something else, and its name is needed: choose another --output")
+            raise InputError(f"{self._beside} is another file, and its name is needed: choose another --output")
         if not self._path.exists():
             return 0
         if not resumes:
             if content and content.get("complete") is not True:
-                raise InputError(f"{self._path} is of a run that was cut off: --resume goes on with it; or delete it")
+                raise InputError(f"{self._path} is of an interrupted run: continue it with --resume, or delete it")
             return 0
         if not content:
-            raise InputError(f"{self._path}: {self._beside.name}, which tells what it is of, is missing: cannot resume")
+            raise InputError(f"{self._path}: {self._beside.name}, which describes it, is missing: cannot resume")
         theirs = content["origin"]
         if changed := [name for name in self._origin | theirs if self._origin.get(name) != theirs.get(name)]:
             told = f"{self._path} was made with another {', '.join(changed)}"
@@ -115,7 +115,7 @@ def _rows(data: bytes, form: str) -> Iterator[Mapping[str, Any]]:
     """The rows in a file.
 
     Raises:
-        ValueError, csv.Error: what is there is no such row.
+        ValueError, csv.Error: there is a row of another kind.
     """
     text = data.decode("utf-8", "surrogateescape")
     if form == "csv":
@@ -129,7 +129,7 @@ def _rows(data: bytes, form: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _end_of_last(data: bytes, form: str) -> int:
-    """The byte behind the last whole row: in CSV, a line's end within quotes ends none."""
+    """The byte behind the last whole row: in CSV, a line's end within quotes is not one."""
     end = position = quotes = 0
     for line in io.BytesIO(data):
         position += len(line)

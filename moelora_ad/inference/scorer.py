@@ -48,13 +48,13 @@ class Scorer:
         device: "cpu", "cuda", ...; the first GPU if not given and if there is one.
         precision: "32-true", "tf32" (the same with the rounded products of GPUs since Ampere), "bf16-mixed" or "bf16",
             "16-mixed", "bf16-true" or "16-true" (the last two round the detector's frozen encoder in place); if not
-            given, the one that the detector was judged in, or float32 if that is not known or not to be had on the
+            given, the one that the detector was evaluated in, or float32 if that is not known or not available on the
             device.
 
     Attributes:
         precision: That scores are computed in.
         precision_notes: What a reader should know of it, one line each.
-        notice: What the model says of itself with every score; None for nothing.
+        notice: The model's notice, shown with every score; None if it has none.
 
     Raises:
         InputError: A value is out of range, or there is no such device.
@@ -103,7 +103,7 @@ class Scorer:
         precision: str | None = None,
         allow: Collection[str] = (),
     ) -> "Scorer":
-        """The scorer of a model that was kept, with its calibration and its window.
+        """The scorer of a saved model, with its calibration and its window.
 
         Args:
             source: A folder, the name of a model that comes with the package, a model id of the Hugging Face hub, or an
@@ -119,7 +119,7 @@ class Scorer:
         device = usable_device(device)
         if Path(source).suffix == ONNX_SUFFIX and not Path(source).is_dir():
             if given := [name for name, one in (("revision", revision), ("backbone", backbone)) if one is not None]:
-                raise InputError(f"model {source}: an ONNX file has everything in it: {given[0]} has no use")
+                raise InputError(f"model {source}: an ONNX file is complete: {given[0]} has no effect")
             if precision not in (None, SINGLE):
                 raise InputError(f"model {source}: an ONNX file computes in {SINGLE}, not in {precision}")
             exported = OnnxDetector(source, device)
@@ -168,17 +168,17 @@ class Scorer:
         num_workers: int | None = 0,
         longest: float | None = None,
     ) -> Iterator[FileScore | FileFailure]:
-        """The scores of many files, in their order, as soon as they are there; windows of several share a batch.
+        """The scores of many files, in their order, as soon as they are ready; windows of several share a batch.
 
         A file gives a `FileScore`, one that cannot be used a `FileFailure`; `as_dict` of both is plain JSON. However
         many files there are, and however long they are, this takes some batches' memory.
 
         Args:
             places: Paths, places in archives, or binary file objects, which are closed. A path of a pipe is refused:
-                to open it might be to wait for ever.
-            progress: Is told how many files are read, with the parts of those that are being read.
+                opening it might wait forever.
+            progress: Called with the number of files read, with the parts of those that are being read.
             track: Which audio track of each, from 1 on; the one that the file calls its default if not given.
-            num_workers: Processes that decode; 0 for this one, None for as many as are of use. They change no score.
+            num_workers: Processes that decode; 0 for this one, None for as many as help. They change no score.
                 Their paths are all taken from ``places`` first, and file objects among these are read in this one.
             longest: Seconds; a longer file is a failure, and no more of it is decoded.
 
@@ -224,7 +224,7 @@ class Scorer:
             if not is_out_of_memory(error):
                 raise
             raise InputError(
-                f"{self.device} has too little memory for {len(waveforms)} windows at once: take a smaller batch size"
+                f"{self.device} has too little memory for {len(waveforms)} windows at once: use a smaller batch size"
             ) from None
 
     def _result(self, sound: DecodedSound, of_windows: list[float]) -> FileScore | FileFailure:

@@ -1,4 +1,4 @@
-"""Sounds on their way to a score: named, opened, cut into windows, judged whether they can be judged."""
+"""Sounds on their way to a score: named, opened, cut into windows, and checked whether they can be judged."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def named_sound(place: str | BinaryIO, track: int | None, longest: float | None 
 
 
 def name_of(place: str | BinaryIO) -> str:
-    """How messages and rows call a path, a place in an archive, or a file object."""
+    """The name in messages and rows of a path, a place in an archive, or a file object."""
     return place if isinstance(place, str) else str(getattr(place, "name", "the file"))
 
 
@@ -41,7 +41,7 @@ def _at(place: str, track: int | None, longest: float | None) -> AudioReader:
     if os.path.isfile(place):
         return AudioReader(place, None, track, ChannelMeter(), longest)
     if os.path.exists(place):
-        kind = "folder" if os.path.isdir(place) else "pipe; name it itself" if is_pipe(place) else "device"
+        kind = "folder" if os.path.isdir(place) else "pipe; name it directly" if is_pipe(place) else "device"
         raise AudioError(f"cannot decode {place}: this is a {kind}")
     source = open_file(place)
     if source == place:  # libsndfile would end a name at NUL
@@ -59,7 +59,7 @@ class DecodedSound:
         starts: first sample of each window.
         envelope: (n, 2) lowest and highest sample of n stretches.
         envelope_step: length of a stretch in seconds.
-        notes: what is odd about it.
+        notes: anomalies of it.
         reason: why nothing can be judged by its score; None if it can.
         error: why it has no score.
         part: how much of it is cut, 0 to 1.
@@ -76,7 +76,7 @@ class DecodedSound:
     part: float = 0.0
 
     def clips(self, opened: Opened, window: int, hop: int, fill: int) -> Iterator[Clip]:
-        """Its windows, see `windows_of`; what goes wrong ends them and is kept."""
+        """Its windows, see `windows_of`; an error ends them and is stored."""
         try:
             with opened() as sound:
                 self.length = sound.length
@@ -85,18 +85,18 @@ class DecodedSound:
                     self.starts.append(start)
                     self.part = min(1.0, (start + window) / self.length)
                     yield clip
-                self.length = sound.length  # decoding may have found less than the header told
+                self.length = sound.length  # decoding may have given less than the header declared
                 self.envelope, self.envelope_step = envelope.extremes(), envelope.seconds
                 low, high = float(self.envelope.min()), float(self.envelope.max())
                 levels = level_notes(sound.length, SAMPLE_RATE, low, high)
                 self.notes = levels + (sound.meter.notes() if sound.meter else ()) + sound.notes
                 seconds, has_speech = sound.length / SAMPLE_RATE, speech.has_speech()
                 self.reason = no_verdict(seconds, fill / SAMPLE_RATE, is_silent(low, high), has_speech)
-        except Exception as error:  # a file must not stop those after it
+        except Exception as error:  # a faulty file must not stop those after it
             self.error = error
         self.part = 1.0
 
     def make_portable(self) -> None:
-        """Put an error in the place of one that another process may not be able to read."""
+        """Replace an error that another process may not be able to unpickle."""
         if self.error is not None and not isinstance(self.error, InputError):
             self.error = AudioError(f"cannot use {self.name}: {type(self.error).__name__}: {self.error}")

@@ -26,7 +26,7 @@ class SourceError(InputError):
 
 
 class AudioSources(NamedTuple):
-    """What sources have.
+    """The files of some sources.
 
     Attributes:
         sounds: Places (see `storage`), and files that came through pipes, in their order and each once.
@@ -50,9 +50,9 @@ def find_sounds(sources: Iterable[str], standard_input: BinaryIO) -> AudioSource
             its content if there is none.
         standard_input: Is read only for ``-``.
     """
-    sounds: dict[str, str | BinaryIO] = {}  # by what makes them one
+    sounds: dict[str, str | BinaryIO] = {}  # by what identifies one
     problems: list[InputError] = []
-    left_out: dict[str, str] = {}  # endings, by what makes files one
+    left_out: dict[str, str] = {}  # endings, by what identifies a file
     for source in _with_standard_input(sources, standard_input):
         if isinstance(source, InputError):
             problems.append(source)
@@ -68,7 +68,7 @@ def find_sounds(sources: Iterable[str], standard_input: BinaryIO) -> AudioSource
                 if isinstance(found, InputError):
                     problems.append(found)
                 elif (identity := _identity(found)) not in sounds:
-                    # One in a folder or a list is not named itself: to open it might be to wait for ever.
+                    # Not one in a folder or a list, which nobody named: opening it might wait forever.
                     sounds[identity] = open_pipe(found) if found == source and is_pipe(found) else found
             left_out |= {_identity(file): ending(file) for file in others}
             if count == 0:
@@ -94,7 +94,7 @@ def _with_standard_input(sources: Iterable[str], standard_input: BinaryIO) -> It
 
 
 def _sound_or_lines(file: BinaryIO) -> Iterator[str | BinaryIO]:
-    # No file's name has a NUL; sound without one in its first part is short, and can be decoded to tell.
+    # No file's name has a NUL; sound without one in its first part is short, and can be decoded to find out.
     if b"\0" in file.read(_BEGINNING) or holds_sound(file):
         file.seek(0)
         yield file
@@ -114,7 +114,7 @@ def _is_list(source: str) -> bool:
 
 
 def _expanded(source: str, left_out: list[str]) -> Iterator[str | InputError]:
-    """The places of one source, and what is wrong with parts of it; ``left_out`` gets the other files."""
+    """The places of one source, and the errors of parts of it; ``left_out`` gets the other files."""
     if os.path.isdir(source):
         yield from _sounds(_below(source), left_out)
     elif is_pipe(source):
@@ -131,7 +131,7 @@ def _expanded(source: str, left_out: list[str]) -> Iterator[str | InputError]:
 
 
 def _sounds(files: Iterable[str | InputError], left_out: list[str]) -> Iterator[str | InputError]:
-    """Those that are sound by their ending, or by their content if that does not tell."""
+    """Those that are sound by their ending, or by their content if there is none."""
     for file in files:
         if isinstance(file, InputError) or _is_sound(file):
             yield file

@@ -29,7 +29,7 @@ from moelora_ad.inference.output import WINDOW_COLUMNS, DecisionRule, RowWriter,
 from moelora_ad.inference.pages import BONA_FIDE, SPOOF, page_around_results, result_element
 
 EMBEDDED, EMBEDDED_IN_ALL = 2**20, 32 * 2**20
-"""Bytes of a sound that stands in the page itself, and of all that do; others are linked to, from the page's folder."""
+"""Bytes of a sound that is embedded in the page, and of all such sounds; others are linked."""
 
 _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
 
@@ -38,11 +38,11 @@ _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
 def timeline_folder(
     folder: Path, decision: DecisionRule, about: About, form: str
 ) -> Iterator[Callable[[FileScore | FileFailure], None]]:
-    """Is told results as they come, and writes to a folder ``NAME.png`` for each, ``windows`` with the windows of all,
+    """Gets results as they come, and writes to a folder ``NAME.png`` for each, ``windows`` with the windows of all,
     and ``index.html``: the page of all files with player, score over time, model, date and calibration. The last two
     appear, whole, in the end.
 
-    The page needs nothing else, but for the sounds that are too large to stand in it: these it plays from where they
+    The page needs nothing else, but for the sounds that are too large to embed: these it plays from where they
     are, as seen from the folder.
 
     Args:
@@ -87,7 +87,7 @@ class _Sounds:
     def __call__(self, place: str) -> str | None:
         """An address of a file or a place in an archive; None if the page cannot have it: it came through a pipe, or is
         large and in an archive."""
-        if os.path.exists(place) and not os.path.isfile(place):  # to open a pipe is to wait
+        if os.path.exists(place) and not os.path.isfile(place):  # opening a pipe waits
             return None
         most = min(EMBEDDED, self._left)
         try:

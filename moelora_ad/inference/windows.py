@@ -18,7 +18,7 @@ _FULL_SCALE = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}
 
 
 class Sound(Protocol):
-    """What windows are taken of: an open file, or an array."""
+    """The source of windows: an open file, or an array."""
 
     @property
     def length(self) -> int:
@@ -26,7 +26,7 @@ class Sound(Protocol):
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What is odd about the file."""
+        """Anomalies of the file."""
 
     @property
     def meter(self) -> ChannelMeter | None:
@@ -57,7 +57,7 @@ def sound_of_array(values: object, rate: int, name: str) -> ArraySound:
     Args:
         values: (samples,) or (channels, samples): floats with full scale 1, or int16, int32 or uint8 as WAV has them.
         rate: Its sample rate in hertz.
-        name: How messages call it.
+        name: Its name in messages.
 
     Raises:
         AudioError: It is empty, has other dimensions, another type, NaN or infinite samples, or a rate that cannot be
@@ -96,7 +96,7 @@ def window_starts(length: int, window: int, hop: int) -> Iterator[int]:
 
 
 class Meter(Protocol):
-    """What hears all of a sound."""
+    """Gets all samples of a sound."""
 
     def add(self, block: Clip, /) -> None:
         """The next samples (n,)."""

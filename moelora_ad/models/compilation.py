@@ -1,7 +1,7 @@
-"""Regional compilation: each transformer layer and the classifier by themselves, in place.
+"""Regional compilation: each transformer layer and the classifier on its own, in place.
 
-Layers of one kind share their compiled code, names in checkpoints stay, and a part that cannot be compiled runs as it
-stands. Random draws of compiled code (dropout, gate noise) are seeded too, but are others than those of eager code.
+Layers of one kind share their compiled code, names in checkpoints stay, and a part that cannot be compiled runs
+eagerly. Random draws of compiled code (dropout, gate noise) are seeded too, but are others than those of eager code.
 """
 
 import difflib
@@ -26,14 +26,14 @@ def eager_parts(
         detector: that is to be compiled.
         processes: that train together.
         sharded: whether the strategy shards its parameters.
-        meta_learning: whether other parameters are put into the places of its own.
+        meta_learning: whether other parameters replace its own.
         auxiliary: whether its gates are watched in every step.
         checkpointing: whether layers run again in the backward pass.
     """
     if sharded:
         return dict.fromkeys((LAYERS, CLASSIFIER), "the strategy shards the parameters")
     if meta_learning:
-        return dict.fromkeys((LAYERS, CLASSIFIER), "meta-learning puts other parameters into their places")
+        return dict.fromkeys((LAYERS, CLASSIFIER), "meta-learning replaces their parameters")
     reasons = {}
     if auxiliary:
         reasons[LAYERS] = "auxiliary losses watch the gates in every step"
@@ -90,7 +90,7 @@ class CompiledDetector:
             return self.detector(waveforms, lengths)
 
     def undo(self) -> None:
-        """Make the detector run as it stands again."""
+        """Make the detector run eagerly again."""
         for module in self.modules:
             forget_compilation(module)
         self.modules = []

@@ -31,7 +31,7 @@ class Detector(KeptModule):
 
     Attributes:
         ownership: what in ``backbone.encoder`` is the adaptation's.
-        sites: dotted paths inside ``backbone.encoder`` of the modules that the adaptation put in the place of others.
+        sites: dotted paths inside ``backbone.encoder`` of the modules that replaced others in the adaptation.
 
     Raises:
         AdapterError: the adaptation does not fit the encoder.
@@ -47,7 +47,7 @@ class Detector(KeptModule):
         frozen = [parameter for parameter in never_called if not parameter.requires_grad]
         self.ownership = Ownership(adaptation, backbone.encoder)
         self.sites = self.ownership.sites
-        for parameter in frozen:  # whatever the adaptation made of it
+        for parameter in frozen:  # whatever the adaptation did to it
             parameter.requires_grad_(False)
         backbone.after_adaptation()
         self.classifier = classifier(backbone.width)
@@ -70,7 +70,7 @@ class Detector(KeptModule):
 
         Args:
             source: a file, a folder or a hub id of a layout that `read_public` knows.
-            to: folder to keep it in as a model of ours, with its encoder; None to have it in this process alone.
+            to: folder to save it in as a model of ours, with its encoder; None to have it in this process alone.
             bona_fide: which of a classifier's two labels is bona fide, where their names leave it open.
             normalize: whether waveforms get zero mean and unit variance, where that is not known.
             attention_heads: of an encoder that has none of the published sizes.
@@ -78,16 +78,16 @@ class Detector(KeptModule):
             revision: commit, tag or branch of a hub repository.
 
         Raises:
-            InputError: a file is missing, damaged or of another layout, or holds an encoder alone.
+            InputError: a file is missing, damaged or of another layout, or has only an encoder.
         """
-        from moelora_ad.models.saving.public.importing import read_public  # which few need
+        from moelora_ad.models.saving.public.importing import read_public  # rarely needed
 
         public = read_public(
             source, revision=revision, bona_fide=bona_fide, normalize=normalize, attention_heads=attention_heads
         )
         if public.classifier is None:
             raise InputError(
-                f"{source}: is an encoder without a classifier: moelora-ad import {source} --to FOLDER makes a "
+                f"{source} is an encoder without a classifier: moelora-ad import {source} --to FOLDER makes a "
                 "backbone's folder of it, for model.backbone.init_args.source"
             )
         return cls.of_public_model(public, to, window)
@@ -100,7 +100,7 @@ class Detector(KeptModule):
 
         Args:
             public: with a classifier.
-            to: folder to keep it in.
+            to: folder to save it in.
             window: samples of the clips that it scores.
 
         Raises:
@@ -116,7 +116,7 @@ class Detector(KeptModule):
             folder = Path(stack.enter_context(TemporaryDirectory(prefix=UNFINISHED, dir=parent)))
             detector = cls(public.backbone(folder), FrozenBackbone(), lambda width: classifier)
             detector.window = public.window if window is None else window
-            detector.about = {"data": {"published as": public.layout, "training": "see who published it"}}
+            detector.about = {"data": {"published as": public.layout, "training": "see its publisher"}}
             if to is None:
                 weakref.finalize(detector, stack.pop_all().close)
                 return detector.eval()
@@ -145,7 +145,7 @@ class Detector(KeptModule):
 
     def train(self, mode: bool = True) -> "Detector":
         """Training mode for what is trained. A frozen encoder stays in evaluation mode, so that its own dropout, layer
-        drop, masking and batch statistics are off, unless the backbone was asked for them."""
+        drop, masking and batch statistics are off, unless the backbone requests them."""
         super().train(mode)
         if self._classifier_is_frozen:
             self.classifier.eval()
@@ -189,7 +189,7 @@ class Detector(KeptModule):
 
     def kept_names(self) -> set[str]:
         """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors, and these if
-        they are nowhere else (`Backbone.is_elsewhere`)."""
+        they cannot be loaded from elsewhere (`Backbone.is_elsewhere`)."""
         if not self.backbone.is_elsewhere:
             return set(self.state_dict())
         kept = self.ownership.kept_names(self.adaptation, all_in_training=self.backbone.stochastic)

@@ -12,11 +12,11 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memo
 
 
 def usable_device(device: str | torch.device | None = None, called: str = "device") -> torch.device:
-    """The device that was asked for; the first GPU, or else the CPU, if none was.
+    """The requested device; the first GPU, or else the CPU, if none is given.
 
     Args:
         device: "cpu", "cuda", "cuda:1", ...; None for the best there is.
-        called: what the user calls this choice, for the error's line.
+        called: the user's name of this choice, for the error.
 
     Raises:
         InputError: there is no such device, or it cannot be used.
@@ -44,11 +44,11 @@ def on_device(module: Module, device: str | torch.device | None) -> Module:
 
 
 class HostCopy:
-    """A tensor on its way to the host, while the program goes on: a GPU computes what is queued, and the copy is taken
+    """A tensor on its way to the host, while the program continues: a GPU computes what is queued, and the copy is made
     when its turn comes.
 
     Args:
-        tensor: on any device. What becomes of it afterwards does not matter.
+        tensor: on any device. It may change afterwards.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -76,8 +76,8 @@ class HostCopy:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error tells of a lack of memory: Python's, PyTorch's of any device, and those that a library of the
-    GPU's maker raises where it finds no room of its own (cuBLAS, cuDNN)."""
+    """Whether an error is a lack of memory: Python's, PyTorch's of any device, and those that a library of the
+    GPU's maker raises for its own memory (cuBLAS, cuDNN)."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)

@@ -1,4 +1,4 @@
-"""Modules without memory: to see what a stranger's configuration asks for, before any is given to it."""
+"""Modules without memory: to check what an untrusted configuration needs, before memory is allocated."""
 
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ MOST_OF_DETECTOR = 200_000
 
 @contextmanager
 def dry_build(most: int) -> Iterator[None]:
-    """Modules that are built within the block are on the meta device: they have names and shapes, and no values.
+    """Modules that are built within the block are on the meta device: they have names and shapes, but no values.
 
     Args:
         most: parameter tensors that may be made.
@@ -32,8 +32,8 @@ def dry_build(most: int) -> Iterator[None]:
         made += 1
         if made > most:
             raise InputError(
-                f"a model of more than {most:,} tensors is asked for, which is more than there can be; the last is "
-                f"{name} of a {type(module).__name__}: see the numbers of layers and of experts"
+                f"a model of more than {most:,} tensors is requested, which is too many; the last is "
+                f"{name} of a {type(module).__name__}: check the numbers of layers and of experts"
             )
 
     handle = register_module_parameter_registration_hook(count)
@@ -45,5 +45,5 @@ def dry_build(most: int) -> Iterator[None]:
 
 
 def most_for(saved: Sized) -> int:
-    """Parameter tensors that may be made for so many saved ones; some modules make one in the place of another."""
+    """Parameter tensors that may be made for so many saved ones; some modules replace one by another."""
     return 2 * len(saved) + 100

@@ -28,7 +28,7 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
     Args:
         detector: its other tensors stay as they are.
         precision: a name of `ROUNDED`.
-        option: what the user calls it.
+        option: its name for the user.
 
     Raises:
         InputError: the encoder itself is trained.
@@ -38,8 +38,8 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
             f"{option} {precision} rounds the encoder, which this adaptation trains: "
             f"use {precision.partition('-')[0]}-mixed"
         )
-    # Under autocast, see `Detector.forward`, vectors stay: those of a normalisation must be of one type, and no coarser
-    # than what comes in.
+    # Under autocast, see `Detector.forward`, vectors stay in float32: those of a normalisation must be of one type, and
+    # no coarser than what comes in.
     least = 0 if detector.adaptation.casts_inputs else 2
     for tensor in detector.ownership.encoder_tensors():
         if tensor.is_floating_point() and not tensor.requires_grad and tensor.dim() >= least:

@@ -1,4 +1,4 @@
-"""What a detector is computed in, by Lightning's names alone: the help of a verb needs no torch."""
+"""What a detector is computed in, by Lightning's names alone: the help of a command needs no torch."""
 
 SINGLE = "32-true"
 PRECISIONS = (SINGLE, "16-mixed", "bf16-mixed", "16-true", "bf16-true")
@@ -7,4 +7,4 @@ PRECISIONS = (SINGLE, "16-mixed", "bf16-mixed", "16-true", "bf16-true")
 TF32 = "tf32"
 """32-true, but a GPU rounds the factors of its products to TensorFloat-32, 10 bits behind the point."""
 CHOICES = (*PRECISIONS, "bf16", TF32)
-"""What a kept model can be asked to compute in; "bf16" is short for "bf16-mixed"."""
+"""The precisions that a saved model can compute in; "bf16" is short for "bf16-mixed"."""

@@ -11,6 +11,6 @@ def attention_of(config: PreTrainedConfig) -> str | None:
 
 
 def freeze_front_end(front_end: Any) -> None:
-    """Freeze the convolutions of Wav2Vec 2.0, HuBERT or WavLM, which otherwise ask for gradients of their input in
+    """Freeze the convolutions of Wav2Vec 2.0, HuBERT or WavLM, which otherwise need gradients of their input in
     training, for the sake of gradient checkpointing. (``HubertModel`` lacks the public method that the others have.)"""
     front_end._freeze_parameters()

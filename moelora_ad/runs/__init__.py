@@ -1,1 +1,1 @@
-"""What a run keeps on disk: its folder, record, scores and failures. Written and read here, without torch."""
+"""What a run stores on disk: its folder, record, scores and failures. Written and read here, without torch."""

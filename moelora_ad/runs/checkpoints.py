@@ -14,7 +14,7 @@ _FOLDER = "checkpoints"
 
 
 class CheckpointError(InputError):
-    """A checkpoint that is not given, not there, or cannot be read."""
+    """A checkpoint that is not given, missing, or cannot be read."""
 
 
 def run_of(configs: Iterable[str | os.PathLike[str]], logger: Mapping[str, Any] | None = None) -> Path | None:
@@ -54,15 +54,15 @@ def checkpoint_of(run: Path | None, which: str, verb: str) -> str:
     """
     if run is None:
         raise CheckpointError(
-            f"--ckpt_path {which}: the configuration belongs to no run; give --config RUN/config.yaml, or the path of "
-            f"a checkpoint{'' if verb != 'fit' else ' (leave it out to start anew)'}"
+            f"--ckpt_path {which}: the configuration is not that of a run; give --config RUN/config.yaml, or the path "
+            f"of a checkpoint{'' if verb != 'fit' else ' (leave it out to start from scratch)'}"
         )
     found = {BEST: _best(run), LAST: _last(run)}
     path = found[which]
     if path is None:
         raise CheckpointError(
             f"--ckpt_path {which}: the run {shown(run)} has no {which} checkpoint in its folder {_FOLDER}"
-            f"{_offer(found) if verb != 'fit' else '; leave --ckpt_path out to start anew'}"
+            f"{_offer(found) if verb != 'fit' else '; leave --ckpt_path out to start from scratch'}"
         )
     return str(path)
 
@@ -86,9 +86,9 @@ def best_checkpoint(run: Path) -> Path:
 def missing(run: Path | None, verb: str) -> CheckpointError:
     """The error of a command that judges a model and was given no checkpoint; names those of its run."""
     found = {} if run is None else {BEST: _best(run), LAST: _last(run)}
-    offer = _offer(found) or "; the configuration belongs to no run with checkpoints: RUN/checkpoints/NAME.ckpt is one"
+    offer = _offer(found) or "; the configuration is not that of a run with checkpoints (RUN/checkpoints/NAME.ckpt)"
     return CheckpointError(
-        f"{verb} needs --ckpt_path, the checkpoint to judge{offer}; --untrained true judges untrained weights"
+        f"{verb} needs --ckpt_path, the checkpoint to evaluate{offer}; --untrained true evaluates untrained weights"
     )
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it is free, and how a message calls it."""
+"""The folder of a run: whether it is free, and its path in messages."""
 
 import os
 from pathlib import Path
@@ -8,26 +8,26 @@ from moelora_ad.runs.record import RECORD, read_record
 
 
 def check_free(folder: Path, resumes: bool, config: bytes) -> None:
-    """See that a run may keep itself in a folder: nothing of another run, nor of a user's, is overwritten there.
+    """Check that a run may use a folder: nothing of another run, nor of the user's, is overwritten there.
 
     Args:
         folder: of the run.
-        resumes: whether it goes on from a checkpoint.
-        config: of the run, as it is about to be kept; a run that was killed before it kept more than that begins anew.
+        resumes: whether it resumes from a checkpoint.
+        config: of the run, as it is about to be saved; a run that was killed before it saved more starts from scratch.
 
     Raises:
         InputError: it may not.
     """
     is_run = (folder / RECORD).is_file()
     if is_run and not resumes and read_record(folder).state == "finished":
-        problem = "holds a finished run"
+        problem = "has a finished run"
     elif not is_run and (folder / "config.yaml").exists() and (folder / "config.yaml").read_bytes() != config:
-        problem = "holds a config.yaml that is not of a run, and would be overwritten"
+        problem = "has a config.yaml that is not of a run, and would be overwritten"
     else:
         return
     raise InputError(
         f"{shown(folder)} {problem}: give the run another folder by its logger, or without one by "
-        "trainer.default_root_dir; --ckpt_path goes on with a run"
+        "trainer.default_root_dir; --ckpt_path resumes a run"
     )
 
 

@@ -1,4 +1,4 @@
-"""Leaving one attack out: what its test set is called, and the systems that were trained without it."""
+"""Leaving one attack out: the name of its test set, and the systems that were trained without it."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def held_out_attack(configuration: Mapping[str, Any]) -> str | None:
 
 
 def name_without(system: str, attack: str) -> str:
-    """What a sweep calls a system that is trained without an attack; a folder can be called so."""
+    """A sweep's name of a system that is trained without an attack; valid as a folder's name."""
     return f"{system}{_ending(attack)}"
 
 

@@ -1,4 +1,4 @@
-"""The record that every training run keeps of itself: what it was, how far it is, what came out of it."""
+"""The record of every training run: its settings, its progress, its results."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from moelora_ad.errors import InputError
 RECORD = "run.json"
 FORMAT = 1
 DEV = "dev"
-"""The set that checkpoints are selected on: it is shown, and in no average."""
+"""The set that checkpoints are selected on: it is shown, but is in no average."""
 State = Literal["running", "finished", "failed", "interrupted"]
 
 
@@ -36,7 +36,7 @@ class ConfiguredSet(NamedTuple):
 
 class InitialWeights(NamedTuple):
     """What a training started from: a model or a checkpoint, the SHA-256 of its file of weights, how many tensors are
-    those of it, how many began anew, and how many of it were not used."""
+    taken from it, how many were initialised, and how many of it were not used."""
 
     source: str
     sha256: str
@@ -87,7 +87,7 @@ class RunRecord:
         init_weights: what it started from by ``model.init_weights``; None for new weights, and in a record of an
             earlier version.
         selections: what is taken of its corpora, in words, by ``train``, ``train.NAME``, ``dev`` and the names of test
-            sets; those of which all trials are taken are not there.
+            sets; those of which all trials are taken are absent.
     """
 
     folder: Path
@@ -166,7 +166,7 @@ def read_record(folder: str | Path) -> RunRecord:
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise InputError.at(path, f"is no record of a run in format {FORMAT}")
+        raise InputError.at(path, f"is not a record of a run in format {FORMAT}")
     try:
         sets = {str(name): RecordedSet(**found) for name, found in content.pop("sets").items()}
         configured = content.pop("configured_sets", None)
@@ -194,7 +194,7 @@ def find_records(paths: Iterable[str | Path]) -> list[RunRecord]:
         paths: folders of runs, or folders with such folders anywhere below them.
 
     Raises:
-        InputError: a path is no folder or has no run, or a record is damaged.
+        InputError: a path is not a folder or has no run, or a record is damaged.
     """
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -209,7 +209,7 @@ def find_records(paths: Iterable[str | Path]) -> list[RunRecord]:
 
 
 def _check(record: RunRecord, path: Path) -> None:
-    """A damaged record must not be taken for another run: every field is what its class says."""
+    """A damaged record must not be taken for another run: every field has the type that its class declares."""
     for name, kind in get_type_hints(RunRecord).items():
         value = getattr(record, name)
         if not _is(value, kind):
@@ -224,7 +224,7 @@ def _check(record: RunRecord, path: Path) -> None:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, with all that it holds; a whole number is a float too, a truth value no number."""
+    """Whether a value is of a type, with all that it holds; an int is a float too, a bool is not a number."""
     parts = get_args(kind)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in parts

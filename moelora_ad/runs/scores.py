@@ -1,4 +1,4 @@
-"""The scores of a set on disk: the score file with its provenance, and what a run that was cut off had computed."""
+"""The scores of a set on disk: the score file with its provenance, and what an interrupted run had computed."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.files import file_hash, written_whole
 
 Origin = Mapping[str, str]
-"""All that decides on the scores of a set, by name: hashes, versions, settings."""
+"""All that the scores of a set depend on, by name: hashes, versions, settings."""
 
 
 class KnownScores(NamedTuple):
@@ -42,16 +42,16 @@ class KnownScores(NamedTuple):
 
 
 class KeptScores:
-    """Where one set's scores are kept: ``NAME.csv``, its provenance ``NAME.json``, and while they are being computed a
-    hidden folder with a file of each process, to which it appends every batch. All of them name their origin; scores of
-    another origin are never used.
+    """Where one set's scores are stored: ``NAME.csv``, its provenance ``NAME.json``, and while they are being computed
+    a hidden folder with a file of each process, to which it appends every batch. All of them name their origin; scores
+    of another origin are never used.
 
     Args:
         folder: of the score files.
         name: of the set.
         trials: all its trials.
         origin: of the scores that are to be computed.
-        resumes: whether to use what is there. A run that does not, one over a part of the trials, leaves nothing to
+        resumes: whether to reuse existing scores. A run that does not, one over a part of the trials, leaves nothing to
             resume from, and replaces a score file of the same origin only if it has more scores.
 
     Attributes:
@@ -71,10 +71,10 @@ class KeptScores:
         self._in_file = self.known
         self._corpus_in_file: Any = None
 
-    # What is there
+    # Existing scores
 
     def find(self) -> list[str]:
-        """Look for scores of the same origin; returns what is to be told, one line each.
+        """Look for scores of the same origin; returns messages, one line each.
 
         Raises:
             InputError: a file cannot be read, or none can be written.
@@ -82,7 +82,7 @@ class KeptScores:
         told: list[str] = []
         damaged: list[str] = []
         folder = self.path.parent
-        with self._reporting("written"):  # rather now than when all is computed
+        with self._reporting("written"):  # now rather than when all is computed
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
@@ -90,13 +90,13 @@ class KeptScores:
             scores = self._of_file(told)
             self._in_file = KnownScores.of(scores)
             if not self.resumes:
-                return [f"{self.name}: {self.path} stays as it is unless this run has more scores"] if scores else told
+                return [f"{self.name}: {self.path} remains unless this run has more scores"] if scores else told
             scores = self._of_parts(told, damaged) | scores
         self.known = KnownScores.of(scores)
         if len(self._in_file.indices) == len(self.trials):
-            return [f"{self.name}: all scores are in {self.path} already"]
+            return [f"{self.name}: all scores are already in {self.path}"]
         if scores:
-            there = f"{self.name}: {len(scores):,} of {counted(len(self.trials), 'score')} are there already"
+            there = f"{self.name}: {len(scores):,} of {counted(len(self.trials), 'score')} are already computed"
             return [there, *damaged]
         return [*told[:1], *damaged]
 
@@ -106,10 +106,10 @@ class KeptScores:
         if provenance is None or not self.path.exists():
             return {}
         if changed := self._changes(provenance["origin"]):
-            told.append(f"{self.name}: {self.path} was made with {changed}; it is made anew")
+            told.append(f"{self.name}: {self.path} was made with {changed}; it is computed again")
             return {}
         if provenance["score_file_sha256"] != file_hash(self.path):
-            told.append(f"{self.name}: {self.path} was changed since it was written; it is made anew")
+            told.append(f"{self.name}: {self.path} was changed since it was written; it is computed again")
             return {}
         self._corpus_in_file = provenance.get("corpus")
         table = ScoreTable.read(self.path)
@@ -126,7 +126,7 @@ class KeptScores:
         return content if whole and "score_file_sha256" in content else None
 
     def _of_parts(self, told: list[str], damaged: list[str]) -> dict[int, float]:
-        """The scores that runs which were cut off have left, by index; what is of no use is removed."""
+        """The scores left by interrupted runs, by index; useless files are removed."""
         scores: dict[int, float] = {}
         for path in sorted(self._parts.glob("*.csv")):
             origin, lines, faults = _read_part(path)
@@ -141,14 +141,14 @@ class KeptScores:
         return {index: score for index, score in scores.items() if 0 <= index < len(self.trials)}
 
     def _changes(self, origin: Mapping[str, Any]) -> str:
-        """What differs from our origin, empty if nothing does."""
+        """What differs from our origin, empty if nothing differs."""
         names = [name for name in self.origin | dict(origin) if self.origin.get(name) != origin.get(name)]
         return f"different {', '.join(name.replace('_', ' ') for name in names)}" if names else ""
 
-    # What is computed
+    # New scores
 
     def append(self, indices: Sequence[int], scores: Sequence[float]) -> None:
-        """Keep a batch of this process; a kill loses at most the batch that is being written. Scores that are not
+        """Store a batch of this process; a kill loses at most the batch that is being written. Scores that are not
         finite, those of trials that could not be read among them, are left out: they are computed again.
 
         Raises:
@@ -174,14 +174,14 @@ class KeptScores:
             self._part = None
 
     def finish(self, table: ScoreTable | None, indices: NDArray[np.int64], about: Mapping[str, Any]) -> None:
-        """Write the score file and its provenance; for one process, when all have closed.
+        """Write the score file and its provenance; by one process, when all have closed.
 
-        A file that has these scores already, with what is now known of the trials, is left as it is.
+        A file that already has these scores, with what is now known of the trials, is left as it is.
 
         Args:
             table: the scores; None if no trial could be read, and then there is no score file.
             indices: (n,) of its trials.
-            about: more to be told in the provenance; ``corpus`` changes with what is known of the trials.
+            about: further fields of the provenance; ``corpus`` changes with what is known of the trials.
 
         Raises:
             InputError: a file cannot be written.
@@ -218,7 +218,7 @@ class KeptScores:
         except OSError as error:
             place = error.filename or self._parts
             raise InputError.at(
-                place, f"scores cannot be {what}: {error.strerror}; --score_folder takes another folder"
+                place, f"scores cannot be {what}: {error.strerror}; set another folder with --score_folder"
             ) from None
 
 
@@ -235,7 +235,7 @@ def _line(index: int, score: float) -> str:
 
 def _read_part(path: Path) -> tuple[dict[str, Any], dict[int, float], list[str]]:
     """The origin and the scores in a part file, without what a kill left half written at its end, and what is wrong
-    with lines of no use, one text for each."""
+    with unusable lines, one text for each."""
     header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
     try:
         origin = parse_json(header)
@@ -248,11 +248,11 @@ def _read_part(path: Path) -> tuple[dict[str, Any], dict[int, float], list[str]]
     for number, line in enumerate(lines, 2):
         index, score, checksum, *_ = [*line.decode("ascii", "replace").split(","), "", ""]
         if not _INDEX.fullmatch(index):
-            faults.append(f"line {number}: {index[:40]!r} is no index of a trial")
+            faults.append(f"line {number}: {index[:40]!r} is not the index of a trial")
         elif not _NUMBER.fullmatch(score) or not np.isfinite(float(score)):
-            faults.append(f"line {number}: {score[:40]!r} is no finite number")
+            faults.append(f"line {number}: {score[:40]!r} is not a finite number")
         elif line + b"\n" != _line(int(index), float(score)).encode():
-            faults.append(f"line {number}: it has not the checksum {checksum[:8]!r} that it was written with")
+            faults.append(f"line {number}: it does not match its checksum {checksum[:8]!r}")
         else:
             scores[int(index)] = float(score)
     return origin, scores, faults

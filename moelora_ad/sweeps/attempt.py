@@ -27,7 +27,7 @@ _TAIL = 8192  # bytes of output in which the reason of a failure is looked for
 
 
 class Attempt:
-    """A process of fit that goes on where the run was left; its output goes to ``output-ATTEMPT.log``.
+    """A process of fit that resumes the run; its output goes to ``output-ATTEMPT.log``.
 
     It holds the run's lock until it ends, even if this process is killed before. See `start`.
 
@@ -69,10 +69,10 @@ class Attempt:
             )
 
     def ended(self, stopped: bool = False) -> bool:
-        """Whether the process has ended; then its end is noted and the lock is given back.
+        """Whether the process has ended; then its end is recorded and the lock is released.
 
         Args:
-            stopped: the process and its children were told to end: a failure is none.
+            stopped: the process and its children were asked to end: then no exit code is a failure.
         """
         if self.process.poll() is None:
             return False
@@ -98,16 +98,16 @@ def fit_command(run: PlannedRun) -> list[str]:
 
 
 def runs_now(status: Status, retry: bool) -> bool:
-    """Whether a run in this state is started: one that is waiting, was cut off or interrupted; or, on ``retry``, has
+    """Whether a run in this state is started: one that is waiting, was cut off or interrupted; or, with ``retry``, has
     failed."""
     return status.state in RUNNABLE or (retry and status.state == "failed")
 
 
 def start(run: PlannedRun, retry: bool = False, own_session: bool = True) -> Attempt | Status:
-    """Start fit for a run, if it is one to start (see `runs_now`).
+    """Start fit for a run, if it should be started (see `runs_now`).
 
     Returns:
-        The status of the run if it is not one of these, or runs elsewhere.
+        The status of the run if it is not started, or runs elsewhere.
 
     Raises:
         InputError: something in the run's folder is damaged.

@@ -1,4 +1,4 @@
-"""What came out of a sweep, in one table."""
+"""The results of a sweep, in one table."""
 
 from collections.abc import Sequence
 

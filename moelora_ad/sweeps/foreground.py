@@ -14,11 +14,11 @@ _PAUSE = 0.2  # seconds
 
 
 def run_alone(run: PlannedRun, retry: bool) -> int:
-    """Run it, and show its output, which is kept as well; SIGTERM and Ctrl-C are handed on.
+    """Run it, and show its output, which is saved too; SIGTERM and Ctrl-C are passed on.
 
     Returns:
-        The exit code of fit (128 + the signal if one killed it); 0 if the run is finished already, 1 if it is not one
-        to start.
+        The exit code of fit (128 + the signal if one killed it); 0 if the run is already finished, 1 if it should not
+        be started.
 
     Raises:
         InputError: something in the run's folder is damaged.

@@ -19,7 +19,7 @@ class Gpus:
 
     Args:
         runs: of a sweep.
-        jobs: how many go at once. A run that goes alone may use all there are, like ``fit`` by itself.
+        jobs: how many run at once. A run that runs alone may use all there are, like ``fit`` without a sweep.
     """
 
     def __init__(self, runs: Sequence[PlannedRun], jobs: int) -> None:
@@ -50,8 +50,8 @@ class Gpus:
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that a process with these variables sees, by the names that the variable has for them: numbers, or UUIDs
-    of GPUs and MIG instances. As for CUDA, an entry that is no such name hides those behind it."""
+    """The GPUs that a process with these variables sees, by their names in the variable: numbers, or UUIDs
+    of GPUs and MIG instances. As for CUDA, an invalid entry hides those behind it."""
     given = environment.get(VARIABLE)
     if given is None:
         import torch  # seconds, and only for this
@@ -66,7 +66,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def _devices(run: PlannedRun) -> int:
-    """``trainer.devices`` of a run; 1 if it is no number, or a file cannot be read, which its start will tell."""
+    """``trainer.devices`` of a run; 1 if it is not a number, or a file cannot be read, which its start will report."""
     found = None
     for path in run.configs:
         try:

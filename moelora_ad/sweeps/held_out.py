@@ -37,7 +37,7 @@ def attacks_of_training(sweep: Sweep, options: Mapping[str, str]) -> tuple[str, 
     if not found:
         raise InputError.at(sweep.path, "leave_one_out: no spoof of data.train has an attack with a name")
     if missing := sorted(found - testable):
-        told = "data.val, which has to be tested on them, has no spoofs of"
+        told = "data.val, which must have them for the test, has no spoofs of"
         raise InputError.at(sweep.path, f"leave_one_out: {told} {', '.join(missing)}: name the others")
     return tuple(sorted(found))
 

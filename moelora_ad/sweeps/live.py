@@ -1,4 +1,4 @@
-"""What a sweep shows while it goes: a table on a terminal, lines of changes elsewhere."""
+"""What a sweep shows while it runs: a table on a terminal, lines of changes elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -24,7 +24,7 @@ class LiveView:
 
     Args:
         runs: that are shown, in their order.
-        statuses: to begin with, by the runs' labels; they are on the table, and no news.
+        statuses: to begin with, by the runs' labels; they are in the table, and not reported as changes.
         console: where; None for standard error.
     """
 
@@ -50,7 +50,7 @@ class LiveView:
     def show(self, run: PlannedRun, status: Status) -> None:
         """Take in the status of a run."""
         self.statuses[run.label] = status
-        # The time is not worth a line.
+        # A change of the time alone is not reported.
         told = cells(run, status)[:-1]
         if not self._console.is_terminal and self._told.get(run.label) != told:
             self._told[run.label] = told

@@ -21,10 +21,10 @@ def run_here(runs: Sequence[PlannedRun], jobs: int, retry: bool, view: LiveView)
         runs: in the order in which they start.
         jobs: how many at once.
         retry: try again what has failed.
-        view: is told of every change.
+        view: gets every change.
 
     Raises:
-        KeyboardInterrupt: the runs that were going have been stopped; each has saved where it is.
+        KeyboardInterrupt: the runs have been stopped; each has saved a checkpoint.
     """
     waiting = deque(runs)
     active: list[Attempt] = []

@@ -50,7 +50,7 @@ class PlannedRun:
         """The command line of fit.
 
         Args:
-            checkpoint: to go on from.
+            checkpoint: to resume from.
         """
         configs = [word for path in self.configs for word in ("--config", path)]
         options = [f"--{name}={option_text(value)}" for name, value in self.options.items()]
@@ -78,7 +78,7 @@ class PlannedRun:
         return loggers
 
     def identity(self) -> dict[str, Any]:
-        """What decides on the figures of the run: a finished run with another identity is another run.
+        """What the figures of the run depend on: a finished run with another identity is another run.
 
         Raises:
             InputError: a configuration file cannot be read.
@@ -106,9 +106,9 @@ def plan_runs(sweep: Sweep) -> list[PlannedRun]:
         if attack is not None:
             full, chosen = name_without(full, attack), {**chosen, _HELD_OUT_OPTION: attack}
         if not re.fullmatch(r"[\w.+=,-]{1,200}", full, re.ASCII):
-            raise InputError.at(sweep.path, f"grid: {full} is no name for a folder: list such values as systems")
+            raise InputError.at(sweep.path, f"grid: {full} is not a valid folder name: list such values as systems")
         if full.lower() in map(str.lower, systems):
-            raise InputError.at(sweep.path, f"two systems would be called {full}")
+            raise InputError.at(sweep.path, f"two systems would be named {full}")
         systems[full] = ((*sweep.configs, *system.configs), {**sweep.options, **system.options, **chosen})
     return [
         PlannedRun(name, seed, sweep.folder / name / f"seed_{seed}", configs, options, sweep.environment, sweep.wandb)
@@ -118,7 +118,7 @@ def plan_runs(sweep: Sweep) -> list[PlannedRun]:
 
 
 def _held_out(sweep: Sweep) -> tuple[str, ...] | tuple[None]:
-    """The attacks that are held out in turn; one None for a sweep that holds none out."""
+    """The attacks that are held out in turn; a single None for a sweep that holds none out."""
     if sweep.leave_one_out is None:
         return (None,)
     for options in (sweep.grid, sweep.options, *(system.options for system in sweep.systems.values())):
@@ -148,7 +148,7 @@ def choose(runs: Iterable[PlannedRun], patterns: Iterable[str]) -> list[PlannedR
 
 
 def option_text(value: Any) -> str:
-    """A value as it stands on a command line."""
+    """A value as written on a command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep keeps in the folder of a run, beside what fit writes there: ``sweep.json``, a lock, outputs."""
+"""What a sweep stores in the folder of a run, besides what fit writes there: ``sweep.json``, a lock, outputs."""
 
 import fcntl
 import json
@@ -16,7 +16,7 @@ from moelora_ad.files import written_whole
 NOTES = "sweep.json"
 _LOCK = "sweep.lock"
 _FORMAT = 1
-_PATIENCE = 1.0  # seconds; somebody who only looks holds a lock for an instant
+_PATIENCE = 1.0  # seconds; a process that only checks holds a lock for an instant
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Notes:
     Attributes:
         identity: of the run (see `PlannedRun.identity`).
         attempts: how often fit was started.
-        exit_code: of the last attempt; negative: killed by that signal; None: nobody saw it end.
+        exit_code: of the last attempt; negative: killed by that signal; None: its end was not observed.
         reason: the last line that it printed, if it failed.
         wandb_run: name of the run at Weights & Biases, which all attempts share.
     """
@@ -55,7 +55,7 @@ def read_notes(folder: Path) -> Notes | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError.at(path, f"is damaged; move or delete {folder} to run it anew") from None
+        raise InputError.at(path, f"is damaged; move or delete {folder} to run it from scratch") from None
 
 
 def _check(notes: Notes) -> None:
@@ -78,7 +78,7 @@ def take_lock(folder: Path) -> int | None:
     So a run whose sweep was killed still counts as running.
 
     Returns:
-        None if the run is locked already.
+        None if the run is already locked.
 
     Raises:
         InputError: the file system has no locks.
@@ -117,14 +117,14 @@ def _locked(descriptor: int, kind: int, folder: Path) -> bool:
 
 
 def resumable(folder: Path) -> Path | None:
-    """The newest whole checkpoint to go on from: the last one, or the one that Lightning saves before SLURM ends or
+    """The newest complete checkpoint to resume from: the last one, or the one that Lightning saves before SLURM ends or
     requeues a job; None if there is none."""
     found = [*folder.glob("checkpoints/last*.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
     return max(filter(_is_whole, found), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """A file's directory stands at its end; a sharded checkpoint's index is written last."""
+    """A file's directory is at its end; a sharded checkpoint's index is written last."""
     try:
         return (checkpoint / ".metadata").is_file() if checkpoint.is_dir() else zipfile.is_zipfile(checkpoint)
     except zipfile.BadZipFile:

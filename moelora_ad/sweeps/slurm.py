@@ -39,7 +39,7 @@ class Job(NamedTuple):
 def check_slurm() -> None:
     """
     Raises:
-        InputError: this is no machine of a cluster, or submitit is not installed.
+        InputError: this is not a machine of a cluster, or submitit is not installed.
     """
     for program in ("sbatch", "squeue"):
         if shutil.which(program) is None:
@@ -52,10 +52,10 @@ def run_on_cluster(sweep: Sweep, runs: Sequence[PlannedRun], retry: bool, view: 
     """Submit what is not finished and not in the queue, then watch until all jobs have ended.
 
     Args:
-        sweep: whose ``slurm`` says what a job asks for.
+        sweep: whose ``slurm`` has the resources of a job.
         runs: of the sweep.
         retry: submit again what has failed.
-        view: is told of every change.
+        view: gets every change.
 
     Raises:
         InputError: SLURM does not answer, or refuses the job.
@@ -72,7 +72,7 @@ def run_on_cluster(sweep: Sweep, runs: Sequence[PlannedRun], retry: bool, view: 
     while True:
         try:
             queue = _queue()
-        except InputError as error:  # a controller is away for a while; the jobs go on
+        except InputError as error:  # a controller may be down for a while; the jobs keep running
             view.say(str(error))
         else:
             for run in runs:
@@ -95,9 +95,9 @@ def cluster_statuses(sweep: Sweep, runs: Sequence[PlannedRun]) -> dict[str, Stat
 def run_task(run: PlannedRun, retry: bool) -> NoReturn:
     """What a task of a job does: the same as a sweep on this machine, in one process of fit for each task.
 
-    A requeued job comes here again and finds out by itself where to go on. SLURM signals every process of a job, the
+    A requeued job runs this again and determines where to resume. SLURM signals every process of a job, the
     workers of a DataLoader too, where Lightning's own handler for the time limit would save and requeue as well. So fit
-    ignores that signal, and is told from here to save and end.
+    ignores that signal, and is asked from here to save and end.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which fit inherits
     first = int(os.environ.get("SLURM_PROCID", "0")) == 0
@@ -167,7 +167,7 @@ def _parameters(sweep: Sweep) -> dict[str, Any]:
     if "cpus_per_task" in given:  # srun does not take it from sbatch
         srun.append(f"--cpus-per-task={given['cpus_per_task']}")
     if "time" not in given:  # submitit's default are five minutes
-        raise InputError.at(sweep.path, "slurm.time is missing: say how long a job may take, like 24:00:00")
+        raise InputError.at(sweep.path, "slurm.time is missing: give the time limit of a job, like 24:00:00")
     given["time"] = _minutes(given["time"], sweep.path)
     return {"job_name": sweep.folder.name, **given, "additional_parameters": further, "srun_args": srun}
 

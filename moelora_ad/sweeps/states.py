@@ -22,7 +22,7 @@ class Status:
     Attributes:
         state: "cut off" was killed; "differs" has figures of another configuration than the sweep's; "queued" is up
             to SLURM.
-        reason: of what went wrong, in one line; for "queued" and "running" the job, if known.
+        reason: of a failure, in one line; for "queued" and "running" the job, if known.
         record: of the run; None before there is one.
     """
 
@@ -32,7 +32,7 @@ class Status:
 
 
 def status_of(run: PlannedRun, running: bool | None = None) -> Status:
-    """The state of a run by what lies in its folder.
+    """The state of a run by the content of its folder.
 
     Args:
         run: of a sweep.
@@ -68,7 +68,7 @@ def status_of(run: PlannedRun, running: bool | None = None) -> Status:
 
 
 def readable_status_of(run: PlannedRun, running: bool | None = None) -> Status:
-    """`status_of`, where a run with something damaged in its folder has failed: it stops no other."""
+    """`status_of`, but a damaged file in its folder makes a run a failed one: it does not stop the others."""
     try:
         return status_of(run, running)
     except InputError as error:
@@ -78,7 +78,7 @@ def readable_status_of(run: PlannedRun, running: bool | None = None) -> Status:
 def _record(run: PlannedRun) -> "RunRecord | None":
     if not (run.folder / "run.json").exists():
         return None
-    # Behind it stands torch, which takes seconds; a sweep that has not begun answers at once.
+    # It imports torch, which takes seconds; a sweep that has not begun answers at once.
     from moelora_ad.runs.record import read_record
 
     return read_record(run.folder)

@@ -100,13 +100,13 @@ def read_sweep(path: str | Path) -> Sweep:
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers as in YAML 1.2 (1e-3 is one, the time 24:00:00 is none), and no key twice."""
+    """Numbers as in YAML 1.2 (1e-3 is a number, the time 24:00:00 is not), and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key, _ in node.value:
             if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} occurs twice", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -139,7 +139,7 @@ class _Reader:
             raise self.error(key, f"must map names to values, not be {value!r}")
         for name in value:
             if not isinstance(name, str):
-                raise self.error(key, f"has the key {name!r}, which is no name: put it in quotes")
+                raise self.error(key, f"has the key {name!r}, which is not text: put it in quotes")
             if names is not None and name not in names:
                 raise self.error(key, f"has the unknown key {name!r}; known: {', '.join(names)}")
         return value
@@ -153,12 +153,12 @@ class _Reader:
         path = Path(self.text(value, "folder"))
         sizes = [len(part.encode(errors="replace")) for part in path.parts]
         if not str(path).isprintable() or sum(sizes) > 2_000 or max(sizes, default=0) > 255:
-            raise self.error("folder", f"is {value!r}, which no folder can be called")
+            raise self.error("folder", f"is {value!r}, which is not a valid folder name")
         return path
 
     def list(self, value: Any, key: str) -> list[Any]:
         if not isinstance(value, list) or not value:
-            raise self.error(key, f"must be a list with something in it, not {value!r}")
+            raise self.error(key, f"must be a non-empty list, not {value!r}")
         return value
 
     def configs(self, value: Any, key: str) -> tuple[str, ...]:
@@ -179,7 +179,7 @@ class _Reader:
 
     def option(self, name: str, key: str) -> None:
         if not _OPTION.fullmatch(name):
-            raise self.error(key, f"has {name!r}, which is no dotted name of an option of fit")
+            raise self.error(key, f"has {name!r}, which is not a dotted name of an option of fit")
         if any(name == ours or name.startswith((f"{ours}.", f"{ours}+")) for ours in _OURS):
             raise self.error(key, f"sets {name}, which the sweep sets itself")
 
@@ -188,7 +188,7 @@ class _Reader:
         for name, parts in self.mapping(value, "systems").items():
             key = f"systems.{name}"
             if not _NAME.fullmatch(name):
-                raise self.error(key, "is no name for a folder: use letters, digits and . _ - + = ,")
+                raise self.error(key, "is not a valid folder name: use letters, digits and . _ - + = ,")
             parts = self.mapping(parts, key, ["configs", "options"])
             configs = self.configs(parts["configs"], f"{key}.configs") if parts.get("configs") is not None else ()
             found[name] = System(configs, self.options(parts.get("options"), f"{key}.options"))

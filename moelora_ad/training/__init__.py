@@ -1,4 +1,4 @@
-"""Training with Lightning: the module, the data, the samplers, the command line's verbs."""
+"""Training with Lightning: the module, the data, the samplers, the commands."""
 
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch, TrialDataset

@@ -17,7 +17,7 @@ class SyncedBatchNorm(LayerSync):
 
     A `Trainer` that is made in Python takes it as one of its ``plugins``. Unlike PyTorch's ``SyncBatchNorm`` it works
     on any device, keeps the layers (subclasses with a ``forward`` of their own too) and the names of their tensors, and
-    can be differentiated twice, as `MLDG` of second order wants.
+    can be differentiated twice, as second-order `MLDG` needs.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -37,7 +37,7 @@ class SyncedBatchNorm(LayerSync):
 
 @contextmanager
 def uncounted(model: nn.Module) -> Iterator[None]:
-    """Where this process only takes part in what all do together: its batch adds nothing to synced statistics."""
+    """Where this process only takes part in collective calls: its batch adds nothing to synced statistics."""
     layers = [layer for layer in model.modules() if isinstance(layer, _Synced)]
     for layer in layers:
         layer.counts = False

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, whenever a run is killed or a disk is full."""
+"""Checkpoints that are complete or absent, even if a run is killed or a disk is full."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from moelora_ad.models.saving.files import CONFIG
 
 
 class UnwrittenCheckpointError(InputError):
-    """A checkpoint could not be written; what was saved before is as it was."""
+    """A checkpoint could not be written; earlier checkpoints are unchanged."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -45,7 +45,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(local)
-        content = io.BytesIO()  # torch.save into a file has no error that tells of a full disk
+        content = io.BytesIO()  # torch.save into a file has no error of its own for a full disk
         torch.save(checkpoint, content)
         try:
             remove_abandoned(target.parent, f"{UNFINISHED}*.ckpt.tmp")
@@ -56,10 +56,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A checkpoint, also one that Lightning finds itself: that of a job that SLURM has requeued. The folder of a
-        saved model is one that tells weights alone.
+        saved model counts as a checkpoint of weights alone.
 
         Raises:
-            CheckpointError: it is damaged, or none of a training run.
+            CheckpointError: it is damaged, or not of a training run.
             InputError: a model is damaged.
         """
         if (Path(path) / CONFIG).is_file():

@@ -1,4 +1,4 @@
-"""What of a detector in training is in a checkpoint, and how it comes back."""
+"""Which part of a detector in training is in a checkpoint, and how it is restored."""
 
 import warnings
 from collections.abc import Collection
@@ -40,15 +40,15 @@ Module = TypeVar("Module", bound="CheckpointedModule")
 
 
 class CheckpointedModule(LightningModule):
-    """A module whose checkpoints hold what is trained, and say of what and on what.
+    """A module whose checkpoints have what is trained, and record its start and its data.
 
     Attributes:
         detector: what is trained.
-        training_data: what checkpoints say of the trials that it is trained on; empty if that is not known.
-        has_weights: whether fit goes on from the weights that there are.
+        training_data: what checkpoints record of the trials that it is trained on; empty if that is not known.
+        has_weights: whether fit continues from the present weights.
         init_weights: a model or a checkpoint to start from; None for new weights.
-        tether: what holds the detector to its start, which is in checkpoints too; or None.
-        started_from: what that gave, to this run or to the one that it goes on with; None before fit, and for new
+        tether: what keeps the detector near its start, which is in checkpoints too; or None.
+        started_from: what that gave, to this run or to the one that it resumes; None before fit, and for new
             weights.
         start_error: why there are no weights to start from; a checkpoint may bring others.
         validated: how many training batches there had been when the last validation within fit ended.
@@ -109,12 +109,12 @@ class CheckpointedModule(LightningModule):
             module = super().load_from_checkpoint(
                 checkpoint_path, map_location, strict=strict, weights_only=True, **(configured | arguments)
             )
-        module.has_weights = True  # fit goes on from these weights
+        module.has_weights = True  # fit continues from these weights
         return module
 
     def start(self) -> None:
         """Give the detector the weights that training starts from."""
-        resumes = self.trainer.ckpt_path is not None  # that brings its own, and what was started from may be gone
+        resumes = self.trainer.ckpt_path is not None  # that brings its own, and the start may be gone
         try:
             self.detector.adaptation.initialise(self.detector.backbone.encoder)
             if self.init_weights is not None and not resumes:
@@ -123,7 +123,7 @@ class CheckpointedModule(LightningModule):
                     print("\n".join(told))
             elif not resumes and (continued := self.detector.continued_names()):
                 raise InputError(
-                    f"{OPTION} is not given: {min(continued)} and the like stay as an earlier training left them"
+                    f"{OPTION} is not given: {min(continued)} and others stay as an earlier training left them"
                 )
         except (AdapterError, InputError) as error:
             self.start_error = error

@@ -9,7 +9,7 @@ from moelora_ad.training.losses.loss_module import LossModule
 
 
 def compiled(module: LossModule, detector: Detector, backend: str, checkpointing: bool) -> CompiledDetector:
-    """The detector of a module with all parts compiled that can be; the first process says which run eagerly, and why.
+    """The detector of a module with all possible parts compiled; the first process prints which run eagerly, and why.
 
     Args:
         module: in training or evaluation, with its trainer.

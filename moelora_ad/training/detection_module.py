@@ -56,7 +56,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         backbone: the pretrained speech encoder.
         adaptation: what of it is trained.
         classifier: classifier class; it gets the backbone's width.
-        optimizer: any torch optimiser; its own learning rate serves every part that has none below.
+        optimizer: any torch optimiser; its learning rate applies to every part that has none below.
         schedule: ``WarmupCosine`` (step by step), any torch scheduler (epoch by epoch), or none.
         adapter_lr: learning rate of what the adaptation trains: experts, or any other part but gates. (An encoder or
             layers that are trained as a whole have the optimiser's.)
@@ -67,21 +67,21 @@ class DetectionModule(CheckpointedModule, LossModule):
             is their mean, weighted by ``class_weights``.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
         meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
-        tether: ``Tether`` holds the detector to what it said when its training began; None lets it go.
+        tether: ``Tether`` keeps the detector's scores near those at the start of training; None does not.
         freeze_classifier: train the adaptation alone; the classifier and the backbone's layer weights stay as they are.
         init_weights: a model (its folder or hub id) or a checkpoint to start from: what fits by name and shape gets its
-            weights, and lines tell what does not. Data, optimiser and schedule are new. See `initial_weights`.
-        compile: compile the encoder's layers and the classifier, each by itself, by ``torch.compile``; a string names
-            its backend. What cannot be compiled runs eagerly, and a line says why.
+            weights, and lines list what does not. Data, optimiser and schedule are new. See `initial_weights`.
+        compile: compile the encoder's layers and the classifier, each on its own, by ``torch.compile``; a string names
+            its backend. What cannot be compiled runs eagerly, and a line gives the reason.
 
     A trainer that has an `AudioDeepfakeDataModule` knows the trials behind its batches. With DataLoaders of your own,
     whose batches are what `as_batch` takes, there are loss, dev EER, checkpoints and the figures of routing, but no
-    score files, no `MLDG`, and no check that a run goes on with the same data.
+    score files, no `MLDG`, and no check that a run resumes with the same data.
 
     Attributes:
-        score_folder: where score files go; None for the place that `trainer_state.score_folder` tells.
+        score_folder: where score files go; None for that of `trainer_state.score_folder`.
         configuration: what this experiment was built from, for the provenance of scores.
-        untrained: whether scores are those of weights that nothing has trained; told with them.
+        untrained: whether scores are those of untrained weights; recorded with them.
         parameter_counts: those of the detector, in training (see `Detector.parameter_counts`).
     """
 
@@ -159,10 +159,10 @@ class DetectionModule(CheckpointedModule, LossModule):
             assert data.train_trials is not None
             self.training_data = training_data(data.train, data.train_trials)
         check_monitors(self.trainer, self)
-        self.parameter_counts = self.detector.parameter_counts()  # while parameters are whole
+        self.parameter_counts = self.detector.parameter_counts()  # before parameters are sharded
         if self.has_weights:
             return
-        self.has_weights = True  # a second fit goes on from the first
+        self.has_weights = True  # a second fit continues from the first
         self.start()
 
     def configure_optimizers(self) -> Any:
@@ -245,7 +245,7 @@ class DetectionModule(CheckpointedModule, LossModule):
             logits = self(batch.waveforms, batch.lengths)
         self._sets[0].update(batch, logits)
         loss = self._loss(logits, batch)
-        # What could not be read, and an idle pass, weigh nothing.
+        # What could not be read, and an idle pass, have weight 0.
         self.log(f"{DEV}/loss", loss, on_epoch=True, batch_size=batch.num_read, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:

@@ -1,4 +1,4 @@
-"""Training reaches all that it should: every adapted projection is called, and under DDP all that is trained gets a
+"""Check that training reaches all parts: every adapted projection is called, and under DDP all that is trained gets a
 gradient."""
 
 from contextlib import AbstractContextManager, nullcontext
@@ -23,10 +23,10 @@ class FirstSteps:
         self._detector = detector
         self._skips = detector.backbone.stochastic
         self._calls: CallWatch | None = CallWatch(detector.backbone.encoder, detector.sites)
-        self._stepped = False  # a run that goes on may be at the end of an epoch
+        self._stepped = False  # a resumed run may be at the end of an epoch
 
     def watching(self) -> AbstractContextManager[object]:
-        """What forward passes stand in, those of validation too, as long as there is something to watch."""
+        """The context of forward passes, those of validation too, as long as there is something to watch."""
         return nullcontext() if self._calls is None else self._calls
 
     def after_backward(self, trainer: Trainer) -> None:

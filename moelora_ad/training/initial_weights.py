@@ -4,6 +4,7 @@
 here takes tensors as they are, by their names.)
 """
 
+import inspect
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.configuration.building import detector_state
 from moelora_ad.errors import InputError, printable
 from moelora_ad.files import file_hash
@@ -57,12 +59,12 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
         source: the folder of a model, the id of one on the hub, a checkpoint, or the folder of a run, for its best one.
 
     Returns:
-        What was done, for the record, and the lines that tell of it.
+        What was done, for the record, and the lines that report it.
 
     Raises:
-        InputError: there are no such weights, they are damaged, none of them fits, they lack what is to stay as it was
-            trained (`Detector.continued_names`), or they change what the detector keeps frozen: its checkpoints would
-            not have it.
+        InputError: there are no such weights, they are damaged, none of them fits, they lack what must stay as it was
+            trained (`Detector.continued_names`), they would replace adapters that the adaptation starts from elsewhere,
+            or they change what the detector keeps frozen: its checkpoints would not have it.
     """
     given = _read(source)
     kept, own = detector.kept_names(), detector.state_dict()
@@ -84,22 +86,28 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
             )
     if not any(own[name].is_floating_point() for name in fitting):
         raise InputError(
-            f"{OPTION}: nothing of {source} fits the model that is configured; there is {_named(given.tensors)}, and "
+            f"{OPTION}: nothing in {source} fits the configured model; it has {_named(given.tensors)}, and "
             f"here {_named(kept)}"
         )
     if lacking := detector.continued_names() - fitting.keys():
         raise InputError(
-            f"{OPTION}: {source} has not all that is to stay as it is: it lacks, in the shape that is configured, "
+            f"{OPTION}: {source} lacks some of what must stay as it is, in the shape that is configured: "
             f"{_named(lacking)}"
+        )
+    start = _start_of(detector.adaptation)
+    if start and any(name.startswith(_ENCODER) for name in fitting):
+        raise InputError(
+            f"{OPTION}: {source} has adapters, and model.adaptation.init_args.{start} starts them from elsewhere: "
+            "leave out one of the two, or give a model without adapters"
         )
     detector.load_state_dict(fitting, strict=False)
     anew = kept - fitting.keys() - {one.partition(" ")[0] for one in misshapen}
-    notes.insert(0, f"{OPTION}: {len(fitting):,} of {len(kept):,} tensors are those of {source}")
-    for names, what in ((anew, "not there, begun anew"), (misshapen, "of another shape, begun anew")):
+    notes.insert(0, f"{OPTION}: {len(fitting):,} of {len(kept):,} tensors are taken from {source}")
+    for names, what in ((anew, "missing, initialised"), (misshapen, "of another shape, initialised")):
         if names:
             notes.append(f"{OPTION}: {what}: {_named(names)}")
     if unused:
-        notes.append(f"{OPTION}: there and not used: {_named(unused)}")
+        notes.append(f"{OPTION}: present and not used: {_named(unused)}")
     record = InitialWeights(
         str(source), file_hash(given.path), len(fitting), len(anew) + len(misshapen), len(unused) + len(misshapen)
     )
@@ -116,7 +124,7 @@ def _read(source: str | Path) -> _Given:
         check_finite(without_silence(tensors), f"{OPTION}: {path}")
         return _Given(path, tensors)
     if not is_model and str(source).count("/") != 1:
-        raise InputError(f"{OPTION}: {source}: no such folder or file, and no id (owner/name) of a model on the hub")
+        raise InputError(f"{OPTION}: {source}: no such folder or file, and not a model's id (owner/name) on the hub")
     folder = folder_of(source)
     config = read_config(folder)
     tensors = read_tensors(folder / WEIGHTS)
@@ -127,18 +135,25 @@ def _read(source: str | Path) -> _Given:
 
 
 def _check_encoder(detector: Detector, given: _Given, source: str | Path) -> list[str]:
-    """A line if what the model kept frozen of its encoder is not what the detector has there."""
+    """A line if the frozen tensors of the model's encoder differ from the detector's."""
     if given.frozen is None:
         return []
     pretrained = detector.ownership.pretrained()
     same = {name: tensor for name, tensor in pretrained.items() if f"{_ENCODER}{name}" not in given.tensors}
     if tensors_hash(same) == given.frozen:
         return []
-    where = f": give {given.encoder}" if given.encoder else ", if that is not wanted: give its own"
+    where = f": give {given.encoder}" if given.encoder else ": if that is not intended, give its own"
     return [
         f"{OPTION}: warning: {source} was trained on another encoder than the one configured{where} as "
         "model.backbone.init_args.source"
     ]
+
+
+def _start_of(method: AdaptationMethod) -> str | None:
+    """The argument that starts the adapters from elsewhere, if one is given."""
+    parameters = inspect.signature(type(method)).parameters
+    given = (name for name in method.initial_arguments if method.init_args[name] != parameters[name].default)
+    return next(given, None)
 
 
 def _equal(own: Tensor, given: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Meta-learning for attacks that training does not know: in every step some attacks play the unknown ones."""
+"""Meta-learning for unseen attacks: in every step some attacks stand for the unseen ones."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,7 +20,7 @@ from moelora_ad.training.batch_norm import uncounted
 from moelora_ad.training.losses.loss_module import LossModule, SharedLoss
 
 Result = TypeVar("Result")
-Gradients = Sequence[Tensor | None]  # of the trainable parameters in their order; None for one that had no part
+Gradients = Sequence[Tensor | None]  # of the trainable parameters in their order; None for one without a gradient
 
 _BONA_FIDE, _FAILED = -1, -2  # in place of the number of an attack
 _NO_TRIAL = -1  # in place of one that could not be read
@@ -48,7 +48,7 @@ class MLDG:
         inner_lr: alpha, learning rate of the inner step of gradient descent.
         beta: weight of the meta-test loss.
         meta_test_share: of the attacks of a batch; at least one is meta-test and one meta-train.
-        second_order: differentiate the inner step: exact, dearer, and without fused attention in meta-train.
+        second_order: differentiate the inner step: exact, more expensive, and without fused attention in meta-train.
 
     Raises:
         InputError: an argument is out of its range.
@@ -71,7 +71,7 @@ class MLDG:
         self._attacks: NDArray[np.int64] = np.zeros(0, np.int64)  # (trials,) number of the attack, or _BONA_FIDE
 
     def prepare(self, module: LossModule) -> None:
-        """Read the attacks of the training set, once it is there.
+        """Read the attacks of the training set, once it is read.
 
         Raises:
             InputError: it has fewer than two attacks, or training is set up in a way that this does not work with.
@@ -215,7 +215,7 @@ def split(attacks: NDArray[np.int64], share: float, generator: np.random.Generat
 
 def trials_of_part(batch: Batch, chosen: NDArray[np.integer]) -> Batch:
     """The trials of a batch at the places ``chosen`` (n,). Of none, the first trial as one that failed: the process
-    takes part in what all do together and adds nothing to the cross entropy; auxiliary losses do see its gates."""
+    takes part in collective calls and adds nothing to the cross entropy; auxiliary losses do see its gates."""
     rows = torch.from_numpy(chosen if len(chosen) else np.zeros(1, np.int64))
     clips = len(batch.waveforms) // len(batch.trials)
     rows_of_clips = (rows.unsqueeze(1) * clips + torch.arange(clips)).flatten()
@@ -228,7 +228,7 @@ def trials_of_part(batch: Batch, chosen: NDArray[np.integer]) -> Batch:
 
 
 def _picked(values: Tensor, rows: Tensor) -> Tensor:
-    """The rows of a tensor on any device; on a GPU nothing waits."""
+    """The rows of a tensor on any device; a GPU is not waited for."""
     is_gpu = values.device.type == "cuda"
     return values[(rows.pin_memory() if is_gpu else rows).to(values.device, non_blocking=is_gpu)]
 
@@ -246,7 +246,7 @@ class _At(nn.Module):
 
 
 def with_parameters(module: nn.Module, values: dict[str, Tensor], function: Callable[[], Result]) -> Result:
-    """What ``function()`` returns while ``values`` stand in the place of the module's parameters of these names.
+    """What ``function()`` returns while ``values`` replace the module's parameters of these names.
 
     A backward pass belongs inside the function: gradient checkpointing calls the module again from there.
     """
@@ -255,7 +255,7 @@ def with_parameters(module: nn.Module, values: dict[str, Tensor], function: Call
 
 
 class _Hand(torch.autograd.Function):
-    """A value whose backward pass hands out gradients that are there already."""
+    """A value whose backward pass returns gradients that were computed before."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:

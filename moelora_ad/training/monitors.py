@@ -16,10 +16,10 @@ _OURS = ("moelora_ad", "lightning")
 
 
 def check_monitors(trainer: Trainer, module: LossModule) -> None:
-    """See that what checkpoints and early stopping watch will be logged.
+    """Check that what checkpoints and early stopping watch will be logged.
 
-    What other callbacks of ours log (``routing/``, ``gradients/``, ``train/auxiliary/`` and the like) is taken on
-    trust, and so is any name if there are callbacks, or a module, of the user's own, which may log it.
+    What other callbacks of ours log (``routing/``, ``gradients/``, ``train/auxiliary/`` and the like) is not
+    checked, nor is any name if there are callbacks, or a module, of the user's own, which may log it.
 
     Raises:
         InputError: a name will never be logged.
@@ -37,7 +37,7 @@ def check_monitors(trainer: Trainer, module: LossModule) -> None:
 
 
 def check_dev_limit(trainer: Trainer) -> None:
-    """See that the part of the development set that ``limit_val_batches`` or ``overfit_batches`` leaves has both
+    """Check that the part of the development set that ``limit_val_batches`` or ``overfit_batches`` leaves has both
     classes, so that there is an EER to select by.
 
     Raises:

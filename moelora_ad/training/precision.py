@@ -28,7 +28,7 @@ def check_trains(precision: Any) -> None:
 
 
 def cast_by_autocast_alone(strategy: Strategy) -> None:
-    """Keep FSDP from casting waveforms, weights and buffers of mixed precision itself, heads included, unless its
+    """Prevent FSDP from casting waveforms, weights and buffers of mixed precision itself, heads included, unless its
     ``mixed_precision`` says how: autocast does what it does under other strategies."""
     if isinstance(strategy, FSDPStrategy) and strategy.mixed_precision is None:
         strategy.mixed_precision = MixedPrecision()
@@ -38,7 +38,7 @@ class FrozenHalfPrecision(HalfPrecision):
     """The frozen encoder in bfloat16 or float16; experts, gates and classifier, and their optimiser, in float32.
 
     Half the memory of the encoder's weights, and no rounding of what is trained; ``bf16-mixed`` keeps fewer bytes of
-    activations, since adapters read theirs in float32 here. It takes the place of Lightning's ``bf16-true`` and
+    activations, since adapters read theirs in float32 here. It replaces Lightning's ``bf16-true`` and
     ``16-true``, which would round the adapters too. What passes back through the encoder is of its precision: float16
     is for evaluation alone (see `check_trains`).
 
@@ -50,7 +50,7 @@ class FrozenHalfPrecision(HalfPrecision):
         """Convert the frozen tensors of the encoder in place.
 
         Raises:
-            InputError: the encoder itself is trained, or this is no precision to train in.
+            InputError: the encoder itself is trained, or training does not work in this precision.
         """
         assert isinstance(module, DetectionModule)
         trainer = trainer_of(module)

@@ -33,7 +33,7 @@ class SetFigures(NamedTuple):
         num_scored: trials that were scored, with or without a label.
         num_failed: trials that could not be read.
         first_failure: why the first of them could not.
-        num_known: scores that were there already, and were not computed again.
+        num_known: scores of earlier runs, which were not computed again.
     """
 
     num_bona_fide: int
@@ -52,7 +52,7 @@ class SetResult(NamedTuple):
         table: None if all trials failed.
         indices: (n,) int64 of its trials, ascending.
         reasons: why trials failed, by index.
-        num_known: scores that were there already.
+        num_known: scores of earlier runs.
     """
 
     table: ScoreTable | None
@@ -77,9 +77,9 @@ class SetScores:
     Args:
         name: of the set.
         trials: all its trials.
-        complete: whether every trial must be scored; False when the trainer was told to run a part only.
-        kept: where scores are kept as they come, with those that are there already; None where no file is written.
-        adds_known: whether this process brings the scores that are there already into the gathering; one must.
+        complete: whether every trial must be scored; False when the trainer runs only a part.
+        kept: where scores are stored as they come, with earlier ones; None where no file is written.
+        adds_known: whether this process adds the earlier scores to the gathering; one must.
         device: where the processes gather them.
     """
 
@@ -110,7 +110,7 @@ class SetScores:
         if not len(batch.trials):  # an idle pass
             return
         scores = trial_scores(logits.detach(), len(batch.trials))
-        # A trial that failed keeps its place in the count of trials, and its score is never used.
+        # A trial that failed stays in the count of trials, and its score is never used.
         scores = scores.where(batch.read, float("nan"))
         self.scores.update(batch.trials, scores)
         self.failures.update(batch.failures)
@@ -119,7 +119,7 @@ class SetScores:
             self._keep(all_of_them=False)
 
     def _keep(self, all_of_them: bool) -> None:
-        """Keep the scores that have come to the host, in order; or wait for all."""
+        """Store the scores that have arrived on the host, in order; or wait for all."""
         assert self.kept is not None
         while self._unkept and (all_of_them or self._unkept[0][1].is_there):
             trials, scores = self._unkept.popleft()
@@ -163,7 +163,7 @@ class UnlistedScores:
         """Add a batch, as `SetScores.update` does."""
         if len(batch.trials):
             scores = trial_scores(logits.detach(), len(batch.trials))
-            # To leave out some of a GPU's scores would be to wait for them.
+            # Leaving out some of a GPU's scores would mean waiting for them.
             self.scores.update(scores, batch.labels.where(batch.read, _UNREAD))
             self.failures.update(batch.failures)
 
@@ -196,7 +196,7 @@ Evaluated = SetScores | UnlistedScores
 def evaluation_sets(trainer: Trainer) -> list[Evaluated]:
     """The sets that the trainer evaluates in this stage, in the order of its data loaders.
 
-    Those of a user's own DataLoaders are called ``dev``, and ``test`` or ``test_0``, ``test_1`` and so on.
+    Those of a user's own DataLoaders are named ``dev``, and ``test`` or ``test_0``, ``test_1`` and so on.
 
     Raises:
         InputError: there are several DataLoaders for validation.

@@ -68,7 +68,7 @@ def test_top_k_first_is_softmax_first_renormalised():
 def test_an_utterance_gate_does_not_hear_padding():
     gate = Gate(8, EXPERTS, GatePolicy(level="utterance", noise="none"))
     logits = torch.randn(2, TOKENS, EXPERTS)
-    logits[1, 3:] = torch.nan  # whatever stands there
+    logits[1, 3:] = torch.nan  # whatever is there
     valid_tokens(gate, torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
     given = gate(logits)
     valid_tokens(gate, None)

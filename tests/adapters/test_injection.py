@@ -74,7 +74,7 @@ def test_targets_that_match_nothing_are_refused_by_name(targets, message):
 def test_a_model_is_adapted_once():
     adapted = model()
     LoRA(rank=2, targets=["q_proj"]).adapt(adapted)
-    with pytest.raises(InjectionError, match=r"adapted already, first at 0\.q_proj"):
+    with pytest.raises(InjectionError, match=r"already adapted, first at 0\.q_proj"):
         LoRA(rank=2, targets=["mlp"]).adapt(adapted)
 
 
@@ -175,7 +175,7 @@ def test_without_a_range_sites_outside_of_layers_are_adapted_too():
 
 @pytest.mark.parametrize("layers", [LayerRange(4), LayerRange(2, 1)])
 def test_an_empty_range_is_refused(layers):
-    with pytest.raises(InjectionError, match=r"nothing lies in LayerRange.*layers 0 to 3"):
+    with pytest.raises(InjectionError, match=r"no target is in LayerRange.*layers 0 to 3"):
         MoELoRA(2, 2, targets=["q_proj"], layers=layers).adapt(stack())
 
 
@@ -253,11 +253,11 @@ def test_gates_cannot_be_shared_between_inputs_of_different_width():
     model = nn.ModuleList([nn.ModuleDict({"up": nn.Linear(8, 16), "down": nn.Linear(16, 8)})])
     with pytest.raises(InjectionError, match=r"input of 0\.down is 16 wide, that of 0\.up 8"):
         MoELoRA(2, 2, targets=["up", "down"], share_gate=True).adapt(model)
-    with pytest.raises(InjectionError, match="stands in no numbered layer"):
+    with pytest.raises(InjectionError, match="is not in a numbered layer"):
         MoELoRA(2, 2, targets=["q_proj"], share_gate=True).adapt(stack().head)
 
 
-# Projections that are not called as they stand
+# Projections that are not called as they are
 
 
 def trained_b(model: nn.Module) -> nn.Module:

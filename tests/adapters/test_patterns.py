@@ -1,4 +1,4 @@
-"""Regular expressions of strangers: what ``re`` says of them, in bounded time and memory."""
+"""Untrusted regular expressions: the results of ``re``, in bounded time and memory."""
 
 import json
 import re

@@ -95,7 +95,7 @@ class Method(AdaptationMethod):
 
 
 def wrap(encoder):
-    inject(encoder, ["down"], lambda base, _: Wrapper(base))  # tells nothing: what stands there now is found
+    inject(encoder, ["down"], lambda base, _: Wrapper(base))  # returns nothing: the new modules are detected
 
 
 def wrap_by_hand(encoder):
@@ -292,7 +292,7 @@ def test_a_contradiction_is_one_line(encoder):
     for method, told in (
         (Taken(biases), "Taken: the name 'classifier' is taken"),
         (Outside(biases), "Outside: its part 'scales' has a parameter that is not in the encoder"),
-        (Method(lambda _: ["layers.9"]), "Method: adapt returned 'layers.9', which is no module of the encoder"),
+        (Method(lambda _: ["layers.9"]), "Method: adapt returned 'layers.9', which is not a module of the encoder"),
     ):
         with pytest.raises(AdapterError, match=told):
             Ownership(method, copy.deepcopy(encoder))

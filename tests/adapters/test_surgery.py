@@ -515,7 +515,7 @@ def test_some_sites_alone():
 def test_experts_and_sites_that_are_not_there_are_named():
     with pytest.raises(AdapterError, match=r"0\.up has experts 0 to 2, there is no 3"):
         drop_expert(mixture(), 3)
-    with pytest.raises(AdapterError, match=r"2\.up is no mixture of the model"):
+    with pytest.raises(AdapterError, match=r"2\.up is not a mixture of the model"):
         add_expert(mixture(), sites=["2.up"])
     with pytest.raises(AdapterError, match=r"0\.up shares its gate with 0\.down: choose both or neither"):
         split_expert(mixture(share_gate=True), 0, sites=["0.up"])

@@ -1,4 +1,4 @@
-"""Experts dropped and merged, against models built by hand; what is refused, and what a changed model tells."""
+"""Experts dropped and merged, against models built by hand; what is refused, and what a changed model records."""
 
 import csv
 import json
@@ -64,8 +64,8 @@ def scores(detector, waveforms) -> np.ndarray:
 
 @torch.no_grad()
 def separating(detector: Detector, corpora) -> Detector:
-    """The detector with the linear head that tells these bona fide utterances from these spoofs, 0.05 above from 0.05
-    below 0: whatever changes its frames by much makes it guess."""
+    """The detector with the linear head that separates these bona fide utterances from these spoofs, 0.05 above from
+    0.05 below 0: whatever changes its frames by much makes it guess."""
     detector.eval()
     features, _ = detector.backbone(corpora["waveforms"])
     means = torch.cat([features.mean(1), torch.ones(len(features), 1)], 1).double()
@@ -137,7 +137,7 @@ def test_the_expert_that_does_nothing_is_dropped_and_those_that_matter_are_kept(
     assert (code, err) == (0, "")
     told = json.loads((tmp_path / "told" / "prune.json").read_text())
     assert (told["dropped"], told["num_experts"]) == ([0], 3)
-    assert "not missed: expert 0 of 3; 2 are left; without 0 and " in out
+    assert "not needed: expert 0 of 3; 2 are left; without 0 and " in out
     pruned = load(tmp_path / "pruned")
     # By hand: the two experts, and the rows of their gates, in a mixture of two.
     by_hand = Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2, gate=GatePolicy(noise="none")), MeanPooling)
@@ -158,7 +158,7 @@ def test_the_expert_that_does_nothing_is_dropped_and_those_that_matter_are_kept(
     without_one = {(row["without"], row["set"]): row["eer"] for row in told["rows"] if "without" in row}
     assert without_one["0", "dev"] == 0.0
     assert min(without_one["0 1", "dev"], without_one["0 2", "dev"]) > 0.1
-    # What it says of itself.
+    # What it records of itself.
     assert pruned.adaptation.num_experts == 2
     assert pruned.about["licence"] == "MIT"
     assert pruned.about["history"][0].startswith("pruned from model (SHA-256 of its weights ")
@@ -248,15 +248,15 @@ def test_mistakes_are_told_in_a_line(verb, idle, corpora, small_whisper, run_ver
     spoofs = {"class_path": "moelora_ad.corpora.Manifest", "init_args": {"path": str(corpora["spoofs"]), "name": "s"}}
     (tmp_path / "spoofs.yaml").write_text(yaml.safe_dump({"data": {"test": {"spoofs": spoofs}}}))
     option = "--margin" if verb is prune_command else "--tolerance"
-    gates = "the model has no gates" if verb is prune_command else "is one LoRA already, without gates"
+    gates = "the model has no gates" if verb is prune_command else "is already one LoRA, without gates"
     for arguments, code, words in (
         ((idle, "--to", tmp_path / "to"), 1, "is a model, which has no corpora: name them with --data FILE"),
-        ((idle, "--data", corpora["data"]), 2, "--to DIR: say where the changed model goes"),
-        ((idle, "--data", corpora["data"], "--to", tmp_path / "there"), 2, "is there already"),
+        ((idle, "--data", corpora["data"]), 2, "--to DIR is needed: the folder of the changed model"),
+        ((idle, "--data", corpora["data"], "--to", tmp_path / "there"), 2, "already exists"),
         ((idle, *given, "--decide-on", "nothing"), 1, "has no set 'nothing': choose from elsewhere, dev"),
         ((idle, "--data", tmp_path / "spoofs.yaml", "--to", tmp_path / "to"), 1, "data.val is not given"),
         ((idle, *given, "--data", tmp_path / "spoofs.yaml"), 1, "spoofs has no bona fide trials"),
-        ((idle, *given, option, "-1"), 2, "'-1' is no number of points"),
+        ((idle, *given, option, "-1"), 2, "'-1' is not a number of points"),
         ((tmp_path / "lora", *given), 1, gates),
         ((tmp_path / "nowhere", *given), 1, "no such folder"),
     ):
@@ -333,7 +333,7 @@ def test_a_sharp_router_is_refused(sharp, corpora, run_verb, tmp_path):
     assert (merging.changed, [*merging.sets]) == (None, ["dev"])
     assert max(merging.errors["dev"].values()) > 0.3
     assert merging.sets["dev"].difference.second == 0
-    # What is allowed is written, and a set that loses without having decided is told of.
+    # What is allowed is written, and a set that loses without being a deciding one is reported.
     code, out, _ = run_verb(
         merge_command, sharp, "--data", corpora["data"], "--to", tmp_path / "to", "--tolerance", 100, *FEW
     )
@@ -353,7 +353,7 @@ class Quiet(MoELoRA):
 def test_a_method_that_does_not_say_what_makes_its_adapters_is_refused(small_whisper, corpora, tmp_path):
     detector = separating(Detector(WhisperBackbone(small_whisper), Quiet(2, 2), MeanPooling), corpora)
     detector.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="cannot be changed: Quiet does not say what makes its adapters"):
+    with pytest.raises(InputError, match="cannot be changed: Quiet does not define the method after experts change"):
         prune_experts(tmp_path, data=corpora["data"], allow=[__name__])
 
 

@@ -112,14 +112,14 @@ def test_the_verbs(fitted, run_verb, tmp_path):
     assert "the model has no gates" in err
     code, _, err = run_verb(analyze_command, "ensemble", lora, mixture)
     assert code == 1
-    assert "is no run of a LoRA; a mixture goes behind --against" in err
+    assert "is not a run of a LoRA; give a mixture with --against" in err
     code, _, err = run_verb(analyze_command, "ensemble", lora)
     assert code == 1
     assert "at least two LoRA runs" in err
     last = lora / "checkpoints" / "last.ckpt"
     code, _, err = run_verb(analyze_command, "ensemble", lora, last)
     assert code == 1
-    assert "named twice" in err
+    assert "given twice" in err
 
 
 def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):

@@ -38,14 +38,14 @@ def test_scores_are_those_of_the_run(fitted, judged, precision):
     folder, expected = judged("mixture", precision)
     analysis = analyze_experts(folder, resamples=5, **HERE)
     np.testing.assert_allclose(analysis.scores["other"]["all experts"].scores, expected, rtol=1e-6, atol=1e-6)
-    assert analysis.notes == (f"computed in {precision}, as the model was judged; --precision takes another one",)
+    assert analysis.notes == (f"computed in {precision}, as the model was evaluated; --precision sets another one",)
     assert experts_report(analysis).notes[-1] == analysis.notes[0]
 
     # It is another precision indeed; it can be chosen, and nothing is said where it is the run's.
     single = analyze_experts(folder, resamples=5, precision="32-true", **HERE)
     assert 1e-5 < np.abs(single.scores["other"]["all experts"].scores - expected).max() < 0.1
     (note,) = single.notes
-    assert note.startswith(f"computed in 32-true; the model was judged in {precision}")
+    assert note.startswith(f"computed in 32-true; the model was evaluated in {precision}")
     plain = analyze_experts(fitted["mixture", 1], resamples=5, **HERE)
     assert plain.notes == ()
     for variant, table in plain.scores["other"].items():

@@ -16,7 +16,7 @@ HERE = {"device": "cpu", "workers": 0}
 
 
 class Told(list):
-    """A progress function that keeps what it is told."""
+    """A progress function that stores its calls."""
 
     def __call__(self, what: str, done: float, total: int) -> None:
         self.append((what, done, total))

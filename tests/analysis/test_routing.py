@@ -101,7 +101,7 @@ def test_experts_that_are_the_attacks(planted, report, level):
         assert gates["layers.0.q_proj", leads[0]] == pytest.approx(1, abs=1e-6)
         assert gates["layers.1.q_proj", leads[1]] == pytest.approx(1, abs=1e-6)
         assert sum(gates.values()) == pytest.approx(2)
-    # A quarter of the utterances each is of an attack; bona fide speech lies between the second and the third.
+    # A quarter of the utterances each is of an attack; bona fide speech is between the second and the third.
     over_all = [row["mean_gate"] for row in found.rows if (row["by"], row["site"]) == ("all", "layers.0.q_proj")]
     np.testing.assert_allclose(over_all, [0.25, 0.375, 0.375], atol=1e-6)
 
@@ -143,7 +143,7 @@ def test_the_verb_on_a_trained_mixture(fitted, run_verb, tmp_path):
     with (tmp_path / "routing.csv").open() as file:
         rows = list(csv.DictReader(file))
 
-    # The gates of the spoofs of one attack, recorded by themselves, and of all.
+    # The gates of the spoofs of one attack, recorded separately, and of all.
     trained = load_trained(run)
     trials = trials_of(trained, "other")
     for kind, name in (("attack", "B02"), ("label", "bona fide"), ("codec", "codec1"), ("all", "")):

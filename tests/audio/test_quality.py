@@ -53,7 +53,7 @@ def encoded(frames, form="WAV", subtype=None, rate=RATE):
     ("low", "high", "wanted"),
     [
         (0.0, 0.0, "-inf dBFS"),
-        (0.5, 0.5, "-inf dBFS"),  # an offset is no sound
+        (0.5, 0.5, "-inf dBFS"),  # an offset is not sound
         (-0.0001, 0.0001, "-80 dBFS"),
         (0.2, 0.2018, "-61 dBFS"),
         (-0.0011, 0.0011, None),

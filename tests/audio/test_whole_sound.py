@@ -69,7 +69,7 @@ def libsndfile(form, subtype, **options):
     return lambda sound: with_libsndfile(sound, form, subtype, **options)
 
 
-# Files whose header, or whose chunks, tell where they end ...
+# Files whose header, or whose chunks, have their size ...
 CHUNKED = {
     **{f"wav {subtype}": libsndfile("WAV", subtype)
        for subtype in ("PCM_U8", "PCM_16", "PCM_24", "FLOAT", "ULAW", "ALAW", "MS_ADPCM", "IMA_ADPCM", "GSM610")},
@@ -257,7 +257,7 @@ def test_frames_of_every_rate_are_counted(rate, kilobits):
 
 
 def flac_that_tells(data, samples):
-    """FLAC whose header tells another number of samples."""
+    """FLAC whose header has another number of samples."""
     data = bytearray(data)
     data[21] &= 0xF0
     data[22:26] = samples.to_bytes(4, "big")

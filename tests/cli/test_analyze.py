@@ -1,4 +1,4 @@
-"""The verb analyze around its analyses: files, help, and what goes wrong on the way."""
+"""The command analyze around its analyses: files, help, and what goes wrong on the way."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The verb calibrate, and the calibration and figures that export stores."""
+"""The command calibrate, and the calibration and figures that export stores."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def test_scores_become_log_likelihood_ratios(model, calibrate, tmp_path):
     assert "calibrated on dev.csv (LA dev)" in (model / "README.md").read_text()
     # Once more: the other calibration takes its place, and that is said.
     _, printed, _ = calibrate(score_file(tmp_path / "other.csv", seed=1), "--model", model)
-    assert "in the place of another one" in printed
+    assert "replacing another one" in printed
     assert Detector.from_pretrained(model).calibration["fitted_on"] == "other.csv (LA dev)"
 
 
@@ -159,4 +159,4 @@ def test_an_onnx_file_beside_it_gets_the_calibration_too(model, calibrate, tmp_p
     (model / "model.onnx").write_bytes(b"damaged")
     code, _, error = calibrate(scores, "--model", model)
     assert code == 2
-    assert "model.onnx: is no readable ONNX file" in error
+    assert "model.onnx: is not a readable ONNX file" in error

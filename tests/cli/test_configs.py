@@ -1,4 +1,4 @@
-"""The verb configs: what comes with the package is listed, shown, copied and checked."""
+"""The command configs: what comes with the package is listed, shown, copied and checked."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_copy_overwrites_nothing(run_verb, elsewhere):
     (elsewhere / "lora_r8.yaml").write_text("system: mine\n")
     code, _, err = run_verb(configs, "copy", "adapters/lora_r8")
     assert code == 2
-    assert "lora_r8.yaml is there already" in err
+    assert "lora_r8.yaml already exists" in err
     assert (elsewhere / "lora_r8.yaml").read_text() == "system: mine\n"
     assert run_verb(configs, "copy", "adapters/lora_r8", "--overwrite")[0] == 0
     assert (elsewhere / "lora_r8.yaml").read_bytes() == original
@@ -94,4 +94,4 @@ def test_of_a_sweep_every_system_is_checked(run_verb, elsewhere):
     assert out.splitlines() == [f"sweeps/quickstart, system {system}: valid" for system in systems]
     code, _, err = run_verb(configs, "validate", "quickstart", "sweeps/quickstart")
     assert code == 1
-    assert "sweeps/quickstart is a sweep: check it by itself" in err
+    assert "sweeps/quickstart is a sweep: check it on its own" in err

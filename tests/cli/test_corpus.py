@@ -1,4 +1,4 @@
-"""The verb corpus, as a user runs it."""
+"""The command corpus, as a user runs it."""
 
 import json
 import shutil
@@ -101,8 +101,8 @@ data:
     [
         (None, "cannot be read: No such file"),
         ("model: x", "no corpus in the part 'data'"),
-        ("- a list", "is no configuration: it has no fields"),
-        ("data: 3", "the part 'data' is no mapping"),
+        ("- a list", "is not a configuration: it has no fields"),
+        ("data: 3", "the part 'data' is not a mapping"),
         ("a: [", "is not YAML"),
         ("data: {tset: 1}", "tset"),
         ("data: {test: {a: {class_path: moelora_ad.corpora.InTheWid}}}", "InTheWid"),

@@ -1,4 +1,4 @@
-"""The verb evaluate: what it prints, what it writes, and what it refuses."""
+"""The command evaluate: what it prints, what it writes, and what it refuses."""
 
 import csv
 import json
@@ -333,7 +333,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     [
         ((), "name score files"),
         (("nosuch.csv",), "nosuch.csv: no such file or folder"),
-        (("S", "--own", "in_domian"), "no set is called 'in_domian'"),
+        (("S", "--own", "in_domian"), "no set is named 'in_domian'"),
         (("S", "--cluster", "speaker,attac"), "no field 'attac'"),
         (("S", "--names", "a"), "1 name for 2 score files"),
         (("S", "--resamples", "-1"), "-1 is negative"),

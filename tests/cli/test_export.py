@@ -1,4 +1,4 @@
-"""The verb export: from a checkpoint of a training run to a model that scores the same."""
+"""The command export: from a checkpoint of a training run to a model that scores the same."""
 
 import json
 import shutil
@@ -172,7 +172,7 @@ def test_a_model_is_scored_with_anywhere(packed, run, export, lightning, tmp_pat
         code, _, error = lightning("score", sound, "--model", elsewhere / "moved")
         assert (code, error.count("\n")) == (2, 1)
         assert "the folder encoder (SHA-256 " in error
-        assert "say where you have it, --backbone FOLDER" in error
+        assert "give its place with --backbone FOLDER" in error
         given = ("--backbone", elsewhere / "away" / "encoder")
     code, printed, error = lightning("score", sound, "--model", elsewhere / "moved", "--format", "jsonl", *given)
     assert code == 0, error
@@ -247,7 +247,7 @@ def test_nothing_but_a_model_is_overwritten(run, export, tmp_path):
     for name in ("other", "file"):
         code, _, error = export("--checkpoint", run.checkpoint, "--to", tmp_path / name)
         assert code == 2
-        assert "is no model of ours" in error
+        assert "is not a model of ours" in error
     assert (tmp_path / "other" / "config.json").read_text() == "{}"
 
 
@@ -307,10 +307,10 @@ def test_mistakes_are_one_line(run, export, tmp_path):
         return line
 
     assert "is not a file" in error(tmp_path / "absent.ckpt")
-    assert "is no checkpoint" in error(run.folder / "config.yaml")
+    assert "is not a checkpoint" in error(run.folder / "config.yaml")
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(run.checkpoint.read_bytes()[:-100])
-    assert "is no checkpoint, or is cut off" in error(cut)
+    assert "is not a checkpoint, or is truncated" in error(cut)
     alone = tmp_path / "alone.ckpt"
     torch.save({"a": 1}, alone)
     assert "no state_dict" in error(alone)
@@ -322,8 +322,8 @@ def test_mistakes_are_one_line(run, export, tmp_path):
     broken = tmp_path / "broken.yaml"
     for content, expected in {
         "a: [": "is not YAML",
-        "- 1": "is no configuration",
-        "model: 3": "is no mapping",
+        "- 1": "is not a configuration",
+        "model: 3": "is not a mapping",
         "model: {adaptation: moelora_ad.adapters.LoRa}": "LoRA",
         "data: {eval_segment: {samples: -1}}": "samples",
     }.items():
@@ -340,7 +340,7 @@ def test_a_checkpoint_executes_nothing(run, export, tmp_path):
     torch.save({"state_dict": {}, "evil": Evil()}, run.checkpoint)
     code, _, error = export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
     assert code == 2
-    assert "is no readable checkpoint" in error
+    assert "is not a readable checkpoint" in error
     assert not (tmp_path / "pwned").exists()
 
 
@@ -368,7 +368,7 @@ def test_what_a_person_says_of_the_model_is_kept_and_shown(run, export, tmp_path
         ("notic: x", "must have the fields notice, licence, limits, recordings, or some of them, and no others"),
         ("[x]", "must have the fields notice"),
         ("limits: x", "limits must be a list of lines: what the model cannot do"),
-        ("notice: [x]", "notice must be a line, which is told with every score"),
+        ("notice: [x]", "notice must be a line, which is shown with every score"),
         ("notice: ''", "notice must be a line"),
         ("notice: [", "about.yaml: "),
     ],

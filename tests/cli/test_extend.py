@@ -1,4 +1,5 @@
-"""The verb extend: from a model and a file with a new attack to a model with one expert more, and what that costs."""
+"""The command extend: from a model and a file with a new attack to a model with one expert more, and what that
+costs."""
 
 import csv
 import json

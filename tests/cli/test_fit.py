@@ -37,7 +37,7 @@ def test_an_attack_held_out(lightning, experiment, write_config, tmp_path, caplo
     given = ("--data.held_out_attack", "A05", "--data.train.init_args.exclude_attacks", "[A04]")
     code, out, err = lightning("fit", "--config", write_config(experiment), *given)
     assert code == 0, err
-    told = "train, exclude_attacks A04; without A05: 9 trials stay (6 bona fide, 3 spoof), 3 are left out (0 bona fide"
+    told = "train, exclude_attacks A04; without A05: 9 trials remain (6 bona fide, 3 spoof), 3 are left out (0 "
     assert told in caplog.text
     run = tmp_path / "runs" / "tiny" / "version_0"
     rows = [row for path in (tmp_path / "dev.csv",) for row in csv.DictReader(path.open(newline=""))]
@@ -52,12 +52,12 @@ def test_an_attack_held_out(lightning, experiment, write_config, tmp_path, caplo
     provenance = json.loads((scores_of(run) / "held_out.json").read_text())
     assert provenance["corpus"]["selection"].startswith("A05 against bona fide trials")
     assert provenance["configuration"]["data"]["held_out_attack"] == "A05"
-    # What goes on with all attacks is another training.
+    # Resuming with all attacks is another training.
     code, _, err = lightning(
         "fit", "--config", run / "config.yaml", "--data.held_out_attack", "null", "--ckpt_path", "last"
     )
     assert code != 0
-    assert "goes on with the same training, but the checkpoint was trained on train (9 trials)" in error_line(err)
+    assert "resumes the same training, but the checkpoint was trained on train (9 trials)" in error_line(err)
     code, out, err = lightning("results", run)
     assert code == 0, err
     assert "(set held_out: development's)" in out
@@ -287,7 +287,7 @@ def test_a_checkpoint_of_another_model_is_refused(lightning, experiment, write_c
     assert code == 2
     checkpoint.write_bytes(pickle.dumps(print))
     code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)
-    assert "last.ckpt is no readable checkpoint" in error_line(err)
+    assert "last.ckpt is not a readable checkpoint" in error_line(err)
     assert code == 2
 
 
@@ -401,10 +401,10 @@ def test_a_value_of_no_type_and_a_missing_package_are_told_without_types(lightni
     config = write_config(experiment)
     code, _, err = lightning("fit", "--config", config, "--trainer.precision", "fp16")
     assert code == 2
-    assert error_line(err).startswith("lightning fit: error: trainer.precision: 'fp16' is none of: 64, 32, 16, ")
+    assert error_line(err).startswith("lightning fit: error: trainer.precision: 'fp16' is not one of: 64, 32, 16, ")
     assert error_line(err).endswith("; did you mean 'bf16'?")
     code, _, err = lightning("fit", "--config", config, "--trainer.limit_train_batches", "some")
-    told, _, choices = error_line(err).partition(" is none of: ")
+    told, _, choices = error_line(err).partition(" is not one of: ")
     assert (code, told) == (2, "lightning fit: error: trainer.limit_train_batches: 'some'")
     assert sorted(choices.split(", ")) == ["null", "number", "whole number"]  # Python 3.10 has them in another order
     if importlib.util.find_spec("mlflow") is None:

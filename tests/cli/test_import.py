@@ -1,4 +1,4 @@
-"""The verb import, and that what it made is a model like any other: score, test, calibrate, compare, export."""
+"""The command import, and that what it made is a model like any other: score, test, calibrate, compare, export."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def test_what_is_told_and_written(published, lightning, tmp_path):
     assert code == 0
     lines = printed.splitlines()
     assert "README.md, backbone/config.json, backbone/model.safetensors, backbone/preprocessor_config.json" in lines[0]
-    assert "read as Wav2Vec2ForSequenceClassification of transformers, 'Real' taken for bona fide" in lines[1]
+    assert "read as Wav2Vec2ForSequenceClassification of transformers, 'Real' as bona fide" in lines[1]
     assert lines[-1] == f"next: lightning score FILES --model {tmp_path / 'model'}"
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["window"] == 64_600
@@ -120,7 +120,7 @@ def test_classes_of_strangers_are_not_imported(model, experiment, write_config, 
     [
         (["nothing.pt", "--to", "new"], "nothing.pt: no such file or folder"),
         (["hub"], "the following arguments are required: --to"),
-        (["hub", "--to", "hub"], "--to: hub is there already"),
+        (["hub", "--to", "hub"], "--to: hub already exists"),
         (["hub", "--to", "new", "--window", "0.01"], "--window: must be 0.1 s to an hour, not 0.01"),
         (["hub", "--to", "new", "--window", "nan"], "--window: must be"),
         (["hub", "--to", "new", "--attention-heads", "0"], "--attention-heads: must be at least 1"),
@@ -130,7 +130,7 @@ def test_classes_of_strangers_are_not_imported(model, experiment, write_config, 
             ["hub", "--to", "new", "--bona-fide", "genuine"],
             "there is no label 'genuine', they are 'Real' and 'AIVoice'",
         ),
-        (["one/two", "--to", "new"], "not to be had from the hub"),
+        (["one/two", "--to", "new"], "not available from the hub"),
     ],
 )
 def test_mistakes_are_one_line(arguments, told, published, lightning, tmp_path, monkeypatch):

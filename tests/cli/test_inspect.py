@@ -1,4 +1,4 @@
-"""The verb inspect, and its account, against published counts, formulas, files and real runs."""
+"""The command inspect, and its account, against published counts, formulas, files and real runs."""
 
 import json
 import struct
@@ -60,7 +60,7 @@ def on_meta(build) -> Detector:
 
 
 class TwoLinears(nn.Module):
-    """Stands where an encoder stands."""
+    """Takes the place of an encoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_operations_are_those_of_the_formulas(experts):
 
 
 class GroupedConvolutions(nn.Module):
-    """Stands where an encoder stands; two convolutions, grouped and depthwise, like those of speech encoders."""
+    """Takes the place of an encoder; two convolutions, grouped and depthwise, like those of speech encoders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,8 +201,8 @@ def test_the_table_is_readable(experiment, write_config, lightning, monkeypatch)
         "trained 3,000 30.00 %",
         "adapted 16 of 16 projections, in 4 layers",
         "forward 1.50 GFLOP per second of audio: backbone 1.00, adapters 0.25,",
-        "activations 3 MiB kept for the backward pass: 4 clips of 2 s, 32-true",
-        "model to keep 12.0 MB",
+        "activations 3 MiB saved for the backward pass: 4 clips of 2 s, 32-true",
+        "exported model 12.0 MB",
     ):
         assert wanted in lines
     assert "gate noise" not in out  # there is none
@@ -250,8 +250,8 @@ def test_a_frozen_encoder_in_half_precision_keeps_less(experiment, write_config,
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--seconds", "0.001"], "the model does not take clips of 0.001 s: "),
-        (["--seconds", "0.00001"], "the model does not take clips of 0 s: "),
+        (["--seconds", "0.001"], "the model cannot process clips of 0.001 s: "),
+        (["--seconds", "0.00001"], "the model cannot process clips of 0 s: "),
         (
             ["--trainer.precision", "64-true"],
             "trainer.precision 64-true: give one of 16-mixed, 32-true, bf16-mixed, bf16-true, which train here",
@@ -288,7 +288,7 @@ def test_targets_that_do_not_fit_are_failed_work(experiment, write_config, light
     experiment["model"]["adaptation"]["init_args"]["layers"] = {"first": 9}
     code, _, err = lightning("inspect", "--config", write_config(experiment))
     assert code in (1, 2)
-    assert "nothing lies in LayerRange(first=9" in err
+    assert "no target is in LayerRange(first=9" in err
     assert err.count("\n") == 1
 
 

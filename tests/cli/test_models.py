@@ -1,4 +1,4 @@
-"""The verb models: what there is to use at once, and what to think of it."""
+"""The command models: what there is to use at once, and what to think of it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The verb plan: its counts by hand and against Lightning, its sums, and that it leaves nothing behind."""
+"""The command plan: its counts by hand and against Lightning, its sums, and that it leaves nothing behind."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The verb results: what it prints and writes, and what it refuses."""
+"""The command results: what it prints and writes, and what it refuses."""
 
 import csv
 import json
@@ -239,7 +239,7 @@ def test_pairs_are_printed_and_written(
         assert f"{100 * apart.mean():+.2f} [{100 * low:+.2f}," in text
         assert "A = a, B = b: EER over seeds and trials" in text
         assert "3 seeds, paired: 1, 2, 3" in text
-        assert "Holm over 2 tests on sets and, apart, 2 tests on averages" in text
+        assert "Holm over 2 tests on sets and, separately, 2 tests on averages" in text
     content = json.loads((to / "results.json").read_text())["pairs"]
     assert [one["set"] for one in content["rows"]] == ["in_domain", "out_of_domain", "macro_ood", "macro_all"]
     (out,) = [one for one in content["rows"] if one["set"] == "out_of_domain"]
@@ -253,7 +253,7 @@ def test_pairs_are_printed_and_written(
         "A = c, B = b: EER over seeds and trials",
     ]
     assert "not paired, as fewer than two seeds are in common: A 9; B 1, 2, 3" in printed
-    assert "of a system with one seed the interval says nothing of other seeds" in printed
+    assert "of a system with one seed the interval does not cover other seeds" in printed
     assert "Holm over 4 tests on sets" in printed
 
 
@@ -285,11 +285,11 @@ def test_names_from_files_do_nothing_on_a_page(results: Call, make_run: MakeRun,
     [
         ((), "RUNS"),
         (("nowhere",), "nowhere: no such folder"),
-        (("runs", "--own", "elsewhere"), "--own: no set is called 'elsewhere'; there are dev, in_domain"),
-        (("runs", "--against", "moe"), "--against: no system is called 'moe'; there are lora"),
-        (("runs", "--against", "lora"), "--against: there is no other system than 'lora'"),
+        (("runs", "--own", "elsewhere"), "--own: no set is named 'elsewhere'; there are dev, in_domain"),
+        (("runs", "--against", "moe"), "--against: no system is named 'moe'; there are lora"),
+        (("runs", "--against", "lora"), "--against: there is no system other than 'lora'"),
         (("runs", "--compare", "lora"), "--compare: name at least two systems"),
-        (("runs", "--compare", "lora", "moe"), "--compare: no system is called 'moe'; there are lora"),
+        (("runs", "--compare", "lora", "moe"), "--compare: no system is named 'moe'; there are lora"),
         (("runs", "--compare", "a", "b", "--resamples", "1"), "--resamples: 1 is too few"),
         (("runs", "--cluster", "voice"), "--cluster: no field 'voice'"),
         (("runs", "--to", "file"), "--to: file is not a folder"),

@@ -1,4 +1,4 @@
-"""The verb score, as a person or a program meets it."""
+"""The command score, as a person or a program meets it."""
 
 import csv
 import io
@@ -258,7 +258,7 @@ def test_ctrl_c_keeps_what_was_scored(score, sounds, monkeypatch, form):
 
     monkeypatch.setattr(Scorer, "score_files", interrupted)
     code, _, err = score("short.wav", "long.flac", "--format", form, "--output", "out")
-    more = "; --resume goes on" if form == "csv" else ""
+    more = "; --resume continues" if form == "csv" else ""
     assert (code, err) == (130, f"moelora-ad score: interrupted; the files before are scored{more}\n")
     text = (sounds / "out").read_text()
     assert "short.wav" in text
@@ -278,7 +278,7 @@ def test_a_device_without_memory_ends_the_work_and_keeps_what_was_scored(score, 
     monkeypatch.setattr(Scorer, "_log_odds", full)
     code, out, err = score("short.wav", "long.flac", "--format", "csv", "--batch-size", "1")
     assert (code, [row["path"] for row in records(out)]) == (1, ["short.wav"])
-    assert "too little memory for 1 windows at once: take a smaller batch size" in err
+    assert "too little memory for 1 windows at once: use a smaller batch size" in err
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The verb score over many files: rows that stay when it is killed, and how it goes on."""
+"""The command score over many files: rows that remain when it is killed, and how it resumes."""
 
 import csv
 import io
@@ -101,11 +101,11 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_rows(score, soun
     code, _, err = score("in", "--output", out.name)
     assert (code, err) == (
         2,
-        f"lightning score: error: out.{form} is of a run that was cut off: --resume goes on with it; or delete it\n",
+        f"lightning score: error: out.{form} is of an interrupted run: continue it with --resume, or delete it\n",
     )
     code, _, err = score("in", "--output", out.name, "--resume", "--num-workers", 1)
     assert code == 1
-    assert "31 of 70 files are in out" in err
+    assert "31 of 70 files are already in out" in err
     assert err.endswith("1 of 70 inputs could not be scored\n")
     same(rows(out), wanted)
     # Once more there is nothing to do, and a further file is added to the others.
@@ -140,15 +140,15 @@ def test_only_what_was_made_alike_is_resumed(score, sounds):
     (sounds / "out.csv").write_bytes(text.replace(b"in/00.wav,", b"in/00.wav,,"))
     assert "out.csv: row 1 is damaged: cannot resume" in score(*first, "--resume")[2]
     (sounds / "out.json").unlink()
-    assert "out.json, which tells what it is of, is missing: cannot resume" in score(*first, "--resume")[2]
+    assert "out.json, which describes it, is missing: cannot resume" in score(*first, "--resume")[2]
     (sounds / "out.json").write_text("[]")
-    assert "out.json is of something else, and its name is needed" in score(*first)[2]
+    assert "out.json is another file, and its name is needed" in score(*first)[2]
     assert (sounds / "out.json").read_text() == "[]"
     for options in (("--output", "o.txt"), ("--format", "csv"), ("--output", "o.csv", "--timeline")):
         code, _, err = score("in/00.wav", "--resume", *options)
         assert (code, err) == (
             2,
-            "lightning score: error: --resume: goes on with --output FILE.csv or FILE.jsonl, and with no --timeline\n",
+            "lightning score: error: --resume: needs --output FILE.csv or FILE.jsonl, and no --timeline\n",
         )
 
 
@@ -178,8 +178,8 @@ def test_a_killed_worker_ends_the_work_in_one_line_and_the_rows_stay(score, soun
     code, out, err = score("in", "--output", "out.jsonl", "--num-workers", 1, "--batch-size", 2)
     told = [line for line in err.splitlines() if not line.startswith("note: score: raw")]
     assert (code, out, len(told)) == (1, "", 1)
-    assert told[0].startswith("a process that reads audio was killed, most likely for want of memory: lower ")
-    assert told[0].endswith("the files before are scored; --resume goes on")
+    assert told[0].startswith("a process that reads audio was killed, most likely for lack of memory: lower ")
+    assert told[0].endswith("the files before are scored; --resume continues")
     assert [row["path"] for row in rows(sounds / "out.jsonl")][:4] == [f"in/0{n}.wav" for n in range(4)]
     monkeypatch.undo()
     assert len(rows(sounds / "out.jsonl")) < COUNT

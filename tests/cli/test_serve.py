@@ -1,4 +1,4 @@
-"""The verb serve: what it listens on, what it refuses, how it ends."""
+"""The command serve: what it listens on, what it refuses, how it ends."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_a_port_that_is_taken(run_verb):
         port = taken.getsockname()[1]
         code, _, err = run_verb(serve, "--model", "x", "--port", port)
     assert code == 2
-    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; --host and --port take others" in err
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; set others with --host and --port" in err
 
 
 @pytest.mark.slow

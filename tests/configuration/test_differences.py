@@ -61,9 +61,9 @@ def test_seeds_and_places_may_differ(text: str) -> None:
         ("model.optimizer.init_args.lr=0.01", "model.optimizer.init_args.lr (0.001, 0.01)"),
         ("model.optimizer.init_args.betas=[0.9, 0.99]", "model.optimizer.init_args.betas.1 (0.999, 0.99)"),
         ("trainer.callbacks.0.init_args.every=2", "trainer.callbacks.0.init_args.every (1, 2)"),
-        ("data.test.b={class_path: B}", "data.test.b.class_path (not there, B)"),
-        ("data.seed_of_augmentation=3", "data.seed_of_augmentation (not there, 3)"),
-        ("model.dirpath=a", "model.dirpath (not there, a)"),
+        ("data.test.b={class_path: B}", "data.test.b.class_path (not set, B)"),
+        ("data.seed_of_augmentation=3", "data.seed_of_augmentation (not set, 3)"),
+        ("model.dirpath=a", "model.dirpath (not set, a)"),
         ("trainer.max_epochs=null", "trainer.max_epochs (4, None)"),
     ],
 )

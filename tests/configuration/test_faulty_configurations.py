@@ -13,15 +13,15 @@ LONG = "x" * 100_000
         (b"model:\n\tlr: 1\n", "is not YAML: .*line 2, column 1"),
         (b"model: [1, 2\ndata: 3\n", "is not YAML: .*line 2, column 5"),
         (b"model: 'x\n", "is not YAML: .*line 1, column 8"),
-        (b"1: a\n", "has the key 1, which is no name"),
+        (b"1: a\n", "has the key 1, which is not text"),
         (b"model: {}\n1.5: a\n", "line 2: the key '1.5' is read as float: put it in quotes"),
         (b"model: {}\non: 1\n", "line 2: the key 'on' is read as bool: put it in quotes"),
         (b"model: \xff\n", "is not YAML: .*can't decode byte"),
-        (b"", "is no configuration, which has the keys model, data, trainer"),
-        (b"- a\n", "is no configuration"),
-        (b"a: &a [*a]\n", "line 1: the alias a stands for nothing before it"),
+        (b"", "is not a configuration, which has the keys model, data, trainer"),
+        (b"- a\n", "is not a configuration"),
+        (b"a: &a [*a]\n", "line 1: the alias a refers to nothing before it"),
         (b"trainer: {max_epoch: 3}\n", r"unknown key 'trainer\.max_epoch'; did you mean 'trainer\.max_epochs'\?"),
-        (b"trainer: {max_epochs: abc}\n", r"trainer\.max_epochs: 'abc' is none of: whole number, null"),
+        (b"trainer: {max_epochs: abc}\n", r"trainer\.max_epochs: 'abc' is not one of: whole number, null"),
         (b"data: {batch_size: [1, 2]}\n", r"data\.batch_size: .*Got value: \[1, 2\]"),
         (
             b"model: {adaptation: {class_path: moelora_ad.adapters.MoELoRA, init_args: {rnk: 3}}}\n",
@@ -34,7 +34,7 @@ LONG = "x" * 100_000
     ],
 )
 def test_the_file_and_the_place(content, told, lightning, experiment, write_config, tmp_path):
-    """The other configuration is right: the faulty one is told from it."""
+    """The other configuration is right: the faulty one is named."""
     right = write_config(experiment)
     faulty = tmp_path / "a folder" / "faulty.yaml"
     faulty.parent.mkdir()

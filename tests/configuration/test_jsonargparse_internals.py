@@ -10,7 +10,7 @@ from moelora_ad.configuration.jsonargparse_internals import begin_anew, settings
 
 
 def refusal() -> str:
-    """What jsonargparse says of a class of the package ``random`` where there is nothing of the kind."""
+    """jsonargparse's error for a class of the package ``random`` that does not exist."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--source", type=BaseException)
     with pytest.raises(ArgumentError) as error:

@@ -36,7 +36,7 @@ def test_every_configuration_has_its_name():
     assert list(found)[:3] == ["mldg", "paper", "quickstart"]
     kinds = {name: kind(path) for name, path in found.items()}
     assert {name for name, one in kinds.items() if one == "experiment"} == {"paper", "quickstart", "mini/mini"}
-    sweeps = {name for name in found if name.startswith("sweeps/")} | {"mini/sweep"}
+    sweeps = {name for name in found if name.startswith("sweeps/")}
     assert {"sweeps/quickstart", "sweeps/paper_table1", "sweeps/leave_one_attack_out"} < sweeps
     assert {name for name, one in kinds.items() if one == "sweep"} == sweeps
 

@@ -101,7 +101,7 @@ def test_a_class_within_a_class(line):
     given = {"class_path": f"{HERE}.Square", "init_args": {"inner": inner}}
     told = line(parse=lambda one: one.parse_object({"drawing": {"shape": given}}))
     within = f"drawing.shape: {HERE}.Square: inner: {HERE}.Circle: "
-    assert told == within + "style: 'thik' is none of: thin, thick, null; did you mean 'thick'?"
+    assert told == within + "style: 'thik' is not one of: thin, thick, null; did you mean 'thick'?"
 
 
 def test_a_function_where_a_class_belongs(line):
@@ -116,12 +116,12 @@ def test_a_package_that_is_not_trusted(line):
             f"drawing.shape: {HERE}.Circle is code from outside moelora_ad: if you trust it, name its package, "
             f"--allow {package} (in Python allow=['{package}'])"
         )
-        assert line("--drawing.shape=os.system") == "drawing.shape: os.system is nothing that a configuration may name"
+        assert line("--drawing.shape=os.system") == "drawing.shape: os.system cannot be named by a configuration"
 
 
 def test_a_value_that_fits_none_of_several_types(line):
     told = line("--drawing.kind=rund")
-    assert told == "drawing.kind: 'rund' is none of: round, square, whole number; did you mean 'round'?"
+    assert told == "drawing.kind: 'rund' is not one of: round, square, whole number; did you mean 'round'?"
 
 
 def test_a_value_of_the_wrong_type(line):

@@ -28,7 +28,7 @@ def optimiser(groups) -> torch.optim.Optimizer:
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that a stranger's code makes; a module ``stranger`` can be imported that does."""
+    """The file that untrusted code makes; a module ``stranger`` can be imported that does."""
     path, folder = tmp_path / "canary", tmp_path / "packages"
     folder.mkdir()
     (folder / "stranger.py").write_text(MODULE.format(canary=str(path)))
@@ -116,7 +116,7 @@ def test_fit_calls_nothing_that_is_no_class_of_the_right_kind(lightning, experim
 def test_looking_at_a_run_calls_nothing(lightning, run, experiment, canary, tmp_path, verb, place):
     (run / "config.yaml").write_text(yaml.safe_dump(changed(experiment, place, hostile(canary)[place])))
     line = refused(lightning(*looking(run, tmp_path)[verb]), canary)
-    assert "is code from outside moelora_ad" in line or "is nothing that a configuration may name" in line
+    assert "is code from outside moelora_ad" in line or "cannot be named by a configuration" in line
 
 
 def test_losses_of_pytorch_are_known(lightning, experiment, write_config):
@@ -187,7 +187,7 @@ def test_what_may_be_allowed_is_a_package(lightning, run, tmp_path):
     for name in ("a/b", "jsonargparse", "*"):
         code, _, err = lightning(*looking(run, tmp_path)["inspect"], "--allow", name)
         assert code == 2
-        assert f"{name!r} is no package that can be allowed" in err
+        assert f"{name!r} is not a package that can be allowed" in err
 
 
 def test_limits_end_with_the_command(lightning, run, experiment, write_config, canary, tmp_path):

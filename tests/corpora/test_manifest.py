@@ -118,7 +118,7 @@ def test_a_quoted_field_over_two_lines_does_not_shift_the_line_numbers(tmp_path)
     assert told(tmp_path, text).startswith(", line 4, column 'label': 'reel' is not a label; accepted are bonafide,")
 
 
-REPEATED = "; if both are trials, tell them apart in the column 'utterance'"
+REPEATED = "; if both are trials, give them different ids in the column 'utterance'"
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,9 @@ def test_asvspoof2021_faults(tmp_path):
     with pytest.raises(StorageError, match="LA-keys-full"):
         ASVspoof2021LA(tmp_path).trials()
     keys = write(tmp_path / "k", LA.replace("progress", "later"))
-    with pytest.raises(ProtocolError, match=r"line 2, column 'phase': 'later' is none of eval"):
+    with pytest.raises(ProtocolError, match=r"line 2, column 'phase': 'later' is not one of eval"):
         ASVspoof2021LA(tmp_path, keys=keys).trials()
-    with pytest.raises(ProtocolError, match=r"line 1, column 'trial': 'LA_E_1' is no trial of ASVspoof2021_DF"):
+    with pytest.raises(ProtocolError, match=r"line 1, column 'trial': 'LA_E_1' is not a trial of ASVspoof2021_DF"):
         ASVspoof2021DF(tmp_path, keys=keys).trials()
 
 

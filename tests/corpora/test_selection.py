@@ -95,8 +95,8 @@ def test_bona_fide_trials_stay_where_attacks_are_chosen():
     [
         ({"attacks": ["A01", "A03"]}, "Given: attacks: there is no attack 'A03'; it has A01, A02"),
         ({"exclude_speakers": ["x"]}, "Given: exclude_speakers: there is no speaker 'x'; it has s1, s2"),
-        ({"languages": ["de"]}, "Given: languages: there is no language 'de'; it tells no language of any trial"),
-        ({"codecs": ["opus"], "speakers": []}, "Given: codecs opus; speakers none: none of its 5 trials stays"),
+        ({"languages": ["de"]}, "Given: languages: there is no language 'de'; its trials have no language"),
+        ({"codecs": ["opus"], "speakers": []}, "Given: codecs opus; speakers none: none of its 5 trials remains"),
     ],
 )
 def test_a_name_that_is_not_there_is_one_line_with_those_that_are(selection, told):
@@ -126,7 +126,7 @@ class Plain(Corpus):
 
 
 class Longer(Given):
-    """Calls the constructor and the trials of a class that selects by itself."""
+    """Calls the constructor and the trials of a class that selects itself."""
 
     def __init__(self) -> None:
         super().__init__(TRIALS)
@@ -167,7 +167,7 @@ class HandingOn(Corpus):
 
 
 class Mixin:
-    """Trials and a constructor from a class that is no corpus."""
+    """Trials and a constructor from a class that is not a corpus."""
 
     def __init__(self, name: str) -> None:
         self.name = name

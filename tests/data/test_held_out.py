@@ -23,7 +23,7 @@ def protocol(quickstart: Path):
 
 
 def lines(corpus: ASVspoof2019Protocol) -> list[list[str]]:
-    """The protocol as it stands: speaker, utterance, -, attack, label."""
+    """The protocol as it is: speaker, utterance, -, attack, label."""
     return [line.split() for line in Path(corpus.protocol).read_text().splitlines()]
 
 

@@ -53,13 +53,13 @@ def test_a_reader_ends_at_the_second_request():
     assert worker.is_alive()
     for _ in range(40):  # on a busy machine the first may not have been heard yet, and two at once are one
         if worker.is_alive():
-            with suppress(RuntimeError):  # by which PyTorch tells that a worker was killed
+            with suppress(RuntimeError):  # by which PyTorch signals that a worker was killed
                 os.kill(worker.pid, signal.SIGTERM)
                 worker.join(timeout=0.5)
     assert worker.exitcode == -signal.SIGTERM
 
 
-# Reads batches of 1 MiB with two workers, and tells how that ends.
+# Reads batches of 1 MiB with two workers, and reports how that ends.
 READ = """
 import resource, sys, torch
 from torch.utils.data import DataLoader, Dataset
@@ -116,7 +116,7 @@ def test_a_connection_that_breaks_is_a_workers_only_where_there_are_no_others(mo
     monkeypatch.setattr(reading, "_MOMENT", 0.0)
     with pytest.raises(RuntimeError) as lost, end_of_workers_awaited(alone=True):
         raise broken
-    assert starved(lost.value, 2).startswith("a process that reads audio was killed, most likely for want of memory")
+    assert starved(lost.value, 2).startswith("a process that reads audio was killed, most likely for lack of memory")
     with pytest.raises(type(broken)), end_of_workers_awaited():
         raise broken
 
@@ -171,7 +171,7 @@ def test_a_loader_that_delivers_nothing_is_told():
 
 
 def test_a_second_killed_worker_does_not_get_between(monkeypatch):
-    """PyTorch raises for every loader whose worker has ended, also while the first is being told."""
+    """PyTorch raises for every loader whose worker has ended, also while the first is being reported."""
     ends = [RuntimeError("DataLoader worker (pid 2) is killed by signal: Killed. ")]
     told = reading._starved
 

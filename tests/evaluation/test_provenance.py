@@ -1,4 +1,4 @@
-"""Every reader tells a score file that is not the one recorded beside it; hashes are those of the standard tool."""
+"""Every reader reports a score file that is not the one recorded beside it; hashes are those of the standard tool."""
 
 import json
 import subprocess

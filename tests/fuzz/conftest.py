@@ -190,7 +190,7 @@ def _fault_of(read: Callable[[], object], found: Found) -> tuple[str, str] | Non
 
 @pytest.fixture(scope="session")
 def fuzz(request: pytest.FixtureRequest) -> Iterator[Callable[..., Found]]:
-    """Gives a parser so many inputs; at the end a line tells of all of them together."""
+    """Gives a parser so many inputs; at the end a line reports all of them together."""
     every: list[Found] = []
 
     def run(*args: Any) -> Found:

@@ -59,9 +59,9 @@ def test_a_damaged_checkpoint(change, tmp_path):
     path = tmp_path / "x.ckpt"
     torch.save({"state_dict": {"detector.a": torch.ones(2)}}, path)
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(CheckpointError, match="is no readable checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a readable checkpoint"):
         check_readable(str(path))
-    with pytest.raises(InputError, match=r"is no (readable )?checkpoint"):
+    with pytest.raises(InputError, match=r"is not a (readable )?checkpoint"):
         detector_state(str(path))
 
 
@@ -70,7 +70,7 @@ def test_a_zip_file_of_two_disks(tmp_path):
     torch.save({"state_dict": {}}, path)
     data = path.read_bytes()
     path.write_bytes(data[:-22] + b"PK\6\7" + bytes(12) + b"\2\0\0\0" + data[-22:])
-    with pytest.raises(InputError, match="is no readable checkpoint"):
+    with pytest.raises(InputError, match="is not a readable checkpoint"):
         detector_state(str(path))
 
 
@@ -115,10 +115,10 @@ def test_a_system_whose_name_no_folder_can_have(tmp_path):
     (tmp_path / "a.yaml").touch()
     path = tmp_path / "sweep.yaml"
     path.write_text(f"folder: runs\nconfigs: [{tmp_path}/a.yaml]\nsystems: {{{'a' * 300}: null}}\nseeds: [1]\n")
-    with pytest.raises(InputError, match="is no name for a folder"):
+    with pytest.raises(InputError, match="is not a valid folder name"):
         plan_runs(read_sweep(path))
     path.write_text(path.read_text().replace("runs", "r" * 300).replace("a" * 300, "a"))
-    with pytest.raises(InputError, match="no folder can be called"):
+    with pytest.raises(InputError, match="not a valid folder name"):
         read_sweep(path)
 
 

@@ -25,7 +25,7 @@ WINDOW = 2_000
 
 
 class Moments(torch.nn.Module):
-    """Logits that tell every window from every other."""
+    """Logits that differ for all windows."""
 
     def forward(self, waveforms):
         return torch.stack([waveforms.mean(1), waveforms.square().mean(1)], dim=1)
@@ -94,7 +94,7 @@ def test_file_objects_are_read_here_whatever_the_workers(mixed):
 
 
 def test_workers_decode_behind_a_long_file_but_not_endlessly(tmp_path, monkeypatch):
-    """The second worker's files lie behind the first file, which is never finished."""
+    """The second worker's files come after the first file, which is never finished."""
     paths = written(tmp_path, [400_000] + [500] * 200)
     monkeypatch.setattr("moelora_ad.inference.batches.pieces._GROUPS_AHEAD", 3)
     seen = set()

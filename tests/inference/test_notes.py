@@ -56,7 +56,7 @@ def faulty_sounds():
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Names -> notes of files in the current folder; one of them has a header that tells of less than there is."""
+    """Names -> notes of files in the current folder; one of them has a header that declares less than there is."""
     monkeypatch.chdir(tmp_path)
     notes = {}
     for name, (sound, told) in faulty_sounds().items():

@@ -84,7 +84,7 @@ def test_the_verb_score_takes_the_file(detector, file, sounds, lightning):
         assert json.loads(line)["score"] == pytest.approx(right.score, abs=1e-4)
     for option, told in (
         (("--precision", "bf16-mixed"), "an ONNX file computes in 32-true, not in bf16-mixed"),
-        (("--backbone", "x"), "an ONNX file has everything in it: backbone has no use"),
+        (("--backbone", "x"), "an ONNX file is complete: backbone has no effect"),
     ):
         code, _, err = lightning("score", sounds[0], "--model", file, *option)
         assert (code, err.count("\n")) == (2, 1)
@@ -117,9 +117,9 @@ def test_files_that_are_none(file, tmp_path, monkeypatch):
     assert "no such file" in refusal(tmp_path / "absent.onnx")
     path = tmp_path / "model.onnx"
     path.write_bytes(file.read_bytes()[:1_000_000])
-    assert "is no ONNX file that can be run" in refusal(path)
+    assert "is not an ONNX file that can be run" in refusal(path)
     path.write_text("speech")
-    assert "is no ONNX file that can be run" in refusal(path)
+    assert "is not an ONNX file that can be run" in refusal(path)
     model = onnx.load(file)
     right = {entry.key: entry.value for entry in model.metadata_props}
     for name, value in (
@@ -137,7 +137,7 @@ def test_files_that_are_none(file, tmp_path, monkeypatch):
     onnx.helper.set_model_props(model, {})
     onnx.save(model, str(path))
     assert "is not of a detector that moelora-ad exported" in refusal(path)
-    assert "no use" in refusal(file, revision="main")
+    assert "no effect" in refusal(file, revision="main")
     with pytest.raises(InputError, match="an ONNX file is for scoring alone"):
         load(file)
     monkeypatch.setattr(running.importlib.util, "find_spec", lambda _name: None)

@@ -156,7 +156,7 @@ def test_what_cannot_be_kept_is_told(monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", full)
-    told = "^cannot read standard input: No space left on device; what comes through pipes is kept in /"
+    told = "^cannot read standard input: No space left on device; data from pipes is stored in /"
     sounds, problems, _ = find_sounds(["-", "a.wav"], io.BytesIO(encoded("WAV")))
     assert sounds == ["a.wav"]
     with pytest.raises(AudioError, match=told):
@@ -171,7 +171,7 @@ def test_pipes_that_nobody_named_are_not_waited_for(tmp_path):
         assert (sounds, problems) == ([str(tmp_path / "a.wav")], [])
     (result,) = Scorer(Mean()).score_files(sounds)
     assert isinstance(result, FileFailure)
-    assert result.reason == f"cannot decode {tmp_path}/a.wav: this is a pipe; name it itself"
+    assert result.reason == f"cannot decode {tmp_path}/a.wav: this is a pipe; name it directly"
 
 
 def test_devices_are_no_pipes():

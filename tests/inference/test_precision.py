@@ -110,8 +110,8 @@ def test_score_gives_what_test_gives_in_every_precision(call, experiment, write_
         for row in rows:
             score = wanted[Path(row["path"]).stem]
             assert float(row["score"]) == pytest.approx(score, rel=2e-6, abs=2e-6), (precision, row["path"])
-        stands_in = "bf16-mixed, which takes the place of 16-mixed on a CPU, as in moelora-ad test"
-        told = stands_in if precision == "16-mixed" else f"{precision}, as the model was judged"
+        stands_in = "bf16-mixed, which replaces 16-mixed on a CPU, as in moelora-ad test"
+        told = stands_in if precision == "16-mixed" else f"{precision}, as the model was evaluated"
         assert (f"note: scored in {told}" in err) == (precision != "32-true")
         effective = "bf16-mixed" if precision == "16-mixed" else precision
         assert calibrate_command.precision_of(folder / "in_domain.csv") == effective
@@ -127,7 +127,7 @@ def test_another_precision_than_that_of_the_model_is_told(small_wav2vec2, tmp_pa
     detector.save_pretrained(tmp_path / "model")
     assert Scorer.from_pretrained(tmp_path / "model").precision == "bf16-mixed"
     scorer = Scorer.from_pretrained(tmp_path / "model", precision="32-true")
-    told = "scored in 32-true; the model was judged in bf16-mixed, which gives slightly other scores"
+    told = "scored in 32-true; the model was evaluated in bf16-mixed, which gives slightly other scores"
     assert (scorer.precision, scorer.precision_notes) == ("32-true", [told])
     clip = 0.1 * np.random.default_rng(0).standard_normal(SECOND).astype(np.float32)
     plain = Scorer(detector_of(small_wav2vec2, MeanPooling), window=SECOND)
@@ -143,7 +143,7 @@ def test_a_precision_that_is_not_to_be_had(small_wav2vec2):
     scorer = Scorer(detector)
     assert scorer.precision == "32-true"
     assert scorer.precision_notes == [
-        "the model was judged in transformer-engine, which is not to be had here: scored in 32-true"
+        "the model was evaluated in transformer-engine, which is not available here: scored in 32-true"
     ]
     whole = Detector(Wav2Vec2Backbone(small_wav2vec2), FullFineTuning(), MeanPooling)
     with pytest.raises(ValueError, match="precision bf16-true rounds the encoder, which this adaptation trains"):
@@ -191,7 +191,7 @@ def test_a_calibration_has_the_precision_of_its_score_file(small_wav2vec2, call,
     scores, sound = tmp_path / "dev.csv", tmp_path / "sound.wav"
     ScoreTable(trials, np.array([n % 7 + 3.0 * (n % 2) for n in range(40)])).write(scores)
     soundfile.write(sound, 0.1 * np.random.default_rng(0).standard_normal(SECOND), SECOND)
-    differs = "note: these are scores in 32-true; the model was judged in bf16-mixed"
+    differs = "note: these are scores in 32-true; the model was evaluated in bf16-mixed"
     other = "note: the calibration was fitted on scores in 32-true, these are in bf16-mixed"
     digest = hashlib.sha256(scores.read_bytes()).hexdigest()
     for precision in ("32-true", "bf16-mixed"):

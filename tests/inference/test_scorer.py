@@ -276,9 +276,9 @@ class Odd(torch.nn.Module):
 def test_a_detector_that_misbehaves(tmp_path):
     with pytest.raises(AudioError, match="cannot score the array: the detector's output is not finite"):
         Scorer(Odd(math.inf))(noise(100))
-    with pytest.raises(InputError, match="cpu has too little memory for 1 windows at once: take a smaller batch"):
+    with pytest.raises(InputError, match="cpu has too little memory for 1 windows at once: use a smaller batch"):
         Scorer(Odd(torch.OutOfMemoryError()))(noise(100))
-    with pytest.raises(InputError, match="take a smaller batch"):
+    with pytest.raises(InputError, match="use a smaller batch"):
         Scorer(Odd(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")))(noise(100))
     with pytest.raises(RuntimeError, match="shapes"):
         Scorer(Odd(RuntimeError("shapes do not match")))(noise(100))
@@ -287,7 +287,7 @@ def test_a_detector_that_misbehaves(tmp_path):
 
 
 def test_a_device_without_memory_says_what_to_change(device):
-    with pytest.raises(InputError, match=f"{device} has too little memory for 1 windows at once: take a smaller batch"):
+    with pytest.raises(InputError, match=f"{device} has too little memory for 1 windows at once: use a smaller batch"):
         Scorer(Odd(None), device=device)(noise(100))
 
 

@@ -1,4 +1,4 @@
-"""What is named is found, once, in order; what cannot be found is told."""
+"""What is named is found, once, in order; what cannot be found is reported."""
 
 import io
 import os
@@ -94,7 +94,7 @@ def test_without_an_ending_the_content_tells(tree):
         "data.002": np.random.default_rng(0).bytes(50_000),
         "program": Path(sys.executable).read_bytes()[:100_000],
         "empty": b"",
-        "a.txt": sound(),  # an ending tells
+        "a.txt": sound(),  # an ending decides
     }
     (tree / "in").mkdir()
     for name, data in contents.items():

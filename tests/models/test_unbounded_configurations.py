@@ -83,7 +83,7 @@ def bytes_of(*folders: Path) -> int:
 @pytest.mark.parametrize(
     ("part", "field", "value", "told"),
     [
-        ("adaptation", "num_experts", MANY, "tensors is asked for"),
+        ("adaptation", "num_experts", MANY, "tensors is requested"),
         ("adaptation", "rank", 3, r"lora_A is torch.float32 \(2, 32\), the model has torch.float32 \(3, 32\)"),
         ("classifier", "hidden", 10**9, r"classifier.attention.0.bias is torch.float32 \(8,\), the model has .*10{9},"),
         ("classifier", "hidden", 2**62, "too large|overflow"),
@@ -144,7 +144,7 @@ def test_a_list_of_convolutions(small_wav2vec2, made, tmp_path):
 
 
 def test_a_table_of_relative_positions(tmp_path):
-    """The encoder makes it anew for longer inputs: what its configuration says changes no frame."""
+    """The encoder rebuilds it for longer inputs: its configured size changes no frame."""
     config = Wav2Vec2BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, output_hidden_size=32
     )
@@ -169,7 +169,7 @@ def test_a_table_of_relative_positions(tmp_path):
         ('{"a": ' * 100_000, "is not JSON"),
         ('{"a": ' * 200 + "1" + "}" * 200, "nested more than"),
         (f'{{"hidden_size": {"9" * 400}}}', "a whole number of 400 digits"),
-        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        ('{"a": 1, "a": 2}', "the key 'a' occurs twice"),
         ('{"a": "' + "a" * 2**22 + '"}', "larger than 4,194,304 bytes"),
     ],
 )

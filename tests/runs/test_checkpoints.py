@@ -54,7 +54,7 @@ def test_without_a_checkpoint_nothing_is_judged_and_those_of_the_run_are_named(l
 def test_without_a_run_the_line_says_what_a_checkpoint_is(lightning, experiment, write_config):
     code, _, err = lightning("test", "--config", write_config(experiment))
     assert code == 2
-    assert "belongs to no run with checkpoints: RUN/checkpoints/NAME.ckpt is one" in error_line(err)
+    assert "the configuration is not that of a run with checkpoints (RUN/checkpoints/NAME.ckpt)" in error_line(err)
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
@@ -75,7 +75,7 @@ def test_best_or_last_of_nothing_is_one_line(lightning, experiment, write_config
     config = write_config(experiment)  # of no run
     code, _, err = lightning(verb, "--config", config, "--ckpt_path", which)
     assert code == 2
-    assert f"--ckpt_path {which}: the configuration belongs to no run" in error_line(err)
+    assert f"--ckpt_path {which}: the configuration is not that of a run" in error_line(err)
     for path in (run / "checkpoints").iterdir():
         path.unlink()
     code, _, err = lightning(verb, "--config", run / "config.yaml", "--ckpt_path", which)
@@ -94,7 +94,7 @@ def test_a_logger_of_a_given_version_names_the_run_too(lightning, experiment, wr
     # Anew in the folder of a finished run: its figures would be those of two trainings.
     code, _, err = lightning("fit", "--config", config)
     assert code == 1
-    assert "seed_1 holds a finished run: give the run another folder" in error_line(err)
+    assert "seed_1 has a finished run: give the run another folder" in error_line(err)
 
 
 def test_a_run_that_went_on_from_a_checkpoint_is_not_tested_by_that_one(lightning, run):
@@ -110,7 +110,7 @@ def test_a_run_that_went_on_from_a_checkpoint_is_not_tested_by_that_one(lightnin
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("hpc", "goes on with training, in fit"),
+        ("hpc", "resumes training, for fit only"),
         ("memory://nowhere.ckpt", "memory://nowhere.ckpt does not exist"),
         ("nosuch://x.ckpt", "cannot be reached: Protocol not known: nosuch"),
     ],
@@ -199,7 +199,7 @@ def test_sets_of_other_configurations_go_elsewhere_and_are_in_no_average(lightni
     code, out, err = lightning("test", *arguments)
     assert code == 0, err
     other = run / "other_scores" / name
-    assert f"other_scores/{name} (calls, in_domain: not of the run, in no average of it)" in out
+    assert f"other_scores/{name} (calls, in_domain: not configured in the run, in none of its averages)" in out
     assert {path.name for path in other.iterdir()} == {
         f"{s}.{e}" for s in ("calls", "in_domain") for e in ("csv", "json")
     }
@@ -252,7 +252,7 @@ def test_going_on_with_another_training_corpus_is_refused(lightning, run, write_
     assert code == 1
     line = error_line(err)
     assert "was trained on train (12 trials) and the configuration trains on new (8 trials)" in line
-    assert "give --model.init_weights CHECKPOINT in the place of --ckpt_path" in line
+    assert "give --model.init_weights CHECKPOINT instead of --ckpt_path" in line
     # The same trials under another name and in another order are the same training.
     lines = (tmp_path / "train.csv").read_text().splitlines()
     (tmp_path / "moved.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
@@ -270,7 +270,7 @@ def test_load_from_checkpoint_as_lightnings_users_expect(run, data, trainer, tmp
     assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in saved.items())
     changed = DetectionModule.load_from_checkpoint(path, adapter_lr=0.5)
     assert changed.learning_rates["experts"] == 0.5
-    # It goes on from these weights: with a learning rate of zero nothing moves.
+    # It continues from these weights: with a learning rate of zero nothing moves.
     still = DetectionModule.load_from_checkpoint(path, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
     trainer(tmp_path / "still", limit_val_batches=0).fit(still, datamodule=data())
     state = still.state_dict()
@@ -298,7 +298,7 @@ def test_a_faulty_configuration_beside_a_checkpoint_is_told(run):
         DetectionModule.load_from_checkpoint(read_record(run).checkpoint_path)
 
 
-# What else of Lightning works, or is told before training starts
+# What else of Lightning works, or is refused before training starts
 
 
 def test_overfitting_takes_the_same_batches_in_every_epoch(data, trainer, tmp_path, run):
@@ -362,7 +362,7 @@ def test_without_a_logger_no_file_of_the_user_is_overwritten(
     monkeypatch.chdir(tmp_path)
     code, _, err = lightning("fit", "--config", "config.yaml", "--trainer.logger", "false")
     assert code == 1
-    assert "holds a config.yaml that is not of a run, and would be overwritten" in error_line(err)
+    assert "has a config.yaml that is not of a run, and would be overwritten" in error_line(err)
     assert config.read_bytes() == before
     folder = tmp_path / "alone"
     arguments = ("fit", "--config", config, "--trainer.logger", "false", "--trainer.default_root_dir", folder)
@@ -378,7 +378,7 @@ def test_a_run_that_was_killed_before_it_kept_a_record_begins_anew(lightning, ex
     (folder / "run.json").unlink()
     code, _, err = lightning(*arguments, "--data.batch_size", 3)  # another run's
     assert code == 1
-    assert "holds a config.yaml that is not of a run" in error_line(err)
+    assert "has a config.yaml that is not of a run" in error_line(err)
     assert lightning(*arguments)[0] == 0
     assert read_record(folder).state == "finished"
 

@@ -1,4 +1,4 @@
-"""Records of runs: what was written is read, what is damaged is told in one line."""
+"""Records of runs: what was written is read, what is damaged is reported in one line."""
 
 import json
 from pathlib import Path
@@ -84,8 +84,8 @@ def test_runs_are_found_below_folders_each_once_and_in_order(tmp_path):
     ("content", "words"),
     [
         ("{", "is not JSON"),
-        ("[]", "is no record of a run in format 1"),
-        (json.dumps(CONTENT | {"format": 2}), "is no record of a run in format 1"),
+        ("[]", "is not a record of a run in format 1"),
+        (json.dumps(CONTENT | {"format": 2}), "is not a record of a run in format 1"),
         (json.dumps({k: v for k, v in CONTENT.items() if k != "seed"}), "'seed'"),
         (json.dumps({k: v for k, v in CONTENT.items() if k != "sets"}), "'sets'"),
         (json.dumps(CONTENT | {"more": 1}), "'more'"),

@@ -44,7 +44,7 @@ def test_what_processes_appended_is_found_at_full_precision(tmp_path):
     one.append([2], [7.0])
     assert len(parts(tmp_path)) == 2
     again = kept(tmp_path)
-    assert again.find() == ["eval: 5 of 6 scores are there already"]
+    assert again.find() == ["eval: 5 of 6 scores are already computed"]
     assert found(again) == {0: -1e-300, 1: 1e6, 2: 7.0, 4: 1 / 3, 5: 0.1 + 0.2}
 
 
@@ -95,17 +95,17 @@ def test_a_flipped_bit_never_changes_a_score(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("2,nan", "'nan' is no finite number"),
-        ("2,inf", "'inf' is no finite number"),
-        ("2,-Infinity", "'-Infinity' is no finite number"),
-        ("2,1e999", "'1e999' is no finite number"),
-        ("2,1_0", "'1_0' is no finite number"),
-        ("2, 1.0", "' 1.0' is no finite number"),
-        ("2,", "'' is no finite number"),
-        ("1_0,1.0", "'1_0' is no index of a trial"),
-        ("-2,1.0", "'-2' is no index of a trial"),
-        ("", "'' is no index of a trial"),
-        ("2," + "9" * 400, "is no finite number"),
+        ("2,nan", "'nan' is not a finite number"),
+        ("2,inf", "'inf' is not a finite number"),
+        ("2,-Infinity", "'-Infinity' is not a finite number"),
+        ("2,1e999", "'1e999' is not a finite number"),
+        ("2,1_0", "'1_0' is not a finite number"),
+        ("2, 1.0", "' 1.0' is not a finite number"),
+        ("2,", "'' is not a finite number"),
+        ("1_0,1.0", "'1_0' is not the index of a trial"),
+        ("-2,1.0", "'-2' is not the index of a trial"),
+        ("", "'' is not the index of a trial"),
+        ("2," + "9" * 400, "is not a finite number"),
     ],
 )
 @pytest.mark.parametrize("signed", [True, False])
@@ -118,7 +118,7 @@ def test_a_line_that_no_evaluation_writes_is_told_and_computed_again(tmp_path, l
     again = kept(tmp_path)
     told = again.find()
     assert found(again) == {0: 1.0, 1: 2.0, 3: 3.0}
-    assert told[0] == "eval: 3 of 6 scores are there already"
+    assert told[0] == "eval: 3 of 6 scores are already computed"
     (damage,) = told[1:]
     assert damage.startswith(f"eval: {part}, line 3: ")
     assert why in damage
@@ -133,7 +133,7 @@ def test_a_score_that_was_changed_by_hand_has_not_its_checksum(tmp_path):
     (_, damage) = again.find()
     assert found(again) == {0: 1.0}
     crc = f"{zlib.crc32(b'1,2.0'):08x}"
-    assert f"line 3: it has not the checksum {crc!r} that it was written with; its score is computed again" in damage
+    assert f"line 3: it does not match its checksum {crc!r}; its score is computed again" in damage
     assert damage.endswith(" (2 lines are damaged)")
 
 
@@ -172,13 +172,13 @@ def test_a_finished_file_is_taken_with_its_provenance_and_left_as_it_is(tmp_path
     assert provenance["complete"] is True
     assert (provenance["trials"], provenance["scored"], provenance["set"]) == (6, 6, "eval")
     again = kept(tmp_path)
-    assert again.find() == [f"eval: all scores are in {tmp_path / 'eval.csv'} already"]
+    assert again.find() == [f"eval: all scores are already in {tmp_path / 'eval.csv'}"]
     assert found(again) == dict(enumerate([0.5, -1.0, 1 / 3, 2.0, 3.0, 4.0]))
     (tmp_path / "eval.csv").chmod(stat.S_IRUSR)
     before = [(path.stat().st_ino, path.read_bytes()) for path in sorted(tmp_path.iterdir())]
     finish(again, list(range(6)), list(found(again).values()))
     assert [(path.stat().st_ino, path.read_bytes()) for path in sorted(tmp_path.iterdir())] == before
-    # What is known of the trials may change: the scores stay, the file is written anew.
+    # What is known of the trials may change: the scores remain, the file is written again.
     finish(again, list(range(6)), list(found(again).values()), {"corpus": {"name": "y"}})
     assert json.loads((tmp_path / "eval.json").read_text())["corpus"] == {"name": "y"}
 
@@ -187,7 +187,7 @@ def test_a_file_that_lacks_failed_trials_is_completed(tmp_path):
     finish(kept(tmp_path), [0, 2, 5], [1.0, 2.0, 3.0])
     assert json.loads((tmp_path / "eval.json").read_text())["complete"] is False
     again = kept(tmp_path)
-    assert again.find() == ["eval: 3 of 6 scores are there already"]
+    assert again.find() == ["eval: 3 of 6 scores are already computed"]
     finish(again, list(range(6)), [1.0, 9.0, 2.0, 9.0, 9.0, 3.0])
     assert len(ScoreTable.read(tmp_path / "eval.csv")) == 6
 
@@ -206,7 +206,7 @@ def test_a_file_that_was_changed_by_hand_is_not_trusted(tmp_path):
     path = tmp_path / "eval.csv"
     path.write_text(path.read_text().replace("1.0", "2.0", 1))
     again = kept(tmp_path)
-    assert again.find() == [f"eval: {path} was changed since it was written; it is made anew"]
+    assert again.find() == [f"eval: {path} was changed since it was written; it is computed again"]
     assert found(again) == {}
 
 
@@ -220,7 +220,7 @@ def test_a_run_over_a_part_uses_nothing_and_replaces_nothing_that_has_more(tmp_p
     assert len(parts(tmp_path)) == 1
     assert len(ScoreTable.read(tmp_path / "eval.csv")) == 2
     less = kept(tmp_path, resumes=False)
-    assert "stays as it is unless this run has more scores" in less.find()[0]
+    assert "remains unless this run has more scores" in less.find()[0]
     finish(less, [0], [1.0])
     assert len(ScoreTable.read(tmp_path / "eval.csv")) == 2
     # The whole run continues from both.
@@ -232,11 +232,15 @@ def test_a_run_over_a_part_uses_nothing_and_replaces_nothing_that_has_more(tmp_p
 def test_a_folder_that_cannot_be_written_is_one_line_and_told_at_once(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for attempt in (lambda scores: scores.find(), lambda scores: scores.append([0], [1.0])):
-        with pytest.raises(InputError, match=r"file.*: scores cannot be written: .*; --score_folder") as caught:
+        with pytest.raises(
+            InputError, match=r"file.*: scores cannot be written: .*; set another folder with --score_folder"
+        ) as caught:
             attempt(kept(tmp_path / "file"))
         assert "\n" not in str(caught.value)
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(InputError, match=r"scores cannot be written: Permission denied; --score_folder"):
+    with pytest.raises(
+        InputError, match=r"scores cannot be written: Permission denied; set another folder with --score_folder"
+    ):
         kept(tmp_path).find()
 
 

@@ -1,4 +1,4 @@
-"""A tiny sweep whose runs can be told to die or to wait."""
+"""A tiny sweep whose runs can be made to die or to wait."""
 
 import signal
 import subprocess

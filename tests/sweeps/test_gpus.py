@@ -18,7 +18,7 @@ from moelora_ad.sweeps.states import Status
 
 MIG = "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/2"
 
-# Stands in for fit: tells its GPUs, and ends when all that start with it have told theirs.
+# Stands in for fit: reports its GPUs, and ends when all that start with it have reported theirs.
 TELLS = """
 import os, sys, time
 from pathlib import Path
@@ -38,7 +38,7 @@ def planned(tmp_path: Path, count: int, devices: object = None, **arguments) -> 
 
 @pytest.fixture
 def told(monkeypatch, tmp_path):
-    """Runs a sweep of real processes; what each saw, in the order of the runs, and what the reader was told."""
+    """Runs a sweep of real processes; what each saw, in the order of the runs, and the messages."""
 
     def run(runs: list[PlannedRun], jobs: int) -> tuple[list[str], str]:
         folder = tmp_path / "told"

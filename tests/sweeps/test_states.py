@@ -1,4 +1,4 @@
-"""The state of a run by what lies in its folder."""
+"""The state of a run by the content of its folder."""
 
 import json
 import os

@@ -237,6 +237,6 @@ def test_kill_9_in_the_middle_and_the_same_command_again(
     done = run(processes[1])
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert "scores are there already" in done.stderr
+    assert "scores are already computed" in done.stderr
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
     assert parts(tmp_path / "cut") == []

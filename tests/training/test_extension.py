@@ -125,9 +125,9 @@ def test_what_an_extension_lacks_is_told(small_whisper, model, data, trainer, tm
 
     assert "model.init_weights is not given: backbone.encoder.layers.0" in refusal(extended(small_whisper, None))
     wider = refusal(extended(small_whisper, model, method=MoELoRA(2, 4, extend=Extension())))
-    assert f"{model} has not all that is to stay as it is: it lacks, in the shape that is configured, " in wider
+    assert f"{model} lacks some of what must stay as it is, in the shape that is configured: " in wider
     assert "experts.0.lora_A" in wider
-    # Of a head that was not trained there is nothing to freeze; one that is trained may begin anew.
+    # Of a head that was not trained there is nothing to freeze; one that is trained may start from scratch.
     assert "classifier.attention" in refusal(extended(small_whisper, model, AttentiveStatistics))
     assert load_initial_weights(extended(small_whisper, model, freeze_classifier=False).detector, model)
 
@@ -166,7 +166,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(small_whisper, model
     cut = torch.load(checkpoint, weights_only=True)
     del cut["tether"]
     torch.save(cut, checkpoint)
-    with pytest.raises(InputError, match="the checkpoint was not trained with one that holds these weights"):
+    with pytest.raises(InputError, match="the checkpoint was not trained with a tether to these weights"):
         fit(checkpoint=checkpoint)
 
 

@@ -1,4 +1,5 @@
-"""A gradient for everything that is trained: what misses one is told, and layers that are skipped at random are not."""
+"""A gradient for everything that is trained: what lacks one is reported, and layers that are skipped at random are
+not."""
 
 import socket
 from types import SimpleNamespace

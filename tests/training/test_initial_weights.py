@@ -53,7 +53,7 @@ def test_all_that_a_model_has_is_taken(model, small_whisper):
     record, told = load_initial_weights(detector, model)
     assert same(kept(detector), wanted)
     count = len(wanted)
-    assert told == [f"model.init_weights: {count} of {count} tensors are those of {model}"]
+    assert told == [f"model.init_weights: {count} of {count} tensors are taken from {model}"]
     assert record == (str(model), file_hash(model / "model.safetensors"), count, 0, 0)
 
 
@@ -66,7 +66,7 @@ def test_what_is_missing_or_not_used_is_told_by_name(model, small_whisper):
     assert torch.equal(after[f"{expert}1.lora_A"], given[f"{expert}1.lora_A"])
     for name in (f"{expert}2.lora_A", "classifier.output.weight"):
         assert torch.equal(after[name], before[name])
-    assert "not there, begun anew: backbone.encoder.layers.0.self_attn.k_proj.experts.2.lora_A, " in told[1]
+    assert "missing, initialised: backbone.encoder.layers.0.self_attn.k_proj.experts.2.lora_A, " in told[1]
     assert " and 13 more; classifier.attention.0.bias, classifier.attention.0.weight, " in told[1]
     # A gate of three experts, a head of twice the width.
     assert "classifier.output.weight ((2, 32) there, (2, 64) here)" in told[2]
@@ -77,7 +77,7 @@ def test_what_is_missing_or_not_used_is_told_by_name(model, small_whisper):
     detector = whisper(small_whisper, LoRA(2))
     _, told = load_initial_weights(detector, model)
     assert any(
-        "there and not used: backbone.encoder.layers.0.self_attn.k_proj.experts.1.lora_A" in line for line in told
+        "present and not used: backbone.encoder.layers.0.self_attn.k_proj.experts.1.lora_A" in line for line in told
     )
 
 
@@ -90,6 +90,28 @@ def refusal(detector: Detector, source: Path | str) -> str:
     return str(caught.value)
 
 
+def test_adapters_have_one_start(model, small_whisper, tmp_path):
+    trained(whisper(small_whisper, LoRA(2))).save_pretrained(tmp_path / "lora")
+    trained(whisper(small_whisper, FrozenBackbone())).save_pretrained(tmp_path / "frozen")
+    lora = str(tmp_path / "lora")
+
+    detector = whisper(small_whisper, MoELoRA(2, 2, init_from=lora, perturbation=0.0))
+    detector.adaptation.initialise(detector.backbone.encoder)
+    load_initial_weights(detector, tmp_path / "frozen")
+    assert torch.equal(
+        detector.classifier.output.weight, Detector.from_pretrained(tmp_path / "frozen").classifier.output.weight
+    )
+    site = detector.backbone.encoder.layers[0].self_attn.q_proj
+    wanted = Detector.from_pretrained(lora).backbone.encoder.layers[0].self_attn.q_proj.experts[0]
+    assert all(torch.equal(expert.lora_A, wanted.lora_A) for expert in site.experts)
+
+    detector = whisper(small_whisper, MoELoRA(2, 2, init_from=lora))
+    with pytest.raises(
+        InputError, match=r"has adapters, and model\.adaptation\.init_args\.init_from starts them from else"
+    ):
+        load_initial_weights(detector, model)
+
+
 def test_a_wholly_different_model_is_refused(model, small_wav2vec2, tmp_path):
     class Head(MeanPooling):
         def __init__(self, width: int) -> None:
@@ -98,7 +120,7 @@ def test_a_wholly_different_model_is_refused(model, small_wav2vec2, tmp_path):
 
     other = Detector(Wav2Vec2Backbone(small_wav2vec2), FrozenBackbone(), Head)
     line = refusal(other, model)
-    assert f"model.init_weights: nothing of {model} fits the model that is configured" in line
+    assert f"model.init_weights: nothing in {model} fits the configured model" in line
     assert "and here classifier.last.bias, classifier.last.weight" in line
 
 
@@ -137,7 +159,7 @@ def test_sources_that_are_none(model, small_whisper, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     detector = whisper(small_whisper)
     assert "model.init_weights: nothing: no such folder or file" in refusal(detector, "nothing")
-    assert "not to be had from the hub" in refusal(detector, "nobody/nothing")
+    assert "not available from the hub" in refusal(detector, "nobody/nothing")
     (tmp_path / "text.ckpt").write_text("x")
     assert "model.init_weights: " in refusal(detector, tmp_path / "text.ckpt")
     (tmp_path / "empty").mkdir()
@@ -202,7 +224,7 @@ def test_fit_by_a_command_records_it_and_goes_on_without_it(model, experiment, w
     code, out, err = lightning(*arguments)
     assert code == 0, err
     count = len(kept(Detector.from_pretrained(model)))
-    assert f"model.init_weights: {count} of {count} tensors are those of {model}\n" in out
+    assert f"model.init_weights: {count} of {count} tensors are taken from {model}\n" in out
     run = tmp_path / "runs" / "tiny" / "version_0"
     wanted = {
         "source": str(model),

@@ -34,7 +34,7 @@ class Interrupted(Callback):
 def test_ctrl_c_lets_the_step_end_and_a_second_one_saves_nothing(
     lightning, experiment, write_config, tmp_path, monkeypatch, times
 ):
-    """Four steps an epoch; what is saved goes on to the weights of a run that was left alone."""
+    """Four steps an epoch; what is saved leads to the weights of an uninterrupted run."""
     experiment["data"]["batch_size"] = 3
     experiment["trainer"]["max_epochs"] = 1
     callback, folder = Interrupted(times), tmp_path / "runs" / "tiny" / "version_0"
@@ -95,13 +95,13 @@ def test_trying_one_batch_of_everything_leaves_nothing(
     arguments = ("--trainer.fast_dev_run", "true", "--trainer.enable_model_summary", "true", *logger)
     code, out, err = lightning("fit", "--config", config, *arguments)
     assert code == 0, err
-    assert "none: fast_dev_run keeps nothing" in out
+    assert "none: fast_dev_run saves nothing" in out
     assert list((tmp_path / "here").iterdir()) == []
     assert not (tmp_path / "runs").exists()
 
 
 def test_an_evaluation_leaves_no_empty_folder_of_its_logger(lightning, experiment, write_config, tmp_path):
-    """Predicted scores are no figures: a logger gets none."""
+    """Predicted scores are not figures: a logger gets none."""
     arguments = ("--untrained", "true", "--score_folder", tmp_path / "scores")
     assert lightning("predict", "--config", write_config(experiment), *arguments)[0] == 0
     assert (tmp_path / "scores" / "in_domain.csv").is_file()

@@ -113,7 +113,7 @@ def test_a_step_follows_the_formula(small_whisper, data, trainer, tmp_path, meth
     before, recorder = one_step(trainer, tmp_path, model, data(batch_size=8))
     check_step(before, model, expected_gradients(before, recorder, second_order))
     other = expected_gradients(before, recorder, not second_order)
-    with pytest.raises(AssertionError, match="not close"):  # the two orders are told apart
+    with pytest.raises(AssertionError, match="not close"):  # the two orders are distinguishable
         check_step(before, model, other)
 
 

@@ -162,11 +162,11 @@ def test_lengths_and_whole_batches_are_kept():
         ((WAVEFORMS, LABELS[:2]), r"labels are of shape \(2,\): give \(3,\), one for each waveform"),
         ((WAVEFORMS, LABELS + 1), r"labels must be 1 for bona fide or 0 for spoof"),
         ((WAVEFORMS, LABELS, LABELS[:1]), r"lengths are of shape \(1,\)"),
-        ((WAVEFORMS, ["bonafide", "spoof", "spoof"]), r"labels are no tensor"),
+        ((WAVEFORMS, ["bonafide", "spoof", "spoof"]), r"labels are not a tensor"),
         ({"waveforms": WAVEFORMS, "label": LABELS}, r"it has the key 'label'; give \(waveforms, labels"),
         ({"labels": LABELS}, r"waveforms are missing"),
         ((1, 2, 3, 4), r"it is a tuple; give"),
-        ("text", r"waveforms are no tensor|it is a str"),
+        ("text", r"waveforms are not a tensor|it is a str"),
     ],
 )
 def test_a_faulty_batch_is_told(given, told):

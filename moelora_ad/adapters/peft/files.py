@@ -24,7 +24,7 @@ PEFT_PREFIX = "base_model.model."
 _HALF = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])\.weight")
 _KEPT_HALF = re.compile(r"backbone\.encoder\.(?P<site>.+)\.experts\.(?P<expert>\d+)\.lora_(?P<half>[AB])")
 # Fields of adapter_config.json that are read here, and those that leave W_0 x + scaling B A x as it is: bookkeeping,
-# where the LoRAs stand (the names of the weights say it too), how training began. Any other that is set is refused.
+# where the LoRAs are (the names of the weights show it too), how training began. Any other that is set is refused.
 _READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "init_lora_weights"}
 _WITHOUT_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
@@ -78,7 +78,7 @@ def read_lora(folder: str | Path) -> dict[str, LoRAUpdate]:
         folder: an adapter folder of peft, or one that ``Detector.save_pretrained`` wrote for a LoRA.
 
     Raises:
-        AdapterError: a file is missing or damaged, or what it holds is more than a plain LoRA.
+        AdapterError: a file is missing or damaged, or contains more than a plain LoRA.
     """
     folder = Path(folder)
     if (folder / PEFT_CONFIG).is_file():
@@ -87,7 +87,7 @@ def read_lora(folder: str | Path) -> dict[str, LoRAUpdate]:
         return _read_kept(folder)
     if not folder.is_dir():
         raise AdapterError(f"{folder}: no such folder with a LoRA; a checkpoint must be exported first")
-    raise AdapterError(f"{folder} has no {PEFT_CONFIG} of peft, and no {KEPT_CONFIG} of a kept detector")
+    raise AdapterError(f"{folder} has no {PEFT_CONFIG} of peft, and no {KEPT_CONFIG} of a saved detector")
 
 
 @torch.no_grad()
@@ -154,14 +154,14 @@ def _read_peft(folder: Path) -> dict[str, LoRAUpdate]:
 
 
 def _check_start(start: Any, path: Path) -> None:
-    """Refuse a LoRA that stands on other weights than the model's: alone, it is another function."""
+    """Refuse a LoRA that belongs to other weights than the model's: alone, it is another function."""
     name = str(start).lower()
     if name in _BASE_KEPT:
         return
     if name.startswith(_CONVERTIBLE):
-        told = "save it in peft with path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+        told = "save it in peft with path_initial_model_for_weight_conversion, which makes it a plain LoRA"
     elif name == "loftq":
-        told = "merge it in peft (merge_and_unload) and take the merged model as the backbone"
+        told = "merge it in peft (merge_and_unload) and use the merged model as the backbone"
     else:
         raise AdapterError(f"{path}: init_lora_weights is {start!r}, unknown here: only plain LoRAs can be read")
     raise AdapterError(f"{path}: init_lora_weights is {start!r}: peft changed the weights below this LoRA too; {told}")
@@ -173,7 +173,7 @@ def _of_patterns(
     """peft's convention: a key is a regular expression for the end of the dotted path; the first that fits counts."""
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
-        raise AdapterError(f"{path}: {name} is no JSON object")
+        raise AdapterError(f"{path}: {name} is not a JSON object")
     values = dict.fromkeys(sites, default)
     open_sites, start = [*sites], time.monotonic()
     for key, value in patterns.items():
@@ -194,7 +194,7 @@ def _read_kept(folder: Path) -> dict[str, LoRAUpdate]:
     path = folder / KEPT_CONFIG
     adaptation = _json(path).get("adaptation")
     if not isinstance(adaptation, dict) or not isinstance(adaptation.get("init_args"), dict):
-        raise AdapterError(f"{path} is no kept detector: it describes no adaptation")
+        raise AdapterError(f"{path} is not a saved detector: it describes no adaptation")
     arguments = adaptation["init_args"]
     if "num_experts" in arguments:
         raise AdapterError(f"{path}: the detector is adapted with {adaptation.get('class_path')}, not with one LoRA")
@@ -210,9 +210,9 @@ def _is_positive(value: Any) -> bool:
 
 
 def _halves(path: Path, pattern: re.Pattern[str], prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """lora_A and lora_B of every projection in a file; of a kept detector, other tensors are passed over."""
+    """lora_A and lora_B of every projection in a file; of a saved detector, other tensors are skipped."""
     if not path.is_file():  # a pipe may have no end
-        raise AdapterError(f"{path} is not there, or is no regular file")
+        raise AdapterError(f"{path} is missing, or is not a regular file")
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -222,18 +222,18 @@ def _halves(path: Path, pattern: re.Pattern[str], prefix: str) -> dict[str, tupl
         match = pattern.fullmatch(name.removeprefix(prefix))
         if match is None:
             if prefix:
-                raise AdapterError(f"{path}: {name} is no half of a LoRA of a linear layer")
+                raise AdapterError(f"{path}: {name} is not one half of a LoRA of a linear layer")
             continue
         if match.groupdict().get("expert", "0") != "0":
             raise AdapterError(f"{path}: {name} belongs to a mixture, not to one LoRA")
         if tensor.dim() != 2 or not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise AdapterError(f"{path}: {name} is no matrix of finite numbers")
+            raise AdapterError(f"{path}: {name} is not a matrix of finite numbers")
         found.setdefault(match["site"], {})[match["half"]] = tensor
     if not found:
-        raise AdapterError(f"{path} holds no LoRA")
+        raise AdapterError(f"{path} has no LoRA")
     for site, halves in found.items():
         if len(halves) != 2:
-            raise AdapterError(f"{path}: {site} has lora_{next(iter(halves))} alone")
+            raise AdapterError(f"{path}: {site} has only lora_{next(iter(halves))}")
         if halves["A"].shape[0] != halves["B"].shape[1]:
             raise AdapterError(f"{path}: the ranks of lora_A and lora_B of {site} differ")
     return {site: (halves["A"], halves["B"]) for site, halves in found.items()}
@@ -247,5 +247,5 @@ def _json(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise AdapterError(str(error)) from None
     if not isinstance(content, dict):
-        raise AdapterError(f"{path} is no JSON object")
+        raise AdapterError(f"{path} is not a JSON object")
     return content

@@ -21,7 +21,7 @@ def save_peft(updates: Mapping[str, LoRAUpdate], folder: str | Path, base_model:
 
     Args:
         updates: ``lora_updates(model)`` of a LoRA, or ``static_mixture(model, mean_gates)`` of a mixture.
-        folder: made if it is not there; files of these names in it are replaced, each whole or not at all.
+        folder: created if missing; files of these names in it are replaced, each whole or not at all.
         base_model: hub id or folder of the model that the paths of ``updates`` belong to; for the record.
 
     Raises:
@@ -68,7 +68,7 @@ def adapt_from_peft(model: nn.Module, folder: str | Path) -> tuple[str, ...]:
     The LoRA may have one rank for all projections only; it is trainable, everything else is frozen.
 
     Raises:
-        AdapterError: see `read_lora`; or the projections are not there, or have several ranks.
+        AdapterError: see `read_lora`; or the projections are missing, or have several ranks.
     """
     updates = read_lora(folder)
     ranks = {update.lora_A.shape[0] for update in updates.values()}
@@ -87,11 +87,11 @@ def adapt_from_peft(model: nn.Module, folder: str | Path) -> tuple[str, ...]:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """The file appears whole or not at all."""
+    """Write the file atomically."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         unfinished = Path(folder) / path.name
         unfinished.touch()
         mode = unfinished.stat().st_mode
         write(unfinished)
-        unfinished.chmod(mode)  # safetensors lets nobody else read its files
+        unfinished.chmod(mode)  # safetensors makes its files private
         os.replace(unfinished, path)

@@ -1,7 +1,7 @@
 """Changing the experts of an adapted model: add, split, drop, freeze, silence them and knock them out.
 
 Every function changes all mixtures of a model, or those at ``sites``, in place. New experts are new parameters: build
-the optimiser afterwards. What saves the model needs a method that makes as many experts as there are then.
+the optimiser afterwards. Saving the model needs a method that makes the new number of experts.
 """
 
 import math
@@ -22,7 +22,7 @@ from moelora_ad.adapters.layer import MoELoRALinear
 def freeze_experts(
     model: nn.Module, experts: Collection[int], frozen: bool = True, sites: Collection[str] | None = None
 ) -> None:
-    """Exclude experts from training, or (``frozen=False``) take them in again.
+    """Exclude experts from training, or (``frozen=False``) include them again.
 
     A frozen expert has no gradient, so that no optimiser moves it, weight decay included.
 
@@ -42,12 +42,13 @@ def add_expert(model: nn.Module, offset: float = -math.inf, sites: Collection[st
 
     Args:
         model: adapted with MoELoRA.
-        offset: of its gate logit. -inf silences it: its weight is exactly 0, so that the model's function stays, and it
-            learns nothing until `set_logit_offset` wakes it. Any other number gives it a share of the gate at once.
+        offset: of its gate logit. -inf silences it: its weight is exactly 0, so that the model's function is unchanged,
+            and it learns nothing until `set_logit_offset` changes that. Any other number gives it a share of the gate
+            at once.
         sites: dotted paths; None for all mixtures.
 
     Raises:
-        AdapterError: there is no such site, the mixture has been extended, or the offset is no number.
+        AdapterError: there is no such site, the mixture has been extended, or the offset is not a number.
     """
     mixtures, gates = chosen_mixtures(model, sites), chosen_gates(model, sites)
     _check_offset(offset)
@@ -71,7 +72,7 @@ def set_logit_offset(model: nn.Module, expert: int, offset: float, sites: Collec
     """Set what is added to an expert's gate logit: 0 for nothing, -inf to silence it.
 
     Raises:
-        AdapterError: there is no such expert or site, the offset is no number, or all experts would be silent.
+        AdapterError: there is no such expert or site, the offset is not a number, or all experts would be silent.
     """
     chosen_mixtures(model, sites, [expert])
     _check_offset(offset)
@@ -93,7 +94,7 @@ def split_expert(
 
     Both get its matrices and gate rows, and half its gate weight by a logit offset of - log 2. A perturbation is added
     to lora_A of the one and taken from the other's, which cancels as long as their gates agree. (In training, noise is
-    drawn for each half by itself.)
+    drawn for each half separately.)
 
     Args:
         model: adapted with MoELoRA, with dense gates.
@@ -104,8 +105,8 @@ def split_expert(
 
     Raises:
         AdapterError: there is no such expert or site; or a gate keeps the top k, where two halves would be chosen
-            instead of one expert and another; or the mixture has been extended; or the perturbation is no number of 0
-            or more.
+            instead of one expert and another; or the mixture has been extended; or the perturbation is not a number of
+            0 or more.
     """
     check_perturbation(perturbation)
     mixtures = chosen_mixtures(model, sites, [expert])
@@ -113,7 +114,7 @@ def split_expert(
     for site, layer in mixtures.items():
         if not is_dense(gate_of(layer)):
             raise AdapterError(
-                f"{site}: a top-{gate_of(layer).policy.top_k} gate would keep both halves in the place of one expert "
+                f"{site}: a top-{gate_of(layer).policy.top_k} gate would keep both halves instead of one expert "
                 "and another; only experts of dense gates can be split"
             )
     for layer in mixtures.values():
@@ -134,18 +135,18 @@ def split_expert(
 
 @torch.no_grad()
 def drop_expert(model: nn.Module, expert: int, sites: Collection[str] | None = None) -> None:
-    """Remove an expert; those behind it move up. A gate that keeps all experts keeps all that are left; the last one
+    """Remove an expert; those behind it move up. A dense gate stays dense; the last one
     left loses its gate and is a plain LoRA.
 
     Raises:
-        AdapterError: there is no such expert or site, what would be left is silent, or is experts alone that a mixture
+        AdapterError: there is no such expert or site, what would be left is silent, or only experts that a mixture
             was extended by.
     """
     mixtures = chosen_mixtures(model, sites, [expert])
     gates = chosen_gates(model, sites)
     for site, gate in gates.items():
         if expert < len(gate.weight) == 1 and gate.added:
-            raise AdapterError(f"{site}: expert {expert} is what the others were added to: it cannot be dropped")
+            raise AdapterError(f"{site}: expert {expert} cannot be dropped, since the others were added to it")
         if gate.num_experts > 2:
             _offsets(site, gate, [expert], -math.inf)
     for layer in mixtures.values():
@@ -167,8 +168,8 @@ def knocked_out(
     Args:
         model: adapted.
         experts: their numbers.
-        redistribute: the gate decides between those that remain, as if the others did not exist; False keeps every
-            gate weight and takes away the experts' updates alone.
+        redistribute: the softmax is over those that remain, as if the others did not exist; False keeps every
+            gate weight and removes the experts' updates only.
         sites: dotted paths; None for all.
 
     Raises:
@@ -202,7 +203,7 @@ def chosen_mixtures(
     found = {site: layer for site, layer in adapted_sites(model) if not gated or layer.gate is not None}
     if sites is not None:
         if missing := [site for site in sites if site not in found]:
-            raise AdapterError(f"{missing[0]} is no {'mixture' if gated else 'adapted projection'} of the model")
+            raise AdapterError(f"{missing[0]} is not {'a mixture' if gated else 'an adapted projection'} of the model")
         chosen = {site: layer for site, layer in found.items() if site in set(sites)}
         shared = {
             id(layer.gate): site for site, layer in found.items() if site not in chosen and layer.gate is not None
@@ -238,7 +239,7 @@ def is_dense(gate: Gate) -> bool:
 
 
 def _keep_all(gate: Gate) -> None:
-    """Let a gate that keeps as many experts as it has keep all, however many they become."""
+    """Let a gate that keeps as many experts as it has keep all, whatever their number becomes."""
     if gate.policy.top_k is not None:
         gate.policy = replace(gate.policy, top_k=None, order="softmax_first")
 
@@ -264,7 +265,7 @@ def _offsets(site: str, gate: Gate, experts: Iterable[int], offset: float) -> Te
     offsets[list(experts)] = offset
     if bool((offsets[: len(gate.weight)] == -math.inf).all()):
         raise AdapterError(
-            f"{site}: no expert would be left that its gate can choose; keep one, or take away updates alone with "
+            f"{site}: no expert would be left that its gate can choose; keep one, or remove updates alone with "
             "knocked_out(..., redistribute=False)"
         )
     return offsets
@@ -274,7 +275,7 @@ def _check_not_extended(gates: Mapping[str, Gate]) -> None:
     for site, gate in gates.items():
         if gate.policy.added:
             raise AdapterError(
-                f"{site} has been extended: experts that share its softmax would stand behind those that do not"
+                f"{site} has been extended: experts that share its softmax would come after those that do not"
             )
 
 

@@ -56,13 +56,13 @@ class Merged:
             _put(model, layer, _merged_linear(layer, updates[site]))
 
     def undo(self) -> None:
-        """Put the adapters and the untouched weights back: the model is what it was, bit for bit.
+        """Put the adapters and the untouched weights back: the model is restored bit for bit.
 
         Raises:
-            AdapterError: it has been undone already.
+            AdapterError: it has already been undone.
         """
         if not self._adapted:
-            raise AdapterError("the merge has been undone already")
+            raise AdapterError("the merge has already been undone")
         for site, layer in self._adapted.items():
             _put(self._model, self._model.get_submodule(site), layer)
         self._adapted = {}
@@ -80,13 +80,13 @@ def merge(model: nn.Module) -> Merged:
 def merge_static_mixture(model: nn.Module, mean_gates: Mapping[str, Tensor]) -> Merged:
     """Replace every mixture of a model by a plain ``nn.Linear`` with W_0 + (alpha / r) sum_i g_i B_i A_i.
 
-    What this changes is told by `static_mixture_error`. Args and errors: see `static_mixture`.
+    `static_mixture_error` measures what this changes. Args and errors: see `static_mixture`.
     """
     return Merged(model, static_mixture(model, mean_gates))
 
 
 def put_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
-    """Put other LoRAs in the place of a model's adapters: they are its adapters from then on, and trained with it.
+    """Replace a model's adapters by other LoRAs: they are its adapters from then on, and trained with it.
 
     Args:
         model: adapted.
@@ -104,12 +104,12 @@ def put_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
 
 @contextmanager
 def with_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> Iterator[None]:
-    """Put other LoRAs in the place of a model's adapters, within the block.
+    """Replace a model's adapters by other LoRAs, within the block.
 
-    They stay beside the weights: merged into weights of half precision most of an update would be rounded away.
+    They are not merged into the weights: merged into weights of half precision most of an update would be rounded away.
 
     Args:
-        model: adapted; afterwards it is what it was.
+        model: adapted; restored afterwards.
         updates: for every adapted projection, of any rank.
 
     Raises:
@@ -149,7 +149,7 @@ def _merged_linear(layer: MoELoRALinear, update: LoRAUpdate) -> nn.Linear:
 
 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put one module into all places of another."""
+    """Replace a module in all its places by another."""
     places = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
     for place in places:
         path, _, child = place.rpartition(".")

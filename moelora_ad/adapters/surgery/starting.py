@@ -41,8 +41,8 @@ def warm_start(
         sites: dotted paths of the mixtures to start, whatever else the LoRA has; None for all.
 
     Raises:
-        AdapterError: projections or shapes differ, kept gate weights do not sum to 1, or the perturbation is no number
-            of 0 or more. Nothing is changed then.
+        AdapterError: projections or shapes differ, kept gate weights do not sum to 1, or the perturbation is not a
+            number of 0 or more. Nothing is changed then.
     """
     check_perturbation(perturbation)
     mixtures = chosen_mixtures(model, sites)

@@ -1,4 +1,4 @@
-"""What became of a model whose experts were dropped or merged: tables, rows, JSON."""
+"""The effects of dropping or merging a model's experts: tables, rows, JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from moelora_ad.analysis.reports.report import Report
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 _DECIDES, _UNSEEN = "decides", "unseen"
-_TOO_KIND = "the intervals of deciding sets are those of the best of several experts, so a little too kind"
+_TOO_KIND = "the intervals of deciding sets are those of the best of several experts, so slightly optimistic"
 
 
 def prune_report(pruning: Pruning) -> Report:
@@ -30,7 +30,7 @@ def prune_report(pruning: Pruning) -> Report:
         title = f"Without one {'more ' if one.taken else ''}expert, against all {pruning.num_experts}"
         tables.append(TextTable(title, ("without", "set", "EER %", "difference", "95 %", ""), lines, words=2))
     notes = [
-        "gates decide between the experts that remain; experts have the numbers of the original, from 0",
+        "the softmax is over the experts that remain; experts have the numbers of the original, from 0",
         *_notes(pruning.sets, pruning.margin, pruning.resamples),
         *([_TOO_KIND] if pruning.dropped else []),
         *pruning.notes,
@@ -79,9 +79,9 @@ def _pruned(pruning: Pruning) -> str:
         left = pruning.num_experts - len(dropped)
         what = "one is left, a plain LoRA" if left == 1 else f"{left} are left"
         which = "expert" if len(dropped) == 1 else "experts"
-        told = f"not missed: {which} {listed(dropped)} of {pruning.num_experts}; {what}"
+        told = f"not needed: {which} {listed(dropped)} of {pruning.num_experts}; {what}"
     else:
-        told = f"every one of the {pruning.num_experts} experts may be missed"
+        told = f"every one of the {pruning.num_experts} experts may be needed"
     if last is None or last.dropped is not None:
         return told
     number = min(last.without, key=lambda one: (last.without[one].largest_loss, last.without[one].mean_change))
@@ -118,7 +118,7 @@ def _tables(sets: Mapping[str, SetChange], costs: Sequence[Cost]) -> Iterable[Te
     yield TextTable("Changes of scores, in log-odds", ("set", "trials", "mean size", "largest"), scores)
     before, after = costs
     yield TextTable(
-        "What the model costs",
+        "Cost of the model",
         ("", "before", "after"),
         [
             ("parameters of adapters", f"{before.adapters:,}", f"{after.adapters:,}"),
@@ -145,7 +145,7 @@ def _notes(sets: Mapping[str, SetChange], margin: float, resamples: int) -> Iter
         if not change.decides and not change.allows(margin):
             loss = "has a loss" if change.difference.interval.low > 0 else "may have a loss"
             figures = f"{points(change.difference)} points {interval(change.difference)}"
-            yield f"{name}, which decided nothing, {loss}: {figures}"
+            yield f"{name}, which was not a deciding set, {loss}: {figures}"
 
 
 def _rows(sets: Mapping[str, SetChange]) -> list[dict[str, Any]]:

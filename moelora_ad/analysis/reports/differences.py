@@ -15,7 +15,7 @@ def interval(difference: Difference) -> str:
 
 
 def is_beyond_chance(difference: Difference) -> bool:
-    """Whether the interval leaves 0 out."""
+    """Whether the interval excludes 0."""
     return difference.interval.low > 0 or difference.interval.high < 0
 
 

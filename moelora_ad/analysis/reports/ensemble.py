@@ -1,4 +1,4 @@
-"""What an analysis of an ensemble says: tables, rows, JSON and a figure."""
+"""The report of an analysis of an ensemble: tables, rows, JSON and a figure."""
 
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ def ensemble_report(analysis: EnsembleAnalysis) -> Report:
         data={"system": analysis.system, "members": list(analysis.members)},
         figures={"eer": partial(_figure, analysis)},
         notes=[
-            "weights averaged: the mean of the updates, exactly, and of the classifiers, which were trained apart",
+            "weights averaged: the mean of the updates, exactly, and of the classifiers, which were trained separately",
             f"{STATIC}: the mean gates of {DEV} for every token",
             bootstrap_note(analysis.resamples),
             *analysis.notes,

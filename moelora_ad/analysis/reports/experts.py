@@ -1,4 +1,4 @@
-"""What an analysis of experts says: tables, rows, JSON and figures."""
+"""The report of an analysis of experts: tables, rows, JSON and figures."""
 
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ def experts_report(analysis: ExpertAnalysis) -> Report:
             change = ("", "") if variant == BASE else (points(difference), interval(difference))
             lines.append((variant, f"{100 * difference.first:.2f}", *change))
         tables.append(TextTable(f"EER % on {name}", ("experts", "EER %", "difference", "95 %"), lines))
-    gates = "keep their weights" if analysis.keep_gates else "decide between the experts that remain"
+    gates = "keep their weights" if analysis.keep_gates else "renormalise over the experts that remain"
     return Report(
         name="experts",
         finding=_finding(analysis),

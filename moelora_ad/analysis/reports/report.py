@@ -18,14 +18,15 @@ from moelora_ad.files import written_whole
 
 @dataclass(frozen=True)
 class Report:
-    """What an analysis says.
+    """The report of an analysis.
 
     Attributes:
-        name: of the analysis, which its files are called after.
+        name: of the analysis, which its files are named after.
         finding: what it shows, with figures; one line.
         tables: for people.
         rows: for programs, one figure or one thing measured a row, at full precision.
-        data: for programs, what rows cannot hold: plain JSON values at full precision; null for what is not finite.
+        data: for programs, what rows cannot represent: plain JSON values at full precision; null for what is not
+            finite.
         figures: by name, each made when it is needed.
         notes: on how to read it, a line each.
     """

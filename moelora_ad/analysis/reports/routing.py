@@ -1,4 +1,4 @@
-"""What a routing analysis says: tables, rows, JSON and figures."""
+"""The report of a routing analysis: tables, rows, JSON and figures."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ from moelora_ad.evaluation.reports.plots import MOST_BARS
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 LEVEL = 0.05
-"""p values up to here are called a dependence."""
+"""p values up to here count as a dependence."""
 
 
 def routing_report(analysis: RoutingAnalysis) -> Report:
@@ -25,12 +25,12 @@ def routing_report(analysis: RoutingAnalysis) -> Report:
     notes = [
         "dependence: mutual information between the expert that leads (the largest mean weight of an utterance) and "
         "the utterance's class, less its mean over permutations of the classes; attacks are compared among spoofs",
-        "utterances are exchanged freely: speakers or recordings that go with a class count as the class",
+        "utterances are exchanged freely: effects of speakers or recordings of a class count as effects of the class",
         "apart: how much weight goes to other experts than over all utterances, mean over sites, from 0 to 1; "
-        "classes of few utterances stand apart by chance",
+        "classes of few utterances differ by chance",
     ]
     if constant:
-        notes.append(f"at {constant} of {len(sites)} sites one expert leads for every utterance, which tells 0 bits")
+        notes.append(f"at {constant} of {len(sites)} sites one expert leads for every utterance, which gives 0 bits")
     alone = [kind for kind, groups in analysis.by_class.items() if groups and kind not in dependence]
     notes += [f"no two classes to compare: {kind}" for kind in alone]
     tables = _use_table(analysis), _dependence_table(analysis), _layer_table(analysis)
@@ -143,7 +143,7 @@ def _dependence_data(analysis: RoutingAnalysis) -> dict[str, Any]:
 def _figures(analysis: RoutingAnalysis) -> dict[str, Callable[[], Figure]]:
     figures: dict[str, Callable[[], Figure]] = {"gates": partial(_gates_figure, analysis)}
     for kind in analysis.dependence:
-        if kind != "label":  # two classes: the table says it all
+        if kind != "label":  # two classes: the table is enough
             figures[f"{kind}-apart"] = partial(_apart_figure, kind, analysis)
             figures[f"{kind}-experts"] = partial(_expert_figure, kind, analysis)
     return figures

@@ -1,4 +1,4 @@
-"""What an analysis of singular values says: tables, rows, JSON and a figure."""
+"""The report of an analysis of singular values: tables, rows, JSON and a figure."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from moelora_ad.analysis.singular_values import (
 from moelora_ad.evaluation.reports.heatmaps import heatmaps
 from moelora_ad.evaluation.reports.text_table import TextTable
 
-# The pattern that the paper reports (figure 2), by how wav2vec 2.0 and Whisper call their projections.
+# The pattern that the paper reports (figure 2), by the names of projections in wav2vec 2.0 and Whisper.
 PUBLISHED = {"q_proj": LAST_LAYERS, "k_proj": LAST_LAYERS, "v_proj": THROUGHOUT, "out_proj": THROUGHOUT}
 
 

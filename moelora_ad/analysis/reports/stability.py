@@ -1,4 +1,4 @@
-"""What an analysis of stability says: tables, rows, JSON and figures."""
+"""The report of an analysis of stability: tables, rows, JSON and figures."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -62,7 +62,7 @@ class WithProbability(Augmentation):
 
 @dataclass(frozen=True)
 class OneOf(Augmentation):
-    """One augmentation out of several, drawn anew for every waveform.
+    """One augmentation out of several, drawn for every waveform.
 
     Args:
         augmentations: At least one.

@@ -91,7 +91,7 @@ class RoomResponse(Augmentation):
 
 def _audio_files(folder: str | os.PathLike[str]) -> list[Path]:
     if not os.path.isdir(folder):
-        raise AudioError.at(folder, "no such folder; it is to hold recordings for augmentation")
+        raise AudioError.at(folder, "no such folder; it should hold recordings for augmentation")
     files, others = sounds_among(str(path) for path in Path(folder).rglob("*") if path.is_file())
     if not files:
         raise AudioError.at(

@@ -253,7 +253,7 @@ def _white_noise(samples: int, generator: np.random.Generator) -> NDArray[np.flo
 
 @lru_cache(maxsize=1)
 def _gaussian_values() -> NDArray[np.float32]:
-    """65,536 values of the normal distribution, equally likely: to take one is five times as fast as to draw anew."""
+    """65,536 values of the normal distribution, equally likely: picking one is five times as fast as drawing."""
     probability = (np.arange(1 << 16) + 0.5) / (1 << 16)
     values: NDArray[np.float32] = torch.special.ndtri(torch.from_numpy(probability)).float().numpy()
     return values
@@ -265,7 +265,7 @@ def _filter_powers(waveform: NDArray[np.float32], filters: NDArray[np.float64]) 
     Fourier transforms of overlapping blocks; what wraps around within a block is thrown away.
 
     Args:
-        filters: (orders, 2 reach + 1), centred; what comes out is one sample earlier than their centre says.
+        filters: (orders, 2 reach + 1), centred; what comes out is one sample earlier than their centre.
     """
     samples, overlap = len(waveform), filters.shape[1] - 1
     size = _power_of_two(min(8 * overlap, samples + overlap))

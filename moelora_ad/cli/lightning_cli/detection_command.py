@@ -59,7 +59,7 @@ SILENCED = (
 
 
 def run_command(argv: Sequence[str], program: str) -> int:
-    """Run the verb ``argv[0]`` with its arguments ``argv[1:]``; returns the exit code."""
+    """Run the command ``argv[0]`` with its arguments ``argv[1:]``; returns the exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import_from_here()
     silence_banners()
@@ -69,10 +69,10 @@ def run_command(argv: Sequence[str], program: str) -> int:
         keeping = {"save_config_callback": SaveRunConfig, "save_config_kwargs": {"save_to_log_dir": False}}
         command = DetectionCommand(args=list(argv), **keeping)
     except (InputError, AdapterError, MisconfigurationException) as error:
-        if str(error):  # otherwise another process tells
+        if str(error):  # otherwise another process reports it
             print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
-    # One process tells: Lightning takes another one's exit code for a crash.
+    # One process reports: Lightning takes another one's exit code for a crash.
     if not command.trainer.is_global_zero:
         return 0
     problems = [*unscored(command.model), *(f"{name}: {why}" for name, why in command.datamodule.unreadable.items())]
@@ -89,13 +89,13 @@ class DetectionCommand(LightningCLI):
     """LightningCLI with our defaults: selection by dev EER, a test of the best checkpoint after fit, plain errors.
 
     Args:
-        settings: those of ``LightningCLI``. Configurations are kept only if ``save_config_callback`` is given.
+        settings: those of ``LightningCLI``. Configurations are saved only if ``save_config_callback`` is given.
     """
 
     model: DetectionModule
     datamodule: AudioDeepfakeDataModule
     allow: Collection[str] | None = None  # see `imports_limited`
-    _parsers: tuple[LightningArgumentParser, ...] = ()  # that of all verbs, then one of each
+    _parsers: tuple[LightningArgumentParser, ...] = ()  # that of all commands, then one of each
 
     def __init__(self, **settings: Any) -> None:
         ours = {"save_config_callback": None, "seed_everything_default": 1, "parser_class": OneLineParser}
@@ -218,7 +218,7 @@ class DetectionCommand(LightningCLI):
         self.configuration = yaml.safe_load(self.verb_parser.dump(self.given, skip_validation=True))
         with self._usage_errors():
             data = self._data()
-        self._read_trials(data)  # what is not there is told before a backbone is fetched and built
+        self._read_trials(data)  # missing files are reported before a backbone is fetched and built
         with self._usage_errors():
             super().instantiate_classes()
         self.datamodule = data
@@ -254,15 +254,15 @@ class DetectionCommand(LightningCLI):
                 return
             if verb == "fit" and is_model(given.ckpt_path):
                 raise CheckpointError(
-                    f"--ckpt_path: {given.ckpt_path} is a model, and no checkpoint of a training to go on with; to "
+                    f"--ckpt_path: {given.ckpt_path} is a model, not a checkpoint of a run to resume; to "
                     f"start from its weights, --model.init_weights {given.ckpt_path}"
                 )
             if given.ckpt_path in (BEST, LAST):
                 given.ckpt_path = checkpoint_of(self._run_of_configuration(), given.ckpt_path, verb)
-            if given.ckpt_path != HPC:  # found by Lightning alone
+            if given.ckpt_path != HPC:  # which Lightning alone finds
                 check_readable(given.ckpt_path)
             elif verb != "fit":
-                raise CheckpointError(f"--ckpt_path {HPC}: goes on with training, in fit")
+                raise CheckpointError(f"--ckpt_path {HPC}: resumes training, for fit only")
         except InputError as error:
             self.verb_parser.error(str(error))
 

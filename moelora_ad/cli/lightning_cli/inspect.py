@@ -7,7 +7,7 @@ from moelora_ad.configuration.trust import add_allow
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(
         prog=f"{program} inspect",
         description=f"{__doc__} It takes --config and all other options of {program} fit, and these:",

@@ -35,7 +35,7 @@ NAMES = sorted({*PRECISIONS} - {"16-true"})  # in which training works, see `che
 
 
 class _Parser(OneLineParser):
-    """The configuration is that of fit; a mistake in it is told under this verb's name."""
+    """The configuration is that of fit; a mistake in it is reported under this command's name."""
 
     def exit(self, status: int = 0, message: str | None = None) -> Any:
         super().exit(status, message and message.replace(" fit: error:", " inspect: error:", 1))
@@ -58,7 +58,7 @@ class _Model(DetectionCommand):
         trainer = self.given.trainer
         for name, value in vars(trainer).items():
             if isinstance(value, Namespace | list):
-                trainer[name] = None  # loggers, callbacks and the like: none of them counts
+                trainer[name] = None  # loggers, callbacks and the like: none of them matters here
 
     def instantiate_trainer(self, **_: Any) -> Trainer:
         return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -75,7 +75,7 @@ def inspect_model(arguments: list[str], own: Arguments, program: str) -> int:
 
     Args:
         arguments: those of fit.
-        own: those of the verb itself.
+        own: those of the command itself.
         program: for error messages.
     """
     try:
@@ -104,7 +104,7 @@ def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Seeds and devices are not this verb's business, and PyTorch logs an error that is told in a line anyway."""
+    """Silence notes on seeds and devices, and an error of PyTorch's log that is reported in one line anyway."""
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -121,9 +121,9 @@ def _account(command: DetectionCommand, own: Arguments) -> Account:
     try:
         with _quiet():
             return account(model.detector, model.optimizer, samples, command.datamodule.batch_size, precision)
-    except (RuntimeError, ValueError) as error:  # too few frames, in the words of whichever layer lacks them
+    except (RuntimeError, ValueError) as error:  # too few frames, in the message of the layer that lacks them
         reason = str(error).partition("\n")[0]
-        raise InputError(f"the model does not take clips of {samples / SAMPLE_RATE:g} s: {reason}") from None
+        raise InputError(f"the model cannot process clips of {samples / SAMPLE_RATE:g} s: {reason}") from None
 
 
 def _segment(command: DetectionCommand, own: Arguments) -> int:
@@ -174,8 +174,8 @@ def _print(result: Account, setting: Mapping[str, Any], left_out: Sequence[str])
     facts.append(("forward", f"{forward['total'] / 1e9:.2f} GFLOP per second of audio: {parts}"))
     facts.append(("training", f"{result.training_step / 1e9:.2f} GFLOP per second of audio, forward and backward"))
     clips = f"{setting['batch_size']} clips of {setting['seconds']:g} s, {setting['precision']}"
-    facts.append(("activations", f"{result.saved_bytes / 2**20:,.0f} MiB kept for the backward pass: {clips}"))
-    facts.append(("model to keep", f"{result.kept_bytes / 1e6:,.1f} MB"))
+    facts.append(("activations", f"{result.saved_bytes / 2**20:,.0f} MiB saved for the backward pass: {clips}"))
+    facts.append(("exported model", f"{result.kept_bytes / 1e6:,.1f} MB"))
     facts.append(("checkpoint", f"{result.checkpoint_bytes / 1e6:,.1f} MB with optimiser"))
     print_table(TextTable("", ("", ""), [(name, printable(text)) for name, text in facts], 2))
     print_line("FLOP: of products and convolutions; Fourier transforms and the like are left out")

@@ -37,18 +37,18 @@ NEVER = 2**31
 
 
 class _Parser(OneLineParser):
-    """The configuration is that of fit; a mistake in it is told under this verb's name."""
+    """The configuration is that of fit; a mistake in it is reported under this command's name."""
 
     def exit(self, status: int = 0, message: str | None = None) -> Any:
         super().exit(status, message and message.replace(" fit: error:", " plan: error:", 1))
 
 
 class _Planned(DetectionCommand):
-    """Builds what fit builds, but for what keeps anything, and runs nothing yet.
+    """Builds what fit builds, except what writes to disk, and runs nothing yet.
 
     Args:
         num_steps: to measure.
-        arguments: of the command line, without the verb.
+        arguments: of the command line, without the command.
         allow: packages besides ours whose classes may be built.
     """
 
@@ -59,7 +59,7 @@ class _Planned(DetectionCommand):
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
-        self.given.trainer.logger = False  # some want an account, some make a folder
+        self.given.trainer.logger = False  # some need an account, some create a folder
 
     def instantiate_trainer(self, **changes: Any) -> Trainer:
         self.wanted = config = {**self.config_init[self.verb].trainer, **changes}
@@ -140,14 +140,14 @@ def _measure(command: _Planned) -> Measured | None:
         InputError: a batch does not fit into memory, or nothing could be measured.
     """
     trainer, data, timer = command.trainer, command.datamodule, command.timer
-    command.model.schedule = None  # costs nothing, and may want figures that are not there
+    command.model.schedule = None  # costs nothing, and may need figures that are missing
     console = Console(stderr=True, quiet=not trainer.is_global_zero)
     with console.status("reading the protocols") as status:
         timer.tell = status.update
         with explain_interruptions(trainer, data):
             trainer.fit(command.model, datamodule=data)
     if trainer.is_global_zero and timer.measured is None:
-        raise InputError(f"trainer.strategy {command.wanted.get('strategy')} measures elsewhere: give ddp to plan")
+        raise InputError(f"trainer.strategy {command.wanted.get('strategy')} cannot be measured here: give ddp to plan")
     if timer.measured is not None and not timer.measured.evaluation:
         raise InputError("no batch of dev to measure: leave out trainer.limit_val_batches")
     return timer.measured
@@ -172,7 +172,7 @@ def _print(command: _Planned, plan: Plan, trainable_parameters: str) -> None:
             f"{_seconds(estimate)}: {_count(plan.batches['test'][name], 'batch')}, at dev's pace",
         )
     if seconds["run"] is None:
-        line(console, "whole run", "without end: give trainer.max_epochs")
+        line(console, "whole run", "no end: give trainer.max_epochs")
     else:
         counts = (plan.epochs, "epoch"), (plan.steps["total"], "step"), (plan.validations, "validation")
         what = ", ".join(_count(number, name) for number, name in counts)

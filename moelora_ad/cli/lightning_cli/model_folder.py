@@ -28,10 +28,10 @@ def with_model(arguments: Sequence[str]) -> list[str]:
     configurations, and its window where these name none; any other as it is.
 
     Args:
-        arguments: the verb first.
+        arguments: the command first.
 
     Raises:
-        InputError: the model is damaged, or is built of classes that are not ours: a file that comes from a stranger
+        InputError: the model is damaged, or is built of classes that are not ours: an untrusted file
             must not import them.
     """
     path = _given(arguments)

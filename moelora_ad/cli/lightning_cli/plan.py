@@ -7,11 +7,11 @@ from moelora_ad.configuration.trust import add_allow
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(
         prog=f"{program} plan",
         description=f"{__doc__} It takes --config and all other options of {program} fit, and these:",
-        epilog="Nothing is kept: no folder, no checkpoint, no log.",
+        epilog="Nothing is saved: no folder, no checkpoint, no log.",
     )
     parser.add_argument("--steps", type=int, default=8, help="steps to measure, after those of warm-up (default: 8)")
     parser.add_argument("--format", choices=("table", "json"), default="table")

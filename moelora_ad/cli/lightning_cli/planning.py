@@ -25,7 +25,7 @@ class Plan:
         validations: in the whole run, the last one of the best checkpoint included.
         seconds: of a ``step``, of an epoch's training (``train_epoch``), of a ``validation``, of the ``test`` sets by
             name, and of the whole ``run``; None where the run has no end.
-        measured: what it rests on.
+        measured: the measurements behind it.
         data_wait_share: of a step in the long run.
         checkpoint_bytes: tensors of one checkpoint.
         hints: what could go better, in sentences.
@@ -156,5 +156,5 @@ def _hints(trainer: Trainer, data: AudioDeepfakeDataModule, measured: Measured) 
     if device.type == "cpu" and torch.cuda.is_available():
         hints.append("there is a GPU that is not used: leave out trainer.accelerator")
     if data.eval_segment.samples is None:
-        hints.append("dev begins with its longest utterances: evaluation will take less time than told here")
+        hints.append("dev begins with its longest utterances: evaluation will take less time than estimated")
     return hints

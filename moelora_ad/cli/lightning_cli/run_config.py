@@ -1,4 +1,4 @@
-"""The configuration of a run, kept in its folder."""
+"""The configuration of a run, saved in its folder."""
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
@@ -11,7 +11,7 @@ from moelora_ad.runs.folder import check_free
 class SaveRunConfig(SaveConfigCallback):
     """Puts the configuration of a training run into its folder, whatever the logger; a test changes nothing there.
 
-    The checkpoint that a run went on from is left out: a test with this configuration must name the one it judges.
+    The checkpoint that a run resumed from is left out: a test with this configuration must name the one it judges.
     """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -14,11 +14,11 @@ from moelora_ad.errors import InputError
 from moelora_ad.sweeps.planning import plan_runs
 from moelora_ad.sweeps.sweep import read_sweep
 
-_BASE = "paper"  # what overlays by themselves are checked on
+_BASE = "paper"  # what overlays alone are checked on
 
 
 class _Parser(OneLineParser):
-    """Raises what it would tell."""
+    """Raises the errors that it would print."""
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise InputError((message or "").partition(": error: ")[2].strip())
@@ -32,7 +32,7 @@ class _Checker(DetectionCommand):
     """Reads configurations as fit does.
 
     Args:
-        cases: command lines of fit, without the verb.
+        cases: command lines of fit, without the command.
         allow: packages besides ours whose classes may be named.
         problems: gets what is wrong with each case that is not valid, by its number.
     """
@@ -85,7 +85,7 @@ def _cases(group: Sequence[str], name: str) -> dict[str, list[str]]:
     kinds = [kind(configuration_file(one)) for one in group]
     if "sweep" in kinds:
         if len(group) > 1:
-            raise InputError(f"{group[kinds.index('sweep')]} is a sweep: check it by itself")
+            raise InputError(f"{group[kinds.index('sweep')]} is a sweep: check it on its own")
         runs = plan_runs(read_sweep(group[0]))
         return {f"{name}, system {run.system}": run.arguments()[1:] for run in runs}
     if "experiment" not in kinds:

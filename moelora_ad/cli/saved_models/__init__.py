@@ -1,1 +1,1 @@
-"""Verbs that make and change saved models."""
+"""Commands that make and change saved models."""

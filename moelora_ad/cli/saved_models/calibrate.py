@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(
         prog=f"{program} calibrate",
         description="Fit an affine calibration on a development score file of a model, and store it with the model.",
@@ -48,10 +48,10 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     print_table(_table(table, calibration))
     if None not in (judged := config["precision"], calibration.precision) and judged != calibration.precision:
         print(
-            f"note: these are scores in {calibration.precision}; the model was judged in {judged}: give score one of "
-            "the two with --precision"
+            f"note: these are scores in {calibration.precision}; the model was evaluated in {judged}: give score one "
+            "of the two with --precision"
         )
-    replaced = " in the place of another one" if config["calibration"] else ""
+    replaced = ", replacing another one" if config["calibration"] else ""
     print(
         f"stored in {arguments.model}{replaced}: log-likelihood ratio = {calibration.scale:.6g} * score "
         f"{calibration.offset:+.6g}"
@@ -94,8 +94,8 @@ def figures_of_sets(
     Args:
         paths: score files of the model, raw scores.
         calibration: what is stored with the model, if anything: then actDCF and Cllr too.
-        fitted_on: the scores that it was fitted on. A set that shares trials with it gets neither: they would say
-            nothing of other data.
+        fitted_on: the scores that it was fitted on. A set that shares trials with it gets neither: they would be
+            meaningless for other data.
 
     Raises:
         InputError: a file is missing or faulty, or two have the same name.
@@ -121,7 +121,7 @@ def figures_of_sets(
 
 
 def _named(path: str | Path, table: "ScoreTable") -> str:
-    """A score file in words that stay true when it is moved: its name, its corpora and splits."""
+    """A description of a score file that stays true when it is moved: its name, its corpora and splits."""
     fields = zip(table.trials.column("corpus"), table.trials.column("split"), strict=True)
     parts = sorted({" ".join(filter(None, pair)) for pair in set(fields)})
     return f"{Path(path).name} ({', '.join(parts)})"

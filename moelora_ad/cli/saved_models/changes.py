@@ -1,4 +1,4 @@
-"""What the verbs that change the experts of a model have in common."""
+"""What the commands that change the experts of a model have in common."""
 
 import argparse
 import math
@@ -50,16 +50,16 @@ def points(text: str) -> float:
     except ValueError:
         number = math.nan
     if not (number >= 0 and math.isfinite(number)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of points, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of points, 0 or more")
     return number
 
 
 def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Work) -> int:
-    """Measure, tell, and write the changed model, if there is one; returns the exit code: 1 if there is none."""
+    """Measure, print, and write the changed model, if there is one; returns the exit code: 1 if there is none."""
     keywords = vars(parser.parse_args(arguments))
     to, folder = keywords.pop("to", None), keywords.pop("report", None)
     if to is None and not keywords.get("dry_run"):
-        parser.error("--to DIR: say where the changed model goes")
+        parser.error("--to DIR is needed: the folder of the changed model")
     try:
         if to is not None:
             new_folder(to)

@@ -1,4 +1,4 @@
-"""The command export: a model to keep and to take anywhere, from a checkpoint of a run or from another model."""
+"""The command export: a model folder to keep and to share, from a checkpoint of a run or from another model."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(prog=f"{program} export", description=__doc__)
     parser.add_argument(
         "--checkpoint",
@@ -49,7 +49,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser.add_argument(
         "--about",
         metavar="FILE",
-        help="YAML with more to say of the model: notice (told with every score), licence, limits, recordings",
+        help="YAML that describes the model: notice (shown with every score), licence, limits, recordings",
     )
     parser.add_argument("--calibrate", metavar="FILE", help="development score file to fit a calibration on")
     parser.add_argument("--onnx", action="store_true", help="write model.onnx too")
@@ -123,14 +123,14 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
 
 
 def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str], list[str]]:
-    """For the card of a run that started from a model: what that says of its own training, and what was done to it."""
+    """For the card of a run that started from a model: what that records of its training, and what was done to it."""
     from moelora_ad.models.saving.files import CONFIG, read_config, short
     from moelora_ad.runs.record import RECORD, read_record
 
     run = checkpoint.absolute().parent.parent
     try:
         started = read_record(run).init_weights if (run / RECORD).is_file() else None
-    except InputError:  # the card's figures are missing too, and a line tells why
+    except InputError:  # the card's figures are missing too, and a line says why
         started = None
     if started is None:
         return {}, []
@@ -143,7 +143,7 @@ def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str
 
 
 def _told(path: str) -> dict[str, Any]:
-    """What a person says of the model."""
+    """What the user states about the model."""
     from moelora_ad.documents import read_yaml
     from moelora_ad.models.saving.files import TOLD, is_told
 
@@ -159,7 +159,7 @@ def _told(path: str) -> dict[str, Any]:
 
 
 def _scores(arguments: argparse.Namespace) -> tuple[list[str], str | None]:
-    """The score files for the model card, and what to tell of them."""
+    """The score files for the model card, and a note about them."""
     from moelora_ad.runs.record import RECORD, read_record
 
     run = Path(arguments.checkpoint).absolute().parent.parent
@@ -190,14 +190,14 @@ def _onnx_failure(detector: "Detector", folder: Path) -> str | None:
 
 
 def check_target(folder: Path, onnx: bool = False) -> None:
-    """See that nothing but a model that was saved before is overwritten, and that as a whole.
+    """Check that nothing but a model that was saved before is overwritten, and only as a whole.
 
     Args:
         folder: where a model is to be saved.
         onnx: whether its ``model.onnx`` will be written too.
 
     Raises:
-        InputError: something else is there.
+        InputError: the folder has something else.
     """
     from moelora_ad.models.saving.files import ONNX, read_config
 
@@ -207,7 +207,7 @@ def check_target(folder: Path, onnx: bool = False) -> None:
         try:
             read_config(folder)
         except InputError:
-            raise InputError(f"--to: {folder} is there and is no model of ours: give a new or empty folder") from None
+            raise InputError(f"--to: {folder} exists and is not a model of ours: give a new or empty folder") from None
     if not onnx and (folder / ONNX).exists():
         raise InputError(f"--to: {folder} has the {ONNX} of another model: give --onnx too, or another folder")
 

@@ -32,7 +32,7 @@ see experiments/extend/new_attack.yaml. The same by hand: model.init_weights and
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 a run failed."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 a run failed."""
     parser = _parser(f"{program} extend")
     given = parser.parse_args(argv[1:])
     _check(parser, given)
@@ -41,7 +41,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt as stop:
-        stop.args = ("the same command takes it up again",)
+        stop.args = ("the same command resumes it",)
         raise
 
 
@@ -65,7 +65,7 @@ def _parser(program: str) -> OneLineArgumentParser:
         "--tether",
         type=float,
         metavar="W",
-        help="weight of what holds the scores to the old model's, 0 for none (default: 0.3, and 0 with replay)",
+        help="weight of the loss that keeps scores near the old model's, 0 for none (default: 0.3, and 0 with replay)",
     )
     add(
         "--config",
@@ -155,7 +155,7 @@ def _planned(made: Mapping[str, object], folder: Path, given: argparse.Namespace
 
 
 def _score_before(run: "PlannedRun", model: Path, to: Path, program: str) -> int:
-    """Score the test sets with the model as it is; scores that are there already are not computed again."""
+    """Score the test sets with the model as it is; existing scores are not computed again."""
     from moelora_ad.cli import fit
 
     configs = [word for path in run.configs for word in ("--config", path)]
@@ -177,7 +177,8 @@ def _train(runs: "Sequence[PlannedRun]", given: argparse.Namespace) -> "dict[str
 def _failure(runs: "Sequence[PlannedRun]", name: str, status: "Status") -> str:
     run = next(run for run in runs if run.system == name)
     why = f": {status.reason}" if status.reason else ""
-    what = {"failed": "then give --retry", "differs": "or give other --runs"}.get(status.state, "the command goes on")
+    remedies = {"failed": "then give --retry", "differs": "or give other --runs"}
+    what = remedies.get(status.state, "the same command resumes it")
     return f"{name}: {status.state}{why}; see {run.folder}, {what}"
 
 

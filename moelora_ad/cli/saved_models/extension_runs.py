@@ -1,4 +1,4 @@
-"""The training runs of the verb extend: the extension, and what people would do instead."""
+"""The training runs of the command extend: the extension, and the alternatives to it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,12 +96,12 @@ def configurations(
     Args:
         model: folder of the model.
         parts: its backbone, adaptation and classifier.
-        precision: that it was judged in; None for single.
+        precision: that it was evaluated in; None for single.
         data: see `read_data`.
         options: of the command line.
 
     Raises:
-        InputError: its adaptation is none that can be extended.
+        InputError: its adaptation cannot be extended.
     """
     extended, whole = adaptations(parts["adaptation"], options)
     new = {name: corpus for name, corpus in data["train"].items() if is_new(name)}
@@ -173,7 +173,7 @@ def _configuration(
             "accelerator": "auto",
             "max_epochs": -1,
             "max_steps": options.steps,
-            "val_check_interval": options.steps,  # what few trials say is no reason to stop earlier
+            "val_check_interval": options.steps,  # results on few trials are no reason to stop earlier
             "check_val_every_n_epoch": None,
             "gradient_clip_val": 1.0,
             "log_every_n_steps": 10,

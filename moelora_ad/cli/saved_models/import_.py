@@ -19,7 +19,7 @@ HuBERT, WavLM, Whisper, AST). Encoders: wav2vec 2.0, XLSR-53 and XLS-R of fairse
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(
         prog=f"{program} import",
         description="A model that others have published, as one of ours. Nothing in its files is executed.",
@@ -29,18 +29,18 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser.add_argument(
         "--bona-fide",
         metavar="LABEL",
-        help="the label of bona fide, of a classifier whose labels do not say",
+        help="the label of bona fide, for a classifier whose labels are ambiguous",
     )
     parser.add_argument(
         "--normalize",
         choices=("true", "false"),
-        help="whether waveforms get zero mean and unit variance (default: what the file or its publisher's code says)",
+        help="whether waveforms get zero mean and unit variance (default: as in the file or its publisher's code)",
     )
     parser.add_argument(
         "--attention-heads",
         type=int,
         metavar="N",
-        help="attention heads, if the encoder's width does not tell",
+        help="attention heads, if the encoder's width does not determine them",
     )
     parser.add_argument(
         "--window",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if too much would be lost."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if too much would be lost."""
     parser = parser_of(
         f"{program} merge",
         "Hold the gates of a mixture at their mean weights: its N experts of rank r become one LoRA of rank N r.",

@@ -16,9 +16,9 @@ from moelora_ad.models.saving.packaged import packaged_models
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code."""
     parser = OneLineArgumentParser(prog=f"{program} models", description=__doc__)
-    parser.add_argument("--json", metavar="FILE", help="write all that is known of them there; - for standard output")
+    parser.add_argument("--json", metavar="FILE", help="write all their details there; - for standard output")
     arguments = parser.parse_args(argv[1:])
     models = [_described(name, folder) for name, folder in packaged_models().items()]
     if arguments.json == "-":
@@ -33,7 +33,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def _described(name: str, folder: Path) -> dict[str, Any]:
-    """What a model's ``config.json`` says of it, without what only a program needs."""
+    """What a model's ``config.json`` says about it, without what only a program needs."""
     config = read_json(folder / "config.json")
     about = config["about"]
     return {

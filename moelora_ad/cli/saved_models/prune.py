@@ -1,4 +1,4 @@
-"""The command prune: drop the experts of a model that no set misses."""
+"""The command prune: drop the experts of a model that no set needs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the verb with its arguments ``argv[1:]``; returns the exit code: 1 if no expert can be spared."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if no expert can be spared."""
     parser = parser_of(
         f"{program} prune",
-        "Drop the experts that no set misses, one at a time, the one that is missed least first.",
-        "An expert is not missed if the 95 % interval of the EER without it, minus that of the whole model, ends at or "
+        "Drop the experts that no set needs, one at a time, the least needed first.",
+        "An expert is not needed if the 95 % interval of the EER without it, minus that of the full model, ends at or "
         "below the margin on every deciding set. The other sets are scored afterwards: choose nothing by them.",
         "that decide which experts go",
     )

@@ -1,1 +1,1 @@
-"""The lists that corpora come with: read line by line, kept column by column."""
+"""The lists that corpora come with: read line by line, stored column by column."""

@@ -56,11 +56,11 @@ class Collector:
             lines: (n,) where each of them is in the file.
             utterance: (n,) ids.
             label: (n,) words for `parse_label`.
-            audio: (n,) places; not given if `trials` is told what surrounds the utterance ids.
+            audio: (n,) places; not given if `trials` gets what surrounds the utterance ids.
             texts: Other fields of `Trial`, (n,) or one for all. Empty, ``-`` and the attack ``bonafide`` are unknown.
 
         Raises:
-            ProtocolError: A label is no label.
+            ProtocolError: A label is not valid.
         """
         try:
             self._labels.append(np.fromiter(map(self._label_of.__getitem__, label), np.int8, len(label)))

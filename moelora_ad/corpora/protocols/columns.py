@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-_ENCODING = ("utf-8", "surrogatepass")  # a file's name may hold what UTF-8 does not
+_ENCODING = ("utf-8", "surrogatepass")  # a file's name may contain what UTF-8 does not
 
 
 @dataclass(frozen=True, eq=False)

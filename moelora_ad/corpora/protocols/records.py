@@ -1,4 +1,4 @@
-"""Text files of records, read so that every fault is told with its file and line."""
+"""Text files of records, read so that every fault is reported with its file and line."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from moelora_ad.errors import InputError
 
 DELIMITERS = (",", "\t", ";")
 """Of tables; spreadsheets write semicolons where the comma is the decimal sign."""
-_BLOCK = 300  # records; with 700 lists at once, Python would go through all that was read again and again for garbage
+_BLOCK = 300  # records; with 700 lists at once, Python's garbage collector would scan all that was read again and again
 _FEW = 10_000  # different values of a column
 _LINE_END = re.compile("\r\n|\r|\n")
 _CHUNK = 2**16  # characters
@@ -154,7 +154,7 @@ def read_json_lines(path: str | Path, error: type[InputError] = ProtocolError) -
 
 
 def delimiter_of(header: str, names: Container[str]) -> str | None:
-    """What stands between the fields of a header that has one of ``names``: a comma, tab or semicolon, or None."""
+    """What separates the fields of a header that has one of ``names``: a comma, tab or semicolon, or None."""
     return next((one for one in DELIMITERS if any(name in names for name in split_header(header, one))), None)
 
 
@@ -206,7 +206,7 @@ def _csv_rows(path: str | Path, error: type[InputError], delimiter: str) -> Iter
         rows: list[list[str]] = []
         try:
             rows.extend(islice(reader, _BLOCK))
-        except csv.Error as reason:  # the rows before it are there
+        except csv.Error as reason:  # the rows before it have been read
             fault = str(reason)
         if not (rows or fault):
             return

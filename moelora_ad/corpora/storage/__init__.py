@@ -1,1 +1,1 @@
-"""Where the audio of corpora lies: folders, archives, remote places."""
+"""Where the audio of corpora is stored: folders, archives, remote places."""

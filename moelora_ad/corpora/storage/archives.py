@@ -1,8 +1,8 @@
 """Archives read in place: a member is found and read at random, and nothing is ever unpacked.
 
 Zip archives are read by the standard library, whose directory at the archive's end is all the index they need. Tar
-archives are read by ratarmountcore, which reads one once through and keeps where each member starts, and for
-``.tar.gz`` where decompression can set in; fsspec's own tar reader would read the archive anew in every process.
+archives are read by ratarmountcore, which reads one once and stores where each member starts, and for
+``.tar.gz`` where decompression can set in; fsspec's own tar reader would read the archive again in every process.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Archive(ABC):
     """The regular files in an archive. Its names are looked up, never used as paths.
 
     Args:
-        location: How messages call it.
+        location: Its name in messages.
         file: The archive itself.
     """
 
@@ -85,7 +85,7 @@ class Archive(ABC):
         """A member for reading and seeking.
 
         Raises:
-            StorageError: It is not there, no regular file, larger than ``MOST_BYTES``, damaged or encrypted.
+            StorageError: It is missing, not a regular file, larger than ``MOST_BYTES``, damaged or encrypted.
         """
         if not self.has(name):
             raise StorageError(f"{self.location}: no member {name}")
@@ -127,11 +127,11 @@ class ZipArchive(Archive):
     """See `Archive`.
 
     Args:
-        location: How messages call it.
+        location: Its name in messages.
         file: The archive.
 
     Raises:
-        StorageError: It is no zip archive.
+        StorageError: It is not a zip archive.
     """
 
     def __init__(self, location: str, file: IO[bytes]) -> None:
@@ -139,7 +139,7 @@ class ZipArchive(Archive):
         try:
             self._zip = zipfile.ZipFile(file)
         except Exception as reason:  # zipfile meets a damaged directory with many kinds of errors
-            raise StorageError(f"{location}: no readable zip archive: {_reason(reason)}") from None
+            raise StorageError(f"{location}: not a readable zip archive: {_reason(reason)}") from None
 
     def has(self, name: str) -> bool:
         """See `Archive.has`."""
@@ -170,23 +170,24 @@ class ZipArchive(Archive):
 
 
 class TarArchive(Archive):
-    """See `Archive`; its index is kept in the user's cache folder, under a name that changes when the archive does.
+    """See `Archive`; its index is stored in the user's cache folder, under a name that changes when the archive does.
 
     Args:
-        location: How messages call it.
+        location: Its name in messages.
         open_file: Opens the archive.
-        identity: What the archive is called wherever it is used from.
+        identity: A name of the archive that is the same wherever it is used from.
         version: Changes when the archive's content changes.
 
     Raises:
-        StorageError: It is no tar archive, the index cannot be written, or the packages that read it are not installed.
+        StorageError: It is not a tar archive, the index cannot be written, or the packages that read it are not
+            installed.
     """
 
     def __init__(self, location: str, open_file: Callable[[], IO[bytes]], identity: str, version: str) -> None:
         for package in ("ratarmountcore", "indexed_gzip"):
             if importlib.util.find_spec(package) is None:
                 raise StorageError(
-                    f"{location}: to read a tar archive needs the package {package}: pip install 'moelora_ad[archives]'"
+                    f"{location}: reading a tar archive needs the package {package}: pip install 'moelora_ad[archives]'"
                 )
         super().__init__(location, open_file())
         self._last: tuple[str | None, FileInfo | None] = None, None
@@ -203,7 +204,7 @@ class TarArchive(Archive):
                             outdated.unlink(missing_ok=True)
             self._tar = _indexed(self._file, index)
         except OSError as reason:
-            what = f"cannot keep the index of {location}: {_reason(reason)}; set XDG_CACHE_HOME to a folder for it"
+            what = f"cannot store the index of {location}: {_reason(reason)}; set XDG_CACHE_HOME to a folder for it"
             raise StorageError(f"{folder}: {what}") from None
 
     def has(self, name: str) -> bool:
@@ -259,7 +260,7 @@ def _build(location: str, open_file: Callable[[], IO[bytes]], index: Path) -> No
             with contextlib.redirect_stdout(sys.stderr):  # its progress bar
                 _indexed(file, path).close()
         except Exception as reason:  # whatever ratarmountcore and its decompressors meet in a damaged archive
-            raise StorageError(f"{location}: no readable tar archive: {_reason(reason)}") from None
+            raise StorageError(f"{location}: not a readable tar archive: {_reason(reason)}") from None
         os.replace(path, index)
 
 
@@ -276,7 +277,7 @@ def _check_format(file: IO[bytes]) -> None:
 def _indexed(file: IO[bytes], index: Path) -> "SQLiteIndexedTar":
     from ratarmountcore.mountsource.formats.tar import SQLiteIndexedTar
 
-    # It tells on the terminal that it makes an index.
+    # It prints on the terminal that it makes an index.
     logging.getLogger("ratarmountcore").setLevel(logging.ERROR)
     return SQLiteIndexedTar(
         fileObject=file,

@@ -1,7 +1,7 @@
-"""Where a corpus lies: the only place that joins, looks up and opens paths.
+"""Where a corpus is stored: the only module that joins, looks up and opens paths.
 
 A *place* is the text that says where a file is: a path, an fsspec URL (``s3://bucket/LA/x.flac``), or a path inside
-archives behind ``!``: ``LA.zip!/LA/x.flac``. What stands before the ``!`` may be one archive, a pattern of several that
+archives behind ``!``: ``LA.zip!/LA/x.flac``. Before the ``!`` there may be one archive, a pattern of several that
 are seen as one tree (``flac_E_*.tar!/flac_E_eval/x.flac``), or a folder with archives in it, seen as one tree with what
 is already unpacked there.
 """
@@ -84,12 +84,12 @@ def first_of(root: str | Path, names: tuple[str, ...], hint: str) -> str:
     for name in names:
         if exists(place := joined(located(root), name)):
             return place
-    looked = f"{names[0]} is not there" if len(names) == 1 else f"neither {' nor '.join(names)} is there"
+    looked = f"{names[0]} does not exist" if len(names) == 1 else f"neither {' nor '.join(names)} exists"
     raise StorageError(f"{root}: {looked}; {hint}")
 
 
 def is_in_archive(place: str) -> bool:
-    """Whether a file may be in an archive; those are for one thread at a time."""
+    """Whether a file may be in an archive; those are read by one thread at a time."""
     return _split(place)[1] is not None
 
 
@@ -191,7 +191,7 @@ def _is_folder(container: str) -> bool:
 
 class _OpenArchives:
     """The archives that a process has open. File positions and threads do not survive a fork: a child opens its own,
-    and lets its parent's be."""
+    and leaves its parent's alone."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -228,7 +228,7 @@ def _archives(container: str, inside: str) -> Iterator[Archive]:
 
 @lru_cache(maxsize=256)
 def _likely_first(archives: tuple[str, ...], folder: str) -> Sequence[str]:
-    """Archives that are called like a folder come first: ``flac_E_eval`` is in ``flac_E_aa.tar``."""
+    """Archives that are named like a folder come first: ``flac_E_eval`` is in ``flac_E_aa.tar``."""
 
     def alike(path: str) -> int:
         return len(os.path.commonprefix([os.path.basename(path), folder]))  # noqa: RUF071 - characters are meant
@@ -237,7 +237,7 @@ def _likely_first(archives: tuple[str, ...], folder: str) -> Sequence[str]:
 
 
 def _archives_in(container: str) -> Sequence[str]:
-    """The archives that a container stands for: itself, those of the pattern, those that lie in the folder.
+    """The archives that a container stands for: itself, those of the pattern, those in the folder.
 
     The smallest come first: protocols are in small archives, and those of audio take long to index.
     """
@@ -294,7 +294,7 @@ def _remote(url: str, operation: Literal["open", "ukey", "exists", "find", "ls"]
         raise StorageError(f"{url}: {' '.join(str(reason).split()) or type(reason).__name__}") from None
 
 
-# What is asked for at every reading is asked over the network only once.
+# What every reading needs is requested over the network only once.
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ _ACROSS = 14  # cells of a band
 
 def attack_plot(matrix: AttackMatrix) -> Plot:
     """A cell for each system and attack, in bands while there are many attacks, and one for the mean over attacks,
-    apart; EER in percent, by colour and in figures. A cell without runs is grey."""
+    set off; EER in percent, by colour and in figures. A cell without runs is grey."""
     values = np.array(
         [[_percent(matrix.cell(system, attack)) for attack in matrix.attacks] for system in matrix.systems]
     )
@@ -64,7 +64,7 @@ def attack_plot(matrix: AttackMatrix) -> Plot:
 
 def _attacks_are(matrix: AttackMatrix) -> str:
     if matrix.held_out:
-        return "attack that training and selection did without"
+        return "attack held out of training and selection"
     return f"attack of {short_name(matrix.set_name)}"
 
 

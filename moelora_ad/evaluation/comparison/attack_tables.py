@@ -47,8 +47,8 @@ def matrix_notes(matrix: AttackMatrix) -> tuple[str, ...]:
     found = [
         first,
         f"A figure is the mean over {_seeds(matrix)}. mean: over attacks, each of which counts once, by its mean over "
-        "seeds; its 95 % interval is Student's t over these means (attacks - 1 degrees of freedom), so it has the "
-        "spread over attacks and that over seeds within them, and nothing of the choice of trials",
+        "seeds; its 95 % interval is Student's t over these means (attacks - 1 degrees of freedom), so it includes the "
+        "spread over attacks and that over seeds within them, but not the choice of trials",
     ]
     if len(matrix.systems) > 1:
         found.append("Bold (* in plain text): the lowest mean of a column, as printed")

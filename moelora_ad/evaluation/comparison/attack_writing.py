@@ -30,7 +30,7 @@ def write_matrices(shown: Sequence[ShownMatrix], folder: str | Path) -> list[Pat
     heatmap of each, attacks-SET.png and .svg; each file appears whole or not at all.
 
     Args:
-        shown: What was found; at least one.
+        shown: The results; at least one.
         folder: Made if it is missing.
 
     Returns:

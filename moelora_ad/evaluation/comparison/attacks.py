@@ -35,11 +35,11 @@ class AttackMean(NamedTuple):
 
 
 def over_attacks(eers: Sequence[Sequence[float]]) -> AttackMean:
-    """Mean over attacks, and how far it is to be trusted for attacks like these.
+    """Mean over attacks, and its uncertainty for attacks like these.
 
     Seeds are within attacks: an attack counts once, by the mean over its seeds, m_a, however many there are. Over A
     attacks the mean is M = mean(m_a), its 95 % interval M ± t(0.975; A - 1) sd(m_a) / sqrt(A), within [0, 1]. As the
-    m_a differ by attack and by seed, the interval has both in it.
+    m_a differ by attack and by seed, the interval includes both.
 
     Args:
         eers: Of each attack those of its seeds, shares of 1.

@@ -54,7 +54,7 @@ def changes(
         options: of the bootstrap.
 
     Raises:
-        ScoreError: two systems have not the same trials, or a set lacks a class.
+        ScoreError: two systems do not have the same trials, or a set lacks a class.
     """
     options = options or FigureOptions()
     found = []
@@ -96,7 +96,7 @@ def write_changes(found: Sequence[Change], folder: str | Path, about: Mapping[st
     """extension.json and .csv at full precision, extension.md rounded; each appears whole or not at all.
 
     Args:
-        found: what is written.
+        found: the results.
         folder: made if it is missing.
         about: what was compared, plain values, for the JSON file.
     """

@@ -10,7 +10,7 @@ from moelora_ad.evaluation.metrics.seed_differences import LEVEL, MOST_SEEDS, se
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 POINT = 0.01
-"""The difference whose number of seeds is told, a share of 1."""
+"""The difference whose number of seeds is given, a share of 1."""
 _COLUMNS = (
     *("set", "EER % of A", "EER % of B", "A - B [95 %]", "effect size", "P(A better)"),
     *("p (Holm)", "seeds for 1 point"),
@@ -73,7 +73,7 @@ def _seeds_notes(figures: Mapping[str, PairFigures]) -> list[str]:
 
 
 def _seeds_note(seeds: SeedsOfPair) -> str:
-    alone = " the interval says nothing of other seeds"
+    alone = " the interval does not cover other seeds"
     if seeds.is_paired and len(seeds.first) == 1:
         return f"one seed of each system ({seeds.first[0]}):{alone}"
     if seeds.is_paired:
@@ -99,8 +99,8 @@ def how_compared(compared: ComparedPairs) -> tuple[str, ...]:
         f"Student's t with the spread over seeds and {compared.options.resamples:,} resamples of clusters of trials, "
         "the same for all runs. Bold (* in plain text): shown at 5 %, p below 0.05",
         "effect size: the difference in standard deviations over seeds (Hedges). P(A better): by the same t, for "
-        "someone who knew nothing before. p: two-sided, corrected by Holm over "
-        f"{' and, apart, '.join(families) or 'nothing'}, every pair of systems counted",
+        "someone without prior knowledge. p: two-sided, corrected by Holm over "
+        f"{' and, separately, '.join(families) or 'nothing'}, every pair of systems counted",
         f"seeds for 1 point: how many of each system would show a difference of {100 * POINT:g} point (power 80 %, "
         f"level 5 %) if the variances are as estimated; none: not even {MOST_SEEDS:,}, as more seeds leave what other "
         "trials would change",

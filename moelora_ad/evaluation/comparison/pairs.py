@@ -60,7 +60,7 @@ class PairFigures:
 
 @dataclass(frozen=True)
 class ComparedPairs:
-    """What was found of some pairs of systems.
+    """The comparison of some pairs of systems.
 
     Args:
         figures: By pair, and by set or average.
@@ -93,13 +93,13 @@ def compare_systems(
 
     Seeds that both systems have are paired, and no others are used; with fewer than two of them all seeds of both are,
     unpaired. Every run of a set is judged on the trials that all of these runs have scored, and has the same resamples
-    of them. Sets are resampled apart, as if no two had trials in common.
+    of them. Sets are resampled separately, as if no two had trials in common.
 
     Args:
         comparison: The runs.
         pairs: Names of systems.
         options: Resamples, their seed, and what is resampled together.
-        show: Is told which set is read, and how many runs of how many are done.
+        show: Called with the set that is read, and how many runs of how many are done.
 
     Raises:
         InputError: The systems of no pair have a test set in common, or a score file is faulty.
@@ -166,8 +166,8 @@ def _resampled(name: str, runs: Sequence[ScoredRun], options: FigureOptions) -> 
     of_classes = [len(np.unique(clusters.codes[first.labels == label])) for label in (1, 0)]
     for number, what in zip(of_classes, ("bona fide trials", "spoofs"), strict=True):
         if number == 1:
-            notes.append(f"all {what} are of one cluster: what others would change is not in the intervals")
-    # Sets have resamples of their own, which do not hang on what other sets there are.
+            notes.append(f"all {what} are of one cluster: the intervals do not cover others")
+    # Sets have resamples of their own, which do not depend on the other sets.
     own = replace(options, seed=zlib.crc32(f"{options.seed} {name}".encode()))
     keys = [(run.record.system, run.record.seed) for run in runs]
     draws = resampled_eers(scores, first.labels, clusters.codes, own)
@@ -179,8 +179,8 @@ def _resampled(name: str, runs: Sequence[ScoredRun], options: FigureOptions) -> 
 
 
 def _scores(name: str, runs: Sequence[ScoredRun]) -> tuple[ScoreTable, NDArray[np.float64], list[str]]:
-    """The trials that all runs have scored, with the scores of the first, the scores (runs, trials) of all, and what is
-    to be told of it.
+    """The trials that all runs have scored, with the scores of the first, the scores (runs, trials) of all, and what
+    to report about it.
 
     Raises:
         InputError: A trial has two labels, or the trials are of one class.

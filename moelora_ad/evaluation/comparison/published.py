@@ -1,6 +1,6 @@
-"""Published figures to stand beside our own: table 1 of arXiv 2509.13878.
+"""Published figures to show beside our own: table 1 of arXiv 2509.13878.
 
-A figure stands there only where it means the same: a system whose adaptation, backbone, number of trained parameters
+A figure is shown only where it means the same: a system whose adaptation, backbone, number of trained parameters
 and training corpus are those of the paper, on a test set that the paper has.
 """
 

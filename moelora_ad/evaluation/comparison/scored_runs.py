@@ -29,7 +29,7 @@ class ScoredSet:
         num_spoof: trials.
         complete: whether every trial of the set has a score.
         trials: hash of ids and labels of the scored trials, in any order.
-        trial_list: hash of the whole list of trials, as the provenance tells; None if it does not.
+        trial_list: hash of the whole list of trials, from the provenance; None if it is not there.
         selection: what was taken of its corpus, in words; empty for all trials.
         attacks: the bona fide trials against the spoofs of each attack, by its name.
     """
@@ -55,7 +55,7 @@ class ScoredSet:
 class ScoredRun:
     """A finished run: its record, its configuration, and its score files by the set's name.
 
-    The set of a held-out attack is apart: it is another one for every attack, and in no average over sets.
+    The set of a held-out attack is separate: it differs for every attack, and is in no average over sets.
     """
 
     record: RunRecord
@@ -117,7 +117,7 @@ def read_runs(
 
 def _why_left_out(record: RunRecord) -> str | None:
     if record.state == "running":
-        # A killed run cannot write that it was.
+        # A killed run cannot record that it was killed.
         return f"its record of {record.updated} says that it is running; it may have been killed"
     if record.state != "finished":
         return f"it {'has failed' if record.state == 'failed' else 'was interrupted'}: {record.reason or 'no reason'}"
@@ -195,7 +195,7 @@ def _values(table: ScoreTable, name: str) -> tuple[str, ...]:
 
 
 def _check_trials(runs: Sequence[ScoredRun]) -> list[str]:
-    """See that all runs have the same trials in a set; systems may have been selected on different ones."""
+    """Check that all runs have the same trials in a set; systems may have been selected on different ones."""
     first: dict[tuple[str, str | None], ScoredRun] = {}
     notes = []
     for run in runs:
@@ -207,7 +207,7 @@ def _check_trials(runs: Sequence[ScoredRun]) -> list[str]:
             if name != DEV or run.record.system == known.record.system:
                 raise InputError(
                     f"{known.record.folder} and {run.record.folder} have other trials in the set {name!r}, so their "
-                    "figures do not compare: test both on one list, or call the sets differently"
+                    "figures do not compare: test both on one list, or name the sets differently"
                 )
             notes.append(f"{run.record.system} and {known.record.system} were selected on different trials of {DEV}")
     return list(dict.fromkeys(notes))

@@ -1,4 +1,4 @@
-"""Systems and what their seeds give: equal error rates of every set and averages over sets, as mean and spread."""
+"""Systems and the results of their seeds: equal error rates of every set and averages over sets, as mean and spread."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Comparison:
     def __post_init__(self) -> None:
         taken = {MACRO_OOD, MACRO_ALL} & self._of.keys()
         if taken:
-            raise InputError(f"a set is called {min(taken)!r}, like an average: rename its score files")
+            raise InputError(f"a set is named {min(taken)!r}, like an average: rename its score files")
 
     @cached_property
     def systems(self) -> Mapping[str, Sequence[ScoredRun]]:
@@ -72,7 +72,7 @@ class Comparison:
         return (*self.sets, *self.averages)
 
     def scored_set(self, name: str) -> ScoredSet:
-        """A set as the first run that has it tells; its EER is that run's."""
+        """A set as recorded by the first run that has it; its EER is that run's."""
         return self._of[name].sets[name]
 
     @cached_property

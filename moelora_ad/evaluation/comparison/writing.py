@@ -30,11 +30,11 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
     """Write tables, the plot and the report; each file appears whole or not at all.
 
     results.csv has a row for each system, seed and set, and for their means, at full precision, results.json the same
-    and what it is about; table.md and table.tex are the rounded tables; spread.png and .svg are the plot; report.html
+    and its description; table.md and table.tex are the rounded tables; spread.png and .svg are the plot; report.html
     has all in one page. Attacks that were held out, and test sets of several, add what `write_matrices` writes.
 
     Args:
-        comparison: What was found.
+        comparison: The results.
         folder: Made if it is missing.
         compared: Pairs of its systems, if any; pairs.csv has them at full precision.
 

@@ -66,12 +66,12 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Calibration":
-        """What `as_dict` gave.
+        """From what `as_dict` gave.
 
         Raises:
             ScoreError: A field is missing, unknown or faulty.
         """
-        names = {field.name for field in fields(cls)} - {"precision"}  # which earlier ones have not
+        names = {field.name for field in fields(cls)} - {"precision"}  # which earlier ones lack
         if not isinstance(content, Mapping) or set(content) - {"precision"} != names:
             raise ScoreError(f"calibration: needs the fields {', '.join(sorted(names))}, and no others")
         return cls(**content)
@@ -97,7 +97,7 @@ def fit_calibration(scores: ArrayLike, labels: ArrayLike, fitted_on: str) -> Cal
         fitted_on: The name of that set.
 
     Raises:
-        ScoreError: See `equal_error_rate`; or the scores say nothing, or are the wrong way round.
+        ScoreError: See `equal_error_rate`; or the scores are uninformative, or reversed.
     """
     bona_fide, spoof = sorted_by_class(scores, labels)
     values = np.concatenate([bona_fide, spoof])
@@ -161,7 +161,7 @@ def refuse_own_calibration(calibration_table: ScoreTable, reported_table: ScoreT
     """A calibration fitted on trials that are reported would flatter actDCF and Cllr.
 
     Raises:
-        ScoreError: The two tables have `shared_trials`; the message tells how many, and the first.
+        ScoreError: The two tables have `shared_trials`; the message has their number and the first.
     """
     shared = shared_trials(calibration_table, reported_table)
     if shared:

@@ -79,7 +79,7 @@ class TandemCosts(ABC):
         """C0, C1 and C2 beside this ASV system."""
 
     def checked_weights(self, asv: AsvErrorRates) -> TandemWeights:
-        """`weights`, with which a least cost can be found.
+        """`weights`, with which a least cost is computed.
 
         Raises:
             ScoreError: The ASV system is so bad that a weight is not positive: the cost would not be defined.
@@ -89,7 +89,7 @@ class TandemCosts(ABC):
             rates = f"misses {asv.miss:.4f}, false alarms {asv.false_alarm:.4f}, spoofs {asv.spoof_false_alarm:.4f}"
             raise ScoreError(
                 f"no t-DCF beside this ASV system ({rates}): C1 = {weights.miss:.4g} and C2 = {weights.false_alarm:.4g}"
-                " must be positive; check whether its scores are of the right trials and the right way round"
+                " must be positive; check whether its scores are of the right trials and not reversed"
             )
         return weights
 
@@ -176,7 +176,7 @@ def read_asv_error_rates(path: str | Path, phase: str = "eval") -> AsvErrorRates
     - 2019, ``ASVspoof2019.LA.asv.eval.gi.trl.scores.txt``: ``A07 spoof -1.25``, the attack or the speaker, then
       ``target``, ``nontarget`` or ``spoof``, then the score.
     - 2021, ``keys/LA/ASV/ASVTorch_Kaldi/score.txt``: ``LA_0040 LA_E_1000147 -1.25``, the claimed speaker, the
-      utterance and the score. What each line is stands in the same line of ``keys/LA/ASV/trial_metadata.txt``.
+      utterance and the score. The kind of each line is in the same line of ``keys/LA/ASV/trial_metadata.txt``.
 
     Args:
         path: The scores.
@@ -189,7 +189,7 @@ def read_asv_error_rates(path: str | Path, phase: str = "eval") -> AsvErrorRates
     trials = list(_keyed_scores(path, phase))
     for line, key, _ in trials:
         if key not in _KINDS:
-            raise ScoreError.at(path, f"{key!r} is none of {', '.join(_KINDS)}", line=line)
+            raise ScoreError.at(path, f"{key!r} is not one of {', '.join(_KINDS)}", line=line)
     keys = np.array([key for _, key, _ in trials])
     scores = parse_scores(path, [line for line, _, _ in trials], [text for _, _, text in trials])
     missing = [kind for kind in _KINDS if kind not in keys]

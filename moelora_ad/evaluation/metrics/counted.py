@@ -75,7 +75,7 @@ class CountedTrials(ABC):
     def act_dcf(self, costs: DetectionCosts = ASVSPOOF_5) -> float:
         """The detection cost at ``costs.bayes_threshold``, normalised as in `min_dcf` (ASVspoof 5).
 
-        Of use for log-likelihood ratios (natural logarithm), that is after a calibration.
+        Meaningful for log-likelihood ratios (natural logarithm), that is after a calibration.
         """
         miss, false_alarm = costs.weights
         rates = self.error_rates(costs.bayes_threshold)
@@ -98,19 +98,19 @@ class CountedTrials(ABC):
     def cllr(self) -> float:
         """The cost of log-likelihood ratios, in bits (Brümmer and du Preez, Computer Speech and Language 20, 2006).
 
-        ½ [mean log2(1 + e^-s) over bona fide + mean log2(1 + e^s) over spoofs]; 0 is perfect, and 1 is what knowing
-        nothing costs. Of use for log-likelihood ratios (natural logarithm), that is after a calibration.
+        ½ [mean log2(1 + e^-s) over bona fide + mean log2(1 + e^s) over spoofs]; 0 is perfect, and 1 is the cost of
+        no information. Meaningful for log-likelihood ratios (natural logarithm), that is after a calibration.
         """
         bits = 2 * math.log(2)
         bona_fide, spoof = self._softplus()
         return bona_fide / bits + spoof / bits
 
     def min_cllr(self) -> float:
-        """`cllr` after the monotone map of the scores that makes it least, found by pooling adjacent violators."""
+        """`cllr` after the monotone map of the scores that makes it least, by pooling adjacent violators."""
         return pooled_cllr(*self._groups)
 
     def auc(self) -> float:
-        """The area under the receiver operating characteristic: the share of pairs that are ranked right, ties half."""
+        """The area under the receiver operating characteristic: the share of pairs ranked correctly, ties half."""
         bona_fide, spoof = self._groups
         twice_right = bona_fide * (2 * (spoof.cumsum() - spoof) + spoof)
         return int(twice_right.sum()) / (2 * self.num_bona_fide * self.num_spoof)
@@ -125,7 +125,7 @@ class CountedTrials(ABC):
         return ErrorRates(missed / self.num_bona_fide, accepted_spoofs / self.num_spoof)
 
     def accuracy(self, threshold: float) -> float:
-        """The share of all trials that are judged right at a threshold; raises what `error_rates` raises."""
+        """The share of all trials that are classified correctly at a threshold; raises what `error_rates` raises."""
         trials = self.num_bona_fide + self.num_spoof
         return (trials - sum(self._errors(threshold))) / trials
 

@@ -51,7 +51,7 @@ def sorted_by_class(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.fl
     sides = scores.compress(is_bona_fide), scores.compress(is_spoof)
     for side in sides:
         side.sort()
-    # Sorting puts NaN last, so the ends of a side tell whether all of it is finite.
+    # Sorting puts NaN last, so the ends of a side show whether all of it is finite.
     if not (known.all() and all(np.isfinite(side[[0, -1]]).all() for side in sides if len(side))):
         _refuse(scores, labels[~known])
     check_classes(len(sides[0]), len(sides[1]))
@@ -59,7 +59,7 @@ def sorted_by_class(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.fl
 
 
 def check_classes(num_bona_fide: int, num_spoof: int) -> None:
-    """See that both classes have a trial.
+    """Check that both classes have a trial.
 
     Raises:
         ScoreError: One has none.

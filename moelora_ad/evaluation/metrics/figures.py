@@ -45,7 +45,7 @@ class _Trials:
         )
 
     def eer_interval(self, overall: Figures, options: FigureOptions) -> Interval:
-        """That of the figures; made for the purpose if they have none."""
+        """That of the figures; made now if they have none."""
         if "eer" in overall.intervals:
             return overall.intervals["eer"]
         some = replace(options, resamples=FigureOptions.resamples)
@@ -85,12 +85,12 @@ def evaluate_set(name: str, table: ScoreTable, options: FigureOptions | None = N
                 title = f"{column}: {value}" if kind == "speaker" else value
                 groups[kind][title] = part.figures(options, _OF_GROUPS)
             if one_class:
-                notes.append(f"left out, for they have trials of one class only: {column} {_listed(one_class)}")
+                notes.append(f"left out, as they have trials of one class only: {column} {_listed(one_class)}")
     return SetEvaluation(name, overall, groups["attack"], groups["codec"], groups["speaker"], notes)
 
 
 def pooled(tables: Mapping[str, ScoreTable], options: FigureOptions | None = None) -> SetEvaluation:
-    """All sets as one, each trial with the same weight; sets are resampled apart.
+    """All sets as one, each trial with the same weight; sets are resampled separately.
 
     Args:
         tables: The scores by set; every trial needs a label.
@@ -104,7 +104,7 @@ def pooled(tables: Mapping[str, ScoreTable], options: FigureOptions | None = Non
     """
     options = options or FigureOptions()
     if not tables:
-        raise ScoreError("there is no set to pool")
+        raise ScoreError("no set to pool")
     notes: dict[str, None] = {}
     clusters, num_clusters = [], 0
     for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""How far figures are to be trusted: a bootstrap over clusters of trials."""
+"""The uncertainty of figures: a bootstrap over clusters of trials."""
 
 import os
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def bootstrap(
         clusters: (n,) any numbers, the same for trials that belong together; see `default_clusters`.
         options: How the figures are made, how many resamples, and the seed.
         figures: The names of figures; None for all that the options define.
-        sets: (n,) any numbers, the same for trials of one set, if several are pooled. Each set is resampled apart.
+        sets: (n,) any numbers, the same for trials of one set, if several are pooled. Each set is resampled separately.
         threads: None for as many as there are processors, eight at most.
 
     Raises:
@@ -98,7 +98,7 @@ def compare(
         threads: See `bootstrap`.
 
     Raises:
-        ScoreError: The two have not the same trials, their labels differ or are unknown, or one class is missing.
+        ScoreError: The two do not have the same trials, their labels differ or are unknown, or one class is missing.
     """
     options = options or FigureOptions()
     values, drawn = _compared(first, second, options.figures, options, threads)
@@ -114,7 +114,8 @@ def mean_difference(
     options: FigureOptions | None = None,
     threads: int | None = None,
 ) -> Difference:
-    """The mean over sets of a figure of two systems, and the interval of its difference; each set is resampled apart.
+    """The mean over sets of a figure of two systems, and the interval of its difference; each set is resampled
+    separately.
 
     Args:
         pairs: The scores of both systems on each set.
@@ -126,7 +127,7 @@ def mean_difference(
         ScoreError: See `compare`, of any of the sets; or there is none.
     """
     if not pairs:
-        raise ScoreError("the mean over no set at all is not defined")
+        raise ScoreError("the mean over an empty list of sets is not defined")
     options = options or FigureOptions()
     found = [
         _compared(*pair, (figure,), replace(options, seed=options.seed + number), threads)
@@ -169,7 +170,7 @@ def resampled_eers(
 
 def _check_resamples(options: FigureOptions) -> None:
     if not options.resamples:
-        raise ScoreError("an interval needs resamples; ask for 1000")
+        raise ScoreError("an interval needs resamples; give 1000")
 
 
 def _checked(

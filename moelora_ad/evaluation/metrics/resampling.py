@@ -16,11 +16,11 @@ Floats = NDArray[np.float64]
 
 
 class Strata:
-    """Draws clusters anew, as many as there are, with replacement.
+    """Draws clusters with replacement, as many as there are.
 
-    Clusters of only bona fide trials, of only spoofs and of both are drawn apart, each kind as often as it occurs: so
-    both classes are in every resample, and their proportion stays about what it is by design. For the same reason the
-    sets of a pool are drawn apart.
+    Clusters of only bona fide trials, of only spoofs and of both are drawn separately, each kind as often as it occurs:
+    so both classes are in every resample, and their proportion stays about what it is by design. For the same reason
+    the sets of a pool are drawn separately.
 
     Args:
         labels: (n,) 1 for bona fide, 0 for spoof.
@@ -84,7 +84,7 @@ class ResampledCurve:
         """Figures by their names in `Figures`, for trials that occur as often as their clusters.
 
         Args:
-            names: What is asked for.
+            names: Of the figures wanted.
             counts: (k,) how often each cluster occurs; each class must have a trial.
         """
         return self.figures_of_two(names, counts, counts)[0]
@@ -93,7 +93,7 @@ class ResampledCurve:
         """`figures` of each of two resamples, whose trials are counted in one go.
 
         Args:
-            names: What is asked for.
+            names: Of the figures wanted.
             first: (k,) how often each cluster occurs in the one.
             second: (k,) how often in the other.
         """

@@ -1,7 +1,7 @@
 """Whether a system is better than another one, whatever their seeds and the trials: one interval for both.
 
 The EER of a run varies with its seed and with the trials that it is tested on, and all runs are tested on the same
-trials: more seeds make the first part small, and nothing of the second. This is the design of studies in which several
+trials: more seeds reduce the first part, but not the second. This is the design of studies in which several
 readers read the same cases, and it is judged as they are: readers are seeds, cases are clusters of trials.
 
 With d_i the difference of two systems with seed i, and their mean over n seeds,
@@ -19,7 +19,7 @@ Hillis (Statistics in Medicine 26, 2007) has it, and k - 1 of the second, k the 
 is known. Of 1,000 simulated comparisons each, of 3, 5 and 10 seeds: with moderate spread over seeds and over 20 + 40
 clusters of trials 93.9, 94.1 and 96.8 %; with 8 + 24 clusters 96.1, 95.8 and 95.2 %; with little spread over seeds
 94.7, 95.4 and 96.3 %; with so much of it that EERs are far from normal 92.3, 93.5 and 96.1 %. A hierarchical bootstrap,
-which draws seeds anew, has 81.5, 86.3 and 93.0 % in the last case: three or five seeds are too few to draw from.
+which resamples seeds, has 81.5, 86.3 and 93.0 % in the last case: three or five seeds are too few to draw from.
 """
 
 import math
@@ -34,7 +34,7 @@ from moelora_ad.evaluation.metrics.intervals import Interval
 
 LEVEL, POWER = 0.05, 0.8
 MOST_SEEDS = 10_000
-"""More are as good as none: see `seeds_needed`."""
+"""More seeds are not considered: see `seeds_needed`."""
 
 Floats = NDArray[np.float64]
 
@@ -53,17 +53,17 @@ class SeedDifference(NamedTuple):
         first: Mean over the first system's seeds.
         second: Mean over the second system's.
         difference: First - second.
-        interval: 95 %, for other seeds and other trials; None if nothing tells how the difference varies.
+        interval: 95 %, for other seeds and other trials; None if the variation of the difference is unknown.
         effect_size: The difference in standard deviations over seeds, mean of both systems (root mean square), with
             Hedges' correction for few seeds (Journal of Educational Statistics 6, 1981); None for one seed, and without
             any spread.
-        probability: That the first has less: Student's t about the difference, which is what a Bayesian believes who
-            knew nothing before (Benavoli et al., Journal of Machine Learning Research 18, 2017, section 3). None
+        probability: That the first has less: Student's t about the difference, which is the posterior of a Bayesian
+            without prior knowledge (Benavoli et al., Journal of Machine Learning Research 18, 2017, section 3). None
             without an interval.
         p_value: That a difference at least as large, to either side, is chance. None without an interval.
         seeds: How many of the first and of the second system.
         of_one_seed: The variance of the difference of one seed of each; None if a system has a single one.
-        of_trials: What other trials would change.
+        of_trials: The variance over other trials.
     """
 
     first: float
@@ -111,7 +111,7 @@ def seed_difference(first: Floats, second: Floats, is_paired: bool, of_trials: V
 
 
 def variance_of_trials(first: Floats, second: Floats, is_paired: bool, num_clusters: int) -> Variance:
-    """What other trials would change in the difference of two systems, however many seeds there are.
+    """The variance over other trials of the difference of two systems, however many seeds there are.
 
     Args:
         first: (n, B) the figure of each seed in every resample of the trials; all runs have the same resamples.
@@ -120,7 +120,7 @@ def variance_of_trials(first: Floats, second: Floats, is_paired: bool, num_clust
         num_clusters: Those of the class that has fewer.
 
     Returns:
-        If one of the systems has one seed, all that other trials would change, as no seed tells that apart.
+        If one of the systems has one seed, all that other trials would change, as a single seed cannot separate that.
     """
     n, m = len(first), len(second)
     if min(n, m) == 1:
@@ -143,7 +143,7 @@ def mean_variance(parts: Sequence[Variance]) -> Variance:
 def seeds_needed(found: SeedDifference, difference: float) -> int | None:
     """How many seeds of each system would show a difference: with a power of 80 % at a level of 5 %, two-sided.
 
-    The power is that of Student's t with its noncentral distribution; variances are taken for what was estimated, so a
+    The power is that of Student's t with its noncentral distribution; variances are taken as estimated, so a
     number that rests on few seeds is rough.
 
     Args:
@@ -151,7 +151,7 @@ def seeds_needed(found: SeedDifference, difference: float) -> int | None:
         difference: A share of 1, above 0.
 
     Returns:
-        None if no number suffices: what other trials would change is too much, and seeds change nothing of that.
+        None if no number suffices: the variance over trials is too large, and seeds do not reduce it.
     """
     of_one = found.of_one_seed
     assert of_one is not None

@@ -1,4 +1,4 @@
-"""What is found of a set of scores."""
+"""The figures of a set of scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from moelora_ad.evaluation.metrics.intervals import Interval
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of some trials; all rates in [0, 1], and None for what is not asked for or not defined.
+    """Figures of some trials; all rates in [0, 1], and None for what is not requested or not defined.
 
     Args:
         num_bona_fide: Bona fide trials.
@@ -18,8 +18,8 @@ class Figures:
         min_dcf: See `ScoreCurve.min_dcf`.
         auc: See `ScoreCurve.auc`.
         min_cllr: In bits; see `ScoreCurve.min_cllr`.
-        act_dcf: See `ScoreCurve.act_dcf`; None unless the scores are said to be calibrated.
-        cllr: In bits; see `ScoreCurve.cllr`; None unless the scores are said to be calibrated.
+        act_dcf: See `ScoreCurve.act_dcf`; None unless the scores are declared calibrated.
+        cllr: In bits; see `ScoreCurve.cllr`; None unless the scores are declared calibrated.
         threshold: Where the accuracy is taken.
         accuracy: See `ScoreCurve.accuracy`.
         min_tdcf: See `ScoreCurve.min_tdcf`.

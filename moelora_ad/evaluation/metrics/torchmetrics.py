@@ -31,7 +31,7 @@ class _Gathered(Metric):
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def _append(self, name: str, values: Tensor) -> None:
-        # Where they are: to move each batch of them would be to wait for it.
+        # Where they are: moving each batch of them would mean waiting for it.
         getattr(self, name).append(values.detach().to(self._state_type(name)))
 
     def _joined(self, name: str) -> Tensor:
@@ -47,7 +47,7 @@ class _Gathered(Metric):
 
 
 class LabelledScores(_Gathered):
-    """The scores and labels of all batches and processes, of trials that no list is known of."""
+    """The scores and labels of all batches and processes, of trials without a known list."""
 
     scores: list[Tensor]
     labels: list[Tensor]
@@ -229,7 +229,7 @@ class TrialScores(_Gathered):
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         # A private name of torchmetrics, which makes scalars of results with one element: a set of one trial must stay
-        # a list, also after unpickling, when torchmetrics wraps its methods anew.
+        # a list, also after unpickling, when torchmetrics wraps its methods again.
         wrapped = super()._wrap_compute(compute)
         return functools.wraps(compute)(lambda: tuple(value.reshape(-1) for value in wrapped()))
 

@@ -1,4 +1,4 @@
-"""What the verb evaluate computes, from files or from scores in memory."""
+"""What the command evaluate computes, from files or from scores in memory."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,7 +82,7 @@ def evaluate(
     cluster: Sequence[str] | None = None,
     progress: Callable[[int], AbstractContextManager[Tick]] = _silent,
 ) -> Results:
-    """Figures of scores with their 95 % intervals, averages and notes: all that the verb evaluate tells.
+    """Figures of scores with their 95 % intervals, averages and notes: all that the command evaluate reports.
 
     ``evaluate("scores.csv", "key.txt").overall.eer`` is the EER of a file, ``evaluate(RUN).sets["in_domain"]`` has the
     figures of a set of a run, and ``evaluate(scores, labels)`` takes arrays.
@@ -95,7 +95,7 @@ def evaluate(
         compare: Score files, or folders of them, of two systems on the same trials.
         names: Of the sets, one for each score file; those of the files if not given.
         phase: Of a key of ASVspoof 2021, or list of FakeAVCeleb, see `read_key`.
-        format_in: Of the score files, see ``FORMATS``; found out if not given.
+        format_in: Of the score files, see ``FORMATS``; detected if not given.
         allow_partial: Use the trials that scores and key both have.
         own: Sets of the training corpus; ``macro_ood`` leaves them out.
         average: Sets to average and pool; those that their run is configured with if not given.
@@ -107,11 +107,11 @@ def evaluate(
         resamples: Of the bootstrap; 0 for no intervals.
         seed: Of the bootstrap.
         cluster: Fields whose combinations are resampled together; None for `default_clusters`.
-        progress: Is called with the number of steps, and gives what is called before each.
+        progress: Called with the number of steps; returns a function that is called before each.
 
     Raises:
-        PathError: Nothing is there, or a set that is named is none of those found.
-        FaultyFiles: Files are faulty, all of them told.
+        PathError: A path does not exist, or a named set does not exist.
+        FaultyFiles: Files are faulty; all of them are reported.
         InputError: A key or a table is faulty, scores and key do not fit, or an option has no meaning.
     """
     tables, labels = _in_memory(scores, key)
@@ -123,7 +123,7 @@ def evaluate(
     compared = find_pairs(os.fspath(compare[0]), os.fspath(compare[1])) if compare else Compared()
     for option, chosen in (("own", own), ("average", average)):
         if strangers := sorted(set(chosen) - {file.set_name for file in found.files}):
-            raise PathError(f"--{option}: no set is called {strangers[0]!r}")
+            raise PathError(f"--{option}: no set is named {strangers[0]!r}")
     trials = read_key(os.fspath(labels), phase) if isinstance(labels, str | os.PathLike) else labels
     reader = ScoreReader(trials, format_in, allow_partial)
     options = FigureOptions(
@@ -168,7 +168,7 @@ def evaluate(
 
 
 def _in_memory(scores: Any, key: Any) -> tuple[Mapping[str, ScoreTable] | None, Place | TrialList | None]:
-    """Scores that are of no file, by set, None for those of files; and the key, if it is not labels of an array."""
+    """Scores in memory, by set, None for those of files; and the key, if it is not labels of an array."""
     if isinstance(scores, ScoreTable):
         return {_ONE: scores}, key
     if isinstance(scores, Mapping):
@@ -191,7 +191,7 @@ def _in_memory(scores: Any, key: Any) -> tuple[Mapping[str, ScoreTable] | None, 
 def _read_all(
     reader: ScoreReader, found: Sequence[ScoreFile], tables: Mapping[str, ScoreTable] | None
 ) -> dict[ScoreFile, Labelled]:
-    """Every file, or a line for each that is faulty; those of no file are in ``tables``."""
+    """Every file, or a line for each that is faulty; those in memory are in ``tables``."""
     labelled, faults = {}, []
     for file in found:
         try:

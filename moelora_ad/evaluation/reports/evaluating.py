@@ -139,7 +139,7 @@ def all_notes(
     runs: Mapping[str, RunSummary],
     comparisons: Sequence[SetComparison],
 ) -> list[str]:
-    """What was noted while reading and evaluating; sentences that several files share are told once."""
+    """Notes from reading and evaluating; sentences that several files share are given once."""
     places: dict[str, dict[str, None]] = {}
     for file in files:
         for note in file.evaluation.notes:

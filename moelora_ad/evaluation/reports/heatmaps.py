@@ -1,6 +1,6 @@
 """Heatmaps: panels of cells side by side, which share a scale of colours.
 
-Panels that stand side by side are drawn in one pair of axes, and nothing is laid out by matplotlib: it takes its time
+Panels side by side are drawn in one pair of axes, and nothing is laid out by matplotlib: it takes its time
 for both, and a training run waits.
 """
 
@@ -72,7 +72,7 @@ def heatmaps(
         columns_are: label of each horizontal axis.
         values_are: label of the colours.
         limits: of the colours; None for 0 (or minus the largest, if diverging) to the largest value.
-        diverging: whether the middle of the colours means something, as 0 of a difference does.
+        diverging: whether the middle of the colours has a meaning, as 0 of a difference does.
         title: above all panels.
     """
     largest = largest_of(*(np.abs(panel) for panel in panels.values()))
@@ -172,7 +172,7 @@ def _draw(axes: Axes, band: Band, rows: Sequence[str], num_columns: int) -> None
 
 
 def _starts(band: Band, num_columns: int) -> range:
-    """Where each panel begins; between two there is a column of nothing."""
+    """Where each panel begins; between two there is an empty column."""
     return range(0, len(band.panels) * (num_columns + 1), num_columns + 1)
 
 

@@ -25,7 +25,7 @@ from moelora_ad.files import written_whole
 INK, GRID, PAPER = "#1d232b", "#dfe3e8", "#ffffff"
 BLUE, ORANGE = "#0a63a8", "#d55e00"
 LINES = (BLUE, ORANGE, "#009e73", "#aa3377", "#7a6a00", "#117a99", "#555f6b")
-"""Told apart by colour-blind readers, too; more lines than these are told apart by their dashes."""
+"""Distinguishable for colour-blind readers too; more lines than these differ by their dashes."""
 MOST_BARS = 40
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
@@ -117,7 +117,7 @@ def histogram_plot(scores: ArrayLike, labels: ArrayLike, thresholds: Mapping[str
     Args:
         scores: (n,) finite.
         labels: (n,) 1 for bona fide, 0 for spoof.
-        thresholds: By what they are called.
+        thresholds: By name.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     low, high = np.quantile(scores, (0.001, 0.999))
@@ -176,7 +176,7 @@ def bars_plot(groups: Mapping[str, Figures], overall: float | None = None) -> Pl
 
 
 def _staircase(x: NDArray[np.float64], y: NDArray[np.float64], least: float) -> tuple[NDArray, NDArray]:
-    """The curve on probit axes, without the points that nobody can see apart."""
+    """The curve on probit axes, without points too close to distinguish."""
     x, y = (ndtri(np.clip(rates, least, 1 - least)) for rates in (x, y))
     cells = np.stack([np.round(x * 150), np.round(y * 150)])
     keep = np.append(True, (cells[:, 1:] != cells[:, :-1]).any(axis=0))

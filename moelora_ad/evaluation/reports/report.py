@@ -69,7 +69,7 @@ def plots(results: Results, tick: Callable[[str], None] = lambda what: None) -> 
     """Every plot: DET curves, histograms, and bars of attacks, codecs and speaker groups.
 
     Args:
-        results: What was found.
+        results: The evaluation.
         tick: Called before each plot with its title.
     """
     made: list[NamedPlot] = []
@@ -113,7 +113,7 @@ def report_page(results: Results, drawn: Iterable[NamedPlot]) -> str:
     """The page.
 
     Args:
-        results: What was found; its names come from files and are not trusted.
+        results: The evaluation; its names come from files and are not trusted.
         drawn: What `plots` made of them.
     """
     drawn = list(drawn)
@@ -248,7 +248,7 @@ def _calibration_text(results: Results) -> str:
     return (
         f"Scores were made log-likelihood ratios by {fitted.scale:.4g} · score {'+' if fitted.offset >= 0 else '-'} "
         f"{abs(fitted.offset):.4g}, a logistic regression fitted on {printable(fitted.fitted_on)} "
-        f"({fitted.num_bona_fide:,} bona fide, {fitted.num_spoof:,} spoof), which is none of the sets reported. "
+        f"({fitted.num_bona_fide:,} bona fide, {fitted.num_spoof:,} spoof), which is not one of the sets reported. "
         "EER, minDCF, AUC and minCllr are the same before and after."
     )
 
@@ -264,13 +264,13 @@ def _cost_text(results: Results) -> str:
 def _interval_text(results: Results) -> str:
     resamples = results.options.get("resamples", 0)
     if not resamples:
-        return "None were asked for."
+        return "None were requested."
     return (
         f"95 % intervals come from a bootstrap of {counted(resamples, 'resample')} "
         f"(seed {results.options.get('seed')}). "
         "Trials of one speaker and one attack are much alike, so whole clusters of them are drawn, not single trials. "
-        "An interval tells what other speakers and trials of the same kind would do to a figure. "
-        "It says nothing about attacks, codecs or languages that are not in the set. "
+        "An interval shows what other speakers and trials of the same kind would do to a figure. "
+        "It does not cover attacks, codecs or languages that are not in the set. "
         "Two systems are compared on the same resamples; a difference whose interval has 0 inside is not shown."
     )
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: score files with their figures, averages, comparisons and notes."""
+"""The results of an evaluation: score files with their figures, averages, comparisons and notes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ OVER_RUNS = ("eer", "min_dcf", "auc")
 
 
 class Uncalibrated(NamedTuple):
-    """What the scores cost as they came, before the calibration."""
+    """The costs of the scores before the calibration."""
 
     act_dcf: float
     cllr: float
@@ -31,12 +31,12 @@ class EvaluatedFile:
     Args:
         set_name: The set it has scores of.
         run: Which run or seed made it; empty if there is only one.
-        path: The file; None for scores that are of no file.
+        path: The file; None for scores in memory.
         table: Its scores, after the calibration if there is one.
         evaluation: Its figures.
         before: Its figures before the calibration.
         provenance: The content of the JSON file beside it, laid out for reading.
-        of_run: Whether its run is configured with the set; only then is it averaged, unless asked for.
+        of_run: Whether its run is configured with the set; only then is it averaged, unless requested.
     """
 
     set_name: str
@@ -88,9 +88,9 @@ class Results:
         files: In the order of the command line.
         runs: By run; empty for one set alone.
         comparisons: One for each set.
-        systems: What the two compared systems are called.
+        systems: Names of the two compared systems.
         calibration: What was applied to the scores.
-        options: How the figures were made, as a report tells it.
+        options: How the figures were made, for the report.
         notes: What a reader must know, one sentence each.
     """
 

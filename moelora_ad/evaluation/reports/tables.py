@@ -39,7 +39,7 @@ def tables(results: Results, most_groups: int | None = None) -> list[TextTable]:
     """Every table that has a row.
 
     Args:
-        results: What was found.
+        results: The evaluation.
         most_groups: How many attacks, codecs or speaker groups of a set are listed, those with the highest EER first.
     """
     found = [sets_table(results), over_runs_table(results), calibration_table(results), comparison_table(results)]
@@ -49,7 +49,7 @@ def tables(results: Results, most_groups: int | None = None) -> list[TextTable]:
 
 
 def sets_table(results: Results, brief: bool = False) -> TextTable:
-    """A row for each score file, each average and each pool; ``brief`` leaves out what a terminal has no room for."""
+    """A row for each score file, each average and each pool; ``brief`` leaves out what does not fit on a terminal."""
     several = any(file.run for file in results.files)
     found = [file.evaluation.overall for file in results.files]
     figures = [name for name in FIGURES if any(getattr(one, name) is not None for one in found)]

@@ -27,13 +27,13 @@ class TextTable:
     """A table for people.
 
     Args:
-        title: What is in it; a sentence without its end.
+        title: What is in it; a sentence without its full stop.
         columns: Headings.
         rows: Cells, one for each column.
         words: How many first columns are aligned to the left, and name a row; or which columns are aligned so. The
             others are numbers, which are never broken if there is room for them.
-        notes: Lines that stand below it.
-        bold: The places (row, column) of cells that stand out.
+        notes: Lines below it.
+        bold: The places (row, column) of cells in bold.
         styles: By place, how the terminal shows a cell, in the words of rich.
     """
 
@@ -57,7 +57,7 @@ def as_rich(table: TextTable) -> "FittedTable":
     """For the terminal, at whatever width it has.
 
     Nothing is cut. Headings and columns of words wrap; columns of numbers for which there is no room follow in further
-    blocks, below the same first columns. Where nothing can be bold, a star stands before what is.
+    blocks, below the same first columns. Where bold is not available, a star marks bold cells.
     """
     return FittedTable(table)
 
@@ -107,11 +107,11 @@ def _cell(table: TextTable, row: int, at: int, text: str, mark: str) -> Text:
 
 
 class _Widths:
-    """How wide the columns of a table want to be.
+    """The preferred widths of the columns of a table.
 
     Args:
         table: The table.
-        mark: What stands before bold cells.
+        mark: What precedes bold cells.
     """
 
     def __init__(self, table: TextTable, mark: str) -> None:
@@ -133,7 +133,7 @@ class _Widths:
         return min(self.natural[at], words) if self.is_word[at] else self.natural[at]
 
     def fitted(self, columns: Sequence[int], width: int) -> list[int]:
-        """Of the columns of a block: their own widths as far as there is room. Prose gives way first, numbers last."""
+        """Of the columns of a block: their own widths as far as there is room. Prose is wrapped first, numbers last."""
         room = width - len(columns) - 1  # a space before each column and one behind the last
         found = {at: self.natural[at] for at in columns}
         words = [at for at in columns if self.is_word[at]]
@@ -210,7 +210,7 @@ def as_latex(table: TextTable, label: str | None = None) -> str:
 
     Args:
         table: What to write.
-        label: What ``\\ref`` calls it; None for ``tab:`` and the title.
+        label: Its name for ``\\ref``; None for ``tab:`` and the title.
     """
     layout = "".join("l" if table.is_word(number) else "r" for number in range(len(table.columns)))
     rows = []

@@ -15,10 +15,10 @@ def write_results(results: Results, folder: str | Path, tick: Callable[[str], No
     """Write tables, plots and the report; each file appears whole or not at all.
 
     figures.csv has everything at full precision, figures.json the same and how it was made; figures.md and figures.tex
-    are rounded tables; comparison.csv is there for two systems; report.html has all in one page; plots are PNG and SVG.
+    are rounded tables; comparison.csv is written for two systems; report.html has all in one page; plots: PNG, SVG.
 
     Args:
-        results: What was found.
+        results: The evaluation.
         folder: Made if it is missing.
         tick: Called before each plot.
 

@@ -30,7 +30,7 @@ from moelora_ad.files import written_whole
 ScoreFormat = Literal["table", "asvspoof2019", "asvspoof2021", "asvspoof5", "arena"]
 FORMATS: dict[ScoreFormat, str] = {
     "table": "CSV (commas, tabs or semicolons), JSON lines or Parquet with the columns utterance (or path) and score, "
-    "and label and others if known; what the verb score writes is one",
+    "and label and others if known; the command score writes one",
     "asvspoof2019": "lines 'utterance attack key score' (ASVspoof 2019's CM scores), '-' for no attack",
     "asvspoof2021": "lines 'utterance score' (ASVspoof 2021's submissions)",
     "asvspoof5": "tab-separated 'filename' and 'cm-score' with this header (ASVspoof 5, track 1)",
@@ -60,10 +60,10 @@ def read_scores(path: str | Path, file_format: str | None = None) -> ScoreTable 
 
     Args:
         path: The file.
-        file_format: A name in ``FORMATS``; None finds it out from the file's ending and first line.
+        file_format: A name in ``FORMATS``; None detects it from the file's ending and first line.
 
     Returns:
-        A `ScoreTable` if the file tells the trials' labels, else `Scores`.
+        A `ScoreTable` if the file has the trials' labels, else `Scores`.
 
     Raises:
         ScoreError: The file is missing, faulty, of no known format, or not the one that the provenance beside it
@@ -90,7 +90,7 @@ def write_scores(table: ScoreTable, path: str | Path, file_format: ScoreFormat) 
     "arena" identifies a trial by the path of its audio if that is known.
 
     Raises:
-        ScoreError: An id has characters that the format cannot hold, or asvspoof2019 misses a label.
+        ScoreError: An id has characters that the format cannot hold, or asvspoof2019 lacks a label.
     """
     if file_format == "table":
         table.write(path)
@@ -113,7 +113,7 @@ def write_scores(table: ScoreTable, path: str | Path, file_format: ScoreFormat) 
     if file_format != "arena":
         for row in rows:
             if any(not field or field.split() != [field] for field in row):
-                raise ScoreError(f"{path}: {row[0]!r} has spaces or is empty, which {file_format} cannot hold")
+                raise ScoreError(f"{path}: {row[0]!r} has spaces or is empty, which {file_format} cannot represent")
     with written_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(rows)
 
@@ -154,7 +154,7 @@ def _table(path: str | Path) -> ScoreTable | Scores:
         nothing = [""] * len(lines)
         whole = dict.fromkeys(COLUMNS, nothing) | named | {"label": columns[label]}
         return ScoreTable.from_columns(path, list(whole), lines, whole)
-    # The verb score writes a file that it could not read with an error, and without a score.
+    # The command score writes a file that it could not read with an error, and without a score.
     errors = columns.get("error", [""] * len(lines))
     scored = [bool(text) or not error for text, error in zip(named["score"], errors, strict=True)]
     utterances, texts = (list(compress(named[name], scored)) for name in ("utterance", "score"))

@@ -41,7 +41,7 @@ class Joined(NamedTuple):
         table: The trials that both have, in the key's order.
         num_missing: Trials of the key without a score.
         num_extra: Scores of utterances that the key does not have.
-        note: How ids differ that were taken for the same (see `match_ids`); None if they do not.
+        note: How ids differ that were matched (see `match_ids`); None if they do not.
     """
 
     table: ScoreTable
@@ -51,16 +51,16 @@ class Joined(NamedTuple):
 
 
 def read_key(path: str | Path, phase: str | None = None) -> TrialList:
-    """Read the trials and labels of a key; its first line tells which format it has.
+    """Read the trials and labels of a key; its first line determines the format.
 
     Args:
-        path: A protocol, key, manifest or other table. A protocol without a header that is none of the official ones
+        path: A protocol, key, manifest or other table. A protocol without a header that is not an official one
             is ``speaker utterance ... attack label ...`` or ``utterance label ...``.
         phase: Which phase of an ASVspoof 2021 key: ``eval`` (None too), ``progress``, ``hidden`` or ``all``; or which
-            list of FakeAVCeleb: ``all`` (None too), ``a_vs_fake`` or ``a_vs_b``. Other keys are read whole.
+            list of FakeAVCeleb: ``all`` (None too), ``a_vs_fake`` or ``a_vs_b``. Other keys have no parts.
 
     Raises:
-        ScoreError: It is no key, or has no such part.
+        ScoreError: It is not a key, or has no such part.
         ProtocolError: It is faulty.
     """
     if phase is not None:
@@ -87,12 +87,12 @@ def read_key(path: str | Path, phase: str | None = None) -> TrialList:
     label = max((number for number, field in enumerate(fields) if _is_label(field)), default=0)
     if label == 1 or label > 2:
         return _lines(path, len(fields), label)
-    raise ScoreError.at(path, f"is no key; accepted are {_ACCEPTED}", line=1)
+    raise ScoreError.at(path, f"is not a key; accepted are {_ACCEPTED}", line=1)
 
 
 def _checked(phase: str, phases: Sequence[str]) -> Any:
     if phase not in phases:
-        raise ScoreError(f"phase {phase!r} is none of {', '.join(phases)}")
+        raise ScoreError(f"phase {phase!r} is not one of {', '.join(phases)}")
     return phase
 
 
@@ -140,7 +140,7 @@ def join_scores(scores: ScoreTable | Scores, trials: TrialList, allow_partial: b
     Args:
         scores: Read from a file.
         trials: Of the key.
-        allow_partial: Whether to go on with the trials that both have when they differ.
+        allow_partial: Whether to use the trials that both have when they differ.
 
     Raises:
         ScoreError: Trials have no score or scores no trial (the message counts them and names the first), nothing is

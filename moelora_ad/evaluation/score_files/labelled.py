@@ -13,7 +13,7 @@ from moelora_ad.evaluation.score_table import ScoreTable
 
 
 class Labelled(NamedTuple):
-    """Scores of labelled trials, and what a reader must know of them."""
+    """Scores of labelled trials, and notes for a reader."""
 
     table: ScoreTable
     notes: list[str]
@@ -25,7 +25,7 @@ class ScoreReader:
 
     Args:
         key: The trials with their labels; None if the score files have them.
-        file_format: The format of the score files; None finds it out.
+        file_format: The format of the score files; None detects it.
         allow_partial: Whether scores and key need not have the same trials.
     """
 
@@ -42,7 +42,7 @@ class ScoreReader:
         return self.labelled(read_scores(path, self.file_format), path)
 
     def labelled(self, found: ScoreTable | Scores, path: str | Path) -> Labelled:
-        """The same of scores that are there already; ``path`` is what errors call them.
+        """The same for scores in memory; ``path`` is their name in errors.
 
         Raises:
             ScoreError: As `read`.

@@ -1,4 +1,4 @@
-"""Which score belongs to which trial of a key, if both call a file by different names."""
+"""Which score belongs to which trial of a key, if the two name a file differently."""
 
 import os
 from collections import Counter
@@ -17,7 +17,7 @@ class Matched(NamedTuple):
 
     Args:
         places: (n,) for each trial the index of its score, -1 if it has none. No score has two trials.
-        note: How ids differ that were taken for the same; None if they do not.
+        note: How ids differ that were matched; None if they do not.
     """
 
     places: NDArray[np.int64]
@@ -62,7 +62,7 @@ def match_ids(trials: Sequence[str], audio: Sequence[str], scores: Sequence[str]
 
 
 class _Pairing:
-    """Trials and scores that have found each other.
+    """Matches of trials and scores.
 
     Args:
         found: For each trial the index of its score, or -1.
@@ -78,11 +78,11 @@ class _Pairing:
 
     @property
     def num_left(self) -> tuple[int, int]:
-        """Trials and scores that are alone."""
+        """Trials and scores without a match."""
         return self.found.count(-1), self._is_taken.count(0)
 
     def add(self, pairs: Iterable[tuple[int, int]]) -> list[int]:
-        """Join those of the pairs that are both alone; returns the trials."""
+        """Match those of the pairs in which neither has a match yet; returns the trials."""
         new = []
         for trial, score in pairs:
             if self.found[trial] < 0 and not self._is_taken[score]:

@@ -21,7 +21,7 @@ class PathError(InputError):
 
 
 class ScoreFile(NamedTuple):
-    """A score file (None for scores that are of no file), the set it is of, and the run that made it (empty if there is
+    """A score file (None for scores in memory), the set it is of, and the run that made it (empty if there is
     only one)."""
 
     path: Path | None
@@ -30,7 +30,7 @@ class ScoreFile(NamedTuple):
 
     @property
     def where(self) -> str:
-        """What errors call it."""
+        """Its name in errors."""
         return self.set_name if self.path is None else str(self.path)
 
 
@@ -59,7 +59,7 @@ class Compared(NamedTuple):
 def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> ScoreFiles:
     """The score files of files and folders.
 
-    A set is called after its file; files of one name in several folders are several runs of the set. In a folder, lists
+    A set is named after its file; files of one name in several folders are several runs of the set. In a folder, lists
     of failures and the development set, which a model was selected on, are left out. Of a run, the scores of its best
     checkpoint are taken, or the newest if its record does not name that.
 
@@ -68,7 +68,7 @@ def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> ScoreFi
         names: Names of the sets instead of the files', one for each file.
 
     Raises:
-        PathError: Nothing is there, files are given twice, or names do not fit.
+        PathError: A path does not exist, files are given twice, or names do not fit.
     """
     files: list[Path] = []
     notes = []
@@ -102,7 +102,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _of_run(run: Path) -> tuple[Path, list[str]]:
-    """The folder that has the scores of a run, and what to tell of the choice."""
+    """The folder that has the scores of a run, and a note on the choice."""
     try:
         best = read_record(run).score_folder if (run / RECORD).exists() else None
     except InputError as error:
@@ -117,8 +117,8 @@ def _of_run(run: Path) -> tuple[Path, list[str]]:
         command = f"moelora-ad test --config {quote(str(run / 'config.yaml'))} --ckpt_path CHECKPOINT"
         raise PathError(f"{run}: the run has no scores; {command} makes some")
     chosen = max(newest, key=lambda folder: (newest[folder], str(folder)))
-    which = "only" if len(newest) == 1 else f"newest of {len(newest)}"
-    return chosen, [f"{run}: its record names no scores of a best checkpoint; taken are the {which}, {chosen}"]
+    which = "only ones" if len(newest) == 1 else f"newest of {len(newest)}"
+    return chosen, [f"{run}: its record names no scores of a best checkpoint; using the {which}, {chosen}"]
 
 
 def _of_folder(folder: Path) -> tuple[list[Path], list[str]]:
@@ -140,7 +140,7 @@ def _has_scores(path: Path) -> bool:
 
 
 def _runs(files: Sequence[Path], sets: Sequence[str]) -> list[str]:
-    """What tells files of one set apart: the parts of their folders' paths that differ, or else the files' names."""
+    """What distinguishes files of one set: the parts of their folders' paths that differ, or else the files' names."""
     if len(set(sets)) == len(sets):
         return [""] * len(sets)
     runs = _tell_apart([path.absolute().parent for path in files])
@@ -156,7 +156,7 @@ def find_pairs(first: str, second: str) -> Compared:
     """The score files of two systems: two files, or two folders with the same sets.
 
     Raises:
-        PathError: Nothing is there, or the folders have different sets.
+        PathError: A path does not exist, or the folders have different sets.
     """
     found = [find_score_files([path]) for path in (first, second)]
     ones, others = ({file.set_name: file for file in files.files} for files in found)
@@ -173,7 +173,7 @@ def find_pairs(first: str, second: str) -> Compared:
 
 
 def _systems(first: Path, second: Path) -> tuple[str, str]:
-    """What two systems are called: by the records of their runs, or else by what differs in their paths."""
+    """Names of two systems: by the records of their runs, or else by what differs in their paths."""
     bare = [path.absolute().with_suffix("") if path.is_file() else path.absolute() for path in (first, second)]
     runs, apart = [_name_of_run(path.absolute()) for path in (first, second)], _tell_apart(bare)
     one, other = (run or name or path.name for run, name, path in zip(runs, apart, bare, strict=True))
@@ -196,7 +196,7 @@ def _name_of_run(path: Path) -> str | None:
 
 
 def _tell_apart(paths: Sequence[Path]) -> list[str]:
-    """For each path its parts without those that all begin or end with; all may be empty."""
+    """For each path its parts without the common first and last ones; all may be empty."""
     parts = [path.parts for path in paths]
     start = _common(parts)
     end = _common([part[start:][::-1] for part in parts])

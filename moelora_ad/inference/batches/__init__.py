@@ -1,1 +1,1 @@
-"""From files to full batches and back: decoded here or by workers, scored together, given out in their order."""
+"""From files to full batches and back: decoded here or by workers, scored together, returned in their order."""

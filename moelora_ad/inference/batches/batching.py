@@ -1,4 +1,4 @@
-"""Pieces to full batches, and their scores back to the files: nobody waits for a GPU while there is work for it."""
+"""Pieces to full batches, and their scores back to the files, without waiting for a GPU while there is work for it."""
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from moelora_ad.inference.batches.pieces import Piece
 from moelora_ad.inference.sounds import DecodedSound
 from moelora_ad.models.devices import HostCopy
 
-_IN_FLIGHT = 2  # batches that a GPU has got and not yet answered
+_IN_FLIGHT = 2  # batches that are queued on a GPU
 
 
 class Batch(NamedTuple):
@@ -27,7 +27,7 @@ class Batcher:
 
     Args:
         size: rows of a batch.
-        pinned: whether batches are put where a GPU can read them by itself.
+        pinned: whether batches are in pinned memory, which a GPU reads directly.
     """
 
     def __init__(self, size: int, pinned: bool = False) -> None:
@@ -80,7 +80,7 @@ class Returning:
         self._batches.append((owners, HostCopy(scores)))
 
     def arrived(self, all_of_them: bool = False) -> Iterator[tuple[int, float]]:
-        """Files' numbers and scores of windows, as many as are there; one waits only if too many batches, or
+        """Files' numbers and scores of windows, as many as are ready; it waits only if too many batches, or
         ``all_of_them``, are on their way."""
         while self._batches:
             owners, scores = self._batches[0]
@@ -124,7 +124,7 @@ class Pending:
                 self._scores[number].append(score)
 
     def complete(self) -> Iterator[tuple[DecodedSound, list[float]]]:
-        """The next sounds in the order of the files, as long as they have all their scores, or none to come."""
+        """The next sounds in the order of the files, as long as they have all their scores, or get none."""
         while (sound := self._decoded.get(self._given)) is not None:
             scores = self._scores[self._given]
             if sound.error is None and len(scores) < len(sound.starts):

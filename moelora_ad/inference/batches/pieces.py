@@ -38,7 +38,7 @@ class Cutting(NamedTuple):
         rows: windows of a piece, at most.
         track: which audio track of each file; None for its default one.
         longest: seconds of a file; None for any.
-        pinned: whether pieces are put where a GPU can read them by itself.
+        pinned: whether pieces are in pinned memory, which a GPU reads directly.
     """
 
     window: int
@@ -138,7 +138,7 @@ class _Share(IterableDataset[Piece]):
 
     def __init__(self, groups: Sequence[tuple[int, list[str]]], cutting: Cutting) -> None:
         self.groups = groups
-        self.cutting = cutting._replace(pinned=False)  # these processes know no GPU
+        self.cutting = cutting._replace(pinned=False)  # these processes use no GPU
 
     def __iter__(self) -> Iterator[Piece]:
         for first, places in self.groups:
@@ -151,8 +151,8 @@ class _Share(IterableDataset[Piece]):
 
 
 def _read_by_workers(places: list[str], cutting: Cutting, workers: int) -> Iterator[Piece]:
-    """Each worker has every so-manieth group of files, and a loader of its own, so that a long file of one keeps no
-    other from its share; only what lies too far behind that file waits."""
+    """Worker i of n has every n-th group of files from i on, and its own loader, so that a long file of one keeps no
+    other from its share; only what is too far behind that file waits."""
     check_room(workers, _bytes_ahead(workers, cutting), OPTION)
     size = max(1, min(_IN_GROUP * cutting.rows, len(places) // (4 * workers)))
     groups = [(first, places[first : first + size]) for first in range(0, len(places), size)]
@@ -187,7 +187,7 @@ def _loader(share: Sequence[tuple[int, list[str]]], cutting: Cutting) -> DataLoa
         timeout=SILENT_SECONDS,
         worker_init_fn=_begin_worker,
         pin_memory=cutting.pinned,
-        generator=torch.Generator(),  # nothing is drawn: the caller's randomness stays as it is
+        generator=torch.Generator(),  # nothing is drawn: the caller's random state is unchanged
     )
 
 

@@ -1,1 +1,1 @@
-"""A detector behind HTTP: one page for people, one address for programs."""
+"""A detector behind HTTP: a page for people, an API for programs."""

@@ -40,7 +40,7 @@ class Limits(NamedTuple):
     Attributes:
         size: Bytes of a request.
         seconds: Of a sound.
-        requests: That are answered or wait at once; one more is refused.
+        requests: That are answered or wait at once; further ones are refused.
     """
 
     size: int = 100 * 2**20
@@ -53,7 +53,7 @@ def application(scorer: Scorer, name: str, decision: DecisionRule, limits: Limit
 
     Args:
         scorer: Computes, in a thread of its own.
-        name: What the model is called.
+        name: The model's name.
         decision: How scores are judged.
         limits: See `Limits`.
     """
@@ -86,8 +86,8 @@ def application(scorer: Scorer, name: str, decision: DecisionRule, limits: Limit
     )
     async def score(
         request: Request,
-        name: Annotated[str, Query(max_length=4_096, description="Of the sound, if the body is no form")] = "",
-        waveform: Annotated[bool, Query(description="Whether to add what a waveform is drawn of")] = False,
+        name: Annotated[str, Query(max_length=4_096, description="Name of the sound, if the body is not a form")] = "",
+        waveform: Annotated[bool, Query(description="Whether to add the data for drawing a waveform")] = False,
     ) -> JSONResponse:
         """Score one sound, the body or the one file of a form; or the several files of a form."""
         try:
@@ -108,7 +108,7 @@ def application(scorer: Scorer, name: str, decision: DecisionRule, limits: Limit
 
     @app.get("/models", response_model=ModelsAnswer)
     async def models() -> JSONResponse:
-        """The model that scores, its calibration and what to know of it."""
+        """The model that scores, its calibration and what to know about it."""
         return JSONResponse({"models": [about]})
 
     @app.get("/health", response_model=HealthAnswer, responses={503: {"model": HealthAnswer}})
@@ -134,16 +134,16 @@ class _Places:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """One place.
+        """Take one of the places.
 
         Raises:
-            RefusedError: There is none, or nothing computes any more.
+            RefusedError: None is free, or the server is stopping.
         """
         if not self._worker.is_alive:
             raise RefusedError(BUSY, "the server is stopping")
         if self.used >= self.all:
             seconds = min(max(1, math.ceil(self.used * self._worker.seconds)), 120)
-            raise RefusedError(BUSY, f"all {self.all} places are taken: come again in {seconds} s", seconds)
+            raise RefusedError(BUSY, f"all {self.all} places are taken: try again in {seconds} s", seconds)
         self.used += 1
         try:
             yield
@@ -163,7 +163,7 @@ def _page(about: About, limits: Limits) -> HTMLResponse:
 
 
 class _Headers:
-    """Of every response: nothing that was sent is run, framed or guessed at."""
+    """Of every response: nothing that was sent is executed, framed or sniffed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -10,7 +10,7 @@ class _Answer(BaseModel):
 
 
 class NoteAnswer(_Answer):
-    kind: str = Field(description="In plain words, the same for all files")
+    kind: str = Field(description="A fixed text, the same for all files")
     detail: str = Field(description="The figures of this file")
 
 
@@ -28,19 +28,19 @@ class WaveformAnswer(_Answer):
 
 
 class ScoreAnswer(_Answer):
-    """What the model says of a sound."""
+    """The score of a sound."""
 
     name: str
     score: float = Field(description="Higher is more bona fide")
     is_calibrated: bool = Field(description="Whether the score is a log-likelihood ratio (natural logarithm)")
     seconds: float = Field(description="Length of the sound")
-    verdict: str = Field(description="bonafide or spoof; a word of its own where there is no verdict")
+    verdict: str = Field(description="bonafide, spoof or inconclusive")
     probability: float | None = Field(description="Of bona fide, at the server's prior; null for a raw score")
-    threshold: float = Field(description="The score from which on a sound is taken for bona fide")
+    threshold: float = Field(description="The score from which on a sound is bona fide")
     meaning: str = Field(description="The verdict in one sentence")
     windows: list[WindowAnswer]
     notes: list[NoteAnswer]
-    waveform: WaveformAnswer | None = Field(None, description="For drawing, if it was asked for")
+    waveform: WaveformAnswer | None = Field(None, description="For drawing, if requested")
 
 
 class FailureAnswer(_Answer):
@@ -79,18 +79,18 @@ class HealthAnswer(_Answer):
     model: str
     library: str
     waiting: int = Field(description="Requests that are being answered or wait for it")
-    places: int = Field(description="How many may be; one more is refused")
+    places: int = Field(description="How many there may be; further ones are refused")
 
 
 _ERRORS = {
-    400: "The request is cut off, or its form is faulty",
+    400: "The request is incomplete, or its form is faulty",
     403: "The request comes from another site's page",
     408: "The request did not arrive in time",
     413: "The request has too many bytes, or the sound too many seconds",
-    415: "The request says of itself that it is no sound",
-    422: "The sound is damaged, empty, or none",
+    415: "The request's content type is not a sound's",
+    422: "The sound is damaged, empty, or not a sound",
     500: "The server failed",
-    503: "All places are taken: come again after the seconds of Retry-After",
+    503: "All places are taken: try again after the seconds in Retry-After",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text} for status, text in _ERRORS.items()

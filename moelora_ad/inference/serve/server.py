@@ -18,7 +18,7 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket that listens; a free port for 0.
 
     Raises:
-        InputError: There is no such address here, or it is taken.
+        InputError: There is no such address here, or it is in use.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -26,11 +26,11 @@ def listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         told = getattr(error, "strerror", None) or str(error)
         told = told.partition(" (while attempting")[0]  # the address is named already
-        raise InputError(f"cannot listen on {host}, port {port}: {told}; --host and --port take others") from None
+        raise InputError(f"cannot listen on {host}, port {port}: {told}; set others with --host and --port") from None
 
 
 def server(app: FastAPI, log_level: str = "info") -> uvicorn.Server:
-    """What answers on a listening socket, ``run(sockets=[...])``, until a signal comes; what was begun is answered
+    """The server on a listening socket, ``run(sockets=[...])``, until a signal arrives; what was begun is answered
     then."""
     config = uvicorn.Config(
         app,
@@ -45,7 +45,7 @@ def server(app: FastAPI, log_level: str = "info") -> uvicorn.Server:
 
 
 class _JsonProtocol(H11Protocol):
-    """What is no HTTP, or has headers without end, is refused in JSON, too."""
+    """What is not HTTP, or has endless headers, is refused in JSON too."""
 
     def send_400_response(self, msg: str) -> None:
         response = JSONResponse({"error": msg}, 400)

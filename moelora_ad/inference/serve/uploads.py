@@ -26,7 +26,7 @@ from moelora_ad.inference.serve.refusals import (
 
 MOST_FILES = 64
 UPLOAD_SECONDS = 300.0
-"""That a request may take to arrive: who sends slower holds a place for nothing."""
+"""Seconds that a request may take to arrive: a slower one would block a place."""
 
 _IN_MEMORY = 2**20  # bytes of a file; the rest of a larger one is on the disk
 _DRAINED_SECONDS = 5.0
@@ -60,25 +60,25 @@ def _named(file: Any, name: str) -> BinaryIO:
 async def sounds_of(request: Request, name: str, most: int) -> list[BinaryIO]:
     """The files of a form, or the one that the body is.
 
-    Each can seek, has the ``name`` that messages and results call it, and is closed by whoever takes it.
+    Each can seek, has a ``name`` for messages and results, and is closed by its consumer.
 
     Args:
         request: Whose body is read.
-        name: What the body is called if it is no form.
+        name: Of the body, if it is not a form.
         most: Bytes that the request may have.
 
     Raises:
-        RefusedError: It is larger or slower than allowed, says of itself that it is no sound, is a form that is faulty,
+        RefusedError: It is larger or slower than allowed, has a content type that is not a sound's, is a faulty form,
             or comes from the page of another site.
     """
     if request.headers.get("sec-fetch-site") == "cross-site":  # browsers say so
         raise RefusedError(FORBIDDEN, "pages of other sites may not send sounds here")
     kind = request.headers.get("content-type", "").strip().lower()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise RefusedError(NOT_SOUND, "a compressed body is not taken: send the file as it is")
+        raise RefusedError(NOT_SOUND, "a compressed body is not accepted: send the file as it is")
     if _NOT_SOUND.match(kind):
         raise RefusedError(
-            NOT_SOUND, f"{kind.partition(';')[0]} is not taken: send a file of sound, or a form with such files"
+            NOT_SOUND, f"{kind.partition(';')[0]} is not accepted: send a sound file, or a form with such files"
         )
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > most:
@@ -93,8 +93,8 @@ async def sounds_of(request: Request, name: str, most: int) -> list[BinaryIO]:
 
 
 async def drained(request: Request, most: int) -> None:
-    """Read on for a moment what is refused: who is still sending would not see the answer."""
-    if "expect" in request.headers:  # waits to be told to send
+    """Read on for a moment what is refused: a client that is still sending would not see the answer."""
+    if "expect" in request.headers:  # waits for permission to send
         return
     with suppress(Exception):
         await asyncio.wait_for(_discarded(request, 2 * most), _DRAINED_SECONDS)
@@ -107,7 +107,7 @@ async def _discarded(request: Request, most: int) -> None:
 
 async def _form(request: Request, most: int) -> list[BinaryIO]:
     if parse_options_header(request.headers["content-type"])[0] != b"multipart/form-data":
-        raise RefusedError(NOT_SOUND, "of forms, only multipart/form-data is taken")
+        raise RefusedError(NOT_SOUND, "only multipart/form-data is accepted of forms")
     parser = MultiPartParser(request.headers, _limited(request, most), max_files=MOST_FILES, max_fields=MOST_FILES)
     try:
         form = await parser.parse()

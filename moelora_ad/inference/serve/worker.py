@@ -1,4 +1,4 @@
-"""The one thread that computes: it takes sounds as they come, and those that wait share batches."""
+"""The one thread that computes: it scores sounds as they arrive, and those that wait share batches."""
 
 import queue
 import threading
@@ -41,11 +41,11 @@ class ScoringWorker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it takes sounds."""
+        """Whether it accepts sounds."""
         return self._thread.is_alive() and not self._is_closed
 
     def submit(self, sound: BinaryIO) -> "Future[FileScore | FileFailure]":
-        """The result to come of an open file, which is closed; its ``name`` is what messages call it."""
+        """The result to come of an open file, which is closed; its ``name`` is for messages."""
         job = _Job(sound, Future())
         self._jobs.put(job)
         return job.result

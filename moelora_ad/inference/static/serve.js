@@ -28,7 +28,7 @@ async function work() {
 
 async function answer(file) {
   const failure = (error) => ({ name: file.name, error });
-  if (file.size > config.mostBytes) return failure(`This file is too large: at most ${config.mostBytes / 2 ** 20} MiB are taken.`);
+  if (file.size > config.mostBytes) return failure(`This file is too large: at most ${config.mostBytes / 2 ** 20} MiB are accepted.`);
   const query = new URLSearchParams({ name: file.name.slice(-1_000), waveform: "true" });
   const type = /^(audio|video)\//.test(file.type) ? file.type : "application/octet-stream";
   try {
@@ -42,11 +42,11 @@ async function answer(file) {
       return response.ok ? told : failure(told.error);
     }
   } catch {
-    return failure("The server does not answer, or the file cannot be read any more.");
+    return failure("The server does not answer, or the file can no longer be read.");
   }
 }
 
-byId("limits").textContent = `At most ${config.mostBytes / 2 ** 20} MiB and ${config.mostSeconds >= 120 ? `${config.mostSeconds / 60} min` : `${config.mostSeconds} s`} a file, any format. They go to this server alone, and are not kept.`;
+byId("limits").textContent = `At most ${config.mostBytes / 2 ** 20} MiB and ${config.mostSeconds >= 120 ? `${config.mostSeconds / 60} min` : `${config.mostSeconds} s`} a file, any format. They are sent to this server only, and not stored.`;
 byId("choose").addEventListener("click", () => byId("files").click());
 byId("files").addEventListener("change", (event) => {
   take(event.target.files);

@@ -212,10 +212,10 @@ class Detail {
     const media = new Audio();
     media.preload = "metadata";
     if (sound) {
-      media.addEventListener("error", () => none("This sound cannot be played here: its format is unknown to the browser, or the file is not where it was. The scores do not depend on that."));
+      media.addEventListener("error", () => none("This sound cannot be played here: its format is unknown to the browser, or the file has been moved. The scores are not affected."));
       media.src = sound;
     } else {
-      none("This sound is not with the page and cannot be played.");
+      none("This sound is not part of the page and cannot be played.");
     }
     const { waveform } = result;
     this.wave = WaveSurfer.create({
@@ -228,7 +228,7 @@ class Detail {
       this.chart.point(seconds);
     };
     this.wave.on("timeupdate", tell);
-    this.wave.on("error", () => {}); // `media` tells it
+    this.wave.on("error", () => {}); // `media` reports it
     for (const [event, words] of [["play", "Pause"], ["pause", "Play"], ["finish", "Play"]]) {
       this.wave.on(event, () => { byId("play").textContent = words; });
     }

@@ -1,4 +1,4 @@
-/* A page that is a file: its results stand in it. */
+/* A page that is a file: its results are in it. */
 "use strict";
 
 const sounds = new Sounds(JSON.parse(byId("config").textContent));

@@ -27,9 +27,9 @@ class Account:
         forward: floating-point operations for one second of audio, a multiplication and an addition being two:
             ``backbone``, ``adapters``, ``classifier`` and ``total``.
         training_step: the same, forward and backward, for one second of audio.
-        saved_bytes: what autograd keeps for the backward pass of one batch, without parameters and buffers; with the
+        saved_bytes: what autograd saves for the backward pass of one batch, without parameters and buffers; with the
             copies of weights that mixed precision makes.
-        kept_bytes: tensors of a kept detector, ``model.safetensors``.
+        kept_bytes: tensors of an exported detector, ``model.safetensors``.
         checkpoint_bytes: tensors of a checkpoint to resume from, the optimiser's included.
     """
 
@@ -49,7 +49,7 @@ def account(
     batch_size: int,
     precision: torch.dtype = torch.float32,
 ) -> Account:
-    """The account of a detector that was built on the meta device. (It is of no use afterwards.)
+    """The account of a detector that was built on the meta device. (It cannot be used afterwards.)
 
     Everything is measured on the code that trains, run on tensors without content. Matrix products and convolutions are
     counted as operations; element-wise ones and Fourier transforms are not. The loss is the cross entropy; auxiliary

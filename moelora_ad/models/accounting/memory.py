@@ -1,4 +1,4 @@
-"""Bytes: what autograd keeps for a backward pass, what a model and a checkpoint hold."""
+"""Bytes: what autograd saves for a backward pass, what a model and a checkpoint contain."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -33,17 +33,17 @@ def saved_bytes(detector: Detector, batch: Tensor, precision: torch.dtype) -> in
 
 
 def kept_bytes(detector: Detector) -> int:
-    """Of the tensors that a checkpoint and a kept model hold of a detector."""
+    """Of the tensors that a checkpoint and an exported model contain of a detector."""
     state = detector.state_dict()
     return sum(_bytes(state[name]) for name in detector.kept_names())
 
 
 def checkpoint_bytes(detector: Detector, optimizer: Callable[[Iterable[Any]], Optimizer]) -> int:
-    """Of the tensors in a checkpoint of a run: what is kept of the detector, and the optimiser's state.
+    """Of the tensors in a checkpoint of a run: what is saved of the detector, and the optimiser's state.
 
     Args:
         detector: its parameters are left alone.
-        optimizer: makes the optimiser from parameters; one that needs their content counts nothing.
+        optimizer: makes the optimiser from parameters; one that needs their content counts as 0.
     """
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     return kept_bytes(detector) + sum(map(_bytes, _optimizer_state(optimizer, trained)))
@@ -58,7 +58,7 @@ def _optimizer_state(make: Callable[[Iterable[Any]], Optimizer], parameters: lis
         try:
             optimizer = make(copies)
             optimizer.step()
-        except Exception:  # an optimiser of somebody else's: an estimate must not stop the run
+        except Exception:  # a third-party optimiser: an estimate must not stop the run
             return
         for state in optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))

@@ -13,10 +13,10 @@ class Sites:
     """The adapted projections.
 
     Attributes:
-        wrapped: how many stand in the model.
+        wrapped: how many are in the model.
         expected: how many the adaptation method reported.
         by_name: how many by the last part of their dotted path.
-        layers: how many numbered layers they stand in.
+        layers: how many numbered layers they are in.
         shapes: (in_features, out_features) of those that occur; modules of other kinds have none.
         gates: how many gates there are; fewer than projections if they are shared.
     """

@@ -64,7 +64,7 @@ class ASTBackbone(Backbone):
             encoder = random_encoder(ASTModel, config, source)
         super().__init__(encoder, config.hidden_size, hidden_states)
         if hidden_states != "last":
-            encoder.layernorm = nn.Identity()  # it belongs to the last hidden state alone
+            encoder.layernorm = nn.Identity()  # it is for the last hidden state alone
         self.windows = config.max_length
         self.mean, self.deviation = _statistics(source, revision)
         self.mel_filters = Constant(_mel_filters(config.num_mel_bins))

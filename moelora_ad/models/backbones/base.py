@@ -1,4 +1,4 @@
-"""What every backbone promises: waveforms in, frames out."""
+"""The interface of every backbone: waveforms in, frames out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -22,25 +22,25 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     A subclass makes an encoder, any ``nn.Module``, hands it to ``super().__init__`` and writes two methods: `layers`
     and `encode`. Padding, the choice and weighting of layers, masks of gates, half precision, gradient checkpointing
-    and the freezing of what has no part are done here.
+    and the freezing of unused parameters are done here.
 
     ``encoder`` is the pretrained module that an adaptation method changes; everything else of a backbone is its own:
     the front end without parameters (its tensors are `Constant`), and the layer weights when ``hidden_states`` is
-    "weighted". An argument ``source`` of the subclass says where the encoder's weights come from: they stay there, and
-    a saved detector names it and their hash. Without one, checkpoints and saved detectors hold the whole encoder.
+    "weighted". An argument ``source`` of the subclass says where the encoder's weights come from: they are not copied,
+    and a saved detector names it and their hash. Without one, checkpoints and saved detectors hold the whole encoder.
 
     Args:
-        encoder: the pretrained model. What it is called with is cast to its type.
+        encoder: the pretrained model. Its inputs are cast to its type.
         width: features of a hidden state.
         hidden_states: "last", what `encode` gives; the number of a layer, 1 to the last, for that layer's output;
             "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; "all", these
             L + 1 states side by side, in that order; or a list of some of them, 0 for the input of the first layer.
-        never_called: names of parameters of the encoder that have no part in training. Only an encoder with
-            ``stochastic`` needs to name them; of others they are found.
+        never_called: names of parameters of the encoder that are not used in training. Only an encoder with
+            ``stochastic`` needs to name them; for others they are detected.
 
     Attributes:
         width: features of an output frame: those of a hidden state, times the number of those that are side by side.
-        stochastic: whether dropout, layer drop or masking of the encoder was asked for.
+        stochastic: whether dropout, layer drop or masking of the encoder was requested.
         alone: where checkpoints in transformers' layout hold the encoder within a larger model: what its tensors' names
             begin with there, and the class of the encoder alone, which a saved detector has it as.
 
@@ -104,7 +104,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         """
 
     def frames(self, lengths: Tensor) -> Tensor | None:
-        """How many frames come of so many samples, (B,) of (B,): for an encoder that leaves padding out itself.
+        """How many frames so many samples give, (B,) of (B,): for an encoder that leaves padding out itself.
 
         None, as here, for one that does not: each row of a padded batch then goes through it alone, without padding.
         """
@@ -168,15 +168,15 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         return states
 
     def _tell_gates(self, valid: Tensor | None) -> None:
-        """Tell utterance-level gates in the encoder which frames count, (B, frames) bool; None for all."""
+        """Set which frames count for utterance-level gates in the encoder, (B, frames) bool; None for all."""
         if valid is not None or self._gates_hear_of_padding:
             valid_tokens(self.encoder, valid)
             self._gates_hear_of_padding = valid is not None
 
     def after_adaptation(self) -> None:
-        """Called once the adaptation method has decided what is trained: what has no part in the frames is frozen, as
+        """Called once the adaptation method has decided what is trained: what the frames do not depend on is frozen, as
         distributed training stops at a trained parameter without a gradient."""
-        own, self._own = {id(parameter) for parameter in self._own}, []  # sharding lets go of them
+        own, self._own = {id(parameter) for parameter in self._own}, []  # sharding replaces them
         trained = [name for name, p in self.encoder.named_parameters() if p.requires_grad and id(p) in own]
         if trained and not self.stochastic:
             self._freeze(without_part(self, [f"encoder.{name}" for name in trained]))
@@ -188,13 +188,13 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         self.never_called = tuple(dict.fromkeys((*self.never_called, *names)))
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
+        """Recompute each layer in the backward pass instead of storing its activations."""
         for layer in self.layers():
             layer.forward = partial(_recomputed, layer.forward)
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the encoder's weights can be had again from where the argument ``source`` says."""
+        """Whether the encoder's weights can be loaded again from the argument ``source``."""
         return self.init_args.get("source") is not None and bool(self.init_args.get("pretrained", True))
 
 

@@ -13,7 +13,7 @@ CLIP = 16_000  # samples: longer than what any front end needs for a frame
 
 
 def without_part(module: nn.Module, names: Sequence[str]) -> list[str]:
-    """The parameters that have no part in what a module makes of waveforms, found without computing.
+    """The parameters that a module's output does not depend on, determined without computing.
 
     Args:
         module: takes (B, samples) and returns a tensor first; it is put into evaluation mode for the moment.
@@ -31,7 +31,7 @@ def without_part(module: nn.Module, names: Sequence[str]) -> list[str]:
             state = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors}
             leaves = {name: state[name].requires_grad_() for name in names}
             found = _leaves(functional_call(module, state, (torch.zeros(1, CLIP),))[0].grad_fn)
-    except Exception:  # of somebody's own module; what training misses a gradient of is told then
+    except Exception:  # of a third-party module; training reports a missing gradient later
         return []
     finally:
         module.train(was_training)
@@ -39,7 +39,7 @@ def without_part(module: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def _leaves(node: Any) -> set[int]:
-    """The ids of the leaves of an autograd graph. (A backward pass would start threads, which no fork survives.)"""
+    """The ids of the leaves of an autograd graph. (A backward pass would start threads, which break a fork.)"""
     seen, found, waiting = set(), set(), [node]
     while waiting:
         node = waiting.pop()

@@ -29,7 +29,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def is_meta() -> bool:
-    """Whether modules are being built on the meta device, where weights cannot be loaded and are not wanted."""
+    """Whether modules are being built on the meta device, where weights cannot be loaded and are not needed."""
     return torch.get_default_device().type == "meta"
 
 
@@ -37,7 +37,7 @@ def load_config(source: str | Path, revision: str | None, model_type: str) -> Pr
     """The configuration of a hub id, or of a folder with ``config.json``; code that comes with it is never run.
 
     Raises:
-        InputError: it is not there or is faulty, it describes another kind of model, or it wants code of its own.
+        InputError: it is missing or faulty, it describes another kind of model, or it needs code of its own.
     """
     try:
         check_json(source, revision, "config.json")
@@ -83,10 +83,10 @@ def load_encoder(
 
     Args:
         may_miss: names that checkpoints leave out and that have no effect here.
-        exact: whether the checkpoint may hold nothing else.
+        exact: whether the checkpoint may contain nothing else.
 
     Raises:
-        InputError: the checkpoint is not there, is damaged, lacks weights, or holds others.
+        InputError: the checkpoint is missing, is damaged, lacks weights, or holds others.
     """
     try:
         _check_size(model_class, config, source, revision)
@@ -112,7 +112,7 @@ def load_encoder(
         raise InputError(f"backbone {source} lacks {len(lacking)} weights of a {name}, first {lacking[0]}")
     if exact and (others := sorted(set(report["unexpected_keys"]) - set(may_miss))):
         raise InputError(
-            f"{source} holds {len(others)} weights that are none of a {model_class.__name__}, first {others[0]}"
+            f"{source} has {len(others)} weights that do not belong to a {model_class.__name__}, first {others[0]}"
         )
     return model
 
@@ -120,14 +120,14 @@ def load_encoder(
 def _check_size(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, source: str | Path, revision: str | None
 ) -> None:
-    """See that the weights that a configuration describes can be in the checkpoint, before there is memory for them:
-    transformers makes what is missing.
+    """Check that the weights that a configuration describes can be in the checkpoint, before there is memory for them:
+    transformers initialises what is missing.
 
     Raises:
         InputError: they are too many.
     """
     files = checkpoint_files(getattr(config, "transformers_weights", None), source, revision)
-    if not files:  # transformers tells what is not there
+    if not files:  # transformers reports what is missing
         return
     size = sum(path.stat().st_size for path in files)
     with dry_build(MOST_OF_ENCODER):
@@ -144,7 +144,7 @@ def checkpoint_files(named: str | None, source: str | Path, revision: str | None
     """The files that transformers takes the weights from; empty if there are none.
 
     Args:
-        named: the one that the configuration names, if it does.
+        named: the one that the configuration names, if any.
         source: hub id or folder.
         revision: of the hub repository.
     """
@@ -162,7 +162,7 @@ def checkpoint_files(named: str | None, source: str | Path, revision: str | None
 
 
 def check_json(source: str | Path, revision: str | None, name: str) -> None:
-    """See that a JSON file of a checkpoint, if it has that, can be read within bounds.
+    """Check that a JSON file of a checkpoint, if it has that, can be read within bounds.
 
     Raises:
         OSError: it cannot be read.
@@ -174,7 +174,7 @@ def check_json(source: str | Path, revision: str | None, name: str) -> None:
 
 
 def _file_of(source: str | Path, revision: str | None, name: str) -> str | None:
-    """A file of a checkpoint on this machine, fetched if need be; None if it is not to be had, for whatever reason."""
+    """A file of a checkpoint on this machine, fetched if need be; None if it is not available, for whatever reason."""
     return cached_file(
         source,
         name,
@@ -188,7 +188,7 @@ def _file_of(source: str | Path, revision: str | None, name: str) -> str | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """transformers would show a progress bar for the moment that it takes to read a file, and log a table of the
-    weights that are lacking, of which our error tells."""
+    weights that are lacking, which our error reports."""
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -207,7 +207,7 @@ def snapshot_of(source: str | Path, revision: str | None) -> Path | None:
         return Path(source) if has_file(source, "config.json") else None
     try:
         found = try_to_load_from_cache(str(source), "config.json", revision=revision)
-    except HFValidationError:  # a folder that is gone
+    except HFValidationError:  # a deleted folder
         return None
     return Path(found).parent if isinstance(found, str) else None
 
@@ -220,7 +220,7 @@ def commit_of(source: str | Path, revision: str | None) -> str | None:
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether a source is the id of a repository on the hub, ``owner/name``, and no path of this machine."""
+    """Whether a source is the id of a repository on the hub, ``owner/name``, and not a path of this machine."""
     path = Path(source)
     return not path.exists() and not path.is_absolute() and str(source).count("/") == 1 and str(source)[0] not in ".~"
 
@@ -231,8 +231,8 @@ def has_file(folder: str | Path, name: str) -> bool:
 
 def _wants_code(source: str | Path, field: str) -> InputError:
     return InputError(
-        f"backbone {source}: its config.json wants code of its own to be run ({field}), which is never done; "
-        "take a model that transformers has itself"
+        f"backbone {source}: its config.json needs code of its own ({field}), which is never run; "
+        "use a model that transformers itself has"
     )
 
 
@@ -257,7 +257,7 @@ def _unavailable(source: str | Path, revision: str | None, error: Exception) -> 
 
 
 def unused_mask(encoder: PreTrainedModel, spec_augment: bool) -> list[str]:
-    """The name of the vector that time masking puts in the place of frames, if the encoder has it and never does so."""
+    """The name of the vector that replaces frames in time masking, if the encoder has it and never masks."""
     used = spec_augment and encoder.config.mask_time_prob > 0
     return ["masked_spec_embed"] if hasattr(encoder, "masked_spec_embed") and not used else []
 

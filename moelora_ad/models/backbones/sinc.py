@@ -1,4 +1,4 @@
-"""A bank of band-pass filters in the place of a pretrained encoder."""
+"""A bank of band-pass filters instead of a pretrained encoder."""
 
 import numpy as np
 import torch

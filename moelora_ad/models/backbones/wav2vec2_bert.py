@@ -42,7 +42,7 @@ class Wav2Vec2BertBackbone(Backbone):
         pretrained: False builds the architecture with random weights from the configuration alone.
         hidden_states: "last"; the number of a layer, 1 to the last; "weighted", a learned softmax-weighted sum over
             the input of the first layer and all layers; "all", these side by side; or a list of some of these by
-            number, 0 for the input of the first layer. (No normalisation stands behind the last layer.)
+            number, 0 for the input of the first layer. (No normalisation follows the last layer.)
         dropout: of the encoder (hidden, attention, activation, convolution, projection) while it trains.
         layer_drop: probability of skipping a layer in training; checkpoints turn it on by default, here it is off.
         spec_augment: time masking of the encoder's input in training; likewise off.
@@ -155,7 +155,7 @@ class LogMel(nn.Module):
 
 
 def _windows(lengths: Tensor) -> Tensor:
-    """How many there are in so many samples: a window counts if it lies in the clip as a whole."""
+    """How many there are in so many samples: a window counts if it is entirely in the clip."""
     return ((lengths - WINDOW) // HOP + 1).clamp(min=0)
 
 

@@ -42,8 +42,8 @@ class WaveformBackbone(Backbone):
     """An encoder of that family, 50 frames a second; a subclass names its classes in transformers.
 
     A padded batch gives what its clips give alone, if the first convolution has layer normalisation; models with group
-    normalisation there (the "base" sizes) hear the padding, because its statistics cover it. The convolutional adapter
-    that some fine-tuned checkpoints put behind the layers is left out.
+    normalisation there (the "base" sizes) depend on the padding, because its statistics include it. The convolutional
+    adapter that some fine-tuned checkpoints put behind the layers is left out.
 
     Attributes:
         model_class: the encoder's class.
@@ -88,7 +88,7 @@ class WaveformBackbone(Backbone):
         else:
             encoder = random_encoder(self.model_class, config, source)
         super().__init__(encoder, config.hidden_size, hidden_states, unused_mask(encoder, spec_augment))
-        if hidden_states != "last" and config.do_stable_layer_norm:  # else the norm stands before the layers
+        if hidden_states != "last" and config.do_stable_layer_norm:  # else the norm is before the layers
             self.encoder.encoder.layer_norm = nn.Identity()  # it belongs to the last hidden state alone
         self.normalize: Normalization = (
             self._checkpoint_normalizes(source, revision) if normalize is None else normalize

@@ -22,7 +22,7 @@ LONGEST = 480_000  # samples of the longest clip, 30 s
 class WhisperBackbone(Backbone):
     """Whisper's encoder (Radford et al., arXiv 2212.04356), 50 frames a second, with its log-mel front end.
 
-    The clip is not padded to 30 s, unless that is asked for: the sinusoidal positions are cut to its frames.
+    The clip is not padded to 30 s, unless ``pad`` is set: the sinusoidal positions are cut to its frames.
 
     Args:
         source: hub id of a Whisper model, or a folder with ``config.json`` and ``model.safetensors`` of a whole model
@@ -52,7 +52,7 @@ class WhisperBackbone(Backbone):
         config = load_config(source, revision, "whisper")
         settings(config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0)
         encoder = _encoder(config, source, revision, pretrained)
-        encoder.embed_positions.requires_grad_(False)  # fixed sinusoids; loading a checkpoint forgets that
+        encoder.embed_positions.requires_grad_(False)  # fixed sinusoids; loading a checkpoint undoes that
         super().__init__(encoder, config.d_model, hidden_states)
         if hidden_states != "last":
             encoder.layer_norm = nn.Identity()  # it belongs to the last hidden state alone
@@ -72,7 +72,7 @@ class WhisperBackbone(Backbone):
         hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (B, frames, width)
         if hidden.shape[1] > encoder.max_source_positions:
             seconds = waveforms.shape[1] / 16_000
-            raise InputError(f"a clip of {seconds:.1f} s exceeds the 30 s that Whisper takes: use shorter segments")
+            raise InputError(f"a clip of {seconds:.1f} s exceeds the 30 s that Whisper accepts: use shorter segments")
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         mask = None
         if lengths is not None:

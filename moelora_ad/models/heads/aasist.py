@@ -61,7 +61,7 @@ class AASIST(SpectroTemporalGraphs):
 
         Args:
             state: the public model's state dict. The ``module.`` that ``nn.DataParallel`` put before each name is taken
-                off. The encoder that it may hold (``ssl_model.*``) is not loaded, of which a ``UserWarning`` tells: it
+                off. The encoder that it may contain (``ssl_model.*``) is not loaded, with a ``UserWarning``: it
                 was trained with the head, which gives other scores on any other.
 
         Raises:

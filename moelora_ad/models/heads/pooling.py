@@ -1,4 +1,4 @@
-"""What every classifier promises, and the simple ones."""
+"""The interface of every classifier, and the simple ones."""
 
 from abc import ABC, abstractmethod
 
@@ -11,9 +11,9 @@ from moelora_ad.adapters import RemembersArguments
 class Classifier(RemembersArguments, nn.Module, ABC):
     """From frames to two logits: index 0 spoof, index 1 bona fide.
 
-    A head need not mind the precision of training: its weights and the features that it gets are float32, and it runs
-    outside autocast, whatever the encoder is computed in (`Detector.forward`). It must leave that so: half precision
-    would leave a score of a few bits, and many trials with the same one.
+    A head need not care about the precision of training: its weights and the features that it gets are float32, and it
+    runs outside autocast, whatever the encoder is computed in (`Detector.forward`). It must leave that so: half
+    precision would leave a score of a few bits, and many trials with the same one.
     """
 
     @abstractmethod
@@ -46,8 +46,8 @@ class StatisticsPooling(Classifier):
     """Mean and, unless that is turned off, standard deviation over frames (Snyder et al. 2018), standardised, then one
     linear layer.
 
-    Standardised by batch normalisation without weights of its own: every statistic counts alike, whatever its scale. So
-    the head is a logistic regression on pooled states, and begins as one that knows nothing: all logits are 0.
+    Standardised by batch normalisation without weights of its own: every statistic has the same weight, whatever its
+    scale. So the head is a logistic regression on pooled states, and starts uninformed: all logits are 0.
 
     Args:
         width: features of a frame of the encoder.
@@ -61,7 +61,7 @@ class StatisticsPooling(Classifier):
         super().__init__()
         statistics = 2 * width if deviation else width
         self.deviation = deviation
-        self.norm = (_Standardised if running else nn.BatchNorm1d)(statistics, affine=False)
+        self.norm = _Standardised(statistics, running)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(statistics, 2)
         nn.init.zeros_(self.output.weight)
@@ -77,15 +77,29 @@ class StatisticsPooling(Classifier):
 
 
 class _Standardised(nn.BatchNorm1d):
-    """Normalises by the running statistics, which training batches move on."""
+    """Batch normalisation without weights that also takes a batch of one utterance: that has no variance, so it is
+    normalised by the running statistics, and moves nothing.
+
+    Args:
+        features: to normalise.
+        running: normalise by the running statistics in training, too, which its batches move on.
+    """
+
+    def __init__(self, features: int, running: bool) -> None:
+        super().__init__(features, affine=False)
+        self.running = running
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training:
-            with torch.no_grad():
-                super().forward(input)
         assert self.running_mean is not None
         assert self.running_var is not None
-        return (input - self.running_mean) * (self.running_var + self.eps).rsqrt()
+        # With `training.batch_norm.SyncedBatchNorm` the other processes have utterances, too, and wait for this one.
+        alone = self.training and len(input) == 1 and not hasattr(self, "own_class")
+        if self.training and self.running and not alone:
+            with torch.no_grad():
+                super().forward(input)
+        if self.running or alone:
+            return (input - self.running_mean) * (self.running_var + self.eps).rsqrt()
+        return super().forward(input)
 
 
 class MeanPooling(Classifier):

@@ -1,4 +1,4 @@
-"""What the public code of AASIST, raw and on wav2vec 2.0, calls the tensors of our heads."""
+"""The names of our heads' tensors in the public code of AASIST, raw and on wav2vec 2.0."""
 
 _MODULES = {
     "front": "LL",

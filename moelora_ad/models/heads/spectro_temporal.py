@@ -115,13 +115,13 @@ class SpectroTemporalGraphs(Classifier):
         return self.output(self.dropout(torch.cat(readout, dim=1))) + self._unused()
 
     def _unused(self) -> Tensor:
-        """Exactly zero, from every parameter that has no effect: distributed training wants a gradient for each."""
+        """Exactly zero, from every parameter that has no effect: distributed training needs a gradient for each."""
         unused: list[Tensor] = [p for name, p in self.blocks.named_parameters() if ".unused_norm." in name]
         return 0.0 * torch.cat(unused).sum()
 
 
 def check_features(name: str, features: Tensor, lengths: Tensor | None, least: int) -> None:
-    """See that a head gets clips of one length, and that they are long enough.
+    """Check that a head gets clips of one length, and that they are long enough.
 
     Args:
         name: of the head.
@@ -137,6 +137,6 @@ def check_features(name: str, features: Tensor, lengths: Tensor | None, least: i
         raise ValueError(f"{name} needs at least {least:,} frames, got {features.shape[1]:,}: give longer clips")
     if lengths is not None:
         raise InputError(
-            f"{name} takes clips of one length: set data.eval_batch_size to 1, or take a Segment or Crops "
+            f"{name} takes clips of one length: set data.eval_batch_size to 1, or use a Segment or Crops "
             "(with short: repeat)"
         )

@@ -24,7 +24,7 @@ def model_card(config: Mapping[str, Any]) -> str:
 
             - ``data``: what was used for what, for example {"training": "LA19 train"};
             - ``licence``: of the weights, an SPDX identifier or in words;
-            - ``notice``: what is told with every score; ``limits`` and ``recordings``: lists of lines;
+            - ``notice``: what is shown with every score; ``limits`` and ``recordings``: lists of lines;
             - ``results``: a list of ``{"set": name, "num_bona_fide": n, "num_spoof": n, "figures": {...}}``, a figure
               by its name ``{"value": x, "low": x, "high": x}``; rates in [0, 1], ``low`` and ``high`` a 95 % confidence
               interval or None;
@@ -54,7 +54,7 @@ def model_card(config: Mapping[str, Any]) -> str:
 
 
 def card_result(name: str, figures: Figures) -> dict[str, Any]:
-    """The figures of a set as a card has them, see `model_card`."""
+    """The figures of a set in the form of a card, see `model_card`."""
     shown = {}
     for field, title in _FIGURES.items():
         value = getattr(figures, field)
@@ -112,14 +112,14 @@ def _summary(config: Mapping[str, Any]) -> str:
         )
     else:
         frozen = (
-            f"The encoder, `{_text(encoder)}`, is not part of these files: it is loaded from where you have it, and "
+            f"The encoder, `{_text(encoder)}`, is not part of these files: it is loaded from your own copy, and "
             f"refused unless the SHA-256 of its tensors is `{digest}`."
         )
     calibrated = config["calibration"]
     scores = (
         f"Scores are log-likelihood ratios, calibrated on {_text(calibrated.get('fitted_on', 'a file not named'))}."
         if calibrated
-        else "Scores are log-odds and not calibrated: they rank files, they are no probabilities."
+        else "Scores are log-odds and not calibrated: they rank files, they are not probabilities."
     )
     if config.get("precision"):
         scores += f" They were computed in {_text(config['precision'])}."
@@ -204,7 +204,7 @@ def _licence(config: Mapping[str, Any]) -> str:
     told = (
         f"These weights: {_text(licence)}."
         if licence
-        else "That of these weights is not stated: whoever publishes them sets it, and minds those of the encoder and "
+        else "That of these weights is not stated: whoever publishes them sets it, respecting those of the encoder and "
         "of the training data."
     )
     beside = [name for name in config.get("backbone_files") or () if not name.endswith((".json", ".safetensors"))]
@@ -220,7 +220,7 @@ def _class(described: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Text of somebody's file: no control characters, no markup."""
+    """Text of an untrusted file: no control characters, no markup."""
     printable = "".join(c if c.isprintable() else " " for c in str(value))
     return html.escape(printable, quote=False).replace("|", "\\|").replace("`", "'")
 

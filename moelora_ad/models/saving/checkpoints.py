@@ -25,7 +25,7 @@ _ELSEWHERE = {"source", "revision"}  # arguments that say where weights come fro
 
 
 def check_readable(path: str, option: str = "--ckpt_path") -> None:
-    """See that a checkpoint is there and can be read, before anything is built.
+    """Check that a checkpoint exists and can be read, before anything is built.
 
     Raises:
         CheckpointError: it is not.
@@ -45,25 +45,25 @@ def check_readable(path: str, option: str = "--ckpt_path") -> None:
             checkpoint = torch.load(path, weights_only=True, map_location="meta")
         except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"{option}: {path} is no readable checkpoint: {reason}") from None
+            raise CheckpointError(f"{option}: {path} is not a readable checkpoint: {reason}") from None
         check_content(checkpoint, path, option)
     elif "://" not in path and not os.path.isdir(path):  # a folder is a sharded checkpoint
-        raise CheckpointError(f"{option}: {path} is no regular file")
+        raise CheckpointError(f"{option}: {path} is not a regular file")
 
 
 def check_content(checkpoint: Any, path: str, option: str) -> None:
-    """See that a file is a checkpoint of a training run, and no bare ``state_dict``.
+    """Check that a file is a checkpoint of a training run, not a bare ``state_dict``.
 
     Raises:
         CheckpointError: it is not.
     """
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{option}: {path} is no checkpoint of a training run: it has no state_dict")
+        raise CheckpointError(f"{option}: {path} is not a checkpoint of a training run: it has no state_dict")
 
 
 def checkpoint_of_model(folder: Path) -> dict[str, Any]:
-    """A saved model as a checkpoint that holds weights alone, and the hash of the encoder that they belong to.
+    """A saved model as a checkpoint with weights alone, and the hash of the encoder that they belong to.
 
     Raises:
         InputError: it is damaged.
@@ -80,7 +80,7 @@ def checkpoint_of_model(folder: Path) -> dict[str, Any]:
 
 
 def check_encoder(checkpoint: Mapping[str, Any], detector: Detector) -> None:
-    """See that a saved model was loaded on the encoder that it was trained on; a checkpoint of a run does not tell.
+    """Check that a saved model was loaded on the encoder that it was trained on; a checkpoint of a run has no record.
 
     Raises:
         CheckpointError: it is another one.
@@ -92,12 +92,12 @@ def check_encoder(checkpoint: Mapping[str, Any], detector: Detector) -> None:
 
 
 def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, shapes: bool = True) -> None:
-    """See that a checkpoint holds what a detector needs, and nothing else.
+    """Check that a checkpoint contains what a detector needs, and nothing else.
 
     Args:
         state: its tensors by their names in the detector.
         detector: of the configuration.
-        checkpoint: how the message calls it.
+        checkpoint: its name in the message.
         shapes: whether to compare shapes too; a strategy that shards parameters has others.
 
     Raises:
@@ -106,7 +106,7 @@ def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, 
     kept, own = detector.kept_names(), detector.state_dict() if shapes else {}
     faults = [
         f"it {what} {counted(len(names), 'tensor')}, first {min(names)}"
-        for names, what in ((kept - state.keys(), "lacks"), (state.keys() - kept, "holds what the model has not:"))
+        for names, what in ((kept - state.keys(), "lacks"), (state.keys() - kept, "has besides the model's own"))
         if names
     ] + [
         f"{name} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}"
@@ -119,7 +119,7 @@ def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, 
 
 
 def architecture_of(detector: Detector) -> dict[str, str]:
-    """What is computed with the weights of a detector, which their names and shapes do not tell; plain values."""
+    """What is computed with the weights of a detector, which their names and shapes do not show; plain values."""
     told, method = {}, detector.adaptation
     left_out = {*_ELSEWHERE, *method.initial_arguments, *method.training_arguments}
     for name in ("backbone", "adaptation", "classifier"):
@@ -133,7 +133,7 @@ def tell_other_architecture(checkpoint: Mapping[str, Any], detector: Detector) -
     """Print a line if a checkpoint was trained with other settings than the detector it is loaded into has.
 
     Args:
-        checkpoint: as it was saved; one of an earlier version, which does not tell, passes.
+        checkpoint: as it was saved; one of an earlier version, without a record, passes.
         detector: of the configuration.
     """
     theirs, ours = checkpoint.get(ARCHITECTURE), architecture_of(detector)

@@ -7,7 +7,7 @@ from moelora_ad.runs.checkpoints import CheckpointError
 
 
 def check_container(path: str, option: str) -> None:
-    """See that each part of a checkpoint has the check sum that it was written with; PyTorch does not look.
+    """Check that each part of a checkpoint matches the checksum that it was written with; PyTorch does not.
 
     Args:
         path: of the file.
@@ -19,10 +19,10 @@ def check_container(path: str, option: str) -> None:
     try:
         with ZipFile(path) as container:
             if any(part.compress_type != ZIP_STORED for part in container.infolist()):
-                raise BadZipFile("it holds compressed parts, which PyTorch never writes")
+                raise BadZipFile("it has compressed parts, which PyTorch never writes")
             damaged = container.testzip()
     except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{option}: {path} is no readable checkpoint: {reason}") from None
+        raise CheckpointError(f"{option}: {path} is not a readable checkpoint: {reason}") from None
     if damaged is not None:
-        raise CheckpointError(f"{option}: {path} is damaged: {damaged} has another check sum than it was written with")
+        raise CheckpointError(f"{option}: {path} is damaged: {damaged} does not match its checksum")

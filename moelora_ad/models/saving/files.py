@@ -32,15 +32,15 @@ ENCODER_FOLDER = "backbone"
 FORMAT = 1
 LABELS = ["spoof", "bonafide"]
 MIN_WINDOW, MAX_WINDOW = SAMPLE_RATE // 10, 3_600 * SAMPLE_RATE
-"""Samples of a detector's clips: a sound must neither be millions of them, nor repeated without end to fill one."""
+"""Samples of a detector's clips: a sound must neither give millions of them, nor be repeated endlessly to fill one."""
 _LONGEST_LINE = 1_000
 TOLD = {
-    "notice": "a line, which is told with every score",
+    "notice": "a line, which is shown with every score",
     "licence": "a line: of the weights, an SPDX identifier or in words",
     "limits": "a list of lines: what the model cannot do",
-    "recordings": "a list of lines: what it learned from, and under which licences",
+    "recordings": "a list of lines: what it was trained on, and under which licences",
 }
-"""What a person may say of a model."""
+"""What a user may state about a model."""
 CALIBRATED_FIGURES = ("actDCF", "Cllr")
 """Figures of a model card that another calibration changes."""
 
@@ -49,7 +49,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The ``config.json`` of a saved detector.
 
     Raises:
-        InputError: it is not there, is not JSON, is of a newer format, or a field is missing or faulty.
+        InputError: it is missing, is not JSON, is of a newer format, or a field is missing or faulty.
     """
     path = Path(folder) / CONFIG
     check_regular(path)
@@ -62,7 +62,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if config["format"] != FORMAT:
         raise InputError.at(path, f"is of format {config['format']!r}, this moelora_ad reads {FORMAT}: upgrade it")
     for name in ("precision", "backbone_files", "fill"):
-        config.setdefault(name, None)  # models of earlier versions do not tell it
+        config.setdefault(name, None)  # models of earlier versions do not have it
     if missing := [name for name in _FIELDS if name not in config]:
         raise InputError.at(path, f"has no field {missing[0]!r}")
     for name, right in _FIELDS.items():
@@ -72,8 +72,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def store_calibration(folder: str | Path, calibration: dict[str, Any]) -> None:
-    """Store a calibration with a saved detector; its model card follows, unless somebody has rewritten it. Figures that
-    hold for another calibration only are taken out.
+    """Store a calibration with a saved detector; its model card is updated, unless it was edited. Figures that
+    hold only for another calibration are removed.
 
     Args:
         folder: of the detector.
@@ -102,28 +102,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        InputError: it is not there, or is damaged.
+        InputError: it is missing or damaged.
     """
     check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise InputError.at(path, f"is no readable safetensors file: {str(error).splitlines()[0]}") from None
+        raise InputError.at(path, f"is not a readable safetensors file: {str(error).splitlines()[0]}") from None
 
 
 def check_regular(path: Path) -> None:
-    """See that what is there is a file: a pipe or a device may have no end.
+    """Check that it is a file: a pipe or a device may have no end.
 
     Raises:
         InputError: it is not.
     """
     if path.exists() and not path.is_file():
-        raise InputError.at(path, "is no regular file")
+        raise InputError.at(path, "is not a regular file")
 
 
 def check_hash(path: Path, digest: str) -> None:
-    """See that a file of a saved detector is the one that its ``config.json`` tells of.
+    """Check that a file of a saved detector is the one recorded in its ``config.json``.
 
     Raises:
         InputError: it is another one.
@@ -140,7 +140,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # the system's error, in words alone
+    except SafetensorError as error:  # the system's error, as text alone
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from None
@@ -160,7 +160,7 @@ def downloaded(source: str, revision: str | None) -> Path:
     """The folder of the local hub cache that has the files of a repository.
 
     Raises:
-        InputError: they are not to be had, or see `read_config`.
+        InputError: they are not available, or see `read_config`.
     """
     path = Path(source)
     if path.is_absolute() or source.count("/") != 1 or source.startswith("."):
@@ -176,16 +176,16 @@ def downloaded(source: str, revision: str | None) -> Path:
 
 @contextmanager
 def downloading(told: str) -> Iterator[None]:
-    """Make what goes wrong with the hub within the block one line, which begins with ``told``.
+    """Report errors of the hub within the block in one line, which begins with ``told``.
 
     Raises:
-        InputError: in the place of the hub client's errors.
+        InputError: instead of the hub client's errors.
     """
     try:
         yield
     except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{told}, and not to be had from the hub: {reason}") from None
+        raise InputError(f"{told}, and not available from the hub: {reason}") from None
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -212,7 +212,7 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _are_encoder_files(value: Any) -> bool:
-    """Names of files in the encoder's folder, which lead nowhere else, with the SHA-256 of each."""
+    """Names of files in the encoder's folder, without paths, with the SHA-256 of each."""
     return isinstance(value, dict) and all(
         re.fullmatch(rf"{ENCODER_FOLDER}/\w[\w.-]*", name) and _is_sha256(digest) for name, digest in value.items()
     )
@@ -223,7 +223,7 @@ def _is_part(value: Any) -> bool:
 
 
 def is_told(about: Mapping[str, Any]) -> bool:
-    """Whether what a person has said of the model is as `TOLD` says."""
+    """Whether what the user has stated about the model has the types in `TOLD`."""
     lines = [about[name] for name in ("notice", "licence") if name in about]
     lists = [about[name] for name in ("limits", "recordings", "history") if name in about]
     if not all(isinstance(one, list) for one in lists):

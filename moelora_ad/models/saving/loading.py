@@ -51,7 +51,7 @@ class LoadedModule(nn.Module):
         about: for the model card, see `model_card`; None for nothing.
         configuration: that of the run or the model that it was loaded from; None for one that is not loaded.
         encoder_named: how the model that it was loaded from names the encoder's ``source`` and ``revision``, wherever
-            that was found; None for one that is not loaded from a model.
+            its files were; None for one that is not loaded from a model.
     """
 
     backbone: Backbone
@@ -68,7 +68,7 @@ class LoadedModule(nn.Module):
     encoder_named: Mapping[str, Any] | None = None
 
     def kept_names(self) -> set[str]:
-        """Names of ``state_dict()`` that must be kept."""
+        """Names of ``state_dict()`` that must be saved."""
         raise NotImplementedError
 
     @classmethod
@@ -83,7 +83,7 @@ class LoadedModule(nn.Module):
     ) -> Loaded:
         """A saved detector, in evaluation mode.
 
-        Nothing in the files is executed; a file from a stranger can build classes of this package only.
+        Nothing in the files is executed; an untrusted file can build classes of this package only.
 
         Args:
             source: a folder that `save_pretrained` wrote, the name of a packaged model (see `found_model`), or the id
@@ -113,12 +113,12 @@ class LoadedModule(nn.Module):
         return on_device(detector, device).eval()
 
     def frozen_tensors(self) -> dict[str, Tensor]:
-        """The encoder's tensors that are not kept, by the names that they have in the pretrained encoder."""
+        """The encoder's tensors that are not saved, by the names that they have in the pretrained encoder."""
         kept = {name.removeprefix(_ENCODER) for name in self.kept_names() if name.startswith(_ENCODER)}
         return self.ownership.frozen(kept)
 
     def frozen_hash(self) -> str | None:
-        """SHA-256 over `frozen_tensors`: name, type, shape and values of each, by name. None if all are kept."""
+        """SHA-256 over `frozen_tensors`: name, type, shape and values of each, by name. None if all are saved."""
         frozen = self.frozen_tensors()
         return tensors_hash(frozen) if frozen else None
 
@@ -131,7 +131,7 @@ class LoadedModule(nn.Module):
         backbone: str | Path | None,
         allow: Collection[str],
     ) -> Loaded:
-        """The detector that is described, once one without memory has shown that the kept tensors are its own."""
+        """The detector that is described, once a build without memory has shown that the saved tensors are its own."""
         path = folder / CONFIG
         described, digest = config["backbone"], config["backbone_sha256"]
         try:
@@ -139,7 +139,7 @@ class LoadedModule(nn.Module):
             make_classifier = maker(config["classifier"], Classifier, allow, given=1)
             make_backbone = maker(described, Backbone, allow)
             if backbone is not None and described["init_args"].get("source") is None:
-                raise InputError(f"a {described['class_path']} is built from no source: backbone= has no use")
+                raise InputError(f"a {described['class_path']} is built from no source: backbone= has no effect")
             place = backbone
             if backbone is None and config["backbone_files"]:
                 place = folder / ENCODER_FOLDER
@@ -178,7 +178,7 @@ class LoadedModule(nn.Module):
         return detector(encoder())
 
     def _check_tensors(self, folder: Path, config: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
-        """See that the kept tensors are those of this detector; its own may be on the meta device."""
+        """Check that the saved tensors are those of this detector; its own may be on the meta device."""
         path = folder / WEIGHTS
         if list(self.sites) != config["sites"]:
             raise InputError.at(
@@ -187,7 +187,7 @@ class LoadedModule(nn.Module):
             )
         own = self.state_dict()
         kept = set(own) if config["backbone_sha256"] is None else self.kept_names()
-        for names, what in ((kept - given.keys(), "lacks"), (given.keys() - kept, "holds besides the model's own")):
+        for names, what in ((kept - given.keys(), "lacks"), (given.keys() - kept, "has besides the model's own")):
             if names:
                 raise InputError.at(path, f"{what} {counted(len(names), 'tensor')}, first {min(names)}")
         for name, tensor in given.items():
@@ -199,7 +199,7 @@ class LoadedModule(nn.Module):
                 )
 
     def _load(self, folder: Path, config: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
-        """Load the kept tensors, and check that the encoder is the one that they were trained on."""
+        """Load the saved tensors, and check that the encoder is the one that they were trained on."""
         check_weights(folder, config, given)
         wanted, found = config["backbone_sha256"], self.frozen_hash()
         if wanted is not None and found != wanted:
@@ -213,7 +213,7 @@ class LoadedModule(nn.Module):
 
 
 def folder_of(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of a saved detector: it itself, that of a packaged one by its name, or that of the local hub cache.
+    """The folder of a saved detector: a path as given, that of a packaged one, or that of the local hub cache.
 
     Raises:
         InputError: there is none.
@@ -227,7 +227,7 @@ def folder_of(source: str | Path, revision: str | None = None) -> Path:
 
 
 def check_weights(folder: Path, config: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
-    """See that the kept tensors of a folder are finite, and those that it was saved with.
+    """Check that the saved tensors of a folder are finite, and match their recorded hash.
 
     Raises:
         InputError: they are not.
@@ -246,11 +246,11 @@ def without_silence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_named(arguments: Mapping[str, Any], digest: str) -> None:
-    """See that an encoder that the model names is on the hub or here: one that was a folder elsewhere is not looked for
-    on the network, where others may have given that name to something else."""
+    """Check that an encoder that the model names is on the hub or here: one that was a folder elsewhere is not looked
+    up on the network, where that name may belong to something else."""
     source = arguments.get("source")
     if isinstance(source, str) and "revision" in arguments and not is_hub_id(source) and not Path(source).exists():
         raise InputError(
-            f"its frozen encoder, the folder {source} (SHA-256 {short(digest)}), is not part of the model and not "
-            "here: say where you have it, --backbone FOLDER (in Python backbone=)"
+            f"its frozen encoder, the folder {source} (SHA-256 {short(digest)}), is not part of the model and not on "
+            "this machine: give its place with --backbone FOLDER (in Python backbone=)"
         )

@@ -1,9 +1,9 @@
-"""Detectors to keep: a folder, or a repository of the Hugging Face hub, that executes nothing and can be moved.
+"""Saved detectors: a folder, or a repository of the Hugging Face hub, that executes nothing and can be moved.
 
 - ``config.json``: the classes and arguments of the three parts, the window, the precision, the calibration, and the
   frozen encoder by its name and the SHA-256 of its tensors;
 - ``model.safetensors``: what a detector has beyond that encoder (`Detector.kept_names`);
-- ``backbone/``: that encoder, if it is small or was asked for (`packing`);
+- ``backbone/``: that encoder, if it is small or was requested (`packing`);
 - ``README.md``: the model card.
 """
 
@@ -44,17 +44,17 @@ class KeptModule(LoadedModule):
     """What a detector needs to be saved, and loaded."""
 
     def save_pretrained(self, folder: str | Path, with_backbone: bool | None = None) -> None:
-        """Write ``config.json``, ``model.safetensors``, ``README.md`` and the encoder; each appears whole, the first
-        at last.
+        """Write ``config.json``, ``model.safetensors``, ``README.md`` and the encoder; each is written atomically, the
+        first last.
 
         Args:
-            folder: made if it is not there; a model that is in it is replaced.
+            folder: created if missing; a model that is in it is replaced.
             with_backbone: whether the frozen encoder goes into the folder too; None if it has fewer than
                 `packing.MOST_WEIGHTS` weights. Without it, whoever loads the detector must have the encoder.
 
         Raises:
-            InputError: a part cannot be described, the experts are not those of ``adaptation`` any more, the weights
-                are not finite float32, or an encoder that was asked for cannot be packed.
+            InputError: a part cannot be described, the experts are no longer those of ``adaptation``, the weights
+                are not finite float32, or a requested encoder cannot be packed.
             OSError: a file cannot be written.
         """
         folder = Path(folder)
@@ -82,13 +82,13 @@ class KeptModule(LoadedModule):
         commit_message: str = "Upload a detector",
         with_backbone: bool | None = None,
     ) -> str:
-        """Save to a repository of the hub, which is made if it is not there; returns the address of the commit.
+        """Save to a repository of the hub, which is created if missing; returns the address of the commit.
 
         Log in first: ``hf auth login``, or the variable ``HF_TOKEN``.
 
         Args:
             repo_id: ``owner/name``.
-            private: for a repository that is made.
+            private: for a repository that is created.
             revision: branch to commit to.
             commit_message: of the commit.
             with_backbone: see `save_pretrained`.
@@ -109,9 +109,9 @@ class KeptModule(LoadedModule):
         raise NotImplementedError
 
     def _encoder_files(self, with_backbone: bool | None) -> tuple[dict[str, Writer], bool]:
-        """What writes the encoder's files, and whether all its weights go to the detector's own instead."""
+        """Functions that write the encoder's files, and whether all its weights go to the detector's own instead."""
         frozen = sum(tensor.numel() for tensor in self.frozen_tensors().values())
-        if not frozen:  # the weights are there, but not what the architecture is made of
+        if not frozen:  # the weights exist, but not the description of the architecture
             return encoder_files(self.backbone, weights=False) or {}, False
         if not (frozen < MOST_WEIGHTS if with_backbone is None else with_backbone):
             return {}, False
@@ -123,7 +123,7 @@ class KeptModule(LoadedModule):
         if files is None and with_backbone:
             source, name = self.backbone.init_args.get("source"), type(self.backbone).__name__
             raise InputError(
-                f"the backbone cannot be packed: {source} is no folder with config.json, and {name} is not built "
+                f"the backbone cannot be packed: {source} is not a folder with config.json, and {name} is not built "
                 "without a source (let it be None by default, or add an argument pretrained)"
             )
         return files or {}, False
@@ -144,7 +144,7 @@ class KeptModule(LoadedModule):
         except AdapterError as error:
             raise InputError(f"{error}: set the detector's adaptation to a method that makes its experts") from None
         if not is_window(self.window):
-            raise InputError(f"a detector of clips of {self.window:,} samples cannot be kept: 0.1 s to an hour can")
+            raise InputError(f"a detector of clips of {self.window:,} samples cannot be saved: give 0.1 s to an hour")
         return {
             "format": FORMAT,
             "library": f"moelora_ad {__version__}",
@@ -166,8 +166,8 @@ class KeptModule(LoadedModule):
         }
 
     def _described_backbone(self, whole: bool) -> dict[str, Any]:
-        """Its class and arguments; a hub id is pinned to its commit, of a folder on this machine the name alone is
-        told."""
+        """Its class and arguments; a hub id is pinned to its commit, of a folder on this machine only the name is
+        recorded."""
         described = describe(self.backbone)
         given = described["init_args"]
         source = given.get("source")
@@ -186,9 +186,9 @@ class KeptModule(LoadedModule):
 
 
 def _written(path: Path, write: Writer) -> str:
-    """Write a file as others can read it; returns its SHA-256."""
+    """Write a file that others can read; returns its SHA-256."""
     path.touch()
     mode = path.stat().st_mode
     write(path)
-    path.chmod(mode)  # safetensors lets nobody else read its files
+    path.chmod(mode)  # safetensors makes its files private
     return file_hash(path)

@@ -31,13 +31,13 @@ def export_onnx(
 
     The batch is of any size, and so is the length of its clips, if PyTorch can export the detector so. A score is
     ``logits[:, 1] - logits[:, 0]``, log-odds of bona fide. Everything is float32, whatever the precision that the
-    detector was judged in. What was written is compared with PyTorch, at several lengths, before it gets its name.
+    detector was evaluated in. What was written is compared with PyTorch, at several lengths, before it gets its name.
 
-    The file's metadata say what else is needed to score, as strings: ``window`` and ``hop`` (samples of the clips that
+    The file's metadata have what else is needed to score, as strings: ``window`` and ``hop`` (samples of the clips that
     a longer sound is cut into, and from one to the next), ``fill`` (samples that a shorter one is repeated to fill;
     between the two it is a clip of its own length), ``samples`` (of every clip; "any"), ``sample_rate``,
     ``labels`` (of the logits, JSON), ``calibration`` (JSON, see ``evaluation.Calibration.as_dict``; null for none),
-    ``precision``, ``model`` (its id), and ``notice`` if the model has something to say with every score.
+    ``precision``, ``model`` (its id), and ``notice`` if the model has one.
 
     Args:
         detector: left in the mode that it was in.
@@ -58,12 +58,12 @@ def export_onnx(
             raise InputError(f"ONNX needs the package {package}: pip install 'moelora_ad[onnx]'")
     size = sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
     if size > MOST_BYTES:
-        raise InputError(f"the detector has {size / 1e9:.1f} GB, an ONNX file holds {MOST_BYTES / 1e9:.0f} GB")
+        raise InputError(f"the detector has {size / 1e9:.1f} GB, an ONNX file can have {MOST_BYTES / 1e9:.0f} GB")
     samples = detector.window if samples is None else samples
     was_training = detector.training
     try:
         detector.eval()
-        (wanted,) = _logits(detector, [samples])  # first: it tells at once if the length does not fit
+        (wanted,) = _logits(detector, [samples])  # first: it fails at once if the length does not fit
         fixed = None
         try:
             _write(detector, path, samples, wanted, model_id, any_length=True)
@@ -82,13 +82,13 @@ def store_calibration(path: str | Path, calibration: Mapping[str, Any] | None) -
         InputError: the package is missing, or the file is damaged.
     """
     if importlib.util.find_spec("onnx") is None:
-        raise InputError("to change an ONNX file needs the package onnx: pip install 'moelora_ad[onnx]'")
+        raise InputError("changing an ONNX file needs the package onnx: pip install 'moelora_ad[onnx]'")
     import onnx
 
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf's own among others
-        raise InputError.at(path, f"is no readable ONNX file: {error}") from None
+        raise InputError.at(path, f"is not a readable ONNX file: {error}") from None
     facts = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, facts | {"calibration": json.dumps(calibration)})
     with written_whole(path) as unfinished:
@@ -99,7 +99,7 @@ Checked = tuple[torch.Tensor, torch.Tensor]
 
 
 def _logits(detector: Detector, lengths: Sequence[int]) -> list[Checked]:
-    """Clips of each length, and what PyTorch makes of them."""
+    """Clips of each length, and PyTorch's logits of them."""
     device = next(detector.parameters()).device
     generator = torch.Generator().manual_seed(0)
     made = []
@@ -154,7 +154,7 @@ def _compare(path: Path, clips: torch.Tensor, wanted: torch.Tensor) -> None:
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"waveforms": clips.numpy()})

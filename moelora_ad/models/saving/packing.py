@@ -1,7 +1,7 @@
-"""The pretrained encoder in the folder of a saved detector, so that the folder is all that is needed.
+"""The pretrained encoder in the folder of a saved detector, so that the folder is self-contained.
 
 ``backbone/`` holds the files that the encoder is built from: ``config.json``, the preprocessor, the weights as
-safetensors, and the licence files that lie beside them. ``config.json`` of the detector has the SHA-256 of each.
+safetensors, and the licence files beside them. ``config.json`` of the detector has the SHA-256 of each.
 """
 
 import re
@@ -30,7 +30,7 @@ from moelora_ad.models.saving.files import (
 )
 
 MOST_WEIGHTS = 50_000_000
-"""Frozen weights of an encoder that is packed without being asked for: 200 MB in float32."""
+"""Frozen weights of an encoder that is packed by default: 200 MB in float32."""
 
 Writer = Callable[[Path], object]
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -49,7 +49,7 @@ def encoder_files(backbone: Backbone, weights: bool) -> dict[str, Writer] | None
         None if what it was built from is not laid out as transformers does it.
 
     Raises:
-        InputError: the weights are there no more, or cannot be read.
+        InputError: the weights are no longer there, or cannot be read.
     """
     source, revision = backbone.init_args.get("source"), backbone.init_args.get("revision")
     folder = None if source is None else snapshot_of(source, revision)
@@ -64,7 +64,7 @@ def encoder_files(backbone: Backbone, weights: bool) -> dict[str, Writer] | None
     if weights:
         files = checkpoint_files(config.get("transformers_weights"), folder, None)
         if not files:
-            raise InputError(f"backbone {source}: its weights are there no more")
+            raise InputError(f"backbone {source}: its weights are no longer there")
         written[WEIGHTS] = partial(shutil.copyfile, files[0])
         alone = _alone(backbone, files)
         if alone is not None or len(files) > 1 or files[0].suffix != ".safetensors" or "transformers_weights" in config:
@@ -77,7 +77,7 @@ def encoder_files(backbone: Backbone, weights: bool) -> dict[str, Writer] | None
 
 
 def check_encoder_files(folder: Path, hashes: Mapping[str, str]) -> None:
-    """See that the encoder's files in a detector's folder are those that it was saved with.
+    """Check that the encoder's files in a detector's folder are those that it was saved with.
 
     Raises:
         InputError: one is missing or is another one.
@@ -91,7 +91,7 @@ def check_encoder_files(folder: Path, hashes: Mapping[str, str]) -> None:
 
 
 def remove_other_files(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Take away what an encoder that was there before has left in a detector's folder."""
+    """Remove the files of an earlier encoder from a detector's folder."""
     packed = folder / ENCODER_FOLDER
     if not packed.is_dir() or packed.is_symlink():
         return

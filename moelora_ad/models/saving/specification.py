@@ -1,8 +1,8 @@
 """Parts of a detector as plain JSON, ``{"class_path": ..., "init_args": {...}}``, and built from it again.
 
-The JSON may come from a stranger. Only classes of packages that the reader trusts are imported, and an argument is
+The JSON may be untrusted. Only classes of packages that the reader trusts are imported, and an argument is
 never more than a number, a word, a list or the fields of a dataclass that the class itself names. (jsonargparse, which
-reads a user's own YAML, takes words for numbers, "0x10" for 16, opens files that a value names and builds objects in
+reads a user's own YAML, reads words as numbers, "0x10" for 16, opens files that a value names and builds objects in
 objects: what a user may write is more than what a model needs.)
 """
 
@@ -27,11 +27,11 @@ def describe(part: RemembersArguments, leave_out: Collection[str] = ()) -> dict[
     """The class and the arguments of an object, as plain JSON.
 
     Raises:
-        InputError: an argument has no place in JSON, or the class cannot be imported by its name.
+        InputError: an argument cannot be written as JSON, or the class cannot be imported by its name.
     """
     cls = type(part)
     if "<" in cls.__qualname__ or cls.__module__ == "__main__":
-        raise InputError(f"{cls.__qualname__} cannot be kept: put the class into a module that can be imported")
+        raise InputError(f"{cls.__qualname__} cannot be saved: put the class into a module that can be imported")
     kinds = {name: parameter.kind for name, parameter in inspect.signature(cls).parameters.items()}
     arguments: dict[str, Any] = {}
     for name, value in part.init_args.items():
@@ -53,12 +53,12 @@ def first_argument(cls: type) -> str:
     """
     name = next(iter(inspect.signature(cls).parameters), None)
     if name is None:
-        raise InputError(f"{cls.__name__} cannot be kept: its first argument must be the width of a frame")
+        raise InputError(f"{cls.__name__} cannot be saved: its first argument must be the width of a frame")
     return name
 
 
 def without_source(cls: type) -> dict[str, Any]:
-    """The argument that keeps a backbone's constructor from loading weights, if it has one."""
+    """The argument that stops a backbone's constructor from loading weights, if it has one."""
     parameters = inspect.signature(cls).parameters
     if "pretrained" in parameters:
         return {"pretrained": False}
@@ -74,7 +74,7 @@ def resolve(described: Any, base: type[Any], allow: Collection[str] = ()) -> typ
         allow: packages besides ours whose classes may be imported.
 
     Raises:
-        InputError: the description is faulty, the class is not of a trusted package, or is no such class.
+        InputError: the description is faulty, the class is not of a trusted package, or is not such a class.
     """
     what = base.__name__
     if not isinstance(described, dict) or not {"class_path"} <= described.keys() <= {"class_path", "init_args"}:
@@ -92,12 +92,12 @@ def resolve(described: Any, base: type[Any], allow: Collection[str] = ()) -> typ
         told = not_found(names[0]) if getattr(error, "name", None) == names[0] else error
         raise InputError(f"class_path {path}: {told}") from None
     if not inspect.isclass(found) or not issubclass(found, base) or inspect.isabstract(found):
-        raise InputError(f"class_path {path} is no {what} that can be built; is {OURS} older than the model?")
+        raise InputError(f"class_path {path} cannot be built as {what}; is {OURS} older than the model?")
     return found
 
 
 def outside_code(path: str) -> str:
-    """Why a class is not imported, and what to do if it may be."""
+    """Why a class is not imported, and how to allow it."""
     package = path.partition(".")[0]
     return (
         f"{path} is code from outside {OURS}: if you trust it, name its package, --allow {package} "
@@ -106,7 +106,7 @@ def outside_code(path: str) -> str:
 
 
 def not_found(module: str) -> str:
-    """What to do about a module that is not there."""
+    """How to fix a missing module."""
     return f"no module named {module!r}: it is not installed, and {module}.py is not in the current folder"
 
 
@@ -163,11 +163,11 @@ def _plain(value: Any, where: str) -> Any:
         return {key: _plain(item, where) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise InputError(f"{where} holds a {type(value).__name__}, which a saved model cannot describe")
+    raise InputError(f"{where} has a {type(value).__name__}, which a saved model cannot describe")
 
 
 def _fitted(value: Any, hint: Any, where: str) -> Any:
-    """The value as the hint wants it."""
+    """The value in the type of the hint."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -200,7 +200,7 @@ def _fitted(value: Any, hint: Any, where: str) -> Any:
 
 
 class _Misfit(InputError):
-    """A value is not what a type hint wants."""
+    """A value does not have the type of its hint."""
 
 
 def _dataclass(value: dict[str, Any], cls: Any, where: str) -> Any:

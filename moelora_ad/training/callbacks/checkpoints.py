@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept."""
+"""Which checkpoints of a run are saved."""
 
 import os
 from copy import deepcopy
@@ -23,10 +23,10 @@ class WholeCheckpoint(OpenModelCheckpoint):
     """Lightning's ``ModelCheckpoint``, with four differences.
 
     With ``save_last`` true the last checkpoint is one of every epoch, not only of those that were among the best: a run
-    that is cut off loses no more than an epoch. With ``save_on_exception`` true the one of an interruption or an error
-    is ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole epoch;
-    callbacks are as they were before a validation that was cut off. If training diverges, what was saved last is kept:
-    the weights and batch statistics of that moment are spoilt. And what a killed run had saved at the same step under
+    that is interrupted loses no more than an epoch. With ``save_on_exception`` true the one of an interruption or an
+    error is ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole
+    epoch; callbacks are as they were before an interrupted validation. If training diverges, the last saved checkpoint
+    stays: the present weights and batch statistics are useless. And what a killed run had saved at the same step under
     the same name is replaced, where Lightning would take another name.
     """
 
@@ -34,7 +34,7 @@ class WholeCheckpoint(OpenModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._has_begun = True  # what the run goes on from is loaded
+        self._has_begun = True  # the checkpoint to resume from is loaded
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)

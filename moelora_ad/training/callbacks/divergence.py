@@ -1,4 +1,4 @@
-"""A loss or weights that are not finite: training stops, and what was saved before stays."""
+"""A loss or weights that are not finite: training stops, and earlier checkpoints remain."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ _ADVICE = "lower the learning rate, warm up for longer, or clip gradients (train
 
 
 class DivergenceError(InputError):
-    """The loss or the weights are no numbers any more, or the loss has exploded."""
+    """The loss or the weights are not finite, or the loss has exploded."""
 
 
 class LossCheck:
@@ -59,7 +59,7 @@ class LossCheck:
             self.read()
 
     def read(self) -> None:
-        """Check what has not been read yet; raises as `add` does."""
+        """Check the losses not read yet; raises as `add` does."""
         if self._unread is None:
             return
         (values, step, batch), self._unread = self._unread, None
@@ -84,7 +84,7 @@ def check_weights(trainer: Trainer, state: Mapping[str, Any]) -> None:
             if name.endswith("logit_offset"):  # -inf silences an expert
                 continue
             raise DivergenceError(
-                f"step {trainer.global_step}: the weights {name} are not finite any more, and were not saved; "
+                f"step {trainer.global_step}: the weights {name} are no longer finite, and were not saved; "
                 f"{_last_good(trainer)}; {_ADVICE}"
             )
 
@@ -96,7 +96,7 @@ def _message(trainer: Trainer, step: int, loss: float, batch: Batch) -> str:
     if bool(unfit.any()):
         names = _named(trainer, batch.trials[unfit].tolist())
         return (
-            f"{value}, because the audio of {names} is not finite; {_last_good(trainer)}; mend or leave out the audio"
+            f"{value}, because the audio of {names} is not finite; {_last_good(trainer)}; repair or leave out the audio"
         )
     names = _named(trainer, batch.trials.tolist())
     return f"{value} in the batch of {names}; {_last_good(trainer)}; {_ADVICE}"

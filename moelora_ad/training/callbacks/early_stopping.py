@@ -7,8 +7,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 
 class LastingEarlyStopping(EarlyStopping):
-    """Lightning's ``EarlyStopping``; a run that it had ended, cut off in its test, is not trained on when it goes on,
-    unless ``patience`` was raised."""
+    """Lightning's ``EarlyStopping``; a run that it had ended, interrupted in its test, is not trained further when
+    resumed, unless ``patience`` was raised."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict | {"patience": self.patience})  # the configuration's counts

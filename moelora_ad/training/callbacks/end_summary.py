@@ -75,7 +75,8 @@ def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
     for name in model.evaluated:
         folders.setdefault(set_folder(trainer, name), []).append(name)
     for folder, names in folders.items():
-        apart = "" if folder == score_folder(trainer) else f" ({', '.join(names)}: not of the run, in no average of it)"
+        other = f" ({', '.join(names)}: not configured in the run, in none of its averages)"
+        apart = "" if folder == score_folder(trainer) else other
         line(console, "scores", f"{shown(folder)}{apart}")
     for name, figures in model.evaluated.items():
         if figures.num_known:
@@ -93,7 +94,7 @@ def unscored(model: DetectionModule) -> list[str]:
 
 
 def any_failures(model: DetectionModule) -> bool:
-    """Whether a file of training or of an evaluated set could not be read."""
+    """Whether any file of training or of an evaluated set could not be read."""
     return bool(model.train_failures) or any(figures.num_failed for figures in model.evaluated.values())
 
 
@@ -130,5 +131,5 @@ def trainable(parameters: Mapping[str, int]) -> str:
 
 
 def line(console: Console, name: str, text: str) -> None:
-    """A name in bold, and what is told of it in one column with that of the other lines."""
+    """A name in bold and its text, aligned with those of the other lines."""
     console.print(Text.assemble((f"{name + ':':22}", "bold"), text), soft_wrap=True)

@@ -26,7 +26,7 @@ class Seconds(NamedTuple):
 
 
 def total(parts: Sequence[Seconds]) -> Seconds:
-    """The sum, each field by itself."""
+    """The sum, field by field."""
     return Seconds(*(math.fsum(values) for values in zip(*parts, strict=True))) if parts else Seconds(0.0, 0.0, 0.0)
 
 
@@ -54,7 +54,7 @@ class Measured:
     peak_memory_bytes: dict[str, int | None]
 
     def step(self, workers: int, accumulated: int) -> Seconds:
-        """A step in the long run. The measured ones live on what ``workers`` processes read ahead: if these cannot keep
+        """A step in the long run. The measured ones use what ``workers`` processes read ahead: if these cannot keep
         up, their pace, of ``accumulated`` batches for each step, is the run's.
 
         The expected step is the mean, which is what an epoch of many is made of.
@@ -64,7 +64,7 @@ class Measured:
         return Seconds(*(max(value, slowest_reader) for value in measured))
 
     def data_wait_share(self, workers: int, accumulated: int) -> float:
-        """Share of a step in the long run in which nothing is computed, for want of data."""
+        """Share of a step in the long run in which nothing is computed, for lack of data."""
         computing = statistics.fmean(self.steps) - statistics.fmean(self.waits)
         return 1 - computing / self.step(workers, accumulated).expected
 
@@ -79,7 +79,7 @@ class StepTimer(Callback):
         warm_up: steps that are not measured. Neither is the first batch of dev, if there are more.
 
     Attributes:
-        tell: called with what is going on, in a few words.
+        tell: called with the present task, in a few words.
         measured: None before the end, and in other processes than the first.
         training: whether training has begun.
     """

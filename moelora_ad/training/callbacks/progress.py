@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a bar on a terminal, and a line for every epoch anywhere."""
+"""What a run reports while it trains: a bar on a terminal, and a line for every epoch anywhere."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ from moelora_ad.runs.record import DEV
 
 _SECONDS_BETWEEN = 30.0  # lines of a log
 
-# What Lightning says that the start block, the lines and the tables say better, or that helps nobody.
+# Messages of Lightning that the start block, the lines and the tables replace, or that help nobody.
 _BANNERS = (
     "Seed set to ",
     "GPU available: ",
@@ -42,7 +42,7 @@ _BANNERS = (
 class EpochLines(Callback):
     """Prints a line at the end of every epoch: the loss, the dev EER, the best so far, and the time it took.
 
-    On a terminal the lines stand above the progress bar; in a log they are all there is. The first process prints.
+    On a terminal the lines are above the progress bar; in a log they are all there is. The first process prints.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class EpochLines(Callback):
         self._best: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        checkpoint = trainer.checkpoint_callback  # that of a run that goes on knows the best
+        checkpoint = trainer.checkpoint_callback  # that of a resumed run knows the best
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor == f"{DEV}/eer":
             self._best = None if checkpoint.best_model_score is None else float(checkpoint.best_model_score)
 
@@ -65,7 +65,7 @@ class EpochLines(Callback):
         self._best = self._eer if self._best is None else min(self._best, self._eer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = trainer.callback_metrics  # asked for in every process: they compute them together
+        metrics = trainer.callback_metrics  # read in every process: they compute them together
         if not trainer.is_global_zero:
             return
         parts = []
@@ -128,7 +128,7 @@ class BatchLines(Callback):
 
 
 class DetectionProgressBar(RichProgressBar):
-    """Lightning's bar with what one waits for: the epoch, the time left in it, the loss and the dev EER."""
+    """Lightning's bar with what the user waits for: the epoch, the time left in it, the loss and the dev EER."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5, theme=RichProgressBarTheme(metrics_text_delimiter=", "))
@@ -206,12 +206,12 @@ class _What(ProgressColumn):
 
 
 def with_progress(arguments: dict[str, Any], lines: bool) -> dict[str, Any]:
-    """The trainer's arguments with a bar, or with lines if the output is no terminal, unless they turn bars off or name
-    one.
+    """The trainer's arguments with a bar, or with lines if the output is not a terminal, unless they turn bars off or
+    name one.
 
     Args:
         arguments: of ``Trainer``.
-        lines: whether epochs are told too, for training.
+        lines: whether epochs are reported too, for training.
     """
     callbacks = callbacks_of(arguments)
     if arguments.get("enable_progress_bar") is False or any(isinstance(c, ProgressBar) for c in callbacks):
@@ -230,7 +230,7 @@ def callbacks_of(arguments: dict[str, Any]) -> list[Callback]:
 
 
 def silence_banners() -> None:
-    """Keep from the terminal what Lightning says at the start and the end of everything."""
+    """Suppress what Lightning prints at the start and the end of everything."""
     for log in (rank_zero.log, logging.getLogger("lightning.fabric.utilities.seed")):
         log.addFilter(_is_news)
 

@@ -162,7 +162,7 @@ class RoutingLog(Callback):
         _log(trainer, sites, png, path.with_suffix(".png"))
 
     def _warn(self, trainer: Trainer, sites: dict[str, SiteFigures]) -> None:
-        """Once, until the experts share again."""
+        """Warn once, until the experts share again."""
         leaders = [figures.collapsed_to for figures in sites.values()]
         taken = [leader for leader in leaders if leader is not None]
         before, self._collapsed = self._collapsed, 2 * len(taken) > len(sites)

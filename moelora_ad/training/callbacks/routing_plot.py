@@ -18,7 +18,7 @@ def routing_heatmaps(sites: Mapping[str, SiteFigures], title: str) -> bytes:
     """A PNG of heatmaps, experts by layers: a panel for each projection, a row of panels for each figure of experts.
 
     Weights and shares are white at 1 / N, where the experts are used alike, and have the same colours in every
-    picture; norms and singular values go from 0 to the largest of the picture. What a layer has not is grey.
+    picture; norms and singular values go from 0 to the largest of the picture. What a layer lacks is grey.
 
     Args:
         sites: figures by dotted path.

@@ -1,4 +1,4 @@
-"""The record of a training run, `run.json`, kept up to date while it goes."""
+"""The record of a training run, `run.json`, updated while it runs."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ from moelora_ad.training.interruptions.lost_processes import is_of_lost_process
 class RunRecorder(Callback):
     """Writes ``run.json`` into the folder of a run: at the start, after every validation, and at the end.
 
-    A run that goes on in the same folder goes on with its record. Only the first process writes.
+    A run that resumes in the same folder continues its record. Only the first process writes.
 
     Args:
         system: what is compared, a name that its seeds share; None for the first logger's name.
@@ -119,7 +119,7 @@ class RunRecorder(Callback):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    # Every process goes along and one writes: some of Lightning's figures are made by all of them together.
+    # Every process takes part and one writes: some of Lightning's figures are made by all of them together.
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._write(trainer, "running")
@@ -130,11 +130,11 @@ class RunRecorder(Callback):
         words = "another process of the run has ended" if lost else " ".join(str(exception).split())
         try:
             self._write(trainer, "interrupted" if interrupted else "failed", words or type(exception).__name__)
-        except OSError as error:  # what ended the run is told, not this
+        except OSError as error:  # report what ended the run, not this
             print(f"warning: {RECORD} cannot be written: {error.strerror}", file=sys.stderr)
 
     def finish(self, trainer: Trainer, tested: bool) -> None:
-        """Close the record of a run that came to its end.
+        """Close the record of a finished run.
 
         Args:
             trainer: of the run.
@@ -192,7 +192,7 @@ class RunRecorder(Callback):
             with written_whole(path) as unfinished:
                 unfinished.write_bytes(content)
         except OSError as error:
-            # A full disk has no room for a second file, but the blocks of this one stay its own.
+            # A full disk has no room for a second file, but the blocks of this one remain allocated.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(content) > _allocated(path):
                 raise
             with open(path, "r+b") as file:
@@ -226,7 +226,7 @@ def git_commit() -> str | None:
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-        # The package may lie in an environment inside somebody's repository.
+        # The package may be in an environment inside another repository.
         tracked = subprocess.run(
             ["git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, timeout=20
         )
@@ -251,7 +251,7 @@ def _allocated(path: Path) -> int:
 
 
 def _below(path: Path, folder: Path) -> str:
-    """From the run's folder on; the whole path of what lies elsewhere."""
+    """Relative to the run's folder; the whole path of what is elsewhere."""
     path, folder = path.resolve(), folder.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 

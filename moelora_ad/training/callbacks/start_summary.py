@@ -1,4 +1,4 @@
-"""What a run is about to do, told once at its start."""
+"""What a run is about to do, printed once at its start."""
 
 import inspect
 import os
@@ -23,7 +23,7 @@ from moelora_ad.training.callbacks.end_summary import line, trainable
 from moelora_ad.training.callbacks.progress import callbacks_of
 from moelora_ad.training.detection_module import DetectionModule
 
-_SAMPLED = 50  # files whose headers tell how long the others are
+_SAMPLED = 50  # files whose headers give an estimate of the others' length
 
 
 class StartBlock(Callback):
@@ -60,7 +60,7 @@ class StartBlock(Callback):
         line(console, "batch", batch(trainer, data))
         line(console, "steps", _steps(trainer, steps))
         line(console, "on", devices(trainer))
-        folder = "none: fast_dev_run keeps nothing" if is_fast_dev_run(trainer) else shown(run_directory(trainer))
+        folder = "none: fast_dev_run saves nothing" if is_fast_dev_run(trainer) else shown(run_directory(trainer))
         line(console, "folder", f"{folder} (seed {data.seed})")
         console.print()
 
@@ -120,7 +120,7 @@ def _trials(trials: TrialList) -> str:
 
 
 def audio_seconds(trials: TrialList) -> float | None:
-    """How long the audio of a list is, by the headers of 50 files spread over it; None if they are no plain files, as
+    """How long the audio of a list is, by the headers of 50 files spread over it; None if they are not plain files, as
     others may take long to open."""
     places = [trials[int(i)].audio for i in np.linspace(0, len(trials) - 1, min(len(trials), _SAMPLED)).round()]
     lengths = []
@@ -129,7 +129,7 @@ def audio_seconds(trials: TrialList) -> float | None:
             return None
         try:
             lengths.append(audio_length(place))
-        except AudioError:  # told when its turn to be read comes
+        except AudioError:  # reported when its turn to be read comes
             continue
     return len(trials) * float(np.mean(lengths)) / SAMPLE_RATE if lengths else None
 

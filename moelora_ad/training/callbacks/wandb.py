@@ -1,4 +1,4 @@
-"""What Weights & Biases is told of a run besides its figures: its group, what it was made from, its best model."""
+"""What Weights & Biases gets of a run besides its figures: its group, what it was made from, its best model."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ MODEL = "model"
 
 
 def group_runs(loggers: Any, system: str, seed: int) -> None:
-    """Group the runs of a system's seeds, and name each, where the configuration says nothing else.
+    """Group the runs of a system's seeds, and name each, unless the configuration does so.
 
     Args:
         loggers: ``trainer.logger`` of a parsed configuration, changed in place before anything is built of it.
@@ -39,7 +39,7 @@ def group_runs(loggers: Any, system: str, seed: int) -> None:
 
 
 class WandbRun(Callback):
-    """Tells W&B what a training run is made from and, at its end, its best model; without a ``WandbLogger`` it does
+    """Sends W&B what a training run is made from and, at its end, its best model; without a ``WandbLogger`` it does
     nothing.
 
     The configuration of the W&B run gets everything of ours, with ``system``, ``seed``, ``git_commit`` and
@@ -75,7 +75,7 @@ class WandbRun(Callback):
         best = callback.best_model_path
         try:
             folder = save_best(trainer, pl_module, best)
-        except (InputError, OSError) as error:  # the run is not lost for it
+        except (InputError, OSError) as error:  # the run must not fail for it
             _warn(f"{error}; moelora-ad export --checkpoint {os.path.relpath(best)} makes one")
             return
         import wandb  # takes seconds
@@ -99,7 +99,7 @@ class WandbRun(Callback):
 
 
 def save_best(trainer: Trainer, module: DetectionModule, best: str) -> Path:
-    """Save the model of a checkpoint of the run to ``RUN/model``; the module keeps the weights that it has.
+    """Save the model of a checkpoint of the run to ``RUN/model``; the module's weights stay as they are.
 
     Raises:
         InputError: the weights are sharded, are those of a whole encoder, or cannot be saved as they are.

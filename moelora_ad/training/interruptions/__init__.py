@@ -1,1 +1,1 @@
-"""What ends a run from outside, and what is said of it: signals, a lack of memory, lost processes, full disks."""
+"""What ends a run from outside, and how it is reported: signals, a lack of memory, lost processes, full disks."""

@@ -1,4 +1,4 @@
-"""What a run says when another of its processes has ended, or a disk is full."""
+"""How a run reports that another of its processes has ended, or that a disk is full."""
 
 import errno
 import os
@@ -15,20 +15,20 @@ from moelora_ad.errors import InputError
 from moelora_ad.runs.record import RECORD, read_record
 from moelora_ad.training.checkpoint_writing import UnwrittenCheckpointError, last_saved, where_to_continue
 
-# What gloo and NCCL say; PyTorch has classes of its own for some of it only.
+# Messages of gloo and NCCL; PyTorch has classes of its own for some of it only.
 _LOST_WORDS = ("connection closed by peer", "connection reset by peer", "remote process exited", "broken pipe")
-_TELLING = 5.0  # seconds that the first process has to say that it lives
+_TELLING = 5.0  # seconds that the first process has to show that it is alive
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class LostProcessError(InputError):
-    """Another process of the run has ended; the message is empty in all processes but the one that tells."""
+    """Another process of the run has ended; the message is empty in all processes but the one that reports it."""
 
 
 @contextmanager
 def explain_lost_process(trainer: Trainer) -> Iterator[None]:
-    """Make what happens within the block because another process has ended, or a disk is full, an `InputError` that
-    says how to go on.
+    """Turn errors within the block that come from the end of another process, or a full disk, into an `InputError` that
+    says how to continue.
 
     Raises:
         InputError: instead of PyTorch's error, or the system's.
@@ -49,7 +49,7 @@ def explain_lost_process(trainer: Trainer) -> Iterator[None]:
 
 
 def is_of_lost_process(error: BaseException) -> bool:
-    """Whether an error in what several processes do together says that one of them has ended."""
+    """Whether an error in a collective call shows that one of the processes has ended."""
     words = str(error).lower()
     return isinstance(error, distributed.DistError) or (
         isinstance(error, RuntimeError) and any(part in words for part in _LOST_WORDS)
@@ -57,7 +57,7 @@ def is_of_lost_process(error: BaseException) -> bool:
 
 
 def outlive_other_processes(trainer: Trainer) -> None:
-    """Lightning's launcher would kill this process seconds after another one's end, before it has saved and told."""
+    """Lightning's launcher would kill this process seconds after another one's end, before it has saved."""
     processes = getattr(trainer.strategy.launcher, "procs", None)
     if isinstance(processes, list):
         processes.clear()
@@ -71,8 +71,8 @@ def _lost(trainer: Trainer) -> str:
 
 
 def _tells(trainer: Trainer) -> bool:
-    """The first process does, and the second if the first one is that which has ended: a training run's record still
-    says that it goes on."""
+    """The first process does, and the second if the first one has ended: a training run's record still
+    says that it is running."""
     if trainer.is_global_zero or trainer.global_rank > 1:
         return trainer.is_global_zero
     callback = trainer.checkpoint_callback

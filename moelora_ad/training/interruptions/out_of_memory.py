@@ -1,4 +1,4 @@
-"""What a run says when memory, shared memory or open files do not suffice."""
+"""How a run reports a lack of memory, shared memory or open files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from moelora_ad.training.checkpoint_writing import where_to_continue
 
 @contextmanager
 def explain_out_of_memory(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
-    """Make a lack of memory or open files within the block an `InputError` that says what to change.
+    """Turn a lack of memory or open files within the block into an `InputError` that says what to change.
 
     Raises:
         InputError: instead of PyTorch's error or Python's.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is under way in training comes to its end, so that what is saved is whole."""
+"""Ctrl-C and SIGTERM: training finishes its present step, so that what is saved is consistent."""
 
 import signal
 import sys
@@ -19,7 +19,7 @@ from moelora_ad.training.interruptions.out_of_memory import explain_out_of_memor
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """Ctrl-C in the middle of whatever was done: a step may be half taken, and is not saved."""
+    """Ctrl-C in the middle of a step, which may be half taken and is not saved."""
 
 
 class StopBetweenBatches(Callback):
@@ -33,7 +33,7 @@ class StopBetweenBatches(Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear Ctrl-C within the block, unless whoever started us ignores it or has an answer of their own."""
+        """Handle Ctrl-C within the block, unless the caller ignores it or has a handler."""
         in_main = threading.current_thread() is threading.main_thread()
         ours = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if ours:
@@ -71,7 +71,7 @@ class StopBetweenBatches(Callback):
 
 @contextmanager
 def explain_interruptions(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
-    """What ends a trainer's work within the block, as the command line tells it.
+    """Reports what ends a trainer's work within the block as the command line does.
 
     Raises:
         InputError: see `explain_out_of_memory` and `explain_lost_process`.

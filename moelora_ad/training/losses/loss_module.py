@@ -61,14 +61,14 @@ def shared_loss(total: Tensor, weight: Tensor, terms: Mapping[str, Tensor]) -> S
 
 
 class LossModule(LightningModule):
-    """A module that tells the loss of a part of a batch.
+    """A module that computes the loss of a part of a batch.
 
     Attributes:
         detector: in training.
         class_weights: (2,) of spoof and bona fide in the loss.
         loss: makes losses (n,) of logits (n, 2) and labels (n,).
         auxiliary: losses of the adaptation besides it, or None.
-        tether: what holds the detector to its start, or None.
+        tether: what keeps the detector near its start, or None.
         meta_learning: what makes a step of several such losses, or None.
     """
 
@@ -80,7 +80,7 @@ class LossModule(LightningModule):
     meta_learning: object | None
 
     def training_loss(self, batch: Batch, prefix: str = "train/") -> SharedLoss:
-        """The loss of a batch with the auxiliary losses of the adaptation and the tether's; each is logged by itself,
+        """The loss of a batch with the auxiliary losses of the adaptation and the tether's; each is logged on its own,
         that of all processes, which call this together.
 
         Args:
@@ -96,7 +96,7 @@ class LossModule(LightningModule):
         loss = shared_loss(*self._weighted(logits, batch), named)
         logged = {**loss.parts, "total_loss": loss.of_all} if named else loss.parts
         for name, value in logged.items():
-            # Processes need not talk about it again. A bar would wait for a GPU; ours shows what the check has read.
+            # It is already reduced over processes. A bar would wait for a GPU; ours shows what the check has read.
             shown = name == "loss" and self.device.type == "cpu"
             self.log(f"{prefix}{name}", value, prog_bar=shown, on_step=True, on_epoch=True, batch_size=1)
         return loss

@@ -1,4 +1,4 @@
-"""Holding a model to what it said before: learning without forgetting."""
+"""Keeping a model's scores near those before: learning without forgetting."""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Tether:
         weight: of the term beside the loss.
         temperature: T.
         trials: which are held: "right" those that the old detector was right about, its log-odds on their label's side;
-            "bona_fide" the bona fide ones; "all" as in the paper, which holds what a new attack has to change too.
+            "bona_fide" the bona fide ones; "all" as in the paper, which includes what a new attack has to change.
 
     Attributes:
         start: the tensors that training changes, by name, as they were when it began; None before that.
@@ -68,12 +68,12 @@ class Tether:
         """
         shapes = {name: tensor.shape for name, tensor in _changing(detector).items()}
         if {name: tensor.shape for name, tensor in start.items()} != shapes:
-            raise InputError("model.tether: the checkpoint was not trained with one that holds these weights")
+            raise InputError("model.tether: the checkpoint was not trained with a tether to these weights")
         self.start = {name: tensor.clone() for name, tensor in start.items()}
 
     @torch.no_grad()
     def logits(self, detector: Detector, batch: Batch) -> Tensor:
-        """Of the start, for the clips of a batch: (n, 2)."""
+        """Logits of the start, for the clips of a batch: (n, 2)."""
         assert self.start is not None
         device = batch.waveforms.device
         self.start = {name: tensor.to(device) for name, tensor in self.start.items()}

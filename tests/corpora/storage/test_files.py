@@ -138,7 +138,7 @@ def test_places(tmp_path):
     assert located("x/LA.zip!/LA") == "x/LA.zip!/LA"
     with pytest.raises(StorageError, match="only zip:// and tar://"):
         located("rar://x::y.rar")
-    with pytest.raises(StorageError, match=r"neither a nor b is there; unpack it"):
+    with pytest.raises(StorageError, match=r"neither a nor b exists; unpack it"):
         first_of(tmp_path, ("a", "b"), "unpack it")
 
 
@@ -310,7 +310,7 @@ def test_a_zip_member_that_holds_more_than_it_claims_is_cut_off(tmp_path):
 
 
 def claim_in_zip(archive, size):
-    """Change what a zip's directory says of its only member's size."""
+    """Change the size of the only member in a zip's directory."""
     data = bytearray(archive.read_bytes())
     entry = data.rindex(b"PK\x01\x02")
     struct.pack_into("<I", data, entry + 24, size)
@@ -364,7 +364,7 @@ def test_damaged_archives_give_bytes_or_one_error(tmp_path, monkeypatch, form):
 def test_what_is_no_archive_is_told(tmp_path, form, data):
     archive = tmp_path / f"a.{form}"
     archive.write_bytes(data)
-    with pytest.raises(StorageError, match=rf"a\.{form}: no readable \w+ archive"):
+    with pytest.raises(StorageError, match=rf"a\.{form}: not a readable \w+ archive"):
         exists(joined(located(archive), "x"))
 
 

@@ -52,7 +52,7 @@ def test_the_interval_of_a_mean_is_that_of_independent_sets(before):
     assert width == pytest.approx(-np.sqrt(np.square(widths).sum()) / 2, rel=0.12)
     # Of one set it is that set's own; twice the same set is no surer than its two resamplings.
     assert mean_difference(pairs[:1], "eer", many) == compare(*pairs[0], many)["eer"]
-    with pytest.raises(ScoreError, match="no set at all"):
+    with pytest.raises(ScoreError, match="empty list of sets"):
         mean_difference([])
 
 

@@ -130,7 +130,7 @@ def test_seeds_of_both_are_paired_and_too_few_are_not(make_run: MakeRun, tmp_pat
     told = ["\n".join(table.notes) for table in pair_tables(compared)]
     assert "2 seeds, paired: 2, 3" in told[0]
     assert "not paired, as fewer than two seeds are in common: A 1, 2, 3; B 3, 8" in told[1]
-    assert "of a system with one seed the interval says nothing of other seeds" in told[2]
+    assert "of a system with one seed the interval does not cover other seeds" in told[2]
     assert len(pair_rows(compared)) == 6 * 4
 
 
@@ -161,9 +161,7 @@ def test_single_clusters_are_told_and_nothing_in_common_is_refused(make_run: Mak
             make_run(system, seed)
     comparison = comparison_of(tmp_path)
     compared = compare_systems(comparison, [("a", "b")], FigureOptions(resamples=50, clusters=("split",)))
-    assert "out_of_domain: all spoofs are of one cluster: what others would change is not in the intervals" in (
-        compared.notes
-    )
+    assert "out_of_domain: all spoofs are of one cluster: the intervals do not cover others" in (compared.notes)
     make_run("c", 1, sets={"dev": "MiniLA"})
     comparison = comparison_of(tmp_path)
     with pytest.raises(InputError, match="a and c have no test set in common"):

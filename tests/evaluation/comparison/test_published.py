@@ -1,4 +1,4 @@
-"""Published figures stand only beside what they are of."""
+"""Published figures are shown only beside the systems and sets that they are of."""
 
 from typing import Any
 

@@ -181,7 +181,7 @@ def test_a_seed_twice_names_both_folders(make_run: MakeRun, tmp_path: Path) -> N
 def test_runs_of_one_system_with_other_configurations_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("lora", 1)
     make_run("lora", 2, configuration={"model": {"adaptation": "lora", "lr": 0.1}})
-    with pytest.raises(InputError, match=r"seed_1 and .*seed_2 .* differ in model\.lr \(not there, 0\.1\)"):
+    with pytest.raises(InputError, match=r"seed_1 and .*seed_2 .* differ in model\.lr \(not set, 0\.1\)"):
         read_runs(find_records([tmp_path]))
 
 

@@ -171,7 +171,7 @@ def test_the_scores_of_2021_with_the_key_two_folders_up(tmp_path, monkeypatch):
     [
         ("", "has no target and no nontarget and no spoof trial"),
         ("A07 spoof 1.0\nx target 2.0\n", "has no nontarget trial, which a t-DCF needs"),
-        ("A07 spoof 1.0\nx targt 2.0\n", "line 2: 'targt' is none of target, nontarget, spoof"),
+        ("A07 spoof 1.0\nx targt 2.0\n", "line 2: 'targt' is not one of target, nontarget, spoof"),
         ("A07 spoof 1.0\nx target nan\n", "line 2, column 'score': nan is not finite"),
         ("A07 spoof 1.0\n\nx target 1,5\n", "line 3, column 'score': '1,5' is not a number"),
         ("A07 spoof 1.0\nx target 1.0 2.0\n", "line 2: 4 columns where 3 are needed"),

@@ -100,7 +100,7 @@ def test_a_codec_is_against_itself_and_one_of_one_class_is_left_out() -> None:
     assert list(found.codecs) == ["mp3", "opus"]
     for name, figures in found.codecs.items():
         assert figures == by_hand(table, lambda trial, name=name: trial.codec == name)
-    assert found.notes == ["left out, for they have trials of one class only: codec spoofs only"]
+    assert found.notes == ["left out, as they have trials of one class only: codec spoofs only"]
 
 
 def test_groups_of_speakers_are_against_themselves() -> None:

@@ -60,7 +60,7 @@ def test_the_part_of_trials_is_what_runs_share() -> None:
         found = variance_of_trials(first, second, is_paired, 21)
         assert found.df == 20
         assert found.value == pytest.approx(expected * 21 / 20, rel=0.03)
-    of_one = variance_of_trials(first[:1], second[:1], True, 21)  # no seed tells apart what is the run's own
+    of_one = variance_of_trials(first[:1], second[:1], True, 21)  # one seed cannot separate the run's own part
     assert of_one.value == pytest.approx((expected + 2 * 0.05**2) * 21 / 20, rel=0.03)
     both = draw.normal(0, 0.05, (1, 200_000))
     assert variance_of_trials(first + both, second + both, True, 21).value == pytest.approx(found.value, rel=0.03)

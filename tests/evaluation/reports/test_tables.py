@@ -134,7 +134,7 @@ def test_on_any_terminal_a_table_is_narrow_enough_and_whole(table: TextTable, wi
     console.print(as_rich(table))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= width for line in printed.splitlines())
-    # Every cell stands once, those of the first columns once in each block.
+    # Every cell occurs once, those of the first columns once in each block.
     num_blocks = printed.count("\n ─") or blocks(table, width)
     first = next((at for at in range(len(table.columns)) if not table.is_word(at)), len(table.columns))
     expected = Counter("title")

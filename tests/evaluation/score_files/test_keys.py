@@ -77,7 +77,7 @@ def test_fakeavcelebs_list_is_a_key_by_each_of_its_lists(tmp_path, header, top, 
     assert trials.labels.tolist() == labels
     assert trials[1].utterance == "RealVideo-FakeAudio/African/men/id1/1"
     assert trials[1].corpus == f"FakeAVCeleb_{phase or 'all'}"
-    with pytest.raises(ScoreError, match="phase 'hidden' is none of all, a_vs_fake, a_vs_b"):
+    with pytest.raises(ScoreError, match="phase 'hidden' is not one of all, a_vs_fake, a_vs_b"):
         read_key(tmp_path / "meta_data.csv", "hidden")
 
 
@@ -117,15 +117,15 @@ def test_a_score_table_is_a_key(tmp_path):
 @pytest.mark.parametrize(
     ("text", "phase", "told"),
     [
-        ("", "eval", "is no key; accepted are"),
-        ("what is this\n", "eval", "is no key; accepted are"),
+        ("", "eval", "is not a key; accepted are"),
+        ("what is this\n", "eval", "is not a key; accepted are"),
         ("name,label\nu,spoof\n", "eval", "no column 'utterance'"),
-        (LA_2021, "evil", "phase 'evil' is none of eval, progress"),
+        (LA_2021, "evil", "phase 'evil' is not one of eval, progress"),
         ("utterance,label\nu,spof\n", "eval", "line 2, column 'label': 'spof' is not a label"),
         ("- 0.wav - - - spoof\n- 1.wav - - - spof\n", None, "line 2, column 'label': 'spof' is not a label"),
         ("- 0.wav - - - spoof\n- 1.wav - - spoof\n", None, "line 2: 5 columns where 6 are needed"),
         ("a spoof\na real\n", None, "line 2: utterance 'a' was already in line 1"),
-        (LA_2021, "a_vs_b", "phase 'a_vs_b' is none of eval, progress, hidden, all"),
+        (LA_2021, "a_vs_b", "phase 'a_vs_b' is not one of eval, progress, hidden, all"),
     ],
 )
 def test_faulty_keys_are_told(tmp_path, text, phase, told):

@@ -63,7 +63,7 @@ def test_systems_are_called_by_the_records_of_their_runs(tmp_path: Path, make_ru
     assert called(lora, moe) == ("lora (seed 1)", "moe (seed 1)")
     of_sets = called(lora / "scores/best/in_domain.csv", moe / "scores/best/in_domain.csv")
     assert of_sets == called(lora / "scores/best", moe) == ("lora (seed 1)", "moe (seed 1)")
-    # One system and seed twice: what differs in their paths tells them apart.
+    # One system and seed twice: what differs in their paths distinguishes them.
     assert called(lora, other) == ("lora (seed 1, lora/seed_1)", "lora (seed 1, moe/seed_2)")
     shutil.copytree(lora / "scores/best", lora / "scores/last")
     assert called(lora / "scores/best", lora / "scores/last") == ("lora (seed 1, best)", "lora (seed 1, last)")
@@ -86,12 +86,12 @@ def test_a_run_whose_record_names_no_scores_gives_the_newest(tmp_path: Path, mak
     run = make_run("lora", 1, scores=None)
     (file, *_), notes = find_score_files([str(run)])
     assert file.path.parent == run / "scores/best"
-    assert notes[0].endswith(f"taken are the only, {run / 'scores/best'}")
+    assert notes[0].endswith(f"using the only ones, {run / 'scores/best'}")
     made(run / "scores/later", "x.csv")
     os.utime(run / "scores/later/x.csv", (4e9, 4e9))
     (file,), notes = find_score_files([str(run)])
     assert file.path == run / "scores/later/x.csv"
-    assert notes[0].endswith(f"taken are the newest of 2, {run / 'scores/later'}")
+    assert notes[0].endswith(f"using the newest of 2, {run / 'scores/later'}")
     # A record may be missing, as of a run on another logger, or its folder of scores.
     (run / "run.json").unlink()
     assert find_score_files([str(run)]).files == [file]
@@ -165,7 +165,10 @@ def test_failures_and_provenance_beside_the_scores(tmp_path: Path) -> None:
     assert json.loads(text) == {"seed": 7, "name": "\x1b[31m"}
     assert "\x1b" not in text
     (tmp_path / "a.json").write_text(json.dumps({"set_of_run": False, "untrained": True}))
-    assert provenance_of(path)[1:] == ("these are scores of untrained weights: they say nothing of a detector", False)
+    assert provenance_of(path)[1:] == (
+        "these are scores of untrained weights, not of a trained detector",
+        False,
+    )
     for faulty in (b"{", b"\xff", b"[" * 100_000):
         (tmp_path / "a.json").write_bytes(faulty)
         assert provenance_of(path) == (None, "a.json beside the scores cannot be read", True)

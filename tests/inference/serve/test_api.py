@@ -132,7 +132,7 @@ def test_a_verdict_of_another_kind_passes(make_app, scorer, monkeypatch):
     with TestClient(make_app()) as client:
         told = client.post("/score?waveform=true", content=b"x").json()
     assert (told["verdict"], told["reason"], told["score"]) == ("inconclusive", "no speech", 1.5)
-    assert told["meaning"] == "No verdict (no speech): the score says nothing."
+    assert told["meaning"] == "No verdict (no speech): the score is meaningless."
 
 
 @pytest.mark.parametrize(
@@ -141,24 +141,24 @@ def test_a_verdict_of_another_kind_passes(make_app, scorer, monkeypatch):
         (
             np.log(10),
             (True, 0.5, None),
-            "Taken for bona fide. By this model the sound is 10 times as probable for a real",
+            "Classified as bona fide. By this model the sound is 10 times as probable for a real",
         ),
         (
             -np.log(2.5),
             (True, 0.5, None),
-            "Taken for a spoof. By this model the sound is 2.5 times as probable for synth",
+            "Classified as a spoof. By this model the sound is 2.5 times as probable for synth",
         ),
         (0.01, (True, 0.5, None), "is about as probable for a real recording of a person as for synthetic"),
         (20.0, (True, 0.5, None), "over 1,000 times as probable"),
         (
             1.0,
             (True, 0.1, None),
-            "Taken for a spoof: the score is below the threshold of 2.2. By this model the sound is 2.7",
+            "Classified as a spoof: the score is below the threshold of 2.2. By this model the sound is 2.7",
         ),
         (
             1.0,
             (False, 0.5, None),
-            "Taken for bona fide: the raw score of 1 reaches the threshold of 0. The model is not cal",
+            "Classified as bona fide: the raw score of 1 reaches the threshold of 0. The model is not cal",
         ),
     ],
 )

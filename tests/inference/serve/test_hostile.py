@@ -1,4 +1,5 @@
-"""Hostile requests: each is one JSON error with a fitting status, opens and unpacks nothing, and the server goes on."""
+"""Hostile requests: each is one JSON error with a fitting status, opens and unpacks nothing, and the server keeps
+running."""
 
 import gzip
 import io

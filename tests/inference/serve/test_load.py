@@ -34,7 +34,7 @@ def test_two_hundred_requests_of_sixteen_clients(live, scorer, sounds):
 
 
 def test_whom_there_is_no_place_for_is_told_and_comes_again(live, scorer, sounds, monkeypatch):
-    """With fewer places than clients, requests are refused, and whoever comes again as told is answered."""
+    """With fewer places than clients, requests are refused, and clients that retry as requested are answered."""
     refused, score_files = threading.Event(), scorer.score_files
 
     def slow(*arguments, **named):  # so that all places are taken for a while, however fast the machine is

@@ -333,7 +333,7 @@ def test_two_processes_train_every_backbone_as_one_does_with_the_whole_batch(req
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_cast_detector_still_hears_in_full_precision(small, dtype):
-    """What stands before the encoder keeps its precision: only the encoder's own rounding is left."""
+    """The front end keeps its precision: only the encoder's own rounding is left."""
     backbone, source = small
     torch.manual_seed(0)
     detector = Detector(backbone(source), LoRA(2, targets=ATTENTION), MeanPooling).eval()

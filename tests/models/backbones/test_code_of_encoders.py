@@ -1,4 +1,4 @@
-"""A pretrained encoder brings no code: what its files say of some is neither run nor asked about."""
+"""A pretrained encoder brings no code: code that its files name is neither run nor asked about."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from moelora_ad.models import Detector, MeanPooling, Wav2Vec2Backbone, WhisperBa
 
 @pytest.fixture
 def hostile(tmp_path, small_whisper, monkeypatch):
-    """Makes an encoder's folder whose code leaves a file ``ran``; whoever is asked says yes."""
+    """Makes an encoder's folder whose code leaves a file ``ran``; any question is answered yes."""
 
     def make(**changes):
         folder = tmp_path / "encoder"
@@ -37,7 +37,7 @@ CODE = {"auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Config"}}
 
 def test_a_class_in_the_folder_is_not_imported(hostile, capsys):
     folder = hostile(**CODE, model_type="another")
-    with pytest.raises(InputError, match=r"config.json wants code of its own to be run \(auto_map\)"):
+    with pytest.raises(InputError, match=r"config.json needs code of its own \(auto_map\)"):
         WhisperBackbone(folder)
     assert capsys.readouterr().out == ""  # nothing was asked
 
@@ -48,7 +48,7 @@ def test_transformers_own_class_is_taken_where_it_has_one(hostile, capsys):
 
 
 def test_kernels_of_a_repository_are_not_fetched(hostile):
-    with pytest.raises(InputError, match=r"wants code of its own to be run \(attn_implementation\)"):
+    with pytest.raises(InputError, match=r"needs code of its own \(attn_implementation\)"):
         WhisperBackbone(hostile(attn_implementation="somebody/kernels"))
 
 
@@ -72,4 +72,4 @@ def test_score_of_a_strangers_model_tells_it_in_a_line(hostile, tmp_path, small_
     assert code == 2
     assert out == ""
     assert err.count("\n") == 1
-    assert "wants code of its own to be run (auto_map)" in err
+    assert "needs code of its own (auto_map)" in err

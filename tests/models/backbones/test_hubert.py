@@ -22,7 +22,7 @@ def test_it_gives_what_transformers_gives_padding_included(small_hubert):
         backbone(waveforms())[0], theirs(normalised(waveforms())).last_hidden_state, rtol=1e-4, atol=1e-4
     )
     padded = waveforms()
-    padded[1, 7_000:] = 3.0  # what lies in the padding must not matter
+    padded[1, 7_000:] = 3.0  # the content of the padding must not matter
     frames, counts = backbone(padded, torch.tensor([12_000, 7_000]))
     inputs = torch.zeros(2, 12_000)
     inputs[0], inputs[1, :7_000] = normalised(padded[0]), normalised(padded[1, :7_000])

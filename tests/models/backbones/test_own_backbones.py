@@ -58,7 +58,7 @@ class TimeFirst(Plain):
 
 
 class Masking(Plain):
-    """Leaves out padding by itself, which it says by `frames`."""
+    """Masks padding itself, as its `frames` shows."""
 
     def frames(self, lengths: torch.Tensor) -> torch.Tensor:
         return lengths // 160

@@ -67,6 +67,19 @@ def test_with_running_statistics_training_standardises_as_evaluation_does():
     assert head.norm.running_mean.abs().max() > 0.3
 
 
+@pytest.mark.parametrize("running", [False, True])
+def test_a_batch_of_one_utterance_is_normalised_by_the_running_statistics_and_moves_nothing(running):
+    torch.manual_seed(1)
+    head = StatisticsPooling(4, dropout=0.0, running=running)
+    torch.nn.init.normal_(head.output.weight)
+    head(5 * torch.randn(6, 20, 4) + 3)
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    one = torch.randn(1, 20, 4)
+    trained = head(one)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+    torch.testing.assert_close(trained, head.eval()(one))
+
+
 def test_dropout_is_of_training_alone():
     head = StatisticsPooling(4, dropout=0.9)
     torch.nn.init.ones_(head.output.weight)

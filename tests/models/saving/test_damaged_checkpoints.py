@@ -54,9 +54,9 @@ def test_a_bit_that_flipped_in_a_tensor_is_found(lightning, run):
     checkpoint = run / "checkpoints" / "best.ckpt"
     assert lightning("export", "--checkpoint", checkpoint, "--to", run / "model")[0] == 0
     flip(checkpoint, "/data/0")
-    torch.load(checkpoint, weights_only=True)  # PyTorch says nothing
+    torch.load(checkpoint, weights_only=True)  # PyTorch does not report it
     for line in answers(lightning, run, checkpoint):
-        assert "best.ckpt is damaged: archive/data/0 has another check sum than it was written with" in line
+        assert "best.ckpt is damaged: archive/data/0 does not match its checksum" in line
     with pytest.raises(InputError, match=r"checkpoint_path: .* is damaged"):
         DetectionModule.load_from_checkpoint(checkpoint)
 
@@ -65,7 +65,7 @@ def test_a_bare_state_dict_is_no_checkpoint(lightning, run):
     checkpoint = run / "checkpoints" / "best.ckpt"
     torch.save(torch.load(checkpoint, weights_only=True)["state_dict"], checkpoint)
     for line in answers(lightning, run, checkpoint):
-        assert "best.ckpt is no checkpoint of a training run: it has no state_dict" in line
+        assert "best.ckpt is not a checkpoint of a training run: it has no state_dict" in line
     with pytest.raises(InputError, match=r"checkpoint_path: .* has no state_dict"):
         DetectionModule.load_from_checkpoint(checkpoint)
 
@@ -75,7 +75,9 @@ def test_nothing_waits_for_a_pipe(lightning, run):
     os.mkfifo(checkpoint)
     for line in answers(lightning, run, checkpoint):
         assert (
-            "pipe.ckpt is no regular file" in line or "pipe.ckpt is not a file" in line or "no such checkpoint" in line
+            "pipe.ckpt is not a regular file" in line
+            or "pipe.ckpt is not a file" in line
+            or "no such checkpoint" in line
         )
     for device in ("/dev/zero", "/dev/null"):
         for line in answers(lightning, run, Path(device))[:3]:
@@ -90,13 +92,13 @@ def test_a_compressed_container_is_not_unpacked(lightning, run):
         for name, content in parts.items():
             container.writestr(name, content)
     for line in answers(lightning, run, checkpoint):
-        assert "best.ckpt is no readable checkpoint" in line
+        assert "best.ckpt is not a readable checkpoint" in line
 
 
 @pytest.mark.parametrize(
     ("part", "field", "value", "told"),
     [
-        ("adaptation", "num_experts", 1_000_000, "tensors is asked for"),
+        ("adaptation", "num_experts", 1_000_000, "tensors is requested"),
         ("adaptation", "rank", 32, r"does not fit the configuration: .*lora_\w is"),
         ("classifier", "hidden", 10**9, "does not fit the configuration: it lacks"),
     ],
@@ -130,12 +132,12 @@ def test_inspect_of_a_million_experts(lightning, run, experiment):
     (run / "config.yaml").write_text(yaml.safe_dump(experiment))
     code, out, err = lightning("inspect", "--config", run / "config.yaml")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "tensors is asked for" in err
+    assert "tensors is requested" in err
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["asked for", "found by Lightning"])
 def test_the_checkpoint_of_a_cluster_is_checked_too(asked, lightning, run, tmp_path, monkeypatch):
-    """SLURM's environment, as srun sets it for one task; a requeued job goes on without being told of a checkpoint."""
+    """SLURM's environment, as srun sets it for one task; a requeued job resumes without naming a checkpoint."""
     names = ("NTASKS", "JOB_ID", "JOB_NAME", "NTASKS_PER_NODE", "NNODES", "PROCID", "LOCALID", "NODEID", "NODELIST")
     for name in names if not asked else ():
         number = "1" if name.startswith("N") and name not in ("NODEID", "NODELIST") else "0"
@@ -147,5 +149,5 @@ def test_the_checkpoint_of_a_cluster_is_checked_too(asked, lightning, run, tmp_p
     code, _, err = lightning("fit", *config, *(("--ckpt_path", "hpc") if asked else ()))
     assert code == 1
     (line,) = (line for line in err.splitlines() if "error" in line)
-    assert f"{cluster} is damaged: archive/data/0 has another check sum than it was written with" in line
+    assert f"{cluster} is damaged: archive/data/0 does not match its checksum" in line
     assert "Traceback" not in err

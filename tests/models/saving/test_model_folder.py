@@ -220,7 +220,7 @@ def test_tensors_that_do_not_fit_are_refused(model):
     rewrite(model, {n: t for n, t in good.items() if n != name})
     assert f"lacks 1 tensor, first {name}" in refusal(model)
     rewrite(model, good | {"backbone.encoder.conv1.weight": torch.zeros(3)})
-    assert "holds besides the model's own 1 tensor" in refusal(model)
+    assert "has besides the model's own 1 tensor" in refusal(model)
     rewrite(model, good | {name: torch.zeros(2, 31)})
     assert "(2, 31)" in refusal(model)
     rewrite(model, good | {name: good[name].double()})
@@ -236,11 +236,11 @@ def test_a_damaged_file_is_refused(model):
     good = path.read_bytes()
     for size in (0, 4, 200, len(good) // 2, len(good) - 1):
         path.write_bytes(good[:size])
-        assert "is no readable safetensors file" in refusal(model)
+        assert "is not a readable safetensors file" in refusal(model)
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     assert "is not the file" in refusal(model)
     path.write_bytes(pickle.dumps({"a": 1}))
-    assert "is no readable safetensors file" in refusal(model)
+    assert "is not a readable safetensors file" in refusal(model)
     path.unlink()
     assert "model.safetensors" in refusal(model)
 
@@ -265,10 +265,10 @@ def test_a_config_that_is_none_is_refused(model, content, expected):
 def test_nothing_waits_for_a_pipe_or_reads_a_device(model, name):
     (model / name).unlink()
     os.mkfifo(model / name)
-    assert f"{name}: is no regular file" in refusal(model)
+    assert f"{name}: is not a regular file" in refusal(model)
     (model / name).unlink()
     (model / name).symlink_to("/dev/zero")
-    assert f"{name}: is no regular file" in refusal(model)
+    assert f"{name}: is not a regular file" in refusal(model)
 
 
 @pytest.mark.parametrize(
@@ -301,10 +301,10 @@ def test_nothing_waits_for_a_pipe_or_reads_a_device(model, name):
         ({"adaptation": {"class_path": "moelora_ad.adapters.LoRA", "init_args": {"rank": True}}}, "LoRA.rank"),
         ({"adaptation": {"class_path": "moelora_ad.adapters.LoRA", "init_args": {"rank": -1}}}, "rank is -1"),
         ({"adaptation": {"class_path": "moelora_ad.adapters.LoRA", "init_args": {"targets": ["x"]}}}, "matches no"),
-        ({"adaptation": {"class_path": "moelora_ad.adapters.AdaptationMethod"}}, "no AdaptationMethod"),
-        ({"adaptation": {"class_path": "moelora_ad.adapters.Nothing"}}, "no AdaptationMethod"),
+        ({"adaptation": {"class_path": "moelora_ad.adapters.AdaptationMethod"}}, "built as AdaptationMethod"),
+        ({"adaptation": {"class_path": "moelora_ad.adapters.Nothing"}}, "built as AdaptationMethod"),
         ({"adaptation": {"class_path": "moelora_ad.nowhere.LoRA"}}, "nowhere"),
-        ({"classifier": {"class_path": "moelora_ad.adapters.LoRA"}}, "no Classifier"),
+        ({"classifier": {"class_path": "moelora_ad.adapters.LoRA"}}, "built as Classifier"),
         ({"classifier": {"class_path": "moelora_ad.models.MeanPooling", "init_args": {"width": 3}}}, "width"),
         ({"classifier": {"class_path": 7}}, "dotted path"),
         (
@@ -416,7 +416,7 @@ def test_what_cannot_be_described_is_not_saved(tmp_path, small_whisper):
     with pytest.raises(InputError, match="Local"):
         Detector(WhisperBackbone(small_whisper), LoRA(2), lambda width: Local()).save_pretrained(tmp_path / "a")
     strange = LoRA(2, alpha=np.float32(3))
-    with pytest.raises(InputError, match=r"LoRA\(alpha=...\) holds a float32"):
+    with pytest.raises(InputError, match=r"LoRA\(alpha=...\) has a float32"):
         Detector(WhisperBackbone(small_whisper), strange, MeanPooling).save_pretrained(tmp_path / "b")
     half = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling).half()
     with pytest.raises(InputError, match="float16"):
@@ -448,7 +448,7 @@ def test_places_that_are_no_model(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "config.json: cannot be read" in refusal(tmp_path)
     assert "no such folder" in refusal(tmp_path / "nothing")
-    assert "not to be had from the hub" in refusal("nobody/nothing")
+    assert "not available from the hub" in refusal("nobody/nothing")
     assert "no such folder" in refusal("nothing")
     assert "is for the hub" in refusal(tmp_path, revision="main")
 

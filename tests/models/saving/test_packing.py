@@ -34,7 +34,7 @@ def disturbed(detector: Detector) -> Detector:
 
 
 def as_pickle(folder: Path) -> None:
-    """As older checkpoints lie on the hub, in two shards."""
+    """As older checkpoints are stored on the hub, in two shards."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names, places = sorted(tensors), {}
@@ -132,7 +132,7 @@ def test_an_encoder_s_file_that_is_damaged_or_missing_is_named(name, model):
     path.unlink()
     assert f"{path}: is missing: the encoder belongs to the model" in refusal(model)
     os.mkfifo(path)
-    assert f"{path}: is no regular file" in refusal(model)
+    assert f"{path}: is not a regular file" in refusal(model)
 
 
 @pytest.mark.parametrize(

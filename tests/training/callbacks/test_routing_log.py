@@ -1,4 +1,4 @@
-"""What a fit tells of its experts, in its folder and through every kind of logger."""
+"""What a fit reports of its experts, in its folder and through every kind of logger."""
 
 import csv
 import importlib.util

@@ -1,4 +1,4 @@
-"""What a run records of itself: through its life, when it fails, is interrupted, or goes on."""
+"""What a run records of itself: through its life, when it fails, is interrupted, or resumes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run tells at its start and while it goes, against its files, formulas and the data."""
+"""What a run reports at its start and while it trains, against its files, formulas and the data."""
 
 import csv
 import re
@@ -21,7 +21,7 @@ CLASSIFIER = 2 * 32 + 2
 
 @pytest.fixture
 def told(experiment):
-    """The experiment, with nothing of what it tells turned off."""
+    """The experiment, with none of its reports turned off."""
     del experiment["trainer"]["enable_progress_bar"], experiment["trainer"]["enable_model_summary"]
     return experiment
 

@@ -97,7 +97,7 @@ def fit(lightning, experiment, write_config, tmp_path, monkeypatch):
         ("loss", "step 4: the loss is nan in the batch of "),
         ("audio", "step 4: the loss is nan, because the audio of "),
         ("explosion", r"step 4: the loss is \S+ in the batch of "),
-        ("weights", r"step \d: the weights detector\.\S+ are not finite any more, and were not saved"),
+        ("weights", r"step \d: the weights detector\.\S+ are no longer finite, and were not saved"),
     ],
 )
 def test_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(fit, what, words):

@@ -54,11 +54,11 @@ def audio_classifier(folder: Path, name: str, bona_fide: str | None, normalize: 
     Args:
         folder: with ``config.json``, the preprocessor and the weights.
         name: of its class, one of `KINDS`.
-        bona_fide: the label that is bona fide; None for what the names say.
-        normalize: of the waveform; None for what the preprocessor says.
+        bona_fide: the label that is bona fide; None to go by the names.
+        normalize: of the waveform; None to go by the preprocessor.
 
     Raises:
-        InputError: the weights do not fit, or what the labels mean is open.
+        InputError: the weights do not fit, or the meaning of the labels is ambiguous.
     """
     kind = KINDS[name]
     config = load_config(folder, None, kind.model_type)
@@ -98,7 +98,7 @@ def audio_classifier(folder: Path, name: str, bona_fide: str | None, normalize: 
             backbone.load_state_dict({"layer_weights": layer_weights}, strict=False)
         return backbone
 
-    layout = f"{name} of transformers, {labels[index]!r} taken for bona fide"
+    layout = f"{name} of transformers, {labels[index]!r} as bona fide"
     return PublicModel(layout, made, classifier, build, window)
 
 

@@ -1,4 +1,4 @@
-"""What a published checkpoint holds."""
+"""The content of a published checkpoint."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from moelora_ad.models.saving.files import WEIGHTS, save_tensors
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder on its way to a folder that a backbone's ``source`` can name.
+    """An encoder that can be written to a folder, for a backbone's ``source``.
 
     Attributes:
         model: its class in transformers.
@@ -36,7 +36,7 @@ class Encoder:
         """Write ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``.
 
         Args:
-            folder: made if it is not there.
+            folder: created if missing.
 
         Raises:
             OSError: a file cannot be written.
@@ -51,7 +51,7 @@ class Encoder:
         """The same, so that the folder appears with all of them or not at all.
 
         Args:
-            folder: not there yet, or empty.
+            folder: new or empty.
 
         Raises:
             OSError: a file cannot be written.
@@ -68,7 +68,7 @@ class PublicModel:
     """A detector, or an encoder alone.
 
     Attributes:
-        layout: whose it is, in words.
+        layout: the publisher's layout, in words.
         encoder: None if there is none.
         classifier: with its weights; None for an encoder alone.
         build: makes the detector's backbone from the encoder's folder.

@@ -1,8 +1,8 @@
 """Encoders with fairseq's names: wav2vec 2.0, XLSR-53, XLS-R, MMS and HuBERT, as folders of transformers.
 
 A checkpoint of fairseq says how its encoder was made; the detectors that others trained on one hold its tensors alone.
-What shapes tell is read from them. What they do not tell (attention heads, strides) is that of the published sizes, or
-asked for.
+What shapes determine is read from them. What they do not (attention heads, strides) is that of the published sizes, or
+must be given.
 """
 
 import re
@@ -28,7 +28,7 @@ from moelora_ad.models.saving.public.naming import matched
 from moelora_ad.models.saving.public.unpickling import field
 
 HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
-"""Attention heads of the published models by their width, which no shape tells."""
+"""Attention heads of the published models by their width, which no shape determines."""
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
 """Of the convolutions of all of them."""
 _PRETRAINING = re.compile(r"(quantizer|project_q|final_proj|target_glu|input_quantizer)\..*|label_embs_concat")
@@ -46,13 +46,13 @@ def fairseq_encoder(
 
     Args:
         tensors: of the encoder; those of pre-training are left out.
-        where: how messages call the checkpoint.
+        where: the checkpoint's name in messages.
         normalize: whether it was trained on waveforms of zero mean and unit variance.
         options: ``cfg.model`` or ``args`` of a fairseq checkpoint; None if there is no such thing.
-        attention_heads: if neither the options nor the width of a published model tells.
+        attention_heads: if neither the options nor the width of a published model determines them.
 
     Raises:
-        InputError: a tensor is missing, unknown or of another shape, or what is needed is told nowhere.
+        InputError: a tensor is missing, unknown or of another shape, or required information is missing.
     """
     given = {name: tensor for name, tensor in tensors.items() if not _PRETRAINING.fullmatch(name)}
     is_hubert = "label_embs_concat" in tensors
@@ -61,7 +61,7 @@ def fairseq_encoder(
     try:
         config = (HubertConfig if is_hubert else Wav2Vec2Config)(**told)
     except Exception as error:  # transformers checks values in its own way
-        raise InputError(f"{where}: its tensors are those of no encoder: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where}: its tensors are not those of an encoder: {' '.join(str(error).split())}") from None
     with dry_build(MOST_OF_ENCODER):
         dry = random_encoder(model, config, where)
     names = {name: _fairseq_name(name, config.feat_extract_norm) for name in dry.state_dict()}
@@ -72,11 +72,11 @@ def fairseq_encoder(
 
 
 def _architecture(given: Mapping[str, Tensor], where: str, options: Any, attention_heads: int | None) -> dict[str, Any]:
-    """What transformers' configuration says of the encoder."""
+    """The encoder's configuration for transformers."""
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
         if name not in given:
-            raise InputError(f"{where}: lacks the tensor {name}: this is no wav2vec 2.0 encoder of fairseq")
+            raise InputError(f"{where}: lacks the tensor {name}: this is not a wav2vec 2.0 encoder of fairseq")
         if given[name].ndim != dimensions:
             raise InputError(f"{where}: {name} is {tuple(given[name].shape)}, not of {dimensions} dimensions")
         return tuple(given[name].shape)
@@ -116,7 +116,7 @@ def _heads(width: int, where: str, options: Any, given: int | None) -> int:
     heads = told if type(told) is int else given or HEADS.get(width)
     if heads is None:
         raise InputError(
-            f"{where}: how many attention heads an encoder of width {width} has is told nowhere in the file: say it, "
+            f"{where}: the file does not have the number of attention heads of an encoder of width {width}: give it, "
             "--attention-heads N (in Python attention_heads=)"
         )
     if heads < 1 or width % heads:
@@ -127,7 +127,7 @@ def _heads(width: int, where: str, options: Any, given: int | None) -> int:
 def _activation(where: str, options: Any) -> str:
     told = field(options, "activation_fn") or "gelu"
     if told not in ("gelu", "relu"):
-        raise InputError(f"{where}: its activation is {told!r}: gelu and relu are read")
+        raise InputError(f"{where}: its activation is {told!r}: gelu and relu are supported")
     return str(told)
 
 
@@ -136,7 +136,9 @@ def _strides(kernels: tuple[int, ...], where: str, options: Any) -> tuple[int, .
     told = field(options, "conv_feature_layers")
     if told is None:
         if kernels != KERNELS:
-            raise InputError(f"{where}: its convolutions have kernels of {kernels} samples, and no strides are told")
+            raise InputError(
+                f"{where}: its convolutions have kernels of {kernels} samples, and their strides are unknown"
+            )
         return STRIDES
     layer = r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)"
     term = rf"\s*\[((?:\s*{layer}\s*,?)*)\s*\](?:\s*\*\s*(\d{{1,2}}))?\s*"
@@ -145,7 +147,7 @@ def _strides(kernels: tuple[int, ...], where: str, options: Any) -> tuple[int, .
         if found := re.fullmatch(term, one):
             layers += [tuple(map(int, triple)) for triple in re.findall(layer, found[1])] * int(found[5] or 1)
     if tuple(kernel for _, kernel, _ in layers) != kernels:
-        raise InputError(f"{where}: conv_feature_layers is {told!r}, which is not what the tensors are of")
+        raise InputError(f"{where}: conv_feature_layers is {told!r}, which does not match the tensors")
     return tuple(stride for _, _, stride in layers)
 
 

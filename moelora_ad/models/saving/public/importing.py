@@ -1,4 +1,4 @@
-"""From a published checkpoint, wherever it is, to what it holds."""
+"""From a published checkpoint, wherever it is, to its content."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,14 +34,14 @@ def read_public(
     normalize: bool | None = None,
     attention_heads: int | None = None,
 ) -> PublicModel:
-    """What a published checkpoint holds. Nothing in its files is executed.
+    """The content of a published checkpoint. Nothing in its files is executed.
 
     Args:
         source: a file, a folder, or the id of a repository on the Hugging Face hub.
         revision: commit, tag or branch of that repository.
         bona_fide: which of a classifier's two labels is bona fide, where their names leave it open.
         normalize: whether waveforms get zero mean and unit variance, where the file does not say it.
-        attention_heads: of an encoder whose file does not say it and whose width is none of the published models'.
+        attention_heads: of an encoder whose file does not say it and whose width is not that of a published model.
 
     Raises:
         InputError: a file is missing, damaged, of a layout that is not known, or does not say what is needed.
@@ -50,7 +50,7 @@ def read_public(
     if not path.exists():
         path = _downloaded(str(source), revision)
     elif revision is not None:
-        raise InputError(f"{source} is on this machine: revision {revision!r} is for the hub")
+        raise InputError(f"{source} is a local path: revision {revision!r} is for the hub")
     config: dict[str, Any] = {}
     if path.is_dir():
         config = _config_of(path)
@@ -64,7 +64,7 @@ def read_public(
 
 
 def _of_file(path: Path, normalize: bool | None, attention_heads: int | None, config: Mapping[str, Any]) -> PublicModel:
-    """What a file holds, beside which there may be a ``config.json``."""
+    """The content of a file; a ``config.json`` may be beside it."""
     content, where = read_file(path), str(path)
     for weights, model, task in _OF_FAIRSEQ:
         if isinstance(field(content, weights), Mapping) and field(content, *model) is not None:
@@ -83,10 +83,10 @@ def _of_file(path: Path, normalize: bool | None, attention_heads: int | None, co
         return _fairseq(tensors, where, None, None, normalize, attention_heads)
     if config.get("model_type"):
         raise InputError(
-            f"{path.parent}: is a {(config.get('architectures') or ['model'])[0]} of transformers, and no classifier "
-            f"that is read ({', '.join(KINDS)}); an encoder needs no import: name it as model.backbone.init_args.source"
+            f"{path.parent}: is a {(config.get('architectures') or ['model'])[0]} of transformers, not a classifier "
+            f"that is read ({', '.join(KINDS)}); an encoder needs no import: give it as model.backbone.init_args.source"
         )
-    raise InputError(f"{where}: its layout is not known (its first tensor is {min(tensors)}); read are: {KNOWN}")
+    raise InputError(f"{where}: its layout is not known (its first tensor is {min(tensors)}); supported are: {KNOWN}")
 
 
 _OF_FAIRSEQ = (
@@ -104,7 +104,7 @@ def _fairseq(
     normalize: bool | None,
     attention_heads: int | None,
 ) -> PublicModel:
-    """An encoder alone; of one that was fine-tuned to recognise speech, what is below that."""
+    """An encoder alone; of one that was fine-tuned to recognise speech, what is below its head."""
     if tuned := part(tensors, "w2v_encoder.w2v_model."):
         inner = field(options, "w2v_args")
         options = field(inner, "model") or inner
@@ -113,7 +113,7 @@ def _fairseq(
     normal = normalize if normalize is not None else told
     if not isinstance(normal, bool):
         raise InputError(
-            f"{where}: does not say whether its waveforms were normalised: say it, --normalize true or false (in "
+            f"{where}: does not say whether its waveforms were normalised: give --normalize true or false (in "
             "Python normalize=); XLSR-53, XLS-R and MMS were trained on normalised ones, wav2vec 2.0 base was not"
         )
     encoder = fairseq_encoder(tensors, where, normal, options, attention_heads)
@@ -121,7 +121,7 @@ def _fairseq(
 
 
 def _tensors(content: Any, where: str) -> dict[str, Tensor]:
-    """The tensors of a file by name, from within whatever stands around them.
+    """The tensors of a file by name, from within whatever contains them.
 
     Raises:
         InputError: there are none, or other values are among them.
@@ -131,10 +131,10 @@ def _tensors(content: Any, where: str) -> dict[str, Tensor]:
             break
         content = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), content)
     if not isinstance(content, Mapping) or not any(isinstance(one, Tensor) for one in content.values()):
-        raise InputError(f"{where}: holds no tensors by name; read are: {KNOWN}")
+        raise InputError(f"{where}: has no tensors by name; supported are: {KNOWN}")
     for name, one in content.items():
         if not isinstance(one, Tensor) or not isinstance(name, str):
-            raise InputError(f"{where}: holds {str(name)[:100]!r}, which is no tensor, among its tensors")
+            raise InputError(f"{where}: has {str(name)[:100]!r}, which is not a tensor, among its tensors")
     return dict(content)
 
 
@@ -142,21 +142,21 @@ def _config_of(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a folder; empty if there is none.
 
     Raises:
-        InputError: it cannot be read, or is of a model that is ours already.
+        InputError: it cannot be read, or is of a model that is already ours.
     """
     path = folder / CONFIG
     if not path.is_file():
         return {}
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("architectures") or [], list):
-        raise InputError.at(path, "is of no model")
+        raise InputError.at(path, "is not a model's")
     if "backbone_sha256" in config:
-        raise InputError(f"{folder}: is a model of moelora_ad already: score with it, --model {folder}")
+        raise InputError(f"{folder}: is already a model of moelora_ad: score with it, --model {folder}")
     return config
 
 
 def _weights_in(folder: Path) -> Path:
-    """The file of tensors in a folder that is none of a classifier of transformers.
+    """The file of tensors in a folder that is not a classifier of transformers.
 
     Raises:
         InputError: there is none, or more than one.

@@ -18,15 +18,16 @@ def bona_fide_index(labels: Sequence[str], wanted: str | None, where: str) -> in
 
     Args:
         labels: by their index.
-        wanted: the one that somebody has said; None for what the names say.
-        where: how messages call the model.
+        wanted: the one that the user has given; None to go by the names.
+        where: the model's name in messages.
 
     Raises:
-        InputError: there are not two, or the names leave it open, or there is no such label.
+        InputError: there are not two, or the names are ambiguous, or there is no such label.
     """
     if len(labels) != 2:
         raise InputError(
-            f"{where}: has {counted(len(labels), 'label')} ({', '.join(labels[:10])}): only models with two are read"
+            f"{where}: has {counted(len(labels), 'label')} ({', '.join(labels[:10])}): only models with two are "
+            "supported"
         )
     if wanted is not None:
         if wanted not in labels:
@@ -35,14 +36,14 @@ def bona_fide_index(labels: Sequence[str], wanted: str | None, where: str) -> in
     meant = [_meaning(label) for label in labels]
     if {*meant} != {True, False}:
         raise InputError(
-            f"{where}: its labels {labels[0]!r} and {labels[1]!r} leave open which is bona fide: say it, --bona-fide "
+            f"{where}: its labels {labels[0]!r} and {labels[1]!r} leave open which is bona fide: give --bona-fide "
             "LABEL (in Python bona_fide=)"
         )
     return meant.index(True)
 
 
 def _meaning(label: str) -> bool | None:
-    """Whether a label means bona fide; None if its words say neither or both."""
+    """Whether a label means bona fide; None if its words mean neither or both."""
     words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", label)}
     bona_fide, spoof = bool(words & BONA_FIDE), bool(words & SPOOF)
     return None if bona_fide == spoof or words & _NOT else bona_fide

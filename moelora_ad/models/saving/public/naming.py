@@ -29,13 +29,13 @@ def matched(
     names: Mapping[str, str],
     where: str,
 ) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by their names in a module, float32 where they are numbers with a point.
+    """The tensors of a checkpoint by their names in a module, float32 where they are floating-point.
 
     Args:
         given: by the checkpoint's names.
         module: may be on the meta device.
         names: the checkpoint's name of each of the module's tensors.
-        where: how messages call the checkpoint.
+        where: the checkpoint's name in messages.
 
     Raises:
         InputError: a name is missing or unknown, a shape is another one, or a value is not finite; the first is named.
@@ -45,12 +45,12 @@ def matched(
     if missing := sorted(wanted.keys() - given.keys()):
         raise InputError(f"{where}: lacks {counted(len(missing), 'tensor')}, first {missing[0]}")
     if unknown := sorted(given.keys() - wanted.keys()):
-        raise InputError(f"{where}: holds {counted(len(unknown), 'unknown tensor')}, first {unknown[0]}")
+        raise InputError(f"{where}: has {counted(len(unknown), 'unknown tensor')}, first {unknown[0]}")
     for name, tensor in given.items():
         shape = tuple(own[wanted[name]].shape)
         if tuple(tensor.shape) != shape:
             raise InputError(f"{where}: {name} is {tuple(tensor.shape)}, not {shape}")
         if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
-            raise InputError(f"{where}: {name} holds no plain numbers ({tensor.dtype}, {tensor.layout})")
+            raise InputError(f"{where}: {name} has no plain numbers ({tensor.dtype}, {tensor.layout})")
     check_finite(given, where)
     return {wanted[name]: tensor.to(own[wanted[name]].dtype).contiguous() for name, tensor in given.items()}

@@ -1,9 +1,9 @@
 """Files of tensors that come from outside: safetensors, and pickles of which nothing but tensors and plain values is
 taken.
 
-Published checkpoints hold more than tensors: the options of their training, the best figure so far, a dictionary of
-labels. The classes of these are on a list. Not one of them is imported or built: in its place stands an `Opaque`, which
-keeps what the file says and does nothing. Any other class is refused by its name.
+Published checkpoints contain more than tensors: the options of their training, the best figure so far, a dictionary of
+labels. The classes of these are on a list. Not one of them is imported or built: an `Opaque` replaces it, which
+stores the file's values and does nothing. Any other class is refused by its name.
 """
 
 import os
@@ -23,7 +23,7 @@ from moelora_ad.models.saving.files import check_regular, read_tensors
 
 
 class Opaque:
-    """What stands in the place of an object of a file: its state, without its class."""
+    """The replacement of an object in a file: its state, without its class."""
 
     def __init__(self, *arguments: object) -> None:
         self.state: dict[Any, Any] = {}
@@ -63,12 +63,12 @@ _ALLOWED.append((_dictionary, "collections.defaultdict"))
 
 
 def read_file(path: Path) -> Any:
-    """What a file holds: of safetensors the tensors by name, of a pickle whatever was saved.
+    """The content of a file: of safetensors the tensors by name, of a pickle whatever was saved.
 
     Tensors stay on the disk until they are used, where the file allows it.
 
     Raises:
-        InputError: the file is missing, damaged or of another kind, or it holds what is not on the list.
+        InputError: the file is missing, damaged or of another kind, or it contains what is not on the list.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file")
@@ -88,7 +88,7 @@ def read_file(path: Path) -> Any:
 
 
 def field(node: Any, *names: str) -> Any:
-    """A value of a training's options, which may be plain, a namespace or those of OmegaConf; None if it is not there.
+    """A value of a training's options, which may be plain, a namespace or those of OmegaConf; None if it is missing.
 
     Args:
         node: the options.
@@ -101,7 +101,7 @@ def field(node: Any, *names: str) -> Any:
 
 
 def _content(node: Any) -> Any:
-    """What an `Opaque` keeps: OmegaConf has the content of a container, and the value of anything else, in a field."""
+    """The content of an `Opaque`: OmegaConf has that of a container, and the value of anything else, in a field."""
     for _ in range(2):  # a container's content is plain, a node's value too
         if isinstance(node, Opaque):
             state = node.state
@@ -110,17 +110,17 @@ def _content(node: Any) -> Any:
 
 
 def _reason(error: str) -> str:
-    """What is wrong with a file, in our words where PyTorch advises to trust it."""
+    """The error of a file, reworded where PyTorch advises to trust it."""
     if named := re.search(r"GLOBAL ([\w.]+)", error):
-        return f"holds code ({named[1]}), which is not run: only tensors and plain values are read from files of others"
+        return f"contains code ({named[1]}), which is not run: only tensors and plain values are read"
     if "eights only" in error or "weights_only" in error:
         error = error.rpartition("WeightsUnpickler error:")[2]
     first = error.strip().partition("\n")[0].strip()
-    return f"is no readable checkpoint of PyTorch: {first}" if " " in first else "is no readable checkpoint of PyTorch"
+    return f"is not a readable checkpoint of PyTorch{f': {first}' if ' ' in first else ''}"
 
 
 def _check_extent(content: Any, path: Path) -> None:
-    """See that the tensors are not more than the file: views of one storage could stand for any number of values.
+    """Check that the tensors are not larger than the file: views of one storage could stand for any number of values.
 
     Raises:
         InputError: they are.
@@ -140,4 +140,4 @@ def _check_extent(content: Any, path: Path) -> None:
         elif isinstance(one, list | tuple):
             waiting += one
     if size > 2 * path.stat().st_size:
-        raise InputError.at(path, "holds tensors of more values than it has room for: it is damaged or made to harm")
+        raise InputError.at(path, "has tensors of more values than fit into it: it is damaged or malicious")

@@ -34,12 +34,12 @@ def ssl_anti_spoofing(
 
     Args:
         tensors: of the whole model.
-        where: how messages call the checkpoint.
+        where: the checkpoint's name in messages.
         normalize: for a descendant that was trained on normalised waveforms.
         attention_heads: see `fairseq_encoder`.
 
     Raises:
-        InputError: a tensor is missing, unknown or of another shape, or the head is none of AASIST.
+        InputError: a tensor is missing, unknown or of another shape, or the head is not AASIST's.
     """
     head = {name: tensor for name, tensor in tensors.items() if not name.startswith("ssl_model.")}
     front = head.get("LL.weight")
@@ -80,7 +80,7 @@ def antideepfake(
 
 
 def raw_aasist(tensors: Mapping[str, Tensor], where: str) -> PublicModel:
-    """AASIST or AASIST-L on the waveform (Jung et al., arXiv 2110.01200), which differ in sizes that tensors tell, and
+    """AASIST or AASIST-L on the waveform (Jung et al., arXiv 2110.01200), which differ in sizes that tensors show, and
     in ratios of pooling that they do not.
 
     Raises:
@@ -90,8 +90,8 @@ def raw_aasist(tensors: Mapping[str, Tensor], where: str) -> PublicModel:
     fitting = [name for name, classifier in wanted.items() if _sizes(classifier) == _sizes_told(tensors)]
     if not fitting:
         raise InputError(
-            f"{where}: has other sizes than AASIST and AASIST-L: the ratios of its pooling, which stand in a "
-            "configuration beside it, cannot be told from its tensors"
+            f"{where}: has other sizes than AASIST and AASIST-L: the ratios of its pooling, which are in a "
+            "configuration beside it, cannot be derived from its tensors"
         )
     classifier = wanted[fitting[0]]
     _load(classifier, tensors, where)

@@ -48,7 +48,7 @@ def fairseq_state(model: torch.nn.Module, pretraining: bool = True) -> dict[str,
 
 
 def fairseq_options(config) -> dict:
-    """What fairseq's ``cfg.model`` says of such an encoder."""
+    """fairseq's ``cfg.model`` of such an encoder."""
     layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
     return {
         "_name": "wav2vec2",

@@ -206,15 +206,15 @@ def damage(folder, **changes):
         ),
         (
             lambda folder: damage(folder, num_hidden_layers=1),
-            "holds 16 weights that are none of a .* first wav2vec2.enc",
+            "has 16 weights that do not belong to a .* first wav2vec2.enc",
         ),
         (lambda folder: damage(folder, auto_map={"AutoConfig": "x.X"}, model_type="own"), "."),
         (
             lambda folder: damage(folder, architectures=["Wav2Vec2ForCTC"]),
-            "is a Wav2Vec2ForCTC of transformers, and no classifier",
+            "is a Wav2Vec2ForCTC of transformers, not a classifier",
         ),
-        (lambda folder: damage(folder, architectures="Wav2Vec2ForCTC"), "is of no model"),
-        (lambda folder: damage(folder, backbone_sha256=None), "is a model of moelora_ad already"),
+        (lambda folder: damage(folder, architectures="Wav2Vec2ForCTC"), "is not a model's"),
+        (lambda folder: damage(folder, backbone_sha256=None), "is already a model of moelora_ad"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
     ],
 )
@@ -228,5 +228,5 @@ def test_a_folder_that_does_not_fit_is_one_line(spoil, told, tmp_path):
 
 def test_an_encoder_of_transformers_needs_no_import(tmp_path):
     Wav2Vec2Model(Wav2Vec2Config(**WAVEFORM)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"an encoder needs no import: name it as model\.backbone.init_args.source"):
+    with pytest.raises(InputError, match=r"an encoder needs no import: give it as model\.backbone.init_args.source"):
         Detector.from_public(tmp_path)

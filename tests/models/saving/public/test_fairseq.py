@@ -71,7 +71,9 @@ def test_what_no_file_says_is_asked_for(xlsr, layouts, tmp_path, clips):
     torch.save(layouts.fairseq_state(xlsr), tmp_path / "bare.pt")
     with pytest.raises(InputError, match="--normalize true or false"):
         read_public(tmp_path / "bare.pt")
-    with pytest.raises(InputError, match=r"an encoder of width 32 has is told nowhere.* --attention-heads N"):
+    with pytest.raises(
+        InputError, match=r"does not have the number of attention heads of an encoder of width 32.* --attention-heads N"
+    ):
         read_public(tmp_path / "bare.pt", normalize=True)
     with pytest.raises(InputError, match="3 attention heads do not fit a width of 32"):
         read_public(tmp_path / "bare.pt", normalize=True, attention_heads=3)
@@ -101,7 +103,7 @@ def test_an_encoder_is_no_detector(xlsr, layouts, tmp_path):
     [
         (lambda s: s.pop("encoder.layers.1.fc2.bias"), "lacks 1 tensor, first encoder.layers.1.fc2.bias"),
         (lambda s: s.pop("encoder.pos_conv.0.weight_v"), "lacks the tensor encoder.pos_conv.0.weight_v"),
-        (lambda s: s.update({"decoder.x": torch.zeros(1)}), "holds 1 unknown tensor, first decoder.x"),
+        (lambda s: s.update({"decoder.x": torch.zeros(1)}), "has 1 unknown tensor, first decoder.x"),
         (lambda s: s.update({"mask_emb": torch.zeros(31)}), r"mask_emb is \(31,\), not \(32,\)"),
         (lambda s: s.update({"mask_emb": torch.full((32,), torch.nan)}), "mask_emb has values that are not"),
         (
@@ -122,8 +124,8 @@ def test_the_first_tensor_that_does_not_fit_is_named(change, told, xlsr, layouts
     ("option", "value", "told"),
     [
         ("activation_fn", "swish", "its activation is 'swish'"),
-        ("conv_feature_layers", "__import__('os').abort()", "not what the tensors are of"),
-        ("conv_feature_layers", "[(16, 10, 5)] + [(16, 3, 2)] * 5", "not what the tensors are of"),
+        ("conv_feature_layers", "__import__('os').abort()", "not match the tensors"),
+        ("conv_feature_layers", "[(16, 10, 5)] + [(16, 3, 2)] * 5", "not match the tensors"),
         ("encoder_attention_heads", 5, "5 attention heads do not fit"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Files of strangers: tensors and plain values come out, or one line; nothing of them is run."""
+"""Untrusted files: tensors and plain values come out, or one line; nothing of them is run."""
 
 import argparse
 import collections
@@ -55,14 +55,14 @@ def test_code_is_named_and_not_run(call, named, legacy, tmp_path):
     content = {"model": {"w": torch.zeros(2)}, "extra_state": Runs(function, argument)}
     torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
     told = one_line(tmp_path / "x.pt")
-    assert "holds code" in told
+    assert "contains code" in told
     assert any(name in told for name in named.split("|"))
     assert not harmed.exists()
 
 
 def test_a_whole_module_is_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pt")
-    assert "holds code (torch.nn.modules.linear.Linear)" in one_line(tmp_path / "x.pt")
+    assert "contains code (torch.nn.modules.linear.Linear)" in one_line(tmp_path / "x.pt")
 
 
 ABSENT = {
@@ -118,7 +118,7 @@ def test_what_published_files_hold_beside_tensors(tmp_path, monkeypatch):
 
 def test_tensors_that_are_more_than_the_file(tmp_path):
     torch.save({"LL.weight": torch.zeros(1).expand(100_000, 100_000)}, tmp_path / "x.pt")
-    assert "more values than it has room for" in one_line(tmp_path / "x.pt")
+    assert "more values than fit into it" in one_line(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_places_that_are_no_files(tmp_path):
         read_public(tmp_path / "x.pt")
     assert "has no weights" in one_line(tmp_path)
     os.mkfifo(tmp_path / "pipe.pt")
-    assert "no regular file" in one_line(tmp_path / "pipe.pt")
+    assert "not a regular file" in one_line(tmp_path / "pipe.pt")
     for name in ("a.pt", "b.pth"):
         (tmp_path / name).touch()
     (tmp_path / "pipe.pt").unlink()

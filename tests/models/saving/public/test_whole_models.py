@@ -116,10 +116,10 @@ def test_antideepfake(kind, xlsr, layouts, tmp_path, clips):
     ("change", "told"),
     [
         (lambda s: s.pop("GAT_layer_S.bn.running_var"), "lacks 1 tensor, first GAT_layer_S.bn.running_var"),
-        (lambda s: s.update({"conformer.x": torch.zeros(1)}), "holds 1 unknown tensor, first conformer.x"),
+        (lambda s: s.update({"conformer.x": torch.zeros(1)}), "has 1 unknown tensor, first conformer.x"),
         (lambda s: s.update({"master2": torch.zeros(1, 1, 9)}), r"master2 is \(1, 1, 9\), not \(1, 1, 64\)"),
         (lambda s: s.update({"master2": torch.full((1, 1, 64), torch.inf)}), "master2 has values that are not finite"),
-        (lambda s: s.update({"epoch": 3}), "holds 'epoch', which is no tensor"),
+        (lambda s: s.update({"epoch": 3}), "has 'epoch', which is not a tensor"),
         (lambda s: [s.pop(name) for name in [*s] if "GAT" in name], "is not AASIST"),
         (lambda s: [s.pop(name) for name in [*s] if name.startswith("ssl_model")], "a head alone, AASIST without"),
         (
@@ -128,7 +128,7 @@ def test_antideepfake(kind, xlsr, layouts, tmp_path, clips):
         ),
         (lambda s: s.update({"LL.weight": torch.zeros(())}), "is not AASIST"),
         (lambda s: s.update({"LL.weight": torch.zeros(0, 10**12)}), "is not AASIST"),
-        (lambda s: s.clear(), "holds no tensors by name"),
+        (lambda s: s.clear(), "has no tensors by name"),
     ],
 )
 def test_the_first_fault_is_named(change, told, ssl_state, tmp_path):
