@@ -59,6 +59,6 @@ def shortened(text: str) -> str:
     return f"{text[: _MOST - _END - len(told)]}{told}{text[-_END:]}"
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things in words, such as ``1 run`` and ``1,200 runs``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things in words, such as ``1 run`` and ``1,200 runs``; ``plural`` where it is not the noun with s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

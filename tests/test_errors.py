@@ -1,10 +1,14 @@
 """A user's mistake is one line, whatever the faulty file held."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moelora_ad.errors import InputError
+import moelora_ad
+from moelora_ad.errors import InputError, counted
 
 
 @given(st.text(st.characters(codec=None), max_size=50))
@@ -36,3 +40,24 @@ def test_a_message_is_cut_only_where_it_is_too_long(length, cut):
     message = str(InputError("x" * length))
     assert (message != "x" * length) == cut
     assert len(message) <= 2_000
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "shown"),
+    [
+        (0, ("run",), "0 runs"),
+        (1, ("run",), "1 run"),
+        (1_200, ("score file",), "1,200 score files"),
+        (1, ("batch", "batches"), "1 batch"),
+        (2, ("batch", "batches"), "2 batches"),
+    ],
+)
+def test_numbers_of_things(number, words, shown):
+    assert counted(number, *words) == shown
+
+
+def test_there_is_one_way_to_count_things_in_words():
+    by_hand = re.compile(r"""["']s["'] ?\* ?\(|["']["'] if [^{}]{1,40} == 1 else ["'](s|es)["']""")
+    package = Path(moelora_ad.__file__).parent
+    found = [path for path in package.rglob("*.py") if by_hand.search(path.read_text(encoding="utf-8"))]
+    assert [str(path.relative_to(package)) for path in found] == []

@@ -289,4 +289,4 @@ def test_from_downloads_to_the_table_of_results(command, keys, tmp_path, monkeyp
     for key in (tmp_path / "list.csv", keys["InTheWild"]):
         code, out = command(f"moelora-ad evaluate scored.csv --key {key} --resamples 0")
         assert code == 0
-        assert "scored: 6 scores were matched to the key " in out
+        assert "scored: 6 scores matched to the key " in out

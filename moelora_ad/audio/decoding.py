@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moelora_ad.audio.contents import Contents, contents_of, pieces_of
 from moelora_ad.audio.ffmpeg import MOST_FRAMES, TOLERANCE, NoSuchTrackError, UndecodableError, decode, is_bare
 from moelora_ad.audio.mpeg import Stretch, stretches_of
-from moelora_ad.audio.notes import Note
+from moelora_ad.audio.notes import Note, silent_decoders
 from moelora_ad.audio.quality import ChannelMeter, mixed
 from moelora_ad.audio.source import AudioError, AudioSource, Source, TooLongError, reason_of
 from moelora_ad.audio.streaming import SAMPLE_RATE, StreamingResampler, check_rate, length_at_16_khz, resampled_part
@@ -63,8 +63,7 @@ class AudioReader:
         self.name = str(source) if name is None else name
         self.notes = ()
         self.meter = meter
-        self._track = track
-        self._longest = longest
+        self._track, self._longest = track, longest
         self._whole: NDArray[np.float32] | None = None  # at 16 kHz
         self._sound: soundfile.SoundFile | None = None
         self._source: AudioSource | None = None
@@ -121,6 +120,7 @@ class AudioReader:
         self._allowed(self.length)
         self._compare(contents)
 
+    @silent_decoders()
     def _open(self) -> str:
         """Open with libsndfile; why that cannot be used, or nothing."""
         assert self._source is not None
@@ -276,6 +276,7 @@ class AudioReader:
         self.length = len(whole)
         return whole
 
+    @silent_decoders()
     def _read_frames(self, sound: soundfile.SoundFile, start: int, stop: int) -> NDArray[np.float32]:
         """The frames [start, stop) at the file's own rate, channels averaged: (n,)."""
         if start >= stop:
@@ -285,8 +286,7 @@ class AudioReader:
         if sound.seekable() and sound.tell() != start:  # GSM is not; then all parts are read in their order
             sound.seek(start)
         frames = sound.read(stop - start, dtype="float32", always_2d=True)
-        if len(frames) < stop - start:
-            missing = stop - start - len(frames)
+        if (missing := stop - start - len(frames)) > 0:
             raise AudioError(f"cannot decode {self.name}: it ends {missing} samples early; is it truncated?")
         return mixed(frames, self.meter)
 

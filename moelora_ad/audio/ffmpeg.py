@@ -9,6 +9,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from moelora_ad.errors import counted
+
 MOST_FRAMES = 2**28
 """Most samples a channel that are decoded into memory: 4.6 hours at 16 kHz, 1.5 hours at 48 kHz."""
 
@@ -52,7 +54,7 @@ class NoSuchTrackError(UndecodableError):
     """A file has fewer audio tracks than the one that is wanted."""
 
     def __init__(self, track: int, tracks: int) -> None:
-        super().__init__(f"it has {tracks} audio track{'' if tracks == 1 else 's'}, no track {track}")
+        super().__init__(f"it has {counted(tracks, 'audio track')}, no track {track}")
 
 
 def decode(file: BinaryIO, track: int | None = None) -> Iterator[FfmpegSound]:

@@ -6,6 +6,7 @@ import soundfile
 
 from moelora_ad.audio.decoding import AudioReader
 from moelora_ad.audio.ffmpeg import UndecodableError, decode
+from moelora_ad.audio.notes import silent_decoders
 from moelora_ad.audio.source import Source
 
 
@@ -17,7 +18,7 @@ def holds_sound(file: BinaryIO) -> bool:
     """
     file.seek(0)
     try:
-        with soundfile.SoundFile(file) as sound:
+        with silent_decoders(), soundfile.SoundFile(file) as sound:
             return len(sound.read(sound.samplerate)) > 0
     except (soundfile.SoundFileError, TypeError):  # TypeError: named like what has no header
         pass

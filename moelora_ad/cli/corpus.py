@@ -10,7 +10,7 @@ from rich.console import Console
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.cli.terminal import print_line, print_table, progress
 from moelora_ad.configuration.trust import add_allow
-from moelora_ad.errors import InputError, printable
+from moelora_ad.errors import InputError, counted, printable
 from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.files import written_whole
 
@@ -131,14 +131,15 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
     console = Console()
     for place, report in reports.items():
         if (out := report.left_out) is not None:
-            told = f"leaves out {out.total:,} trials ({out.bona_fide:,} bona fide, {out.spoof:,} spoof)"
+            told = f"leaves out {counted(out.total, 'trial')} ({out.bona_fide:,} bona fide, {out.spoof:,} spoof)"
             print_line(f"{place} ({report.name}): {report.selection} {told}")
         for problem in report.problems:
             console.print(f"{place} ({report.name}): {problem}", style="red", markup=False, soft_wrap=True)
         for reason in list(report.undecodable.values())[1:_LISTED]:
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
     off = sum(bool(report.problems) for report in reports.values())
-    console.print("no problems found" if not off else f"{off} of {len(reports)} corpora have problems")
+    of = counted(len(reports), "corpus", "corpora")
+    console.print("no problems found" if not off else f"{off} of {of} {'has' if off == 1 else 'have'} problems")
     _write(json_path, {place: report.as_dict() for place, report in reports.items()})
     return FAILED if off else 0
 

@@ -167,4 +167,23 @@ commands:
 {verbs}
 
 {program} COMMAND --help lists its options. Configurations compose: --config a.yaml --config b.yaml --model.x=...
-first steps: {program} fit --config quickstart"""
+first steps: {program} fit --config quickstart{_other_lightning()}"""
+
+
+def _other_lightning() -> str:
+    """A line on the program ``lightning`` of the PATH if it is another package's, as that of lightning-sdk is."""
+    import shutil  # the compression libraries are more than most commands need
+
+    path = shutil.which("lightning")
+    if path is None or Path(path).parent.name == "shims":  # pyenv's and the like, which call another program
+        return ""
+    try:
+        with open(path, "rb") as file:
+            if b"moelora_ad" in file.read(2**20):
+                return ""
+    except OSError:
+        return ""
+    return (
+        f"\nnote: {printable(path)} is another package's program, so write moelora-ad; pip install --force-reinstall "
+        "--no-deps of moelora_ad brings ours back"
+    )

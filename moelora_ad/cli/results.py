@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,11 @@ def _parser(program: str) -> OneLineArgumentParser:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="folders of runs, or folders above runs")
     add("--own", nargs="+", metavar="SET", help="sets that macro_ood leaves out (default: those of a training corpus)")
-    add("--to", metavar="DIR", help="write results.csv, .json, table.md, .tex, plots, attacks.* and report.html there")
+    add(
+        "--to",
+        metavar="DIR",
+        help="write results.*, table.md, .tex, attacks.* (systems x attacks), plots and report.html there",
+    )
     pairs = parser.add_argument_group("pairs of systems, over seeds and trials")
     add = pairs.add_argument
     add("--compare", nargs="+", default=(), metavar="SYSTEM", help="compare every pair of these, named as in the table")
@@ -110,14 +115,14 @@ def _write(comparison: "Comparison", compared: "ComparedPairs | None", folder: s
 
 def _print(comparison: "Comparison", compared: "ComparedPairs | None") -> None:
     from moelora_ad.evaluation.comparison.attack_tables import matrix_table
-    from moelora_ad.evaluation.comparison.attacks import attack_matrix
+    from moelora_ad.evaluation.comparison.attacks import attack_matrices
     from moelora_ad.evaluation.comparison.pair_tables import pair_tables
     from moelora_ad.evaluation.comparison.table_one import table_one
 
-    matrix = attack_matrix(comparison.runs)
-    if matrix is not None:
-        print_table(matrix_table(matrix))
-    for table in (table_one(comparison), *([] if compared is None else pair_tables(compared))):
-        print_table(table)
+    found = [*map(matrix_table, attack_matrices(comparison)), table_one(comparison)]
+    said: set[str] = set()
+    for table in (*found, *([] if compared is None else pair_tables(compared))):
+        print_table(replace(table, notes=[note for note in table.notes if note not in said]))
+        said.update(table.notes)
     for note in comparison.notes:
         print_line(f"note: {note}")

@@ -15,7 +15,7 @@ from moelora_ad import __version__
 from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.terminal import progress
 from moelora_ad.data.workers import starved
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.files import file_hash, written_whole
 from moelora_ad.formats import left_out_note
 from moelora_ad.inference.batches.pieces import OPTION
@@ -52,7 +52,8 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
         for note in scorer.precision_notes:
             complain(f"note: {note}")
         if done:
-            complain(f"{done:,} of {len(found.sounds):,} files are already in {arguments.output}")
+            there = f"{counted(len(found.sounds), 'file')} {'is' if done == 1 else 'are'}"
+            complain(f"{done:,} of {there} already in {arguments.output}")
         if found.left_out:
             complain(f"{left_out_note(found.left_out)}; a file that is named itself is always tried")
         for problem in found.problems:

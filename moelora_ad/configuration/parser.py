@@ -13,8 +13,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad import documents
 from moelora_ad.adapters import LoRA, MoELoRA
-from moelora_ad.configuration.jsonargparse_internals import resolved_import_paths
+from moelora_ad.configuration.jsonargparse_internals import begin_anew, resolved_import_paths
 from moelora_ad.configuration.packaged import configuration_file, with_packaged_paths
+from moelora_ad.corpora.corpus import Corpus
 from moelora_ad.errors import InputError, printable, shortened
 from moelora_ad.models.saving.specification import not_found, outside_code
 
@@ -31,6 +32,8 @@ set_loader("yaml", _load_checked, exceptions=(yaml.YAMLError, ValueError, Recurs
 
 for _method in (LoRA, MoELoRA):  # which are in moelora_ad, too
     resolved_import_paths.add(_method, f"moelora_ad.adapters.{_method.__name__}")
+
+begin_anew(Corpus)  # the name or the split of one corpus says nothing of another, and reports would show it
 
 _WORDS = {"int": "whole number", "float": "number", "bool": "true, false", "str": "text", "NoneType": "null"}
 _SHOWN = 80  # characters of a value

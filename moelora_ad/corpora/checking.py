@@ -11,7 +11,7 @@ from moelora_ad.audio import SAMPLE_RATE, AudioReader
 from moelora_ad.corpora.corpus import ClassCounts, Corpus, LeftOut
 from moelora_ad.corpora.storage.files import exists, open_file
 from moelora_ad.corpora.trial import TrialList
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 
 Progress = Callable[[Iterable[int], str, int], Iterable[int]]
 """Passes indices on and shows how far it is: (indices, what is done, how many)."""
@@ -147,5 +147,6 @@ def _decode(report: CorpusReport, trials: TrialList, most: int | None, progress:
     if report.undecodable:
         first = next(iter(report.undecodable.values()))
         report.problems.append(
-            f"decoding: {len(report.undecodable):,} of {report.decoded:,} files cannot be read; the first: {first}"
+            f"decoding: {len(report.undecodable):,} of {counted(report.decoded, 'file')} cannot be read; the first: "
+            f"{first}"
         )

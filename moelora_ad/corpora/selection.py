@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from moelora_ad.corpora.protocols.columns import Categories
 from moelora_ad.corpora.trial import BONA_FIDE, TrialColumns, TrialList
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 
 _EXCLUDE = "exclude_"
 _FIELDS = {"attacks": "attack", "codecs": "codec", "speakers": "speaker", "languages": "language"}
@@ -85,7 +85,7 @@ def kept(trials: TrialList, selection: Selection, name: str) -> NDArray[np.bool_
             wanted |= trials.columns.label == BONA_FIDE
         stay &= wanted
     if not stay.any():
-        raise InputError(f"{name}: {in_words(selection)}: none of its {len(trials):,} trials remains")
+        raise InputError(f"{name}: {in_words(selection)}: none of its {counted(len(trials), 'trial')} remains")
     return stay
 
 

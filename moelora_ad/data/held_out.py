@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moelora_ad.corpora import BONA_FIDE, SPOOF, Corpus, TrialList
 from moelora_ad.corpora.corpus import LeftOut
 from moelora_ad.corpora.selection import part_of
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.runs.held_out import HELD_OUT
 
 Training = Corpus | dict[str, Corpus] | None
@@ -107,8 +107,8 @@ def bona_fide_of_test(trials: TrialList) -> NDArray[np.bool_]:
     bona_fide = np.flatnonzero(trials.labels == BONA_FIDE)
     if len(bona_fide) < 2:
         raise InputError(
-            f"data.held_out_attack: {len(bona_fide)} bona fide trials of the development corpus cannot be divided "
-            "between the selection of the checkpoint and the test"
+            f"data.held_out_attack: {counted(len(bona_fide), 'bona fide trial')} of the development corpus cannot be "
+            "divided between the selection of the checkpoint and the test"
         )
     speakers = [trials.column("speaker")[int(trial)] for trial in bona_fide]
     if None in speakers or len(set(speakers)) < 2:

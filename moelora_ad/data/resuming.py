@@ -10,7 +10,7 @@ from moelora_ad.corpora import Corpus, TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.samplers import TrainingBatches
 from moelora_ad.data.shares import by_name
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.lightning_internals import accumulates, validation_is_due
 from moelora_ad.runs.record import trials_hash
 
@@ -67,7 +67,7 @@ def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -
     theirs = checkpoint.get(TRAINING_DATA)
     if not theirs or not own or theirs["sha256"] == own["sha256"]:
         return
-    told = [f"{', '.join(data['corpora'])} ({data['trials']:,} trials)" for data in (theirs, own)]
+    told = [f"{', '.join(data['corpora'])} ({counted(data['trials'], 'trial')})" for data in (theirs, own)]
     raise InputError(
         f"--ckpt_path resumes the same training, but the checkpoint was trained on {told[0]} and the "
         f"configuration trains on {told[1]}; to start from its weights with new data, optimiser and schedule, give "

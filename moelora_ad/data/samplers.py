@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 
 
 class Key(NamedTuple):
@@ -72,7 +72,8 @@ class TrainingBatches(DistributedSampler):
         self.num_batches = num_trials // (batch_size * world_size)
         if not self.num_batches:
             raise InputError(
-                f"{num_trials} training trials do not fill one batch of {batch_size} in {world_size} processes: "
+                f"{counted(num_trials, 'training trial')} cannot fill one batch of {batch_size} in "
+                f"{counted(world_size, 'process', 'processes')}: "
                 "lower data.batch_size"
             )
 

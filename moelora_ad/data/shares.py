@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from moelora_ad.corpora import BONA_FIDE, SPOOF, Corpus, TrialList
 from moelora_ad.corpora.combined import joined_trials
 from moelora_ad.data.samplers import Group
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 
 _CLASSES = {BONA_FIDE: "bona fide", SPOOF: "spoof"}
 
@@ -97,7 +97,7 @@ def check_labels(trials: TrialList, name: str, where: str, both: bool = True) ->
         if both and not (labels == label).any():
             raise InputError(f"{where}: {name} has no {word} trials among {len(trials)}; it needs both classes")
     if (labels < 0).any():
-        raise InputError(f"{where}: {name} has {int((labels < 0).sum())} trials without a label")
+        raise InputError(f"{where}: {name} has {counted(int((labels < 0).sum()), 'trial')} without a label")
 
 
 def _listed(names: set[str]) -> str:

@@ -3,10 +3,10 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from moelora_ad.documents import read_json
-from moelora_ad.errors import printable
+from moelora_ad.errors import counted, printable
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
 from moelora_ad.files import file_hash
 
@@ -71,7 +71,7 @@ def refuse_changed(path: str | Path) -> None:
         if number is None or number == scored or not _is_count(scored):
             what = f"its SHA-256 is {found[:16]}... where {str(wanted)[:16]}... is recorded"
         else:
-            what = f"it has {number:,} scores where {scored:,} are recorded"
+            what = f"it has {counted(number, 'score')}, recorded: {scored:,}"
         raise _other(path, what)
 
 
@@ -87,9 +87,11 @@ def refuse_other_number(path: str | Path, number: int) -> None:
     recorded = read_provenance(path)
     scored, trials = recorded.get("scored"), recorded.get("trials")
     if _is_count(scored) and scored != number:
-        raise _other(path, f"it has {number:,} scores where {scored:,} are recorded")
+        raise _other(path, f"it has {counted(number, 'score')}, recorded: {scored:,}")
     if recorded.get("complete") is True and _is_count(trials) and trials != number:
-        raise _other(path, f"it has {number:,} scores where all {trials:,} trials are recorded as scored")
+        raise _other(
+            path, f"it has {counted(number, 'score')}, and all of {counted(trials, 'trial')} are recorded as scored"
+        )
 
 
 def partial_note(path: Path, number: int) -> str | None:
@@ -97,8 +99,9 @@ def partial_note(path: Path, number: int) -> str | None:
     recorded = read_provenance(path)
     if recorded.get("complete", True) is True:
         return None
-    of = f" of {recorded['trials']:,}" if _is_count(recorded.get("trials")) else ""
-    return f"only {number:,}{of} trials have a score"
+    trials = recorded.get("trials")
+    scored = f"{number:,} of {counted(trials, 'trial')}" if _is_count(trials) else counted(number, "trial")
+    return f"only {scored} with a score"
 
 
 def _other(path: Path, what: str) -> ScoreError:
@@ -119,5 +122,5 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int

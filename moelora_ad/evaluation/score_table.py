@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +21,13 @@ from moelora_ad.corpora.protocols.records import (
     read_text,
 )
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF, TEXT_FIELDS, Trial, TrialColumns, TrialList, parse_label
-from moelora_ad.evaluation.metrics.equal_error_rate import EqualErrorRateResult, ScoreError, equal_error_rate
+from moelora_ad.errors import counted
+from moelora_ad.evaluation.metrics.equal_error_rate import (
+    EqualErrorRateResult,
+    ScoreError,
+    equal_error_rate,
+    equal_error_rate_of_sorted,
+)
 from moelora_ad.evaluation.provenance import refuse_changed, refuse_other_number
 from moelora_ad.files import written_whole
 
@@ -34,6 +40,13 @@ LABEL_NAMES = ("label", "cm-label")
 """Names in tables of the three columns that matter."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LABEL_WORDS = {BONA_FIDE: "bonafide", SPOOF: "spoof", -1: ""}
+
+
+class AttackErrorRate(NamedTuple):
+    """The EER of all bona fide trials against one attack's spoofs, a share of 1, and the number of these."""
+
+    eer: float
+    num_spoof: int
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -60,7 +73,9 @@ class ScoreTable:
         finite = np.isfinite(values)
         if not finite.all():
             first = trials[int(np.argmin(finite))].utterance
-            raise ScoreError(f"{int((~finite).sum())} scores are not finite; the first is of utterance {first!r}")
+            raise ScoreError(
+                f"{counted(int((~finite).sum()), 'score')} not finite; the first is of utterance {first!r}"
+            )
         values.flags.writeable = False
         object.__setattr__(self, "trials", trials)
         object.__setattr__(self, "scores", values)
@@ -76,6 +91,24 @@ class ScoreTable:
     def equal_error_rate(self) -> EqualErrorRateResult:
         """See `equal_error_rate`; every trial needs a label."""
         return equal_error_rate(self.scores, self.labels)
+
+    def attack_error_rates(self) -> dict[str, AttackErrorRate]:
+        """By attack, in the order of the names: all bona fide trials against its spoofs; needs bona fide trials.
+
+        Spoofs that name no attack are in none.
+        """
+        attack = self.trials.column("attack")
+        bona_fide = np.sort(self.scores[self.labels == BONA_FIDE])
+        spoofs = np.flatnonzero(self.labels == SPOOF)
+        scores, codes = self.scores[spoofs], attack.codes[spoofs]
+        order = np.lexsort((scores, codes))  # one sort for all attacks
+        present, starts = np.unique(codes[order], return_index=True)
+        found = {}
+        for code, of_attack in zip(present.tolist(), np.split(scores[order], starts[1:]), strict=True):
+            if (name := attack.values[code]) is not None:
+                eer = equal_error_rate_of_sorted(bona_fide, of_attack).eer
+                found[name] = AttackErrorRate(eer, len(of_attack))
+        return dict(sorted(found.items()))
 
     def with_scores(self, scores: ArrayLike) -> "ScoreTable":
         """The same trials with other scores (n,)."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from moelora_ad.corpora import TrialList
 from moelora_ad.documents import DocumentError, parse_json, read_json
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.files import file_hash, written_whole
 
@@ -96,7 +96,7 @@ class KeptScores:
         if len(self._in_file.indices) == len(self.trials):
             return [f"{self.name}: all scores are already in {self.path}"]
         if scores:
-            there = f"{self.name}: {len(scores):,} of {len(self.trials):,} scores are already computed"
+            there = f"{self.name}: {len(scores):,} of {counted(len(self.trials), 'score')} are already computed"
             return [there, *damaged]
         return [*told[:1], *damaged]
 

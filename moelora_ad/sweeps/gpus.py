@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from moelora_ad.configuration.packaged import configuration_file
 from moelora_ad.documents import read_yaml
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.sweeps.planning import PlannedRun
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -33,8 +33,7 @@ class Gpus:
         count, each = len(self._names), max(self._wanted.values(), default=0)
         if self._jobs * each <= count:
             return None
-        gpus = f"{count} GPU{'s' * (count > 1)}"
-        return f"{self._jobs} runs at once share {gpus}: --jobs {count // each} gives each run its own"
+        return f"{self._jobs} runs at once share {counted(count, 'GPU')}: --jobs {count // each} gives each run its own"
 
     def given_to(self, run: PlannedRun) -> PlannedRun:
         """The run with its GPUs in its environment, until `take_back`."""

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.sweeps.attempt import Attempt, start
 from moelora_ad.sweeps.gpus import Gpus
 from moelora_ad.sweeps.live import LiveView
@@ -63,7 +63,7 @@ def _start(run: PlannedRun, retry: bool) -> Attempt | Status:
 
 def _stop(active: Sequence[Attempt], view: LiveView) -> None:
     """Let the runs save and end; a second Ctrl-C ends them at once."""
-    view.say(f"stopping {len(active)} run{'s' * (len(active) != 1)}; once more to stop at once")
+    view.say(f"stopping {counted(len(active), 'run')}; once more to stop at once")
     kill = False
     for attempt in active:
         attempt.stop()

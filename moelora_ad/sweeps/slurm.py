@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from moelora_ad.documents import read_json
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.files import written_whole
 from moelora_ad.sweeps.attempt import Attempt, fit_command, last_line, runs_now, start
 from moelora_ad.sweeps.live import LiveView
@@ -68,7 +68,7 @@ def run_on_cluster(sweep: Sweep, runs: Sequence[PlannedRun], retry: bool, view: 
             jobs |= _submit(sweep, chosen, retry)
             _write_jobs(sweep.folder, jobs)
             array = jobs[chosen[0].label].partition("_")[0]
-            view.say(f"submitted {len(chosen)} run{'s' * (len(chosen) != 1)} as job {array}")
+            view.say(f"submitted {counted(len(chosen), 'run')} as job {array}")
     while True:
         try:
             queue = _queue()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moelora_ad.adapters import CallWatch
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.models import Detector
 
 
@@ -63,7 +63,7 @@ def check_gradients(trainer: Trainer, detector: nn.Module) -> None:
     without = [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
     if without:
         raise InputError(
-            f"{len(without)} trained parameters got no gradient in this step, first {without[0]}: freeze what is never "
-            "called (a backbone names it in never_called); with layer_drop, which skips layers, set trainer.strategy "
-            "to ddp_find_unused_parameters_true"
+            f"{counted(len(without), 'trained parameter')} got no gradient in this step, first {without[0]}: freeze "
+            "what is never called (a backbone names it in never_called); with layer_drop, which skips layers, set "
+            "trainer.strategy to ddp_find_unused_parameters_true"
         )

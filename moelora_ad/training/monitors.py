@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from moelora_ad.data.data_module import TRAIN, known_data
 from moelora_ad.data.trainer_state import is_fast_dev_run
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.runs.record import DEV
 from moelora_ad.training.losses.loss_module import LossModule
 
@@ -54,8 +54,8 @@ def check_dev_limit(trainer: Trainer) -> None:
     counts = int((scored == 1).sum()), int((scored == 0).sum())
     if not all(counts):
         raise InputError(
-            f"{num_batches} batches of {DEV} have {counts[0]} bona fide and {counts[1]} spoof trials, and so no EER to "
-            "select by: raise trainer.limit_val_batches (trainer.overfit_batches sets it too)"
+            f"{counted(num_batches, 'batch', 'batches')} of {DEV}: {counts[0]} bona fide, {counts[1]} spoof, so there "
+            "is no EER to select by: raise trainer.limit_val_batches (trainer.overfit_batches sets it too)"
         )
 
 

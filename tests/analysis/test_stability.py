@@ -104,7 +104,7 @@ def test_mistakes(fitted, run_verb, tmp_path):
         ([fitted["mixture", 1]], "at least two finished runs of a system, there is one"),
         ([tmp_path / "a", tmp_path / "b"], "with seed 1: name one of them"),
         ([tmp_path / "a", tmp_path / "other"], "have scores of other trials in dev"),
-        ([tmp_path / "a", tmp_path / "cut"], f"it has {len(lines) - 2} scores where {len(lines) - 1} are recorded"),
+        ([tmp_path / "a", tmp_path / "cut"], f"it has {len(lines) - 2} scores, recorded: {len(lines) - 1}"),
         ([tmp_path / "a" / "scores"], "no run in it or below it"),
     ):
         code, _, err = run_verb(analyze_command, "stability", *runs)

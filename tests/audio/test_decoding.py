@@ -1,10 +1,13 @@
 import contextlib
+import ctypes
 import io
 import math
 import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ import soundfile
 import torch
 import torchaudio.functional
 
-from moelora_ad.audio import AudioError, audio_length, read_audio
+from moelora_ad.audio import AudioError, AudioReader, audio_length, read_audio
+from moelora_ad.audio.notes import silent_decoders
+from moelora_ad.audio.probing import holds_sound
 from moelora_ad.errors import InputError
 
 
@@ -173,6 +178,51 @@ def test_a_large_remote_file_whose_connection_breaks(tmp_path, monkeypatch, capf
         read_audio(Wrapped(BreaksOff(data)), name="s3://bucket/a")
     assert only_line(error) == "cannot read s3://bucket/a: [Errno 104] Connection reset by peer"
     assert capfd.readouterr() == ("", "")
+
+
+RAW = "libmpg123"
+
+
+@pytest.fixture
+def damaged_mp3(tmp_path):
+    """An MP3 with all its frames, which libsndfile decodes; libmpg123 remarks on what is in some of them."""
+    path = tmp_path / "damaged.mp3"
+    soundfile.write(path, noise(100_000), 16_000, format="MP3", bitrate_mode="CONSTANT")
+    data = bytearray(path.read_bytes())
+    headers = [match.start() for match in re.finditer(re.escape(bytes(data[:2])), data)]
+    for start in headers[20:60:5]:
+        data[start + 4 : start + 8] = b"\x5a\xa5\x3c\xc3"  # information on the frame
+    path.write_bytes(data)
+    return path
+
+
+def test_what_libraries_say_of_a_damaged_file_does_not_reach_the_user(damaged_mp3, capfd):
+    soundfile.read(damaged_mp3)
+    assert RAW in capfd.readouterr().err  # there is something to keep away
+    whole = read_audio(damaged_mp3)
+    with AudioReader(damaged_mp3) as sound:
+        np.testing.assert_array_equal(np.concatenate(list(sound.blocks())), whole)
+    with open(damaged_mp3, "rb") as file:
+        assert holds_sound(file)
+    assert capfd.readouterr() == ("", "")
+    soundfile.read(damaged_mp3)
+    assert RAW in capfd.readouterr().err  # what others decode is theirs to hear of
+
+
+def test_while_libraries_are_silent_all_others_can_write(capfd):
+    library = ctypes.CDLL(None)
+    with silent_decoders():
+        library.perror(b"by the C library")
+        with silent_decoders():  # as another thread may
+            pass
+        library.perror(b"by the C library")
+        print("by Python", file=sys.stderr)
+        os.write(2, b"by its number\n")
+        subprocess.run([sys.executable, "-c", "import sys; print('by a child', file=sys.stderr)"], check=True)
+    library.perror(b"later")
+    lines = sorted(capfd.readouterr().err.splitlines())
+    assert lines[:-1] == ["by Python", "by a child", "by its number"]
+    assert lines[-1].startswith("later: ")
 
 
 def test_storage_that_fails_is_named():

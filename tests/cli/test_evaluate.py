@@ -217,7 +217,7 @@ def test_scores_without_labels_need_a_key(
     assert "5" in one_line(capsys)
     partial = ("--key", tmp_path / "key.csv", "--allow-partial", "--resamples", 0)
     assert evaluate(tmp_path / "scores.txt", *partial) == 0
-    assert "only 115 trials are in the figures: 5 of the key have no score" in capsys.readouterr().out
+    assert "the figures are of 115 trials only: 5 of the key without a score" in capsys.readouterr().out
 
 
 def test_the_simplest_tables_and_the_keys_of_other_people(
@@ -272,7 +272,7 @@ def test_the_simplest_tables_and_the_keys_of_other_people(
             assert evaluate(tmp_path / given, *(["--key", tmp_path / key] if key else []), "--resamples", 0) == 0, given
             printed = capsys.readouterr().out
             assert eer in printed
-            assert (f"{Path(given).stem}: {len(table)} scores were matched to the key" in printed) == (told is not None)
+            assert (f"{Path(given).stem}: {len(table)} scores matched to the key" in printed) == (told is not None)
             assert told is None or told in printed
 
 
@@ -284,7 +284,7 @@ def test_files_that_could_not_be_scored_are_told(
     arguments = (tmp_path / "scored.csv", "--key", tmp_path / "list.csv", "--resamples", 0)
     assert evaluate(*arguments) == 1
     line = one_line(capsys)
-    assert "1 of 3 trials of the key have no score: c; give --allow-partial" in line
+    assert "1 of 3 trials of the key without a score: c; give --allow-partial" in line
     assert line.endswith("1 trial could not be scored (column 'error'), in no figure")
     assert evaluate(*arguments, "--allow-partial") == 0
     assert "scored: 1 trial could not be scored (column 'error')" in capsys.readouterr().out
@@ -335,7 +335,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (("nosuch.csv",), "nosuch.csv: no such file or folder"),
         (("S", "--own", "in_domian"), "no set is named 'in_domian'"),
         (("S", "--cluster", "speaker,attac"), "no field 'attac'"),
-        (("S", "--names", "a"), "1 names for 2 score files"),
+        (("S", "--names", "a"), "1 name for 2 score files"),
         (("S", "--resamples", "-1"), "-1 is negative"),
         (("S", "--resamples", "many"), "many"),
         (("S", "--threshold", "nan"), "not finite"),

@@ -116,6 +116,20 @@ def test_a_model_is_extended_and_the_table_tells_what_came_of_it(
     assert "epoch" not in printed.partition("EER % before")[0].rpartition("scores:")[2].replace("/epoch", "")
 
 
+def test_with_an_encoder_in_bfloat16(lightning, model, data_file, tmp_path, in_this_process):
+    """A trainer's precision is that of all runs; the old experts stay as they are."""
+    quiet = tmp_path / "quiet.yaml"
+    quiet.write_text(yaml.safe_dump({"trainer": {"accelerator": "cpu", "precision": "bf16-true"}}))
+    command = ("extend", model, "--data", data_file(), "--to", tmp_path / "extended", "--runs", tmp_path / "runs")
+    code, printed, error = lightning(*command, "--steps", 1, "--few", 2, "--alone", "--config", quiet)
+    assert code == 0, error
+    old, new = Detector.from_pretrained(model), Detector.from_pretrained(tmp_path / "extended")
+    assert all(torch.equal(new.state_dict()[name], tensor) for name, tensor in old.state_dict().items())
+    assert [len(layer.experts) for _, layer in adapted_sites(new)] == [3] * 8
+    assert new.precision == "bf16-true"
+    assert "EER % before and after" in printed
+
+
 def test_what_a_file_lacks_is_one_line(lightning, model, data_file, tmp_path, experiment):
     def refusal(path: Path, *more: object) -> str:
         code, _, error = lightning("extend", model, "--data", path, "--to", tmp_path / "to", *more)

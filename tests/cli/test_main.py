@@ -24,6 +24,38 @@ def test_help_lists_the_verbs(monkeypatch, capsys, arguments):
     assert "lightning fit --config quickstart" in printed
 
 
+def put_on_path(folder: Path, text: str) -> Path:
+    """A program called lightning."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "lightning"
+    script.write_text(text)
+    script.chmod(0o755)
+    return script
+
+
+@pytest.mark.parametrize(
+    ("folder", "text", "is_told"),
+    [
+        ("bin", "#!/usr/bin/python3\nfrom lightning_sdk.cli.entrypoint import main_cli\n", True),
+        ("bin", "#!/bin/sh\necho something else\n", True),
+        ("bin", "#!/usr/bin/python3\nfrom moelora_ad.cli.main import main\n", False),
+        ("shims", '#!/usr/bin/env bash\nexec pyenv exec "${0##*/}" "$@"\n', False),
+        ("bin", None, False),
+    ],
+)
+def test_another_packages_lightning_is_told_in_one_line_of_the_help(
+    monkeypatch, capsys, tmp_path, folder, text, is_told
+):
+    script = tmp_path / folder / "lightning" if text is None else put_on_path(tmp_path / folder, text)
+    monkeypatch.setenv("PATH", str(tmp_path / folder))
+    monkeypatch.setattr(sys, "argv", ["/bin/moelora-ad"])
+    assert main() == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
+    assert len(notes) == is_told
+    if is_told:
+        assert f"note: {script} is another package's program, so write moelora-ad;" in notes[0]
+
+
 def test_version(monkeypatch, capsys):
     assert call(monkeypatch, "--version") == 0
     assert capsys.readouterr().out.startswith("moelora_ad 0.")

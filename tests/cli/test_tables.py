@@ -73,10 +73,11 @@ def test_figures(verb: Callable[..., int], runs: Path, columns: int, shown_table
     assert verb("results", runs, "--compare", LONG, "lora", "--resamples", 20) == 0
     titles = [table.title for table in shown_tables]
     assert titles[:4] == ["Sets", "Sets", "Over runs", "Comparison"]
-    assert titles[4].startswith("EER %, mean ± standard deviation")
-    assert titles[5] == f"A = {LONG}, B = lora: EER over seeds and trials"
+    assert titles[4:7] == [f"EER % on each attack of {name}" for name in SETS if name != "dev"]
+    assert titles[7].startswith("EER %, mean ± standard deviation")
+    assert titles[8] == f"A = {LONG}, B = lora: EER over seeds and trials"
     assert all(all(table.columns) for table in shown_tables)  # each column has its name
-    assert "trained parameters" in shown_tables[4].columns
+    assert "trained parameters" in shown_tables[7].columns
 
 
 def test_corpora_and_models(

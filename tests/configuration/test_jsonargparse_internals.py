@@ -4,9 +4,9 @@ import random
 from contextlib import suppress
 
 import pytest
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, _typehints, set_parsing_settings
 
-from moelora_ad.configuration.jsonargparse_internals import settings_restored
+from moelora_ad.configuration.jsonargparse_internals import begin_anew, settings_restored
 
 
 def refusal() -> str:
@@ -33,3 +33,45 @@ def test_settings_come_back_after_an_error():
         set_parsing_settings(import_path_denylist=["*"])
         raise KeyError
     assert refusal() == before
+
+
+class Animal:
+    def __init__(self, name: str = "none"):
+        self.name = name
+
+
+class Cat(Animal):
+    pass
+
+
+class Dog(Animal):
+    pass
+
+
+class Plant:
+    def __init__(self, name: str = "none"):
+        self.name = name
+
+
+class Moss(Plant):
+    pass
+
+
+def test_one_kind_begins_anew_and_others_keep_what_classes_share(monkeypatch):
+    name = "discard_init_args_on_class_path_change"
+    monkeypatch.setattr(_typehints, name, getattr(_typehints, name))  # put back behind this test
+    begin_anew(Animal)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--animal", type=Animal)
+    parser.add_argument("--plant", type=Plant)
+    first = {
+        "animal": {"class_path": f"{__name__}.Cat", "init_args": {"name": "Tom"}},
+        "plant": {"class_path": f"{__name__}.Plant", "init_args": {"name": "Rose"}},
+    }
+    changed = {"animal": f"{__name__}.Dog", "plant": f"{__name__}.Moss"}
+    for found in (
+        parser.parse_object({key: {"class_path": path} for key, path in changed.items()}, parser.parse_object(first)),
+        parser.parse_args([f"--{key}={path}" for key, path in changed.items()], namespace=parser.parse_object(first)),
+    ):
+        assert (found.animal.class_path, found.animal.init_args.name) == (f"{__name__}.Dog", "none")
+        assert (found.plant.class_path, found.plant.init_args.name) == (f"{__name__}.Moss", "Rose")

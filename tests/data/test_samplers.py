@@ -61,7 +61,7 @@ def test_evaluation_leaves_out_the_batches_that_are_done(evaluation):
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
 def test_processes_together_train_on_the_batches_of_one(num_trials, batch_size, world_size, epoch):
     if num_trials < batch_size * world_size:
-        with pytest.raises(InputError, match=f"do not fill one batch of {batch_size} in {world_size} processes"):
+        with pytest.raises(InputError, match=f"cannot fill one batch of {batch_size} in {world_size} process"):
             TrainingBatches(num_trials, batch_size, 7, 0, world_size)
         return
     one = TrainingBatches(num_trials, batch_size * world_size, 7)

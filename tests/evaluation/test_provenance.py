@@ -50,7 +50,7 @@ def test_a_file_as_recorded_is_read(tmp_path):
 def test_a_file_that_lost_its_last_lines(tmp_path):
     path = recorded(tmp_path / "eval.csv")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:31]))
-    assert "it has 30 scores where 40 are recorded" in refusal(path)
+    assert "it has 30 scores, recorded: 40" in refusal(path)
 
 
 def test_a_number_that_lost_its_last_digits(tmp_path):
@@ -75,8 +75,8 @@ def test_any_cut_and_any_flipped_bit_is_refused(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scored": 41}, "it has 40 scores where 41 are recorded"),
-        ({"trials": 41}, "it has 40 scores where all 41 trials are recorded as scored"),
+        ({"scored": 41}, "it has 40 scores, recorded: 41"),
+        ({"trials": 41}, "it has 40 scores, and all of 41 trials are recorded as scored"),
         ({"score_file_sha256": None}, "where None... is recorded"),
         ({"score_file_sha256": [[]]}, "its SHA-256 is "),
     ],
@@ -100,10 +100,10 @@ def test_a_copy_in_another_format_is_not_what_is_recorded(tmp_path):
 
 def test_a_part_of_the_trials_is_told(tmp_path, run_verb):
     path = recorded(tmp_path / "eval.csv", trials=60, complete=False)
-    assert partial_note(path, NUMBER) == "only 40 of 60 trials have a score"
+    assert partial_note(path, NUMBER) == "only 40 of 60 trials with a score"
     code, printed, _ = run_verb(evaluate_command, path)
     assert code == 0
-    assert "note: eval: only 40 of 60 trials have a score" in " ".join(printed.split())
+    assert "note: eval: only 40 of 60 trials with a score" in " ".join(printed.split())
 
 
 def test_evaluate_and_results_refuse_a_cut_file(tmp_path, run_verb, make_run):
@@ -120,4 +120,4 @@ def test_evaluate_and_results_refuse_a_cut_file(tmp_path, run_verb, make_run):
     scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:-1]))
     code, printed, err = run_verb(results_command, run)
     assert (code, err.count("\n")) == (1, 1)
-    assert f"{scores}: is not the file that in_domain.json beside it records: it has 59 scores where 60" in err
+    assert f"{scores}: is not the file that in_domain.json beside it records: it has 59 scores, recorded: 60" in err

@@ -76,7 +76,7 @@ def test_one_score_for_each_trial(scores):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_scores_must_be_finite(bad):
-    with pytest.raises(ScoreError, match="1 scores are not finite; the first is of utterance 'u2'"):
+    with pytest.raises(ScoreError, match="1 score not finite; the first is of utterance 'u2'"):
         ScoreTable(TRIALS, [1.0, bad, 2.0])
 
 

@@ -326,7 +326,7 @@ def test_overfitting_takes_the_same_batches_in_every_epoch(data, trainer, tmp_pa
 def test_a_part_of_dev_without_an_eer_is_told_before_training(lightning, experiment, write_config, name, tmp_path):
     code, _, err = lightning("fit", "--config", write_config(experiment), f"--trainer.{name}", 1)
     assert code == 1
-    assert "1 batches of dev have 3 bona fide and 0 spoof trials" in error_line(err)
+    assert "1 batch of dev: 3 bona fide, 0 spoof, so there is no EER" in error_line(err)
     assert not list((tmp_path / "runs").rglob("*.ckpt"))
 
 

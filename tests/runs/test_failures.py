@@ -85,7 +85,7 @@ def test_a_score_of_a_read_trial_that_is_not_finite_is_no_failure():
     part = SetScores("x", TrialList([Trial("a", ""), Trial("b", "")]), complete=True)
     batch = Batch(torch.zeros(2, 1), None, torch.tensor([0, 1]), torch.tensor([0, 1]), [FailedTrial(0, "gone")])
     part.update(batch, torch.tensor([[0.0, 1.0], [0.0, math.nan]]))
-    with pytest.raises(ValueError, match="1 scores are not finite; the first is of utterance 'b'"):
+    with pytest.raises(ValueError, match="1 score not finite; the first is of utterance 'b'"):
         part.result()
 
 

@@ -13,8 +13,10 @@ from moelora_ad.adapters import Extension, FullFineTuning, GatePolicy, LoRA, MoE
 from moelora_ad.data.dataset import Batch, FailedTrial
 from moelora_ad.errors import InputError
 from moelora_ad.models import AASIST, AttentiveStatistics, Detector, MeanPooling, WhisperBackbone
+from moelora_ad.models.precision import round_frozen
 from moelora_ad.training import MLDG, DetectionModule, Tether
 from moelora_ad.training.initial_weights import load_initial_weights
+from moelora_ad.training.precision import FrozenHalfPrecision
 
 CLIPS = 0.1 * torch.randn(4, 8_000, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -83,6 +85,35 @@ def test_all_that_was_there_is_bit_identical_after_training(small_whisper, model
     with torch.no_grad():
         torch.testing.assert_close(loaded(CLIPS), module.detector.eval()(CLIPS))
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in after.items())
+
+
+def test_an_encoder_in_bfloat16_changes_nothing_of_the_old_experts(small_whisper, tmp_path, data, trainer):
+    """bf16-true rounds the encoder, for the tether's model as for the one in training, and no expert, gate or head."""
+    with torch.no_grad():
+        first = trained(Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2), MeanPooling))
+    first.save_pretrained(tmp_path / "model")
+    tethered = []
+
+    class Watched(Tether):
+        def logits(self, detector: Detector, batch: Batch) -> torch.Tensor:
+            tethered.append(super().logits(detector, batch))
+            rounded = Detector.from_pretrained(tmp_path / "model").eval()
+            round_frozen(rounded, "bf16-true")
+            with torch.no_grad():
+                torch.testing.assert_close(tethered[-1], rounded(batch.waveforms, batch.lengths))
+            return tethered[-1]
+
+    module = extended(small_whisper, tmp_path / "model", MeanPooling, tether=Watched())
+    trainer(tmp_path, plugins=[FrozenHalfPrecision("bf16-true")]).fit(module, datamodule=data())
+    assert tethered
+    after = module.detector.state_dict()
+    old = {name: tensor for name, tensor in first.state_dict().items() if name in first.kept_names()}
+    assert old
+    assert all(after[name].dtype == torch.float32 and torch.equal(after[name], one) for name, one in old.items())
+    added = {name: one for name, one in after.items() if ".experts.2." in name or ".gate.added." in name}
+    assert {one.dtype for one in added.values()} == {torch.float32}
+    assert all(one.any() for name, one in added.items() if name.endswith("lora_B"))
+    assert torch.bfloat16 in {one.dtype for one in after.values()}  # the encoder's
 
 
 def test_what_an_extension_lacks_is_told(small_whisper, model, data, trainer, tmp_path):

@@ -1,5 +1,6 @@
 """Differences of error rates in words."""
 
+from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.intervals import Difference
 
 
@@ -26,4 +27,4 @@ def as_row(difference: Difference) -> dict[str, float]:
 
 def bootstrap_note(resamples: int) -> str:
     """How the intervals were made."""
-    return f"intervals: paired bootstrap of clusters of trials, {resamples:,} resamples"
+    return f"intervals: paired bootstrap of clusters of trials, {counted(resamples, 'resample')}"

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from moelora_ad.analysis.experts import BASE, ExpertAnalysis, ScoreChanges
 from moelora_ad.analysis.reports.differences import as_row, bootstrap_note, interval, is_beyond_chance, points
 from moelora_ad.analysis.reports.report import Report
+from moelora_ad.errors import counted
 from moelora_ad.evaluation.reports.heatmaps import heatmaps
 from moelora_ad.evaluation.reports.text_table import TextTable
 
@@ -61,7 +62,7 @@ def _finding(analysis: ExpertAnalysis) -> str:
     rest = len(removals) - len(shown)
     return (
         f"removing experts of {analysis.system} changes the EER by {'; '.join(changes)}; "
-        f"{rest} other removals within chance"
+        f"{counted(rest, 'other removal')} within chance"
     )
 
 

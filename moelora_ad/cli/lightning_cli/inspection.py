@@ -23,7 +23,7 @@ from moelora_ad.cli.lightning_cli.detection_command import DetectionCommand
 from moelora_ad.cli.terminal import print_line, print_table
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
-from moelora_ad.errors import InputError, printable
+from moelora_ad.errors import InputError, counted, printable
 from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.models.accounting.account import Account, account
 from moelora_ad.models.dry_build import MOST_OF_DETECTOR, dry_build
@@ -160,7 +160,12 @@ def _print(result: Account, setting: Mapping[str, Any], left_out: Sequence[str])
         told = [", ".join(f"{count} {name}" for name, count in sites.by_name.items())]
         if sites.shapes:
             told.append(", ".join(f"{inner} -> {outer}" for inner, outer in sites.shapes))
-        facts.append(("adapted", f"{sites.wrapped} of {sites.expected} projections, in {sites.layers} layers"))
+        facts.append(
+            (
+                "adapted",
+                f"{sites.wrapped} of {counted(sites.expected, 'projection')}, in {counted(sites.layers, 'layer')}",
+            )
+        )
         facts.append(("", "; ".join(told)))
     if sites.gates:
         facts.append(("gates", f"{sites.gates}"))

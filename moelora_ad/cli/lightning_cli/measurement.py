@@ -22,7 +22,7 @@ from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.lightning_cli.detection_command import SILENCED, DetectionCommand
 from moelora_ad.cli.lightning_cli.planning import Plan, plan_of
 from moelora_ad.configuration.parser import OneLineParser
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.models.accounting.memory import checkpoint_bytes
 from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.end_summary import line, trainable
@@ -190,8 +190,7 @@ def _seconds(estimate: dict[str, float]) -> str:
 
 
 def _count(number: int | None, name: str) -> str:
-    plural = "es" if name.endswith("ch") and name != "epoch" else "s"
-    return f"{number or 0:,} {name}{'' if number == 1 else plural}"
+    return counted(number or 0, name, "batches" if name == "batch" else "")
 
 
 def _memory(peak: dict[str, int | None], setting: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from moelora_ad.cli.arguments import OneLineArgumentParser, new_folder
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 
 if TYPE_CHECKING:
     from moelora_ad.models.detector import Detector
@@ -96,8 +96,8 @@ def _tell_encoder(program: str, folder: Path, public: "PublicModel") -> None:
     config = public.encoder.config
     print(_files(folder))
     print(
-        f"an encoder of {public.layout} without a classifier: {config.num_hidden_layers} layers, width "
-        f"{config.hidden_size}, {config.num_attention_heads} attention heads, waveforms "
+        f"an encoder of {public.layout} without a classifier: {counted(config.num_hidden_layers, 'layer')}, width "
+        f"{config.hidden_size}, {counted(config.num_attention_heads, 'attention head')}, waveforms "
         f"{'' if public.encoder.extractor.do_normalize else 'not '}normalised"
     )
     backbone = "HubertBackbone" if config.model_type == "hubert" else "Wav2Vec2Backbone"

@@ -1,4 +1,4 @@
-"""The matrix of systems and held-out attacks as a heatmap with its figures."""
+"""A matrix of systems and attacks as a heatmap with its figures."""
 
 import matplotlib
 import numpy as np
@@ -13,11 +13,12 @@ _CELL = 0.62, 0.34  # inches
 _LETTER = 0.075
 _DARK, _LIGHT = "#10151b", "#fefefe"  # not those of the page, which change with it
 _MEAN_APART = 0.25  # of a cell
+_ACROSS = 14  # cells of a band
 
 
 def attack_plot(matrix: AttackMatrix) -> Plot:
-    """A cell for each system and held-out attack, and one for the mean over attacks, set off; EER in percent, by colour
-    and in figures. A cell without runs is grey."""
+    """A cell for each system and attack, in bands while there are many attacks, and one for the mean over attacks,
+    set off; EER in percent, by colour and in figures. A cell without runs is grey."""
     values = np.array(
         [[_percent(matrix.cell(system, attack)) for attack in matrix.attacks] for system in matrix.systems]
     )
@@ -25,30 +26,46 @@ def attack_plot(matrix: AttackMatrix) -> Plot:
     names = [short_name(system) for system in matrix.systems]
     columns = [short_name(attack) for attack in matrix.attacks]
     slanted = max(map(len, columns)) > 7
-    rows, across = values.shape
+    rows, num = values.shape
+    across = -(-num // -(-num // _ACROSS))  # of bands as even as can be
+    starts = range(0, num, across)
     left = _LETTER * max(map(len, names)) + 0.25
-    below = (_LETTER * max(map(len, columns)) if slanted else 0.2) + 0.35
-    width, height = across * _CELL[0] + (1 + _MEAN_APART) * _CELL[0], rows * _CELL[1]
-    whole = left + width + 0.9, height + below + 0.12
+    below = (_LETTER * max(map(len, columns)) if slanted else 0.2) + 0.12  # each band
+    width, height = (across + _MEAN_APART + 1) * _CELL[0], rows * _CELL[1]
+    whole = left + width + 0.9, 0.12 + len(starts) * (height + below) + 0.23
+    scale = Normalize(0.0, max(float(np.nanmax(values)), 1.0))
     with style():
         figure = Figure(figsize=whole)
-        axes = figure.add_axes((left / whole[0], below / whole[1], width / whole[0], height / whole[1]))
-        scale = Normalize(0.0, max(float(np.nanmax(values)), 1.0))
-        start = across + _MEAN_APART
-        for first, block in ((0.0, values), (start, means)):
-            _draw(axes, block, first, scale)
-        axes.set(xlim=(0, start + 1), ylim=(rows, 0), xlabel="attack held out of training and selection")
-        axes.set_xticks([*np.arange(across) + 0.5, start + 0.5], [*columns, "mean"], rotation=90 if slanted else 0)
-        axes.set_yticks(np.arange(rows) + 0.5, names)
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        box = ((left + width + 0.15) / whole[0], below / whole[1], 0.1 / whole[0], height / whole[1])
-        bar = figure.colorbar(axes.collections[0], cax=figure.add_axes(box))
-        bar.outline.set_visible(False)
-        bar.set_label("EER (%)")
-        bar.ax.tick_params(labelsize=7, length=2)
+        for number, start in enumerate(starts):
+            bottom = (whole[1] - 0.12 - height - number * (height + below)) / whole[1]
+            axes = figure.add_axes((left / whole[0], bottom, width / whole[0], height / whole[1]))
+            axes.set(xlim=(0, across + _MEAN_APART + 1), ylim=(rows, 0))
+            band = values[:, start : start + across]
+            _draw(axes, band, 0.0, scale)
+            ticks = dict(zip(np.arange(band.shape[1]) + 0.5, columns[start : start + across], strict=True))
+            if start == starts[-1]:
+                end = band.shape[1] + _MEAN_APART
+                _draw(axes, means, end, scale)
+                ticks[end + 0.5] = "mean"
+                axes.set_xlabel(_attacks_are(matrix))
+            axes.set_xticks(list(ticks), list(ticks.values()), rotation=90 if slanted else 0)
+            axes.set_yticks(np.arange(rows) + 0.5, names)
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+            axes.tick_params(length=0)
+            if not number:
+                box = ((left + width + 0.15) / whole[0], bottom, 0.1 / whole[0], height / whole[1])
+                bar = figure.colorbar(axes.collections[0], cax=figure.add_axes(box))
+                bar.outline.set_visible(False)
+                bar.set_label("EER (%)")
+                bar.ax.tick_params(labelsize=7, length=2)
         return drawn(figure)
+
+
+def _attacks_are(matrix: AttackMatrix) -> str:
+    if matrix.held_out:
+        return "attack held out of training and selection"
+    return f"attack of {short_name(matrix.set_name)}"
 
 
 def _draw(axes: Axes, block: np.ndarray, first: float, scale: Normalize) -> None:

@@ -1,11 +1,11 @@
-"""The matrix of systems and held-out attacks as a table for people and as rows for programs."""
+"""Matrices of systems and attacks as tables for people and as rows for programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moelora_ad import __version__
-from moelora_ad.errors import printable
+from moelora_ad.errors import counted, printable
 from moelora_ad.evaluation.comparison.attacks import AttackMatrix
 from moelora_ad.evaluation.reports.tables import rounded
 from moelora_ad.evaluation.reports.text_table import TextTable
@@ -15,7 +15,7 @@ from moelora_ad.runs.held_out import HELD_OUT
 
 
 def matrix_table(matrix: AttackMatrix) -> TextTable:
-    """A row for each system, a column for each held-out attack; the lowest mean of a column is bold."""
+    """A row for each system, a column for each attack; the lowest mean of a column is bold."""
     rows, numbers = [], []
     for system in matrix.systems:
         cells = [matrix.cell(system, attack) for attack in matrix.attacks]
@@ -25,7 +25,8 @@ def matrix_table(matrix: AttackMatrix) -> TextTable:
         rows.append((printable(system), *eers, "" if mean is None else rounded("eer", mean.mean, mean.interval)))
     bold = {(row, 1 + at) for at in range(len(matrix.attacks) + 1) for row in _lowest([line[at] for line in numbers])}
     heading = ("system", *map(printable, matrix.attacks), "mean [95 %]")
-    return TextTable("EER % on the held-out attack", heading, rows, 1, matrix_notes(matrix), frozenset(bold))
+    title = "the held-out attack" if matrix.held_out else f"each attack of {printable(matrix.set_name)}"
+    return TextTable(f"EER % on {title}", heading, rows, 1, matrix_notes(matrix), frozenset(bold))
 
 
 def _lowest(values: Sequence[float | None]) -> list[int]:
@@ -36,9 +37,15 @@ def _lowest(values: Sequence[float | None]) -> list[int]:
 
 def matrix_notes(matrix: AttackMatrix) -> tuple[str, ...]:
     """How the matrix is to be read."""
+    if matrix.held_out:
+        first = (
+            "A column's attack had no part in training nor in the selection of the checkpoint, and neither had the "
+            f"bona fide trials that it is judged against (set {HELD_OUT}: development's)"
+        )
+    else:
+        first = "A column is the EER of all bona fide trials of the set against the spoofs of one attack"
     found = [
-        "A column's attack had no part in training nor in the selection of the checkpoint, and neither had the bona "
-        f"fide trials that it is judged against (set {HELD_OUT}: development's)",
+        first,
         f"A figure is the mean over {_seeds(matrix)}. mean: over attacks, each of which counts once, by its mean over "
         "seeds; its 95 % interval is Student's t over these means (attacks - 1 degrees of freedom), so it includes the "
         "spread over attacks and that over seeds within them, but not the choice of trials",
@@ -47,21 +54,24 @@ def matrix_notes(matrix: AttackMatrix) -> tuple[str, ...]:
         found.append("Bold (* in plain text): the lowest mean of a column, as printed")
     if left := [attack for attack in matrix.attacks if attack not in matrix.common]:
         listed = ", ".join(map(printable, left))
-        found.append(f"Not in the mean, as not every system was trained without: {listed}")
+        why = "was trained without" if matrix.held_out else "has scores of"
+        found.append(f"Not in the mean, as not every system {why}: {listed}")
+    if matrix.num_unnamed:
+        found.append(f"{printable(matrix.set_name)}: {counted(matrix.num_unnamed, 'spoof')} without an attack's name")
     return tuple(found)
 
 
 def _seeds(matrix: AttackMatrix) -> str:
     cells = (matrix.cell(system, attack) for system in matrix.systems for attack in matrix.attacks)
     numbers = sorted({one.num for one in cells if one is not None})
-    told = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-    return f"{told} seed{'s' * (numbers[-1] > 1)}"
+    most = counted(numbers[-1], "seed")
+    return most if len(numbers) == 1 else f"{numbers[0]} to {most}"
 
 
 # --- for programs
 
 MATRIX_ROW = (
-    *("system", "statistic", "attack", "seed", "eer", "eer_low", "eer_high", "num_bona_fide", "num_spoof"),
+    *("set", "system", "statistic", "attack", "seed", "eer", "eer_low", "eer_high", "num_bona_fide", "num_spoof"),
     *("num_seeds", "num_attacks", "seed_std", "folder"),
 )
 
@@ -72,9 +82,8 @@ def matrix_rows(matrix: AttackMatrix) -> list[dict[str, Any]]:
     ``statistic`` is run, mean, std or mean_over_attacks."""
     rows: list[dict[str, Any]] = []
     for run in matrix.runs:
-        one = run.scores
-        row = {"system": run.system, "statistic": "run", "attack": run.attack, "seed": run.seed, "eer": one.eer}
-        trials = {"num_bona_fide": one.num_bona_fide, "num_spoof": one.num_spoof}
+        row = {"system": run.system, "statistic": "run", "attack": run.attack, "seed": run.seed, "eer": run.eer}
+        trials = {"num_bona_fide": run.num_bona_fide, "num_spoof": run.num_spoof}
         rows.append(row | trials | {"folder": str(run.folder)})
     for system in matrix.systems:
         for attack in matrix.attacks:
@@ -89,18 +98,23 @@ def matrix_rows(matrix: AttackMatrix) -> list[dict[str, Any]]:
             row = {"system": system, "statistic": "mean_over_attacks", "eer": mean.mean}
             low_high = {} if mean.interval is None else dict(zip(("eer_low", "eer_high"), mean.interval, strict=True))
             rows.append(row | low_high | {"num_attacks": mean.num_attacks, "seed_std": mean.seed_std})
-    return rows
+    return [{"set": matrix.set_name} | row for row in rows]
 
 
-def matrix_json(matrix: AttackMatrix) -> str:
-    """The same rows, and what they are about."""
-    content = {
-        "moelora_ad": __version__,
-        "set": HELD_OUT,
+def matrices_json(matrices: Iterable[AttackMatrix]) -> str:
+    """The same rows of several matrices, and what they are about."""
+    content = {"moelora_ad": __version__, "matrices": [_content(matrix) for matrix in matrices]}
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _content(matrix: AttackMatrix) -> Mapping[str, Any]:
+    return {
+        "set": matrix.set_name,
+        "held_out": matrix.held_out,
         "systems": matrix.systems,
         "attacks": matrix.attacks,
         "in_mean": matrix.common,
+        "spoofs_without_attack": matrix.num_unnamed,
         "rows": matrix_rows(matrix),
         "notes": matrix_notes(matrix),
     }
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"

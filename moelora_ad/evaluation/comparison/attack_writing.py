@@ -1,36 +1,53 @@
-"""The matrix of systems and held-out attacks as files in a folder."""
+"""Matrices of systems and attacks as files in a folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from moelora_ad.evaluation.comparison.attack_tables import MATRIX_ROW, matrix_json, matrix_rows, matrix_table
+from moelora_ad.evaluation.comparison.attack_plot import attack_plot
+from moelora_ad.evaluation.comparison.attack_tables import MATRIX_ROW, matrices_json, matrix_rows, matrix_table
 from moelora_ad.evaluation.comparison.attacks import AttackMatrix
 from moelora_ad.evaluation.reports.plots import Plot
 from moelora_ad.evaluation.reports.rows import as_csv
-from moelora_ad.evaluation.reports.text_table import as_markdown, latex_file
-from moelora_ad.files import written_whole
+from moelora_ad.evaluation.reports.text_table import TextTable, as_markdown, latex_file
+from moelora_ad.files import unused_name, written_whole
 
 
-def write_matrix(matrix: AttackMatrix, heatmap: Plot, folder: str | Path) -> list[Path]:
-    """Write attacks.csv and .json, at full precision, attacks.md and .tex, rounded, and the heatmap,
-    attacks.png and .svg; each file appears whole or not at all.
+class ShownMatrix(NamedTuple):
+    """A matrix, its table and its heatmap, made once for the files and the page."""
+
+    matrix: AttackMatrix
+    table: TextTable
+    heatmap: Plot
+
+    @classmethod
+    def of(cls, matrix: AttackMatrix) -> "ShownMatrix":
+        return cls(matrix, matrix_table(matrix), attack_plot(matrix))
+
+
+def write_matrices(shown: Sequence[ShownMatrix], folder: str | Path) -> list[Path]:
+    """Write attacks.csv and .json, at full precision, attacks.md and .tex, rounded, each of all matrices, and the
+    heatmap of each, attacks-SET.png and .svg; each file appears whole or not at all.
 
     Args:
-        matrix: The results.
-        heatmap: See `attack_plot`.
+        shown: The results; at least one.
         folder: Made if it is missing.
 
     Returns:
         The files.
     """
     folder = Path(folder)
-    table = matrix_table(matrix)
+    tables = [one.table for one in shown]
     texts = {
-        "attacks.csv": as_csv(matrix_rows(matrix), MATRIX_ROW),
-        "attacks.json": matrix_json(matrix),
-        "attacks.md": as_markdown(table),
-        "attacks.tex": latex_file([table]),
+        "attacks.csv": as_csv([row for one in shown for row in matrix_rows(one.matrix)], MATRIX_ROW),
+        "attacks.json": matrices_json(one.matrix for one in shown),
+        "attacks.md": "\n".join(map(as_markdown, tables)),
+        "attacks.tex": latex_file(tables),
     }
-    written = heatmap.write(folder / "attacks")
+    written = []
+    taken: set[str] = set()
+    for one in shown:
+        written += one.heatmap.write(folder / unused_name(f"attacks-{one.matrix.set_name}", taken))
     for name, text in texts.items():
         with written_whole(folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8", newline="")

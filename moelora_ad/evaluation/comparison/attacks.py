@@ -1,4 +1,4 @@
-"""Systems times the attacks that they were trained without: equal error rates, and means over attacks."""
+"""Systems times attacks, those of a test set or those held out: equal error rates, and means over attacks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,16 @@ import numpy as np
 from scipy import stats
 
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation.comparison.scored_runs import ScoredRun, ScoredSet
+from moelora_ad.evaluation.comparison.scored_runs import ScoredRun
+from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.evaluation.metrics.averages import SeedSummary, over_seeds
 from moelora_ad.evaluation.metrics.intervals import Interval
-from moelora_ad.runs.held_out import system_of
+from moelora_ad.runs.held_out import HELD_OUT, system_of
+from moelora_ad.runs.record import DEV
 
 
 class AttackMean(NamedTuple):
-    """A system over held-out attacks.
+    """A system over attacks.
 
     Args:
         mean: Over attacks of the means over seeds, a share of 1.
@@ -53,51 +55,39 @@ def over_attacks(eers: Sequence[Sequence[float]]) -> AttackMean:
     return AttackMean(mean, interval, float(np.sqrt(squares / free)) if free else None, num)
 
 
-class HeldOutRun(NamedTuple):
-    """A run that held an attack out: the system's own name, and its scores of that attack."""
+class AttackRun(NamedTuple):
+    """A run against one attack: its system, and the EER of the bona fide trials against the attack's spoofs."""
 
     system: str
     attack: str
     seed: int
     folder: Path
-    scores: ScoredSet
+    eer: float
+    num_bona_fide: int
+    num_spoof: int
 
 
 @dataclass(frozen=True)
 class AttackMatrix:
-    """Systems times held-out attacks.
+    """Systems times attacks.
 
     Args:
+        set_name: Of the test set.
         runs: Sorted by system and attack.
-
-    Raises:
-        InputError: Two runs have system, attack and seed in common, or an attack's trials are not the same.
+        held_out: Whether each run was trained without its attack, so that the set is another one for every attack.
+        num_unnamed: Spoofs of the set that name no attack.
     """
 
-    runs: Sequence[HeldOutRun]
-
-    def __post_init__(self) -> None:
-        seen: dict[tuple[str, str, int], HeldOutRun] = {}
-        first: dict[str, HeldOutRun] = {}
-        for run in self.runs:
-            other = seen.setdefault((run.system, run.attack, run.seed), run)
-            if other is not run:
-                raise InputError(
-                    f"{other.folder} and {run.folder} are both system {run.system!r} without {run.attack} with seed "
-                    f"{run.seed}: name one of them"
-                )
-            known = first.setdefault(run.attack, run)
-            if run.scores.has_other_trials(known.scores):
-                raise InputError(
-                    f"{known.folder} and {run.folder} have other trials of the held-out attack {run.attack}, so their "
-                    "figures do not compare: test both on one list"
-                )
+    set_name: str
+    runs: Sequence[AttackRun]
+    held_out: bool = False
+    num_unnamed: int = 0
 
     @cached_property
     def _eers(self) -> Mapping[tuple[str, str], Mapping[int, float]]:
         found: dict[tuple[str, str], dict[int, float]] = {}
         for run in self.runs:
-            found.setdefault((run.system, run.attack), {})[run.seed] = run.scores.eer
+            found.setdefault((run.system, run.attack), {})[run.seed] = run.eer
         return found
 
     @cached_property
@@ -110,11 +100,11 @@ class AttackMatrix:
 
     @cached_property
     def common(self) -> tuple[str, ...]:
-        """The attacks that every system was trained without: means are over these, so that they compare."""
+        """The attacks that every system has: means are over these, so that they compare."""
         return tuple(one for one in self.attacks if all((system, one) in self._eers for system in self.systems))
 
     def cell(self, system: str, attack: str) -> SeedSummary | None:
-        """Over seeds; None if no run of the system was trained without the attack."""
+        """Over seeds; None if no run of the system has the attack."""
         values = self._eers.get((system, attack))
         return None if values is None else over_seeds(list(values.values()))
 
@@ -123,16 +113,50 @@ class AttackMatrix:
         return over_attacks([[*self._eers[system, one].values()] for one in self.common]) if self.common else None
 
 
-def attack_matrix(runs: Iterable[ScoredRun]) -> AttackMatrix | None:
-    """Of the runs that held an attack out; None if no run did.
+def attack_matrices(comparison: Comparison) -> list[AttackMatrix]:
+    """One for each test set that names several attacks, and last that of the attacks which runs held out, if any did.
 
     Raises:
-        InputError: See `AttackMatrix`.
+        InputError: Two runs held the same attack out and have system and seed in common, or an attack that was held out
+            has not the same trials in all runs.
     """
+    of_sets = [_of_set(comparison, name) for name in comparison.sets if name != DEV]
+    return [matrix for matrix in (*of_sets, _held_out(comparison.runs)) if matrix is not None]
+
+
+def _held_out(runs: Iterable[ScoredRun]) -> AttackMatrix | None:
+    first: dict[str, ScoredRun] = {}
+    seen: dict[tuple[str, str, int], Path] = {}
     found = []
     for run in runs:
-        if run.attack is not None and run.held_out is not None:
-            record = run.record
-            system = system_of(record.system, run.attack)
-            found.append(HeldOutRun(system, run.attack, record.seed, record.folder, run.held_out))
-    return AttackMatrix(sorted(found, key=lambda run: run[:3])) if found else None
+        attack, scores, record = run.attack, run.held_out, run.record
+        if attack is None or scores is None:
+            continue
+        system, folder = system_of(record.system, attack), record.folder
+        other = seen.setdefault((system, attack, record.seed), folder)
+        if other is not folder:
+            raise InputError(
+                f"{other} and {folder} are both system {system!r} without {attack} with seed {record.seed}: name one "
+                "of them"
+            )
+        known = first.setdefault(attack, run)
+        if known.held_out is not None and scores.has_other_trials(known.held_out):
+            raise InputError(
+                f"{known.record.folder} and {folder} have other trials of the held-out attack {attack}, so their "
+                "figures do not compare: test both on one list"
+            )
+        found.append(AttackRun(system, attack, record.seed, folder, scores.eer, scores.num_bona_fide, scores.num_spoof))
+    return AttackMatrix(HELD_OUT, sorted(found), held_out=True) if found else None
+
+
+def _of_set(comparison: Comparison, name: str) -> AttackMatrix | None:
+    having = [(run.record, run.sets[name]) for run in comparison.runs if name in run.sets]
+    if len({attack for _, scores in having for attack in scores.attacks}) < 2:
+        return None
+    runs = [
+        AttackRun(record.system, attack, record.seed, record.folder, eer, scores.num_bona_fide, num_spoof)
+        for record, scores in having
+        for attack, (eer, num_spoof) in scores.attacks.items()
+    ]
+    unnamed = max(one.num_spoof - sum(attack.num_spoof for attack in one.attacks.values()) for _, one in having)
+    return AttackMatrix(name, sorted(runs), num_unnamed=unnamed)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moelora_ad.errors import printable
+from moelora_ad.errors import counted, printable
 from moelora_ad.evaluation.comparison.pairs import ComparedPairs, PairFigures, SeedsOfPair
 from moelora_ad.evaluation.metrics.seed_differences import LEVEL, MOST_SEEDS, seeds_needed
 from moelora_ad.evaluation.reports.text_table import TextTable
@@ -90,7 +90,7 @@ def how_compared(compared: ComparedPairs) -> tuple[str, ...]:
     """How the tables are to be read."""
     of_sets, of_averages = compared.tests
     families = [
-        f"{number} test{'s' * (number > 1)} on {what}"
+        f"{counted(number, 'test')} on {what}"
         for number, what in ((of_sets, "sets"), (of_averages, "averages"))
         if number
     ]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.evaluation.comparison.scored_runs import ScoredRun
 from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.evaluation.metrics.clusters import clusters_of
@@ -202,7 +202,11 @@ def _scores(name: str, runs: Sequence[ScoredRun]) -> tuple[ScoreTable, NDArray[n
     kept = np.flatnonzero(~np.isnan(scores).any(axis=0))
     if len(kept) == most:
         return table, scores, []
-    return table.select(kept), scores[:, kept], [f"{len(kept):,} trials, those that all of these runs have scored"]
+    return (
+        table.select(kept),
+        scores[:, kept],
+        [f"{counted(len(kept), 'trial')}, those that all of these runs have scored"],
+    )
 
 
 def _read(name: str, run: ScoredRun) -> ScoreTable:

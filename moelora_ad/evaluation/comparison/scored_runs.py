@@ -8,11 +8,11 @@ from typing import Any
 
 from moelora_ad.configuration.differences import differences
 from moelora_ad.configuration.files import read_configuration
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.evaluation.provenance import partial_note, provenance_of, read_provenance
 from moelora_ad.evaluation.score_files.labelled import ScoreReader
 from moelora_ad.evaluation.score_files.paths import FAILED, failed_note
-from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.evaluation.score_table import AttackErrorRate, ScoreTable
 from moelora_ad.runs.held_out import HELD_OUT, held_out_attack
 from moelora_ad.runs.record import DEV, RunRecord, trials_hash
 
@@ -31,6 +31,7 @@ class ScoredSet:
         trials: hash of ids and labels of the scored trials, in any order.
         trial_list: hash of the whole list of trials, from the provenance; None if it is not there.
         selection: what was taken of its corpus, in words; empty for all trials.
+        attacks: the bona fide trials against the spoofs of each attack, by its name.
     """
 
     corpus: str
@@ -42,6 +43,7 @@ class ScoredSet:
     trials: str
     trial_list: str | None
     selection: str = ""
+    attacks: Mapping[str, AttackErrorRate] = field(default_factory=dict)
 
     def has_other_trials(self, other: "ScoredSet") -> bool:
         if self.trial_list and other.trial_list:
@@ -93,7 +95,7 @@ def read_runs(
             usable.append(record)
     if not usable:
         hint = f": {notes[0]}" if notes else ""
-        raise InputError(f"none of {len(records)} runs is finished and has scores{hint}")
+        raise InputError(f"none of {counted(len(records), 'run')} is finished and has scores{hint}")
     configurations = {record.folder: read_configuration(record.configuration) for record in usable}
     for _, group in groupby(usable, key=lambda record: record.system):
         _check_one_system(list(group), configurations)
@@ -177,6 +179,7 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
             trials=trials_hash(table.trials),
             trial_list=_trial_list(read_provenance(path)),
             selection=record.selections.get(name, ""),
+            attacks=table.attack_error_rates(),
         )
     return sets, notes
 

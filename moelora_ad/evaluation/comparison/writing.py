@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moelora_ad.errors import counted, printable
-from moelora_ad.evaluation.comparison.attack_plot import attack_plot
-from moelora_ad.evaluation.comparison.attack_tables import matrix_table
-from moelora_ad.evaluation.comparison.attack_writing import write_matrix
-from moelora_ad.evaluation.comparison.attacks import AttackMatrix, attack_matrix
+from moelora_ad.evaluation.comparison.attack_writing import ShownMatrix, write_matrices
+from moelora_ad.evaluation.comparison.attacks import attack_matrices
 from moelora_ad.evaluation.comparison.pair_tables import PAIR_ROW, pair_rows, pair_tables
 from moelora_ad.evaluation.comparison.pairs import ComparedPairs
 from moelora_ad.evaluation.comparison.spread_plot import spread_plot
@@ -33,7 +31,7 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
 
     results.csv has a row for each system, seed and set, and for their means, at full precision, results.json the same
     and its description; table.md and table.tex are the rounded tables; spread.png and .svg are the plot; report.html
-    has all in one page. Runs that held attacks out add what `write_matrix` writes.
+    has all in one page. Attacks that were held out, and test sets of several, add what `write_matrices` writes.
 
     Args:
         comparison: The results.
@@ -46,8 +44,7 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
     folder = Path(folder)
     plot = spread_plot(comparison)
     pairs = [] if compared is None else pair_tables(compared)
-    matrix = attack_matrix(comparison.runs)
-    heatmap = None if matrix is None else attack_plot(matrix)
+    attacks = list(map(ShownMatrix.of, attack_matrices(comparison)))
     listed = [table_one(comparison), *pairs]
     texts = {
         "results.csv": as_csv(comparison_rows(comparison), ROW),
@@ -55,11 +52,11 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
         "results.json": comparison_json(comparison, compared),
         "table.md": "\n".join(map(as_markdown, listed)),
         "table.tex": latex_file(listed),
-        "report.html": comparison_page(comparison, plot, pairs, matrix, heatmap),
+        "report.html": comparison_page(comparison, plot, pairs, attacks),
     }
     written = plot.write(folder / "spread")
-    if matrix is not None and heatmap is not None:
-        written += write_matrix(matrix, heatmap, folder)
+    if attacks:
+        written += write_matrices(attacks, folder)
     for name, text in texts.items():
         if text is None:
             continue
@@ -73,8 +70,7 @@ def comparison_page(
     comparison: Comparison,
     plot: Plot,
     pairs: Sequence[TextTable] = (),
-    matrix: AttackMatrix | None = None,
-    heatmap: Plot | None = None,
+    attacks: Sequence[ShownMatrix] = (),
 ) -> str:
     """The page; names come from files and are not trusted."""
     systems, runs = len(comparison.systems), len(comparison.runs)
@@ -85,8 +81,10 @@ def comparison_page(
         notes=[printable(note) for note in comparison.notes],
         table_one=table_one(comparison),
         pairs=pairs,
-        attacks=None if matrix is None else matrix_table(matrix),
-        heatmap=None if heatmap is None else inline_svg(heatmap.svg, "attacks"),
+        attacks=[
+            (one.matrix, one.table, inline_svg(one.heatmap.svg, f"attacks{number}"))
+            for number, one in enumerate(attacks)
+        ],
         spread=inline_svg(plot.svg, "spread"),
         spread_text=_spread_text(comparison),
         cost=cost_table(comparison),

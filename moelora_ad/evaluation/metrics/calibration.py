@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, sorted_by_class
 from moelora_ad.evaluation.score_table import ScoreTable
 
@@ -165,8 +166,8 @@ def refuse_own_calibration(calibration_table: ScoreTable, reported_table: ScoreT
     shared = shared_trials(calibration_table, reported_table)
     if shared:
         raise ScoreError(
-            f"{len(shared):,} of {len(reported_table):,} trials, the first of them {shared[0]!r}, are among those the"
-            " calibration was fitted on; calibrate on a development set"
+            f"the calibration was fitted on {len(shared):,} of {counted(len(reported_table), 'trial')}, the first of "
+            f"them {shared[0]!r}; calibrate on a development set"
         )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelora_ad.corpora.trial import TrialList
+from moelora_ad.errors import counted
 
 _SPEAKER_AND_ATTACK = ("speaker", "attack")
 _CLIP = ("source",)
@@ -96,5 +97,7 @@ def _combinations(
 
 def _note(num: int, of: int, fields: tuple[str, ...]) -> str:
     needed = " and ".join(field for field in fields if field != "attack" or len(fields) == 1)
-    which = f"no trial has a known {needed}" if num == of else f"{num:,} of {of:,} trials have no known {needed}"
+    which = (
+        f"no trial has a known {needed}" if num == of else f"{num:,} of {counted(of, 'trial')} without a known {needed}"
+    )
     return f"{which}: each is resampled on its own, so intervals are too narrow where trials are alike"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moelora_ad.corpora.protocols.records import read_lines
+from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, equal_error_rate
 from moelora_ad.evaluation.score_table import parse_scores
 
@@ -205,7 +206,9 @@ def _keyed_scores(path: str | Path, phase: str) -> Iterator[tuple[int, str, str]
     metadata = Path(path).absolute().parent.parent / "trial_metadata.txt"
     keys = _rows(metadata, ("speaker", "trial", "codec", "transmission", "attack", "key", "trim", "phase"))
     if len(keys) != len(trials):
-        raise ScoreError.at(path, f"has {len(trials):,} scores, but {metadata} has {len(keys):,} trials")
+        raise ScoreError.at(
+            path, f"has {counted(len(trials), 'score')}, but {metadata} has {counted(len(keys), 'trial')}"
+        )
     for (line, _, utterance, _), key in zip(trials, keys, strict=True):
         if utterance != key[2]:
             raise ScoreError.at(path, f"is of {utterance!r}, but {metadata} has {key[2]!r} there", line=line)

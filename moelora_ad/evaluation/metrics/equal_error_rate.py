@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 
 
 class ScoreError(InputError):
@@ -73,7 +73,9 @@ def _refuse(scores: NDArray[np.float64], odd_labels: NDArray[np.generic]) -> Non
     finite = np.isfinite(scores)
     if not finite.all():
         first = int(np.argmin(finite))
-        raise ScoreError(f"{int((~finite).sum())} scores are not finite; the first is number {first}: {scores[first]}")
+        raise ScoreError(
+            f"{counted(int((~finite).sum()), 'score')} not finite; the first is number {first}: {scores[first]}"
+        )
     raise ScoreError(
         f"labels must be 1 (bona fide) or 0 (spoof); {len(odd_labels)} are not, for example {odd_labels[0]}"
     )

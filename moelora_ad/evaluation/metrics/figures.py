@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.clusters import clusters_of
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
@@ -127,7 +128,7 @@ def _check_labels(name: str, table: ScoreTable) -> None:
     if len(unknown):
         first = table.trials[int(unknown[0])].utterance
         raise ScoreError(
-            f"{name}: {len(unknown):,} of {len(table):,} trials have no label, the first is {first!r}; "
+            f"{name}: {len(unknown):,} of {counted(len(table), 'trial')} without a label, the first is {first!r}; "
             "give a key with the labels"
         )
 
@@ -155,8 +156,7 @@ def _notes(overall: Figures, options: FigureOptions, trials: _Trials, of_cluster
         for label, kind in ((1, "bona fide trials"), (0, "spoofs")):
             num = len(np.unique(trials.clusters[trials.labels == label]))
             if num < _FEW_CLUSTERS:
-                clusters = f"{num} cluster" + "s" * (num > 1)
-                notes.append(f"all {kind} are in {clusters}: intervals are rough, and rather too narrow")
+                notes.append(f"all {kind} are in {counted(num, 'cluster')}: intervals are rough, and rather too narrow")
     return notes
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelora_ad.corpora.protocols.columns import Texts
+from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.clusters import clusters_of
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, sorted_by_class
 from moelora_ad.evaluation.metrics.options import FigureOptions
@@ -228,7 +229,9 @@ def _places(first: ScoreTable, second: ScoreTable) -> NDArray[np.int64]:
     places = np.array([numbers[utterance] for utterance in wanted])
     differ = np.flatnonzero(first.labels != second.labels[places])
     if len(differ):
-        raise ScoreError(f"{len(differ):,} trials have two labels; the first is of utterance {wanted[differ[0]]!r}")
+        raise ScoreError(
+            f"{counted(len(differ), 'trial')} with two labels; the first is of utterance {wanted[differ[0]]!r}"
+        )
     return places
 
 

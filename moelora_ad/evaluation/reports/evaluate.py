@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from moelora_ad import __version__
 from moelora_ad.corpora.trial import Trial, TrialList
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.evaluation.metrics.costs import TandemCosts2019, TandemCosts2021, read_asv_error_rates
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
 from moelora_ad.evaluation.metrics.options import FigureOptions
@@ -217,7 +217,7 @@ def _development(given: Place | ScoreTable, format_in: str | None) -> tuple[Scor
 
 
 def _named(given: Any) -> str:
-    return os.fspath(given) if isinstance(given, str | os.PathLike) else f"{len(given):,} trials in memory"
+    return os.fspath(given) if isinstance(given, str | os.PathLike) else f"{counted(len(given), 'trial')} in memory"
 
 
 def _listed(key: TrialList) -> list[str]:

@@ -266,7 +266,8 @@ def _interval_text(results: Results) -> str:
     if not resamples:
         return "None were requested."
     return (
-        f"95 % intervals come from a bootstrap of {resamples:,} resamples (seed {results.options.get('seed')}). "
+        f"95 % intervals come from a bootstrap of {counted(resamples, 'resample')} "
+        f"(seed {results.options.get('seed')}). "
         "Trials of one speaker and one attack are much alike, so whole clusters of them are drawn, not single trials. "
         "An interval shows what other speakers and trials of the same kind would do to a figure. "
         "It does not cover attacks, codecs or languages that are not in the set. "

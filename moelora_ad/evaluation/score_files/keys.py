@@ -17,6 +17,7 @@ from moelora_ad.corpora.manifest import Manifest
 from moelora_ad.corpora.protocols.collecting import Collector
 from moelora_ad.corpora.protocols.records import delimiter_of, first_line, read_lines, read_text, split_header
 from moelora_ad.corpora.trial import TEXT_FIELDS, TrialList, parse_label
+from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
 from moelora_ad.evaluation.score_files.formats import Scores
 from moelora_ad.evaluation.score_files.matching import match_ids
@@ -163,9 +164,11 @@ def _difference(wanted: Sequence[str], scored: Sequence[str], found: NDArray[np.
     extra = [scored[number] for number in np.setdiff1d(np.arange(len(scored)), found).tolist()]
     parts = []
     if missing:
-        parts.append(f"{len(missing):,} of {len(wanted):,} trials of the key have no score: {_listed(missing)}")
+        parts.append(
+            f"{len(missing):,} of {counted(len(wanted), 'trial')} of the key without a score: {_listed(missing)}"
+        )
     if extra:
-        parts.append(f"{len(extra):,} of {len(scored):,} scores are not of the key: {_listed(extra)}")
+        parts.append(f"{len(extra):,} of {counted(len(scored), 'score')} not of the key: {_listed(extra)}")
     if len(missing) == len(wanted):
         bare = {_bare(utterance) for utterance in scored}
         ends = any(_bare(utterance) in bare for utterance in wanted)
@@ -181,7 +184,7 @@ def _refuse_contradictions(scores: ScoreTable, joined: TrialList, places: NDArra
     wrong = np.flatnonzero((given >= 0) & (keyed >= 0) & (given != keyed))
     if len(wrong):
         names = _listed(joined.columns.utterance[int(number)] for number in wrong)
-        raise ScoreError(f"{len(wrong):,} labels in the scores contradict the key: {names}")
+        raise ScoreError(f"against the key: {counted(len(wrong), 'label')} in the scores, {names}")
 
 
 def _listed(utterances: Iterable[str]) -> str:

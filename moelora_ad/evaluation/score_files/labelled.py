@@ -60,8 +60,8 @@ class ScoreReader:
             notes += [joined.note] if joined.note else []
             if joined.num_missing or joined.num_extra:
                 notes.append(
-                    f"only {len(table):,} trials are in the figures: {joined.num_missing:,} of the key have no score "
-                    f"and {joined.num_extra:,} scores are not in the key"
+                    f"the figures are of {counted(len(table), 'trial')} only: {joined.num_missing:,} of the key "
+                    f"without a score, {counted(joined.num_extra, 'score')} not in the key"
                 )
         elif isinstance(found, ScoreTable):
             table = found
@@ -74,7 +74,7 @@ class ScoreReader:
 def _check(path: str | Path, table: ScoreTable) -> None:
     unknown = int((table.labels < 0).sum())
     if unknown:
-        what = f"{unknown:,} of {len(table):,} trials have no label; name a file with the labels by --key"
+        what = f"{unknown:,} of {counted(len(table), 'trial')} without a label; name a file with the labels by --key"
         raise ScoreError.at(path, what)
     try:
         check_classes(table.trials.num_bona_fide, table.trials.num_spoof)

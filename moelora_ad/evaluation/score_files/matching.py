@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelora_ad.corpora.manifest import without_audio_ending
+from moelora_ad.errors import counted
 
 
 class Matched(NamedTuple):
@@ -44,7 +45,7 @@ def match_ids(trials: Sequence[str], audio: Sequence[str], scores: Sequence[str]
         new = pairing.add(pairs)
         if new:
             example = f"{scores[pairing.found[new[0]]]} to {trials[new[0]]}"
-            notes.append(f"{len(new):,} scores were matched to the key {way}, one to one: {example}")
+            notes.append(f"{counted(len(new), 'score')} matched to the key {way}, one to one: {example}")
 
     if all(pairing.num_left):
         files = [os.path.abspath(path) if path else "" for path in audio]

@@ -89,7 +89,7 @@ def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> ScoreFi
     if twice:
         raise PathError(f"{twice[0]} is given more than once")
     if names and len(names) != len(files):
-        raise PathError(f"--names has {len(names)} names for {len(files)} score files")
+        raise PathError(f"--names has {counted(len(names), 'name')} for {counted(len(files), 'score file')}")
     if not all(name.strip() for name in names):
         raise PathError("--names has an empty name")
     sets = [printable(name) for name in names] or [printable(path.stem) for path in files]

@@ -194,9 +194,6 @@ def _loader(share: Sequence[tuple[int, list[str]]], cutting: Cutting) -> DataLoa
 def _begin_worker(worker: int) -> None:
     begin_worker(worker)
     end_with_parent()
-    # Decoding libraries write notes there, between the lines of the other process; errors are in a file's result.
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
 
 
 def _unchanged(piece: Any) -> Any:

@@ -8,6 +8,7 @@ import warnings
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moelora_ad.errors import counted
 from moelora_ad.models.heads.public_names import public_name
 from moelora_ad.models.heads.spectro_temporal import SpectroTemporalGraphs, check_features
 
@@ -70,9 +71,9 @@ class AASIST(SpectroTemporalGraphs):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
         given = {name: tensor for name, tensor in state.items() if not name.startswith("ssl_model.")}
         if missing := sorted(own.keys() - given.keys()):
-            raise ValueError(f"not a public AASIST head: {len(missing)} names are missing, first {missing[:3]}")
+            raise ValueError(f"not a public AASIST head: missing: {counted(len(missing), 'name')}, first {missing[:3]}")
         if extra := sorted(given.keys() - own.keys()):
-            raise ValueError(f"not a public AASIST head: {len(extra)} names are unknown, first {extra[:3]}")
+            raise ValueError(f"not a public AASIST head: unknown: {counted(len(extra), 'name')}, first {extra[:3]}")
         shapes = {name: tensor.shape for name, tensor in self.state_dict().items()}
         if wrong := [name for name in sorted(own) if given[name].shape != shapes[own[name]]]:
             name = wrong[0]
@@ -80,8 +81,8 @@ class AASIST(SpectroTemporalGraphs):
         self.load_state_dict({own[name]: given[name] for name in own})
         if left_out := len(state) - len(given):
             warnings.warn(
-                f"only the head was loaded: the {left_out} tensors of its encoder (ssl_model.*) were left out. The two "
-                "were trained together: on another encoder, the scores are not those of the public model",
+                f"only the head was loaded: its encoder (ssl_model.*, {counted(left_out, 'tensor')}) was left out. The "
+                "two were trained together: on another encoder, the scores are not those of the public model",
                 stacklevel=2,
             )
 

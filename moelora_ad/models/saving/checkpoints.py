@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from torch import Tensor
 
-from moelora_ad.errors import printable
+from moelora_ad.errors import counted, printable
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.containers import check_container
 from moelora_ad.models.saving.files import WEIGHTS, read_config, read_tensors, short
@@ -105,7 +105,7 @@ def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, 
     """
     kept, own = detector.kept_names(), detector.state_dict() if shapes else {}
     faults = [
-        f"it {what} {len(names)} tensors, first {min(names)}"
+        f"it {what} {counted(len(names), 'tensor')}, first {min(names)}"
         for names, what in ((kept - state.keys(), "lacks"), (state.keys() - kept, "has besides the model's own"))
         if names
     ] + [

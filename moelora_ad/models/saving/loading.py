@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moelora_ad.adapters import AdaptationMethod, Ownership
 from moelora_ad.audio import TRAINING_SAMPLES
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.backbones.pretrained import is_hub_id
 from moelora_ad.models.devices import on_device
@@ -182,13 +182,14 @@ class LoadedModule(nn.Module):
         path = folder / WEIGHTS
         if list(self.sites) != config["sites"]:
             raise InputError.at(
-                folder / CONFIG, f"adapted {len(config['sites'])} projections, here there are {len(self.sites)}"
+                folder / CONFIG,
+                f"adapted {counted(len(config['sites']), 'projection')}, here there are {len(self.sites)}",
             )
         own = self.state_dict()
         kept = set(own) if config["backbone_sha256"] is None else self.kept_names()
         for names, what in ((kept - given.keys(), "lacks"), (given.keys() - kept, "has besides the model's own")):
             if names:
-                raise InputError.at(path, f"{what} {len(names)} tensors, first {min(names)}")
+                raise InputError.at(path, f"{what} {counted(len(names), 'tensor')}, first {min(names)}")
         for name, tensor in given.items():
             if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
                 raise InputError.at(

@@ -12,7 +12,7 @@ from rich.text import Text
 from moelora_ad.configuration.building import PARTS
 from moelora_ad.data.data_module import TRAIN
 from moelora_ad.data.trainer_state import run_directory, score_folder, set_folder, training_folder
-from moelora_ad.errors import printable
+from moelora_ad.errors import counted, printable
 from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
 from moelora_ad.models.saving.specification import allow_options, packages_of
 from moelora_ad.runs.folder import shown
@@ -41,7 +41,7 @@ def print_fit(
         best = getattr(trainer.checkpoint_callback, "best_model_score", None)
         line(console, "best dev EER", "none" if best is None else f"{100 * float(best):.2f} %")
     line(console, "trainable parameters", trainable(model.parameter_counts))
-    line(console, "epochs", f"{trainer.current_epoch} ({trainer.global_step} steps)")
+    line(console, "epochs", f"{trainer.current_epoch} ({counted(trainer.global_step, 'step')})")
     if record is not None:
         peak = {name: size for name, size in record.peak_memory_bytes.items() if size is not None}
         memory = ", ".join(f"{size / 2**30:.2f} GiB ({name})" for name, size in peak.items())
@@ -87,7 +87,7 @@ def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
 def unscored(model: DetectionModule) -> list[str]:
     """An error line for each evaluated set that has no score at all."""
     return [
-        f"{name}: none of its {figures.num_failed} files could be read; the first: {figures.first_failure}"
+        f"{name}: none of its {counted(figures.num_failed, 'file')} could be read; the first: {figures.first_failure}"
         for name, figures in model.evaluated.items()
         if figures.num_failed and not figures.num_scored
     ]

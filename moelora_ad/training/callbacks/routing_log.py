@@ -20,6 +20,7 @@ from moelora_ad.adapters import Decision, RoutingRecord, adapted_sites, singular
 from moelora_ad.data.data_module import known_data
 from moelora_ad.data.dataset import Batch
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, shards_the_model
+from moelora_ad.errors import counted
 from moelora_ad.files import written_whole
 from moelora_ad.lightning_internals import logged_step
 from moelora_ad.runs.record import DEV
@@ -154,7 +155,7 @@ class RoutingLog(Callback):
         path = run_directory(trainer) / FOLDER / f"{name}.json"
         num_decisions = next(iter(routing.values())).num_decisions
         write_figures(path, sites, trainer.current_epoch, trainer.global_step, num_trials, num_decisions)
-        title = f"{name}: routing on the development set ({num_trials:,} utterances)"
+        title = f"{name}: routing on the development set ({counted(num_trials, 'utterance')})"
         png = routing_heatmaps(sites, title)
         with written_whole(path.with_suffix(".png")) as unfinished:
             unfinished.write_bytes(png)
@@ -169,9 +170,9 @@ class RoutingLog(Callback):
             most = max(sorted(set(taken)), key=taken.count)
             line = (
                 f"warning: epoch {trainer.current_epoch}: one expert takes more than {COLLAPSED:.0%} of the decisions "
-                f"in {len(taken)} of {len(sites)} projections (expert {most} in {taken.count(most)} of them); to make "
-                "them share: model.adaptation auxiliary.importance (auxiliary.load_balance with top_k), gate noise, or "
-                "a lower model.gate_lr"
+                f"in {len(taken)} of {counted(len(sites), 'projection')} (expert {most} in {taken.count(most)} of "
+                "them); to make them share: model.adaptation auxiliary.importance (auxiliary.load_balance with top_k), "
+                "gate noise, or a lower model.gate_lr"
             )
             Console(file=sys.stderr, soft_wrap=True).print(line, markup=False, highlight=False)
 

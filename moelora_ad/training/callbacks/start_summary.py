@@ -15,6 +15,7 @@ from moelora_ad.corpora import TrialList
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.shares import by_name
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory
+from moelora_ad.errors import counted
 from moelora_ad.models.accounting.memory import checkpoint_bytes
 from moelora_ad.runs.folder import shown
 from moelora_ad.runs.record import DEV
@@ -84,7 +85,7 @@ def batch(trainer: Trainer, data: AudioDeepfakeDataModule) -> str:
     length = "whole" if segment.samples is None else f"{segment.samples / SAMPLE_RATE:.3g} s each"
     clips = f"{segment.count} clips of " if segment.count > 1 else ""
     total = size * trainer.world_size * trainer.accumulate_grad_batches
-    told = f"{total} trials, {clips}{length}"
+    told = f"{counted(total, 'trial')}, {clips}{length}"
     return told if len(factors) == 1 else f"{told}: {' x '.join(factors)}"
 
 
@@ -115,7 +116,7 @@ def _train(data: AudioDeepfakeDataModule, trials: TrialList) -> str:
 
 
 def _trials(trials: TrialList) -> str:
-    return f"{len(trials):,} trials ({trials.num_bona_fide:,} bona fide, {trials.num_spoof:,} spoof)"
+    return f"{counted(len(trials), 'trial')} ({trials.num_bona_fide:,} bona fide, {trials.num_spoof:,} spoof)"
 
 
 def audio_seconds(trials: TrialList) -> float | None:
@@ -155,7 +156,9 @@ def _started_from(module: DetectionModule) -> str:
 def _steps(trainer: Trainer, total: int | float) -> str:
     per_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
     epochs = trainer.max_epochs
-    course = f"{int(per_epoch):,} an epoch" if epochs in (None, -1) else f"{epochs:,} epochs of {int(per_epoch):,}"
+    course = (
+        f"{int(per_epoch):,} an epoch" if epochs in (None, -1) else f"{counted(epochs, 'epoch')} of {int(per_epoch):,}"
+    )
     at_most = "no limit" if total == float("inf") else f"at most {int(total):,}"
     begun = f"; resumes after step {trainer.global_step:,}" if trainer.global_step else ""
     return f"{at_most}, {course}{begun}"

@@ -1,21 +1,24 @@
-"""Systems times held-out attacks: means and intervals by other means, what is printed and written, what is refused."""
+"""Systems times attacks: figures, means and intervals by other means, what is printed and written, what is refused."""
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_curve
 
 from moelora_ad.cli.results import run
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.comparison.attack_plot import attack_plot
 from moelora_ad.evaluation.comparison.attack_tables import matrix_table
-from moelora_ad.evaluation.comparison.attacks import AttackMatrix, attack_matrix, over_attacks
+from moelora_ad.evaluation.comparison.attacks import AttackMatrix, AttackRun, attack_matrices, over_attacks
 from moelora_ad.evaluation.comparison.scored_runs import read_runs
+from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.runs.record import find_records
 
 MakeRun = Callable[..., Path]
@@ -40,10 +43,26 @@ def eer_of(folder: Path) -> float:
     return ScoreTable.read(folder / "scores/best/held_out.csv").equal_error_rate().eer
 
 
+def matrices_of(*folders: Path) -> dict[str, AttackMatrix]:
+    """By set; that of held-out attacks among them."""
+    return {matrix.set_name: matrix for matrix in attack_matrices(Comparison(read_runs(find_records(folders))[0]))}
+
+
 def matrix_of(*folders: Path) -> AttackMatrix:
-    matrix = attack_matrix(read_runs(find_records(folders))[0])
-    assert matrix is not None
+    matrix = matrices_of(*folders)["held_out"]
+    assert matrix.held_out
     return matrix
+
+
+def by_sklearn(path: Path, attack: str) -> float:
+    """The EER of a score file's bona fide trials against an attack's spoofs: where misses and false alarms are closest,
+    over all operating points of scikit-learn's curve."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["label"] == "bonafide" or row["attack"] == attack]
+    labels, scores = [row["label"] == "bonafide" for row in rows], [float(row["score"]) for row in rows]
+    false_alarm, hit, _ = roc_curve(labels, scores, drop_intermediate=False)
+    at = np.argmin(abs(false_alarm - (1 - hit)))
+    return float((false_alarm[at] + 1 - hit[at]) / 2)
 
 
 def test_the_mean_is_over_attacks_each_by_the_mean_of_its_seeds():
@@ -94,7 +113,7 @@ def test_a_matrix_of_score_files(make_run: MakeRun, tmp_path: Path, capsys: pyte
     assert [cell.removeprefix("*") for cell in row[1:4]] == figures
 
     with open(to / "attacks.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if row["set"] == "held_out"]
     of_runs = {(r["system"], r["attack"], int(r["seed"])): float(r["eer"]) for r in rows if r["statistic"] == "run"}
     assert of_runs == eers
     assert {(r["system"], r["attack"]): float(r["eer"]) for r in rows if r["statistic"] == "mean"} == pytest.approx(
@@ -109,15 +128,18 @@ def test_a_matrix_of_score_files(make_run: MakeRun, tmp_path: Path, capsys: pyte
     assert (float(over["eer_low"]), float(over["eer_high"])) == pytest.approx((max(low, 0), min(high, 1)))
     pooled = np.sqrt(np.mean([stds["lora", "A01"] ** 2, stds["lora", "A02"] ** 2]))
     assert float(over["seed_std"]) == pytest.approx(pooled)
-    content = json.loads((to / "attacks.json").read_text())
+    assert [one["set"] for one in json.loads((to / "attacks.json").read_text())["matrices"]] == [
+        *("out_of_domain", "held_out")
+    ]
+    content = json.loads((to / "attacks.json").read_text())["matrices"][1]
     assert (content["systems"], content["attacks"]) == (["lora", "moe"], ["A01", "A02"])
     assert len(content["rows"]) == len(rows)
     for name in ("attacks.md", "attacks.tex", "report.html"):
         text = (to / name).read_text()
         assert f"{100 * means['lora', 'A02']:.2f}" in text
         assert "Student's t" in text or "Student&#39;s t" in text
-    assert (to / "attacks.png").read_bytes().startswith(b"\x89PNG")
-    svg = (to / "attacks.svg").read_text()
+    assert (to / "attacks-held_out.png").read_bytes().startswith(b"\x89PNG")
+    svg = (to / "attacks-held_out.svg").read_text()
     assert all(f">{100 * mean:.2f}<" in svg for mean in means.values())
 
 
@@ -132,7 +154,7 @@ def test_averages_over_sets_leave_the_held_out_set_out(make_run: MakeRun, tmp_pa
     assert ["lora-without_A01", "463,626"] in [line[:2] for line in lines]
     (heading,) = [line for line in lines if line[:2] == ["system", "trained"]]
     assert "held_out" not in heading
-    assert len([line for line in lines if line[:1] == ["lora"]]) == 2  # of the matrix, and of the ordinary run
+    assert len([line for line in lines if line[:1] == ["lora"]]) == 4  # held out; the two sets, and over their attacks
 
 
 def test_a_matrix_with_gaps(make_run: MakeRun):
@@ -160,4 +182,78 @@ def test_what_does_not_compare(make_run: MakeRun):
     about.write_text(about.read_text().replace("MiniLA 60A01", "MiniLA 60 of others"))
     with pytest.raises(InputError, match="have other trials of the held-out attack A01"):
         matrix_of(first, other)
-    assert attack_matrix(read_runs(find_records([make_run("lora", 3)]))[0]) is None
+    assert "held_out" not in matrices_of(make_run("lora", 3))
+
+
+def test_each_attack_of_a_test_set(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folders = {(system, seed): make_run(system, seed, num=240) for system in ("lora", "moe") for seed in (1, 2, 3)}
+    to = tmp_path / "to"
+    assert run(["results", str(tmp_path / "runs"), "--to", str(to)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("Student's t over these means") == 1  # what holds for all tables is said once
+    with open(to / "attacks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["set"] for row in rows} == {"in_domain", "out_of_domain"}  # checkpoints are selected on dev
+    content = {one["set"]: one for one in json.loads((to / "attacks.json").read_text())["matrices"]}
+    page, markdown, latex = ((to / name).read_text() for name in ("report.html", "attacks.md", "attacks.tex"))
+    for name in ("in_domain", "out_of_domain"):
+        eers = {
+            (system, attack): [
+                by_sklearn(folders[system, seed] / f"scores/best/{name}.csv", attack) for seed in (1, 2, 3)
+            ]
+            for system in ("lora", "moe")
+            for attack in ("A1", "A2")
+        }
+        of_set = [row for row in rows if row["set"] == name]
+        of_runs = {(r["system"], r["attack"], int(r["seed"])): r for r in of_set if r["statistic"] == "run"}
+        assert {key: float(row["eer"]) for key, row in of_runs.items()} == pytest.approx(
+            {(*key, seed): eer for key, found in eers.items() for seed, eer in enumerate(found, 1)}
+        )
+        assert {(row["num_bona_fide"], row["num_spoof"]) for row in of_runs.values()} == {("80", "80")}
+        means = {(r["system"], r["attack"]): float(r["eer"]) for r in of_set if r["statistic"] == "mean"}
+        assert means == pytest.approx({key: np.mean(found) for key, found in eers.items()})
+        for system in ("lora", "moe"):
+            of_attacks = [np.mean(eers[system, attack]) for attack in ("A1", "A2")]
+            low, high = stats.ttest_1samp(of_attacks, 0).confidence_interval(0.95)
+            (over,) = [r for r in of_set if r["system"] == system and r["statistic"] == "mean_over_attacks"]
+            assert float(over["eer"]) == pytest.approx(np.mean(of_attacks))
+            assert (float(over["eer_low"]), float(over["eer_high"])) == pytest.approx((max(low, 0), min(high, 1)))
+            shown = f"{100 * np.mean(of_attacks):.2f} [{100 * max(low, 0):.2f}, {100 * min(high, 1):.2f}]"
+            assert shown in printed
+            assert shown in markdown
+            assert shown in latex
+            assert shown.replace(", ", ",\u00a0") in page or f"<strong>{shown}</strong>" in page
+        title = f"EER % on each attack of {name}"
+        assert title in printed
+        assert title in page
+        assert len(content[name]["rows"]) == len(of_set)
+        assert (to / f"attacks-{name}.png").read_bytes().startswith(b"\x89PNG")
+        svg = (to / f"attacks-{name}.svg").read_text()
+        assert all(f">{100 * mean:.2f}<" in svg for mean in means.values())
+
+
+def test_a_set_of_one_attack_has_no_matrix_and_spoofs_without_a_name_are_counted(make_run: MakeRun):
+    folder = make_run("lora", 1, num=90)
+    in_domain, out_of_domain = (folder / f"scores/best/{name}.csv" for name in ("in_domain", "out_of_domain"))
+    in_domain.write_text(in_domain.read_text().replace(",A2,", ",A1,"))
+    lines = out_of_domain.read_text().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if ",A2," in line)
+    lines[first] = lines[first].replace(",A2,", ",,")
+    out_of_domain.write_text("".join(lines))
+    (matrix,) = matrices_of(folder).values()
+    assert (matrix.set_name, matrix.attacks, matrix.num_unnamed) == ("out_of_domain", ("A1", "A2"), 1)
+    assert {one.attack: one.num_spoof for one in matrix.runs} == {"A1": 30, "A2": 29}
+    assert {one.attack: one.eer for one in matrix.runs} == pytest.approx(
+        {attack: by_sklearn(out_of_domain, attack) for attack in ("A1", "A2")}
+    )
+    assert "out_of_domain: 1 spoof without an attack's name" in matrix_table(matrix).notes
+
+
+def test_a_hundred_attacks_are_all_on_the_heatmap_which_stays_as_wide_as_a_page():
+    attacks = [f"Task1-team{number:02}" for number in range(100)]
+    runs = [AttackRun("lora", attack, 1, Path(), n / 1000, 1, 1) for n, attack in enumerate(attacks)]
+    svg = attack_plot(AttackMatrix("df21", runs)).svg
+    assert all(f">{attack}<" in svg and f">{n / 10:.2f}<" in svg for n, attack in enumerate(attacks))
+    assert ">4.95<" in svg  # their mean
+    assert (found := re.search(r'viewBox="0 0 ([\d.]+) ', svg))
+    assert float(found[1]) < 12 * 72  # points

@@ -147,7 +147,7 @@ def test_what_is_not_finished_is_noted_and_left_out(make_run: MakeRun, tmp_path:
 
 def test_nothing_finished_is_refused(make_run: MakeRun) -> None:
     folder = make_run("lora", 1, state="failed", reason="out of memory")
-    with pytest.raises(InputError, match=r"none of 1 runs is finished.*out of memory"):
+    with pytest.raises(InputError, match=r"none of 1 run is finished.*out of memory"):
         read_runs(find_records([folder]))
 
 
@@ -160,7 +160,7 @@ def test_incomplete_scores_are_noted(make_run: MakeRun) -> None:
     (scores / "out_of_domain.csv").unlink()
     (run,), notes = read_runs(find_records([folder]))
     assert "lora, seed 1: the score file of out_of_domain is missing" in notes
-    assert "lora, seed 1, dev: only 60 of 70 trials have a score" in notes
+    assert "lora, seed 1, dev: only 60 of 70 trials with a score" in notes
     assert any("in_domain: 1 trial could not be scored (in_domain.failed.csv)" in note for note in notes)
     assert len(notes) == 3
     assert set(run.sets) == {"dev", "in_domain"}

@@ -47,7 +47,7 @@ def test_source_clips_in_fakeavceleb() -> None:
     found = clusters_of(trials)
     assert together(found.codes) == [[0, 2], [1], [3], [4], [5]]
     (note,) = found.notes
-    assert note.startswith("1 of 4 trials have no known source: ")
+    assert note.startswith("1 of 4 trials without a known source: ")
 
 
 def test_the_fields_that_are_asked_for() -> None:
@@ -63,7 +63,7 @@ def test_the_fields_that_are_asked_for() -> None:
     # Bona fide trials have no attack, so nothing says that they belong together.
     by_attack = clusters_of(trials, ("attack",))
     assert together(by_attack.codes) == [[0], [1], [2, 3]]
-    assert by_attack.notes[0].startswith("2 of 4 trials have no known attack: ")
+    assert by_attack.notes[0].startswith("2 of 4 trials without a known attack: ")
 
 
 def test_the_same_name_in_two_corpora_is_not_the_same_speaker() -> None:
@@ -79,7 +79,7 @@ def test_trials_of_unknown_speakers_stand_alone_and_it_is_said() -> None:
     ]
     some = clusters_of(listed(speaker=["a", None, "a", None], attack=["A1"] * 4))
     assert together(some.codes) == [[0, 2], [1], [3]]
-    assert some.notes[0].startswith("2 of 4 trials have no known speaker: each is resampled on its own")
+    assert some.notes[0].startswith("2 of 4 trials without a known speaker: each is resampled on its own")
 
 
 @given(

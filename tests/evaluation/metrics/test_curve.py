@@ -234,7 +234,7 @@ def test_separated_scores_of_any_size(size):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_or_of_one_class_has_no_figure(bad):
-    with pytest.raises(ScoreError, match="1 scores are not finite; the first is number 2"):
+    with pytest.raises(ScoreError, match="1 score not finite; the first is number 2"):
         ScoreCurve([0.0, 1.0, bad, 2.0], [0, 1, 0, 1])
     with pytest.raises(ScoreError, match="2 bona fide and 0 spoof"):
         ScoreCurve([0.0, 1.0], [1, 1])

@@ -126,7 +126,7 @@ def test_the_threshold_gives_the_two_rates_that_were_averaged():
 def test_scores_that_are_not_finite_never_give_a_number(bad, place):
     scores = [0.1, 0.2, 0.3, 0.4, 0.5]
     scores[place] = bad
-    with pytest.raises(ScoreError, match=f"1 scores are not finite; the first is number {place}: {bad}"):
+    with pytest.raises(ScoreError, match=f"1 score not finite; the first is number {place}: {bad}"):
         equal_error_rate(scores, [0, 0, 1, 1, 1])
 
 

@@ -180,7 +180,7 @@ def test_trials_without_a_label_are_refused() -> None:
     trials = [replace(trial, label=None) if i in (4, 7) else trial for i, trial in enumerate(table.trials)]
     unlabelled = ScoreTable(trials, table.scores)
     for act in (lambda: evaluate_set("mini", unlabelled, NONE), lambda: pooled({"mini": unlabelled}, NONE)):
-        with pytest.raises(ScoreError, match=r"^mini: 2 of 12 trials have no label, the first is 'u4'; give a key"):
+        with pytest.raises(ScoreError, match=r"^mini: 2 of 12 trials without a label, the first is 'u4'; give a key"):
             act()
 
 

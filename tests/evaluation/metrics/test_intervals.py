@@ -310,7 +310,7 @@ def test_only_the_same_trials_are_compared() -> None:
         compare(fewer, first)
     flipped = labels.copy()
     flipped[[5, 9]] = 1 - flipped[[5, 9]]
-    with pytest.raises(ScoreError, match=r"2 trials have two labels; the first is of utterance 'u5'"):
+    with pytest.raises(ScoreError, match=r"2 trials with two labels; the first is of utterance 'u5'"):
         compare(first, table(scores, flipped))
 
 

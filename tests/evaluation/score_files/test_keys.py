@@ -160,7 +160,7 @@ def test_what_differs_is_counted_and_named():
     with pytest.raises(ScoreError) as error:
         join_scores(Scores(["u1", "x1"], np.zeros(2)), trials)
     assert str(error.value) == (
-        "8 of 9 trials of the key have no score: u0, u2, u3, u4, u5, ...; 1 of 2 scores are not of the key: x1; "
+        "8 of 9 trials of the key without a score: u0, u2, u3, u4, u5, ...; 1 of 2 scores not of the key: x1; "
         "give --allow-partial to use the trials that both have"
     )
     with pytest.raises(ScoreError, match="is it the key of another set"):
@@ -171,7 +171,7 @@ def test_what_differs_is_counted_and_named():
 
 def test_labels_that_contradict_the_key_are_refused():
     mine = ScoreTable([Trial("u0", "", 1), Trial("u1", "", None)], [1.0, 2.0])
-    with pytest.raises(ScoreError, match="1 labels in the scores contradict the key: u0"):
+    with pytest.raises(ScoreError, match="against the key: 1 label in the scores, u0"):
         join_scores(mine, key("u0", "u1"))
     right = mine.select(np.array([1]))
     assert join_scores(right, key("u0", "u1"), allow_partial=True).table.labels.tolist() == [1]

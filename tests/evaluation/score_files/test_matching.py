@@ -57,7 +57,7 @@ def test_the_path_of_the_audio_says_it_whatever_the_ids(tmp_path, monkeypatch):
         ["a", "b"], ["calls/a.wav", str(tmp_path / "calls/b.wav")], ["calls/b.wav", "calls/../calls/a.wav"]
     )
     assert found == {"a": str(tmp_path / "calls/b.wav"), "b": "calls/a.wav"}
-    assert note.startswith("2 scores were matched to the key by the paths of their files, one to one: ")
+    assert note.startswith("2 scores matched to the key by the paths of their files, one to one: ")
     assert matched(["a", "b"], ["x.wav"], ["x.wav", "x.wav"]) == ({}, None)
 
 

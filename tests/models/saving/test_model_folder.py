@@ -218,9 +218,9 @@ def test_tensors_that_do_not_fit_are_refused(model):
     good = load_file(model / "model.safetensors")
     name = "classifier.output.weight"
     rewrite(model, {n: t for n, t in good.items() if n != name})
-    assert f"lacks 1 tensors, first {name}" in refusal(model)
+    assert f"lacks 1 tensor, first {name}" in refusal(model)
     rewrite(model, good | {"backbone.encoder.conv1.weight": torch.zeros(3)})
-    assert "has besides the model's own 1 tensors" in refusal(model)
+    assert "has besides the model's own 1 tensor" in refusal(model)
     rewrite(model, good | {name: torch.zeros(2, 31)})
     assert "(2, 31)" in refusal(model)
     rewrite(model, good | {name: good[name].double()})
@@ -283,7 +283,7 @@ def test_nothing_waits_for_a_pipe_or_reads_a_device(model, name):
         ({"fill": "whole"}, "'fill'"),
         ({"window": 10**400}, "a whole number of 401 digits"),
         ({"sample_rate": 8000}, "'sample_rate'"),
-        ({"sites": ["layers.0.fc1"]}, "adapted 1 projections"),
+        ({"sites": ["layers.0.fc1"]}, "adapted 1 projection,"),
         ({"backbone_sha256": "abc"}, "'backbone_sha256'"),
         ({"backbone": []}, "'backbone'"),
         ({"calibration": 3}, "'calibration'"),

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 
 BONA_FIDE = frozenset({"authentic", "bona", "bonafide", "genuine", "human", "live", "natural", "original", "real"})
 SPOOF = frozenset(
@@ -26,7 +26,8 @@ def bona_fide_index(labels: Sequence[str], wanted: str | None, where: str) -> in
     """
     if len(labels) != 2:
         raise InputError(
-            f"{where}: has {len(labels)} labels ({', '.join(labels[:10])}): only models with two are supported"
+            f"{where}: has {counted(len(labels), 'label')} ({', '.join(labels[:10])}): only models with two are "
+            "supported"
         )
     if wanted is not None:
         if wanted not in labels:

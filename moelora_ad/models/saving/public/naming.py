@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, counted
 from moelora_ad.models.saving.files import check_finite
 
 
@@ -43,9 +43,9 @@ def matched(
     own = module.state_dict()
     wanted = {names[name]: name for name in own}
     if missing := sorted(wanted.keys() - given.keys()):
-        raise InputError(f"{where}: lacks {len(missing)} tensors, first {missing[0]}")
+        raise InputError(f"{where}: lacks {counted(len(missing), 'tensor')}, first {missing[0]}")
     if unknown := sorted(given.keys() - wanted.keys()):
-        raise InputError(f"{where}: has {len(unknown)} unknown tensors, first {unknown[0]}")
+        raise InputError(f"{where}: has {counted(len(unknown), 'unknown tensor')}, first {unknown[0]}")
     for name, tensor in given.items():
         shape = tuple(own[wanted[name]].shape)
         if tuple(tensor.shape) != shape:

@@ -101,9 +101,9 @@ def test_an_encoder_is_no_detector(xlsr, layouts, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda s: s.pop("encoder.layers.1.fc2.bias"), "lacks 1 tensors, first encoder.layers.1.fc2.bias"),
+        (lambda s: s.pop("encoder.layers.1.fc2.bias"), "lacks 1 tensor, first encoder.layers.1.fc2.bias"),
         (lambda s: s.pop("encoder.pos_conv.0.weight_v"), "lacks the tensor encoder.pos_conv.0.weight_v"),
-        (lambda s: s.update({"decoder.x": torch.zeros(1)}), "has 1 unknown tensors, first decoder.x"),
+        (lambda s: s.update({"decoder.x": torch.zeros(1)}), "has 1 unknown tensor, first decoder.x"),
         (lambda s: s.update({"mask_emb": torch.zeros(31)}), r"mask_emb is \(31,\), not \(32,\)"),
         (lambda s: s.update({"mask_emb": torch.full((32,), torch.nan)}), "mask_emb has values that are not"),
         (

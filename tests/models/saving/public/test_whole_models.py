@@ -115,8 +115,8 @@ def test_antideepfake(kind, xlsr, layouts, tmp_path, clips):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda s: s.pop("GAT_layer_S.bn.running_var"), "lacks 1 tensors, first GAT_layer_S.bn.running_var"),
-        (lambda s: s.update({"conformer.x": torch.zeros(1)}), "has 1 unknown tensors, first conformer.x"),
+        (lambda s: s.pop("GAT_layer_S.bn.running_var"), "lacks 1 tensor, first GAT_layer_S.bn.running_var"),
+        (lambda s: s.update({"conformer.x": torch.zeros(1)}), "has 1 unknown tensor, first conformer.x"),
         (lambda s: s.update({"master2": torch.zeros(1, 1, 9)}), r"master2 is \(1, 1, 9\), not \(1, 1, 64\)"),
         (lambda s: s.update({"master2": torch.full((1, 1, 64), torch.inf)}), "master2 has values that are not finite"),
         (lambda s: s.update({"epoch": 3}), "has 'epoch', which is not a tensor"),
