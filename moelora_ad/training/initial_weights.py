@@ -54,6 +54,8 @@ class _Given(NamedTuple):
 def load_initial_weights(detector: Detector, source: str | Path) -> tuple[InitialWeights, list[str]]:
     """Put the weights of a model into a detector, as far as they fit it by name and shape.
 
+    Adapters that the adaptation starts from elsewhere (``init_from``) stay as they are.
+
     Args:
         detector: what it trains gets other values, and nothing else of it.
         source: the folder of a model, the id of one on the hub, a checkpoint, or the folder of a run, for its best one.
@@ -63,16 +65,19 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
 
     Raises:
         InputError: there are no such weights, they are damaged, none of them fits, they lack what must stay as it was
-            trained (`Detector.continued_names`), they would replace adapters that the adaptation starts from elsewhere,
-            or they change what the detector keeps frozen: its checkpoints would not have it.
+            trained (`Detector.continued_names`), or they change what the detector keeps frozen: its checkpoints would
+            not have it.
     """
     given = _read(source)
     kept, own = detector.kept_names(), detector.state_dict()
     frozen = {f"{_ENCODER}{name}": tensor for name, tensor in detector.frozen_tensors().items()}
     notes = _check_encoder(detector, given, source)
-    fitting, misshapen, unused = {}, [], []
+    start = _start_of(detector.adaptation)
+    fitting, misshapen, unused, started = {}, [], [], []
     for name, tensor in given.tensors.items():
-        if name in kept and own[name].shape == tensor.shape:
+        if start and name in kept and name.startswith(_ENCODER):
+            started.append(name)
+        elif name in kept and own[name].shape == tensor.shape:
             fitting[name] = tensor
         elif name in kept:
             misshapen.append(f"{name} ({tuple(tensor.shape)} there, {tuple(own[name].shape)} here)")
@@ -94,12 +99,6 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
             f"{OPTION}: {source} lacks some of what must stay as it is, in the shape that is configured: "
             f"{_named(lacking)}"
         )
-    start = _start_of(detector.adaptation)
-    if start and any(name.startswith(_ENCODER) for name in fitting):
-        raise InputError(
-            f"{OPTION}: {source} has adapters, and model.adaptation.init_args.{start} starts them from elsewhere: "
-            "leave out one of the two, or give a model without adapters"
-        )
     detector.load_state_dict(fitting, strict=False)
     anew = kept - fitting.keys() - {one.partition(" ")[0] for one in misshapen}
     notes.insert(0, f"{OPTION}: {len(fitting):,} of {len(kept):,} tensors are taken from {source}")
@@ -108,8 +107,10 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
             notes.append(f"{OPTION}: {what}: {_named(names)}")
     if unused:
         notes.append(f"{OPTION}: present and not used: {_named(unused)}")
+    if started:
+        notes.append(f"{OPTION}: started from model.adaptation.init_args.{start} instead: {_named(started)}")
     record = InitialWeights(
-        str(source), file_hash(given.path), len(fitting), len(anew) + len(misshapen), len(unused) + len(misshapen)
+        str(source), file_hash(given.path), len(fitting), len(anew) + len(misshapen), len(unused + started + misshapen)
     )
     return record, [printable(note) for note in notes]
 

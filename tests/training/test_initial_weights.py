@@ -90,26 +90,27 @@ def refusal(detector: Detector, source: Path | str) -> str:
     return str(caught.value)
 
 
-def test_adapters_have_one_start(model, small_whisper, tmp_path):
-    trained(whisper(small_whisper, LoRA(2))).save_pretrained(tmp_path / "lora")
-    trained(whisper(small_whisper, FrozenBackbone())).save_pretrained(tmp_path / "frozen")
-    lora = str(tmp_path / "lora")
+@pytest.mark.parametrize("of", [FrozenBackbone(), LoRA(2), MoELoRA(2, 2)], ids=["frozen", "lora", "mixture"])
+def test_adapters_that_start_elsewhere_stay_as_they_are(of, small_whisper, tmp_path):
+    trained(whisper(small_whisper, of)).save_pretrained(tmp_path / "model")
+    whole = whisper(small_whisper, LoRA(2))
+    with torch.no_grad():
+        for parameter in whole.backbone.encoder.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    whole.save_pretrained(tmp_path / "lora")
+    wanted = whole.backbone.encoder.layers[0].self_attn.q_proj.experts[0]
 
-    detector = whisper(small_whisper, MoELoRA(2, 2, init_from=lora, perturbation=0.0))
+    detector = whisper(small_whisper, MoELoRA(2, 2, init_from=str(tmp_path / "lora"), perturbation=0.0))
     detector.adaptation.initialise(detector.backbone.encoder)
-    load_initial_weights(detector, tmp_path / "frozen")
-    assert torch.equal(
-        detector.classifier.output.weight, Detector.from_pretrained(tmp_path / "frozen").classifier.output.weight
-    )
-    site = detector.backbone.encoder.layers[0].self_attn.q_proj
-    wanted = Detector.from_pretrained(lora).backbone.encoder.layers[0].self_attn.q_proj.experts[0]
-    assert all(torch.equal(expert.lora_A, wanted.lora_A) for expert in site.experts)
-
-    detector = whisper(small_whisper, MoELoRA(2, 2, init_from=lora))
-    with pytest.raises(
-        InputError, match=r"has adapters, and model\.adaptation\.init_args\.init_from starts them from else"
-    ):
-        load_initial_weights(detector, model)
+    _, notes = load_initial_weights(detector, tmp_path / "model")
+    for expert in detector.backbone.encoder.layers[0].self_attn.q_proj.experts:
+        assert torch.equal(expert.lora_A, wanted.lora_A)
+        assert torch.equal(expert.lora_B, wanted.lora_B)
+    given = Detector.from_pretrained(tmp_path / "model").classifier
+    assert torch.equal(detector.classifier.output.weight, given.output.weight)
+    named = any("started from model.adaptation.init_args.init_from instead: backbone" in note for note in notes)
+    assert named == (not isinstance(of, FrozenBackbone))
 
 
 def test_a_wholly_different_model_is_refused(model, small_wav2vec2, tmp_path):
