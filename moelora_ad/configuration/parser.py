@@ -124,10 +124,10 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         return f"{where}{not_found(found[1])}"
     # Messages of argparse, jsonargparse and Python, with the nearest name: an option, a key, an argument, a class.
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
-        return f"unknown option --{found[1]}{_nearest(found[1], _options(parser))}"
+        return "unknown option --" + _unknown(found[1], _options(parser), "{}")
     if found := re.search(r"(Subcommand|Group) '([\w.]+)' does not accept option '([^']+)'", message):
         name = found[3] if found[1] == "Subcommand" else f"{found[2]}.{found[3]}"
-        return f"{_file_with(name, parser)}unknown key {name!r}{_nearest(name, _options(parser))}"
+        return f"{_file_with(name, parser)}unknown key " + _unknown(name, _options(parser), "{!r}")
     if found := re.search(r"class_path '([^']+)':\s+Option '([^']+)' is not accepted", message):
         return f"{where}{found[1]} has no argument {found[2]!r}{_nearest(found[2], _arguments(found[1]))}"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
@@ -185,6 +185,23 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 def _options(parser: LightningArgumentParser) -> set[str]:
     """Option names and the groups that they belong to (``model``, ``trainer``, ...)."""
     return {"print_config", *parser.get_defaults().keys(branches=True)}
+
+
+def _unknown(name: str, known: set[str], form: str) -> str:
+    """The shortest unknown part of an option, and the one that was probably meant: beside it, or elsewhere."""
+    parts = name.split(".")
+    depth = next(
+        depth for depth in range(1, len(parts) + 1) if depth == len(parts) or ".".join(parts[:depth]) not in known
+    )
+    above = "".join(f"{part}." for part in parts[: depth - 1])
+    beside = sorted({above + one[len(above) :].partition(".")[0] for one in known if one.startswith(above)})
+    elsewhere = sorted(one for one in known if one.rpartition(".")[2] == parts[depth - 1])
+    shown = form.format(above + parts[depth - 1])
+    if near := difflib.get_close_matches(parts[depth - 1], [one[len(above) :] for one in beside], n=1):
+        return f"{shown}; did you mean {above + near[0]!r}?"
+    if elsewhere:
+        return f"{shown}; did you mean {elsewhere[0]!r}?"
+    return f"{shown}; {above[:-1] or 'the command'} has {', '.join(one[len(above) :] for one in beside)}"
 
 
 def _arguments(class_path: str) -> list[str]:

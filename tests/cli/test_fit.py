@@ -172,6 +172,8 @@ def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightnin
     ("arguments", "message"),
     [
         (["--model.gate_rl", "1"], "unknown option --model.gate_rl; did you mean 'model.gate_lr'?"),
+        (["--max_epochs", "3"], "unknown option --max_epochs; did you mean 'trainer.max_epochs'?"),
+        (["--data.dev.path", "x.csv"], "unknown option --data.dev; data has augment_before_crop, batch_size, "),
         (
             ["--model.adaptation.init_args.rnk", "4"],
             "moelora_ad.adapters.MoELoRA has no argument 'rnk'; did you mean 'rank'?",
@@ -202,7 +204,8 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
     ("change", "message"),
     [
         (lambda c: c["model"].update(adaptaton=1), "unknown key 'model.adaptaton'; did you mean 'model.adaptation'?"),
-        (lambda c: c.update(modle={"x": 1}), "unknown key 'modle.x'; did you mean 'model'?"),
+        (lambda c: c["data"].update(dev={"path": "x.csv"}), "unknown key 'data.dev'; data has augment_before_crop, "),
+        (lambda c: c.update(modle={"x": 1}), "unknown key 'modle'; did you mean 'model'?"),
         (lambda c: c["data"].update(batch_sze=1), "unknown key 'data.batch_sze'; did you mean 'data.batch_size'?"),
         (lambda c: c["data"]["train"]["init_args"].update(pth="x"), "has no argument 'pth'; did you mean 'path'?"),
     ],
