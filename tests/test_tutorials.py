@@ -222,7 +222,7 @@ def test_leave_one_attack_out(run, folder_of_many):
             eers[attack] = eer_percent(path)
         row = re.search(rf"^ {system} +\*?([\d.]+) +\*?([\d.]+) ", matrix, re.MULTILINE)
         assert [float(value) for value in row.groups()] == pytest.approx([*eers.values()], abs=6e-3)
-    assert (folder_of_many / "unseen/attacks.svg").is_file()
+    assert (folder_of_many / "unseen/attacks-held_out.svg").is_file()
 
 
 @pytest.mark.slow

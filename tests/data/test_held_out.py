@@ -122,7 +122,7 @@ def test_half_of_the_speakers(speakers, expected):
 
 
 def test_one_bona_fide_trial_cannot_be_divided():
-    with pytest.raises(InputError, match="1 bona fide trials of the development corpus cannot be divided"):
+    with pytest.raises(InputError, match="1 bona fide trial of the development corpus cannot be divided"):
         bona_fide_of_test(TrialList([Trial("u", "", BONA_FIDE), Trial("s", "", SPOOF)]))
 
 

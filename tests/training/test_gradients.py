@@ -45,7 +45,7 @@ def test_a_trained_parameter_without_a_gradient_is_named_under_ddp(one_process, 
     detector = Detector(backbone(str(small_wav2vec2)), FullFineTuning(), MeanPooling).train()
     trainer = after_backward(detector, DistributedDataParallel(detector, find_unused_parameters=find))
     if backbone is Forgetful and not find:
-        with pytest.raises(InputError, match=r"^1 trained parameters got no .*, first backbone.encoder.masked_spec"):
+        with pytest.raises(InputError, match=r"^1 trained parameter got no .*, first backbone.encoder.masked_spec"):
             check_gradients(trainer, detector)
     else:
         check_gradients(trainer, detector)
