@@ -101,6 +101,8 @@ def load_initial_weights(detector: Detector, source: str | Path) -> tuple[Initia
         )
     detector.load_state_dict(fitting, strict=False)
     anew = kept - fitting.keys() - {one.partition(" ")[0] for one in misshapen}
+    if start:
+        anew = {name for name in anew if not name.startswith(_ENCODER)}
     notes.insert(0, f"{OPTION}: {len(fitting):,} of {len(kept):,} tensors are taken from {source}")
     for names, what in ((anew, "missing, initialised"), (misshapen, "of another shape, initialised")):
         if names:

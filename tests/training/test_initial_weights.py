@@ -111,6 +111,7 @@ def test_adapters_that_start_elsewhere_stay_as_they_are(of, small_whisper, tmp_p
     assert torch.equal(detector.classifier.output.weight, given.output.weight)
     named = any("started from model.adaptation.init_args.init_from instead: backbone" in note for note in notes)
     assert named == (not isinstance(of, FrozenBackbone))
+    assert not any("initialised" in note for note in notes)
 
 
 def test_a_wholly_different_model_is_refused(model, small_wav2vec2, tmp_path):
