@@ -15,6 +15,7 @@ import soundfile
 from moelora_ad.audio import GSM, MP3, ALaw, Opus
 from moelora_ad.audio.randomness import keyed_generator
 from moelora_ad.corpora import ASVspoof2019Protocol
+from moelora_ad.evaluation.score_table import LABEL_WORDS
 
 CHANNELS = {
     "none": None,
@@ -42,9 +43,9 @@ def main() -> None:
             sound, rate = soundfile.read(trial.audio, dtype="float32")
             if (codec := CHANNELS[channel]) is not None:
                 sound = codec(sound, generator)
-            soundfile.write(given.to / f"{trial.utterance}.flac", sound, rate)
-            label = "bonafide" if trial.label else "spoof"
             name = f"{trial.utterance}.flac"
+            soundfile.write(given.to / name, sound, rate)
+            label = LABEL_WORDS[trial.label]
             rows.writerow([name, trial.utterance, label, trial.speaker, trial.attack, channel])
 
 

@@ -35,9 +35,13 @@ def test_settings_come_back_after_an_error():
     assert refusal() == before
 
 
-class Animal:
+class Named:
     def __init__(self, name: str = "none"):
         self.name = name
+
+
+class Animal(Named):
+    pass
 
 
 class Cat(Animal):
@@ -48,9 +52,8 @@ class Dog(Animal):
     pass
 
 
-class Plant:
-    def __init__(self, name: str = "none"):
-        self.name = name
+class Plant(Named):
+    pass
 
 
 class Moss(Plant):
