@@ -1,7 +1,7 @@
 """Each attack of MiniLA as the one that came late: a base that has never met it, and its extension by a few of it.
 
     python experiments/extend/late_attack.py --to runs/late_attack
-    python experiments/extend/late_attack.py --corpus $CORPORA --few 100 --replay 400 --to runs/late_attack \
+    python experiments/extend/late_attack.py --corpus $CORPORA --few 100 --replay 400 --test 600 --to runs/late_attack \
         --config experiments/mini/mini.yaml experiments/study/recipe.yaml experiments/extend/from_nothing.yaml
 
 The corpus holds MiniLA and MiniOOD (default: the quickstart's small part of them). For each attack and seed, the script
@@ -11,7 +11,8 @@ At the end, one table has the means over seeds and over attacks, and in how many
 intervals and the new attack's EER was at least halved.
 
 The development speakers are split: those of one half select the base's checkpoint, the others are tested on. MiniLA's
-evaluation part and MiniOOD have attacks that neither the base nor its extension knows.
+evaluation part and MiniOOD have attacks that neither the base nor its extension knows; --test takes as many utterances of
+each of these two, the same ones in all cases.
 """
 
 import argparse
@@ -50,6 +51,7 @@ def arguments() -> argparse.Namespace:
     add("--config", nargs="+", type=Path, default=[HERE.parent / "quickstart.yaml"], help="how the base is trained")
     add("--few", type=int, default=20, metavar="N", help="utterances of the new attack, and as many bona fide ones")
     add("--replay", type=int, default=0, metavar="N", help="old training utterances that are mixed in")
+    add("--test", type=int, metavar="N", help="utterances of unknown_attacks and of out_of_domain (default: all)")
     add("--to", type=Path, required=True, metavar="DIR")
     add("extend", nargs="*", default=[], help="further arguments of moelora-ad extend, behind --")
     return parser.parse_args()
@@ -59,7 +61,7 @@ def one(given: argparse.Namespace, attack: str, seed: int, folder: Path) -> None
     if (folder / "report" / "extension.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    sets = split(given.corpus, attack, seed, given.few, given.replay)
+    sets = split(given.corpus, attack, seed, given.few, given.replay, given.test)
     corpora = {name: written(rows, name, given.corpus, folder) for name, rows in sets.items()}
     base, extend = folder / "base.yaml", folder / "new_attack.yaml"
     base.write_text(yaml.safe_dump(base_configuration(seed, folder, corpora)))
@@ -76,7 +78,7 @@ def one(given: argparse.Namespace, attack: str, seed: int, folder: Path) -> None
     )
 
 
-def split(corpus: Path, attack: str, seed: int, few: int, replay: int) -> dict[str, Rows]:
+def split(corpus: Path, attack: str, seed: int, few: int, replay: int, test: int | None) -> dict[str, Rows]:
     rows = {name: read(corpus / "MiniLA" / "protocols" / f"{file}.txt") for name, file in _PROTOCOLS.items()}
     speakers = sorted({row[0] for row in rows["dev"]})
     halves = [[row for row in rows["dev"] if row[0] in speakers[half::2]] for half in (0, 1)]
@@ -91,10 +93,14 @@ def split(corpus: Path, attack: str, seed: int, few: int, replay: int) -> dict[s
         "val": halves[0],
         "new_attack": [row for row in halves[1] if row[3] == attack or row[4] == "bonafide"],
         "old_attacks": [row for row in halves[1] if row[3] != attack],
-        "unknown_attacks": rows["eval"],
-        "out_of_domain": read(corpus / "MiniOOD" / "protocols" / "MiniOOD.cm.eval.trl.txt"),
+        "unknown_attacks": thinned(rows["eval"], test),
+        "out_of_domain": thinned(read(corpus / "MiniOOD" / "protocols" / "MiniOOD.cm.eval.trl.txt"), test),
     }
     return sets | ({"replay": draw.sample(old, min(replay, len(old)))} if replay else {})
+
+
+def thinned(rows: Rows, size: int | None) -> Rows:
+    return rows if size is None or size >= len(rows) else random.Random(1).sample(rows, size)
 
 
 def read(path: Path) -> Rows:

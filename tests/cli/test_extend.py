@@ -3,6 +3,7 @@ costs."""
 
 import csv
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,22 @@ def test_the_help_shows_the_file(lightning):
     code, printed, _ = lightning("extend", "--help")
     assert code == 0
     assert "replay: CORPUS" in printed
+
+
+@pytest.mark.parametrize(("test", "sizes"), [(None, [144, 148]), (30, [30, 30])])
+def test_a_late_attack_is_in_nothing_that_the_base_is_trained_or_selected_on(test, sizes):
+    module = runpy.run_path(str(PROJECT / "experiments" / "extend" / "late_attack.py"))
+    corpus = PROJECT / "experiments" / "quickstart" / "corpus"
+    cases = [module["split"](corpus, "A03", seed, few=5, replay=10, test=test) for seed in (1, 2)]
+    for sets in cases:
+        attacks = {name: {row[3] for row in rows} for name, rows in sets.items()}
+        assert all("A03" not in attacks[name] for name in ("base_train", "base_val", "replay", "old_attacks"))
+        assert attacks["new"] == attacks["new_attack"] == {"A03", "-"}
+        assert len(sets["new"]) == len(sets["replay"]) == 10
+        tested = {row[0] for name in ("new_attack", "old_attacks") for row in sets[name]}
+        assert tested.isdisjoint({row[0] for name in ("base_train", "base_val", "val", "new") for row in sets[name]})
+        assert {row[1] for row in sets["replay"]} <= {row[1] for row in sets["base_train"]}
+        assert [len(sets[name]) for name in ("unknown_attacks", "out_of_domain")] == sizes
+    one, other = cases
+    assert one["new"] != other["new"]
+    assert all(one[name] == other[name] for name in ("unknown_attacks", "out_of_domain", "new_attack", "old_attacks"))
