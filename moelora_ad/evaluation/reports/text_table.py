@@ -87,11 +87,12 @@ class FittedTable:
                 padding=(0, 0),
                 show_header=any(table.columns),
             )
-            for at, wide in zip(columns, widths.fitted(columns, options.max_width), strict=True):
+            fitted = dict(zip(columns, widths.fitted(columns, options.max_width), strict=True))
+            for at, wide in fitted.items():
                 heading = Text(table.columns[at])
                 made.add_column(heading, justify=_side(table, at), overflow="fold", width=wide)
-            for row, cells in enumerate(table.rows):
-                made.add_row(*(_cell(table, row, at, cells[at], mark) for at in columns))
+            for row in range(len(table.rows)):
+                made.add_row(*(_cell(table, row, at, mark, wide) for at, wide in fitted.items()))
             yield made
 
 
@@ -99,11 +100,26 @@ def _side(table: TextTable, column: int) -> Literal["left", "right"]:
     return "left" if table.is_word(column) else "right"
 
 
-def _cell(table: TextTable, row: int, at: int, text: str, mark: str) -> Text:
-    style = table.styles.get((row, at), "")
-    if not table.is_bold(row, at):
-        return Text(text, style)
-    return Text(f"{mark}{text}", f"bold {style}".strip())
+def _cell(table: TextTable, row: int, at: int, mark: str, width: int) -> Text:
+    text, style = table.rows[row][at], table.styles.get((row, at), "")
+    if table.is_bold(row, at):
+        text, style = f"{mark}{text}", f"bold {style}".strip()
+    return Text(_broken(text, width) if table.is_word(at) else text, style)
+
+
+def _broken(text: str, width: int) -> str:
+    """Long names such as moe_lora_e3_r8 in lines that end behind the separators within them."""
+    words = re.split(r"(\s+)", text)
+    return "".join(word if cell_len(word) <= width else _lines(word, width) for word in words)
+
+
+def _lines(name: str, width: int) -> str:
+    lines = [""]
+    for part in re.findall(r"[^_/.-]*[_/.-]+|[^_/.-]+", name):
+        if lines[-1] and cell_len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 class _Widths:

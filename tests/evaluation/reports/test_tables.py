@@ -115,7 +115,7 @@ def test_any_name_can_stand_in_any_table(names: list[str]) -> None:
     assert [row["set"] for row in read] == [printable(name) for name in names]
 
 
-CELLS = st.text("abcdefgh123456789.", max_size=30)
+CELLS = st.text("abcdefgh123456789._/-", max_size=30)
 
 
 @st.composite
@@ -157,6 +157,14 @@ def test_numbers_are_not_broken_and_blocks_repeat_the_first_column() -> None:
         printed = console.file.getvalue()  # type: ignore[attr-defined]
         assert printed.count("12.34 ± 5.67") == 6
         assert printed.count("a_name") == blocks(table, width) == num_blocks
+
+
+def test_a_long_name_is_broken_behind_its_own_separators() -> None:
+    table = TextTable("t", ("system", "mean [95 %]"), [("moe_lora_load_balance", "34.5 [12.90, 44.59]")] * 2)
+    console = Console(width=36, file=io.StringIO())
+    console.print(as_rich(table))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert [line[0] for line in lines if line and line[0][0].isalpha()][2:] == ["moe_lora_load_", "balance"] * 2
 
 
 def test_latex_tables_have_caption_label_and_rules_and_no_label_twice(results: Results) -> None:
