@@ -11,8 +11,8 @@ At the end, one table has the means over seeds and over attacks, and in how many
 intervals and the new attack's EER was at least halved.
 
 The development speakers are split: those of one half select the base's checkpoint, the others are tested on. MiniLA's
-evaluation part and MiniOOD have attacks that neither the base nor its extension knows; --test takes as many utterances of
-each of these two, the same ones in all cases.
+evaluation part and MiniOOD have attacks that neither the base nor its extension knows; --test takes so many utterances
+of each of these two, the same ones in all cases.
 """
 
 import argparse
