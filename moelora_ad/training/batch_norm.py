@@ -21,6 +21,8 @@ class SyncedBatchNorm(LayerSync):
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
+        if distributed.get_world_size() == 1:  # such as ddp on one device: the layers stay what they are
+            return model
         for layer in model.modules():
             if isinstance(layer, BatchNorm) and not isinstance(layer, _Synced | nn.SyncBatchNorm):
                 own = type(layer)
@@ -55,7 +57,7 @@ class _Synced(BatchNorm):
     counts = True
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or distributed.get_world_size() == 1:
+        if not self.training:
             return super().forward(input)
         check_dimensions(self, input)
         axes = [axis for axis in range(input.dim()) if axis != 1]

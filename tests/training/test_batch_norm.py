@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from moelora_ad.models import StatisticsPooling
 from moelora_ad.models.heads.graph_attention import GraphAttention
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 
@@ -101,3 +102,13 @@ def test_two_processes_normalise_as_one_does(of_both, name):
             assert torch.equal(*both), what
             found = both[0]
         torch.testing.assert_close(found, tensor, rtol=1e-10, atol=1e-10, msg=what)
+
+
+def test_one_process_alone_still_takes_a_batch_of_one_utterance():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        head = StatisticsPooling(4)
+        SyncedBatchNorm().apply(head)
+        assert head(torch.randn(1, 5, 4)).shape == (1, 2)
+    finally:
+        torch.distributed.destroy_process_group()
