@@ -115,7 +115,7 @@ def _broken(text: str, width: int) -> str:
 
 def _lines(name: str, width: int) -> str:
     lines = [""]
-    for part in re.findall(r"[^_/.-]*[_/.-]+|[^_/.-]+", name):
+    for part in re.findall(r"[^_/-]*[_/-]+|[^_/-]+", name):
         if lines[-1] and cell_len(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part
