@@ -47,7 +47,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         epilog=_EXAMPLES.replace("moelora-ad", program),
         formatter_class=RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,show,copy,validate}")
     listing = actions.add_parser("list", help="names of the configurations, sweeps and data")
     listing.add_argument("--json", metavar="FILE", help="write the list there; - for standard output")
     show = actions.add_parser("show", help="the text of a configuration")

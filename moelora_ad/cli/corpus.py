@@ -24,7 +24,7 @@ _LISTED = 10  # problems of one kind on the terminal; JSON has all
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if a corpus has problems."""
     parser = OneLineArgumentParser(prog=f"{program} corpus", description=__doc__)
-    verbs = parser.add_subparsers(dest="what", required=True)
+    verbs = parser.add_subparsers(dest="action", required=True, metavar="{list,check}")
     listing = verbs.add_parser("list", help="every corpus class, with its class_path")
     listing.add_argument("--json", metavar="FILE", help="write the list there, as JSON")
     check = verbs.add_parser("check", help="trials against official counts, audio of every trial, a sample decoded")
@@ -34,7 +34,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     check.add_argument("--json", metavar="FILE", help="write all findings there, as JSON")
     add_allow(check)
     arguments = parser.parse_args(argv[1:])
-    if arguments.what == "list":
+    if arguments.action == "list":
         return _list(arguments.json)
     if arguments.samples < 1:
         check.error(f"--samples: {arguments.samples} is not positive")

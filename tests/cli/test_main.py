@@ -68,6 +68,15 @@ def test_a_mistyped_verb_gets_the_nearest_one(monkeypatch, capsys):
     assert "choose from fit, validate, test, predict" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("verb", "actions"), [("corpus", ["list", "check"]), ("configs", ["list", "show", "copy"])])
+def test_a_verb_without_its_action_names_the_actions(monkeypatch, capsys, verb, actions):
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, verb)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert all(action in line for action in actions)
+
+
 def test_help_and_mistakes_import_nothing_heavy():
     script = "import sys; from moelora_ad.cli.main import main; main(); print('torch' in sys.modules)"
     for verb in ("--help", "fti"):
