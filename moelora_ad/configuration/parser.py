@@ -4,7 +4,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -197,11 +197,18 @@ def _unknown(name: str, known: set[str], form: str) -> str:
     beside = sorted({above + one[len(above) :].partition(".")[0] for one in known if one.startswith(above)})
     elsewhere = sorted(one for one in known if one.rpartition(".")[2] == parts[depth - 1])
     shown = form.format(above + parts[depth - 1])
-    if near := difflib.get_close_matches(parts[depth - 1], [one[len(above) :] for one in beside], n=1):
-        return f"{shown}; did you mean {above + near[0]!r}?"
+    if near := _equally_near(parts[depth - 1], [one[len(above) :] for one in beside]):
+        return f"{shown}; did you mean {' or '.join(repr(above + one) for one in near)}?"
     if elsewhere:
         return f"{shown}; did you mean {elsewhere[0]!r}?"
     return f"{shown}; {above[:-1] or 'the command'} has {', '.join(one[len(above) :] for one in beside)}"
+
+
+def _equally_near(name: str, known: Sequence[str]) -> list[str]:
+    """Those of the names that resemble this one most: of max_epochs and min_epochs, epochs may mean either."""
+    near = difflib.get_close_matches(name, known)
+    best = near and difflib.SequenceMatcher(None, near[0], name).ratio()
+    return sorted(one for one in near if difflib.SequenceMatcher(None, one, name).ratio() == best)
 
 
 def _arguments(class_path: str) -> list[str]:

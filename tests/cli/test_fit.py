@@ -172,6 +172,7 @@ def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightnin
     ("arguments", "message"),
     [
         (["--model.gate_rl", "1"], "unknown option --model.gate_rl; did you mean 'model.gate_lr'?"),
+        (["--trainer.epochs", "3"], "did you mean 'trainer.max_epochs' or 'trainer.min_epochs'?"),
         (["--max_epochs", "3"], "unknown option --max_epochs; did you mean 'trainer.max_epochs'?"),
         (["--data.dev.path", "x.csv"], "unknown option --data.dev; data has augment_before_crop, batch_size, "),
         (
