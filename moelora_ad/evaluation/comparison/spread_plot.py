@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from moelora_ad.evaluation.comparison.published import SOURCE
-from moelora_ad.evaluation.comparison.systems import MACRO_ALL, Comparison
+from moelora_ad.evaluation.comparison.systems import MACRO_OOD, Comparison
 from moelora_ad.evaluation.comparison.table_one import published_eer, published_rows
 from moelora_ad.evaluation.reports.plots import BLUE, INK, ORANGE, Plot, drawn, short_name, style
 from moelora_ad.runs.record import DEV
@@ -20,13 +20,15 @@ _DOTS = 0.5  # width of the dots of a system, of the distance between two system
 
 
 def spread_plot(comparison: Comparison) -> Plot:
-    """A panel for each test set and ``macro_ood``, in it a dot for each seed of each system, its mean and its standard
-    deviation, and the paper's figure where there is one. Every panel has its own axis, which begins at 0.
+    """A panel for each test set and ``macro_ood``, if that is of several, in it a dot for each seed of each system, its
+    mean and its standard deviation, and the paper's figure where there is one. Every panel has its own axis, which
+    begins at 0.
 
     Args:
         comparison: With the development set alone, that is shown.
     """
-    columns = [name for name in comparison.columns if name not in (DEV, MACRO_ALL)] or [DEV]
+    macro_ood = [MACRO_OOD] if len(comparison.averages.get(MACRO_OOD, ())) > 1 else []
+    columns = [*(name for name in comparison.sets if name != DEV), *macro_ood] or [DEV]
     systems = list(comparison.systems)
     across = min(len(columns), max(1, int(_WIDTH / (0.55 + _COLUMN * max(len(systems), 6)))))
     down = -(-len(columns) // across)
