@@ -79,12 +79,16 @@ def mutual_information(
     experts: NDArray[np.integer], classes: NDArray[np.integer], num_experts: int, num_classes: int
 ) -> NDArray[np.float64]:
     """Mutual information in bits between the expert at each site and the class, as counted: (n, S), (n,) -> (S,)."""
-    counts = _contingency(experts, classes, num_experts, num_classes)
-    joint = counts / len(classes)  # (S, classes, N)
-    of_class, of_expert = joint.sum(2, keepdims=True), joint.sum(1, keepdims=True)
+    return counted_information(_contingency(experts, classes, num_experts, num_classes))
+
+
+def counted_information(counts: NDArray[np.integer]) -> NDArray[np.float64]:
+    """The same of how often each class and expert occur together: (..., classes, N) -> (...)."""
+    joint = counts / counts.sum((-2, -1), keepdims=True)
+    of_class, of_expert = joint.sum(-1, keepdims=True), joint.sum(-2, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(counts > 0, joint * np.log2(joint / (of_class * of_expert)), 0.0)
-    return np.maximum(terms.sum((1, 2)), 0.0)
+    return np.maximum(terms.sum((-2, -1)), 0.0)
 
 
 def entropy(classes: NDArray[np.integer]) -> float:

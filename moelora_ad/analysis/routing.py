@@ -1,7 +1,7 @@
 """Which experts attacks, codecs and labels use, and whether that is more than chance."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moelora_ad.adapters import RoutingRecord
+from moelora_ad.adapters import Decision, RoutingRecord, adapted_sites
 from moelora_ad.adapters.sites import SiteGrid
-from moelora_ad.analysis.dependence import Dependence, dependence, entropy
+from moelora_ad.analysis.dependence import Dependence, counted_information, dependence, entropy
 from moelora_ad.analysis.gates import GateStatistics, require_gates, watched
 from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
 from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
+from moelora_ad.analysis.untrained_gates import UntrainedGates
 from moelora_ad.corpora import TrialList
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF
 from moelora_ad.data.dataset import Batch
@@ -39,6 +40,11 @@ class Classes(NamedTuple):
         return np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
 
     @property
+    def are_several(self) -> bool:
+        """Whether there are utterances of two classes at least."""
+        return bool((self.counts > 0).sum() > 1)
+
+    @property
     def entropy(self) -> float:
         """In bits, of those that belong to a class: an upper bound of the information."""
         return entropy(self.codes[self.codes >= 0])
@@ -59,6 +65,8 @@ class RoutingAnalysis:
         by_class: the same by kind and class.
         leading: (n, S) int8, the expert with the largest mean weight for each utterance at each site.
         dependence: of the leading expert on the class, by kind, where there are two classes; its groups are the layers.
+        untrained: (draws, S) bits that gates have about the class before training, on the same inputs, by kind; see
+            `UntrainedGates`. None of mixtures with experts that came later.
         notes: on the precision, a line each.
     """
 
@@ -70,6 +78,7 @@ class RoutingAnalysis:
     by_class: Mapping[str, Mapping[str, GateStatistics]]
     leading: NDArray[np.int8]
     dependence: Mapping[str, Dependence]
+    untrained: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @property
@@ -82,12 +91,18 @@ class RoutingAnalysis:
         """N."""
         return self.overall.mean_gate.shape[1]
 
+    def p_untrained(self, kind: str) -> float:
+        """Of trained gates: that gates before training have as much information about the class, mean over sites."""
+        drawn = self.untrained[kind].mean(1)
+        return float((1 + (drawn >= self.dependence[kind].information.mean()).sum()) / (1 + len(drawn)))
+
 
 def analyze_routing(
     run: str | Path,
     *,
     set: str = DEV,
     permutations: int = 1000,
+    draws: int = 99,
     seed: int = 1,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -103,7 +118,8 @@ def analyze_routing(
         run: folder of a run, or a checkpoint in it.
         set: "dev", "train" or a test set of the run.
         permutations: of the classes, at least 1; see `dependence`.
-        seed: of the permutations.
+        draws: of untrained gates; 0 for none.
+        seed: of the permutations, and of the untrained gates.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
         backbone: where the encoder is, if not where the run found it.
@@ -118,8 +134,8 @@ def analyze_routing(
     sites = require_gates(trained)
     trials = trials_of(trained, set)
     classes = classes_of(trials)
-    overall, by_class, leading = _watch(trained, trials, sites, classes, passes)
-    tested = {kind: one for kind, one in classes.items() if (one.counts > 0).sum() > 1}
+    overall, by_class, leading, untrained = _watch(trained, trials, sites, classes, passes, draws, seed)
+    tested = {kind: one for kind, one in classes.items() if one.are_several}
     grid, by_kind = SiteGrid(sites), {}
 
     def advance(before: int, done: int) -> None:
@@ -137,7 +153,7 @@ def analyze_routing(
             partial(advance, number * permutations),
         )
     return RoutingAnalysis(
-        trained.name, set, tuple(sites), classes, overall, by_class, leading, by_kind, tuple(passes.notes)
+        trained.name, set, tuple(sites), classes, overall, by_class, leading, by_kind, untrained, tuple(passes.notes)
     )
 
 
@@ -162,8 +178,11 @@ def _watch(
     sites: list[str],
     classes: Mapping[str, Classes],
     passes: AudioPasses,
-) -> tuple[GateStatistics, dict[str, dict[str, GateStatistics]], NDArray[np.int8]]:
-    """One pass: statistics of all and of each class, and the leading experts (n, S)."""
+    draws: int,
+    seed: int,
+) -> tuple[GateStatistics, dict[str, dict[str, GateStatistics]], NDArray[np.int8], dict[str, NDArray[np.float64]]]:
+    """One pass: statistics of all and of each class, the leading experts (n, S), and the information of untrained
+    gates (draws, S)."""
     # One label for each combination of classes: sums of one pass serve all kinds.
     combined, joint = np.unique(np.stack([one.codes for one in classes.values()]), axis=1, return_inverse=True)
     joint = joint.reshape(-1)
@@ -173,9 +192,20 @@ def _watch(
         clips = len(batch.waveforms) // len(batch.trials)
         record.label([str(group) for group in joint[batch.trials.numpy()].repeat(clips)])
 
+    encoder, control = trained.detector.backbone.encoder, None
+    if draws and not any(len(layer.gate.added) for _, layer in adapted_sites(encoder) if layer.gate is not None):
+        control = UntrainedGates(encoder, sites, draws, seed, combined.shape[1])
+
+    def see(decision: Decision) -> None:
+        record.add(decision)
+        if control is not None:
+            control.see(decision)
+
     leading = np.zeros((len(trials), len(sites)), np.int8)
-    for batch, weights in watched(trained, trials, passes, before=label, see=record.add):
+    for batch, weights in watched(trained, trials, passes, before=label, see=see):
         leading[batch.trials.numpy()] = weights.argmax(-1)
+        if control is not None:
+            control.count(joint[batch.trials.numpy()])
     by_class = {
         kind: {
             name: GateStatistics.of(record, [str(group) for group in np.flatnonzero(codes == number)], sites)
@@ -184,4 +214,9 @@ def _watch(
         }
         for (kind, one), codes in zip(classes.items(), combined, strict=True)
     }
-    return GateStatistics.of(record, record.groups, sites), by_class, leading
+    untrained = {}
+    for (kind, one), codes in zip(classes.items(), combined, strict=True):
+        if control is not None and one.are_several:
+            members = codes == np.arange(len(one.names))[:, None]  # (classes, groups)
+            untrained[kind] = counted_information(np.einsum("cg,dsgn->dscn", members, control.counts))
+    return GateStatistics.of(record, record.groups, sites), by_class, leading, untrained

@@ -145,6 +145,9 @@ def _routing_arguments(parser: Parser) -> None:
     parser.add_argument("run", type=_existing, metavar="RUN", help="folder of a run, or a checkpoint in it")
     parser.add_argument("--set", metavar="NAME", help="dev, train or a test set (default: dev)")
     _add_permutations(parser, 1000)
+    parser.add_argument(
+        "--draws", type=_whole(0), metavar="N", help="untrained gates to compare with, 0 for none (default: 99)"
+    )
     add_passes(parser)
 
 

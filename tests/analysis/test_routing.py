@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from sklearn.metrics import mutual_info_score
 from torch import nn
 
 from moelora_ad.adapters import GatePolicy, LoRAExpert, MoELoRALinear, record_routing, valid_tokens
@@ -106,6 +107,31 @@ def test_experts_that_are_the_attacks(planted, report, level):
     np.testing.assert_allclose(over_all, [0.25, 0.375, 0.375], atol=1e-6)
 
 
+def test_untrained_gates_have_the_information_of_gates_that_numpy_draws(planted, report):
+    trained = planted()
+    found = report(trained, permutations=20, draws=2000).data["dependence"]["attack"]
+    seen = -np.abs(np.array([SIGNS[attack] for attack in ATTACKS])[:, None] - [-0.5, 0.0, 0.5])  # what a token is
+    drawn = np.random.default_rng(7).uniform(-(3**-0.5), 3**-0.5, (2000, 3, 3))  # PyTorch's own start of a linear layer
+    leading = (drawn @ seen.T).argmax(1)  # (draws, attacks)
+    bits = np.array([mutual_info_score(range(3), one) for one in leading]) / np.log(2)
+    for of_site in found["untrained"].values():
+        assert of_site == pytest.approx(bits.mean(), abs=0.05)
+    both = bits.reshape(2, -1).mean(0)  # two sites, each with a gate of its own
+    assert found["p_untrained"] == pytest.approx((both >= np.log2(3) - 1e-9).mean(), abs=0.03)
+
+
+def test_gates_that_nothing_has_trained_are_not_told_from_untrained_ones(planted, report):
+    trained = planted()
+    torch.manual_seed(3)
+    for layer in trained.detector.backbone.encoder.layers:
+        layer["q_proj"].gate.reset_parameters()
+    found = report(trained, permutations=200)
+    assert found.data["dependence"]["attack"]["p_untrained"] > 0.05
+    assert "which is not shown to be more than that of untrained gates" in found.finding.partition(";")[0]
+    without = report(trained, permutations=20, draws=0)
+    assert "untrained" not in without.finding + str(without.data) + str(without.tables)
+
+
 def first_weights(trained: TrainedDetector) -> np.ndarray:
     trials = trials_of(trained, "dev")
     (first, *_) = watched(trained, trials, AudioPasses(device="cpu"))
@@ -139,6 +165,7 @@ def test_the_verb_on_a_trained_mixture(fitted, run_verb, tmp_path):
     assert "Use of experts on other" in printed
     content = json.loads((tmp_path / "routing.json").read_text())
     assert content["finding"] in printed
+    assert all(0.01 <= one["p_untrained"] <= 1 and one["draws"] == 99 for one in content["dependence"].values())
     assert {path.suffix for path in tmp_path.glob("routing*")} == {".json", ".csv", ".md", ".png", ".svg"}
     with (tmp_path / "routing.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -173,6 +200,7 @@ def test_mistakes(fitted, run_verb):
         (("routing", fitted["lora", 1]), 1, "has no gates; give a run that was adapted with MoELoRA"),
         (("routing", run, "--set", "tset"), 1, "no set 'tset': choose from other, dev, train"),
         (("routing", run, "--permutations", "0"), 2, "--permutations: 0 is less than 1"),
+        (("routing", run, "--draws", "-1"), 2, "--draws: -1 is less than 0"),
         (("routing", run, "--precision", "bf15-mixed"), 2, "--precision: 'bf15-mixed' is not one of 32-true, 16-mixed"),
         (("routing", run, "--device", "abacus"), 1, "--device: 'abacus' cannot be used"),
         (("routing", run / "none"), 2, "no such folder or file"),

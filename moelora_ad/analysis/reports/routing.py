@@ -29,6 +29,12 @@ def routing_report(analysis: RoutingAnalysis) -> Report:
         "apart: how much weight goes to other experts than over all utterances, mean over sites, from 0 to 1; "
         "classes of few utterances differ by chance",
     ]
+    if analysis.untrained:
+        draws = len(next(iter(analysis.untrained.values())))
+        notes.append(
+            f"untrained: gates as they are before training, {draws:,} draws, on the same inputs; p (trained) is how "
+            "often they have as much information as the trained ones"
+        )
     if constant:
         notes.append(f"at {constant} of {len(sites)} sites one expert leads for every utterance, which gives 0 bits")
     alone = [kind for kind, groups in analysis.by_class.items() if groups and kind not in dependence]
@@ -53,10 +59,16 @@ def _finding(kind: str, analysis: RoutingAnalysis) -> str:
     if one.p_value > LEVEL:
         return f"no sign that experts depend on the {kind} ({amount}, p = {one.p_value:.2g})"
     limit = min(np.log2(analysis.num_experts), analysis.classes[kind].entropy)
-    return (
+    finding = (
         f"experts depend on the {kind}: mean mutual information {amount} of at most {limit:.2f} "
         f"(p = {one.p_value:.2g}), most at {analysis.sites[most]} ({one.excess[most]:.3f})"
     )
+    if kind not in analysis.untrained:
+        return finding
+    without = analysis.untrained[kind].mean() - one.by_chance.mean()
+    p = analysis.p_untrained(kind)
+    shown = "more than" if p <= LEVEL else "which is not shown to be more than"
+    return f"{finding}, {shown} that of untrained gates ({without:.3f}, p = {p:.2g})"
 
 
 def _use_table(analysis: RoutingAnalysis) -> TextTable:
@@ -75,14 +87,17 @@ def _use_table(analysis: RoutingAnalysis) -> TextTable:
 
 
 def _dependence_table(analysis: RoutingAnalysis) -> TextTable:
-    rows, by_kind = [], analysis.dependence
+    rows, by_kind, untrained = [], analysis.dependence, bool(analysis.untrained)
     for kind, one in by_kind.items():
         most = int(one.excess.argmax())
-        means = one.information.mean(), one.by_chance.mean(), one.excess.mean(), one.excess[most]
+        means = one.information.mean(), one.excess.mean(), one.excess[most]
         classes = analysis.classes[kind]
-        numbers = f"{classes.counts.sum():,}", str((classes.counts > 0).sum()), f"{classes.entropy:.2f}"
-        rows.append((kind, analysis.sites[most], *numbers, *(f"{mean:.4f}" for mean in means), f"{one.p_value:.2g}"))
-    columns = ("by", "most at", "utterances", "classes", "entropy", "information", "by chance", "excess", "there", "p")
+        numbers = f"{classes.counts.sum():,}", str((classes.counts > 0).sum())
+        control = [f"{analysis.untrained[kind].mean():.4f}", f"{analysis.p_untrained(kind):.2g}"] if untrained else []
+        bits = (f"{mean:.4f}" for mean in means)
+        rows.append((kind, analysis.sites[most], *numbers, *bits, f"{one.p_value:.2g}", *control))
+    names = ("by", "most at", "utterances", "classes", "information", "excess", "there", "p")
+    columns = (*names, "untrained", "p (trained)") if untrained else names
     title = "Mutual information of expert and class, bits, mean over sites"
     notes = [f"p from {one.permutations:,} permutations" for one in list(by_kind.values())[:1]]
     return TextTable(title, columns, rows, 2, notes)
@@ -135,9 +150,18 @@ def _dependence_data(analysis: RoutingAnalysis) -> dict[str, Any]:
             "p_of_layers_holm": dict(zip(layers, one.p_values, strict=True)),
             "information": dict(zip(sites, one.information, strict=True)),
             "by_chance": dict(zip(sites, one.by_chance, strict=True)),
+            **_untrained_data(kind, analysis),
         }
         for kind, one in analysis.dependence.items()
     }
+
+
+def _untrained_data(kind: str, analysis: RoutingAnalysis) -> dict[str, Any]:
+    if kind not in analysis.untrained:
+        return {}
+    bits = analysis.untrained[kind]
+    of_sites = dict(zip(analysis.sites, bits.mean(0), strict=True))
+    return {"untrained": of_sites, "draws": len(bits), "p_untrained": analysis.p_untrained(kind)}
 
 
 def _figures(analysis: RoutingAnalysis) -> dict[str, Callable[[], Figure]]:

@@ -46,7 +46,8 @@ def stability_report(analysis: StabilityAnalysis) -> Report:
         figures["routing"] = partial(_routing_figure, routing, analysis.set, analysis.system)
         notes.append(
             "similarity: correlation over utterances between the mean weights of experts of two seeds, matched one to "
-            "one at each site so that it is largest; by chance: the same with utterances in other orders"
+            "one at each site so that it is largest; by chance: the same with utterances in other orders. Untrained "
+            "gates agree more than by chance, too, as what they see is alike"
         )
     return Report("stability", _finding(analysis), tables, rows, data, figures, notes)
 
