@@ -4,7 +4,9 @@ import difflib
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -57,7 +59,9 @@ class OneLineParser(LightningArgumentParser):
     code 2."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **({"allow_abbrev": False} | settings))
+        is_module = Path(sys.argv[0]).parts[-2:] == ("moelora_ad", "__main__.py")
+        module = {"prog": "python -m moelora_ad"} if is_module else {}
+        super().__init__(*arguments, **({"allow_abbrev": False} | module | settings))
         self.files: list[str] = []  # configurations that were read
         self._file: str | None = None  # that is being read
 

@@ -87,6 +87,9 @@ def test_help_and_mistakes_import_nothing_heavy():
 def test_the_three_names_are_one_program():
     done = subprocess.run([sys.executable, "-m", "moelora_ad", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: python -m moelora_ad COMMAND")
+    mistaken = [sys.executable, "-m", "moelora_ad", "fit", "--trainer.epoch", "3"]
+    done = subprocess.run(mistaken, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.partition(": unknown")[0]) == (2, "python -m moelora_ad fit: error")
 
 
 # A verb as the source of a module: it sends a signal to itself, and waits.
