@@ -140,7 +140,7 @@ def test_the_first_fault_is_named(change, told, ssl_state, tmp_path):
 
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 31, 32, 128, 10**12]), max_size=4).filter(
-    lambda s: 0 in s or 10**12 not in s
+    lambda s: 10**12 not in s or (0 in s and s.count(10**12) == 1)  # PyTorch has no tensor with two
 )
 ODD = st.one_of(
     SHAPES.map(lambda shape: torch.zeros(shape)),
