@@ -1,7 +1,7 @@
 """Each attack of MiniLA as the one that came late: a base that has never met it, and its extension by a few of it.
 
     python experiments/extend/late_attack.py --to runs/late_attack
-    python experiments/extend/late_attack.py --corpus $CORPORA --few 100 --replay 400 --test 600 --to runs/late_attack \
+    python experiments/extend/late_attack.py --corpus $CORPORA --few 100 --replay 400 --test 400 --to runs/late_attack \
         --config experiments/mini/mini.yaml experiments/study/recipe.yaml experiments/extend/from_nothing.yaml
 
 The corpus holds MiniLA and MiniOOD (default: the quickstart's small part of them). For each attack and seed, the script

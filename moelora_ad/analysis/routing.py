@@ -93,8 +93,9 @@ class RoutingAnalysis:
 
     def p_untrained(self, kind: str) -> float:
         """Of trained gates: that gates before training have as much information about the class, mean over sites."""
-        drawn = self.untrained[kind].mean(1)
-        return float((1 + (drawn >= self.dependence[kind].information.mean()).sum()) / (1 + len(drawn)))
+        drawn, observed = self.untrained[kind].mean(1), self.dependence[kind].information.mean()
+        as_much = drawn >= observed - 1e-12  # equal sums may differ in the last bits
+        return float((1 + as_much.sum()) / (1 + len(drawn)))
 
 
 def analyze_routing(
