@@ -38,15 +38,17 @@ QUICKSTART = PROJECT / "experiments" / "quickstart"
 
 
 GPU_TESTS_ON = torch.device(os.environ.get("MOELORA_GPU_TESTS_ON", "cuda"))
-"""Where tests marked ``gpu`` compute: on a CPU they are a rehearsal of themselves."""
+"""The device of tests marked ``gpu``; on "cpu" they run without a card, to check the tests themselves."""
 
-if torch.cuda.device_count():  # before the first product there, which fixes it for the process
+if torch.cuda.device_count():  # set before the first product on a GPU, which fixes it for the process
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that fork come first: others in the same process may run a backward pass on the meta device. Then those of
-    GPUs, as all others are not to see one."""
+    """Sort the tests: first those that fork, then those on a GPU, then all others.
+
+    A fork must come before a backward pass on the meta device in this process; the others must not see a GPU.
+    """
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("forks", "gpu")])
 
 
@@ -61,28 +63,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_gpu_without_the_mark(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine with a GPU all other tests are those of a machine without."""
+    """On a machine with a GPU, tests without the mark run as on a machine without one."""
     if torch.cuda.device_count() and request.node.get_closest_marker("gpu") is None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that are started
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that a test starts
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """The device of a test marked ``gpu``, on which float32 is float32, and not TF32."""
+    """The device of a test marked ``gpu``, which computes float32 as float32 and not as TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     return GPU_TESTS_ON
 
 
 @pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU; and a GPU, for a test that holds on both."""
+    """The CPU, and a GPU, for a test that holds on both."""
     return request.getfixturevalue("gpu") if request.param == "gpu" else torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
 def fake_gpu() -> Callable[..., AbstractContextManager[Any]]:
-    """See the function of that name in fake_gpu.py."""
+    """The function ``fake_gpu`` of fake_gpu.py."""
     spec = importlib.util.spec_from_file_location("fake_gpu", Path(__file__).with_name("fake_gpu.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -91,7 +93,7 @@ def fake_gpu() -> Callable[..., AbstractContextManager[Any]]:
 
 @pytest.fixture(scope="session")
 def same_noise() -> Callable[..., AbstractContextManager[None]]:
-    """Seeds ``torch.randn_like`` of all devices, for the block: gates draw the same noise on each."""
+    """Seeds ``torch.randn_like`` of all devices in a block, so that gates draw the same noise on each."""
 
     @contextmanager
     def drawn(seed: int = 0) -> Iterator[None]:
@@ -105,7 +107,7 @@ def same_noise() -> Callable[..., AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def assert_near() -> Callable[..., None]:
-    """Compares a tensor with the CPU's: errors are parts of its largest number, as sums in another order have them."""
+    """Compares a tensor with the CPU's; errors are relative to its largest number, as sums in another order differ."""
 
     def check(given: torch.Tensor, wanted: torch.Tensor, error: float, name: str = "") -> None:
         assert given.isfinite().all(), name
@@ -176,13 +178,13 @@ def small_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
         decoder_start_token_id=1,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same weights in whatever order tests come
+        torch.manual_seed(0)  # the same weights in any order of tests
         WhisperModel(config).save_pretrained(folder)
     return folder
 
 
 def write_manifest(path: Path, protocol: str, count: int) -> Path:
-    """The first ``count`` bona fide and as many spoofed utterances of a quickstart protocol."""
+    """Write a manifest of a quickstart protocol's first ``count`` bona fide and as many spoofed utterances."""
     corpus = QUICKSTART / "corpus" / ("MiniOOD" if "OOD" in protocol else "MiniLA")
     rows = [line.split() for line in (corpus / "protocols" / protocol).read_text().splitlines()]
     chosen = [r for key in ("bonafide", "spoof") for r in [row for row in rows if row[4] == key][:count]]
@@ -272,7 +274,7 @@ def write_config(tmp_path: Path):
 
 @pytest.fixture
 def data(experiment):
-    """The tiny experiment's data module."""
+    """Makes the tiny experiment's data module."""
 
     def build(**arguments) -> AudioDeepfakeDataModule:
         corpora = experiment["data"]
@@ -291,7 +293,7 @@ def data(experiment):
 
 @pytest.fixture
 def trainer():
-    """Makes a quiet trainer of one epoch, on the CPU if nothing else is said, that keeps everything in a folder."""
+    """Makes a quiet trainer of one epoch, on the CPU by default, that keeps everything in a folder."""
 
     def build(folder: Path, **arguments) -> Trainer:
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
@@ -306,7 +308,7 @@ def trainer():
 def lightning(monkeypatch, capsys):
     """Runs the command in this process; returns exit code, standard output and standard error."""
 
-    # Log handlers made in an earlier call hold that call's captured stream.
+    # Log handlers of an earlier call still hold that call's captured stream.
     monkeypatch.setattr(logging, "raiseExceptions", False)
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -341,7 +343,7 @@ def run_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="session")
 def make_scores() -> Callable[..., ScoreTable]:
-    """A table of normal scores: a third is bona fide, attacks take turns; what is not said otherwise is the same."""
+    """Makes a table of normal scores, in which a third of the trials is bona fide and attacks take turns."""
 
     def make(
         seed: int = 1, corpus: str = "Mini", num: int = 120, shift: float = 1.5, attacks: tuple[str, ...] = ("A1", "A2")
@@ -367,7 +369,7 @@ def make_scores() -> Callable[..., ScoreTable]:
 
 @pytest.fixture
 def make_run(tmp_path: Path, make_scores: Callable[..., ScoreTable]) -> Callable[..., Path]:
-    """A finished run's folder ``runs/SYSTEM/seed_SEED``: record, configuration, score files and their provenance."""
+    """Makes the folder ``runs/SYSTEM/seed_SEED`` of a finished run: record, configuration and score files."""
 
     def make(
         system: str,
@@ -429,7 +431,7 @@ def make_run(tmp_path: Path, make_scores: Callable[..., ScoreTable]) -> Callable
 
 @pytest.fixture
 def shown_tables(monkeypatch: pytest.MonkeyPatch) -> list[TextTable]:
-    """The tables that are shown from now on; each is seen to be no wider than ``COLUMNS``."""
+    """The tables shown from now on, each of which must be no wider than ``COLUMNS``."""
     found: list[TextTable] = []
     render = FittedTable.__rich_console__
 

@@ -1,5 +1,4 @@
-"""A CUDA device without content, on a machine that has none: code runs there, and what would wait for a GPU is
-reported."""
+"""A fake CUDA device on a machine without one: code runs without content, and waits for a GPU are reported."""
 
 import traceback
 from collections.abc import Iterator
@@ -20,11 +19,13 @@ _INDEXING = ("index", "index_put", "index_put_")
 
 
 class Waits(TorchDispatchMode):
-    """Notes operations that wait for a GPU: those whose result decides on shapes or comes to the host, those of tensors
-    of both, and copies between them that do not say ``non_blocking``.
+    """Notes operations that wait for a GPU.
+
+    These are operations whose result decides on shapes or comes to the host, operations on tensors of both devices, and
+    copies between the devices that do not say ``non_blocking``.
 
     Attributes:
-        found: what it was, and the line of this repository that it came from.
+        found: The name of each operation, and the line of this repository that called it.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class Waits(TorchDispatchMode):
 
 @contextmanager
 def fake_gpu(*modules: nn.Module) -> Iterator[Waits]:
-    """The modules' parameters, buffers and other tensors become those of a fake GPU; gives what would wait there.
+    """Move the modules' parameters, buffers and other tensors to a fake GPU; gives what would wait there.
 
     Backward passes cannot run: PyTorch asks the driver for a device.
     """
@@ -68,7 +69,7 @@ def fake_gpu(*modules: nn.Module) -> Iterator[Waits]:
 
 
 def like(tensor: Tensor) -> Tensor:
-    """A tensor of its shape and type on the fake GPU."""
+    """A tensor of the same shape and type on the fake GPU."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
 
 
@@ -77,7 +78,7 @@ def _is_on_gpu(value: object) -> bool:
 
 
 def _waits(indices: list[Tensor | None]) -> bool:
-    """A mask decides on shapes."""
+    """Whether an index waits for the GPU: a mask does, as it decides on shapes."""
     return any(index is not None and index.dtype == torch.bool for index in indices)
 
 

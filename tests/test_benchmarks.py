@@ -1,4 +1,4 @@
-"""The sides that benchmarks/gpu.py compares, small: it is run on a GPU, and made sure of here."""
+"""The sides that benchmarks/gpu.py compares on a GPU, checked here with a small encoder."""
 
 import sys
 from pathlib import Path

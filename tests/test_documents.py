@@ -1,4 +1,4 @@
-"""YAML and JSON that would fill the memory, or that mean something else than they seem to: one line, and at once."""
+"""YAML and JSON that would fill the memory, or that mean other than they seem to, give one line at once."""
 
 import json
 import re
@@ -112,7 +112,7 @@ VALUES = st.recursive(
 @given(st.dictionaries(NAMES, VALUES, max_size=4), st.integers(2, 30))
 def test_what_is_within_bounds_is_read_as_pyyaml_reads_it(tmp_path_factory, content, times):
     path = tmp_path_factory.mktemp("yaml") / "config.yaml"
-    text = yaml.safe_dump({"whole": [content] * times})  # with aliases
+    text = yaml.safe_dump({"whole": [content] * times})  # written with aliases
     path.write_text(text, encoding="utf-8")
     assert read_yaml(path) == yaml.safe_load(text)
 

@@ -1,4 +1,4 @@
-"""A user's mistake is one line, whatever the faulty file held."""
+"""A user's mistake gives one line, whatever the faulty file holds."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_a_message_that_quotes_a_huge_file_keeps_its_beginning_and_its_end(conte
     assert message.startswith("scores.csv, line 1: no column 'score'; the header has ")
     assert message.endswith("; name one")
     assert "characters are left out" in message
-    assert str(InputError(message)) == message  # as an error that is raised again by another process
+    assert str(InputError(message)) == message  # another process may raise the error again
 
 
 @pytest.mark.parametrize(("length", "cut"), [(1_999, False), (2_000, False), (2_001, True)])

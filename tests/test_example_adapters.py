@@ -1,5 +1,7 @@
-"""Adaptation methods from outside the package work with everything: one with modules of its own, one that scales what
-projections give, one without any modules."""
+"""Adaptation methods from outside the package work everywhere.
+
+One has modules of its own, one scales what projections give, and one has no modules.
+"""
 
 import json
 import os
@@ -25,8 +27,8 @@ from moelora_ad.training.precision import FrozenHalfPrecision
 
 PROJECT = Path(__file__).parents[1]
 
-# Liu et al., arXiv 2205.05638: keys, values and the feed-forward's inner activations are scaled. As a user may write
-# it: it tells nothing of what it puts where, and its modules do not mind half precision.
+# IA3 (Liu et al., arXiv 2205.05638) scales keys, values and the feed-forward's inner activations. It is written as by a
+# user: it does not describe its modules, and these do nothing about half precision.
 IA3 = """
 import torch
 from torch import nn
@@ -52,10 +54,10 @@ class IA3(AdaptationMethod):
             layer.fc1 = Scaled(layer.fc1)
 """
 
-LAYERS, WIDTH, INNER, BOTTLENECK, HEAD = 2, 32, 64, 4, 32 * 2 + 2  # the encoder of `small_whisper`, mean pooling
+LAYERS, WIDTH, INNER, BOTTLENECK, HEAD = 2, 32, 64, 4, 32 * 2 + 2  # the encoder of `small_whisper`, and mean pooling
 
-# For each method: its class, arguments, the part, the trained parameters of the encoder, and the names of what is kept
-# of a layer, of the whole encoder besides.
+# For each method: its class, its arguments, the name of its part in counts, the number of encoder parameters trained,
+# and the names of the kept tensors in each layer and in the rest of the encoder.
 PROJECTIONS = ("self_attn.out_proj", "fc2")
 METHODS = {
     "bottleneck": (
@@ -77,7 +79,7 @@ METHODS = {
     "bitfit": (
         "examples.bitfit.BitFit",
         {},
-        "biases",  # keys have none
+        "biases",  # keys have no bias
         LAYERS * (6 * WIDTH + INNER) + 3 * WIDTH,
         {
             f"{name}.bias"
@@ -88,7 +90,7 @@ METHODS = {
     ),
 }
 SITES = {"bottleneck": {"out_proj": 2, "fc2": 2}, "ia3": {"k_proj": 2, "v_proj": 2, "fc1": 2}, "bitfit": {}}
-OWN = {  # the modules of a layer that are the method's
+OWN = {  # the method's modules in a layer
     "bottleneck": {f"{site}{inner}" for site in PROJECTIONS for inner in ("", ".down", ".up")},
     "ia3": {"self_attn.k_proj", "self_attn.v_proj", "fc1"},
     "bitfit": set(),
@@ -108,7 +110,7 @@ def _importable(tmp_path, monkeypatch):
 
 
 def kept(name: str) -> set[str]:
-    """The names of a checkpoint's tensors, those of the head included."""
+    """The names of the tensors in a checkpoint, with those of the head."""
     *_, layer, rest = METHODS[name]
     encoder = rest | {f"layers.{number}.{one}" for number in range(LAYERS) for one in layer}
     return {f"backbone.encoder.{one}" for one in encoder} | {"classifier.output.weight", "classifier.output.bias"}
@@ -135,7 +137,7 @@ def package(name: str) -> str:
 
 @pytest.fixture
 def run(config, lightning, tmp_path) -> tuple[Path, Path, str]:
-    """The folder of a finished fit, its best checkpoint, and what was printed."""
+    """The folder of a finished fit, its best checkpoint, and its output."""
     code, out, err = lightning("fit", "--config", config)
     assert code == 0, err
     folder = tmp_path / "runs" / "tiny" / "version_0"
@@ -143,7 +145,7 @@ def run(config, lightning, tmp_path) -> tuple[Path, Path, str]:
 
 
 class Watch(Callback):
-    """The modules of the encoder that are in training mode in a step, and the learning rates."""
+    """Keeps the encoder's modules in training mode in a step, and the learning rates."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         modules = pl_module.detector.backbone.encoder.named_modules()
@@ -173,7 +175,7 @@ def test_what_is_frozen_stays_and_what_is_trained_moves(name, precision, small_w
 
 
 def test_the_encoder_is_known_again_whatever_stands_in_it(name, small_whisper):
-    """By the hash of what is frozen, which a model folder has: that of the pretrained encoder, if all of it is."""
+    """A model folder has the hash of what is frozen: the pretrained encoder's hash, if the whole encoder is frozen."""
     frozen = Detector(WhisperBackbone(small_whisper), FrozenBackbone(), MeanPooling)
     adapted = Detector(WhisperBackbone(small_whisper), method(name), MeanPooling)
     assert (adapted.frozen_hash() == frozen.frozen_hash()) == (name != "bitfit")
@@ -232,7 +234,7 @@ def test_an_exported_model_scores_as_the_run_did(name, run, lightning, experimen
     assert [Scorer(detector, window=detector.window)(clip).score for clip in clips] == pytest.approx(
         table.scores, abs=1e-6
     )
-    # In half precision the same within its 8 bits, with or without rounded weights.
+    # In half precision, scores agree within its 8 bits, with or without rounded weights.
     for precision in ("bf16-mixed", "bf16-true"):
         rounded = Scorer(detector, window=detector.window, precision=precision)
         assert [rounded(clip).score for clip in clips] == pytest.approx(table.scores, abs=0.02)
@@ -250,7 +252,7 @@ def test_inspect_counts_it(name, config, lightning):
     assert given["kept_bytes"] == 4 * (count + HEAD)
     assert given["sites"]["by_name"] == SITES[name]
     assert given["sites"]["wrapped"] == given["sites"]["expected"] == sum(SITES[name].values())
-    # 50 frames a second; a multiplication and an addition for each weight of the two projections of a bottleneck.
+    # 50 frames a second, and a multiplication and an addition for each weight of a bottleneck's two projections.
     products = LAYERS * 2 * 2 * WIDTH * BOTTLENECK if name == "bottleneck" else 0
     assert given["forward"]["adapters"] == pytest.approx(50 * 2 * products)
 
@@ -259,12 +261,12 @@ def test_plan_measures_it(name, config, lightning):
     code, out, err = lightning("plan", "--config", config, "--allow", package(name), "--format", "json", "--steps", 2)
     assert code == 0, err
     _, _, _, count, *_ = METHODS[name]
-    # What is trained, and Adam's two moments and step count of each tensor.
+    # A checkpoint has the trained tensors, and Adam's two moments and step count for each of them.
     assert json.loads(out)["checkpoint_bytes"] == 4 * (3 * (count + HEAD) + len(kept(name)))
 
 
 class Small:
-    """An auxiliary loss of a user's own: the squares of what the bottlenecks add in a pass."""
+    """A user's own auxiliary loss: the squares of what the bottlenecks add in a pass."""
 
     def __init__(self) -> None:
         self.watched = 0
@@ -289,7 +291,7 @@ def test_a_method_gives_losses_of_its_own(small_whisper, data, trainer, tmp_path
     module = DetectionModule(WhisperBackbone(small_whisper), adaptation, MeanPooling, adapter_lr=0.01)
     run = trainer(tmp_path, limit_val_batches=0)
     run.fit(module, datamodule=data())
-    assert module.auxiliary.watched == 3 * 2 * LAYERS  # batches, projections
+    assert module.auxiliary.watched == 3 * 2 * LAYERS  # 3 batches, 2 projections in each layer
     logged = {one: float(value) for one, value in run.logged_metrics.items()}
     assert logged["train/auxiliary/small_step"] > 0
     total = logged["train/loss_step"] + logged["train/auxiliary/small_step"]
@@ -312,7 +314,7 @@ def test_two_processes_train_it_as_one_with_twice_the_batch(name, small_whisper,
 
 
 def test_two_processes_of_the_command_keep_the_same(experiment, write_config, tmp_path):
-    """By DDP over gloo, as a user starts it, with a file of her own beside."""
+    """A user starts DDP over gloo, with a file of their own in the folder."""
     path, arguments, *_ = METHODS["bottleneck"]
     experiment["model"]["adaptation"] = {"class_path": path, "init_args": arguments}
     experiment["trainer"] |= {"max_epochs": 1, "devices": 2, "strategy": "ddp"}

@@ -1,4 +1,4 @@
-"""The plug-ins of ``examples/``, each through everything: training, two processes, half precision, export, scoring."""
+"""The plug-ins of ``examples/``, each in training, two processes, half precision, export and scoring."""
 
 import csv
 import importlib
@@ -34,7 +34,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 @pytest.fixture
 def project(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if commands were given in the project's folder."""
+    """Files are found as if commands were given in the project's folder."""
     monkeypatch.syspath_prepend(PROJECT)
 
 
@@ -47,7 +47,7 @@ def scores_of(file: Path) -> dict[str, float]:
 
 
 def check_same_scores(scorer: Scorer, run: Path, audio: Path) -> None:
-    """A model gives the sounds of a list the scores that the test of its run gave them."""
+    """Check that a model gives the sounds of a list the scores that the test of its run gave them."""
     places = {row["utterance"]: row["path"] for row in csv.DictReader(audio.open())}
     (tested,) = (run / "scores").glob("*/in_domain.csv")
     wanted = scores_of(tested)
@@ -84,7 +84,7 @@ def test_a_model_with_a_head_of_ones_own_is_scored_and_calibrated(
     experiment["trainer"] |= {"max_epochs": 1, "precision": "bf16-mixed"}
     code, out, err = lightning("fit", "--config", write_config(experiment))
     assert code == 0, err
-    assert "--to MODEL --allow examples\n" in out  # the next command is one that works
+    assert "--to MODEL --allow examples\n" in out  # the suggested next command works
     run = tmp_path / "runs" / "tiny" / "version_0"
     model = exported(lightning, run, tmp_path / "model")
     sound = next(csv.DictReader((tmp_path / "eval.csv").open()))["path"]
@@ -101,7 +101,7 @@ def test_a_model_with_a_head_of_ones_own_is_scored_and_calibrated(
     assert "--model FOLDER_OR_HUB_ID --allow examples` with examples, which is not part of these files" in card
     check_same_scores(Scorer.from_pretrained(model, allow=["examples"], device="cpu"), run, tmp_path / "eval.csv")
 
-    rng = np.random.default_rng(0)  # development scores that a calibration fits
+    rng = np.random.default_rng(0)  # scores of a development set, for a calibration
     trials = [Trial(f"{n}", "", label=n % 2, corpus="Mini", split="dev") for n in range(60)]
     ScoreTable(trials, [rng.normal(trial.label, 0.7) for trial in trials]).write(tmp_path / "dev_scores.csv")
     arguments = ("--model", model, "--allow", "examples")
@@ -117,14 +117,14 @@ def test_a_model_with_a_head_of_ones_own_is_scored_and_calibrated(
     assert json.loads(out)["score"] == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
-CONSOLE = "import sys\nfrom moelora_ad.cli.main import main\nsys.exit(main())\n"  # as pip writes the commands
+CONSOLE = "import sys\nfrom moelora_ad.cli.main import main\nsys.exit(main())\n"  # the script that pip writes
 
 
 @pytest.mark.slow
 def test_installed_commands_find_files_of_the_current_folder(
     experiment, write_config, lightning, monkeypatch, tmp_path
 ):
-    """Where these are trusted: in fit, and elsewhere if they are named; none takes the place of a library."""
+    """Files of the current folder are trusted in fit, and elsewhere if they are named; none replaces a library."""
     command, here = tmp_path / "bin" / "moelora-ad", tmp_path / "here"
     command.parent.mkdir()
     command.write_text(CONSOLE)
@@ -148,7 +148,7 @@ def test_installed_commands_find_files_of_the_current_folder(
     call("fit", "--config", write_config(experiment))
     assert (here / "imported").exists()
 
-    monkeypatch.syspath_prepend(here)  # in this process, to save time
+    monkeypatch.syspath_prepend(here)  # called in this process, to save time
     (checkpoint,) = (tmp_path / "runs/tiny/version_0/checkpoints").glob("epoch*.ckpt")
     assert "--allow my_head" in lightning("export", "--checkpoint", checkpoint, "--to", here / "model")[2]
     code, out, err = lightning("export", "--checkpoint", checkpoint, "--to", here / "model", "--allow", "my_head")
@@ -195,7 +195,7 @@ def test_pages_name_examples_that_are_there_and_each_gives_its_command():
     named = set()
     for page in (PROJECT / "docs/extending").glob("*.md"):
         named |= {Path(name).name for name in re.findall(r"\]\(\.\./\.\./examples/([\w.]+)\)", page.read_text())}
-    there = {path.name for path in EXAMPLES.glob("*.py")} - {"score_onnx.py"}  # no plug-in
+    there = {path.name for path in EXAMPLES.glob("*.py")} - {"score_onnx.py"}  # not a plug-in
     assert named == there
     for name in there:
         assert "moelora-ad fit --config experiments/quickstart.yaml" in (EXAMPLES / name).read_text()
@@ -237,7 +237,7 @@ def test_a_corpus_of_ones_own_is_trained_on_tested_and_checked(
     model = exported(lightning, run, tmp_path / "model")
     about = json.loads((model / "config.json").read_text())["about"]
     assert about["data"]["training"] == "Calls train"
-    Scorer.from_pretrained(model)  # a corpus is not part of a model: nothing is to be allowed
+    Scorer.from_pretrained(model)  # a model has no corpus, so nothing needs to be allowed
 
 
 # A backbone
@@ -286,7 +286,8 @@ def test_a_backbone_of_ones_own_goes_through_everything(kept, project, experimen
     (tested,) = (run / "scores").glob("*/in_domain.csv")
     assert scores_of(tested) == first
 
-    model = exported(lightning, run, tmp_path / "model")  # of a file nobody else can read, all goes into the weights
+    # Nobody else can read the encoder's own file, so all its tensors are among the model's weights.
+    model = exported(lightning, run, tmp_path / "model")
     assert json.loads((model / "config.json").read_text())["backbone_sha256"] is None
     check_same_scores(Scorer.from_pretrained(model, allow=["examples"], device="cpu"), run, tmp_path / "eval.csv")
     if source is not None:
@@ -303,8 +304,11 @@ def test_a_backbone_of_ones_own_goes_through_everything(kept, project, experimen
 
 
 def test_two_processes_train_a_backbone_of_ones_own_as_one_does(project, lightning, experiment, write_config, tmp_path):
-    """Trained whole, with a chosen layer: what follows that layer must be frozen for distributed training. And
-    with a loss of one's own, whose unequal class weights fall unequally to the processes."""
+    """A backbone that is trained whole, with a chosen layer, trains in two processes as in one.
+
+    Distributed training needs what follows that layer to be frozen. The loss is a user's own, and its unequal class
+    weights fall unequally to the processes.
+    """
     with_backbone(experiment, 1)
     experiment["model"]["adaptation"] = {"class_path": "moelora_ad.adapters.FullFineTuning"}
     experiment["model"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}
@@ -335,7 +339,7 @@ def test_a_backbone_of_ones_own_becomes_one_onnx_file(project, tmp_path):
     torch.manual_seed(0)
     backbone = example("torchaudio_backbone").TorchaudioBackbone(**SMALL, hidden_states=1)
     detector = Detector(backbone, MoELoRA(2, 2, targets=ATTENTION), AttentiveStatistics).eval()
-    assert export_onnx(detector, tmp_path / "model.onnx", samples=8_000) is None  # of any length
+    assert export_onnx(detector, tmp_path / "model.onnx", samples=8_000) is None  # clips may have any length
     clips = 0.1 * torch.randn(3, 8_000)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     with torch.inference_mode():
@@ -393,7 +397,7 @@ def test_loss_augmentation_optimiser_and_callback_are_named_by_class_path(
     assert code == 0, err
     assert (tmp_path / "seen").read_text() == "['Descent', 'Descent', 'Descent'] FocalLoss"
     code, _, err = lightning("inspect", "--config", tmp_path / "config.yaml", "--allow", "examples")
-    assert "own_parts" in err  # each package is allowed by its own name
+    assert "own_parts" in err  # each package must be allowed by its own name
     allowed = ("--allow", "examples", "--allow", "own_parts")
     code, _, err = lightning("inspect", "--config", tmp_path / "config.yaml", *allowed)
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""Every configuration that we ship builds its classes, the full-size one on the meta device."""
+"""Every configuration in experiments/ builds its classes, the full-size one on the meta device."""
 
 from pathlib import Path
 
@@ -33,20 +33,20 @@ def build(monkeypatch, *configs: str, accelerator: str = "cpu") -> DetectionComm
     files = [name for name in configs if name.endswith(".yaml")]
     options = [name for name in configs if not name.endswith(".yaml")]
     arguments = [part for name in files for part in ("--config", str(EXPERIMENTS / name))] + options
-    # The machine's accelerator is not the configuration's business.
+    # Configurations must not depend on the machine's accelerator.
     monkeypatch.setattr(DetectionCommand, "fit", lambda *_, **__: None)
-    monkeypatch.setattr(DetectionCommand, "_read_trials", lambda *_: None)  # the corpora are not here
+    monkeypatch.setattr(DetectionCommand, "_read_trials", lambda *_: None)  # the corpora are not on this machine
     return DetectionCommand(args=["fit", *arguments, "--trainer.accelerator", accelerator])
 
 
 GATES = 24 * 4 * 2 * 1024  # W_g and W_noise of the 96 gates, for one expert
 LORA = 24 * 4 * 2 * 1024  # A and B of the 96 projections, for rank 1
 HEAD = 447_242
-LAYER = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024  # of the encoder, with two norms
-# Published where the paper has the row (arXiv 2509.13878, table 1), by hand for the others.
+LAYER = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024  # an encoder layer with two norms
+# Published figures where the paper has the row (arXiv 2509.13878, table 1), figures by hand for the others.
 TRAINED = {
     "frozen": HEAD,
-    "full_fine_tuning": 315_438_720 - 1_024 + HEAD,  # but for the vector of time masking, which is never called
+    "full_fine_tuning": 315_438_720 - 1_024 + HEAD,  # without the vector of time masking, which is never used
     "top_layers_4": 4 * LAYER + HEAD,
     "lora_r4": 1_233_674,
     "lora_r8": 2_020_106,
@@ -130,7 +130,7 @@ def test_recipes(monkeypatch, recipe, optimizer, rate, algorithm, position, epoc
     assert module.class_weights.shape == (2,)
     assert (data.batch_size, data.train_segment.samples, data.train_segment.position) == (14, 64_600, position)
     assert getattr(data.train_augmentation, "algorithm", None) == algorithm
-    assert data.augment_before_crop == recipe.startswith("tak2022")  # as that system's code does
+    assert data.augment_before_crop == recipe.startswith("tak2022")  # as in that system's code
     assert command.trainer.max_epochs == epochs
     assert command.trainer.gradient_clip_val == (1.0 if recipe == "adapters" else None)
 
@@ -178,7 +178,7 @@ def test_the_quickstart_and_its_variants(monkeypatch, overlay, method, sites):
 
 
 def test_the_quickstart_with_the_papers_head(monkeypatch):
-    """What the grid of systems was run with: one learning rate, and the last hidden state."""
+    """The grid of systems was run with one learning rate and the last hidden state."""
     model = build(monkeypatch, "quickstart.yaml", "recipes/quickstart_aasist.yaml").model
     counts = {"experts": 294_912, "gates": 36_864, "classifier": 365_322, "backbone": 0, "total": 8_905_482}
     assert model.detector.parameter_counts() == counts
@@ -198,7 +198,7 @@ def test_the_packaged_models_recipe_is_that_of_the_packaged_model(monkeypatch):
     assert (config["window"], config["fill"]) == (80_000, 1_600)
 
 
-# By hand: 4 layers of width 384, 4 projections each, A and B of rank r; three gates and their noise; a linear layer.
+# Sizes by hand: 4 layers of width 384, 4 projections each, A and B of rank r; three gates with noise; a linear layer.
 _OF_RANK, _GATES_OF_TINY, _LINEAR = 4 * 4 * 2 * 384, 3 * 4 * 4 * 2 * 384, 4 * 384 * 2 + 2
 _MIXTURE = 3 * 8 * _OF_RANK + _GATES_OF_TINY + _LINEAR
 STUDY = {
@@ -248,7 +248,7 @@ def test_several_gpus_are_used_only_if_the_user_says_so(monkeypatch, tmp_path):
         counts = "device_count" if module is torch.cuda else "num_cuda_devices"
         monkeypatch.setattr(module, counts, lambda: 8)
     config = yaml.safe_load((EXPERIMENTS / "quickstart.yaml").read_text())
-    del config["trainer"]["devices"]  # a user's own
+    del config["trainer"]["devices"]  # as in a user's own configuration
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
     trainer = build(monkeypatch, str(tmp_path / "own.yaml"), accelerator="auto").trainer
     assert isinstance(trainer.strategy, SingleDeviceStrategy)
@@ -271,7 +271,7 @@ def test_every_configuration_is_one_of_these():
     rows = {f"adapters/{path.name}" for path in ADAPTERS}
     elsewhere = {name for name in names if name.startswith(("sweeps/", "loggers/", "extend/", "study/"))} | {
         f"mini/{name}.yaml" for name in ("about", "float32")
-    }  # tested with what reads them
+    }  # tested beside the code that reads them
     assert names == apart | recipes | rows | elsewhere
     assert {path.stem.removesuffix("_dense").removesuffix("_top2") for path in ADAPTERS} == set(TRAINED)
 

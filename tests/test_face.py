@@ -1,4 +1,4 @@
-"""What ``import moelora_ad`` offers, and what it costs."""
+"""What ``import moelora_ad`` offers, and what the import costs."""
 
 import ast
 import json
@@ -74,14 +74,14 @@ def test_evaluate_and_load_are_found_without_torch_where_none_is_needed():
 
 
 def test_configurations_name_methods_by_their_package(experiment, write_config, lightning):
-    """Not by the shorter names of the face, which are the same classes."""
+    """Configurations do not use the shorter names in ``moelora_ad`` for the same classes."""
     given = ("--config", write_config(experiment), "--model.adaptation", "LoRA", "--print_config")
     code, printed, err = lightning("fit", *given)
     assert code == 0, err
     assert yaml.safe_load(printed)["model"]["adaptation"]["class_path"] == "moelora_ad.adapters.LoRA"
 
 
-# evaluate
+# The function evaluate
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_what_cannot_be_evaluated_is_told(scores, key, error, told):
         moelora_ad.evaluate(scores, key)
 
 
-# load
+# The function load
 
 
 def test_load_takes_a_run_a_checkpoint_and_a_model(experiment, write_config, lightning, tmp_path):

@@ -1,4 +1,4 @@
-"""One list of endings: what libsndfile and FFmpeg say that they read, and nothing else."""
+"""One list of endings: those that libsndfile and FFmpeg say they read, and no others."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ from moelora_ad.corpora.storage.archives import SUFFIXES as ARCHIVES
 from moelora_ad.formats import AUDIO_SUFFIXES, UNSURE_SUFFIXES, ending, left_out_note, sounds_among
 from moelora_ad.inference.sources import LISTS, find_sounds
 
-# By libsndfile's documentation of its formats, and their publishers'.
+# From libsndfile's documentation of its formats, and from the formats' publishers.
 LIBSNDFILE = {
     "AIFF": ".aif .aiff .aifc",
     "AU": ".au .snd",
@@ -54,7 +54,7 @@ def test_all_that_libsndfile_reads():
 
 def test_all_that_ffmpeg_says_of_the_formats_that_it_may_read():
     for name in _FORMATS.split(","):
-        if name != "m4a":  # a name of mov alone
+        if name != "m4a":  # only another name of mov
             claimed = {f".{extension}" for extension in ContainerFormat(name, "r").extensions}
             assert claimed - PICTURES_AND_SUBTITLES <= AUDIO_SUFFIXES, name
 

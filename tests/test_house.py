@@ -1,4 +1,4 @@
-"""The order of the rooms: who may import whom, and how large files and folders may grow."""
+"""The order of the package's parts, the rooms: which may import which, and how large files and folders may grow."""
 
 import ast
 import re
@@ -12,9 +12,9 @@ import pytest
 import moelora_ad
 
 PACKAGE = Path(moelora_ad.__file__).parent
-LONGEST, MOST = 330, 16  # lines of a file, files of a folder
+LONGEST, MOST = 330, 16  # lines in a file, files in a folder
 
-# From the bottom up: a room imports those before it. A longer name is a room within another.
+# From the bottom up: a room imports only rooms before it. A longer name is a room inside another one.
 ROOMS = (
     *("errors", "formats", "documents", "files", "torch_internals", "lightning_internals", "lazy"),
     *("adapters", "audio", "corpora"),
@@ -29,8 +29,10 @@ ROOMS = (
 
 
 def modules() -> dict[str, ast.Module]:
-    """The package's modules by their names without ``moelora_ad.``; not that itself, which imports names when they are
-    asked for (see test_face.py)."""
+    """The package's modules, by their names without ``moelora_ad.``.
+
+    The package itself is left out, as it imports names when they are asked for (see test_face.py).
+    """
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -41,7 +43,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imported(tree: ast.Module, known: dict[str, ast.Module]) -> Iterator[str]:
-    """The package's modules that a module names in its imports, wherever they are in it."""
+    """The package's modules that a module imports, anywhere in its code."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [name.name for name in node.names]
@@ -54,7 +56,7 @@ def imported(tree: ast.Module, known: dict[str, ast.Module]) -> Iterator[str]:
 
 
 def room(module: str) -> int:
-    """The place of a module's room in the order; the package's name and version are below all."""
+    """The place of a module's room in the order; the package's name and version are below all rooms."""
     if module in ("", "__main__"):
         return -1 if module == "" else len(ROOMS)
     fitting = [one for one in ROOMS if module == one or module.startswith(f"{one}.")]
@@ -99,22 +101,22 @@ def test_files_and_folders_stay_small():
 
 
 def test_pages_are_templates():
-    """HTML is in templates/ beside the module that fills it in."""
+    """HTML is kept in templates/, beside the module that fills it in."""
     tags = re.compile(r"<(html|body|div|p|table|tr|td|style)[ >]")
     assert not [str(path) for path in PACKAGE.rglob("*.py") if tags.search(path.read_text(encoding="utf-8"))]
 
 
 def test_what_needs_no_torch_does_not_import_it():
-    """Corpora, figures and the folders of runs."""
+    """Corpora, figures and the folders of runs do not need torch."""
     free = [name for name in modules() if name.partition(".")[0] in ("corpora", "evaluation", "runs")]
     free.remove("evaluation.metrics.torchmetrics")
-    free.remove("corpora.checking")  # opens audio
+    free.remove("corpora.checking")  # opens audio files
     lines = [f"import moelora_ad.{name}" for name in free]
     program = "\n".join([*lines, "import sys", "assert not {'torch', 'lightning', 'transformers'} & {*sys.modules}"])
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-# What a newcomer looks for, the file whose name says so, and what is in it.
+# What a newcomer looks for, the file with a fitting name, and a line of code in it.
 GUESSES = {
     "checkpoint writing": ("training/checkpoint_writing.py", "class WholeCheckpointIO"),
     "which checkpoints are kept": ("training/callbacks/checkpoints.py", "class WholeCheckpoint"),

@@ -1,4 +1,4 @@
-"""What is used of Lightning by a private name: what it must do."""
+"""The private names of Lightning that the package uses: what they must do."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from moelora_ad.lightning_internals import (
     validation_is_due,
 )
 
-BATCHES = 4  # of an epoch
+BATCHES = 4  # batches in an epoch
 
 
 class Line(LightningModule):
@@ -38,7 +38,7 @@ class Line(LightningModule):
 
 
 class Figures(Logger):
-    """Remembers under which steps figures are logged."""
+    """Keeps the steps under which figures are logged."""
 
     name, version = "figures", "0"
 
@@ -64,7 +64,7 @@ def fit(folder: Path, *callbacks: Callback, validates: bool = False, **arguments
 
 
 class Asked(OpenModelCheckpoint):
-    """Notes the epochs at whose end, or after whose validation, a checkpoint is due, and is then there."""
+    """Notes the epochs at whose end, or after whose validation, a checkpoint is due, and checks that it is saved."""
 
     def __init__(self, folder: Path, **arguments: Any) -> None:
         super().__init__(folder, save_top_k=-1, **arguments)
@@ -84,7 +84,7 @@ class Asked(OpenModelCheckpoint):
         was_saved = self.is_saved(trainer)
         save()
         new = set(Path(str(self.dirpath)).glob("*")) - before
-        assert bool(new) == is_due  # Lightning does what was foreseen
+        assert bool(new) == is_due  # Lightning saves when it was expected to
         if is_due:
             epochs.append(trainer.current_epoch)
             assert (was_saved, self.is_saved(trainer)) == (False, True)
@@ -96,7 +96,7 @@ class Asked(OpenModelCheckpoint):
     [
         ({}, {}, [0, 1, 2, 3], []),
         ({"every_n_epochs": 2}, {}, [1, 3], []),
-        ({"every_n_epochs": 0, "every_n_train_steps": BATCHES}, {}, [], []),  # saved in the epoch
+        ({"every_n_epochs": 0, "every_n_train_steps": BATCHES}, {}, [], []),  # saved within the epoch
         ({}, {"validates": True}, [0, 1, 2, 3], []),
         ({}, {"validates": True, "check_val_every_n_epoch": 2}, [], [1, 3]),
         ({"save_on_train_epoch_end": False}, {"validates": True}, [], [0, 1, 2, 3]),
@@ -128,7 +128,7 @@ def test_the_last_one_and_one_that_was_saved_elsewhere(tmp_path):
     assert last_path(saving) == ""
     fit(tmp_path, saving, max_epochs=1)
     assert last_path(saving) == "elsewhere.ckpt"
-    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]  # at the end all was saved
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]  # the end saves nothing more
 
 
 @pytest.mark.parametrize("weights_only", [False, True])

@@ -1,4 +1,4 @@
-"""What a source distribution and the package installed from it hold: the quickstart runs from an empty folder."""
+"""The source distribution and the package installed from it: the quickstart runs from an empty folder."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def done(*command: object, cwd: Path, **environment: str) -> str:
-    """The standard output of a command that succeeds."""
+    """Run a command that must succeed; return its standard output."""
     ended = subprocess.run(
         [*map(str, command)], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=280
     )
@@ -25,7 +25,7 @@ def done(*command: object, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """The source distribution."""
+    """The path of the source distribution."""
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("dist")
     done(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=PROJECT)

@@ -1,4 +1,4 @@
-"""The paper's six test corpora as they are downloaded, in small, from `corpus check` to the table of results."""
+"""Small copies of the paper's six test corpora as they are downloaded, from `corpus check` to the table of results."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ from moelora_ad.evaluation import ScoreTable
 PROJECT = Path(__file__).parents[1]
 EXPERIMENTS = PROJECT / "experiments"
 OUT_OF_DOMAIN = ["ASVspoof2021_LA", "ASVspoof2021_DF", "ASVspoof5", "InTheWild", "FakeAVCeleb_all"]
-SETS = {  # bona fide, spoof
+SETS = {  # numbers of bona fide and spoofed trials
     "ASVspoof2019_LA": (3, 3),
     "ASVspoof2021_LA": (3, 3),
     "ASVspoof2021_DF": (3, 3),
@@ -33,7 +33,7 @@ SETS = {  # bona fide, spoof
 
 
 class Recordings:
-    """Real recordings of the quickstart, each given out once."""
+    """Real recordings of the quickstart, each used once."""
 
     def __init__(self):
         self._left = {}
@@ -84,7 +84,7 @@ def asvspoof2019(root, real):
 
 
 def asvspoof2021(root, real, track):
-    """Both keys have trials of other phases too, which papers leave out."""
+    """A copy of an ASVspoof 2021 corpus, whose key also has trials of phases that papers leave out."""
     rows, audio = [], {}
     for i, label in enumerate(labels(5)):
         phase = "eval" if i < 6 else ("progress", "hidden")[i % 2]
@@ -129,7 +129,7 @@ def in_the_wild(root, real):
 
 
 def video(flac):
-    """An MP4 with a picture and the sound in AAC."""
+    """An MP4 file with pictures, and with the sound in AAC."""
     file = io.BytesIO()
     samples, rate = soundfile.read(io.BytesIO(flac), dtype="float32")
     with av.open(file, "w", format="mp4") as container:
@@ -147,7 +147,10 @@ def video(flac):
 
 
 def fakeavceleb(root, real):
-    """Two of A, one of C with the sound of one of A, one of B, two of D, of which one has two rows."""
+    """A copy of FakeAVCeleb with two videos of category A, one of C with an A's sound, one of B, and two of D.
+
+    One video of category D has two rows.
+    """
     rows = ["source,target1,target2,method,category,type,race,gender,filename,path"]
     files, sounds = {}, []
     for i, (category, kind, methods) in enumerate(
@@ -170,7 +173,7 @@ def fakeavceleb(root, real):
 
 @pytest.fixture
 def keys(tmp_path):
-    """Writes the archives; returns the six keys, each as a file."""
+    """Write the archives; return the six keys as files."""
     real, root = Recordings(), tmp_path / "corpora"
     found = {
         "ASVspoof2019_LA": asvspoof2019(root, real),
@@ -219,7 +222,7 @@ def test_from_downloads_to_the_table_of_results(command, keys, tmp_path, monkeyp
     configs = [EXPERIMENTS / "paper.yaml", EXPERIMENTS / "corpora/paper_test_sets.yaml", tmp_path / "small.yaml"]
     options = [word for path in configs for word in ("--config", path)]
 
-    # All that is off is that these are small copies.
+    # The only problem is that these copies are small.
     code, out = command("moelora-ad corpus check --all --json found.json", *options)
     assert code == 1
     assert "8 of 8 corpora have problems" in out
@@ -263,7 +266,7 @@ def test_from_downloads_to_the_table_of_results(command, keys, tmp_path, monkeyp
     for name, eer in eers.items():
         assert 100 * float(rows[name, "all"]["eer"]) == pytest.approx(eer)
 
-    # The publishers' keys have the same trials, by the same ids, and the same labels.
+    # The publishers' keys have the same trials, with the same ids and labels.
     for name, key in keys.items():
         code, out = command(f"moelora-ad evaluate {scores / name}.csv --key {key} --resamples 0")
         assert code == 0
@@ -275,11 +278,11 @@ def test_from_downloads_to_the_table_of_results(command, keys, tmp_path, monkeyp
     assert f"seed by seed: {', '.join(OUT_OF_DOMAIN)}\n" in out
     content = json.loads((tmp_path / "table/results.json").read_text())
     assert content["averages"] == {"macro_ood": OUT_OF_DOMAIN, "macro_all": list(SETS)}
-    of_sets = out.partition("EER %, one seed each")[2]  # before it, each set's attacks
+    of_sets = out.partition("EER %, one seed each")[2]  # the part before it is about each set's attacks
     (row,) = [line.split() for line in of_sets.splitlines() if line.startswith(" small ")]
     assert row[-2:] == [f"{mean:.2f}", f"{np.mean(list(eers.values())):.2f}"]
 
-    # The same sounds as a person's own files: a list, a kept model, and the list again as key.
+    # The same sounds as a user's own files: a list, a saved model, and the list again as key.
     zipped_wavs = tmp_path / "corpora/InTheWild/release_in_the_wild.zip!/release_in_the_wild"
     rows = list(csv.DictReader(keys["InTheWild"].open(newline="")))
     (tmp_path / "list.csv").write_text(

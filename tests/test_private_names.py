@@ -1,4 +1,4 @@
-"""Private names of libraries are used in one file for each, where tests watch what they do."""
+"""Private names of each library are used in one file only, and tests check what they do."""
 
 import ast
 import importlib
@@ -19,8 +19,8 @@ HOMES = {
     "models/transformers_internals.py",
     "lightning_internals.py",
 }
-PYTHON = {"_asdict", "_exit", "_fields", "_make", "_replace"}  # documented
-ALLOWED = {("data/workers.py", "_on_queue_feeder_error")}  # Python's own, made to be replaced; it has no other hook
+PYTHON = {"_asdict", "_exit", "_fields", "_make", "_replace"}  # documented names
+ALLOWED = {("data/workers.py", "_on_queue_feeder_error")}  # Python's own hook, made to be replaced; there is no other
 LIBRARIES = ("jsonargparse", "lightning", "torch", "torchmetrics", "transformers")
 
 
@@ -40,7 +40,7 @@ def own_names(trees: list[ast.Module]) -> set[str]:
 
 
 def used(tree: ast.Module, own: set[str]) -> Iterator[tuple[int, str]]:
-    """Private names of others in a module: imported, read of anything, or named in a text for ``getattr``."""
+    """Private names of other packages in a module: imported, read as attributes, or named in a text for ``getattr``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not str(node.module).startswith("moelora_ad"):
             names = [*str(node.module).split("."), *(alias.name for alias in node.names)]
@@ -56,20 +56,20 @@ def used(tree: ast.Module, own: set[str]) -> Iterator[tuple[int, str]]:
 
 
 def of_bases(kind: type, names: set[str]) -> set[str]:
-    """Those of the names that a library's class above this one has itself, or sets in its methods."""
+    """The given names that a library's class above this one has itself, or sets in its methods."""
     found = set()
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] in LIBRARIES:
             try:
                 source = inspect.getsource(base)
-            except (OSError, TypeError):  # made in C
+            except (OSError, TypeError):  # a class made in C
                 source = ""
             found |= names & (vars(base).keys() | set(re.findall(r"\bself\.(_\w+)", source)))
     return found
 
 
 def inherited(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Private names that a class overrides, or asks of itself, and that are those of a library's class above it."""
+    """Private names that a class overrides or reads of itself, and that belong to a library's class above it."""
     for node in tree.body:
         if not isinstance(node, ast.ClassDef) or not node.bases:
             continue

@@ -1,5 +1,4 @@
-"""Python of the README and the pages, word for word: on a small random model in the place of one of the hub, and for a
-few steps."""
+"""Python code of the README and the pages runs word for word, with a small random model and for a few steps."""
 
 import re
 from pathlib import Path
@@ -42,7 +41,7 @@ def test_a_file_is_scored_as_the_readme_does(monkeypatch, capsys):
 
 
 def main_score(sound: str) -> float:
-    """As the detector itself gives it: its calibrated log-odds of the only window."""
+    """A sound's score by the detector itself: the calibrated log-odds of its only window."""
     detector = load("mini")
     clip = read_audio(sound)
     logits = detector(torch.from_numpy(clip).unsqueeze(0)).float()[0]

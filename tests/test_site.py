@@ -38,7 +38,7 @@ def blocks(*languages: str) -> Iterator[tuple[str, str]]:
 
 
 def anchors(page: str) -> set[str]:
-    """Those of the headings of a page, as code hosts and the site make them."""
+    """The anchors of a page's headings, as code hosts and the site make them."""
     headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", PAGES[page]), re.MULTILINE)
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 
@@ -80,7 +80,7 @@ def test_the_readmes_output_is_that_of_the_quickstarts_page():
 def test_links_lead_to_files_and_headings_that_are_there():
     built = re.compile(
         r"docs/reference/(commands|api)/\w+\.md|docs/reference/keys\.md|.*\.ipynb"
-    )  # by the site's hooks
+    )  # pages built by the site's hooks
     for page, text in PAGES.items():
         for target, anchor in LINK.findall(BLOCK.sub("", text)):
             path = (PROJECT / page).parent.joinpath(target).resolve() if target else PROJECT / page
@@ -106,7 +106,7 @@ def test_the_map_of_the_architecture_has_every_package():
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """The commands of all pages, from their name on."""
+    """The words of all commands on the pages, after the program's name, with the page of each."""
     for page, code in blocks("sh"):
         for line in code.replace("\\\n", " ").splitlines():
             for part in re.split(r" && | \| |<\(", line):
@@ -172,7 +172,7 @@ def test_example_of_evaluation(capsys):
 
 
 def hook(name: str):
-    """A module of ``docs/hooks``, which may import others there."""
+    """Import a module of ``docs/hooks``, which may import others there."""
     folder = str(PROJECT / "docs/hooks")
     sys.path.insert(0, folder)
     try:
@@ -185,7 +185,7 @@ def hook(name: str):
 
 
 class Loaded(HTMLParser):
-    """What a browser fetches for a page, and the ids and the links on it."""
+    """The resources that a browser loads for a page, and the page's ids and links."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class Loaded(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The site, built as strictly as MkDocs can."""
+    """The site, built with MkDocs' strictest settings."""
     pytest.importorskip("mkdocs", reason="the site is not built: pip install 'moelora_ad[docs]'")
     pytest.importorskip("mkdocstrings", reason="the site is not built: pip install 'moelora_ad[docs]'")
     from mkdocs.commands.build import build

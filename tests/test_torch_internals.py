@@ -1,4 +1,4 @@
-"""What is used of PyTorch by a private name: what it must do."""
+"""The private names of PyTorch that the package uses: what they must do."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_batch_normalisation_has_one_forward_and_checks_dimensions(kind, dimensi
             return super().forward(x) + 1.0
 
     class Own(kind, Watched):
-        """Comes to ``Watched`` before PyTorch's forward."""
+        """Calls the forward of ``Watched`` before PyTorch's."""
 
     values = torch.randn(4, 3, *[2] * (dimensions[0] - 2))
     torch.testing.assert_close(Own(3)(values), kind(3)(values) + 1.0)
@@ -72,7 +72,7 @@ def test_batch_normalisation_has_one_forward_and_checks_dimensions(kind, dimensi
 def test_fake_tensors_compute_shapes_and_have_a_device():
     layer = nn.Linear(3, 4)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        many = torch.zeros(10**9, 3)  # 12 GB, if they were real
+        many = torch.zeros(10**9, 3)  # 12 GB, if it were real
         assert layer(many).shape == (10**9, 4)
         assert many.device.type == "cpu"
 
@@ -94,7 +94,7 @@ def test_a_constant_goes_with_the_model_and_keeps_its_precision():
 
 
 class Layer(nn.Linear):
-    """PyTorch 2.11 does not compile its own modules on their own."""
+    """A class of our own, as PyTorch 2.11 does not compile its own modules on their own."""
 
     def forward(self, x):
         return super().forward(x)

@@ -1,4 +1,4 @@
-"""The tutorials, word for word and in miniature: few utterances, one epoch, from the weights of the packaged model."""
+"""The tutorials, word for word but small: few utterances, one epoch, from the weights of the packaged model."""
 
 import contextlib
 import glob
@@ -25,19 +25,19 @@ from moelora_ad.sweeps.states import readable_status_of
 
 PROJECT = Path(__file__).parents[1]
 TUTORIALS = PROJECT / "docs/tutorials"
-FIRST, OF_FIRST = "first_detector", "watch_the_experts"  # the second looks at the run of the first
-UTTERANCES = 6  # of each class in each list
-SMALLER = {  # in the text of a page
+FIRST, OF_FIRST = "first_detector", "watch_the_experts"  # the second tutorial looks at the run of the first
+UTTERANCES = 6  # for each class in each list
+SMALLER = {  # replacements in the text of a page
     r"(max_epochs:? )\d": r"\g<1>1",
     r"leave_one_out: attack ": "leave_one_out: {attack: [A04, A06]} ",
     r"seeds: \[1, 2, 3\]": "seeds: [1, 2]",
 }
-FEWER = {"extend": ["--steps", "2", "--few", "2"], "prune": ["--resamples", "100"]}  # more options of verbs
+FEWER = {"extend": ["--steps", "2", "--few", "2"], "prune": ["--resamples", "100"]}  # additional options of verbs
 
 
 @pytest.fixture(scope="module")
 def tutorials():
-    """The program that runs them."""
+    """The module that runs the tutorials."""
     spec = importlib.util.spec_from_file_location("run", TUTORIALS / "run.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["run"] = module
@@ -47,13 +47,13 @@ def tutorials():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, quickstart) -> Path:
-    """A project's folder, but the lists of its corpora are short, and training is one epoch from trained weights."""
+    """A project's folder with short lists of trials, in which training is one epoch from trained weights."""
     return project(tmp_path_factory.mktemp("tutorials"), quickstart / "backbone", str(packaged_models()["mini"]))
 
 
 @pytest.fixture(scope="module")
 def folder_of_many(tmp_path_factory, small_whisper) -> Path:
-    """One for pages with many runs: with a small random encoder, which takes no time."""
+    """A project's folder for pages with many runs, with a small random encoder, which takes no time."""
     return project(tmp_path_factory.mktemp("tutorials"), small_whisper, None)
 
 
@@ -76,7 +76,7 @@ def project(folder: Path, backbone: Path, weights: str | None) -> Path:
 
 
 def few_of(lines: list[str]) -> list[str]:
-    """The last lines of a protocol: bona fide ones, and two spoofs of each of the last attacks."""
+    """The last bona fide lines of a protocol, and two lines of each of its last attacks."""
     by_attack: dict[str, list[str]] = {}
     for line in lines:
         by_attack.setdefault(line.split()[3], []).append(line)
@@ -87,12 +87,12 @@ def few_of(lines: list[str]) -> list[str]:
 
 @pytest.fixture
 def run(tutorials, lightning, monkeypatch):
-    """Runs a tutorial in a folder; each cell with what it printed."""
+    """Runs a tutorial in a folder; returns each cell with what it printed."""
 
     def run_here(runs, jobs, retry, view) -> None:
-        """What a sweep or an extension starts as processes: starting takes longer than this training."""
+        """Run here what a sweep or an extension starts as processes, as starting takes longer than training."""
         for one in runs:
-            with contextlib.redirect_stdout(io.StringIO()):  # that goes into a file of the run
+            with contextlib.redirect_stdout(io.StringIO()):  # otherwise in a file of the run
                 assert moelora_ad.cli.fit.run(one.arguments(), "moelora-ad") == 0, one.label
             view.show(one, readable_status_of(one))
 
@@ -124,12 +124,12 @@ def run(tutorials, lightning, monkeypatch):
 
 
 def words(text: str) -> set[str]:
-    """The words of an output, without its numbers and what it is drawn with."""
+    """The words of an output, without numbers and drawing characters."""
     return set(re.findall(r"[a-z]{4,}", text.lower()))
 
 
 def check_outputs(done: list) -> dict[str, str]:
-    """Each cell prints what its page shows, but for the figures; returns the outputs by code."""
+    """Check that each cell prints what its page shows, apart from figures; return the outputs by code."""
     assert done
     for cell, printed in done:
         assert bool(printed) == bool(cell.output), cell.code
@@ -242,7 +242,7 @@ def test_compare_two_systems(run, folder_of_many):
 
 
 def attacks(path: Path) -> set[str]:
-    """Those of the spoofs of a score file."""
+    """The attacks in a score file."""
     return set(ScoreTable.read(path).trials.attacks)
 
 

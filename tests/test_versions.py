@@ -1,4 +1,4 @@
-"""The versions that pyproject.toml promises, and those that a run at the lower end installs."""
+"""The versions that pyproject.toml promises, and those that a run with the lowest versions installs."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from packaging.version import Version
 
 try:
     import tomllib
-except ModuleNotFoundError:  # Python 3.10, where pytest brings the same
+except ModuleNotFoundError:  # Python 3.10, for which pytest installs the same
     import tomli as tomllib
 
 TESTS = Path(__file__).parent
@@ -16,7 +16,7 @@ USED_BY_PRIVATE_NAMES = ("jsonargparse", "lightning", "torch", "torchmetrics", "
 
 
 def requirements() -> dict[str, Requirement]:
-    """What is needed to run and to test."""
+    """The requirements to run and to test, by name."""
     project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     used = ("archives", "docs", "onnx", "parquet", "serve", "slurm", "test")
@@ -36,7 +36,7 @@ def test_the_lowest_versions_are_the_bounds():
     needed = requirements()
     assert lowest.keys() == needed.keys()
     for name, version in lowest.items():
-        # A bound such as 2024.6 means the first version of it that there is.
+        # A bound such as 2024.6 means the first release of that version.
         assert needed[name].specifier.contains(version)
         bound = lower(needed[name])
         assert version.release[: len(bound.release)] == bound.release

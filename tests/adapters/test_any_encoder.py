@@ -53,7 +53,7 @@ STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
 
 
 class Plain(nn.Module):
-    """No model of a library: two layers of gated products."""
+    """An encoder that comes from no library: two layers of gated products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,10 +72,10 @@ class Case(NamedTuple):
     build: Callable[[Path], nn.Module]
     inputs: Callable[[], Tensor]
     targets: tuple[str, ...]
-    layers: str  # the dotted path of the list of layers,
-    attention: str  # and the one of the attention inside a layer
+    layers: str  # dotted path of the list of layers
+    attention: str  # dotted path of the attention inside a layer
     stack: str = "layers"
-    names: tuple[str, ...] = ()  # what the projections are called inside the attention, if the targets do not say it
+    names: tuple[str, ...] = ()  # names of the projections inside the attention, where they differ from the targets
 
 
 def wavlm(folder: Path) -> nn.Module:
@@ -168,7 +168,7 @@ METHODS = ["lora", "mixture", "top layer", "utterance"]
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_adapted_is_what_was_asked_for_and_changes_nothing_yet(encoder, case, method):
     encoder.eval()
-    with torch.no_grad():  # gradients would choose another implementation of the attention, which rounds otherwise
+    with torch.no_grad():  # with gradients, attention would use another implementation, which rounds differently
         before = output(encoder, case)
         sites = low_rank(case)[method].adapt(encoder)
         assert torch.equal(output(encoder, case), before)
@@ -198,7 +198,7 @@ def step(encoder: nn.Module, case: Case) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_one_step_changes_the_adapters_and_nothing_else(encoder, case, method):
     low_rank(case)[method].adapt(encoder)
-    with torch.no_grad():  # past the first step, in which zero updates keep gates and lora_A still
+    with torch.no_grad():  # as after the first step, in which lora_B = 0 keeps gates and lora_A still
         for _, site in adapted_sites(encoder):
             for expert in site.lora_experts():
                 expert.lora_B.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
@@ -208,7 +208,7 @@ def test_one_step_changes_the_adapters_and_nothing_else(encoder, case, method):
     assert moved == reached == adapters
 
 
-# No effect on the output, or, for a bias of keys, none but rounding: it adds the same to all scores of a row.
+# Parameters without effect on the output. A bias of keys adds the same to all scores of a row: only rounding changes.
 IDLE = re.compile(r"(.*\.)?(masked_spec_embed|pooler\..*|(k_proj|linear_k|key)\.bias)")
 
 

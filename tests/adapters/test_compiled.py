@@ -1,4 +1,4 @@
-"""Observers of a model that ``torch.compile`` has compiled before they came."""
+"""Observers attached to a model after ``torch.compile`` has compiled it."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from moelora_ad.adapters import CallWatch, GatePolicy, InjectionError, MoELoRA, adapted_sites, record_routing
 
-BACKEND = "eager"  # of torch.compile: traces as ever, and compiles nothing
+BACKEND = "eager"  # a backend of torch.compile that traces the model but generates no code
 
 
 class Layer(nn.Module):
@@ -18,7 +18,7 @@ class Layer(nn.Module):
         self.v_proj = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.q_proj(x)) + nn.functional.linear(x, self.v_proj.weight)  # past the adapter of v_proj
+        return torch.tanh(self.q_proj(x)) + nn.functional.linear(x, self.v_proj.weight)  # bypasses v_proj's adapter
 
 
 def stack(targets: list[str]) -> nn.Sequential:
@@ -40,7 +40,7 @@ def by_layers(model: nn.Sequential) -> nn.Module:
 
 @pytest.fixture(params=[whole, by_layers])
 def compiled(request) -> Callable[[nn.Sequential], nn.Module]:
-    """Compiles a model, which runs once, so that hooks come too late."""
+    """A function that compiles a model and runs it once, so that hooks added later come too late."""
     torch._dynamo.reset()
 
     def make(model: nn.Sequential) -> nn.Module:
@@ -69,7 +69,7 @@ def test_routing_is_that_of_the_model_as_it_stands(compiled):
     assert not any(site.gate._forward_hooks for _, site in adapted_sites(model))
     frames = torch._dynamo.utils.counters["frames"]["total"]
     assert torch.allclose(made(x), wanted)
-    assert torch._dynamo.utils.counters["frames"]["total"] == frames  # what was compiled runs again
+    assert torch._dynamo.utils.counters["frames"]["total"] == frames  # nothing is compiled again
 
 
 def test_the_watch_of_calls_accuses_those_alone_that_are_not_called(compiled):

@@ -1,4 +1,4 @@
-"""Adapted layers under DDP and FSDP with two CPU processes: the gradients of one process with the whole batch."""
+"""Adapted layers under DDP and FSDP: two CPU processes get the gradients of one process with the whole batch."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""An expert beside a trained mixture: the old function exactly, until it has learned; and the old weights for good."""
+"""An expert added to a trained mixture: it changes nothing until it has learned, and it never changes old weights."""
 
 import copy
 
@@ -24,7 +24,7 @@ from moelora_ad.adapters import (
 )
 
 WIDTH, RANK, EXPERTS = 8, 2, 3
-CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # products of other widths round otherwise
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # matrix products of other widths round differently
 POLICIES = [
     GatePolicy(),
     GatePolicy(noise="none", temperature=0.5),
@@ -49,7 +49,7 @@ def mixture(policy: GatePolicy = SINGLE, **arguments) -> MoELoRA:
 
 
 def adapted(method, state: dict[str, torch.Tensor] | None = None) -> nn.Sequential:
-    """A model with random adapters, or with those of another as far as the names are the same."""
+    """A model with random adapters, or with all tensors of ``state`` and the adapters beyond it as they start."""
     model = base()
     method.adapt(model)
     if state is not None:
@@ -121,7 +121,7 @@ def test_the_first_step_has_the_gradient_of_an_expert_of_the_starting_weight():
         assert not expert.lora_A.grad.any()
         gradients.append(expert.lora_B.grad / expert.lora_A.norm())
         assert gradients[-1].abs().max() > 1e-3
-        # Every token has the same weight: it is what the layer's output would have from one more LoRA of that strength.
+        # All tokens give the added expert the starting weight, so that it acts as one more LoRA of that strength.
         with record_routing(model) as record:
             model(inputs())
         torch.testing.assert_close(record.mean_gates()["1.2"][-1], torch.tensor(start))
@@ -129,8 +129,8 @@ def test_the_first_step_has_the_gradient_of_an_expert_of_the_starting_weight():
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_the_formula(policy):
-    """y = old(x) + (alpha / r) sigmoid((w x + b) / temperature) B A x; of utterances, with the mean of w x over the
-    tokens that count."""
+    """y = old(x) + (alpha / r) sigmoid((w x + b) / temperature) B A x; a gate of whole utterances takes the mean of w x
+    over the valid tokens."""
     method = mixture(policy, extend=Extension(start=0.3))
     model = base()
     method.adapt(model)
@@ -159,7 +159,7 @@ def test_a_single_lora_keeps_its_full_strength(alpha):
     wanted = old(inputs())
     torch.testing.assert_close(model(inputs()), wanted, **CLOSE)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert all("experts.1." in name or "added" in name for name in trained)  # of one expert a gate has nothing to learn
+    assert all("experts.1." in name or "added" in name for name in trained)  # a gate of one expert has nothing to learn
     wake(model)
     assert (model(inputs()) - wanted).abs().max() > 0.1
     drop_expert(model, 1)
@@ -177,7 +177,7 @@ def test_a_mixture_is_extended_again():
     wake(twice)
     with knocked_out(twice, [4]):
         torch.testing.assert_close(twice(inputs()), once(inputs()), **CLOSE)
-    drop_expert(twice, 3)  # the first that was added: the second stays, with its own row
+    drop_expert(twice, 3)  # expert 3 was added first; the one added second stays, with its own row of the gate
     assert [layer.gate.policy.added for _, layer in adapted_sites(twice)] == [1] * 4
     with knocked_out(twice, [3]):
         torch.testing.assert_close(twice(inputs()), adapted(mixture())(inputs()), **CLOSE)
@@ -189,7 +189,7 @@ def test_the_old_gate_rows_by_option():
     assert {"0.0.gate.weight", "0.0.gate.noise_weight", "0.0.gate.added.0.weight"} <= trained
     assert not any("experts.0." in name for name in trained)
     x = inputs()
-    assert not torch.equal(model.train()(x), model(x))  # the noise is that of their training
+    assert not torch.equal(model.train()(x), model(x))  # trained gates keep the noise of their policy
 
 
 def test_surgery_of_what_was_extended():
@@ -208,7 +208,7 @@ def test_surgery_of_what_was_extended():
     for refused in (lambda: add_expert(model), lambda: split_expert(model, 0)):
         with pytest.raises(AdapterError, match="has been extended: experts that share its softmax"):
             refused()
-    drop_expert(dropped, 0)  # one of three is left, and the added one
+    drop_expert(dropped, 0)  # one of the three old experts is left, and the added one
     with pytest.raises(AdapterError, match="expert 0 cannot be dropped"):
         drop_expert(dropped, 0)
     with pytest.raises(AdapterError, match="no expert would be left"), knocked_out(dropped, [0]):

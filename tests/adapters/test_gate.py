@@ -1,4 +1,4 @@
-"""Every way of gating against the same written out token by token."""
+"""Every gate policy against its formula written out token by token."""
 
 import math
 
@@ -21,7 +21,7 @@ POLICIES = [
 
 
 def written_out(policy, logits, noise_logits, noise, training):
-    """The weights of one row of tokens, as lists of numbers."""
+    """The gate weights of one row of tokens, as lists of numbers."""
     if policy.level == "utterance":
         logits = [[sum(column) / len(column) for column in zip(*logits, strict=True)]]
         noise_logits = [[sum(column) / len(column) for column in zip(*noise_logits, strict=True)]]
@@ -68,7 +68,7 @@ def test_top_k_first_is_softmax_first_renormalised():
 def test_an_utterance_gate_does_not_hear_padding():
     gate = Gate(8, EXPERTS, GatePolicy(level="utterance", noise="none"))
     logits = torch.randn(2, TOKENS, EXPERTS)
-    logits[1, 3:] = torch.nan  # whatever is there
+    logits[1, 3:] = torch.nan  # the values at padding must not matter
     valid_tokens(gate, torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
     given = gate(logits)
     valid_tokens(gate, None)

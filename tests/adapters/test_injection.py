@@ -181,7 +181,7 @@ def test_an_empty_range_is_refused(layers):
 
 def test_the_top_layers_are_trained_whole_and_nothing_else():
     model = stack()
-    model.layers[3].mlp.weight.requires_grad = False  # what the model keeps fixed
+    model.layers[3].mlp.weight.requires_grad = False  # a parameter that the model itself keeps fixed
     assert TopLayers(2).adapt(model) == ()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     wanted = {name for name, _ in model.named_parameters() if name.startswith(("layers.2", "layers.3"))}
@@ -257,7 +257,7 @@ def test_gates_cannot_be_shared_between_inputs_of_different_width():
         MoELoRA(2, 2, targets=["q_proj"], share_gate=True).adapt(stack().head)
 
 
-# Projections that are not called as they are
+# Projections whose forward method is bypassed, or that are not plain linear layers
 
 
 def trained_b(model: nn.Module) -> nn.Module:
@@ -277,7 +277,7 @@ def test_the_fused_path_of_inference_does_not_pass_an_adapter_by():
         torch.testing.assert_close(encoder(x), plain)
         fused_off = trained_b(encoder)(x)
     assert not torch.allclose(fused_off, plain, atol=1e-2)
-    torch.testing.assert_close(fused_off, encoder(x).detach())  # with gradients nothing is fused
+    torch.testing.assert_close(fused_off, encoder(x).detach())  # with gradients, PyTorch does not take the fused path
 
 
 def test_a_projection_that_pytorchs_attention_only_reads_is_refused_by_name():

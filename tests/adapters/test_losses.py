@@ -1,4 +1,4 @@
-"""Auxiliary losses against their formulas written out, and in every way of training."""
+"""Auxiliary losses against their formulas written out, and under checkpointing, autocast and distributed training."""
 
 import math
 import os
@@ -71,7 +71,7 @@ def terms_of(block, x, weights=EVERY):
 
 
 def written_out(block: Block, x: torch.Tensor, policy: GatePolicy) -> dict[str, float]:
-    """Every loss from its equation, number by number."""
+    """Every loss computed from its equation, number by number."""
     sums = dict.fromkeys(("importance", "load_balance", "z", "entropy", "orthogonality", "subspace"), 0.0)
     hidden = block.first(x).tanh()
     for site, given in ((block.first, x), (block.second, hidden)):
@@ -113,7 +113,7 @@ def test_every_loss_is_its_equation(policy, device):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_nothing_of_the_losses_waits_on_a_gpu(policy, fake_gpu):
-    """Nothing crosses between the devices, and no value is asked for; on a GPU that is not there."""
+    """The losses move no data between devices and read back no value; on a simulated GPU."""
     block, losses = adapted(policy), AuxiliaryLosses(EVERY)
     x = inputs()
     with fake_gpu(block) as waits:
@@ -196,7 +196,7 @@ def test_autocast_keeps_the_losses_in_full_precision():
     for name, value in full.items():
         assert half[name].dtype == torch.float32
         torch.testing.assert_close(half[name], value, rtol=0.03, atol=1e-3)
-    torch.testing.assert_close(half["subspace"], full["subspace"])  # of the weights alone
+    torch.testing.assert_close(half["subspace"], full["subspace"])  # computed from the weights alone
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-20])

@@ -16,7 +16,7 @@ IN, OUT, RANK = 12, 20, 4
 
 
 def build(experts: int, policy: GatePolicy | None = None, alpha: float | None = None, seed: int = 0) -> MoELoRALinear:
-    """A layer whose every matrix is random, lora_B and W_noise included."""
+    """A layer whose matrices are all random, lora_B and W_noise included."""
     torch.manual_seed(seed)
     base = nn.Linear(IN, OUT).requires_grad_(False)
     gate = Gate(IN, experts, policy) if policy or experts > 1 else None
@@ -143,20 +143,20 @@ def test_gate_and_down_matrices_get_gradients_after_the_first_step_only():
     ("training", "policy", "gate_numbers"),
     [
         (False, GatePolicy(), 2 * 3),  # logits and softmax
-        (True, GatePolicy(), 4 * 3),  # and the noise and its scale
-        (True, GatePolicy(top_k=2), 6 * 3 + 2 * 2),  # and the mask, the kept weights and the indices (int64)
+        (True, GatePolicy(), 4 * 3),  # also the noise and its scale
+        (True, GatePolicy(top_k=2), 6 * 3 + 2 * 2),  # also the mask, the kept weights and the indices (int64)
     ],
 )
 def test_saved_activations_are_the_input_and_a_few_numbers_per_expert(training, policy, gate_numbers):
-    """x + T (2 N r + a few N) numbers: the low-rank activations are kept before weighting (for the gate's gradient) and
-    after it (for lora_B's), and nothing of size (T, N, out)."""
+    """x + T (2 N r + a few N) numbers are saved: the low-rank activations before weighting (for the gate's gradient)
+    and after it (for lora_B's), but nothing of size (T, N, out)."""
     experts, tokens = 3, 4096
     layer = build(experts, policy, alpha=8).train(training)
     x = torch.randn(tokens, IN, requires_grad=True)
     storages = {}
 
     def keep(tensor):
-        if tensor.numel() >= tokens:  # weights are smaller, and they are not activations
+        if tensor.numel() >= tokens:  # smaller tensors are weights, not activations
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -292,7 +292,7 @@ def test_experts_start_different_and_with_kaiming_bounds():
 
 
 def every_policy(experts: int) -> Iterator[GatePolicy]:
-    """All that fit together of every choice."""
+    """Every combination of options that GatePolicy accepts."""
     noises = [{"noise": "none"}, {"noise": "learned"}, {"noise": "fixed", "noise_std": 0.3}]
     noises.append({"noise": "fixed", "noise_std": 0.3, "noise_mean": (1.0, 0.0, -1.0)})
     names = ("top_k", "renormalise", "order", "level", "temperature")
@@ -300,13 +300,13 @@ def every_policy(experts: int) -> Iterator[GatePolicy]:
     for noise, chosen in product(noises, product((None, 1, 2, experts), (False, True), orders, levels, (1.0, 0.5))):
         try:
             yield GatePolicy(**noise, **dict(zip(names, chosen, strict=True)))
-        except ValueError:  # they contradict each other
+        except ValueError:  # the options contradict each other
             continue
 
 
 def decided(layer: MoELoRALinear) -> torch.Tensor:
-    """An input (2, 5, IN) on which experts' logits are at least 2 apart, of all tokens of an utterance in one order: no
-    rounding and no noise of 0.3 changes what is kept."""
+    """An input (2, 5, IN) on which the experts' logits are at least 2 apart, in the same order for all tokens of an
+    utterance: neither rounding nor noise of 0.3 changes which experts are kept."""
     with torch.no_grad():
         layer.gate.weight[:] = 0.05 * layer.gate.weight
         layer.gate.weight[:, :3] = torch.eye(3)
@@ -341,8 +341,8 @@ def test_a_gpu_gives_the_cpus_output_and_gradients_for_every_policy(training, gp
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
 def test_half_precision_on_a_gpu_is_close_to_the_cpus_float32(dtype, error, gpu, same_noise, assert_near):
-    """Four roundings (of x, of the matrices, of both products) of 2^-9 and 2^-12 of the largest number; gates, whose
-    softmax is in float32, twice that."""
+    """The error allows for four roundings (of x, of the matrices, of both products) of 2^-9 or 2^-12 of the largest
+    number, and for twice as many in the gates, whose softmax is in float32; gradients may be off by twice the error."""
     for policy in every_policy(3):
         layer = build(3, policy, alpha=2 * RANK).train()
         x = decided(layer)

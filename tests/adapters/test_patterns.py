@@ -1,4 +1,4 @@
-"""Untrusted regular expressions: the results of ``re``, in bounded time and memory."""
+"""Untrusted regular expressions: the same results as ``re``, in bounded time and memory."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def test_a_pattern_matches_as_re_does(pattern, name):
         ("(", "is not a regular expression"),
         ("(" * 20_000, "is not a regular expression"),
         ("(?R)*a", "is not a regular expression"),  # recursion
-        ("a{e<=9}", "is not a regular expression"),  # a fuzzy match
+        ("a{e<=9}", "is not a regular expression"),  # fuzzy matching
         ("((((a{1000}){1000}){1000}){1000})", "is too long, or repeats too much"),
         ("a{1,99999999999999999999}", "is too long, or repeats too much"),
         ("a" * 200_000, "is too long, or repeats too much"),
@@ -50,12 +50,12 @@ def test_a_pattern_has_a_time_for_all_names_together():
     for _ in range(3):
         with pytest.raises(ValueError, match="takes too long"):
             matches(NAME)
-    assert time.monotonic() - start < 60  # without an end it takes years
+    assert time.monotonic() - start < 60  # without the time limit, the match would take years
 
 
 @pytest.fixture
 def peft_folder(tmp_path):
-    """Makes an adapter folder as peft has it, with the endless pattern in a field."""
+    """A function that writes an adapter folder of peft with the endless pattern in the given field."""
 
     def make(field):
         site = f"base_model.model.{NAME}"

@@ -1,4 +1,4 @@
-"""What a method owns and trains: any kind of change to any encoder, named by what was there before."""
+"""What a method owns and trains, for every kind of change to an encoder; frozen tensors keep their original names."""
 
 import copy
 import pickle
@@ -38,7 +38,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Three layers with batch statistics and dropout, the second and third of which are one."""
+    """Three layers with batch statistics and dropout; the second and the third are the same module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Wrapper(nn.Module):
 
 
 class SameWeight(nn.Linear):
-    """A projection of another class on the same weight."""
+    """A projection of another class that shares the weight."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base.in_features, base.out_features)
@@ -84,7 +84,7 @@ class Doubled(nn.Module):
 
 
 class Method(AdaptationMethod):
-    """Freezes the encoder and does one thing more."""
+    """A method that freezes the encoder and then makes one change."""
 
     def __init__(self, change) -> None:
         self.change = change
@@ -125,7 +125,7 @@ def biases(encoder):
         parameter.requires_grad_(name.endswith("bias"))
 
 
-# What is trained and kept besides, by names; and where modules were replaced.
+# For each change: the names of the trained parameters and of the buffers kept besides, and the replaced modules.
 KINDS = {
     wrap: (
         {f"layers.{n}.down.{name}" for n in (0, 1) for name in ("scale", "norm.weight", "norm.bias")},
@@ -169,7 +169,7 @@ def test_every_kind_of_change_is_told_from_the_encoder(change, encoder):
     assert {names[id(parameter)] for parameter in parts["adapters"]} == trained
     kept = ownership.kept_names(method)
     assert kept == trained | buffers
-    # A step of training changes what is kept and nothing else of the encoder, which goes by the names of before.
+    # A training step changes only what is kept; all other tensors are unchanged, under their original names.
     encoder.eval()
     ownership.train(method, True)
     optimizer = torch.optim.AdamW(parts["adapters"], lr=0.1, weight_decay=0.1)
@@ -194,7 +194,7 @@ def test_copies_know_their_own(copied, encoder):
 
 
 def test_modes(encoder):
-    """Of a frozen encoder only what is the method's is in training mode, or is trained as a whole."""
+    """In a frozen encoder, only the method's own modules and those trained as a whole are in training mode."""
 
     def in_training(method):
         model = copy.deepcopy(encoder)

@@ -42,7 +42,7 @@ def utterances(count: int) -> torch.Tensor:
 
 
 def written_out(site, tokens_of_utterances, policy):
-    """Means over the decisions, from the definitions; tokens_of_utterances is a list of (tokens, width)."""
+    """Means over the gate's decisions, from their definitions; tokens_of_utterances is a list of (tokens, width)."""
     decisions = []
     for tokens in tokens_of_utterances:
         logits = tokens @ site.gate.weight.T

@@ -1,4 +1,4 @@
-"""Dotted paths of adapted projections, read by hand."""
+"""Dotted paths of adapted projections, split into layer and projection."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from moelora_ad.adapters.sites import SiteGrid, layer_of, projection_of
     [
         ("layers.3.self_attn.q_proj", "layers.3", "self_attn.q_proj"),
         ("encoder.layers.11.attention.output.dense", "encoder.layers.11", "attention.output.dense"),
-        ("layers.0.feed_forward.1", "layers.0", "feed_forward.1"),  # the first number counts
+        ("layers.0.feed_forward.1", "layers.0", "feed_forward.1"),  # the layer ends at the first number
         ("0.q_proj", "0", "q_proj"),
         ("blocks.3", "blocks.3", "blocks"),  # a stack of plain projections
         ("2", "2", "2"),
-        ("conv1d.q_proj", None, "conv1d.q_proj"),  # a number within a name is none
+        ("conv1d.q_proj", None, "conv1d.q_proj"),  # a number inside a name does not make a layer
         ("head", None, "head"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Spectra through small cores against the whole matrices."""
+"""Spectra computed through small cores against those of the whole matrices."""
 
 import pytest
 import scipy.linalg

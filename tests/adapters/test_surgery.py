@@ -1,4 +1,4 @@
-"""Changes of experts against the function that a model had before, and against formulas."""
+"""Changes of experts, checked against the model's function before the change and against formulas."""
 
 import copy
 from dataclasses import replace
@@ -77,7 +77,7 @@ def output(model: nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor
 
 
 def assert_whole(model: nn.Module, experts: int) -> None:
-    """Every part fits, and the names of the state are those of a model built with so many experts."""
+    """All parts fit together, and the state has the same names as that of a model built with this many experts."""
     for _, layer in adapted_sites(model):
         layer._check(layer.lora_experts())
         assert len(layer.experts) == experts
@@ -213,7 +213,7 @@ def test_a_silent_expert_changes_nothing_until_it_is_woken(policy, share):
     assert not any(layer.experts[EXPERTS].lora_B.grad.any() for _, layer in adapted_sites(model))
     set_logit_offset(model, EXPERTS, 0.0)
     if policy.top_k is None:
-        assert not torch.allclose(output(model), before)  # it takes weight from the others, and adds nothing yet
+        assert not torch.allclose(output(model), before)  # the new expert takes weight, but adds nothing yet
     model.zero_grad()
     for _, layer in adapted_sites(model):
         layer.gate.logit_offset[EXPERTS] = 50.0
@@ -351,7 +351,7 @@ def test_the_last_expert_is_a_plain_lora(share):
     ("order", "renormalise"), [("softmax_first", False), ("softmax_first", True), ("top_k_first", False)]
 )
 def test_a_gate_that_keeps_all_experts_keeps_all_that_are_left(order, renormalise):
-    """A softmax of the others' logits, whatever the policy was before; one expert alone has weight 1."""
+    """The weights are a softmax of the remaining logits, whatever the policy was; a single expert has weight 1."""
     policy = GatePolicy(noise="none", top_k=2, order=order, renormalise=renormalise)
     three, two = mixture(replace(policy, top_k=3)), mixture(policy)
     drop_expert(three, 1)
@@ -361,7 +361,7 @@ def test_a_gate_that_keeps_all_experts_keeps_all_that_are_left(order, renormalis
     each = [layer.scaling * expert(value) for expert in layer.experts]
     wanted = layer.base(value) + sum(weights[..., n : n + 1] * update for n, update in enumerate(each))
     torch.testing.assert_close(layer(value), wanted)
-    assert two[0].up.gate.policy.top_k == 2  # of the two that are left
+    assert two[0].up.gate.policy.top_k == 2  # both of the experts that are left
     drop_expert(two, 0)
     layer = two[0].up
     torch.testing.assert_close(layer(value), layer.base(value) + layer.scaling * layer.experts[0](value))
@@ -402,7 +402,7 @@ def test_frozen_experts_stay_bit_for_bit_under_weight_decay():
     model = mixture(LEARNED).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5)
     model(x()).square().sum().backward()
-    optimizer.step()  # with moments of its own from before
+    optimizer.step()  # fills the optimiser's moments before the experts are frozen
     freeze_experts(model, [0, 2])
     before = copy.deepcopy(model.state_dict())
     for _ in range(3):
@@ -546,7 +546,7 @@ def test_a_method_freezes_experts_as_it_adapts():
 
 
 def changes(model: nn.Module, generator: torch.Generator) -> None:
-    """Every change there is, one after the other, with all that is random drawn on the CPU."""
+    """Every kind of change, one after the other, with all random numbers drawn on the CPU."""
     warm_start(model, lora_updates(lora()), perturbation=0.1, generator=generator)
     split_expert(model, 1, generator=generator)
     drop_expert(model, 0)

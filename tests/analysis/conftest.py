@@ -1,4 +1,4 @@
-"""Two small finished runs of one mixture and one of a LoRA, shared by all tests of the analyses, which only read."""
+"""Small finished runs for the tests of the analyses, which only read them: two of a mixture and one of a LoRA."""
 
 import csv
 import logging
@@ -12,7 +12,7 @@ from moelora_ad.cli.main import main
 
 
 def write_set(folder: Path, name: str, protocol: Path, count: int) -> dict:
-    """A manifest of the first ``count`` bona fide and, of each attack, spoofed utterances; codecs take turns."""
+    """A manifest of the first ``count`` bona fide utterances and ``count`` of each attack; codecs alternate."""
     rows = [line.split() for line in protocol.read_text().splitlines()]
     with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -85,5 +85,5 @@ def fitted(tmp_path_factory, small_whisper, quickstart):
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch, shown_tables):
-    """Analyses are shown on a narrow terminal, where no table may be wider than that."""
+    """A narrow terminal: no table of an analysis may be wider than it."""
     monkeypatch.setenv("COLUMNS", "40")

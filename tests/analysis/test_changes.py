@@ -1,4 +1,4 @@
-"""Experts dropped and merged, against models built by hand; what is refused, and what a changed model records."""
+"""Dropped and merged experts against models built by hand; what is refused, and what a changed model records."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ CALIBRATION = {"scale": 1.0, "offset": 0.0, "fitted_on": "x", "num_bona_fide": 1
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory, quickstart):
-    """A configuration with val and a test set of the same utterances, a set of spoofs alone, and the waveforms."""
+    """A configuration whose val and test sets are the same utterances, a set of spoofs alone, and the waveforms."""
     folder = tmp_path_factory.mktemp("changes")
     la = quickstart / "corpus" / "MiniLA"
     rows = [line.split() for line in (la / "protocols" / "MiniLA.cm.dev.trl.txt").read_text().splitlines()]
@@ -64,8 +64,8 @@ def scores(detector, waveforms) -> np.ndarray:
 
 @torch.no_grad()
 def separating(detector: Detector, corpora) -> Detector:
-    """The detector with the linear head that separates these bona fide utterances from these spoofs, 0.05 above from
-    0.05 below 0: whatever changes its frames by much makes it guess."""
+    """The detector with the linear head that gives these bona fide utterances a score of 0.05 and these spoofs -0.05,
+    so that any large change of its frames makes it guess."""
     detector.eval()
     features, _ = detector.backbone(corpora["waveforms"])
     means = torch.cat([features.mean(1), torch.ones(len(features), 1)], 1).double()
@@ -80,7 +80,7 @@ def separating(detector: Detector, corpora) -> Detector:
 
 
 def mixture(source, experts: int = 3, sharp: float = 0.0, share: bool = False) -> Detector:
-    """Large random experts; gates of constant weights, or that send tokens to one or another."""
+    """A mixture of large random experts, whose gates are constant or (sharp > 0) send tokens to different experts."""
     torch.manual_seed(1)
     policy = GatePolicy(noise="none")
     detector = Detector(WhisperBackbone(source), MoELoRA(experts, 2, gate=policy, share_gate=share), MeanPooling)
@@ -94,7 +94,7 @@ def mixture(source, experts: int = 3, sharp: float = 0.0, share: bool = False) -
 
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory, small_whisper, corpora):
-    """A model whose expert 0 does nothing and has next to no weight, and whose experts 1 and 2 matter."""
+    """A model whose expert 0 does nothing and has almost no weight, while experts 1 and 2 matter."""
     detector = mixture(small_whisper)
     with torch.no_grad():
         for _, layer in adapted_sites(detector):
@@ -107,7 +107,7 @@ def idle(tmp_path_factory, small_whisper, corpora):
 
 @pytest.fixture(scope="module")
 def sharp(tmp_path_factory, small_whisper, corpora):
-    """A model whose gates send each token elsewhere."""
+    """A model whose gates send different tokens to different experts."""
     folder = tmp_path_factory.mktemp("sharp") / "model"
     separating(mixture(small_whisper, sharp=3.0), corpora).save_pretrained(folder)
     return folder
@@ -115,7 +115,7 @@ def sharp(tmp_path_factory, small_whisper, corpora):
 
 @pytest.fixture(scope="module")
 def constant(tmp_path_factory, small_whisper, corpora):
-    """A model whose gates are constant, one for each layer."""
+    """A model with one constant gate in each layer."""
     detector = mixture(small_whisper, share=True)
     for _, layer in adapted_sites(detector):
         layer.gate.logit_offset.copy_(torch.tensor([0.5, -1.0, 0.0]))
@@ -139,7 +139,7 @@ def test_the_expert_that_does_nothing_is_dropped_and_those_that_matter_are_kept(
     assert (told["dropped"], told["num_experts"]) == ([0], 3)
     assert "not needed: expert 0 of 3; 2 are left; without 0 and " in out
     pruned = load(tmp_path / "pruned")
-    # By hand: the two experts, and the rows of their gates, in a mixture of two.
+    # A mixture of two, built by hand from the two experts and their rows of the gates.
     by_hand = Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2, gate=GatePolicy(noise="none")), MeanPooling)
     original = load(idle)
     assert (scores(original, corpora["waveforms"]) > 0).tolist() == (corpora["labels"] == 1).tolist()
@@ -158,7 +158,7 @@ def test_the_expert_that_does_nothing_is_dropped_and_those_that_matter_are_kept(
     without_one = {(row["without"], row["set"]): row["eer"] for row in told["rows"] if "without" in row}
     assert without_one["0", "dev"] == 0.0
     assert min(without_one["0 1", "dev"], without_one["0 2", "dev"]) > 0.1
-    # What it records of itself.
+    # What the pruned model records of itself.
     assert pruned.adaptation.num_experts == 2
     assert pruned.about["licence"] == "MIT"
     assert pruned.about["history"][0].startswith("pruned from model (SHA-256 of its weights ")
@@ -169,7 +169,7 @@ def test_the_expert_that_does_nothing_is_dropped_and_those_that_matter_are_kept(
 
 
 def test_one_expert_is_left_as_a_plain_lora(sharp, corpora, tmp_path):
-    """Whatever is lost: the margin allows everything."""
+    """The margin allows any loss, so that a single expert is left."""
     pruning = prune_experts(sharp, data=corpora["data"], margin=100.0, resamples=20)
     assert len(pruning.dropped) == 2
     (left,) = {0, 1, 2} - {*pruning.dropped}
@@ -194,14 +194,14 @@ def test_one_expert_is_left_as_a_plain_lora(sharp, corpora, tmp_path):
 
 
 def test_a_silent_expert_goes_unnoticed_and_the_others_cannot_go_without_it(small_whisper, corpora, tmp_path):
-    """Computing rounds the encoder of a model that is judged in half precision; what is kept is float32."""
+    """A model judged in half precision is rounded for computing its scores only; the saved weights are float32."""
     detector = mixture(small_whisper, experts=2)
     for _, layer in adapted_sites(detector):
         layer.gate.logit_offset[1] = -torch.inf
     separating(detector, corpora).precision = "bf16-true"
     detector.save_pretrained(tmp_path / "model")
     pruning = prune_experts(tmp_path / "model", data=corpora["data"], decide_on="dev", margin=0, resamples=20)
-    assert [[*one.without] for one in pruning.rounds] == [[1]]  # without expert 0 gates would have none to choose
+    assert [[*one.without] for one in pruning.rounds] == [[1]]  # the silent expert cannot be left alone
     assert pruning.dropped == [1]
     pruning.changed.save_pretrained(tmp_path / "to")
     pruned = load(tmp_path / "to")
@@ -285,13 +285,13 @@ def test_a_mixture_with_constant_gates_is_one_lora_exactly(constant, corpora, ru
     for (_, mine), (_, theirs) in zip(adapted_sites(merged), adapted_sites(original), strict=True):
         torch.testing.assert_close(mine.scaling * by_hand(mine, [1.0]), by_hand(theirs, weights))
     np.testing.assert_allclose(scores(merged, corpora["waveforms"]), scores(original, corpora["waveforms"]), atol=1e-5)
-    assert merged.calibration == CALIBRATION  # its scores are the same
+    assert merged.calibration == CALIBRATION  # kept, because the scores are the same
     assert "calibrate" not in out
 
 
 def test_merged_into_the_weights_no_adapter_is_left(constant, corpora, tmp_path):
     model = Original(constant, corpora["data"], ["dev"], None, None, ())
-    assert model.trained.data.eval_segment == Segment(WINDOW, short="pad")  # as it was evaluated
+    assert model.trained.data.eval_segment == Segment(WINDOW, short="pad")  # the window of its evaluation
     merging = merge_experts(constant, data=corpora["data"], into_weights=True, tolerance=0, resamples=20)
     assert merging.costs[1].adapters == 0
     assert all(errors[site] < 1e-3 for errors in merging.errors.values() for site in errors)
@@ -328,12 +328,12 @@ def test_a_sharp_router_is_refused(sharp, corpora, run_verb, tmp_path):
     assert err == "moelora-ad merge: error: nothing is written: see above\n"
     assert "refused: the experts under constant gates as one LoRA: the EER on dev may rise by up to " in out
     assert not (tmp_path / "to").exists()
-    assert "elsewhere" not in out  # it is seen only if the deciding sets allow
+    assert "elsewhere" not in out  # other sets are evaluated only if the deciding sets allow the merge
     merging = merge_experts(sharp, data=corpora["data"], resamples=20)
     assert (merging.changed, [*merging.sets]) == (None, ["dev"])
     assert max(merging.errors["dev"].values()) > 0.3
     assert merging.sets["dev"].difference.second == 0
-    # What is allowed is written, and a set that loses without being a deciding one is reported.
+    # Within the tolerance, the merge is written; the scores change, and so the calibration is dropped.
     code, out, _ = run_verb(
         merge_command, sharp, "--data", corpora["data"], "--to", tmp_path / "to", "--tolerance", 100, *FEW
     )
@@ -345,7 +345,7 @@ def test_a_sharp_router_is_refused(sharp, corpora, run_verb, tmp_path):
 
 
 class Quiet(MoELoRA):
-    """Says nothing of surgery."""
+    """A method that does not define ``after_surgery``."""
 
     after_surgery = AdaptationMethod.after_surgery
 

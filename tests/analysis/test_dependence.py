@@ -1,4 +1,4 @@
-"""Mutual information of experts and classes against scikit-learn, and its test with planted and with no structure."""
+"""Mutual information of experts and classes against scikit-learn; its test on planted structure and on none."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_mutual_information_is_that_of_scikit_learn(drawn, monkeypatch):
     experts, classes = drawn
     expected = [mutual_info_score(classes, experts[:, site]) / BITS for site in range(5)]
     np.testing.assert_allclose(mutual_information(experts, classes, 3, 4), expected, atol=1e-12)
-    monkeypatch.setattr(module, "_MOST_CODES", 64)  # counted in many parts
+    monkeypatch.setattr(module, "_MOST_CODES", 64)  # forces counting in many parts
     np.testing.assert_allclose(mutual_information(experts, classes, 3, 4), expected, atol=1e-12)
     assert entropy(classes) == pytest.approx(stats.entropy(np.bincount(classes), base=2))
 

@@ -15,7 +15,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def gates() -> np.ndarray:
-    """Of 120 utterances at 4 sites with 3 experts, of different means."""
+    """Gate weights of 120 utterances at 4 sites for 3 experts, whose means differ."""
     return softmax(np.random.default_rng(2).normal([0.0, 0.5, 1.0], 1.0, (120, 4, 3)))
 
 
@@ -37,7 +37,7 @@ def test_the_matching_is_the_best_of_all(gates):
 
 
 def test_experts_in_another_order_are_the_same_experts(gates):
-    orders = np.array([[1, 2, 0], [0, 1, 2], [2, 1, 0], [2, 0, 1]])  # at each site its own
+    orders = np.array([[1, 2, 0], [0, 1, 2], [2, 1, 0], [2, 0, 1]])  # a different order at each site
     copy = np.take_along_axis(gates, orders[None], axis=2)
     found = agreement([gates, copy, gates], permutations=50, seed=1)
     np.testing.assert_allclose(found.similarity, 1.0, atol=1e-5)
@@ -50,7 +50,7 @@ def test_experts_in_another_order_are_the_same_experts(gates):
 def test_independent_models_agree_by_chance_alone(gates):
     other = softmax(np.random.default_rng(9).normal(size=(120, 4, 3)))
     found = agreement([gates, other], permutations=100, seed=1)
-    assert (found.similarity > 0).any()  # matching alone does that
+    assert (found.similarity > 0).any()  # matching alone gives a positive similarity
     assert found.by_chance.mean() > 0.02
     assert found.similarity.mean() == pytest.approx(found.by_chance.mean(), abs=0.06)
     assert found.p_value > 0.05

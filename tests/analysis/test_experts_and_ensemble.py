@@ -1,4 +1,4 @@
-"""Experts removed and left alone; LoRAs averaged: against models changed by hand."""
+"""Experts removed, experts left alone and LoRAs averaged, against models changed by hand."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ def score(trained, name="other") -> np.ndarray:
 
 
 def test_variants_are_models_without_these_experts(fitted):
-    """Dense gates: without an expert its column of the softmax is gone, and the others share its weight."""
+    """With dense gates, removing an expert removes its column of the softmax, and the others share its weight."""
     trained = load_trained(fitted["mixture", 1])
     trials = trials_of(trained, "other")
     variants = experts.variants_of(trained, keep_gates=False)
@@ -36,7 +36,7 @@ def test_variants_are_models_without_these_experts(fitted):
     sites = [site for _, site in adapted_sites(trained.detector.backbone.encoder)]
     kept = [[expert.lora_B.detach().clone() for expert in site.experts] for site in sites]
     with torch.no_grad():
-        for site in sites:  # one expert alone has weight 1: its update without a gate
+        for site in sites:  # an expert left alone has weight 1: here 3 times its update at a weight of 1 / 3
             site.experts[0].lora_B.zero_()
             site.experts[2].lora_B.zero_()
             site.experts[1].lora_B.mul_(3.0)
@@ -69,7 +69,7 @@ def test_eers_of_attacks(fitted):
 
 
 def test_averaged_weights_are_those_of_a_dense_merge(fitted):
-    """Seed 1 of the LoRA, and a copy with other weights in all parts."""
+    """Seed 1 of the LoRA, averaged with a copy whose trained parameters all differ."""
     first, second = load_trained(fitted["lora", 1]), load_trained(fitted["lora", 1])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_the_verbs(fitted, run_verb, tmp_path):
 
 
 def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
-    """The second seed is the first with a name of its own and weights of its own."""
+    """The second seed is the first run under another seed number, with the sign of its head turned."""
     original = ensemble.load_trained
 
     def load(path, backbone=None, allow=()):
@@ -162,7 +162,7 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
     one = score(original(fitted["lora", 1]))
     labels = trials_of(original(fitted["lora", 1]), "other").labels
     assert eers["lora, seed 1"] == pytest.approx(equal_error_rate(one, labels).eer)
-    # The head of the second is the first's with the sign turned: the mean of the scores, and of the heads, is zero.
+    # The second head is the first with its sign turned: the mean of the scores, and of the heads, is zero.
     assert eers["scores averaged"] == pytest.approx(equal_error_rate(0 * one, labels).eer)
     assert eers["weights averaged"] == pytest.approx(equal_error_rate(0 * one, labels).eer)
     passes = {row["variant"]: row["forward_passes"] for row in analysis.rows}
@@ -173,7 +173,7 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
 
 @pytest.mark.gpu
 def test_analyses_on_a_gpu_are_those_on_the_cpu(fitted, gpu, monkeypatch):
-    """Routing, experts taken away, LoRAs averaged (one twice, by two names), and a mixture with constant gates."""
+    """Routing, removed experts, averaged LoRAs (one run under two names), and a mixture with constant gates."""
     original, seeds = ensemble.load_trained, itertools.count(1)
     monkeypatch.setattr(ensemble, "load_trained", lambda *given: original(*given)._replace(seed=next(seeds)))
     found = []

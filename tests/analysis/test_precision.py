@@ -1,4 +1,4 @@
-"""Analyses compute in the precision that the run was judged in: their scores are those of its score files."""
+"""Analyses compute in the precision that the run was evaluated in: their scores are those of its score files."""
 
 import shutil
 
@@ -15,7 +15,7 @@ HERE = {"device": "cpu", "workers": 0}
 
 @pytest.fixture(scope="module")
 def judged(fitted, tmp_path_factory):
-    """Tests a copy of a fitted run in another precision; gives its folder and the scores of "other"."""
+    """A function that tests a copy of a fitted run in another precision; returns its folder and scores of "other"."""
     from moelora_ad.cli.fit import run
 
     def copy(system: str, precision: str):
@@ -41,7 +41,7 @@ def test_scores_are_those_of_the_run(fitted, judged, precision):
     assert analysis.notes == (f"computed in {precision}, as the model was evaluated; --precision sets another one",)
     assert experts_report(analysis).notes[-1] == analysis.notes[0]
 
-    # It is another precision indeed; it can be chosen, and nothing is said where it is the run's.
+    # The precision makes a difference and can be chosen; there is no note where it is the run's own.
     single = analyze_experts(folder, resamples=5, precision="32-true", **HERE)
     assert 1e-5 < np.abs(single.scores["other"]["all experts"].scores - expected).max() < 0.1
     (note,) = single.notes
@@ -53,10 +53,10 @@ def test_scores_are_those_of_the_run(fitted, judged, precision):
 
 
 def test_averaged_weights_are_not_rounded_into_the_encoder(judged, fitted):
-    """Two copies of one LoRA average to it; merged into weights of bfloat16 it would be another."""
+    """The average of two copies of one LoRA is that LoRA; merging into weights of bfloat16 would change it."""
     folder, expected = judged("lora", "bf16-true")
     shutil.copytree(folder, folder.parent / "again")
-    (folder.parent / "again" / "run.json").unlink()  # called by its folder
+    (folder.parent / "again" / "run.json").unlink()  # without this file, the run is named after its folder
     analysis = analyze_ensemble([folder, folder.parent / "again"], sets=["other"], resamples=5, **HERE)
     scores = analysis.scores["other"]
     assert analysis.members == ("lora, seed 1", "again, seed 1")

@@ -1,4 +1,4 @@
-"""What the analyses give to a researcher in Python: arrays, without files and without a terminal."""
+"""What the analyses return in Python: arrays, without files or a terminal."""
 
 import re
 import subprocess
@@ -37,7 +37,7 @@ def test_nothing_heavy_is_imported_before_it_is_used():
 def test_routing(fitted, tmp_path):
     told = Told()
     result = analysis.analyze_routing(fitted["mixture", 1], set="other", permutations=3, progress=told, **HERE)
-    num_sites, num_trials = 8, 36  # 2 layers of 4 projections; 4 utterances of each of 8 attacks, and bona fide ones
+    num_sites, num_trials = 8, 36  # 2 layers of 4 projections; 4 utterances of each of 8 attacks, and 4 bona fide
     assert (result.system, result.set, result.num_experts) == ("mixture", "other", 3)
     assert len(result.sites) == num_sites
     assert result.grid.layers == ("0", "1")
@@ -46,7 +46,7 @@ def test_routing(fitted, tmp_path):
     np.testing.assert_allclose(result.overall.mean_gate.sum(1), 1, atol=1e-6)
     np.testing.assert_allclose(result.overall.top1_share.sum(1), 1, atol=1e-6)
     assert result.by_class["label"].keys() == {"bona fide", "spoof"}
-    # All utterances have as many tokens: the mean of all is that of the classes, by their numbers of utterances.
+    # All utterances have the same number of tokens: the overall mean is that of the classes, weighted by their counts.
     counts = result.classes["label"].counts / num_trials
     means = [one.mean_gate for one in result.by_class["label"].values()]
     np.testing.assert_allclose(np.einsum("c,csn->sn", counts, means), result.overall.mean_gate, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Routing by group: a planted gate that follows the attack, and a trained model against its gates group by group."""
+"""Routing by group: planted gates that follow the attack, and a trained model's gates recorded group by group."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ from moelora_ad.data.samplers import EvaluationBatches
 from moelora_ad.training import AudioDeepfakeDataModule
 
 ATTACKS = ("A01", "A02", "A03")
-SIGNS = {"A01": -0.5, "A02": 0.0, "A03": 0.5, "": 0.25}  # the constant level of the sound
+SIGNS = {"A01": -0.5, "A02": 0.0, "A03": 0.5, "": 0.25}  # constant sample values; "" is bona fide speech
 
 
 class Levels(nn.Module):
@@ -53,7 +53,7 @@ class Levels(nn.Module):
 
 @pytest.fixture
 def planted(tmp_path):
-    """Five utterances of each attack and of bona fide speech, and a model whose experts are the attacks."""
+    """Five utterances of each attack and of bona fide speech, and a model with one expert for each attack."""
     with (tmp_path / "dev.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "utterance", "label", "attack", "codec"])
@@ -102,7 +102,7 @@ def test_experts_that_are_the_attacks(planted, report, level):
         assert gates["layers.0.q_proj", leads[0]] == pytest.approx(1, abs=1e-6)
         assert gates["layers.1.q_proj", leads[1]] == pytest.approx(1, abs=1e-6)
         assert sum(gates.values()) == pytest.approx(2)
-    # A quarter of the utterances each is of an attack; bona fide speech is between the second and the third.
+    # Each attack has a quarter of the utterances; bona fide speech is half-way between the second and the third.
     over_all = [row["mean_gate"] for row in found.rows if (row["by"], row["site"]) == ("all", "layers.0.q_proj")]
     np.testing.assert_allclose(over_all, [0.25, 0.375, 0.375], atol=1e-6)
 
@@ -110,13 +110,13 @@ def test_experts_that_are_the_attacks(planted, report, level):
 def test_untrained_gates_have_the_information_of_gates_that_numpy_draws(planted, report):
     trained = planted()
     found = report(trained, permutations=20, draws=2000).data["dependence"]["attack"]
-    seen = -np.abs(np.array([SIGNS[attack] for attack in ATTACKS])[:, None] - [-0.5, 0.0, 0.5])  # what a token is
-    drawn = np.random.default_rng(7).uniform(-(3**-0.5), 3**-0.5, (2000, 3, 3))  # PyTorch's own start of a linear layer
+    seen = -np.abs(np.array([SIGNS[attack] for attack in ATTACKS])[:, None] - [-0.5, 0.0, 0.5])  # what gates see
+    drawn = np.random.default_rng(7).uniform(-(3**-0.5), 3**-0.5, (2000, 3, 3))  # as PyTorch initialises a linear layer
     leading = (drawn @ seen.T).argmax(1)  # (draws, attacks)
     bits = np.array([mutual_info_score(range(3), one) for one in leading]) / np.log(2)
     for of_site in found["untrained"].values():
         assert of_site == pytest.approx(bits.mean(), abs=0.05)
-    both = bits.reshape(2, -1).mean(0)  # two sites, each with a gate of its own
+    both = bits.reshape(2, -1).mean(0)  # two sites, each with its own gate
     assert found["p_untrained"] == pytest.approx((both >= np.log2(3) - 1e-9).mean(), abs=0.03)
 
 
@@ -141,7 +141,7 @@ def first_weights(trained: TrainedDetector) -> np.ndarray:
 
 @pytest.mark.parametrize("level", ["token", "utterance"])
 def test_mean_weights_leave_padding_out(planted, tmp_path, level):
-    """Half of the row is padding, whose level is that of another attack."""
+    """Half of the row is padding, which has the level of another attack."""
     trained = planted(GatePolicy(level=level))
     soundfile.write(tmp_path / "A01-0.wav", np.full(800, -0.5), 16_000)
     trained.data.eval_segment = Segment(1600, short="pad")
@@ -170,7 +170,7 @@ def test_the_verb_on_a_trained_mixture(fitted, run_verb, tmp_path):
     with (tmp_path / "routing.csv").open() as file:
         rows = list(csv.DictReader(file))
 
-    # The gates of the spoofs of one attack, recorded separately, and of all.
+    # Recorded separately: the gates of one attack, of bona fide speech, of one codec, and of all.
     trained = load_trained(run)
     trials = trials_of(trained, "other")
     for kind, name in (("attack", "B02"), ("label", "bona fide"), ("codec", "codec1"), ("all", "")):

@@ -1,4 +1,4 @@
-"""Singular values against dense products, and where projections are said to be active."""
+"""Singular values against those of dense products, and the layers in which projections are reported as active."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_the_verb_gives_those_of_the_dense_updates(fitted, run_verb, tmp_path, s
 
 
 def planted(levels: dict[str, list[float]]) -> dict[str, np.ndarray]:
-    """Singular values (2 experts, rank 2) whose largest are ``levels`` of each layer, times 0.9 and 1.1."""
+    """Singular values of 2 experts of rank 2; the largest are the ``levels`` of each layer, times 0.9 and 1.1."""
     return {
         f"layers.{layer}.self_attn.{name}": np.array([[0.9 * level, 0.0], [1.1 * level, 0.1 * level]])
         for layer in range(len(next(iter(levels.values()))))
@@ -51,7 +51,7 @@ def test_the_published_pattern_is_recognised():
     late, flat = [0.1, 0.1, 0.2, 0.1, 1.0, 2.0], [1.0, 1.2, 1.0, 0.8, 1.5, 1.0]
     levels = dict(zip(PROJECTIONS, (late, late, flat, flat), strict=True))
     found = report_of(levels)
-    # Of 6 layers the last 2 against the first 4: 1.5 / 0.125 and 1.25 / 1.
+    # The mean of the last 2 of 6 layers over that of the first 4: 1.5 / 0.125 and 1.25 / 1.
     assert found.data["late_to_early"]["q_proj"] == pytest.approx(12)
     assert found.data["late_to_early"]["v_proj"] == pytest.approx(1.25)
     assert found.data["active_in"] == {

@@ -1,4 +1,4 @@
-"""Seeds compared: by their score files, by formulas at hand, and by the gates of copies of one model."""
+"""Seeds compared by their score files, by formulas written out, and by the gates of copies of one model."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def test_the_verb_on_two_seeds(fitted, run_verb, tmp_path):
         of_rows = [row["value"] for row in content["rows"] if row["what"] == "eer" and row["set"] == name]
         np.testing.assert_allclose(of_rows, eers)
 
-    # Mean gates of each model, recorded separately; their spread by number is that of the table.
+    # Mean gates of each model, recorded separately: their spread, expert by expert, is the reported one.
     means = []
     for run in runs:
         trained = load_trained(run)

@@ -1,4 +1,4 @@
-"""A run's detector and its corpora, read back."""
+"""A run's detector and corpora, read back from its folder."""
 
 import multiprocessing
 import os
@@ -38,7 +38,7 @@ def test_the_scores_are_those_of_the_run(run):
         np.testing.assert_allclose((logits[:, 1] - logits[:, 0]).numpy(), ScoreTable.read(path).scores, atol=1e-6)
     assert sum(counts) == 8 + 8 + 6
 
-    # A checkpoint by its path, and one that a run without a record leaves no doubt about.
+    # A checkpoint can be given by its path; a run without a record is read if it has only one checkpoint.
     (best,) = [path for path in (run / "checkpoints").glob("*.ckpt") if path.name != "last.ckpt"]
     assert trained.checkpoint == best
     assert load_trained(run / "checkpoints" / "last.ckpt").checkpoint.name == "last.ckpt"
@@ -58,7 +58,7 @@ def test_the_scores_are_those_of_the_run(run):
 
 
 def test_an_analysis_reads_as_all_else_does(fitted, monkeypatch):
-    """The workers outlive the signals that a group of processes gets, and what they need is looked at first."""
+    """The workers survive signals sent to their process group, and the space in shared memory is checked first."""
     trained = load_trained(fitted["lora", 1])
     trials = trials_of(trained, "dev")
     readers = []

@@ -101,7 +101,7 @@ def test_resampling_agrees_with_scipy_on_band_limited_noise(tmp_path):
 
 
 def test_resampling_is_torchaudios_but_for_its_rounding_of_the_length(tmp_path):
-    # At this length and rate torchaudio rounds 80,119.0023 to float32 before its ceil and returns a sample too few.
+    # At this length and rate torchaudio rounds 80,119.0023 to float32 before its ceil and returns one sample too few.
     sound = noise(220_828)
     soundfile.write(tmp_path / "long.wav", sound, 44_100, subtype="FLOAT")
     theirs = torchaudio.functional.resample(torch.from_numpy(sound), 44_100, 16_000).numpy()
@@ -156,7 +156,7 @@ class Unreadable(io.BytesIO):
 
 
 class Wrapped(io.BufferedIOBase):
-    """A file object that is not in memory."""
+    """A file object whose content is not in memory."""
 
     def __init__(self, inner):
         self.seek, self.tell, self.read, self.readinto = inner.seek, inner.tell, inner.read, inner.readinto
@@ -185,20 +185,20 @@ RAW = "libmpg123"
 
 @pytest.fixture
 def damaged_mp3(tmp_path):
-    """An MP3 with all its frames, which libsndfile decodes; libmpg123 remarks on what is in some of them."""
+    """An MP3 file that libsndfile decodes completely, while libmpg123 prints remarks on some of its frames."""
     path = tmp_path / "damaged.mp3"
     soundfile.write(path, noise(100_000), 16_000, format="MP3", bitrate_mode="CONSTANT")
     data = bytearray(path.read_bytes())
     headers = [match.start() for match in re.finditer(re.escape(bytes(data[:2])), data)]
     for start in headers[20:60:5]:
-        data[start + 4 : start + 8] = b"\x5a\xa5\x3c\xc3"  # information on the frame
+        data[start + 4 : start + 8] = b"\x5a\xa5\x3c\xc3"  # overwrites the frame's side information
     path.write_bytes(data)
     return path
 
 
 def test_what_libraries_say_of_a_damaged_file_does_not_reach_the_user(damaged_mp3, capfd):
     soundfile.read(damaged_mp3)
-    assert RAW in capfd.readouterr().err  # there is something to keep away
+    assert RAW in capfd.readouterr().err  # libmpg123 does print something
     whole = read_audio(damaged_mp3)
     with AudioReader(damaged_mp3) as sound:
         np.testing.assert_array_equal(np.concatenate(list(sound.blocks())), whole)
@@ -206,14 +206,14 @@ def test_what_libraries_say_of_a_damaged_file_does_not_reach_the_user(damaged_mp
         assert holds_sound(file)
     assert capfd.readouterr() == ("", "")
     soundfile.read(damaged_mp3)
-    assert RAW in capfd.readouterr().err  # what others decode is theirs to hear of
+    assert RAW in capfd.readouterr().err  # other code that decodes it still sees the remarks
 
 
 def test_while_libraries_are_silent_all_others_can_write(capfd):
     library = ctypes.CDLL(None)
     with silent_decoders():
         library.perror(b"by the C library")
-        with silent_decoders():  # as another thread may
+        with silent_decoders():  # as another thread may do
             pass
         library.perror(b"by the C library")
         print("by Python", file=sys.stderr)
@@ -298,7 +298,7 @@ def test_a_truncated_flac_is_refused_and_named(tmp_path):
 
 
 def flac_with_length(path, frames):
-    """A FLAC file of 8,000 samples whose header claims another number (36 bits before STREAMINFO's MD5)."""
+    """A FLAC file of 8,000 samples whose header states another number (36 bits before STREAMINFO's MD5)."""
     soundfile.write(path, noise(8_000), 16_000)
     data = bytearray(path.read_bytes())
     data[21] &= 0xF0
@@ -307,7 +307,7 @@ def flac_with_length(path, frames):
 
 
 def test_headers_that_lie_about_the_length(tmp_path):
-    flac_with_length(tmp_path / "open.flac", 0)  # as ffmpeg writes into a pipe
+    flac_with_length(tmp_path / "open.flac", 0)  # the header that FFmpeg writes into a pipe
     flac_with_length(tmp_path / "right.flac", 8_000)
     assert audio_length(tmp_path / "open.flac") == 8_000
     np.testing.assert_array_equal(read_audio(tmp_path / "open.flac"), read_audio(tmp_path / "right.flac"))

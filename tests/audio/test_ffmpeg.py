@@ -1,4 +1,4 @@
-"""What FFmpeg decodes instead of libsndfile, and files that were tampered with."""
+"""Files that FFmpeg decodes instead of libsndfile, and corrupted files."""
 
 import io
 import os
@@ -25,7 +25,7 @@ def speech(rate=16_000):
 
 
 def encode(path, codec, rate, waveform, video=False, form=None):
-    """Write a mono waveform with PyAV, with a few black pictures if it is a video."""
+    """Writes a mono waveform with PyAV, and a few black pictures if it is a video."""
     with av.open(str(path), "w", format=form) as container:
         if video:
             pictures = container.add_stream("mpeg4", rate=25)
@@ -61,10 +61,10 @@ def test_formats_that_libsndfile_does_not_know(tmp_path, name, codec, rate, vide
         assert sound.length == audio_length(path) == len(waveform)
         np.testing.assert_array_equal(sound.read(1_000, 5_000), waveform[1_000:6_000])
     assert waveform.dtype == np.float32
-    assert len(original) - 800 <= len(waveform) <= len(original) + 4_000  # padding up to the codec's blocks
+    assert len(original) - 800 <= len(waveform) <= len(original) + 4_000  # the codec pads up to its blocks
     match = scipy.signal.correlate(waveform, original) / np.linalg.norm(waveform) / np.linalg.norm(original)
     assert match.max() > 0.85
-    assert abs(int(match.argmax()) - (len(original) - 1)) <= 1_024  # a block of the codec at most
+    assert abs(int(match.argmax()) - (len(original) - 1)) <= 1_024  # at most one block of the codec
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
@@ -96,7 +96,7 @@ def test_file_objects_are_read_like_paths(tmp_path, monkeypatch, form):
     else:
         soundfile.write(path, speech(), 16_000)
     whole = read_audio(path)
-    for limit in (2**24, 10):  # in memory, and piece by piece
+    for limit in (2**24, 10):  # read into memory, and read piece by piece
         monkeypatch.setattr("moelora_ad.audio.source._IN_MEMORY", limit)
         with AudioReader(open(path, "rb"), "x.zip!/a") as sound:
             np.testing.assert_array_equal(sound.read(), whole)
@@ -167,7 +167,7 @@ def test_a_header_that_claims_very_much_takes_no_memory(tmp_path):
     flac[21] |= 0x0F
     flac[22:26] = b"\xff" * 4
     (tmp_path / "a.flac").write_bytes(flac)
-    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), read_audio(SPEECH))  # a stream's header
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), read_audio(SPEECH))  # the size in a stream's header
     with pytest.raises(AudioError, match=r"too many|early|cannot decode"):
         read_audio(tmp_path / "a.flac")
     np.testing.assert_array_equal(read_audio(tmp_path / "a.flac", 0, 16_000), read_audio(SPEECH, 0, 16_000))
@@ -228,4 +228,4 @@ def test_files_tampered_with_are_decoded_or_refused(tmp_path):
     decoded, refused, peak = map(int, done.stdout.split())
     assert decoded + refused == 2_100
     assert min(decoded, refused) > 300
-    assert peak < 1_500  # MiB, with torch's own
+    assert peak < 1_500  # MiB, with torch's share

@@ -1,4 +1,4 @@
-"""Sound that is longer than its reader allows: refused, and no more of it decoded than that."""
+"""Sound that is longer than its reader allows is refused before all of it is decoded."""
 
 import av
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is measured of a sound is what its definition says, however it comes in blocks."""
+"""Measurements of a sound follow their definitions, whatever blocks the sound comes in."""
 
 import io
 import itertools
@@ -20,7 +20,7 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def speech(quickstart):
-    """Real speech, highest sample 0.5."""
+    """Real speech with a peak of 0.5."""
     sound, _ = soundfile.read(quickstart / "corpus" / "MiniLA" / "flac" / "ML_D_000004.flac", dtype="float32")
     return sound / (2 * np.abs(sound).max())
 
@@ -53,7 +53,7 @@ def encoded(frames, form="WAV", subtype=None, rate=RATE):
     ("low", "high", "wanted"),
     [
         (0.0, 0.0, "-inf dBFS"),
-        (0.5, 0.5, "-inf dBFS"),  # an offset is not sound
+        (0.5, 0.5, "-inf dBFS"),  # a constant offset is not sound
         (-0.0001, 0.0001, "-80 dBFS"),
         (0.2, 0.2018, "-61 dBFS"),
         (-0.0011, 0.0011, None),
@@ -75,7 +75,7 @@ def test_short_sound(samples, wanted):
 
 
 def in_rows(channel):
-    """By the definition: samples of rows of three or more at the highest and at the lowest value."""
+    """The number of samples in runs of three or more at the highest or the lowest value: the definition of clipping."""
     high, low = max(channel), min(channel)
     rows = [(value, len(list(group))) for value, group in itertools.groupby(channel)]
     return sum(size for value, size in rows if size >= 3 and value in (high, low) and low < 0 < high)
@@ -86,7 +86,7 @@ def in_rows(channel):
     st.lists(st.integers(0, 60), max_size=4).map(sorted),
 )
 def test_any_blocks_give_the_share_by_the_definition(steps, stops):
-    frames = np.concatenate([steps, -steps]) / 4  # its lowest value is as far out as its highest
+    frames = np.concatenate([steps, -steps]) / 4  # the lowest value is as far from zero as the highest
     clipped = sum(in_rows(channel) for channel in frames.T.tolist())
     wanted = f"{100 * clipped / frames.size:.1f} % of samples" if clipped else None
     assert measured(frames, *stops).get("clipped") == wanted

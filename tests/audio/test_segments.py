@@ -120,7 +120,7 @@ def test_read_segment_of_zero_samples(tmp_path):
 
 
 def wave(path, length):
-    """A WAV file of noise, and its samples."""
+    """Writes a WAV file of noise and returns its samples."""
     sound = np.random.default_rng(length).integers(-(2**15), 2**15, length).astype(np.int16)
     soundfile.write(path, sound, 16_000)
     return sound.astype(np.float32) / 2**15
@@ -149,7 +149,7 @@ def test_a_short_utterance_can_be_left_for_the_batch_to_pad(tmp_path, length, po
         (1, 100, [45]),
         (2, 100, [0, 90]),
         (4, 100, [0, 30, 60, 90]),
-        (3, 11, [0, 0, 1]),  # half a sample to the even number
+        (3, 11, [0, 0, 1]),  # half a sample is rounded to the even number
         (3, 10, [0, 0, 0]),
         (3, 1, [0, 0, 0]),
     ],

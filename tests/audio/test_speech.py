@@ -1,4 +1,4 @@
-"""Speech is heard in every real utterance, also in noise and piece by piece, and in no made sound that has none."""
+"""Speech is detected in every real utterance, in noise and block by block, and in no synthetic sound without it."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_changes_are_in_decibels():
     assert changes(loud.astype(np.float32))[0] == pytest.approx(20, abs=0.1)
     jumps = np.sin(2 * np.pi * np.where(TIME % 0.04 < 0.02, 500, 1_500) * TIME)
     _, colour, flux = changes(jumps.astype(np.float32))
-    # Two of eight bands go from nearly all of the power to under the -40 dB that count as none.
+    # Two of eight bands change between nearly all of the power and less than the floor of -40 dB.
     assert flux == pytest.approx(2 * 40 / 8, abs=1.5)
     assert colour == pytest.approx(2 * 20 / 8, abs=1)
 

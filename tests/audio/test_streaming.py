@@ -50,7 +50,7 @@ def test_blocks_are_the_whole_file(tmp_path, monkeypatch, rate, at_once):
 
 @pytest.fixture(scope="module")
 def files_of_rates(tmp_path_factory):
-    """3 s of stereo at each rate, and what read_audio gives for the whole."""
+    """Files of 3 s of stereo at each rate, and what read_audio returns for each whole file."""
     files = {}
     for number, rate in enumerate((8_000, 22_050, 44_100, 48_000, 12_345)):
         path = tmp_path_factory.mktemp("rates") / f"{rate}.{('flac', 'wav')[number % 2]}"
@@ -88,7 +88,7 @@ def test_a_crop_reads_no_more_of_a_long_file(tmp_path, monkeypatch, form, rate):
     for seconds in (20, 60):
         soundfile.write(tmp_path / f"{seconds}.{form}", noise(rate * seconds), rate)
         read_audio(tmp_path / f"{seconds}.{form}", 100_000, 64_000)
-    # 4 s, and parts of two steps of a second and the filter's reach.
+    # The crop's 4 s, at most two more steps of a second each, and the reach of the filter.
     assert read[0] == read[1] <= 6.1 * rate
 
 
@@ -99,7 +99,7 @@ def test_decoders_with_a_memory_are_not_disturbed(tmp_path, monkeypatch, form):
     monkeypatch.setattr("moelora_ad.audio.decoding._AT_ONCE", 1_000)
     with AudioReader(tmp_path / f"a.{form}") as sound:
         joined = np.concatenate(list(sound.blocks()))
-    # The MP3 decoder rounds differently from run to run; a seek would be off by far more.
+    # The MP3 decoder rounds differently from run to run; a wrong seek would make a far larger difference.
     np.testing.assert_allclose(joined, whole, rtol=0, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Files cut short, at places that libsndfile or FFmpeg passes over."""
+"""Files cut short, also where libsndfile or FFmpeg would not notice it."""
 
 import io
 
@@ -15,7 +15,7 @@ def noise(samples):
 
 
 def cut(path, share):
-    """Keep the first part of a file."""
+    """Keeps only the first part of a file."""
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
 
@@ -41,7 +41,7 @@ def test_what_is_cut_short_is_an_error(tmp_path, form, subtype, share, as_object
 
 
 def wav(tmp_path, told):
-    """A WAV file of 64,000 samples (128,000 bytes), whose header has another number of bytes."""
+    """A WAV file of 64,000 samples (128,000 bytes), whose header states ``told`` bytes."""
     soundfile.write(tmp_path / "a.wav", noise(64_000), 16_000)
     data = bytearray((tmp_path / "a.wav").read_bytes())
     data[40:44] = told.to_bytes(4, "little")

@@ -1,4 +1,4 @@
-"""What is heard of a file is all its sound, whatever its header claims: many kinds of files, whole and not."""
+"""All sound of a file is read, whatever its header claims: many kinds of files, whole, cut, joined and damaged."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ from moelora_ad.audio.mpeg import stretches_of
 
 RATE = 16_000
 SPEECH = sorted((Path(__file__).parents[2] / "experiments/quickstart/corpus").rglob("*.flac"))
-VARIABLE = {"flags": "+qscale", "global_quality": "236"}  # bit rate
+VARIABLE = {"flags": "+qscale", "global_quality": "236"}  # variable bit rate
 
 
 def speech(seconds, number=0):
@@ -30,7 +30,7 @@ FIRST, SECOND = speech(2.0), speech(2.6, 10)
 
 
 class Pipe(io.RawIOBase):
-    """Cannot seek, so that no header can be completed."""
+    """A file that cannot seek, so that no header can be completed."""
 
     def __init__(self):
         self.data = bytearray()
@@ -69,7 +69,7 @@ def libsndfile(form, subtype, **options):
     return lambda sound: with_libsndfile(sound, form, subtype, **options)
 
 
-# Files whose header, or whose chunks, have their size ...
+# Files that mark their end: CHUNKED by a size in the header or in the chunks, the others in their own ways
 CHUNKED = {
     **{f"wav {subtype}": libsndfile("WAV", subtype)
        for subtype in ("PCM_U8", "PCM_16", "PCM_24", "FLOAT", "ULAW", "ALAW", "MS_ADPCM", "IMA_ADPCM", "GSM610")},
@@ -103,7 +103,7 @@ ENDED = {
     "flv": ffmpeg("flv", "aac", rate=44_100),
     "avi": ffmpeg("avi", "pcm_s16le"),
 }
-# ... and those that may end anywhere.
+# Files that may end anywhere
 ENDLESS = {
     "mp3 cbr without header": ffmpeg("mp3", "libmp3lame", write_xing="0"),
     "mp3 vbr without header": ffmpeg("mp3", "libmp3lame", write_xing="0", codec_options=VARIABLE),
@@ -116,11 +116,11 @@ ENDLESS = {
     "wav of a pipe": ffmpeg("wav", "pcm_s16le", into_pipe=True),
 }
 KINDS = {**ENDED, **ENDLESS}
-UNMARKED = {"mkv", "webm", "avi", *ENDLESS}  # one behind the other, they are one file
+UNMARKED = {"mkv", "webm", "avi", *ENDLESS}  # two joined files of these kinds look like one
 
 
 def seconds_of(data, track=None):
-    """By its length, read as a whole, and block by block; all are the same."""
+    """The seconds of sound and the notes; the length, the whole and the blocks must agree."""
     with AudioReader(io.BytesIO(data), "a", track) as sound:
         read = len(sound.read())
     with AudioReader(io.BytesIO(data), "a", track) as sound:
@@ -142,7 +142,7 @@ def test_a_whole_file(kind):
     seconds, notes = seconds_of(data)
     assert seconds == pytest.approx(2.0, abs=0.1)
     assert notes == {}
-    if kind not in ("sphere", "8svx"):  # which FFmpeg does not get to read
+    if kind not in ("sphere", "8svx"):  # FFmpeg is never asked to read these
         parts = list(decode(io.BytesIO(data)))
         assert sum(len(part.frames) for part in parts) / parts[0].rate == pytest.approx(2.0, abs=0.1)
 
@@ -168,7 +168,7 @@ def test_garbage_behind_a_file(kind, garbage):
         refusal(data)
         return
     seconds, notes = seconds_of(data)
-    if kind == "wav of a pipe":  # its sound goes to the end
+    if kind == "wav of a pipe":  # its sound goes on to the end of the file
         assert seconds == pytest.approx(2.0 + 10_000 / RATE, abs=0.1)
         return
     assert seconds == pytest.approx(2.0, abs=0.1)
@@ -205,12 +205,12 @@ def test_a_variable_bit_rate_without_header_that_begins_with_silence():
     sound = np.concatenate([np.zeros(RATE, np.float32), speech(7.0)])
     data = with_ffmpeg(sound, "mp3", "libmp3lame", write_xing="0", codec_options=VARIABLE)
     told = soundfile.info(io.BytesIO(data)).duration
-    assert abs(told - 8.0) > 0.5  # libsndfile's guess
+    assert abs(told - 8.0) > 0.5  # libsndfile guesses wrong
     assert seconds_of(data)[0] == pytest.approx(8.0, abs=0.1)
 
 
 def adts_frames(data):
-    """Where each frame begins."""
+    """The offsets at which the frames begin."""
     starts = [0]
     while starts[-1] < len(data):
         header = data[starts[-1] :][:7]
@@ -229,7 +229,7 @@ def test_an_aac_stream_caught_in_its_middle(rate):
 
 def test_an_mp3_stream_caught_in_its_middle():
     data = with_ffmpeg(FIRST, "mp3", "libmp3lame", write_xing="0", id3v2_version="0")
-    frame = 576 // 8 * 24_000 // RATE  # bytes, at FFmpeg's usual bit rate here
+    frame = 576 // 8 * 24_000 // RATE  # bytes of a frame at FFmpeg's default bit rate
     assert len(data) % frame == 0
     for begin in range(1, len(data) // 2, 997):
         assert seconds_of(data[begin:])[0] == pytest.approx((len(data) - begin) // frame * 576 / RATE, abs=0.1)
@@ -257,7 +257,7 @@ def test_frames_of_every_rate_are_counted(rate, kilobits):
 
 
 def flac_that_tells(data, samples):
-    """FLAC whose header has another number of samples."""
+    """FLAC whose header states another number of samples."""
     data = bytearray(data)
     data[21] &= 0xF0
     data[22:26] = samples.to_bytes(4, "big")
@@ -274,7 +274,7 @@ def test_flac_whose_header_tells_too_little(monkeypatch, channels, subtype, rate
     whole = read_audio(io.BytesIO(file.getvalue()))
     heard = read_audio(io.BytesIO(flac_that_tells(file.getvalue(), 1_000)))
     np.testing.assert_allclose(heard, whole, rtol=0, atol=0 if rate == RATE else 2e-6)
-    monkeypatch.setattr("moelora_ad.audio.decoding.decode", None)  # a right one is left to libsndfile, which can seek
+    monkeypatch.setattr("moelora_ad.audio.decoding.decode", None)  # libsndfile reads what has a right header
     np.testing.assert_array_equal(read_audio(io.BytesIO(file.getvalue())), whole)
 
 
@@ -312,7 +312,7 @@ def test_chunks_behind_the_sound_are_no_sound(samples):
 @pytest.mark.parametrize("samples", [31_999, 32_000])
 def test_chunks_that_are_not_padded(samples):
     data = with_libsndfile(FIRST[:samples], "WAV", "PCM_U8")
-    data = data[: data.index(b"data") + 8 + samples]  # without the padding
+    data = data[: data.index(b"data") + 8 + samples]  # without the padding byte
     behind = b"LIST" + (50_000).to_bytes(4, "little") + bytes(50_000)
     assert seconds_of(data + behind)[1] == {}
     assert seconds_of(data + data)[0] == pytest.approx(4.0, abs=1e-3)
@@ -357,7 +357,7 @@ def test_a_long_flac_file_is_searched_once(tmp_path, monkeypatch):
     for _ in range(2):
         assert len(read_audio(tmp_path / "one.flac")) == len(FIRST)
         assert len(read_audio(tmp_path / "two.flac")) == 2 * len(FIRST)
-    (tmp_path / "two.flac").write_bytes(one)  # another file under the name
+    (tmp_path / "two.flac").write_bytes(one)  # a different file under the same name
     assert len(read_audio(tmp_path / "two.flac")) == len(FIRST)
 
 

@@ -1,4 +1,4 @@
-"""The command analyze around its analyses: files, help, and what goes wrong on the way."""
+"""The command analyze around its analyses: files, help and errors."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ def made(**changes) -> Report:
 
 @pytest.fixture
 def analysis(monkeypatch):
-    """Puts an analysis of our own in the place of routing."""
+    """A function that puts an analysis of a test's own in the place of routing."""
 
     def use(run) -> None:
         ours = analyze_command.Analysis("what it tells", lambda parser: None, run)

@@ -27,8 +27,8 @@ def model(tmp_path: Path, small_whisper: Path) -> Path:
 
 
 def score_file(path: Path, split: str = "dev", reverse: bool = False, seed: int = 0) -> Path:
-    """Scores of 400 trials whose log-likelihood ratio is known: with N(+-2, 4) it is the score itself, and the file
-    holds (score - 3) / 5."""
+    """Writes the scores of 400 trials whose log-likelihood ratio is known: a value from N(+-2, 4) is its own ratio, and
+    the file holds (ratio - 3) / 5."""
     random = np.random.default_rng(seed)
     labels = np.tile([1, 0], 200)
     ratios = random.normal(np.where(labels == 1, 2.0, -2.0), 2.0)
@@ -41,7 +41,7 @@ def score_file(path: Path, split: str = "dev", reverse: bool = False, seed: int 
 
 
 def cllr(ratios: np.ndarray, labels: np.ndarray) -> float:
-    """Brümmer and du Preez 2006, eq. 3, as it is written there."""
+    """Cllr, as written in Brümmer and du Preez 2006, eq. 3."""
     bona_fide = [math.log2(1 + math.exp(-one)) for one in ratios[labels == 1]]
     spoof = [math.log2(1 + math.exp(one)) for one in ratios[labels == 0]]
     return (sum(bona_fide) / len(bona_fide) + sum(spoof) / len(spoof)) / 2
@@ -71,7 +71,7 @@ def test_scores_become_log_likelihood_ratios(model, calibrate, tmp_path):
     assert after < before
     assert "on the scores that it was fitted on" in printed
     assert "calibrated on dev.csv (LA dev)" in (model / "README.md").read_text()
-    # Once more: the other calibration takes its place, and that is said.
+    # A second calibration takes the place of the first, and the output says so.
     _, printed, _ = calibrate(score_file(tmp_path / "other.csv", seed=1), "--model", model)
     assert "replacing another one" in printed
     assert Detector.from_pretrained(model).calibration["fitted_on"] == "other.csv (LA dev)"
@@ -127,7 +127,7 @@ def test_figures_for_the_card(tmp_path):
     results = {result["set"]: result for result in figures_of_sets([dev, copy, test], calibration, development)}
     assert set(results) == {"dev", "renamed", "test"}
     assert set(results["test"]["figures"]) == {"EER", "minDCF", "actDCF", "Cllr"}
-    # Nothing that the calibration has seen is reported as calibrated, whatever the file's name.
+    # No trials that the calibration was fitted on are reported as calibrated, whatever the file's name.
     assert set(results["dev"]["figures"]) == set(results["renamed"]["figures"]) == {"EER", "minDCF"}
     assert set(raw["figures"]) == {"EER", "minDCF"}
     table = ScoreTable.read(test)

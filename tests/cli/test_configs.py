@@ -1,4 +1,4 @@
-"""The command configs: what comes with the package is listed, shown, copied and checked."""
+"""The command configs: the package's configurations are listed, shown, copied and checked."""
 
 import json
 from pathlib import Path

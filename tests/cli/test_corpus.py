@@ -31,7 +31,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 
 def config(folder, name="c.yaml", **test):
-    """A configuration with nothing but test corpora, given as manifests."""
+    """A configuration that has only test corpora, given as manifests."""
     lines = ["data:", "  test:"]
     for key, path in test.items():
         lines += [f"    {key}:", "      class_path: moelora_ad.corpora.Manifest", f"      init_args: {{path: {path}}}"]

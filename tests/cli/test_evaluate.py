@@ -169,7 +169,7 @@ def test_calibration_is_fitted_on_development_scores_and_reported(
     evaluate: Evaluate, runs: Path, tmp_path: Path
 ) -> None:
     scores = runs / "seed1/scores"
-    # Scores that are far too sure and off: calibrated ones must cost less.
+    # The scores are far too confident and have an offset: calibrated scores must cost less.
     for name in ("dev", "in_domain"):
         table = ScoreTable.read(scores / f"{name}.csv")
         ScoreTable(table.trials, 8 * table.scores + 3).write(tmp_path / f"{name}.csv")
@@ -395,7 +395,7 @@ def test_files_are_written_whoever_reads_the_table(runs: Path, tmp_path: Path) -
     scores, to = runs / "seed1/scores/in_domain.csv", tmp_path / "to"
     command = [sys.executable, "-m", "moelora_ad", "evaluate", str(scores), "--resamples", "0", "--to", str(to)]
     reader, writer = os.pipe()
-    os.close(reader)  # as `head` does when it has seen enough
+    os.close(reader)  # as `head` does when it has read enough
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert "Traceback" not in done.stderr
@@ -415,7 +415,7 @@ def test_a_narrow_terminal_loses_no_figure(
     narrow = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", capsys.readouterr().out)
     figures = re.findall(r"\d+\.\d+", wide)
     assert len(figures) > 20
-    assert sorted(re.findall(r"\d+\.\d+", narrow)) == sorted(figures)  # columns without room follow below
+    assert sorted(re.findall(r"\d+\.\d+", narrow)) == sorted(figures)  # columns without room are shown below
     assert max(map(len, narrow.splitlines()[:12])) <= 50
 
 

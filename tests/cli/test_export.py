@@ -22,7 +22,7 @@ CORPUS = Path(__file__).parents[2] / "experiments" / "quickstart" / "corpus" / "
 
 
 class Run:
-    """A training run of a small detector: its folder, its configuration, its module."""
+    """A training run of a small detector: its folder, its configuration and its module."""
 
     def __init__(self, folder: Path, encoder: Path) -> None:
         torch.manual_seed(3)
@@ -96,7 +96,7 @@ def test_an_exported_model_gives_the_logits_of_its_run(run, export, tmp_path):
     assert loaded.calibration is None
     text = (tmp_path / "model" / "README.md").read_text()
     assert "- training: MiniLA train" in text
-    assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")[0] == 0  # again, over it
+    assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")[0] == 0  # a second export overwrites it
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_an_exported_model_gives_the_logits_of_its_run(run, export, tmp_path):
         (None, 64_600),
         ({"samples": 8_000}, 8_000),
         ({"class_path": "moelora_ad.audio.Crops", "init_args": {"count": 3, "samples": 20_000}}, 20_000),
-        ({"class_path": "moelora_ad.audio.FullUtterance"}, 32_000),  # then what it was trained on
+        ({"class_path": "moelora_ad.audio.FullUtterance"}, 32_000),  # not fixed: the length in training
     ],
 )
 def test_the_window_is_what_was_evaluated(run, export, tmp_path, segment, window):
@@ -128,7 +128,7 @@ def test_configurations_compose_as_for_fit(run, export, tmp_path):
     assert "does not fit the configuration" in error
     assert export(*arguments, "--config", second)[0] == 0
     base = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
-    assert export(*base, "--config", second, "--config", third)[0] == 0  # neither is whole
+    assert export(*base, "--config", second, "--config", third)[0] == 0  # only complete together
     assert "no model.classifier" in export(*base, "--config", third)[2]
 
 
@@ -141,7 +141,7 @@ def test_the_encoder_may_have_moved(run, export, tmp_path, small_whisper):
     assert "gone: no such folder; give its place now with --backbone" in error
     assert export(*arguments, "--backbone", small_whisper)[0] == 0
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["backbone"]["init_args"]["source"] == small_whisper.name  # a name, no path of this machine
+    assert config["backbone"]["init_args"]["source"] == small_whisper.name  # a name, not a path of this machine
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -184,7 +184,7 @@ def test_a_model_is_scored_with_anywhere(packed, run, export, lightning, tmp_pat
 
 
 def test_the_card_tells_the_figures_of_the_run(run, export, make_run, make_scores, tmp_path):
-    """Those of the scores of its best checkpoint, with intervals; of another checkpoint there are none."""
+    """The card has the figures of the best checkpoint's scores, with intervals; for another checkpoint it has none."""
     made = make_run("mine", 1)
     for name in ("run.json", "scores"):
         (made / name).rename(run.folder / name)
@@ -222,7 +222,7 @@ def test_the_card_tells_the_figures_of_the_run(run, export, make_run, make_score
 
 
 def test_a_model_is_exported_again(run, export, tmp_path, small_whisper):
-    """To take its encoder along, for example: what it is and says stays the same."""
+    """A second export can add the encoder, for example; the rest of the model stays the same."""
     assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "first", "--without-backbone")[0] == 0
     again = ("--checkpoint", tmp_path / "first", "--to", tmp_path / "second")
     code, _, error = export(*again, "--config", run.folder / "config.yaml")
@@ -240,7 +240,7 @@ def test_a_model_is_exported_again(run, export, tmp_path, small_whisper):
 def test_nothing_but_a_model_is_overwritten(run, export, tmp_path):
     target = tmp_path / "thesis"
     target.mkdir()
-    assert export("--checkpoint", run.checkpoint, "--to", target)[0] == 0  # it is empty
+    assert export("--checkpoint", run.checkpoint, "--to", target)[0] == 0  # the folder is empty
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     (tmp_path / "file").write_text("x")

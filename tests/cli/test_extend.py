@@ -1,5 +1,4 @@
-"""The command extend: from a model and a file with a new attack to a model with one expert more, and what that
-costs."""
+"""The command extend: from a model and a file with a new attack to a model with one more expert, and its costs."""
 
 import csv
 import json
@@ -38,7 +37,7 @@ def model(small_whisper, tmp_path) -> Path:
 
 @pytest.fixture
 def data_file(experiment, tmp_path):
-    """Writes the file with the new attack: the tiny experiment's out of domain as the new one."""
+    """A function that writes the file with the new attack: the out-of-domain set of the tiny experiment."""
 
     def write(**changes) -> Path:
         given = experiment["data"]
@@ -56,7 +55,7 @@ def data_file(experiment, tmp_path):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Runs of training, which the verb starts as processes, in this one: a module takes seconds to import."""
+    """Trains the runs in this process instead of in processes of their own, whose imports take seconds."""
 
     def run_here(runs, jobs, retry, view) -> None:
         from moelora_ad.cli.fit import run
@@ -78,16 +77,16 @@ def test_a_model_is_extended_and_the_table_tells_what_came_of_it(
     command = ("extend", model, "--data", data_file(), "--to", to, "--runs", runs, "--steps", 4, "--few", 2)
     code, printed, error = lightning(*command, "--config", quiet)
     assert code == 0, error
-    # The new model: one expert more everywhere, the old ones bit for bit, and all said in its card.
+    # The new model has one more expert at every site and the old ones bit for bit; its card says what was done.
     old, new = Detector.from_pretrained(model), Detector.from_pretrained(to)
     assert [len(layer.experts) for _, layer in adapted_sites(new)] == [3] * 8
     assert all(torch.equal(new.state_dict()[name], tensor) for name, tensor in old.state_dict().items())
     card = (to / "README.md").read_text()
     assert "## Changes after training\n\n- extended from model (SHA-256 of its weights " in card
     assert "- training of model: MiniLA train" in card
-    assert "| LoRA experts | 1,024 |" in card  # the new one's
+    assert "| LoRA experts | 1,024 |" in card  # the parameters of the new expert
     assert "| classifier |" not in card
-    # The table against `compare`, from the score files.
+    # The table of changes agrees with `compare` on the score files.
     report = json.loads((tmp_path / "extended_report" / "extension.json").read_text())
     rows = {(row["way"], row["set"]): row for row in report["changes"]}
     assert {way for way, _ in rows} == {"new expert", "all, on new", "all, on old and new"}
@@ -105,12 +104,12 @@ def test_a_model_is_extended_and_the_table_tells_what_came_of_it(
     assert "| new expert | new (new) |" in (tmp_path / "extended_report" / "extension.md").read_text()
     table = printed[printed.index("EER % before and after") :]
     assert max(map(len, table[: table.index("report:")].splitlines()[:-3])) <= 80
-    # What a run was given: few of the new, half of what is seen, and nothing but the new alone.
+    # The run on the new attack has nothing but --few of its trials; the extension draws half of its trials from them.
     made = yaml.safe_load((runs / "all_on_new.yaml").read_text())
     assert made["data"]["train"].keys() == {"new"}
     assert made["data"]["train"]["new"]["init_args"]["num"] == 2
     assert yaml.safe_load((runs / "extended.yaml").read_text())["data"]["train_weights"] == {"new": 0.5, "replay": 0.5}
-    # Again, all is there; with other options it is another extension.
+    # A second call trains nothing again, and --alone leaves the other ways out.
     code, printed, _ = lightning(*command, "--config", quiet, "--alone")
     assert code == 0
     assert "left out by --alone" in printed
@@ -118,7 +117,7 @@ def test_a_model_is_extended_and_the_table_tells_what_came_of_it(
 
 
 def test_with_an_encoder_in_bfloat16(lightning, model, data_file, tmp_path, in_this_process):
-    """A trainer's precision is that of all runs; the old experts stay as they are."""
+    """The trainer's precision is that of all runs; the old experts stay as they are."""
     quiet = tmp_path / "quiet.yaml"
     quiet.write_text(yaml.safe_dump({"trainer": {"accelerator": "cpu", "precision": "bf16-true"}}))
     command = ("extend", model, "--data", data_file(), "--to", tmp_path / "extended", "--runs", tmp_path / "runs")
@@ -176,7 +175,7 @@ def test_without_old_data_the_old_model_holds_it(model, data_file, experiment):
     ],
 )
 def test_the_configuration_of_any_mixture(method, experts):
-    """As a saved model describes it; that of its extension is extended again, and that of all of it trains all."""
+    """From a saved model's description: its extension, even if already extended, and the training of all of it."""
     described = json.loads(json.dumps(describe(method, leave_out=method.initial_arguments)))
     extended, whole = (maker(one, AdaptationMethod)() for one in adaptations(described, OPTIONS))
     before = getattr(method, "num_experts", 1)

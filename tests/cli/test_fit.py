@@ -29,7 +29,7 @@ def error_line(printed: str) -> str:
 
 
 def scores_of(run: Path) -> Path:
-    """The scores of the only checkpoint of a run that was evaluated."""
+    """The folder of scores of the only checkpoint of a run that was evaluated."""
     return next((run / "scores").glob("epoch*"))
 
 
@@ -52,7 +52,7 @@ def test_an_attack_held_out(lightning, experiment, write_config, tmp_path, caplo
     provenance = json.loads((scores_of(run) / "held_out.json").read_text())
     assert provenance["corpus"]["selection"].startswith("A05 against bona fide trials")
     assert provenance["configuration"]["data"]["held_out_attack"] == "A05"
-    # Resuming with all attacks is another training.
+    # Resuming with all attacks would be another training.
     code, _, err = lightning(
         "fit", "--config", run / "config.yaml", "--data.held_out_attack", "null", "--ckpt_path", "last"
     )
@@ -84,7 +84,7 @@ def test_fit_then_test_from_what_fit_prints(lightning, experiment, write_config,
     assert (told["seed"], told["trials"], told["complete"]) == (1, 6, True)
     code, out, _ = lightning(*test[1:])
     assert code == 0
-    # Nothing is computed again, unless other files are asked for.
+    # Nothing is computed again unless another folder is given for the scores.
     assert "8 of in_domain, scored by an earlier run" in out
     assert {path.name: path.read_bytes() for path in scores.iterdir()} == first
     code, out, _ = lightning(*test[1:], "--score_folder", tmp_path / "again")
@@ -140,7 +140,7 @@ def test_joined_corpora_and_excerpts_by_class_path(lightning, experiment, write_
 
 
 def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightning, experiment, write_config, tmp_path):
-    """One of 12 in training, one of 8 and all of 6 in test; everything else is done."""
+    """1 of 12 files in training and, in the test sets, 1 of 8 and all 6 cannot be read; everything else is done."""
     train, some, all_of_it = (
         Path(corpus["init_args"]["path"])
         for corpus in (experiment["data"]["train"], *experiment["data"]["test"].values())
@@ -305,8 +305,8 @@ def run_processes(config: Path, verb: str, processes: int, *more: str, code: int
 
 
 def test_two_processes_give_the_scores_of_one(experiment, write_config, tmp_path, lightning):
-    """Odd numbers of trials: 7 and 5, in batches of 3, over two gloo processes, in fit's validation and in test. Two of
-    the 7 cannot be read, one by each process."""
+    """Odd numbers of trials, 7 and 5, in batches of 3 over two gloo processes, in fit's validation and in test. Two of
+    the 7 files of in_domain cannot be read, one in each process."""
     for corpus in (experiment["data"]["val"], *experiment["data"]["test"].values()):
         path = Path(corpus["init_args"]["path"])
         path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
@@ -334,7 +334,7 @@ def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_con
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        # A test run that a shell put into the background ignores SIGINT, and so would its children.
+        # Tests that a shell runs in the background ignore SIGINT, and so would their child processes.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     checkpoint = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
@@ -410,7 +410,7 @@ def test_a_value_of_no_type_and_a_missing_package_are_told_without_types(lightni
     code, _, err = lightning("fit", "--config", config, "--trainer.limit_train_batches", "some")
     told, _, choices = error_line(err).partition(" is not one of: ")
     assert (code, told) == (2, "lightning fit: error: trainer.limit_train_batches: 'some'")
-    assert sorted(choices.split(", ")) == ["null", "number", "whole number"]  # Python 3.10 has them in another order
+    assert sorted(choices.split(", ")) == ["null", "number", "whole number"]  # Python 3.10 lists them in another order
     if importlib.util.find_spec("mlflow") is None:
         code, _, err = lightning("fit", "--config", config, "--trainer.logger", "MLFlowLogger")
         assert code == 2

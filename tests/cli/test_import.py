@@ -1,4 +1,4 @@
-"""The command import, and that what it made is a model like any other: score, test, calibrate, compare, export."""
+"""The command import; its models are like any other for score, test, calibrate, compare and export."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ SMALL = {
 
 @pytest.fixture
 def published(tmp_path):
-    """A classifier on the hub, small and random."""
+    """A small random classifier, as published on the hub."""
     torch.manual_seed(0)
     model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**SMALL))
     model.config.id2label = {0: "Real", 1: "AIVoice"}
@@ -57,7 +57,7 @@ def test_what_is_told_and_written(published, lightning, tmp_path):
 
 
 def test_it_is_a_model_like_any_other(model, published, experiment, write_config, lightning, make_scores, tmp_path):
-    """Scored, judged, calibrated, compared and exported, wherever its folder is."""
+    """The model is scored, evaluated, calibrated, compared and exported after its folder has moved."""
     moved = model.rename(tmp_path / "moved")
     data = write_config({"data": experiment["data"], "trainer": {"accelerator": "cpu", "logger": False}})
     code, printed, told = lightning("validate", "--config", data, "--ckpt_path", moved)
@@ -72,7 +72,7 @@ def test_it_is_a_model_like_any_other(model, published, experiment, write_config
     assert json.loads(scores.with_suffix(".json").read_text())["checkpoint"]["path"].endswith("moved")
     code, printed, told = lightning("evaluate", "--compare", scores, scores, "--resamples", "20")
     assert (code, told) == (0, ""), printed
-    make_scores().write(tmp_path / "better.csv")  # those of a model that knows nothing cannot be calibrated
+    make_scores().write(tmp_path / "better.csv")  # scores of an untrained model cannot be calibrated
     code, printed, told = lightning("calibrate", tmp_path / "better.csv", "--model", moved)
     assert (code, told) == (0, ""), printed
     assert Detector.from_pretrained(moved).calibration is not None
@@ -84,7 +84,7 @@ def test_it_is_a_model_like_any_other(model, published, experiment, write_config
 
 
 def test_the_model_decides_and_not_the_configuration(model, experiment, write_config, lightning, tmp_path):
-    """Its parts replace those of a run; its encoder must be the one that it was saved with."""
+    """The model's parts replace those of the configuration, and damage to any of its files is reported."""
     config = write_config(experiment | {"trainer": experiment["trainer"] | {"logger": False}}, "run.yaml")
     arguments = ["validate", "--config", config, "--ckpt_path", model]
     code, printed, told = lightning(*arguments)
@@ -143,7 +143,7 @@ def test_mistakes_are_one_line(arguments, told, published, lightning, tmp_path, 
 
 
 def test_training_starts_from_it(model, experiment, write_config, lightning, tmp_path):
-    """Adapters on its encoder, with its head."""
+    """Training puts adapters on the imported encoder and starts from the imported head."""
     backbone = "moelora_ad.models.Wav2Vec2Backbone"
     head = {"class_path": "moelora_ad.models.ProjectedMean", "init_args": {"hidden": 12}}
     experiment["model"] |= {

@@ -1,4 +1,4 @@
-"""A verb imports what it needs and no more: its help nothing of what computes, and figures of score files no torch."""
+"""A verb imports only what it needs: help no package that computes, and figures of score files no torch."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ HEAVY = {"torch", "transformers", "lightning", "scipy", "matplotlib", "pandas", 
 
 
 def run(arguments: list[str], forbidden: set[str], most: int) -> str:
-    """The output of a verb in a new process that may import none of some packages, and no more modules than so many."""
+    """The output of a verb in a new process that imports no ``forbidden`` package and at most ``most`` modules."""
     program = (
         "import sys\n"
         "from moelora_ad.cli.main import main\n"

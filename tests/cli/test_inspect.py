@@ -1,4 +1,4 @@
-"""The command inspect, and its account, against published counts, formulas, files and real runs."""
+"""The command inspect and its account of a model, against published counts, formulas, files and real runs."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ SAMPLES = 16_000
 
 @pytest.fixture
 def inspected(monkeypatch, lightning):
-    """Runs the verb in the project's folder; returns its JSON."""
+    """Runs the verb in the project's folder and returns its JSON."""
     monkeypatch.chdir(PROJECT)
 
     def call(*arguments: str) -> dict:
@@ -33,7 +33,7 @@ def inspected(monkeypatch, lightning):
 
 @pytest.mark.slow
 def test_the_papers_model_up_to_its_fourth_layer(inspected):
-    """(The published counts of all 24 layers are in tests/models/test_detector.py.)"""
+    """For the published counts of all 24 layers, see tests/models/test_detector.py."""
     options = ("--model.adaptation.init_args.num_experts", "7", "--model.backbone.init_args.hidden_states", "4")
     given = inspected("--config", "experiments/paper.yaml", *options)
     counts, sites = given["parameters"], 4 * 4
@@ -41,7 +41,7 @@ def test_the_papers_model_up_to_its_fourth_layer(inspected):
     assert counts["gates"] == counts["gate_noise"] == sites * 7 * 1024
     assert counts["classifier"] == 447_242
     one_layer = 4 * (1024**2 + 1024) + 2 * 4 * 1024**2 + 5 * 1024 + 4 * 1024
-    assert counts["backbone_frozen"] == 315_438_720 - 20 * one_layer - 2 * 1024  # nor the norm behind the last
+    assert counts["backbone_frozen"] == 315_438_720 - 20 * one_layer - 2 * 1024  # without 20 layers and the last norm
     assert given["sites"]["wrapped"] == given["sites"]["expected"] == sites
     assert given["sites"]["by_name"] == dict.fromkeys(("k_proj", "v_proj", "q_proj", "out_proj"), 4)
     assert given["setting"] == {"seconds": 4.0375, "batch_size": 14, "precision": "bf16-mixed"}
@@ -50,7 +50,7 @@ def test_the_papers_model_up_to_its_fourth_layer(inspected):
 
 
 def given_buffers() -> int:
-    """Bytes of AASIST's batch statistics."""
+    """Bytes of the batch statistics of AASIST."""
     return sum(buffer.numel() * buffer.element_size() for buffer in AASIST(1024).buffers())
 
 
@@ -60,7 +60,7 @@ def on_meta(build) -> Detector:
 
 
 class TwoLinears(nn.Module):
-    """Takes the place of an encoder."""
+    """A stand-in for an encoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class TwoLinears(nn.Module):
 
 
 class FramedLinear(Backbone):
-    """Frames of 8 samples through two linear layers: every operation is known."""
+    """A backbone with frames of 8 samples and two linear layers, so that every operation is known."""
 
     def __init__(self) -> None:
         super().__init__(TwoLinears(), 8, "last")
@@ -98,8 +98,8 @@ def test_operations_are_those_of_the_formulas(experts):
         "classifier": head,
         "total": base + adapters + head,
     }
-    # In training W_noise is a further product. Backwards: the input of the second layer gets a gradient, through its
-    # base too, that of the first one none; lora_A, lora_B and the gate get theirs at both.
+    # Training adds the product with W_noise. In the backward pass, the second layer's input gets a gradient, also
+    # through its base, and the first layer's input gets none; lora_A, lora_B and the gate get theirs in both layers.
     noise = 2 * 2 * frames * 8 * gate
     down, up = 2 * frames * 8 * (2 * experts + 2 * gate), 2 * frames * 2 * experts * 8
     backward = 2 * head + base // 2 + (2 * down + 2 * up) + (down + 2 * up)
@@ -107,7 +107,7 @@ def test_operations_are_those_of_the_formulas(experts):
 
 
 class GroupedConvolutions(nn.Module):
-    """Takes the place of an encoder; two convolutions, grouped and depthwise, like those of speech encoders."""
+    """A stand-in for an encoder: two convolutions, grouped and depthwise, like those of speech encoders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,10 +125,10 @@ def test_operations_of_grouped_convolutions():
 
     given = account(on_meta(build), torch.optim.SGD, SAMPLES, 3)
     frames = SAMPLES // 8
-    # An output channel sees the 8 / groups input channels of its own group.
+    # Each output channel uses the 8 / groups input channels of its own group.
     first, second, head = 2 * frames * 8 * 4 * 3, 2 * frames * 8 * 1 * 3, 2 * 8 * 2
     assert given.forward["backbone"] == first + second
-    # Backwards each weight, and all inputs but the first, get a gradient, at the price of the forward pass.
+    # In the backward pass, every weight and every input but the first gets a gradient, for the price of a forward pass.
     assert given.training_step == 2 * first + 3 * second + 3 * head
 
 
@@ -205,7 +205,7 @@ def test_the_table_is_readable(experiment, write_config, lightning, monkeypatch)
         "exported model 12.0 MB",
     ):
         assert wanted in lines
-    assert "gate noise" not in out  # there is none
+    assert "gate noise" not in out  # no gate noise is counted in ACCOUNT
     assert "plain loss" not in out
 
 
@@ -243,7 +243,7 @@ def test_a_frozen_encoder_in_half_precision_keeps_less(experiment, write_config,
     config = str(write_config(experiment))
     single, half = (inspected("--config", config, "--trainer.precision", name) for name in ("32-true", "bf16-true"))
     assert half["saved_bytes"] < single["saved_bytes"]
-    # What is trained, and kept, is in single precision still.
+    # Trained weights are still in single precision, and so is what is kept.
     assert half["checkpoint_bytes"] == single["checkpoint_bytes"]
 
 

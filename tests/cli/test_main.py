@@ -25,7 +25,7 @@ def test_help_lists_the_verbs(monkeypatch, capsys, arguments):
 
 
 def put_on_path(folder: Path, text: str) -> Path:
-    """A program called lightning."""
+    """Writes a program called lightning into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "lightning"
     script.write_text(text)
@@ -92,14 +92,14 @@ def test_the_three_names_are_one_program():
     assert (done.returncode, done.stderr.partition(": unknown")[0]) == (2, "python -m moelora_ad fit: error")
 
 
-# A verb as the source of a module: it sends a signal to itself, and waits.
+# Sources of a verb's module that sends itself a signal and waits, when it runs or while it is imported.
 STOPPED = "import os, time; os.kill(os.getpid(), {number}); time.sleep(60)"
 AT_WORK = f"def run(argv, program):\n    {STOPPED}"
 LOADING = f"try:\n    {STOPPED}\nexcept BaseException:\n    raise ImportError('half a module')"
 
 
 def run_source(tmp_path: Path, source: str, ignored: int | None = None, **arguments) -> subprocess.CompletedProcess:
-    """Runs the verb ``corpus`` from this source."""
+    """Runs the verb ``corpus`` with ``source`` as its module."""
     (tmp_path / "made.py").write_text(source)
     script = (
         f"import sys, moelora_ad.cli, moelora_ad.cli.main as cli; moelora_ad.cli.__path__.append({str(tmp_path)!r}); "
@@ -107,7 +107,7 @@ def run_source(tmp_path: Path, source: str, ignored: int | None = None, **argume
     )
 
     def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores SIGINT
         if ignored is not None:
             signal.signal(ignored, signal.SIG_IGN)
 

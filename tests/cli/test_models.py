@@ -1,4 +1,4 @@
-"""The command models: what there is to use at once, and what to think of it."""
+"""The command models: the models that can be used at once, and the warnings about them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command plan: its counts by hand and against Lightning, its sums, and that it leaves nothing behind."""
+"""The command plan: counts checked by hand and against Lightning, sums of times, and no files left behind."""
 
 import json
 import math
@@ -20,8 +20,8 @@ from moelora_ad.training.callbacks.measuring import Measured, Seconds, _by_step,
 
 @pytest.fixture
 def planned(lightning, tmp_path, monkeypatch):
-    """Runs the verb with temporary files in a folder of its own; returns exit code, output and errors."""
-    with tempfile.TemporaryDirectory() as scratch:  # readers make sockets there, whose paths are short
+    """Runs the verb with a temporary folder of its own; returns exit code, output and errors."""
+    with tempfile.TemporaryDirectory() as scratch:  # readers make sockets there, whose paths must be short
         monkeypatch.setattr(tempfile, "tempdir", scratch)
         monkeypatch.chdir(tmp_path)
         yield lambda *arguments: lightning("plan", *arguments)
@@ -32,16 +32,16 @@ def test_the_plan_of_a_run(experiment, write_config, planned, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     code, out, err = planned("--config", config, "--steps", "4", "--format", "json")
     assert (code, err) == (0, "")
-    assert sorted(tmp_path.rglob("*")) == before  # no folder of a run
+    assert sorted(tmp_path.rglob("*")) == before  # no run folder was made
     assert not os.listdir(tempfile.gettempdir())
 
     plan = json.loads(out)
     assert plan["batches"] == {"train": 12 // 4, "dev": math.ceil(8 / 3), "test": {"in_domain": 3, "out_of_domain": 2}}
     assert plan["steps"] == {"per_epoch": 3, "total": 6}
-    assert (plan["epochs"], plan["validations"]) == (2, 3)  # of each epoch, and of the best checkpoint
+    assert (plan["epochs"], plan["validations"]) == (2, 3)  # after each epoch, and of the best checkpoint
     measured, seconds = plan["measured"], plan["seconds"]
     assert len(measured["steps"]) == len(measured["waits"]) == 4
-    assert len(measured["evaluation"]) == 2  # of three batches, the first is warm-up
+    assert len(measured["evaluation"]) == 2  # three batches, the first of which is warm-up
     assert all(0 < wait < step for wait, step in zip(measured["waits"], measured["steps"], strict=True))
     computing = statistics.fmean(measured["steps"]) - statistics.fmean(measured["waits"])
     assert plan["data_wait_share"] == pytest.approx(1 - computing / statistics.fmean(measured["steps"]))
@@ -52,7 +52,7 @@ def test_the_plan_of_a_run(experiment, write_config, planned, tmp_path):
         assert seconds["test"]["out_of_domain"][key] == pytest.approx(2 * batch)
         assert seconds["run"][key] == pytest.approx(6 * step + (3 * 3 + 3 + 2) * batch)
     assert measured["peak_memory_bytes"]["cuda"] is None
-    assert measured["peak_memory_bytes"]["host"] > 100 * 2**20  # torch alone
+    assert measured["peak_memory_bytes"]["host"] > 100 * 2**20  # torch alone takes more
 
 
 def test_the_plan_as_a_person_reads_it(experiment, write_config, planned):
@@ -63,7 +63,7 @@ def test_the_plan_as_a_person_reads_it(experiment, write_config, planned):
     lines = dict(line.split(":", 1) for line in out.splitlines())
     assert lines["batch"].strip() == "8 trials, 1 s each: 4 x 2 batches accumulated"
     assert "median of 2 (" in lines["step"]
-    assert lines["epoch"].endswith(": 2 steps")  # of three batches
+    assert lines["epoch"].endswith(": 2 steps")  # three batches, accumulated in twos
     assert lines["validation"].endswith(": 3 batches")
     assert lines["whole run"].endswith(": 2 epochs, 4 steps, 2 validations; less if it stops early")
     assert not any(name.startswith("test") for name in lines)
@@ -117,7 +117,7 @@ def measured(steps, waits, reading=None) -> Measured:
 
 def test_readers_that_cannot_keep_up_set_the_pace():
     seen = measured([1.0, 1.2, 0.8], [0.1, 0.1, 0.1], reading=8.0)
-    assert seen.step(workers=10, accumulated=1) == Seconds(1.0, 0.8, 1.2)  # ten read a batch in 0.8 s
+    assert seen.step(workers=10, accumulated=1) == Seconds(1.0, 0.8, 1.2)  # ten readers take 0.8 s for a batch
     assert seen.step(workers=4, accumulated=1) == Seconds(2.0, 2.0, 2.0)
     assert seen.step(workers=8, accumulated=2) == Seconds(2.0, 2.0, 2.0)
     assert seen.data_wait_share(workers=10, accumulated=1) == pytest.approx(0.1)
@@ -159,7 +159,7 @@ class Counts(Callback):
     ],
 )
 def test_length_of_a_run_is_lightnings(wanted, tmp_path):
-    """On Lightning's own model, 64 batches of one cut to 16."""
+    """The expected numbers are those of a run of Lightning's own model, with its 64 batches of one cut to 16."""
     counts = Counts()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(
@@ -183,7 +183,7 @@ def test_length_of_a_run_is_lightnings(wanted, tmp_path):
 
 def test_a_run_without_end():
     assert _length({"max_epochs": -1, "max_steps": -1}, 10) == (None, None)
-    assert _length({}, 10) == (1_000, 10_000)  # Lightning's own limit
+    assert _length({}, 10) == (1_000, 10_000)  # Lightning's default limit
 
 
 def test_batches_of_a_test_set():

@@ -66,7 +66,7 @@ def eer_of(folder: Path, name: str) -> float:
 
 
 def cells(text: str, name: str) -> list[str]:
-    """The cells of a Markdown table's row."""
+    """The cells of one row of a Markdown table."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -89,7 +89,7 @@ def test_every_form_has_the_means_of_the_score_files(
             means[system, name] = (eers.mean(), eers.std(ddof=1))
             of_set = [row for row in rows if (row["system"], row["set"]) == (system, name)]
             runs = [row for row in of_set if row["statistic"] == "run"]
-            assert [float(row["eer"]) for row in runs] == eers.tolist()  # full precision
+            assert [float(row["eer"]) for row in runs] == eers.tolist()  # in full precision
             assert [row["folder"] for row in runs] == [str(folder) for folder in folders[system]]
             assert [row["seed"] for row in runs] == ["1", "2", "3"]
             by_statistic = {row["statistic"]: float(row["eer"]) for row in of_set if row["statistic"] != "run"}
@@ -118,7 +118,7 @@ def test_every_form_has_the_means_of_the_score_files(
         assert "463,626" in text
         assert "0.46 M" in text
         assert "3 seeds of each system (1, 2, 3)" in text
-        assert "arXiv" not in text.split("How to read")[0]  # nothing of the paper beside these sets
+        assert "arXiv" not in text.split("How to read")[0]  # no figures of the paper beside these sets
     content = json.loads((to / "results.json").read_text())
     assert [row["eer"] for row in content["rows"]] == [float(row["eer"]) for row in rows]
     assert content["systems"]["lora"]["cost"]["seconds"] == 200
@@ -130,7 +130,7 @@ def test_every_form_has_the_means_of_the_score_files(
     }
     of_mean = {(row["system"], row["set"]): row for row in rows if row["statistic"] == "mean"}
     assert {row["num_seeds"] for row in of_mean.values()} == {"3"}
-    # The best mean of each column is marked, but not that of dev.
+    # The best mean of each column is marked, except in the column of dev.
     for at, name in enumerate(("dev", "in_domain", "out_of_domain"), 3):
         best = min(systems, key=lambda system: means[system, name][0])
         for system in systems:
@@ -245,7 +245,7 @@ def test_pairs_are_printed_and_written(
     (out,) = [one for one in content["rows"] if one["set"] == "out_of_domain"]
     assert [out["low"], out["high"], content["resamples"]] == [low, high, 50]
     assert "a, B = b" in (to / "table.tex").read_text()
-    # Against one system: the pairs of all others with it, however they were named.
+    # With --against b, every other system is compared with b, however they are named.
     assert results(tmp_path / "runs", "--against", "b", "--resamples", 50) == 0
     printed = capsys.readouterr().out
     assert [line.rstrip() for line in printed.splitlines() if line.startswith("A = ")] == [
@@ -276,7 +276,7 @@ def test_names_from_files_do_nothing_on_a_page(results: Call, make_run: MakeRun,
     assert "<script" not in page
     assert "<b>set" not in page
     assert "\u001b" not in page
-    # Nothing is from elsewhere; the scale of a heatmap's colours is a picture within.
+    # The page loads nothing from elsewhere; the colour scale of a heatmap is an image within the page.
     assert not re.search(r"(?:src|href)=\"(?!#|data:image/png;base64,)", page)
 
 

@@ -27,7 +27,7 @@ SECOND = 16_000
 
 @pytest.fixture(scope="module")
 def models(small_whisper, tmp_path_factory):
-    """Folders of one small model, as it is and calibrated."""
+    """Folders of one small model, without and with a calibration."""
     torch.manual_seed(0)
     detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling).eval()
     detector.window = SECOND
@@ -40,7 +40,7 @@ def models(small_whisper, tmp_path_factory):
 
 @pytest.fixture
 def sounds(tmp_path, monkeypatch, speech):
-    """Two sounds of speech, of half a second and of 2.5 seconds, in the current folder."""
+    """Two files of speech, 0.5 s and 2.5 s long, in the current folder."""
     monkeypatch.chdir(tmp_path)
     soundfile.write("short.wav", speech[12_000:20_000], SECOND)
     soundfile.write("long.flac", np.stack([speech, speech], axis=1), SECOND)
@@ -49,7 +49,7 @@ def sounds(tmp_path, monkeypatch, speech):
 
 @pytest.fixture
 def score(monkeypatch, models, capfd):
-    """Runs the verb in this process: exit code, standard output, standard error."""
+    """Runs the verb in this process; returns exit code, standard output and standard error."""
 
     def run(*arguments, model="calibrated", lines=b""):
         monkeypatch.setattr(sys, "argv", ["/bin/moelora-ad", "score", *arguments, "--model", str(models / model)])
@@ -118,7 +118,7 @@ def test_a_table_for_a_person(score, sounds):
     code, out, err = score("long.flac", "short.wav", "--prior", "0.3")
     assert (code, err) == (0, "")
     cells = [re.split(r"\s+(?!fide)", line.strip()) for line in out.splitlines() if line.strip()]
-    cells = [cells[0], *cells[2:4]]  # without the rule
+    cells = [cells[0], *cells[2:4]]  # without the line under the header
     assert cells[0] == ["file", "score", "P(bona fide)", "verdict", "length", "windows"]
     assert [row[0] for row in cells[1:]] == ["long.flac", "short.wav"]
     assert [row[4:] for row in cells[1:]] == [["0:02.5", "4"], ["0:00.5", "1"]]

@@ -1,4 +1,4 @@
-"""The command score over many files: rows that remain when it is killed, and how it resumes."""
+"""The command score over many files: the rows that remain when it is killed, and how it resumes."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ def models(small_whisper, tmp_path_factory):
 
 @pytest.fixture
 def sounds(tmp_path, monkeypatch, speech):
-    """Seventy short files in the folder ``in``, one of which is none, and one of a name of two lines."""
+    """Seventy short files in the folder ``in``; one is not an audio file, and the name of one has two lines."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     for number in range(COUNT):
@@ -54,7 +54,7 @@ def sounds(tmp_path, monkeypatch, speech):
 
 @pytest.fixture
 def score(monkeypatch, models, lightning):
-    """Runs the verb in this process: exit code, standard output, standard error."""
+    """Runs the verb in this process; returns exit code, standard output and standard error."""
     return lambda *arguments, model=0: lightning("score", *arguments, "--model", models / str(model))
 
 
@@ -108,7 +108,7 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_rows(score, soun
     assert "31 of 70 files are already in out" in err
     assert err.endswith("1 of 70 inputs could not be scored\n")
     same(rows(out), wanted)
-    # Once more there is nothing to do, and a further file is added to the others.
+    # A second --resume has nothing to do, and a new file is added after the others.
     before = out.read_bytes()
     assert score("in", "--output", out.name, "--resume")[0] == 1
     assert out.read_bytes() == before
@@ -126,7 +126,7 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_rows(score, soun
 
 def test_only_what_was_made_alike_is_resumed(score, sounds):
     first = ("in/00.wav", "--output", "out.csv")
-    assert score(*first, "--resume")[0] == 0  # nothing is there yet
+    assert score(*first, "--resume")[0] == 0  # there is no output file yet
     text = (sounds / "out.csv").read_bytes()
     for more, model, told in (
         ((), 1, "another model: cannot resume"),
@@ -228,7 +228,7 @@ def test_where_there_is_nothing_to_judge_there_is_a_score_and_no_verdict(score, 
 def test_what_would_be_heard_as_a_rhythm_has_no_verdict(models, speech):
     scorer = Scorer(Scorer.from_pretrained(models / "0").detector, window=6 * SECOND)
     assert scorer(speech[:11_000]).reason == "repeated to fill: 0.688 s, 9 times in a window of 6 s"
-    assert scorer(speech[:12_000]).reason is None  # eight times
+    assert scorer(speech[:12_000]).reason is None  # repeated eight times
     told = scorer(speech[:11_000]).as_dict(prior=0.5)
     assert (told["verdict"], told["probability"]) == ("inconclusive", None)
     assert told["reason"].startswith("repeated to fill")

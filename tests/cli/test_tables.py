@@ -1,4 +1,4 @@
-"""The tables of all verbs: one kind, as wide as the terminal at most, and nothing of them lost."""
+"""The tables of all verbs: one kind, at most as wide as the terminal, and nothing cut off."""
 
 import io
 import re
@@ -58,7 +58,7 @@ def runs(make_run: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_there_is_one_way_to_show_a_table() -> None:
-    """rich's own tables are made in one module; progress bars have columns, too."""
+    """Only one module makes tables with rich; the columns of progress bars are allowed elsewhere."""
     making = re.compile(r"^\s*from rich(\.table)? import .*\bTable\b|^\s*import rich", re.MULTILINE)
     found = [path for path in PACKAGE.rglob("*.py") if making.search(path.read_text(encoding="utf-8"))]
     assert [str(path.relative_to(PACKAGE)) for path in found] == ["evaluation/reports/text_table.py"]
@@ -76,7 +76,7 @@ def test_figures(verb: Callable[..., int], runs: Path, columns: int, shown_table
     assert titles[4:7] == [f"EER % on each attack of {name}" for name in SETS if name != "dev"]
     assert titles[7].startswith("EER %, mean ± standard deviation")
     assert titles[8] == f"A = {LONG}, B = lora: EER over seeds and trials"
-    assert all(all(table.columns) for table in shown_tables)  # each column has its name
+    assert all(all(table.columns) for table in shown_tables)  # every column has a name
     assert "trained parameters" in shown_tables[7].columns
 
 

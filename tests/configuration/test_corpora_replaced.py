@@ -1,4 +1,4 @@
-"""A corpus that takes the place of another has nothing of it; what else a later configuration changes is kept."""
+"""A corpus that replaces one of another class keeps none of its arguments; other parts keep those that both share."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def manifest(tmp_path: Path) -> dict:
 
 @pytest.fixture
 def shown(lightning):
-    """The part ``data`` of what fit would do."""
+    """A function that returns the section ``data`` of the configuration that fit would use."""
 
     def call(*arguments) -> dict:
         code, out, err = lightning("fit", "--config", "quickstart", *arguments, "--print_config")
@@ -42,7 +42,7 @@ def test_a_corpus_of_another_class_has_its_own_name_and_split(shown, manifest, t
             "init_args"
         ]
     assert list(data["test"]) == ["in_domain"]
-    assert data["batch_size"] == 12  # the quickstart's
+    assert data["batch_size"] == 12  # from the quickstart
 
 
 def test_so_does_one_that_the_command_line_names(shown, manifest):
@@ -78,7 +78,7 @@ def test_commands_that_read_corpora_alone_do_the_same(manifest, tmp_path, quicks
 
 
 def test_other_parts_keep_what_both_classes_have(lightning):
-    """As jsonargparse says, and as the quickstart's own comment on Weights & Biases needs."""
+    """As jsonargparse documents it, and as the quickstart's comment on Weights & Biases relies on."""
     code, out, _ = lightning(
         *("fit", "--config", "quickstart", "--model.adaptation", "LoRA"),
         *("--model.optimizer", "torch.optim.SGD", "--print_config"),

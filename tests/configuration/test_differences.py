@@ -25,7 +25,7 @@ BASE = {
 
 
 def changed(text: str) -> dict:
-    """``BASE`` with fields replaced, each given as ``dotted.name=YAML``."""
+    """A copy of ``BASE`` with fields replaced, each given as ``dotted.name=YAML``."""
     copy = yaml.safe_load(yaml.safe_dump(BASE))
     for part in text.split(";"):
         name, _, value = part.partition("=")

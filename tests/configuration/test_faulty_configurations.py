@@ -34,7 +34,7 @@ LONG = "x" * 100_000
     ],
 )
 def test_the_file_and_the_place(content, told, lightning, experiment, write_config, tmp_path):
-    """The other configuration is right: the faulty one is named."""
+    """The other configuration is correct: the error names the faulty one."""
     right = write_config(experiment)
     faulty = tmp_path / "a folder" / "faulty.yaml"
     faulty.parent.mkdir()

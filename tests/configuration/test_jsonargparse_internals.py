@@ -1,4 +1,4 @@
-"""What is used of jsonargparse by a private name: what it must do."""
+"""Uses of jsonargparse's private names, and what they must do."""
 
 import random
 from contextlib import suppress
@@ -62,7 +62,7 @@ class Moss(Plant):
 
 def test_one_kind_begins_anew_and_others_keep_what_classes_share(monkeypatch):
     name = "discard_init_args_on_class_path_change"
-    monkeypatch.setattr(_typehints, name, getattr(_typehints, name))  # put back behind this test
+    monkeypatch.setattr(_typehints, name, getattr(_typehints, name))  # restored after this test
     begin_anew(Animal)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--animal", type=Animal)

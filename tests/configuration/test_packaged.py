@@ -1,4 +1,4 @@
-"""Packaged configurations by name, from any folder, and the data that they name."""
+"""Packaged configurations by name, from any folder, and the data that they refer to."""
 
 import json
 from argparse import Namespace
@@ -32,7 +32,7 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def test_every_configuration_has_its_name():
     found = packaged_configurations()
     files = {str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml")}
-    assert {f"{name}.yaml" for name in found} == files - {"mini/about.yaml"}  # which describes a model
+    assert {f"{name}.yaml" for name in found} == files - {"mini/about.yaml"}  # about.yaml describes a model
     assert list(found)[:3] == ["mldg", "paper", "quickstart"]
     kinds = {name: kind(path) for name, path in found.items()}
     assert {name for name, one in kinds.items() if one == "experiment"} == {"paper", "quickstart", "mini/mini"}
@@ -52,7 +52,7 @@ def test_a_file_wins_over_a_name_and_a_folder_does_not(elsewhere):
     assert Path(configuration_file("quickstart")).samefile(EXPERIMENTS / "quickstart.yaml")
     (elsewhere / "paper").write_text("system: mine\n")
     assert configuration_file("paper") == "paper"
-    assert configuration_file("/paper.yaml") == "/paper.yaml"  # who reads it says that it is not there
+    assert configuration_file("/paper.yaml") == "/paper.yaml"  # its reader reports that there is no such file
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_an_installed_package_has_the_encoder_once(elsewhere, monkeypatch):
     ours = {path.name: path.read_bytes() for path in (EXPERIMENTS / "quickstart" / "backbone").iterdir()}
     mini = packaged_models()["mini"] / "backbone"
     assert ours == {path.name: path.read_bytes() for path in mini.iterdir()}
-    monkeypatch.setattr(packaged, "_PACKAGE", elsewhere)  # as the wheel lays it out
+    monkeypatch.setattr(packaged, "_PACKAGE", elsewhere)  # the layout of the wheel
     (elsewhere / "experiments" / "quickstart" / "corpus").mkdir(parents=True)
     monkeypatch.chdir("/")
     assert with_packaged_paths(f"{BACKBONE}/config.json") == str(mini / "config.json")

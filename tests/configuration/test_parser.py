@@ -1,6 +1,6 @@
-"""Mistakes in one line: the whole line for each kind of message that jsonargparse, argparse and Python have words for.
+"""Mistakes in one line: the whole line for each kind of message of jsonargparse, argparse and Python.
 
-The words are theirs: where a new version says a thing differently, the line here is another one.
+The wording is theirs: where a new version words a message differently, the line here changes with it.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def parser(**arguments: Any) -> OneLineParser:
 
 @pytest.fixture
 def line(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """The error line of a command without its beginning."""
+    """A function that returns the error line of a command, without its prefix."""
 
     def call(*arguments: str, parse: Callable[[OneLineParser], Any] | None = None) -> str:
         with pytest.raises(SystemExit) as stop:

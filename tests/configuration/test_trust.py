@@ -1,4 +1,4 @@
-"""What a configuration may call: nothing of it runs where it is refused, which a file that is not made shows."""
+"""What a configuration may call: where a part is refused, none of its code runs, so that no canary file is made."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def optimiser(groups) -> torch.optim.Optimizer:
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that untrusted code makes; a module ``stranger`` can be imported that does."""
+    """The file that untrusted code would make; the importable module ``stranger`` makes it."""
     path, folder = tmp_path / "canary", tmp_path / "packages"
     folder.mkdir()
     (folder / "stranger.py").write_text(MODULE.format(canary=str(path)))
@@ -43,7 +43,7 @@ def call(canary: Path, function: str, argument: str) -> dict:
 
 
 def hostile(canary: Path) -> dict[str, dict]:
-    """Parts of a configuration, by their place, that run a command where they are built."""
+    """Parts of a configuration, by their place, that would run a command when they are built."""
     system = call(canary, "os.system", "command")
     shell = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(canary)]}}
     return {
@@ -75,7 +75,7 @@ def run(run_of_experiment) -> Path:
 
 
 def looking(run: Path, tmp_path: Path) -> dict[str, list]:
-    """The commands that look at a run."""
+    """The commands that only look at a run, by their verb."""
     checkpoint = run / "checkpoints" / "best.ckpt"
     return {
         "inspect": ["inspect", "--config", run / "config.yaml"],
@@ -90,7 +90,7 @@ LOOKING = ["inspect", "plan", "export", "analyze", "corpus"]
 
 
 def refused(answer: tuple[int, str, str], canary: Path) -> str:
-    """The one line of a command that refused and ran nothing."""
+    """The one error line of a command that refused, and ran nothing."""
     code, out, err = answer
     assert code in (1, 2)
     assert out == ""

@@ -113,7 +113,7 @@ FILES = {"train": ("train.trn", "T"), "dev": ("dev.trl", "D"), "eval": ("eval.tr
 
 
 def official(folder, access):
-    """The official layout, with one trial in each split."""
+    """Writes the official layout with one trial in each split."""
     protocols = folder / access / f"ASVspoof2019_{access}_cm_protocols"
     protocols.mkdir(parents=True)
     for ending, letter in FILES.values():

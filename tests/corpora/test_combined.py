@@ -37,7 +37,7 @@ def test_the_same_corpus_can_be_joined_twice():
 
 
 def test_many_different_values_keep_their_numbers():
-    """More values than one byte counts, in each list in another order."""
+    """More values than one byte can number, in a different order in each list."""
     parts = {
         name: TrialList(Trial(f"u{i}", "", speaker=f"s{i}") for i in order)
         for name, order in (("up", range(300)), ("down", range(299, -1, -1)))

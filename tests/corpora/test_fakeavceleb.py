@@ -1,4 +1,4 @@
-"""FakeAVCeleb's list at its full size: as many rows, files and repeated files as the published one has."""
+"""FakeAVCeleb's list at full size, with as many rows, files and repeated files as the published one."""
 
 from collections import Counter
 
@@ -14,11 +14,11 @@ KINDS = {  # type: category, number of files, methods
     "FakeVideo-RealAudio": ("C", 9_709, ("faceswap", "fsgan", "wav2lip")),
     "FakeVideo-FakeAudio": ("D", 10_835, ("faceswap-wav2lip", "fsgan-wav2lip", "wav2lip")),
 }
-REPEATED = range(100, 122)  # of D
+REPEATED = range(100, 122)  # files of category D that two rows name
 
 
 def row(kind, number, method, top, **other):
-    """A line in the spelling of v1.2, or of the first release, where the folder's column has no name."""
+    """A row as v1.2 spells it, or as the first release does, in which the folder's column has no name."""
     source = f"id{number % 500:05}"
     folder = f"{top}/{kind}/African/men/{source}"
     values = {"type": kind, "race": "African", "gender": "men"} | other
@@ -27,7 +27,7 @@ def row(kind, number, method, top, **other):
 
 
 def table(top):
-    """21,566 rows, of which 22 repeat the file of another row with another method."""
+    """A table of 21,566 rows, 22 of which repeat the file of another row with another method."""
     lines = [f"{COLUMNS},path," if top == "FakeAVCeleb" else f"{COLUMNS},filename,path"]
     repeats = []
     for kind, (_, count, methods) in KINDS.items():

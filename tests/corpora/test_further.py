@@ -84,7 +84,7 @@ def test_asvspoof_laundered(tmp_path, top):
 def test_a_laundered_set_has_every_setting_once():
     launderings = ("Noise_Addition", "Reverberation", "Recompression", "Resampling", "Filtering")
     totals = [corpora.ASVspoofLaundered("", laundering).official_counts().total for laundering in launderings]
-    assert sum(totals) == 2_065_873  # the publishers' README
+    assert sum(totals) == 2_065_873  # from the publishers' README
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_a_file_of_fakeavceleb_in_two_rows_is_one_trial_with_the_first_method(tm
     assert [(trial.attack, trial.label) for trial in trials] == [(None, 1), ("rtvc", 0), (None, 1), ("fsgan", 0)]
 
 
-# Papers and key files: total, bona fide, spoof; None where only part of it is published.
+# Counts in papers and key files: total, bona fide, spoof; None where only a part is published.
 OFFICIAL = [
     (ASVspoof2019("", "train"), (25380, 2580, 22800)),
     (ASVspoof2019("", "dev"), (24844, 2548, 22296)),

@@ -1,4 +1,4 @@
-"""A corpus confined to some of its trials: which stay, what is counted, what is refused, for any class of corpus."""
+"""A corpus restricted to some of its trials: what stays, is counted and is refused, for any class of corpus."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ NAMES = st.sampled_from([None, "a", "b", "c"])
 
 
 class Given(Corpus):
-    """The trials that it is given; a user's own class, which knows of no selection."""
+    """A user's own class with the given trials and no code for selecting among them."""
 
     name = "Given"
 
@@ -117,7 +117,7 @@ def test_a_mistyped_argument_is_no_selection():
 
 
 class Plain(Corpus):
-    """Without a constructor."""
+    """A class without a constructor."""
 
     name = "Plain"
 
@@ -126,7 +126,7 @@ class Plain(Corpus):
 
 
 class Longer(Given):
-    """Calls the constructor and the trials of a class that selects itself."""
+    """Calls the constructor and ``trials`` of a class that already applies the selection."""
 
     def __init__(self) -> None:
         super().__init__(TRIALS)
@@ -136,18 +136,18 @@ class Longer(Given):
 
 
 class Inherited(Given):
-    """Has nothing of its own."""
+    """A subclass with nothing of its own."""
 
 
 class Fixed(Given):
-    """Chooses for itself."""
+    """A class that sets a selection itself."""
 
     def __init__(self) -> None:
         super().__init__(TRIALS, attacks=["A01"])
 
 
 class Numbered(Given):
-    """Has an argument of one of the names."""
+    """A class whose own argument has the name of a selection's argument."""
 
     def __init__(self, attacks: int = 3) -> None:
         super().__init__(TRIALS)
@@ -155,7 +155,7 @@ class Numbered(Given):
 
 
 class HandingOn(Corpus):
-    """Hands on what it does not know."""
+    """Hands all arguments on to the constructor of `Corpus`."""
 
     name = "HandingOn"
 
@@ -167,7 +167,7 @@ class HandingOn(Corpus):
 
 
 class Mixin:
-    """Trials and a constructor from a class that is not a corpus."""
+    """Gives a corpus its trials and its constructor without being a corpus."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -186,7 +186,7 @@ def test_any_class_can_be_confined():
     assert ids(Plain(attacks=["A02"])) == ids(HandingOn(attacks=["A02"])) == ["u1", "u3", "u5"]
     assert ids(Inherited(TRIALS, attacks=["A02"])) == ["u1", "u3", "u5"]
     assert ids(Fixed()) == ["u1", "u2", "u5"]
-    longer = Longer(exclude_attacks=["A01"])  # once: the second time A01 would not be there
+    longer = Longer(exclude_attacks=["A01"])  # selects only once: a second time, A01 would be unknown
     assert ids(longer) == ids(longer) == ["u1", "u3", "u4", "u5", "u6"]
     assert longer.left_out == (1, 0, 1)
     own = Numbered(attacks=5, exclude_attacks=["A02"])

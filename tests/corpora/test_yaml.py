@@ -1,4 +1,4 @@
-"""Every corpus class from a configuration: as YAML, and as options of a command line."""
+"""Every corpus class from a configuration, as YAML and as command-line options."""
 
 import inspect
 
@@ -42,7 +42,7 @@ ARGUMENTS = {
 }
 EXPORTED = {name for name, value in vars(corpora).items() if inspect.isclass(value) and issubclass(value, Corpus)} - {
     "Corpus",
-    "Few",  # these two are made of other corpora
+    "Few",  # this one and Joined are made of other corpora
     "Joined",
 }
 
@@ -70,7 +70,7 @@ def options(name, arguments):
 
 
 def own_parameters(name):
-    """Those of a class besides the selection, which every class takes."""
+    """The parameters of a class other than the selection, which every class takes."""
     *own, selection = inspect.signature(getattr(corpora, name)).parameters.values()
     assert selection.kind is selection.VAR_KEYWORD
     return own

@@ -1,4 +1,4 @@
-"""What the data module makes of corpora: joined, weighed, in batches that are the same for any kind of worker."""
+"""What the data module makes of corpora: joined and weighted, in the same batches for any kind of worker."""
 
 import itertools
 import pickle
@@ -25,7 +25,7 @@ from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule, TrialD
 
 @pytest.fixture
 def corpora(tmp_path, data) -> dict[str, Manifest]:
-    """8 trials (4 bona fide) and 12 trials (6 bona fide)."""
+    """Two corpora: 8 trials (4 bona fide) and 12 trials (6 bona fide)."""
     source = data()
     return {"small": source.val, "large": source.train}
 
@@ -58,7 +58,7 @@ def test_weights_are_shares_of_an_epoch(data, corpora):
 def test_classes_in_balance_within_each_corpus(data, corpora, tmp_path):
     path = tmp_path / "uneven.csv"
     rows = Path(corpora["large"].path).read_text().splitlines()
-    path.write_text("\n".join([rows[0], *rows[1:3], *rows[7:]]) + "\n")  # 2 bona fide, 6 spoofs
+    path.write_text("\n".join([rows[0], *rows[1:3], *rows[7:]]) + "\n")  # 2 bona fide utterances, 6 spoofs
     source = data(train={"uneven": Manifest(path), "even": corpora["small"]}, class_balanced=True, batch_size=4)
     drawn = [source.train_trials[key.trial] for key in keys(source)]
     counts = Counter((trial.utterance.split("/")[0], trial.label) for trial in drawn)
@@ -97,7 +97,7 @@ def test_joined_corpora_that_cannot_work_are_named(data, corpora, tmp_path):
         "".join(line for line in Path(corpora["large"].path).read_text().splitlines(True) if "bonafide" not in line)
     )
     joined = {"small": corpora["small"], "spoofs": Manifest(path)}
-    data(train=joined).setup("fit")  # one class alone will do if the whole has both
+    data(train=joined).setup("fit")  # a corpus may have one class only if all together have both
     with pytest.raises(InputError, match=r"data\.train\.spoofs: spoofs has no bona fide trials among 6"):
         data(train=joined, class_balanced=True).setup("fit")
     with pytest.raises(InputError, match=r"data\.train: .*no bona fide trials among 12"):
@@ -227,7 +227,7 @@ def test_score_gives_unrepeated_utterances_the_scores_of_test(data, wav2vec2, tm
     wanted = score(data, model, tmp_path, trainer, eval_batch_size=3, eval_segment=evaluation)
     detector = model.detector
     _, detector.fill = source.scored_clips
-    scorer = Scorer(detector, window=200_000, device="cpu")  # longer than any of them
+    scorer = Scorer(detector, window=200_000, device="cpu")  # longer than any utterance
     trials = source.test["in_domain"].trials()
     found = {trial.utterance: scorer(trial.audio).score for trial in trials}
     assert [found[name] for name in wanted] == pytest.approx(list(wanted.values()), abs=1e-5)
@@ -263,7 +263,7 @@ def test_the_score_of_several_crops_is_their_mean(data, wav2vec2, tmp_path, trai
 
 
 def test_each_crop_of_an_utterance_is_trained_with_its_label(data, wav2vec2, tmp_path, trainer):
-    """The loss of the first batch, by hand: both crops of a trial count as that trial's class does."""
+    """The loss of the first batch, computed by hand: both crops of a trial have the weight of its class."""
     model, source = wav2vec2(), data(train_segment=Crops(2, samples=4_000))
 
     class ByHand(Callback):
@@ -295,7 +295,7 @@ def many(count: int, files: list[str]) -> TrialList:
 
 
 def own_memory(process: int) -> int:
-    """Bytes that a process shares with no other."""
+    """Bytes that a process shares with no other process."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
@@ -303,7 +303,7 @@ def own_memory(process: int) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_workers_memory_is_flat_over_an_epoch(data, context):
-    """A worker that kept its batches would grow by 97 MB, first calls into libraries cost some 15."""
+    """A worker that kept its batches would grow by 97 MB; first calls into libraries cost some 15 MB."""
     small = data()
     small.setup("fit")
     files = [trial.audio for trial in small.train_trials]
@@ -319,7 +319,7 @@ def test_a_workers_memory_is_flat_over_an_epoch(data, context):
     for number, _ in enumerate(loader):
         if number in (10, 200):
             used.append(own_memory(loader._iterator._workers[0].pid))
-        if number == 200:  # no more batches: a worker that is stopped while it sends one can abort
+        if number == 200:  # ends the batches here: a worker that is stopped while it sends one can abort
             loader._iterator._sampler_iter = iter(())
     assert used[1] - used[0] < 40e6
 

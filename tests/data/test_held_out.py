@@ -1,4 +1,4 @@
-"""An attack held out: by the quickstart's protocols, nothing of its test is seen in training or selection."""
+"""An attack held out of the quickstart's protocols: training and selection see nothing of its test set."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def protocol(quickstart: Path):
 
 
 def lines(corpus: ASVspoof2019Protocol) -> list[list[str]]:
-    """The protocol as it is: speaker, utterance, -, attack, label."""
+    """The fields of each line of the protocol: speaker, utterance, -, attack, label."""
     return [line.split() for line in Path(corpus.protocol).read_text().splitlines()]
 
 
@@ -71,7 +71,7 @@ def test_the_same_bona_fide_trials_for_every_attack(protocol, without_a04):
 def test_joined_and_confined_corpora(protocol):
     train = {
         "all": protocol("train.trn", exclude_attacks=["A01"]),
-        "known": protocol("dev.trl", attacks=["A02"]),  # has no A04, and need not
+        "known": protocol("dev.trl", attacks=["A02"]),  # has no A04, which is allowed
     }
     data = AudioDeepfakeDataModule(
         train, protocol("dev.trl"), train_weights={"all": 1, "known": 1}, held_out_attack="A04"
@@ -109,8 +109,8 @@ def test_a_training_without_the_attack_is_not_gone_on_with_all_of_them(protocol,
 @pytest.mark.parametrize(
     ("speakers", "expected"),
     [
-        (["a", "a", "a", "b", "b", "c"], [0, 0, 0, 1, 1, 1]),  # 3 and 2 + 1
-        (["x", "x", "x", "x"], [0, 1, 0, 1]),  # one speaker: trials take turns
+        (["a", "a", "a", "b", "b", "c"], [0, 0, 0, 1, 1, 1]),  # 3 trials against 2 + 1
+        (["x", "x", "x", "x"], [0, 1, 0, 1]),  # one speaker: every second trial
         (["a", None, "a", "b"], [0, 1, 0, 1]),
         (["b", "a"], [1, 0]),
     ],

@@ -1,4 +1,4 @@
-"""Batches: every trial once in evaluation, the same global batches for any number of processes in training."""
+"""Batches: every trial once in evaluation, and the same global batches for any number of processes in training."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ from moelora_ad.training import EvaluationBatches, TrainingBatches
 
 @st.composite
 def evaluations(draw):
-    """Number of trials, batch size, number of processes, the trials' lengths or None, and which trials are done."""
+    """Number of trials, batch size, number of processes, trials' lengths or None, and the trials that are done."""
     num_trials = draw(st.integers(1, 120))
     lengths = draw(st.none() | st.lists(st.integers(0, 1000), min_size=num_trials, max_size=num_trials).map(np.array))
     done = draw(st.sets(st.integers(0, num_trials - 1)))
@@ -54,7 +54,7 @@ def test_evaluation_leaves_out_the_batches_that_are_done(evaluation):
     left = [batch for batch in whole if not set(batch) <= set(done.tolist())]
     ranks = batches_of(num_trials, batch_size, world_size, lengths, done)
     assert [batch for turn in zip(*ranks, strict=True) for batch in turn if batch] == left
-    # Even if nothing is left, there is an idle pass.
+    # Even if nothing is left, there is one idle pass.
     assert len(ranks[0]) == max(1, math.ceil(len(left) / world_size))
 
 
@@ -89,7 +89,7 @@ def test_the_order_comes_from_seed_and_epoch_alone():
 
 @st.composite
 def grouped(draw):
-    """Groups that share out some trials, each with a positive share of an epoch."""
+    """Groups that divide some trials among them, each with a positive share of an epoch."""
     sizes = draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
     shares = draw(st.lists(st.floats(0.01, 100), min_size=len(sizes), max_size=len(sizes)))
     members = np.split(np.random.default_rng(0).permutation(sum(sizes)), np.cumsum(sizes)[:-1])

@@ -1,4 +1,4 @@
-"""Readers outlive the signals that are meant for the training process, and say what they lack."""
+"""Reading workers survive signals that are meant for the training process, and report what they lack."""
 
 import os
 import resource
@@ -25,7 +25,7 @@ from moelora_ad.errors import InputError
 
 
 class Places(Dataset):
-    """The process that reads."""
+    """Items that tell which process reads them."""
 
     def __len__(self):
         return 12
@@ -51,15 +51,15 @@ def test_a_reader_ends_at_the_second_request():
     os.kill(worker.pid, signal.SIGTERM)
     time.sleep(0.5)
     assert worker.is_alive()
-    for _ in range(40):  # on a busy machine the first may not have been heard yet, and two at once are one
+    for _ in range(40):  # on a busy machine the first may still be pending, and two pending signals count as one
         if worker.is_alive():
-            with suppress(RuntimeError):  # by which PyTorch signals that a worker was killed
+            with suppress(RuntimeError):  # raised by PyTorch when a worker is killed
                 os.kill(worker.pid, signal.SIGTERM)
                 worker.join(timeout=0.5)
     assert worker.exitcode == -signal.SIGTERM
 
 
-# Reads batches of 1 MiB with two workers, and reports how that ends.
+# A script that reads batches of 1 MiB with two workers, and prints how that ends.
 READ = """
 import resource, sys, torch
 from torch.utils.data import DataLoader, Dataset
@@ -83,7 +83,7 @@ except (RuntimeError, OSError) as error:
 
 
 def test_workers_without_shared_memory_end_and_say_so(tmp_path):
-    """On a real small file system in the place of /dev/shm, where the system lets one be made."""
+    """A real small file system takes the place of /dev/shm, where the system allows that."""
     mount = "mount -t tmpfs -o size=3m tmpfs /dev/shm"
     if (
         not shutil.which("unshare")
@@ -122,7 +122,7 @@ def test_a_connection_that_breaks_is_a_workers_only_where_there_are_no_others(mo
 
 
 def test_what_workers_need_is_seen_before_they_start(data, trainer, tmp_path, monkeypatch):
-    """12 utterances of half a second to train on, 384,000 bytes; 8 of dev."""
+    """12 utterances of half a second to train on take 384,000 bytes; dev has 8 utterances."""
     monkeypatch.setattr(reading, "_free_bytes", lambda: 12 * 8_000 * 4 - 1)
     module = data(num_workers=2)
     module.trainer = trainer(tmp_path)
@@ -131,7 +131,7 @@ def test_what_workers_need_is_seen_before_they_start(data, trainer, tmp_path, mo
         InputError, match=r"^/dev/shm is too small, with 0.4 MiB free: the processes that read audio put"
     ):
         module.train_dataloader()
-    (loader,) = module.val_dataloader()  # 8 * 8,000 * 4 bytes fit
+    (loader,) = module.val_dataloader()  # 8 * 8,000 * 4 bytes do fit
     assert (loader.num_workers, loader.timeout) == (2, SILENT_SECONDS)
     module.num_workers = 0
     assert module.train_dataloader().timeout == 0
@@ -154,7 +154,7 @@ def test_open_files_are_counted(monkeypatch):
 
 
 class Silent(Dataset):
-    """Storage that does not answer."""
+    """A dataset whose storage does not answer."""
 
     def __len__(self):
         return 1
@@ -171,7 +171,7 @@ def test_a_loader_that_delivers_nothing_is_told():
 
 
 def test_a_second_killed_worker_does_not_get_between(monkeypatch):
-    """PyTorch raises for every loader whose worker has ended, also while the first is being reported."""
+    """PyTorch raises for every loader whose worker has ended, even while the first error is being reported."""
     ends = [RuntimeError("DataLoader worker (pid 2) is killed by signal: Killed. ")]
     told = reading._starved
 

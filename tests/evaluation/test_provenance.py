@@ -1,4 +1,4 @@
-"""Every reader reports a score file that is not the one recorded beside it; hashes are those of the standard tool."""
+"""Every reader refuses a score file that differs from the one recorded beside it; hashes are from sha256sum."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ NUMBER = 40
 
 
 def recorded(path: Path, **changes) -> Path:
-    """Scores with the record that a test leaves beside them."""
+    """Write scores with the record that a test writes beside them."""
     scores = np.random.default_rng(4).normal(size=NUMBER)
     ScoreTable([Trial(f"u{i}", "", i % 2) for i in range(NUMBER)], scores).write(path)
     digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]

@@ -149,7 +149,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     path = tmp_path / "scores.csv"
     ScoreTable(TRIALS, [1.0, 2.0, 3.0]).write(path)
     before = path.read_bytes()
-    unwritable = [Trial("good", ""), Trial("\ud800", "")]  # a lone surrogate has no UTF-8
+    unwritable = [Trial("good", ""), Trial("\ud800", "")]  # a lone surrogate cannot be encoded as UTF-8
     with pytest.raises(UnicodeEncodeError):
         ScoreTable(unwritable, [1.0, 2.0]).write(path)
     assert path.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Mutations of files, and the bounds that a parser keeps to while it reads them."""
+"""Mutations of files, and limits of time and memory for a parser that reads them."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from moelora_ad.adapters import AdapterError, LoRA, MoELoRA, lora_updates, save_
 from moelora_ad.errors import InputError
 from moelora_ad.models import AttentiveStatistics, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
 
-Files = dict[str, bytes]  # by path
+Files = dict[str, bytes]  # content by path
 TRAINED = b"""seed_everything: 1
 model:
   backbone: {class_path: moelora_ad.models.WhisperBackbone, init_args: {source: backbone}}
@@ -35,8 +35,8 @@ data: {batch_size: 2, train_segment: {samples: 16000}}
 trainer: {precision: 16-mixed}
 """
 
-SECONDS, GROWTH = 20, 1_500 * 2**20  # of one input; a guard against hangs and bombs, far above what any needs
-LONGEST_LINE = 2_100  # characters of an error
+SECONDS, GROWTH = 20, 1_500 * 2**20  # per input; guards against hangs and bombs, far above any parser's need
+LONGEST_LINE = 2_100  # longest error message, in characters
 NUMBERS = [*b"nan -inf 1e999 -1 0 1_0 0x1F 1e-320 4294967296 1000000".split(), b"9" * 400]
 SIGNS = [bytes([code]) for code in b"\0\r\n\t ,;\"'\\%{}-"] + [b"\x1b[2J", b"\n\n", b"!/", b"$HOME", b"../../../etc"]
 LETTERS = [letter.encode() for letter in "\u202e\u2028é\uff11\ufeff\U0010ffff"]
@@ -49,7 +49,7 @@ VALUES += [[[[[]]]], {"a": {"b": []}}]
 
 
 def _mutated(rng: random.Random, data: bytes, others: list[bytes], name: str) -> bytes:
-    """A file's content, changed in up to four ways; now and then random bytes."""
+    """Change a file's content in up to four ways, or rarely replace it by random bytes."""
     if rng.random() < 0.02:
         return rng.randbytes(rng.choice((0, 1, 7, 100, 5_000)))
     if rng.random() < 0.5 and (changed := _changed_values(rng, data, name)) != data:
@@ -64,23 +64,23 @@ def _mutated(rng: random.Random, data: bytes, others: list[bytes], name: str) ->
                 if flipped:
                     flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
             data = bytes(flipped)
-        elif way == 1:  # cut off, or out
+        elif way == 1:  # end or middle cut out
             data = data[:start] if rng.random() < 0.5 else data[:start] + data[stop:]
         elif way == 2:
             data = data[:start] + rng.choice(others)[start:stop] + data[stop:]
-        elif way == 3:  # repeated
+        elif way == 3:  # part repeated
             times = rng.choice((2, 3, 20, 1_000)) if len(data[start:stop]) < 300 else 2
             data = data[:stop] + data[start:stop] * times + data[stop:]
-        elif way == 4:  # a number
+        elif way == 4:  # number replaced
             numbers = list(re.finditer(rb"-?\d+(\.\d+)?", data[: 2**16]))
             if numbers:
                 found = rng.choice(numbers)
                 data = data[: found.start()] + rng.choice(NUMBERS) + data[found.end() :]
-        elif way == 5:  # lines
+        elif way == 5:  # line moved, or empty line inserted
             lines = data.split(b"\n")
             lines.insert(rng.randrange(len(lines)), lines.pop(rng.randrange(len(lines))) if rng.random() < 0.5 else b"")
             data = b"\n".join(lines)
-        elif way == 6:  # a binary length
+        elif way == 6:  # four bytes replaced, such as a length
             data = data[:start] + rng.choice((b"\xff", b"\0", b"\x7f")) * rng.choice((1, 2, 4, 8)) + data[start + 4 :]
         else:
             data = data[:start] + rng.choice(TOKENS) * rng.choice((1, 1, 1, 2, 50)) + data[start:]
@@ -88,7 +88,7 @@ def _mutated(rng: random.Random, data: bytes, others: list[bytes], name: str) ->
 
 
 def _changed_values(rng: random.Random, data: bytes, name: str) -> bytes:
-    """JSON, YAML, or the JSON in a safetensors file, with other values in some places, keys dropped or added."""
+    """JSON, YAML, or the JSON header of a safetensors file, with values changed and keys dropped or added."""
     try:
         if name.endswith(".safetensors"):
             size = int.from_bytes(data[:8], "little")
@@ -132,11 +132,11 @@ def _changed(rng: random.Random, tree: Any) -> Any:
 
 @dataclass
 class Found:
-    """What became of the inputs of a parser."""
+    """The outcome of a parser's inputs."""
 
     inputs: int
     results: int = 0
-    faults: dict[str, str] = field(default_factory=dict)  # by place; a description of the first
+    faults: dict[str, str] = field(default_factory=dict)  # the first description of each fault, by place
     seconds: float = 0.0
     growth: int = 0
 
@@ -146,13 +146,13 @@ class Hang(BaseException):
 
 
 def _memory(name: str) -> int:
-    """Bytes of this process, from the kernel's account."""
+    """A memory figure of this process in bytes, from /proc/self/status."""
     return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1_024
 
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Memory is refused, and a signal comes, long before the machine suffers."""
+    """Limit the memory and the time of a block, far below what would harm the machine."""
 
     def hang(*_: object) -> None:
         raise Hang(f"more than {SECONDS} s")
@@ -170,7 +170,7 @@ def _bounded() -> Iterator[None]:
 
 
 def _fault_of(read: Callable[[], object], found: Found) -> tuple[str, str] | None:
-    """The place and the description of what is wrong with how an input is read; None if nothing is."""
+    """The place and description of a fault in reading an input; None if there is no fault."""
     try:
         with _bounded():
             read()
@@ -190,7 +190,7 @@ def _fault_of(read: Callable[[], object], found: Found) -> tuple[str, str] | Non
 
 @pytest.fixture(scope="session")
 def fuzz(request: pytest.FixtureRequest) -> Iterator[Callable[..., Found]]:
-    """Gives a parser so many inputs; at the end a line reports all of them together."""
+    """Runs a parser on a number of inputs; with MOELORA_FUZZ set, one line at the end reports all of them."""
     every: list[Found] = []
 
     def run(*args: Any) -> Found:
@@ -209,7 +209,7 @@ def fuzz(request: pytest.FixtureRequest) -> Iterator[Callable[..., Found]]:
 
 @pytest.fixture(scope="session")
 def files_in() -> Callable[[Path], Files]:
-    """Reads a folder."""
+    """Reads all files of a folder."""
     return lambda folder: {
         str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -222,7 +222,7 @@ def detectors(
     small_whisper: Path,
     small_wav2vec2: Path,
 ) -> dict[str, list[Files]]:
-    """Folders of detectors, by what reads them: ``kept`` with their backbones, ``lora``, and ``trained`` runs."""
+    """Folders of detectors by what reads them: ``kept`` with their backbones, ``lora``, and ``trained`` runs."""
     folder = tmp_path_factory.mktemp("detectors")
     targets = ["q_proj", "k_proj", "v_proj"]
     whisper, wav2vec2 = (WhisperBackbone, small_whisper), (Wav2Vec2Backbone, small_wav2vec2)
@@ -251,12 +251,14 @@ def detectors(
 
 
 def _fuzz(name: str, seeds: Sequence[Files], read: Callable[[Path, Path], object], inputs: int, folder: Path) -> Found:
-    """Args:
-    name: of the parser.
-    seeds: folders of good files; one file of one folder is changed for an input.
-    read: gets the folder, and the path of the changed file in it.
-    inputs: number of them.
-    folder: those that find a fault stay here.
+    """Run a parser on mutated files, and collect its faults.
+
+    Args:
+        name: Of the parser.
+        seeds: Folders of good files; each input changes one file of one folder.
+        read: Gets the folder, and the path of the changed file in it.
+        inputs: Their number.
+        folder: Where inputs that cause a fault are kept.
     """
     found = Found(inputs=inputs)
     for number in range(inputs):
@@ -268,7 +270,7 @@ def _fuzz(name: str, seeds: Sequence[Files], read: Callable[[Path, Path], object
         for path, content in seed.items():
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             (place / path).write_bytes(_mutated(rng, content, alike, path) if path == chosen else content)
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak memory
         before, start = _memory("VmRSS"), time.perf_counter()
         fault = _fault_of(lambda place=place, chosen=chosen: read(place, place / chosen), found)
         growth = _memory("VmHWM") - before

@@ -1,4 +1,4 @@
-"""What fuzzing has found, each fault in the smallest file that has it: all of them were tracebacks."""
+"""Faults that fuzzing has found, each in the smallest file that causes it; all of them were tracebacks."""
 
 import json
 import shutil
@@ -50,8 +50,8 @@ def test_a_damaged_encoder(name, change, small_whisper, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda data: b"\x80\x02.",  # nothing on the unpickler's stack
-        lambda data: b"\x80\x02hx.",  # and nothing in its memory
+        lambda data: b"\x80\x02.",  # empty stack of the unpickler
+        lambda data: b"\x80\x02hx.",  # missing entry in the unpickler's memo
         lambda data: data[: len(data) // 2],
     ],
 )

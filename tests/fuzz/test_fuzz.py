@@ -1,8 +1,8 @@
-"""Damaged, random and hostile files through every parser: one line or a result, within bounds of time and memory.
+"""Every parser gives one line or a result for damaged, random and hostile files, within bounds of time and memory.
 
 MOELORA_FUZZ=100000 python -m pytest tests/fuzz --timeout 0
 
-tries that many inputs; a table of what came out is printed. Every input can be made again from its parser and number.
+tries that many inputs and prints a table of the outcomes. Parser and number are enough to make an input again.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ def zipped(members: dict[str, bytes], method: int) -> bytes:
 
 
 def alone(files: dict[str, bytes]) -> list[dict[str, bytes]]:
-    """A folder for each file."""
+    """One folder for each file."""
     return [{name: content} for name, content in files.items()]
 
 
@@ -184,7 +184,7 @@ def read_model(folder: Path, path: Path) -> None:
 
 
 def read_trained(folder: Path, path: Path) -> None:
-    os.chdir(folder)  # where the configuration finds the backbone
+    os.chdir(folder)  # the folder from which the configuration finds the backbone
     sys.argv = ["moelora-ad", "analyze"]
 
     ends_in_a_line(lambda: load_trained("run/checkpoints/best.ckpt") and 0)
@@ -206,7 +206,7 @@ def read_parts(folder: Path, path: Path) -> None:
 
 
 def read_a_sweep(folder: Path, path: Path) -> None:
-    os.chdir(folder)  # configurations are named from where the command runs
+    os.chdir(folder)  # paths of configurations are relative to the working folder
     for run in plan_runs(read_sweep("sweep.yaml"))[:20]:
         run.identity()
         run.arguments()
@@ -219,7 +219,7 @@ def read_checkpoint(folder: Path, path: Path) -> None:
 
 
 class Parser(NamedTuple):
-    """What reads files: its share of the inputs, folders of good files, and a function of a folder and a file in it."""
+    """A parser to test: its share of the inputs, folders of good files, and a function of a folder and a file in it."""
 
     share: float
     seeds: list[dict[str, bytes]]
@@ -255,7 +255,7 @@ NOTES = b'{"format": 1, "identity": {"configs": {}, "options": {}}, "attempts": 
 def every(
     tmp_path_factory: pytest.TempPathFactory, files_in: Callable[..., Any], detectors: dict[str, Any]
 ) -> dict[str, Parser]:
-    """All parsers."""
+    """All parsers by name."""
     folder = tmp_path_factory.mktemp("seeds")
     for form in FORMATS:
         write_scores(SCORES, folder / "scores" / f"{form}.{'csv' if form == 'table' else 'txt'}", form)
@@ -314,10 +314,10 @@ NAMES = (
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured as Linux tells it")
 @pytest.mark.parametrize("name", NAMES)
 def test_any_file_gives_one_line_or_a_result(name, every, fuzz, tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # indices of archives
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where indices of archives are stored
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # a configuration may name any encoder
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # configurations may name any encoder
     warnings.simplefilter("ignore")
     assert tuple(every) == NAMES
     inputs = math.ceil(INPUTS * every[name].share / sum(one.share for one in every.values()))

@@ -1,4 +1,4 @@
-"""Many files: decoded by workers, in full batches, given out in their order, with no score changed."""
+"""Many files: workers decode them, batches are full, results come in order, and no score changes."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ WINDOW = 2_000
 
 
 class Moments(torch.nn.Module):
-    """Logits that differ for all windows."""
+    """A detector whose logits differ for every window."""
 
     def forward(self, waveforms):
         return torch.stack([waveforms.mean(1), waveforms.square().mean(1)], dim=1)
@@ -42,7 +42,7 @@ def written(folder: Path, sizes: list[int]) -> list[str]:
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Fifty files: the first of 100 windows, most of one, some of several, three that fail."""
+    """Fifty files: the first with 100 windows, most with one, some with several, and three that fail."""
     paths = written(tmp_path, [101_000, *(600 + 97 * n for n in range(46))])
     (tmp_path / "text.wav").write_text("no sound")
     return [*paths[:9], str(tmp_path / "text.wav"), *paths[9:30], "gone.wav", *paths[30:], str(tmp_path)]
@@ -94,7 +94,7 @@ def test_file_objects_are_read_here_whatever_the_workers(mixed):
 
 
 def test_workers_decode_behind_a_long_file_but_not_endlessly(tmp_path, monkeypatch):
-    """The second worker's files come after the first file, which is never finished."""
+    """The second worker decodes the files after the first one, which the test never finishes."""
     paths = written(tmp_path, [400_000] + [500] * 200)
     monkeypatch.setattr("moelora_ad.inference.batches.pieces._GROUPS_AHEAD", 3)
     seen = set()
@@ -128,7 +128,7 @@ list(Scorer(Last(), window=8_000, batch_size=32, device="cpu").score_files([sys.
 
 
 def test_workers_end_with_a_process_that_is_killed(tmp_path):
-    """What they have decoded by then is more than a pipe holds. Standard output ends with the last of them."""
+    """The workers have decoded more than a pipe holds; standard output closes when the last worker ends."""
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 8_000), 16_000)
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.wav")], capture_output=True, timeout=100)
     assert done.returncode == -signal.SIGKILL
@@ -175,7 +175,7 @@ def test_a_batcher_loses_no_row_and_keeps_their_order(sizes, size):
 
 def test_nobody_waits_for_scores_while_there_is_work(monkeypatch):
     class Copy:
-        """As a `HostCopy` from a GPU."""
+        """Stands in for a `HostCopy` from a GPU."""
 
         is_there = waited = False
 
@@ -195,7 +195,7 @@ def test_nobody_waits_for_scores_while_there_is_work(monkeypatch):
         came.append(list(returning.arrived()))
         if number == 3:
             copies[2].is_there = True
-    # Two may be on their way: the third makes one wait for the first, and what is ready comes without.
+    # Two copies may be pending: a third waits for the first, and a copy that has arrived needs no waiting.
     assert came == [[], [], [(0, 0.5)], [(1, 1.5)], [(2, 2.5)]]
     assert list(returning.arrived(all_of_them=True)) == [(3, 3.5), (4, 4.5)]
     assert [copy.waited for copy in copies] == [True, True, False, True, True]
@@ -242,7 +242,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
     arguments = [sys.executable, "-c", GROWTH, str(tmp_path / "a.wav")]
     done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 8  # MiB; 3,500 envelopes alone would be 28
+    assert float(done.stdout) < 8  # MiB; 3,500 envelopes alone would take 28
 
 
 @pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])

@@ -1,4 +1,4 @@
-"""What makes a score worth little is noted, with its figure, in every form; no note changes a score."""
+"""Whatever makes a score unreliable is noted, with its figure, in every format; no note changes a score."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ def model(small_whisper, tmp_path_factory):
 
 
 def faulty_sounds():
-    """Name -> sound (samples,) or (samples, channels), and its notes."""
+    """Sounds, (samples,) or (samples, channels), and their notes, by name."""
     clean = np.random.default_rng(0).uniform(-0.5, 0.5, 40_000)
     cut_off = clean.copy()
     cut_off[1_000:2_200] = 0.6
@@ -56,7 +56,7 @@ def faulty_sounds():
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Names -> notes of files in the current folder; one of them has a header that declares less than there is."""
+    """Notes of files in the current folder, by name; the header of one file declares less than the file has."""
     monkeypatch.chdir(tmp_path)
     notes = {}
     for name, (sound, told) in faulty_sounds().items():
@@ -120,7 +120,8 @@ def test_the_table_for_a_person_has_a_column_of_notes_that_80_columns_hold(score
     at = lines[heading].index("notes")
     notes, name = {}, ""
     for line in lines[heading + 2 : end]:
-        name = next((one for one in files if line.startswith(f" {one} ")), name)  # else a line of the file before
+        # A line that does not begin with a file's name continues the notes of the file before.
+        name = next((one for one in files if line.startswith(f" {one} ")), name)
         notes[name] = f"{notes.get(name, '')} {line[at:].strip()}".strip()
     for name, told in files.items():
         reason = REASONS.get(name, "no speech: noise or tones alone")

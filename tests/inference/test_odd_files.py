@@ -1,4 +1,4 @@
-"""Five hundred broken and odd files through the verb: each is scored or reported, once, and nothing else happens."""
+"""Five hundred broken and odd files through the verb: each is scored or reported once, and nothing else happens."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def eight_bits():
 
 
 def good_files():
-    """Odd, but sound: all of them have a score."""
+    """Odd but valid sounds: all of them get a score."""
     files = {
         f"rate_{rate}.wav": encoded("WAV", rate) for rate in (8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000)
     }
@@ -118,7 +118,7 @@ def good_files():
 
 
 def bad_files():
-    """None of them can have a score."""
+    """Broken files: none of them can be scored."""
     generator = np.random.default_rng(0)
     files = {
         "empty.wav": b"",
@@ -153,7 +153,7 @@ def bad_files():
 
 
 def any_files(count):
-    """Sound with faults anywhere: either outcome is right."""
+    """Sounds with random faults: each may be scored or reported."""
     whole = {
         form: encoded(name, samples=12_000)
         for form, name in (("wav", "WAV"), ("flac", "FLAC"), ("ogg", "OGG"), ("mp3", "MP3"), ("aiff", "AIFF"))
@@ -224,4 +224,4 @@ def test_five_hundred_files(small_whisper, tmp_path):
     assert f"{len(reasons)} of 500 inputs could not be scored" == lines[-1]
     unexpected = [reason for reason in reasons if not reason.startswith(("cannot ", "no such audio file"))]
     assert unexpected == []
-    assert int(peak.read_text()) < 1_500 * 2**10  # kibibytes; ru_maxrss would count this process's own
+    assert int(peak.read_text()) < 1_500 * 2**10  # kibibytes; ru_maxrss would include this process's own memory

@@ -1,4 +1,4 @@
-"""A model as an ONNX file: the scores of PyTorch, by the verb score and without PyTorch."""
+"""A model as an ONNX file gives PyTorch's scores, by the verb score and without PyTorch."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ CALIBRATION = {"scale": 1.7, "offset": -0.3, "fitted_on": "dev.csv", "num_bona_f
 
 @pytest.fixture(scope="module")
 def detector(whisper_tiny: Path) -> Detector:
-    """Of the quickstart's encoder, as if it had been trained."""
+    """A detector on the quickstart's encoder, with weights as after training."""
     generator = torch.Generator().manual_seed(1)
     detector = Detector(WhisperBackbone(whisper_tiny, hidden_states=1), MoELoRA(3, 8), MeanPooling)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def file(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sounds(quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Real speech, shorter than a window, of one, and of several."""
+    """Real speech: shorter than a window, exactly one window, and several windows long."""
     folder = tmp_path_factory.mktemp("sounds")
     flacs = sorted((quickstart / "corpus").rglob("*.flac"))
     speech = np.concatenate([soundfile.read(path, dtype="float32")[0] for path in flacs[:40:4]])
@@ -68,7 +68,7 @@ def test_the_scores_are_those_of_pytorch(detector, file, sounds):
         assert one.is_calibrated
         for window, right in zip(one.windows, other.windows, strict=True):
             assert window.score == pytest.approx(right.score, abs=1e-4)
-    # And for other lengths and batches than it was traced with.
+    # The logits also agree for lengths and batch sizes other than those of the trace.
     generator = torch.Generator().manual_seed(0)
     for rows, samples in ((1, 16_000), (5, 1_600), (2, 48_007), (1, 160_000)):
         clips = 0.1 * torch.randn(rows, samples, generator=generator)

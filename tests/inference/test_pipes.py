@@ -1,4 +1,4 @@
-"""Pipes and standard input are read once, forwards, as the sound or the list that they are."""
+"""Pipes and standard input are read once and forwards, as a sound or as a list of files."""
 
 import errno
 import io
@@ -26,7 +26,7 @@ def encoded(form, samples=20_000, subtype=None):
 
 
 def without_nul():
-    """Sound of which no byte is NUL: a header of text, and loud samples."""
+    """A sound without NUL bytes: a header of text, and loud samples."""
     file = io.BytesIO()
     soundfile.write(file, np.arange(0x1111, 0x1177, dtype=np.int16), 16_000, format="NIST")
     return file.getvalue().replace(b"\0", b" ")
@@ -34,7 +34,7 @@ def without_nul():
 
 @pytest.fixture
 def write_later():
-    """Writes bytes to a pipe in a thread, which is joined in the end."""
+    """Writes bytes to a pipe in a thread, which is joined at the end."""
     threads = []
 
     def start(path_or_number, data):
@@ -53,7 +53,7 @@ def write_later():
 
 @pytest.fixture
 def piped(write_later):
-    """A path ``/dev/fd/N`` at which bytes come through, as a shell's ``<(command)`` has."""
+    """A path ``/dev/fd/N`` from which bytes can be read once, as a shell's ``<(command)`` gives it."""
     ends = []
 
     def start(data):
@@ -78,7 +78,7 @@ SOUNDS = {
     "flac": encoded("FLAC"),
     "mp3": encoded("MP3"),
     "opus": encoded("OGG", subtype="OPUS"),
-    "sphere": encoded("NIST"),  # it begins with a page of text
+    "sphere": encoded("NIST"),  # begins with a page of text
     "no NUL": without_nul(),
 }
 
@@ -115,7 +115,7 @@ def test_a_pipe_is_scored_as_the_file_is(piped, write_later, tmp_path):
     write_later(tmp_path / "pipe", data)
     results = [scorer(tmp_path / "pipe"), scorer(path := piped(data))]
     assert [result.name for result in results] == [str(tmp_path / "pipe"), path]
-    with open(piped(data), "rb", buffering=0) as pipe:  # no path, but an object that cannot seek
+    with open(piped(data), "rb", buffering=0) as pipe:  # not a path, but a file object that cannot seek
         results.append(scorer(pipe))
     results += scorer.score_files([io.BytesIO(data)])
     assert [result.score for result in results] == [wanted.score] * 4

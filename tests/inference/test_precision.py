@@ -1,4 +1,4 @@
-"""Scores of every precision: as many different ones as float32 gives, and the same from test and score."""
+"""Scores in every precision: as many distinct ones as in float32, and the same from test and score."""
 
 import csv
 import hashlib
@@ -27,7 +27,7 @@ SECOND = 16_000
 
 
 class OfSomebodyElse(Classifier):
-    """A head that minds no precision."""
+    """A user's head that does nothing about precision."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def test_autocast_leaves_as_many_different_scores_as_float32(small_wav2vec2, hea
         scores = logits[:, 1] - logits[:, 0]
         counts.append(len(scores.unique()))
         spreads.append(scores.std().item())
-    assert counts[1] >= 0.98 * counts[0] > 0.98 * 190  # of 200
+    assert counts[1] >= 0.98 * counts[0] > 0.98 * 190  # of 200 scores
     assert spreads[1] == pytest.approx(spreads[0], rel=0.2)
 
 
@@ -73,7 +73,7 @@ def test_gradients_pass_through_the_head_under_autocast(small_wav2vec2):
 
 @pytest.fixture
 def call(lightning):
-    """Runs a verb that succeeds: what it printed, and what it said on standard error."""
+    """Runs a verb that succeeds; returns its standard output and standard error."""
 
     def run(*arguments: object) -> tuple[str, str]:
         code, out, err = lightning(*arguments)
@@ -116,7 +116,7 @@ def test_score_gives_what_test_gives_in_every_precision(call, experiment, write_
         effective = "bf16-mixed" if precision == "16-mixed" else precision
         assert calibrate_command.precision_of(folder / "in_domain.csv") == effective
         of_precision[precision] = np.array(list(wanted.values()))
-    # They are different precisions indeed.
+    # The precisions do give different scores.
     for precision in PRECISIONS[1:]:
         assert 1e-5 < np.abs(of_precision[precision] - of_precision["32-true"]).max() < 0.1, precision
 
@@ -139,7 +139,7 @@ def test_a_precision_that_is_not_to_be_had(small_wav2vec2):
     detector = detector_of(small_wav2vec2, MeanPooling)
     with pytest.raises(ValueError, match="precision: '64-true' is not one of 32-true, 16-mixed, bf16-mixed, "):
         Scorer(detector, precision="64-true")
-    detector.precision = "transformer-engine"  # where the model came from
+    detector.precision = "transformer-engine"  # the precision that the model was evaluated in
     scorer = Scorer(detector)
     assert scorer.precision == "32-true"
     assert scorer.precision_notes == [

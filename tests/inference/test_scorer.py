@@ -1,4 +1,4 @@
-"""A score is the detector's log-odds, whatever the sound's length, rate, form and company."""
+"""A score is the detector's log-odds, whatever the sound's length, rate and format, and whatever shares its batch."""
 
 import io
 import itertools
@@ -45,7 +45,7 @@ def written(path, waveform, rate=16_000, **form):
 
 
 def log_odds(detector, *clips):
-    """By the definition, without a `Scorer`."""
+    """Log-odds by definition, without a `Scorer`."""
     with torch.no_grad():
         logits = torch.cat([detector(torch.from_numpy(clip[None].copy())) for clip in clips])
     return (logits[:, 1] - logits[:, 0]).double().numpy()
@@ -74,7 +74,7 @@ def test_a_detector_that_was_evaluated_without_repeats_gets_short_sounds_as_they
     wanted = log_odds(detector, short, np.tile(least, 2)[:1_600], full, nearly)
     found = [alone[number].score for number in (0, 1, 3, 4)]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    assert abs(found[0] - Scorer(detector, window=WINDOW)(short).score) > 1e-5  # which repeats it
+    assert abs(found[0] - Scorer(detector, window=WINDOW)(short).score) > 1e-5  # this scorer repeats the short sound
     np.testing.assert_allclose([one.score for one in together], [one.score for one in alone], atol=1e-6)
 
 
@@ -83,7 +83,7 @@ def test_a_long_file_has_the_mean_of_its_windows(detector, tmp_path):
     result = Scorer(detector, window=WINDOW)(written(tmp_path / "a.wav", waveform, subtype="FLOAT"))
     starts = [0, 4_000, 8_000, 12_000, 16_000, 19_001]
     wanted = log_odds(detector, *(waveform[start : start + WINDOW] for start in starts))
-    assert np.ptp(wanted) > 1e-4  # else it would not matter which windows they are
+    assert np.ptp(wanted) > 1e-4  # otherwise the choice of windows would not matter
     assert [window.start for window in result.windows] == [start / 16_000 for start in starts]
     assert result.windows[-1].end == 27_001 / 16_000
     np.testing.assert_allclose([window.score for window in result.windows], wanted, atol=1e-6)
@@ -162,7 +162,7 @@ def test_files_share_batches_keep_their_order_and_failures_do_not_stop_them(dete
     paths = [str(written(tmp_path / f"{n}.wav", noise(size, n))) for n, size in enumerate(sizes)]
     (tmp_path / "text.wav").write_text("no sound")
     broken = noise(40_000)
-    broken[39_000] = np.nan  # fails after some of its windows were scored
+    broken[39_000] = np.nan  # the file fails after some of its windows were scored
     written(tmp_path / "nan.wav", broken, subtype="FLOAT")
     mixed = [paths[0], str(tmp_path / "nan.wav"), *paths[1:4], str(tmp_path / "text.wav"), *paths[4:], "gone.wav"]
     rows = []
@@ -250,7 +250,7 @@ def test_scores_are_computed_in_full_precision_whatever_the_caller_has_set(detec
 
 @pytest.mark.gpu
 def test_cpu_and_gpu_give_the_same_scores(detector, gpu):
-    torch.backends.cudnn.allow_tf32 = True  # as PyTorch has it
+    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
     sounds = [noise(size, size) for size in (100, 8_000, 50_000)]
     on_cpu = [Scorer(detector, window=WINDOW, device="cpu")(sound).score for sound in sounds]
     on_gpu = [Scorer(detector, window=WINDOW, device=gpu)(sound).score for sound in sounds]
@@ -259,7 +259,7 @@ def test_cpu_and_gpu_give_the_same_scores(detector, gpu):
 
 
 class Odd(torch.nn.Module):
-    """A detector that misbehaves."""
+    """A detector with a fault: an exception, a huge allocation, or constant logits."""
 
     def __init__(self, fault):
         super().__init__()
@@ -282,7 +282,7 @@ def test_a_detector_that_misbehaves(tmp_path):
         Scorer(Odd(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")))(noise(100))
     with pytest.raises(RuntimeError, match="shapes"):
         Scorer(Odd(RuntimeError("shapes do not match")))(noise(100))
-    with pytest.raises(ZeroDivisionError):  # a fault of ours is not blamed on the file
+    with pytest.raises(ZeroDivisionError):  # an error in our code is not blamed on the file
         Scorer(Odd(ZeroDivisionError()))(noise(100))
 
 
@@ -366,4 +366,4 @@ def test_an_hour_takes_little_more_memory_than_ten_seconds(tmp_path):
     assert done.returncode == 0, done.stderr
     windows, growth = done.stdout.split()
     assert int(windows) == math.ceil((3_600 * 16_000 - 64_600) / 32_300) + 1
-    assert float(growth) < 100  # MiB; as a whole it would be 500
+    assert float(growth) < 100  # MiB; the whole file would take 500

@@ -1,4 +1,4 @@
-"""What is named is found, once, in order; what cannot be found is reported."""
+"""Named sources are found once and in order; what cannot be found is reported."""
 
 import io
 import os
@@ -60,7 +60,7 @@ def test_a_folder_named_like_a_file_and_links_in_a_circle(tree):
         ("calls/n*", []),
         ("calls/*.txt", ["calls/notes.txt"]),
         ("calls/?.[fW]*", ["calls/a.flac", "calls/b.WAV"]),
-        ("calls/[x].wav", ["calls/[x].wav"]),  # a file of that name goes before the pattern
+        ("calls/[x].wav", ["calls/[x].wav"]),  # a file of that name takes precedence over the pattern
     ],
 )
 def test_patterns(tree, pattern, wanted):
@@ -81,7 +81,7 @@ def test_what_is_left_out_is_counted_once_by_its_ending(tree):
     others = {".txt": 2, ".json": 1, ".ds_store": 1}
     assert left_out("calls") == others
     assert left_out("calls/**", "calls", str(tree / "calls")) == others
-    assert left_out("calls", "calls/notes.txt") == others | {".txt": 1}  # named itself, it is tried
+    assert left_out("calls", "calls/notes.txt") == others | {".txt": 1}  # a file that is named itself is tried
     assert left_out("calls/a.flac", "calls/*.txt", "gone") == {}
 
 
@@ -94,7 +94,7 @@ def test_without_an_ending_the_content_tells(tree):
         "data.002": np.random.default_rng(0).bytes(50_000),
         "program": Path(sys.executable).read_bytes()[:100_000],
         "empty": b"",
-        "a.txt": sound(),  # an ending decides
+        "a.txt": sound(),  # with an ending, the content does not count
     }
     (tree / "in").mkdir()
     for name, data in contents.items():

@@ -1,4 +1,4 @@
-"""The timeline: what is drawn is what was scored, and nothing in a name is obeyed."""
+"""The timeline draws exactly what was scored, and markup in a file's name has no effect."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ def result(scores, name="a.wav", window=4.0, hop=2.0, calibrated=True):
 
 
 def write(folder, *results, decision=CALIBRATED, about=ABOUT, form="csv"):
-    """Write the timelines of results; returns the page."""
+    """Write the timelines of results; return the page."""
     with timeline_folder(folder, decision, about, form) as add:
         for one in results:
             add(one)
@@ -54,7 +54,7 @@ def results_of(page):
 
 def test_a_step_lies_around_the_centre_of_its_window():
     edges, scores = steps(result([1.0, -2.0, 3.0]))
-    np.testing.assert_allclose(edges, [0, 3, 5, 8])  # centres at 2, 4 and 6 s of 8 s
+    np.testing.assert_allclose(edges, [0, 3, 5, 8])  # the centres of the windows are at 2, 4 and 6 s of 8 s
     np.testing.assert_array_equal(scores, [1, -2, 3])
     edges, _ = steps(result([1.0]))
     np.testing.assert_allclose(edges, [0, 4])
@@ -116,7 +116,7 @@ def test_the_page_has_all_files_and_obeys_no_name(tmp_path):
     assert first["probability"] == pytest.approx(1 / (1 + np.exp(-one.score)))
     assert first["waveform"]["low"] == [-1.0] * 100
     assert second == {"name": "<!--.wav", "error": "cannot decode <!--.wav: no"}
-    assert page.count("</script>") == page.count("<script") == 4 + 3  # none of them from a name
+    assert page.count("</script>") == page.count("<script") == 4 + 3  # no script tag comes from a name
     assert "\x1b" not in page
     assert "<!--.wav" not in page
     lines = (tmp_path / "a" / "windows.csv").read_text(encoding="utf-8", errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Files of several tracks or parts, scored: the sound that a person would hear, and another one if asked."""
+"""Files with several tracks or parts: the sound that a person would hear is scored, or another one on request."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ def noise(seconds, seed):
 
 @pytest.fixture
 def score(small_whisper, tmp_path, monkeypatch, capfd):
-    """Runs the verb: exit code, rows, standard error."""
+    """Runs the verb; returns its exit code, rows and standard error."""
     torch.manual_seed(0)
     detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling).eval()
     detector.window = RATE
@@ -44,7 +44,7 @@ def score(small_whisper, tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def film(tmp_path):
-    """Its second track, of two seconds, is the default."""
+    """A film of three tracks; the second, two seconds long, is the default."""
     path = tmp_path / "film.mkv"
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Regional compilation of a detector: the same model, faster, or a line that says why not."""
+"""Regional compilation of a detector gives the same model, faster, or a line that says why not."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from moelora_ad.models import (
 from moelora_ad.models.compilation import CompiledDetector, eager_parts
 from moelora_ad.training import DetectionModule
 
-BACKEND = "aot_eager"  # all of torch.compile but the code that it writes, which takes minutes
+BACKEND = "aot_eager"  # torch.compile without code generation, which takes minutes
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_training_checkpoints_routing_and_scores_are_those_of_the_model_as_it_st
 
     wanted, found = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("plain", "compiled"))
     assert [*found["state_dict"]] == [*wanted["state_dict"]]
-    # Adam makes as large a step of a gradient's rounding as of a gradient.
+    # Adam takes as large a step for a gradient's rounding error as for a gradient.
     error = 1e-5 if device.type == "cpu" else 2e-4
     for name, tensor in wanted["state_dict"].items():
         torch.testing.assert_close(found["state_dict"][name].cpu(), tensor.cpu(), rtol=1e-4, atol=error)

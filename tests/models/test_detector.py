@@ -26,7 +26,7 @@ PUBLISHED = {  # trainable parameters with AASIST on XLSR-53
     "MoE-LoRA 5 x r8": (MoELoRA(5, 8), 9_294_602),
     "MoE-LoRA 7 x r4": (MoELoRA(7, 4), 7_328_522),
     "MoE-LoRA 7 x r8": (MoELoRA(7, 8), 12_833_546),
-    "full fine-tuning": (FullFineTuning(), 315_438_720 - 1_024 + 447_242),  # but for the vector of time masking
+    "full fine-tuning": (FullFineTuning(), 315_438_720 - 1_024 + 447_242),  # without the vector of time masking
     "frozen": (FrozenBackbone(), 447_242),
 }
 
@@ -101,7 +101,7 @@ def test_layers_below_the_trained_ones_stay_in_evaluation_mode(small_wav2vec2):
 
 
 class Everything(AdaptationMethod):
-    """Asks for what it cannot get: the vector of masked frames, which has no part without masking."""
+    """Asks to train everything, including the vector of masked frames, which is unused without masking."""
 
     def adapt(self, encoder):
         encoder.requires_grad_(True)
@@ -111,7 +111,7 @@ def test_what_is_never_called_stays_frozen_whatever_a_method_does(small_wav2vec2
     detector = Detector(Wav2Vec2Backbone(small_wav2vec2), Everything(), MeanPooling)
     fixed = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
     assert fixed == {"backbone.encoder.masked_spec_embed"}
-    assert detector.kept_names() == set(detector.state_dict())  # trained whole, it is kept whole
+    assert detector.kept_names() == set(detector.state_dict())  # an encoder that is trained whole is kept whole
 
 
 @pytest.mark.parametrize("backbone", [Wav2Vec2Backbone, WhisperBackbone])

@@ -1,4 +1,4 @@
-"""Scores from logits, by hand; devices."""
+"""Scores from logits, against values by hand, and the choice of a device."""
 
 import math
 

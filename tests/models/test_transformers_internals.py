@@ -1,4 +1,4 @@
-"""What is used of transformers by a private name: what it must do."""
+"""The private names of transformers that the package uses: what they must do."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_a_frozen_front_end_asks_for_no_gradient(kind, config):
     front_end = encoder.feature_extractor
     for parameter in front_end.parameters():
         parameter.requires_grad_(False)
-    assert front_end(torch.zeros(1, 800)).requires_grad  # the fault
+    assert front_end(torch.zeros(1, 800)).requires_grad  # the fault of transformers: the output requires a gradient
     freeze_front_end(front_end)
     assert not front_end(torch.zeros(1, 800)).requires_grad
     assert not any(parameter.requires_grad for parameter in front_end.parameters())

@@ -1,4 +1,4 @@
-"""Configurations that ask for far more than the files hold: one line, and nothing large is built first."""
+"""Configurations that ask for far more than the files hold give one line, before anything large is built."""
 
 import json
 import re
@@ -22,7 +22,7 @@ MANY = 1_000_000
 
 
 class Made:
-    """Parameters that PyTorch was asked for: how many, and the numbers of those that take memory."""
+    """Counts the parameters that PyTorch makes, and the numbers in those that take memory."""
 
     def __init__(self) -> None:
         self.tensors = self.numbers = 0
@@ -42,7 +42,7 @@ def made() -> Iterator[Made]:
 
 @pytest.fixture(params=[True, False], ids=["pretrained", "kept whole"])
 def keep(request, small_wav2vec2, small_whisper, tmp_path) -> Callable[[str], tuple[Path, Path]]:
-    """Saves a detector with its encoder, whose weights are files of their own, or among the detector's."""
+    """Saves a detector and its encoder, whose weights are in files of their own or among the detector's."""
 
     def save(kind: str) -> tuple[Path, Path]:
         source, backbone = (small_whisper, WhisperBackbone) if kind == "whisper" else (small_wav2vec2, Wav2Vec2Backbone)
@@ -55,7 +55,7 @@ def keep(request, small_wav2vec2, small_whisper, tmp_path) -> Callable[[str], tu
 
 
 def ask(folder: Path, *path: str, value: Any) -> None:
-    """Change a field of a folder's configuration; a model that the folder is in knows of it."""
+    """Change a field of a folder's configuration, and the hash of that file in a model around the folder."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     place = config
@@ -144,7 +144,7 @@ def test_a_list_of_convolutions(small_wav2vec2, made, tmp_path):
 
 
 def test_a_table_of_relative_positions(tmp_path):
-    """The encoder rebuilds it for longer inputs: its configured size changes no frame."""
+    """The encoder rebuilds this table for longer inputs, so its configured size changes no frame."""
     config = Wav2Vec2BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, output_hidden_size=32
     )
@@ -190,7 +190,7 @@ def test_json_of_a_stranger(content, told, small_wav2vec2, tmp_path):
 
 
 def test_a_checkpoint_in_pieces_and_in_half_precision(small_whisper, tmp_path):
-    """What is real is not refused: a weight takes two bytes, and the sizes of the pieces add up."""
+    """A real checkpoint is not refused: a half-precision weight takes two bytes, and the sizes of pieces add up."""
     tensors = load_file(small_whisper / "model.safetensors")
     names = sorted(tensors)
     pieces = {"a.safetensors": names[:5], "b.safetensors": names[5:]}

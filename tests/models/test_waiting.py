@@ -1,4 +1,4 @@
-"""A steady step waits for nothing: the program queues work, and the GPU is never idle for want of it."""
+"""A steady step waits for nothing: the program queues work, and the GPU is never idle for lack of it."""
 
 from contextlib import suppress
 from types import SimpleNamespace
@@ -54,7 +54,7 @@ EACH_ONCE = [(name, "dense") for name in BACKBONES] + [("whisper", name) for nam
 
 
 class Late:
-    """In place of a `HostCopy`: of a GPU, not there before somebody waits for it."""
+    """Stands in for a `HostCopy` from a GPU that is not there until somebody waits for it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor
@@ -90,7 +90,7 @@ def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbon
 
 
 def test_what_would_wait_is_found(fake_gpu):
-    """The other side of the test above."""
+    """The fake GPU does report operations that wait, on which the test above relies."""
     with fake_gpu() as waits:
         values = torch.empty(4, device="cuda")
         for wait in (lambda: values.sum().item(), lambda: values[values > 0], lambda: values.cpu()):

@@ -1,4 +1,4 @@
-"""Which model is judged: the checkpoint that a command names, or one line; never untrained weights by mistake."""
+"""Commands judge the checkpoint that they name, or stop with one line; never untrained weights by mistake."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def state_of(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-# No checkpoint, and those that have a name
+# No checkpoint, and checkpoints by name
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
@@ -72,7 +72,7 @@ def test_best_and_last_are_those_of_the_run(lightning, run, which, tmp_path):
 @pytest.mark.parametrize("verb", ["fit", "test"])
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_best_or_last_of_nothing_is_one_line(lightning, experiment, write_config, run, verb, which):
-    config = write_config(experiment)  # of no run
+    config = write_config(experiment)  # a configuration outside any run
     code, _, err = lightning(verb, "--config", config, "--ckpt_path", which)
     assert code == 2
     assert f"--ckpt_path {which}: the configuration is not that of a run" in error_line(err)
@@ -91,7 +91,7 @@ def test_a_logger_of_a_given_version_names_the_run_too(lightning, experiment, wr
     code, _, err = lightning("fit", "--config", config, "--ckpt_path", "last", "--trainer.max_epochs", 2)
     assert code == 0, err
     assert read_record(tmp_path / "runs" / "tiny" / "seed_1").epoch == 2
-    # Anew in the folder of a finished run: its figures would be those of two trainings.
+    # A new fit in the folder of a finished run is refused: its figures would be those of two trainings.
     code, _, err = lightning("fit", "--config", config)
     assert code == 1
     assert "seed_1 has a finished run: give the run another folder" in error_line(err)
@@ -148,7 +148,7 @@ def test_a_test_leaves_the_configuration_of_the_run_as_it_was(lightning, experim
     assert written.read_bytes() == before
 
 
-# Trial lists, before anything expensive
+# Trial lists are read before anything expensive
 
 
 def test_a_faulty_test_set_is_found_before_training(lightning, experiment, write_config, tmp_path):
@@ -186,14 +186,14 @@ def test_one_faulty_test_set_does_not_keep_the_others_from_being_scored(lightnin
     assert "data.test.in_domain: " in error_line(err)
 
 
-# Sets that are not the run's
+# Test sets that the run is not configured with
 
 
 def test_sets_of_other_configurations_go_elsewhere_and_are_in_no_average(lightning, run, write_config, tmp_path):
     before = {path: path.read_bytes() for path in (run / "scores").rglob("*.*") if path.is_file()}
     name = read_record(run).checkpoint_path.stem
     corpus = {"class_path": "moelora_ad.corpora.Manifest", "init_args": {"path": str(tmp_path / "train.csv")}}
-    # A new name, and one of the run's own with other trials.
+    # One set has a new name; one has a name of the run's own, but other trials.
     mine = write_config({"data": {"test": {"calls": corpus, "in_domain": corpus}}}, "mine.yaml")
     arguments = ("--config", run / "config.yaml", "--config", mine, "--ckpt_path", "best")
     code, out, err = lightning("test", *arguments)
@@ -204,7 +204,7 @@ def test_sets_of_other_configurations_go_elsewhere_and_are_in_no_average(lightni
         f"{s}.{e}" for s in ("calls", "in_domain") for e in ("csv", "json")
     }
     assert {path: path.read_bytes() for path in (run / "scores").rglob("*.*") if path.is_file()} == before
-    # Those of an earlier version of the program, or copied there, are left out all the same.
+    # Scores of such sets in the run's own folder, from an earlier version or copied there, are left out as well.
     for file in other.glob("calls.*"):
         shutil.copy(file, run / "scores" / name)
     code, out, _ = lightning("results", run)
@@ -226,7 +226,7 @@ def test_sets_of_other_configurations_go_elsewhere_and_are_in_no_average(lightni
         *("--to", tmp_path / "asked"),
     )
     assert averages(tmp_path / "asked")["macro_all"] == pytest.approx((figures["calls"] + figures["out_of_domain"]) / 2)
-    # The own file replaced by scores of other trials.
+    # The run's own file is replaced by scores of other trials.
     for file in other.glob("in_domain.*"):
         shutil.copy(file, run / "scores" / name)
     code, out, _ = lightning("results", run)
@@ -238,7 +238,7 @@ def averages(folder: Path) -> dict[str, float]:
         return {row["part"]: float(row["eer"]) for row in csv.DictReader(file) if row["part"].startswith("macro")}
 
 
-# Going on, and starting from weights
+# Resuming, and starting from weights
 
 
 def test_going_on_with_another_training_corpus_is_refused(lightning, run, write_config, tmp_path):
@@ -253,7 +253,7 @@ def test_going_on_with_another_training_corpus_is_refused(lightning, run, write_
     line = error_line(err)
     assert "was trained on train (12 trials) and the configuration trains on new (8 trials)" in line
     assert "give --model.init_weights CHECKPOINT instead of --ckpt_path" in line
-    # The same trials under another name and in another order are the same training.
+    # The same trials under another name and in another order count as the same training data.
     lines = (tmp_path / "train.csv").read_text().splitlines()
     (tmp_path / "moved.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     corpus["init_args"]["path"] = str(tmp_path / "moved.csv")
@@ -270,7 +270,7 @@ def test_load_from_checkpoint_as_lightnings_users_expect(run, data, trainer, tmp
     assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in saved.items())
     changed = DetectionModule.load_from_checkpoint(path, adapter_lr=0.5)
     assert changed.learning_rates["experts"] == 0.5
-    # It continues from these weights: with a learning rate of zero nothing moves.
+    # Training continues from these weights: with a learning rate of zero, nothing moves.
     still = DetectionModule.load_from_checkpoint(path, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0))
     trainer(tmp_path / "still", limit_val_batches=0).fit(still, datamodule=data())
     state = still.state_dict()
@@ -298,7 +298,7 @@ def test_a_faulty_configuration_beside_a_checkpoint_is_told(run):
         DetectionModule.load_from_checkpoint(read_record(run).checkpoint_path)
 
 
-# What else of Lightning works, or is refused before training starts
+# Other features of Lightning that work, or are refused before training starts
 
 
 def test_overfitting_takes_the_same_batches_in_every_epoch(data, trainer, tmp_path, run):
@@ -357,7 +357,7 @@ def test_what_is_logged_may_be_monitored(lightning, experiment, write_config):
 def test_without_a_logger_no_file_of_the_user_is_overwritten(
     lightning, experiment, write_config, tmp_path, monkeypatch
 ):
-    config = write_config(experiment)  # tmp_path / "config.yaml"
+    config = write_config(experiment)  # the user's own tmp_path / "config.yaml"
     before = config.read_bytes()
     monkeypatch.chdir(tmp_path)
     code, _, err = lightning("fit", "--config", "config.yaml", "--trainer.logger", "false")
@@ -376,7 +376,7 @@ def test_a_run_that_was_killed_before_it_kept_a_record_begins_anew(lightning, ex
     arguments = ("fit", "--config", write_config(experiment), *options, "--trainer.max_epochs", 1)
     assert lightning(*arguments)[0] == 0
     (folder / "run.json").unlink()
-    code, _, err = lightning(*arguments, "--data.batch_size", 3)  # another run's
+    code, _, err = lightning(*arguments, "--data.batch_size", 3)  # the folder has another run's config.yaml
     assert code == 1
     assert "has a config.yaml that is not of a run" in error_line(err)
     assert lightning(*arguments)[0] == 0
@@ -384,7 +384,7 @@ def test_a_run_that_was_killed_before_it_kept_a_record_begins_anew(lightning, ex
 
 
 def test_weights_in_another_model_are_told(lightning, run, tmp_path):
-    """Names and shapes of the tensors fit; what is computed with them differs."""
+    """The names and shapes of the tensors fit, but the computation differs."""
     config = ("--config", run / "config.yaml")
     one_expert = ("--model.adaptation.init_args.top_k", 1)
     code, _, err = lightning("test", *config, "--ckpt_path", "best", *one_expert, "--score_folder", tmp_path / "one")

@@ -1,4 +1,4 @@
-"""Audio that cannot be read: the rest is scored, the failed trials are listed and counted, nothing is lost."""
+"""Audio that cannot be read: the rest is scored, failed trials are listed and counted, and nothing is lost."""
 
 import csv
 import math
@@ -27,7 +27,7 @@ def model(small_whisper) -> DetectionModule:
 
 
 def spoil(manifest: Path, *utterances: int) -> list[str]:
-    """Make the audio of some utterances missing, empty or no audio; their ids in the manifest's order."""
+    """Make the audio files of some utterances missing, empty or not audio; return the ids in the manifest's order."""
     rows = list(csv.reader(manifest.read_text().splitlines()))
     for turn, number in enumerate(utterances):
         path = manifest.with_name(f"spoilt{number}.wav")
@@ -81,7 +81,7 @@ def test_the_list_of_an_earlier_run_goes_away(tmp_path):
 
 
 def test_a_score_of_a_read_trial_that_is_not_finite_is_no_failure():
-    """A model that diverged must not pass for files that cannot be read."""
+    """Scores of a model that diverged must not pass for files that cannot be read."""
     part = SetScores("x", TrialList([Trial("a", ""), Trial("b", "")]), complete=True)
     batch = Batch(torch.zeros(2, 1), None, torch.tensor([0, 1]), torch.tensor([0, 1]), [FailedTrial(0, "gone")])
     part.update(batch, torch.tensor([[0.0, 1.0], [0.0, math.nan]]))
@@ -120,7 +120,7 @@ def test_training_stops_at_an_unreadable_file_unless_it_is_to_report_it(model, d
 
 
 def test_failed_trials_have_no_part_in_training(model, data, trainer, tmp_path):
-    """The loss is that of the batch without their rows."""
+    """The loss of a batch with failed trials is that of the batch without their rows."""
     lost = spoil(Path(data().train.path), 1, 8)
     run = trainer(tmp_path, max_epochs=2)
     run.fit(model, datamodule=data(train_on_error="report"))

@@ -1,4 +1,4 @@
-"""Records of runs: what was written is read, what is damaged is reported in one line."""
+"""Records of runs: written records are read, and damaged ones are reported in one line."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 
 def test_the_sets_that_a_run_is_configured_with(tmp_path):
-    """By name and trials, in any order; a record of an earlier version does not know them."""
+    """Configured sets are compared by name and trials, in any order; an earlier version's record accepts any set."""
     trials = TrialList([Trial("a", "a.wav", 1), Trial("b", "b.wav", 0)])
     other = TrialList([Trial("b", "b.wav", 0), Trial("a", "elsewhere/a.wav", 1)])
     sets = {"calls": {"corpus": "c", "trials": trials_hash(trials)}, "unread": {"corpus": "c", "trials": None}}
@@ -123,7 +123,7 @@ ODD = [
     10**400,
     [[[]]],
 ]
-# What the class says, checked by hand: values of ODD that a field may have.
+# The values of ODD that each field may have, written by hand from the class.
 TEXT, NUMBER = ["text", "a\0b"], [7, -1.5]
 ALLOWED = {
     "reason": [None, *TEXT],

@@ -1,4 +1,4 @@
-"""What is found again on disk, what is refused, and what is left as it is."""
+"""Scores on disk: which ones are found again, which ones are refused, and what is left unchanged."""
 
 import json
 import stat
@@ -70,7 +70,7 @@ def test_a_file_that_was_cut_anywhere_gives_whole_scores_or_none(tmp_path_factor
     again = kept(folder)
     again.find()
     kept_lines = dict(list(wanted.items())[: max(0, lines)])
-    # An end of line that fell right behind a cut may complete a line.
+    # An end of line that is written right after the cut may complete a line.
     assert kept_lines.items() <= found(again).items() <= wanted.items()
 
 
@@ -87,7 +87,7 @@ def test_a_flipped_bit_never_changes_a_score(tmp_path_factory, data):
     again = kept(folder)
     told = again.find()
     assert found(again).items() < wanted.items()
-    assert len(found(again)) >= 2  # a line that is parted or joined by the bit takes one other with it
+    assert len(found(again)) >= 2  # a bit that splits or joins lines takes another line with it
     assert len(told) == 2
     assert "computed again" in told[1]
 
@@ -178,7 +178,7 @@ def test_a_finished_file_is_taken_with_its_provenance_and_left_as_it_is(tmp_path
     before = [(path.stat().st_ino, path.read_bytes()) for path in sorted(tmp_path.iterdir())]
     finish(again, list(range(6)), list(found(again).values()))
     assert [(path.stat().st_ino, path.read_bytes()) for path in sorted(tmp_path.iterdir())] == before
-    # What is known of the trials may change: the scores remain, the file is written again.
+    # If the information on the trials changes, the scores remain, and the file is written again.
     finish(again, list(range(6)), list(found(again).values()), {"corpus": {"name": "y"}})
     assert json.loads((tmp_path / "eval.json").read_text())["corpus"] == {"name": "y"}
 
@@ -223,7 +223,7 @@ def test_a_run_over_a_part_uses_nothing_and_replaces_nothing_that_has_more(tmp_p
     assert "remains unless this run has more scores" in less.find()[0]
     finish(less, [0], [1.0])
     assert len(ScoreTable.read(tmp_path / "eval.csv")) == 2
-    # The whole run continues from both.
+    # A run over all trials continues from the scores of both.
     whole = kept(tmp_path)
     whole.find()
     assert found(whole) == {0: 1.0, 1: 2.0, 3: 3.0}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-# Callbacks for the processes of fit.
+# Callbacks for the training processes.
 CALLBACKS = """
 import os, signal, time
 from pathlib import Path
@@ -41,7 +41,7 @@ class Hold(Callback):
 
 @pytest.fixture
 def start_sweep():
-    """Starts the verb in a process of its own, where Ctrl-C works even if the tests run in the background."""
+    """A function that starts the verb in its own process, where Ctrl-C works even if tests run in the background."""
 
     def start(path: Path, *options: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -57,7 +57,7 @@ def start_sweep():
 
 @pytest.fixture
 def write_sweep(tmp_path: Path, experiment: dict, write_config):
-    """Writes a sweep over the tiny experiment, with keys that are added or replaced; returns its path."""
+    """A function that writes a sweep over the tiny experiment, with keys added or replaced, and returns its path."""
 
     def write(**keys: object) -> Path:
         (tmp_path / "callbacks_of_test.py").write_text(CALLBACKS)
@@ -79,7 +79,7 @@ def write_sweep(tmp_path: Path, experiment: dict, write_config):
 
 @pytest.fixture
 def callback():
-    """An option of fit that adds a callback of `CALLBACKS`."""
+    """A function that returns the option of fit that adds a callback of `CALLBACKS`."""
 
     def option(name: str, **arguments: object) -> dict[str, object]:
         arguments = {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}

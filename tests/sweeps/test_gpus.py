@@ -1,4 +1,4 @@
-"""GPUs for the runs of a sweep on this machine, by CUDA_VISIBLE_DEVICES alone."""
+"""GPUs for the runs of a sweep on this machine, set by CUDA_VISIBLE_DEVICES only."""
 
 import io
 import sys
@@ -18,7 +18,7 @@ from moelora_ad.sweeps.states import Status
 
 MIG = "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/2"
 
-# Stands in for fit: reports its GPUs, and ends when all that start with it have reported theirs.
+# Takes the place of fit: writes down its GPUs, and ends when all runs that start with it have done so.
 TELLS = """
 import os, sys, time
 from pathlib import Path
@@ -38,7 +38,7 @@ def planned(tmp_path: Path, count: int, devices: object = None, **arguments) -> 
 
 @pytest.fixture
 def told(monkeypatch, tmp_path):
-    """Runs a sweep of real processes; what each saw, in the order of the runs, and the messages."""
+    """A function that runs a sweep of real processes; it returns the GPUs of each run in order, and the messages."""
 
     def run(runs: list[PlannedRun], jobs: int) -> tuple[list[str], str]:
         folder = tmp_path / "told"

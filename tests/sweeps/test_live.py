@@ -1,4 +1,4 @@
-"""What a sweep shows while it goes."""
+"""What a sweep shows while it runs."""
 
 import io
 from dataclasses import replace

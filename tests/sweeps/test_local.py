@@ -13,12 +13,12 @@ import torch
 
 from moelora_ad.cli import sweep as sweep_command
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # several processes load torch one after the other
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # several processes load torch one after another
 
 
 @pytest.fixture
 def sweep(monkeypatch, capfd):
-    """The verb in this process: exit code, standard output and standard error."""
+    """Runs the verb in this process; returns exit code, standard output and standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -37,7 +37,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_killed_runs_go_on_finished_ones_are_skipped_and_failed_ones_told(tmp_path, write_sweep, callback, sweep):
-    kill = callback("KillOnce", step=5, marker=tmp_path / "killed")  # in the second epoch of three steps
+    kill = callback("KillOnce", step=5, marker=tmp_path / "killed")  # in the second epoch, each of three steps
     systems = {"plain": {}, "bad": {"options": {"model.nonsense": 1}}, "killed": {"options": kill}}
     every_epoch = {"trainer.max_epochs": 3, "checkpoint.save_top_k": -1}
     path = write_sweep(systems=systems, options=every_epoch)
@@ -53,7 +53,7 @@ def test_killed_runs_go_on_finished_ones_are_skipped_and_failed_ones_told(tmp_pa
     finished = (plain / "run.json").read_bytes()
 
     code, out, err = sweep(path)
-    assert code == 1  # the bad one
+    assert code == 1  # because of the failed run
     assert not (bad / "output-2.log").exists()
     assert (plain / "run.json").read_bytes() == finished
     assert "last.ckpt" in (killed / "output-2.log").read_text().splitlines()[0]
@@ -61,7 +61,7 @@ def test_killed_runs_go_on_finished_ones_are_skipped_and_failed_ones_told(tmp_pa
     assert (found["state"], found["attempts"], found["epoch"], found["system"]) == ("finished", 2, 3, "killed")
     with open(killed / "metrics-1.csv", newline="") as metrics:  # of the first attempt
         assert "4" in {row["step"] for row in csv.DictReader(metrics)}
-    # As if it had never been killed.
+    # The results are those of a run that was never killed.
     ours, theirs = weights(killed), weights(plain)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -73,7 +73,7 @@ def test_killed_runs_go_on_finished_ones_are_skipped_and_failed_ones_told(tmp_pa
     assert [shlex.split(line)[0] for line in out.splitlines() if not line.startswith("#")] == ["env"]
     assert "--model.nonsense=1" in out
 
-    # The same system with another option is another run.
+    # A finished run does not count for the same system with another option.
     path.write_text(path.read_text().replace("trainer.max_epochs: 3", "trainer.max_epochs: 4"))
     code, _, err = sweep(path, "--only", "plain")
     assert code == 1
@@ -115,4 +115,4 @@ def test_ctrl_c_saves_and_another_sweep_leaves_a_running_run_alone(tmp_path, wri
     assert "interrupted" in told
     assert shlex.split(line)[-1] == f"--ckpt_path={run / 'checkpoints' / 'last-interrupted.ckpt'}"
     saved = torch.load(run / "checkpoints" / "last-interrupted.ckpt", weights_only=True)
-    assert saved["global_step"] == 5  # the step that was going was ended
+    assert saved["global_step"] == 5  # the step in progress was completed

@@ -133,7 +133,7 @@ def test_options_with_one_last_name_are_told_apart(config):
 
 
 def test_names_that_clash_or_suit_no_folder(config):
-    with pytest.raises(InputError, match="two systems would be named Lora"):  # one folder on some file systems
+    with pytest.raises(InputError, match="two systems would be named Lora"):  # the same folder on some file systems
         plan_runs(make(config, systems={"lora": System(), "Lora": System()}))
     with pytest.raises(InputError, match="two systems would be named lora-a=1"):
         plan_runs(make(config, grid={"x.a": (1, "1")}))
@@ -184,7 +184,7 @@ def test_the_identity_is_of_the_content(config):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """The verb in this process: exit code, standard output and standard error."""
+    """Runs the verb in this process; returns exit code, standard output and standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         try:
@@ -274,7 +274,7 @@ def test_slurm_without_the_extra_is_one_line(tmp_path, write_sweep, command, mon
         (tmp_path / program).write_text("#!/bin/sh\n")
         (tmp_path / program).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setitem(sys.modules, "submitit", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "submitit", None)  # as if submitit were not installed
     code, _, err = command(write_sweep(), "--slurm")
     assert code == 2
     assert err.endswith("--slurm: submitit is not installed: pip install 'moelora_ad[slurm]'\n")

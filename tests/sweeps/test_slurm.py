@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM cluster, if there is one that answers."""
+"""Sweeps on a real SLURM cluster, if one answers."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import torch
 
 
 def _no_cluster() -> str | None:
-    """Why these tests cannot run."""
+    """The reason why these tests cannot run, if there is one."""
     if shutil.which("sbatch") is None:
         return "there is no sbatch"
     answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True)
@@ -37,12 +37,12 @@ def wait_until(true, seconds: float = 400) -> None:
 
 
 def accepted(*command: str) -> bool:
-    """Whether the controller does it; for a moment it may ask to try again later."""
+    """Whether the controller carries out the command; for a moment it may ask to try again later."""
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def was_told_to_end(run: Path, job_id: str) -> bool:
-    """Signals the job. The controller may say that it cannot, although the job has received it."""
+    """Signals the job and reads its log: the controller may report a failure although the job got the signal."""
     accepted("scancel", "--signal=USR1", job_id)
     time.sleep(3)
     return "Received SIGTERM" in (run / "output-1.log").read_text()
@@ -50,7 +50,7 @@ def was_told_to_end(run: Path, job_id: str) -> bool:
 
 @pytest.fixture
 def submit(tmp_path: Path, start_sweep):
-    """Starts the verb with --slurm; whatever is left of its jobs in the end is cancelled."""
+    """Starts the verb with --slurm; all its jobs that are left at the end are cancelled."""
     started = []
 
     def start(path: Path) -> subprocess.Popen:
@@ -86,34 +86,34 @@ def test_an_array_of_four_runs_one_killed_and_one_out_of_time_all_finish(tmp_pat
     jobs = json.loads((runs / "sweep.json").read_text())["jobs"]
     killed, timed, plain = (runs / name / "seed_1" for name in ("killed", "timed", "plain"))
     assert sorted(jobs) == ["killed/seed_1", "lora/seed_1", "plain/seed_1", "timed/seed_1"]
-    assert len({job_id.partition("_")[0] for job_id in jobs.values()}) == 1  # one array
+    assert len({job_id.partition("_")[0] for job_id in jobs.values()}) == 1  # one job array
 
-    # Ctrl-C ends the watching alone, and the same command submits nothing that is in the queue.
+    # Ctrl-C only ends the watching, and the same command submits no job that is already in the queue.
     watching.send_signal(signal.SIGINT)
     _, err = watching.communicate(timeout=200)
     assert watching.returncode == 130, err
     assert "Traceback" not in err
     watching = submit(path)
 
-    # The signal before the time limit: the run saves in the middle of its second epoch, and requeues itself.
+    # The signal before the time limit: the run saves in the middle of its second epoch and requeues itself.
     wait_until(reached.exists)
     wait_until(lambda: was_told_to_end(timed, jobs["timed/seed_1"]))
     go.touch()
-    # kill -9 in the middle of its second epoch; this one is requeued from outside.
+    # kill -9 in the middle of the second epoch: this run is requeued from outside.
     wait_until(lambda: notes(killed)["exit_code"] == -signal.SIGKILL)
     wait_until(lambda: accepted("scontrol", "requeue", jobs["killed/seed_1"]))
 
     out, err = watching.communicate(timeout=800)
-    print(out, err, sep="\n")  # pytest -rP shows it
+    print(out, err, sep="\n")  # shown by pytest -rP
     assert watching.returncode == 0, err
     assert json.loads((runs / "sweep.json").read_text())["jobs"] == jobs
     records = {name: json.loads((runs / name / "run.json").read_text()) for name in jobs}
     assert {record["state"] for record in records.values()} == {"finished"}
     again = {"killed/seed_1", "timed/seed_1"}
     assert {name for name, record in records.items() if record["attempts"] == 2} == again
-    assert (timed / "metrics-1.csv").read_text().count("\n,,1,") == 2  # losses of two of three steps
+    assert (timed / "metrics-1.csv").read_text().count("\n,,1,") == 2  # losses of two steps out of three
     assert all(name in out for name in jobs)
-    # As if nothing had happened.
+    # The weights are those of a run without interruptions.
     expected = torch.load(plain / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for run in (killed, timed):
         found = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

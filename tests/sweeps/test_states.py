@@ -1,4 +1,4 @@
-"""The state of a run by the content of its folder."""
+"""The state of a run, from the content of its folder."""
 
 import json
 import os
@@ -68,16 +68,16 @@ def write_record(run: PlannedRun, **fields: object) -> None:
 @pytest.mark.parametrize(
     ("exit_code", "recorded", "state"),
     [
-        (None, None, "cut off"),  # killed with its sweep before there was a record
+        (None, None, "cut off"),  # killed together with its sweep before there was a record
         (None, "running", "cut off"),
         (None, "interrupted", "interrupted"),
         (None, "failed", "failed"),
         (None, "finished", "finished"),
         (0, "finished", "finished"),
-        (1, None, "failed"),  # a wrong option
+        (1, None, "failed"),  # the command had a wrong option
         (1, "running", "failed"),
-        (1, "interrupted", "failed"),  # earlier; the next attempt failed at its start
-        (1, "finished", "failed"),  # trials that could not be scored
+        (1, "interrupted", "failed"),  # the record is of an earlier attempt; the next failed at its start
+        (1, "finished", "failed"),  # some trials could not be scored
         (2, None, "failed"),
         (130, "interrupted", "interrupted"),
         (143, "interrupted", "interrupted"),
@@ -117,7 +117,7 @@ def test_another_configuration(run, figures):
         checkpoint(run.folder / "checkpoints" / "last.ckpt")
     changed = replace(run, options={"x": 2, "y": None})
     status = status_of(changed)
-    if figures == "none":  # nothing is mixed
+    if figures == "none":  # there are no results of the old options to mix with new ones
         assert status.state == "cut off"
     else:
         assert (status.state, status.reason) == ("differs", "x was 1, is 2")
@@ -162,7 +162,7 @@ def test_the_newest_whole_checkpoint(tmp_path):
     os.utime(last, (2000, 2000))
     assert resumable(tmp_path) == last
     last.unlink()
-    last.mkdir()  # of a sharded model; without its index it is not whole
+    last.mkdir()  # a checkpoint of a sharded model, incomplete without its index
     assert resumable(tmp_path) == cluster
     (last / ".metadata").touch()
     os.utime(last, (2000, 2000))

@@ -1,4 +1,4 @@
-"""What a sweep's file may say, and the one line about what it may not."""
+"""What a sweep's file may contain, and the one-line error for what it may not."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A sweep at Weights & Biases; nothing is sent."""
+"""A sweep with Weights & Biases, of which nothing is sent."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def test_what_an_agent_calls_is_one_run(tmp_path, write_sweep):
     values = configuration["parameters"]["run"]["values"]
     assert values == [run.label for run in runs] == ["plain/seed_1", "plain/seed_2"]
 
-    # As wandb's agent puts the command together.
+    # The command as wandb's agent builds it.
     command = create_sweep_command_args({"args": {"run": {"value": values[1]}}})
     filled = {"${env}": ["/usr/bin/env"], "${interpreter}": [sys.executable], "${program}": [configuration["program"]]}
     filled["${args}"] = command["args"]
@@ -41,7 +41,7 @@ def test_what_an_agent_calls_is_one_run(tmp_path, write_sweep):
     )
     assert done.returncode == 0, done.stderr + done.stdout
     run = tmp_path / "runs" / "plain" / "seed_2"
-    assert "EER of the best checkpoint" in done.stdout  # in the foreground
+    assert "EER of the best checkpoint" in done.stdout  # the run is in the foreground
     assert (run / "output-1.log").read_text() == done.stdout
     record = json.loads((run / "run.json").read_text())
     assert (record["state"], record["system"], record["seed"]) == ("finished", "plain", 2)

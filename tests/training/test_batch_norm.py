@@ -1,4 +1,4 @@
-"""Batch normalisation of two processes, against PyTorch's own over both batches in one."""
+"""Batch normalisation over two processes, against PyTorch's own on both batches in one."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from moelora_ad.models import StatisticsPooling
 from moelora_ad.models.heads.graph_attention import GraphAttention
 from moelora_ad.training.batch_norm import SyncedBatchNorm
 
-SIZES = (5, 2)  # clips of the two processes
+SIZES = (5, 2)  # clips in each of the two processes
 LAYERS = {
     "plain": (partial(nn.BatchNorm2d, 3), (3, 4, 2)),
     "of vectors": (partial(nn.BatchNorm1d, 3), (3,)),
@@ -24,7 +24,7 @@ LAYERS = {
 
 
 def made(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """A layer whose tensors are not those of a new one, and the clips of both processes, far from zero."""
+    """A layer with tensors moved away from their initial values, and the clips of both processes, far from zero."""
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     layer = make().double()
@@ -40,8 +40,11 @@ def made(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def results(layer: nn.Module, x: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
-    """Of two passes, with a loss whose mean over processes is the mean over all clips: the output, the gradient of the
-    clips (0) and of each parameter, the Hessian times a vector, and what the layer remembers."""
+    """The output, gradients, curvature and state of a layer after two passes.
+
+    The mean of the loss over processes is the mean over all clips. Gradients are those of the clips (0) and of each
+    parameter; the curvature is the Hessian times a vector.
+    """
     clips = x.clone().requires_grad_()
     of = [clips, *layer.parameters()]
     layer(clips - 1.0)
@@ -94,9 +97,9 @@ def test_two_processes_normalise_as_one_does(of_both, name):
         both = first[what], second[what]
         if what == "output":
             found = torch.cat(both)
-        elif what in ("0", "curvature 0"):  # of clips: each process has the gradient of the sum of both losses
+        elif what in ("0", "curvature 0"):  # clips: each process has the gradient of both losses' sum
             found = torch.cat(both) / 2
-        elif what not in layer.state_dict():  # of parameters
+        elif what not in layer.state_dict():  # parameters
             found = sum(both) / 2
         else:
             assert torch.equal(*both), what

@@ -1,4 +1,4 @@
-"""Checkpoints are there whole or not at all: after kill -9 at any moment, on a full disk, without another process."""
+"""Checkpoints are whole or absent: after kill -9 at any moment, on a full disk, or when another process is lost."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ class KillRank(Callback):
 
 
 def killed_while_saving(path: Path, prepare: Callable[[], None]) -> bool:
-    """Saves NEW in a forked process that does something first; whether it was killed."""
+    """Save NEW in a forked process that first calls ``prepare``; return whether the process was killed."""
     child = os.fork()
     if not child:
         try:
@@ -51,7 +51,7 @@ def killed_while_saving(path: Path, prepare: Callable[[], None]) -> bool:
 
 
 def die_at(number: int) -> Callable[[], None]:
-    """Kills this process before its call of this number, from 0 on, of those that write, flush, rename or delete."""
+    """Kill the process before call ``number``, counted from 0, of those that write, flush, rename or delete."""
 
     def prepare() -> None:
         left = number
@@ -71,7 +71,7 @@ def die_at(number: int) -> Callable[[], None]:
 
 
 def die_after(size: int) -> Callable[[], None]:
-    """The system kills this process when a file of its grows beyond ``size`` bytes, in the middle of a write."""
+    """Let the system kill the process in the middle of a write, when a file grows beyond ``size`` bytes."""
 
     def prepare() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -82,7 +82,7 @@ def die_after(size: int) -> Callable[[], None]:
 
 
 def check_whole(path: Path, *allowed: int) -> int:
-    """The step of a checkpoint, which must be whole, and the only file that looks like one."""
+    """The step of a checkpoint, which must be whole and the only file that looks like a checkpoint."""
     assert [found.name for found in path.parent.glob("*ckpt")] == [path.name]
     assert not [found for found in path.parent.iterdir() if "last" in found.name and found != path]
     saved = torch.load(path, weights_only=True)
@@ -97,12 +97,12 @@ def test_killed_at_every_call_that_writes(tmp_path):
     steps = []
     for number in range(1000):
         WholeCheckpointIO().save_checkpoint(OLD, path)
-        assert sorted(path.parent.iterdir()) == [path]  # what an earlier kill left is gone
+        assert sorted(path.parent.iterdir()) == [path]  # leftovers of an earlier kill are gone
         if not killed_while_saving(path, die_at(number)):
             break
         steps.append(check_whole(path, 1, 2))
     assert check_whole(path, 2) == 2
-    assert len(steps) >= 5  # opened, locked, flushed, renamed, the folder opened and flushed
+    assert len(steps) >= 5  # open, lock, flush and rename, then open and flush the folder
     assert set(steps) == {1, 2}
     assert steps == sorted(steps)
 
@@ -130,7 +130,7 @@ def test_what_another_process_writes_now_is_left(tmp_path):
 
 
 def test_a_leftover_is_no_checkpoint_for_lightning(trainer, tmp_path):
-    """It looks in the run's folder for the checkpoint of SLURM by a part of the name."""
+    """Lightning looks in the run's folder for SLURM's checkpoint, by a part of the name."""
     path = tmp_path / "hpc_ckpt_3.ckpt"
     made = trainer(tmp_path)
     with files.written_whole(path) as unfinished:
@@ -150,7 +150,7 @@ def test_no_room_is_needed_elsewhere_and_loading_is_lightnings(tmp_path, monkeyp
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """Mounts a file system in memory of so many kilobytes."""
+    """Mounts a file system in memory of a given number of kilobytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -165,7 +165,7 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
 
 
 def check_failed_for_room(code: int, err: str, run: Path) -> str:
-    """The one line of a run that has failed for want of room, which says so itself."""
+    """The error line of a run that failed for lack of space; the record must say so, and checkpoints must be whole."""
     assert code == 1
     (line,) = [line for line in err.splitlines() if "error:" in line]
     assert "Traceback" not in err
@@ -179,7 +179,7 @@ def check_failed_for_room(code: int, err: str, run: Path) -> str:
 
 @pytest.mark.parametrize("kilobytes", [250, 72])
 def test_a_full_disk(lightning, experiment, write_config, small_disk, kilobytes):
-    """One with room for the first of two checkpoints, and one that is full to the last byte before there is one."""
+    """One disk has room for the first of two checkpoints, and one is full before there is any checkpoint."""
     disk = small_disk(kilobytes)
     experiment["trainer"]["logger"]["init_args"]["save_dir"] = str(disk)
     code, _, err = lightning("fit", "--config", write_config(experiment))
@@ -192,7 +192,7 @@ def test_a_full_disk(lightning, experiment, write_config, small_disk, kilobytes)
 
 
 def test_a_disk_that_tells_late_that_it_is_full(lightning, experiment, write_config, tmp_path, monkeypatch):
-    """As one over the network does, when a file is flushed: in the second epoch."""
+    """A disk over the network may say only at a flush that it is full; here in the second epoch."""
     run = tmp_path / "runs" / "tiny" / "version_0"
     last, flush = run / "checkpoints" / "last.ckpt", files._flush
 
@@ -218,7 +218,7 @@ def test_other_plugins_stay(trainer, tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_without_the_other_tells_how_to_continue(experiment, tmp_path, rank):
-    """Killed in the first epoch of two processes; the one that is left says so in one line."""
+    """One of two processes is killed in the first epoch, and the other one reports it in one line."""
     (tmp_path / "killer.py").write_text(KILLER)
     experiment["data"]["batch_size"] = 2
     config = tmp_path / "config.yaml"
@@ -234,7 +234,7 @@ def test_a_process_without_the_other_tells_how_to_continue(experiment, tmp_path,
     assert "another process of this run was killed" in line
     run = tmp_path / "runs" / "tiny" / "version_0"
     names = [path.name for path in run.glob("checkpoints/*")]
-    if rank == 0:  # which alone saves
+    if rank == 0:  # only rank 0 saves
         assert done.returncode == -signal.SIGKILL
         assert "run the same command again" in line
         assert names == []

@@ -1,4 +1,4 @@
-"""Evaluations that are cut off, for good or by kill -9, and what the same command makes of what they left."""
+"""Evaluations that are cut off by an error or by kill -9, and how the same command uses what they left."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from moelora_ad.evaluation import ScoreTable
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.training import DetectionModule
 
-# Kills the whole process group, as kill -9 would, when its process has scored so many batches.
+# Kills the whole process group, as kill -9 would, once its process has scored a number of batches.
 KILLER = """
 import os, signal
 from lightning.pytorch import Callback
@@ -35,11 +35,11 @@ class KillAfter(Callback):
 
 
 class Cut(Exception):
-    """An evaluation comes to a sudden end."""
+    """The sudden end of an evaluation."""
 
 
 class CutAfter(Callback):
-    """Raises after so many batches, and counts the trials that were scored."""
+    """Raises after a number of batches, and keeps the trials that were scored."""
 
     def __init__(self, batches: int = 0) -> None:
         self.left = batches
@@ -63,7 +63,7 @@ def model(small_whisper):
 
 @pytest.fixture
 def test(model, data, trainer, tmp_path):
-    """Tests a model in batches of 3; 8 trials in domain, 6 out of it. Returns the trials that it scored."""
+    """Tests a model in batches of 3, on 8 trials in domain and 6 out of it; returns the trials that it scored."""
 
     def run(folder: str, cut: int = 0, seed: int = 0, trained=None, **arguments) -> list[int]:
         watch = CutAfter(cut)
@@ -109,7 +109,7 @@ def test_scores_that_are_there_are_used_and_a_torn_line_is_not(test, tmp_path):
     assert [line.split(",")[0] for line in lines] == list("012345")
     lines[1] = f"1,123.25,{zlib.crc32(b'1,123.25'):08x}"
     part.write_text("\n".join([header, *lines[:5], "5,0.12"]))
-    # The torn line was in the second batch of three, which is computed again as a whole.
+    # The torn line is in the second batch of three, all of which is computed again.
     assert test("cut")[:5] == [3, 4, 5, 6, 7]
     test("whole")
     scores, whole = (ScoreTable.read(tmp_path / f / "scores" / "in_domain.csv").scores for f in ("cut", "whole"))
@@ -208,8 +208,10 @@ def test_provenance_names_the_checkpoint_and_where_its_scores_go(model, data, tr
 def test_kill_9_in_the_middle_and_the_same_command_again(
     lightning, experiment, write_config, tmp_path, processes, monkeypatch
 ):
-    """Killed with some processes, finished with others: the files of an uninterrupted run, byte for byte. Five trials
-    in domain, three out of it, in batches of two."""
+    """A test killed with some processes and finished with others writes the files of an uninterrupted one.
+
+    There are five trials in domain and three out of it, in batches of two.
+    """
     for name, count in (("in_domain", 5), ("out_of_domain", 3)):
         path = Path(experiment["data"]["test"][name]["init_args"]["path"])
         path.write_text("\n".join(path.read_text().splitlines()[: 1 + count]) + "\n")
@@ -228,7 +230,7 @@ def test_kill_9_in_the_middle_and_the_same_command_again(
             [*command, *more], capture_output=True, text=True, env=environment, timeout=280, start_new_session=True
         )
 
-    # One process: after the first batch out of domain. Two: somewhere in domain, each after one batch at most.
+    # With one process, the kill comes after the first batch out of domain; with two, after at most one batch of each.
     batches = 4 if processes[0] == 1 else 1
     killed = run(processes[0], "--trainer.callbacks", "killer.KillAfter", "--trainer.callbacks.batches", str(batches))
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -1,4 +1,4 @@
-"""Optimiser groups, loss, checkpoints and resuming, in this process."""
+"""Optimiser groups, loss, checkpoints and resuming, within one process."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_auxiliary_losses_are_added_and_logged_by_name(small_whisper, data, tmp_
     assert set(logged) == {"train/loss", "train/total_loss", "train/auxiliary/importance", "train/auxiliary/z"}
     loss.backward()
     gates = [site.gate.weight.grad for _, site in adapted_sites(model)]
-    assert all(gradient.any() for gradient in gates)  # lora_B is zero: from the auxiliary losses alone
+    assert all(gradient.any() for gradient in gates)  # lora_B is zero, so only auxiliary losses give these
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -190,7 +190,7 @@ def test_gradient_checkpointing_runs_the_layers_again_in_a_fit(small_whisper, da
 
 
 class Scaled(torch.nn.Module):
-    """The cross entropy of each trial, times a factor that it may learn."""
+    """The cross entropy of each trial, times a factor that may be learned."""
 
     def __init__(self, factor: float, learned: bool = False, reduction: str = "none") -> None:
         super().__init__()
@@ -214,7 +214,7 @@ def test_a_loss_of_ones_own_is_a_weighted_mean_over_the_trials_that_could_be_rea
     each = -logits.log_softmax(1)[torch.arange(4), batch.labels]
     wanted = 3 * (0.25 * each[0] + 0.75 * each[1] + 0.75 * each[3]) / 1.75
     torch.testing.assert_close(model._loss(logits, batch), wanted)
-    logits[2] = torch.nan  # of what could not be read
+    logits[2] = torch.nan  # a trial that could not be read
     torch.testing.assert_close(model._loss(logits, batch), wanted)
     standard = module(small_whisper, class_weights=(0.25, 0.75))
     torch.testing.assert_close(3 * standard._loss(logits, batch), wanted)

@@ -1,4 +1,4 @@
-"""Training of an expert beside a model's own, and what holds it to what the model said."""
+"""Training of an expert beside a model's own, and the tether that holds it to the model's scores."""
 
 import copy
 from pathlib import Path
@@ -33,7 +33,7 @@ def trained(detector: Detector) -> Detector:
 
 @pytest.fixture
 def model(small_whisper: Path, tmp_path: Path) -> Path:
-    """A folder of a model with a mixture of two and AASIST, which has batch statistics."""
+    """The folder of a model with a mixture of two experts and with AASIST, which has batch statistics."""
     trained(Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2), AASIST)).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -54,11 +54,11 @@ def test_before_the_first_step_the_scores_are_the_models(small_whisper, model):
     load_initial_weights(detector, model)
     old = Detector.from_pretrained(model)
     with torch.no_grad():
-        for mode in (False, True):  # frozen means frozen: no dropout, no batch statistics, no noise
+        for mode in (False, True):  # frozen parts have no dropout, no batch statistics and no noise
             detector.train(mode)
             features, wanted = detector.backbone(CLIPS)[0], old.backbone(CLIPS)[0]
             torch.testing.assert_close(features, wanted, rtol=1e-6, atol=1e-6)
-            torch.testing.assert_close(detector(CLIPS), old(CLIPS), rtol=1e-5, atol=1e-5)  # AASIST makes more of it
+            torch.testing.assert_close(detector(CLIPS), old(CLIPS), rtol=1e-5, atol=1e-5)  # AASIST magnifies errors
 
 
 def test_all_that_was_there_is_bit_identical_after_training(small_whisper, model, data, trainer, tmp_path):
@@ -79,7 +79,7 @@ def test_all_that_was_there_is_bit_identical_after_training(small_whisper, model
         "backbone": 0,
         "total": 0,
     }
-    # An ordinary model, whatever it came from.
+    # The extended model is saved and loaded like any other.
     module.detector.save_pretrained(tmp_path / "extended")
     loaded = Detector.from_pretrained(tmp_path / "extended")
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_all_that_was_there_is_bit_identical_after_training(small_whisper, model
 
 
 def test_an_encoder_in_bfloat16_changes_nothing_of_the_old_experts(small_whisper, tmp_path, data, trainer):
-    """bf16-true rounds the encoder, for the tether's model as for the one in training, and no expert, gate or head."""
+    """bf16-true rounds the encoder, in training and for the tether, but no expert, gate or head."""
     with torch.no_grad():
         first = trained(Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2), MeanPooling))
     first.save_pretrained(tmp_path / "model")
@@ -113,7 +113,7 @@ def test_an_encoder_in_bfloat16_changes_nothing_of_the_old_experts(small_whisper
     added = {name: one for name, one in after.items() if ".experts.2." in name or ".gate.added." in name}
     assert {one.dtype for one in added.values()} == {torch.float32}
     assert all(one.any() for name, one in added.items() if name.endswith("lora_B"))
-    assert torch.bfloat16 in {one.dtype for one in after.values()}  # the encoder's
+    assert torch.bfloat16 in {one.dtype for one in after.values()}  # the encoder's tensors
 
 
 def test_what_an_extension_lacks_is_told(small_whisper, model, data, trainer, tmp_path):
@@ -127,7 +127,7 @@ def test_what_an_extension_lacks_is_told(small_whisper, model, data, trainer, tm
     wider = refusal(extended(small_whisper, model, method=MoELoRA(2, 4, extend=Extension())))
     assert f"{model} lacks some of what must stay as it is, in the shape that is configured: " in wider
     assert "experts.0.lora_A" in wider
-    # Of a head that was not trained there is nothing to freeze; one that is trained may start from scratch.
+    # A frozen head needs weights in the model; a head that is trained may start from scratch.
     assert "classifier.attention" in refusal(extended(small_whisper, model, AttentiveStatistics))
     assert load_initial_weights(extended(small_whisper, model, freeze_classifier=False).detector, model)
 
@@ -160,7 +160,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(small_whisper, model
     kept = torch.load(checkpoint, weights_only=True)["tether"]
     assert any(name.startswith("classifier.") and name.endswith("weight") for name in kept) != frozen
     assert not any("experts.0." in name or "experts.1." in name for name in kept)
-    model.rename(tmp_path / "gone")  # the start is in the checkpoint
+    model.rename(tmp_path / "gone")  # the checkpoint has the starting weights
     found = fit(checkpoint=checkpoint)
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     cut = torch.load(checkpoint, weights_only=True)
@@ -206,7 +206,7 @@ def test_the_tether_is_the_divergence_from_the_start(small_whisper, method, tria
             if parameter.requires_grad:
                 parameter.add_(0.05)
         for buffer in detector.classifier.buffers():
-            buffer.add_(1)  # batch statistics move too
+            buffer.add_(1)  # batch statistics move, too
     new = detector(CLIPS)
     accepted = old[:, 1] > old[:, 0]
     held = (

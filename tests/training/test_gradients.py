@@ -1,5 +1,4 @@
-"""A gradient for everything that is trained: what lacks one is reported, and layers that are skipped at random are
-not."""
+"""Trained parameters without a gradient are reported, except those of layers that are skipped at random."""
 
 import socket
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from moelora_ad.training.gradients import check_gradients
 
 @pytest.fixture
 def one_process():
-    """A group of this process alone."""
+    """A process group of this process alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -28,7 +27,7 @@ def one_process():
 
 
 class Forgetful(Wav2Vec2Backbone):
-    """Trains what it never calls, and that is not looked for where training is random."""
+    """Trains a vector that it never uses; with dropout, unused parameters are not searched for."""
 
     def __init__(self, source: str) -> None:
         super().__init__(source, dropout=0.1)
@@ -50,7 +49,7 @@ def test_a_trained_parameter_without_a_gradient_is_named_under_ddp(one_process, 
     else:
         check_gradients(trainer, detector)
     alone = Detector(backbone(str(small_wav2vec2)), FullFineTuning(), MeanPooling).train()
-    check_gradients(after_backward(alone, alone), alone)  # one process has no need of it
+    check_gradients(after_backward(alone, alone), alone)  # without DDP, no process waits for a gradient
 
 
 def test_adapters_of_layers_that_are_skipped_at_random_are_trained(small_wav2vec2, data, trainer, tmp_path):

@@ -1,4 +1,4 @@
-"""What evaluation takes does not grow with the number of batches or of sets."""
+"""The resources of an evaluation do not grow with the number of batches or of sets."""
 
 import multiprocessing
 import tarfile
@@ -21,7 +21,7 @@ from moelora_ad.training.scoring import SetScores
 
 
 class CountedProcesses(Callback):
-    """The most processes at any batch of an evaluation."""
+    """The largest number of processes at any batch of an evaluation."""
 
     most = 0
 
@@ -66,7 +66,7 @@ def test_the_headers_of_a_set_are_read_at_once_and_only_once(data, monkeypatch):
 
     def length(source, name):
         asked.append(name)
-        several.wait(timeout=60)  # breaks unless another thread comes
+        several.wait(timeout=60)  # fails unless another thread comes
         return audio_length(source, name)
 
     monkeypatch.setattr("moelora_ad.data.lengths.audio_length", length)

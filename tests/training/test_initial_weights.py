@@ -1,4 +1,4 @@
-"""Training that starts from the weights of a model or a checkpoint, with all else new."""
+"""Training that starts from the weights of a model or a checkpoint, with everything else new."""
 
 import json
 import shutil
@@ -68,12 +68,12 @@ def test_what_is_missing_or_not_used_is_told_by_name(model, small_whisper):
         assert torch.equal(after[name], before[name])
     assert "missing, initialised: backbone.encoder.layers.0.self_attn.k_proj.experts.2.lora_A, " in told[1]
     assert " and 13 more; classifier.attention.0.bias, classifier.attention.0.weight, " in told[1]
-    # A gate of three experts, a head of twice the width.
+    # The gate has three experts instead of two, and the head has twice the width.
     assert "classifier.output.weight ((2, 32) there, (2, 64) here)" in told[2]
     assert "self_attn.k_proj.gate.logit_offset ((2,) there, (3,) here)" in told[2]
     assert record.loaded + record.begun_anew == len(before)
     assert record.loaded + record.not_used == len(given)
-    # The other way round, experts are left.
+    # From a mixture to a single LoRA, experts are left over.
     detector = whisper(small_whisper, LoRA(2))
     _, told = load_initial_weights(detector, model)
     assert any(
@@ -85,7 +85,7 @@ def refusal(detector: Detector, source: Path | str) -> str:
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     with pytest.raises(InputError) as caught:
         load_initial_weights(detector, source)
-    assert same(before, detector.state_dict())  # nothing has changed
+    assert same(before, detector.state_dict())  # the detector is unchanged
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -127,7 +127,7 @@ def test_a_wholly_different_model_is_refused(model, small_wav2vec2, tmp_path):
 
 
 def test_an_encoder_that_was_trained_is_not_lost(small_whisper, tmp_path):
-    """It is frozen in the new training, whose checkpoints would not have it."""
+    """The new training freezes the encoder, so its checkpoints would lack the trained weights."""
     whole = trained(whisper(small_whisper, FullFineTuning()))
     whole.save_pretrained(tmp_path / "whole")
     line = refusal(whisper(small_whisper, FrozenBackbone()), tmp_path / "whole")
@@ -136,7 +136,7 @@ def test_an_encoder_that_was_trained_is_not_lost(small_whisper, tmp_path):
     detector = whisper(small_whisper, FullFineTuning())
     load_initial_weights(detector, tmp_path / "whole")
     assert same(kept(detector), kept(whole))
-    # Saved as the line says, it is what adapters are put on.
+    # Saved as the line says, the trained encoder is what adapters are put on.
     loaded = Detector.from_pretrained(tmp_path / "whole")
     loaded.backbone.encoder.save_pretrained(tmp_path / "encoder")
     adapted = whisper(tmp_path / "encoder", LoRA(2))
@@ -174,7 +174,7 @@ def test_sources_that_are_none(model, small_whisper, tmp_path, monkeypatch):
 
 
 class Start(Callback):
-    """What there is before the first step."""
+    """Keeps the state before the first step."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if batch_idx == 0:
@@ -216,7 +216,7 @@ def test_optimiser_and_schedule_are_new(kind, small_whisper, data, trainer, tmp_
     )
     trainer(tmp_path / "third", limit_val_batches=0, callbacks=[reference]).fit(fresh, datamodule=data())
     assert start.rates == reference.rates
-    assert not same(kept(second.detector), start.state)  # and it learns
+    assert not same(kept(second.detector), start.state)  # training does change the weights
 
 
 def test_fit_by_a_command_records_it_and_goes_on_without_it(model, experiment, write_config, lightning, tmp_path):

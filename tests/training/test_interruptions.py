@@ -1,4 +1,4 @@
-"""Runs that are interrupted, killed or only tried: what is saved is whole, and nothing is left over."""
+"""Runs that are interrupted, killed or only tried: saved files are whole, and nothing is left over."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from moelora_ad.training.callbacks.divergence import DivergenceError
 
 
 class Interrupted(Callback):
-    """Ctrl-C in the third step, so many times, before its optimiser's step."""
+    """Sends Ctrl-C a number of times in the third step, before the optimiser's step."""
 
     def __init__(self, times: int) -> None:
         self.times = times
@@ -34,7 +34,7 @@ class Interrupted(Callback):
 def test_ctrl_c_lets_the_step_end_and_a_second_one_saves_nothing(
     lightning, experiment, write_config, tmp_path, monkeypatch, times
 ):
-    """Four steps an epoch; what is saved leads to the weights of an uninterrupted run."""
+    """An epoch has four steps; the saved checkpoint leads to the weights of an uninterrupted run."""
     experiment["data"]["batch_size"] = 3
     experiment["trainer"]["max_epochs"] = 1
     callback, folder = Interrupted(times), tmp_path / "runs" / "tiny" / "version_0"
@@ -66,7 +66,7 @@ def test_ctrl_c_lets_the_step_end_and_a_second_one_saves_nothing(
 def test_what_was_saved_before_a_kill_in_the_same_step_is_replaced(
     lightning, experiment, write_config, tmp_path, monkeypatch, saved_before
 ):
-    """Killed between the two checkpoints of the first epoch's end, or after them, and started again without one."""
+    """The run is killed between the first epoch's two checkpoints or after both, and starts again without one."""
     arguments = ("--trainer.max_epochs", 1, "--test_after_fit", "false", "--trainer.logger.init_args.version", "run")
     save = WholeCheckpoint._save_last_checkpoint
 
@@ -101,7 +101,7 @@ def test_trying_one_batch_of_everything_leaves_nothing(
 
 
 def test_an_evaluation_leaves_no_empty_folder_of_its_logger(lightning, experiment, write_config, tmp_path):
-    """Predicted scores are not figures: a logger gets none."""
+    """Predicted scores are not figures, so a logger gets nothing."""
     arguments = ("--untrained", "true", "--score_folder", tmp_path / "scores")
     assert lightning("predict", "--config", write_config(experiment), *arguments)[0] == 0
     assert (tmp_path / "scores" / "in_domain.csv").is_file()
@@ -129,7 +129,7 @@ def test_a_signal_in_code_that_cannot_raise_comes_again(number, kind, capsys):
     assert capsys.readouterr().err == ""
 
 
-# A reader that is left when the work has ended early, as Ctrl-C may leave it, and is still referred to.
+# A process with a reader that is still referred to when its work ends early, as Ctrl-C may leave it.
 LEFT = """
 import sys
 from torch.utils.data import DataLoader
@@ -149,7 +149,7 @@ def test_no_reader_is_waited_for_at_the_end():
 
 @pytest.mark.forks
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
-    """Of the same file alone, and not while another process writes it."""
+    """Only leftovers of the same file are removed, and not while another process writes it."""
     path, other = tmp_path / "run.json", tmp_path / "other.json"
     for target in (path, other):
         if (child := os.fork()) == 0:
@@ -174,7 +174,7 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
 
 
 def test_a_configuration_is_there_whole_or_not_at_all(lightning, experiment, write_config, tmp_path, monkeypatch):
-    """What is under its final name while it is written is the one of the start before."""
+    """The configuration is written under another name, and its final name appears only when it is whole."""
     config, seen = write_config(experiment), []
     final = tmp_path / "runs" / "tiny" / "run" / "config.yaml"
     save = LightningArgumentParser.save

@@ -1,4 +1,4 @@
-"""What a GPU has computed is read when it is there: the loss a step later, the scores of a test some batches later."""
+"""Results of a GPU are read once they are there: the loss a step later, scores of a test some batches later."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from moelora_ad.training.scoring import SetScores
 
 
 class Late(HostCopy):
-    """As a copy from a GPU is: there when somebody waits for it, and not before ``arrived``."""
+    """A copy as from a GPU: it is there when somebody waits for it, and not before ``arrived``."""
 
     arrived = False
     is_immediate = False
@@ -35,7 +35,7 @@ def late(monkeypatch):
 
 
 class Spoil(Callback):
-    """Makes the loss of a step NaN, and notes the steps that begin and the saving that was tried."""
+    """Makes the loss of a step NaN, and keeps the steps that begin and the save that is tried."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -138,7 +138,7 @@ def test_an_optimizer_of_another_kind_stays():
 
 
 class NoWaiting(Callback):
-    """An error for every wait for the GPU, from the third step to the fifth, and of a test likewise."""
+    """Makes every wait for the GPU an error, from the third step to the fifth, in training and in a test."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

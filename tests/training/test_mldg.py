@@ -1,4 +1,4 @@
-"""MLDG against its formula worked out step by step, over processes, in half precision, and when a run is resumed."""
+"""MLDG against its formula worked out step by step, over processes, in half precision, and in a resumed run."""
 
 import copy
 import csv
@@ -31,7 +31,7 @@ ALPHA, BETA, LR = 0.5, 0.7, 0.1
 
 
 class Recorder:
-    """Keeps the parts that a module is given, in turn meta-train and meta-test, and the random state before each."""
+    """Keeps the parts that a module is given, meta-train and meta-test in turn, and the random state before each."""
 
     def __init__(self, module: DetectionModule) -> None:
         self.parts: list[tuple[str, Batch, torch.Tensor]] = []
@@ -52,7 +52,7 @@ def module(source, adaptation=None, **arguments) -> DetectionModule:
         "classifier": MeanPooling,
     }
     made = DetectionModule(WhisperBackbone(source), adaptation or MoELoRA(2, 2), **(parts | arguments))
-    with torch.no_grad():  # so that lora_A and the gates have gradients too
+    with torch.no_grad():  # lora_A and the gates then have gradients, too
         for name, parameter in made.named_parameters():
             if name.endswith("lora_B"):
                 parameter.normal_(std=0.3)
@@ -64,7 +64,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def plain_loss(model: DetectionModule, parameters: dict, batch: Batch, state: torch.Tensor) -> torch.Tensor:
-    """Weighted cross entropy of a part, at other parameters."""
+    """The weighted cross entropy of a part, with the given parameters."""
     torch.set_rng_state(state)
     weights = model.class_weights[batch.labels]
     waveforms = batch.waveforms.to(weights.dtype)
@@ -73,7 +73,7 @@ def plain_loss(model: DetectionModule, parameters: dict, batch: Batch, state: to
 
 
 def expected_gradients(model: DetectionModule, recorder: Recorder, second_order: bool) -> dict[str, torch.Tensor]:
-    """grad [F(theta) + beta G(theta - alpha grad F)] in one graph; in first order the inner gradient is a constant."""
+    """Gradient of F(theta) + beta G(theta - alpha grad F) in one graph; first order takes grad F as a constant."""
     (_, meta_train, before), (_, meta_test, between) = recorder.parts[:2]
     theta = {name.removeprefix("detector."): p.detach().clone().requires_grad_() for name, p in trained(model).items()}
     with sdpa_kernel(SDPBackend.MATH):
@@ -86,14 +86,14 @@ def expected_gradients(model: DetectionModule, recorder: Recorder, second_order:
 
 
 def one_step(trainer, folder, model: DetectionModule, source, **arguments) -> tuple[DetectionModule, Recorder]:
-    """Fit one step; returns the module as it was before, and what was seen."""
+    """Fit one step; return the module as it was before, and the recorder."""
     before, recorder = copy.deepcopy(model), Recorder(model)
     trainer(folder, max_steps=1, limit_val_batches=0, **arguments).fit(model, datamodule=source)
     return before, recorder
 
 
 def check_step(before: DetectionModule, after: DetectionModule, wanted: dict[str, torch.Tensor], **tolerance) -> None:
-    """One step of plain gradient descent along the wanted gradients."""
+    """Check that the step is plain gradient descent along the wanted gradients."""
     assert any(gradient.any() for gradient in wanted.values())
     for name, parameter in trained(after).items():
         found = (trained(before)[name] - parameter) / LR
@@ -113,14 +113,14 @@ def test_a_step_follows_the_formula(small_whisper, data, trainer, tmp_path, meth
     before, recorder = one_step(trainer, tmp_path, model, data(batch_size=8))
     check_step(before, model, expected_gradients(before, recorder, second_order))
     other = expected_gradients(before, recorder, not second_order)
-    with pytest.raises(AssertionError, match="not close"):  # the two orders are distinguishable
+    with pytest.raises(AssertionError, match="not close"):  # the two orders can be told apart
         check_step(before, model, other)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("second_order", [False, True])
 def test_a_step_on_a_gpu_is_that_on_the_cpu(small_whisper, data, trainer, tmp_path, gpu, second_order):
-    """Of a mixture without noise."""
+    """The mixture has no noise, so that both devices compute the same step."""
     steps = []
     for device in ("cpu", gpu.type):
         learning = MLDG(ALPHA, BETA, second_order=second_order)
@@ -144,11 +144,11 @@ def test_a_step_with_a_loss_of_ones_own_follows_the_formula(small_whisper, data,
 
 
 def test_finite_differences_agree_with_second_order(small_whisper, data, trainer, tmp_path):
-    """Of F(theta) + beta G(theta - alpha grad F(theta)), in double precision, along a random direction."""
+    """The function is F(theta) + beta G(theta - alpha grad F(theta)), in double precision, along a random direction."""
     model = module(small_whisper, LoRA(2), meta_learning=MLDG(ALPHA, BETA, second_order=True))
     before, recorder = one_step(trainer, tmp_path, model, data(batch_size=8))
     before_double = copy.deepcopy(before).double()
-    log_mel = before.detector.backbone.log_mel  # single precision always
+    log_mel = before.detector.backbone.log_mel  # always in single precision
     before_double.detector.backbone.log_mel = lambda waveforms, lengths: log_mel(waveforms.float(), lengths).double()
     (_, meta_train, _), (_, meta_test, _) = recorder.parts
     theta = {name.removeprefix("detector."): p.detach() for name, p in trained(before_double).items()}
@@ -167,7 +167,7 @@ def test_finite_differences_agree_with_second_order(small_whisper, data, trainer
     found = sum(
         float(
             ((p - after[f"detector.{name}"].detach()) / LR * direction[name]).sum()
-        )  # what the step went, over its rate
+        )  # the length of the step over the learning rate
         for name, p in theta.items()
     )
     assert found == pytest.approx(slope, rel=1e-4)
@@ -283,7 +283,7 @@ def test_the_trainers_clipping_and_accumulation_are_as_ever(small_whisper, data,
     check_step(before, model, {name: 0.01 / norm * gradient for name, gradient in means.items()}, atol=1e-6)
 
 
-# The parts
+# The parts of meta-train and meta-test
 
 
 def test_each_step_meets_attacks_that_meta_train_does_not_have(small_whisper, data, trainer, tmp_path):
@@ -428,7 +428,7 @@ _AUXILIARY = AuxiliaryWeights(importance=0.1, z=0.1)
 def test_several_processes_make_the_steps_of_one(
     small_whisper, data, trainer, tmp_path, method, second_order, size, processes
 ):
-    """With two trials each, in most steps some process has none of meta-train or of meta-test."""
+    """With two trials each, in most steps some process has no trial of meta-train or of meta-test."""
     models = []
     for count, arguments in ((1, {}), (processes, {"devices": processes, "strategy": "ddp_fork"})):
         models.append(module(small_whisper, method, meta_learning=MLDG(ALPHA, BETA, second_order=second_order)))
@@ -453,7 +453,7 @@ class Undropped(AASIST):
 def test_several_processes_share_the_batch_statistics_of_each_part(
     small_whisper, data, trainer, tmp_path, second_order
 ):
-    """A process that has none of a part takes no part in its statistics."""
+    """A process without trials of a part does not take part in its statistics."""
     models = []
     ours = {"devices": 3, "strategy": "ddp_fork", "plugins": [SyncedBatchNorm()]}
     for count, arguments in ((1, {}), (3, ours)):
@@ -461,7 +461,7 @@ def test_several_processes_share_the_batch_statistics_of_each_part(
         models.append(module(small_whisper, LoRA(2), meta_learning=learning, classifier=Undropped))
         run = trainer(tmp_path, max_epochs=2, limit_val_batches=0, precision="64-true", **arguments)
         run.fit(models[-1], datamodule=data(batch_size=6 // count))
-    one, several = (model.float().state_dict() for model in models)  # which is what comes back from other processes
+    one, several = (model.float().state_dict() for model in models)  # as other processes send it back
     for name, tensor in one.items():
         torch.testing.assert_close(several[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
 

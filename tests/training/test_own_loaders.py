@@ -1,4 +1,4 @@
-"""Training with a user's own DataLoaders, whose trials are not known."""
+"""Training with a user's own DataLoaders, which do not name their trials."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def tones() -> TensorDataset:
 
 
 def test_weights_and_dev_eer_are_those_of_the_data_module(module, data, trainer, tmp_path):
-    """The same batches by both ways."""
+    """Both ways give the same batches."""
     source = data(val=data().test["in_domain"])
     known = module()
     trainer(tmp_path / "known").fit(known, datamodule=source)
@@ -72,7 +72,7 @@ def test_fit_validate_test_and_predict_with_tuples(module, trainer, tones, tmp_p
     scores, labels = (logits[:, 1] - logits[:, 0]).numpy(), tones.tensors[1].numpy()
     assert validated["dev/eer"] == pytest.approx(equal_error_rate(scores, labels).eer)
     assert (own.evaluated["dev"].num_bona_fide, own.evaluated["dev"].num_scored) == (10, 20)
-    assert abs(roc_auc_score(labels, scores) - 0.5) > 0.2  # something was learned of how loud they are
+    assert abs(roc_auc_score(labels, scores) - 0.5) > 0.2  # the model has learned something about loudness
     (tested,) = trained.test(own, loader, verbose=False)
     assert tested == {"test/eer": pytest.approx(validated["dev/eer"])}
     first, *_ = trained.test(own, [loader, loader], verbose=False)

@@ -19,7 +19,7 @@ from moelora_ad.training.precision import FrozenHalfPrecision
 
 
 class Losses(Callback):
-    """Keeps the losses, and what part of every adapter gets a gradient in the last step."""
+    """Keeps the losses, and the gradients of all adapters in the last step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -38,7 +38,7 @@ class Losses(Callback):
 
 @pytest.fixture
 def fit(small_wav2vec2, small_whisper, data, trainer, tmp_path):
-    """Two epochs of a mixture without noise; returns the module and what was watched."""
+    """Trains a mixture without noise for two epochs; returns the module and the watched losses."""
 
     def run(kind: str, method=None, **arguments) -> tuple[DetectionModule, Losses]:
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ def test_losses_of_every_precision_are_close_and_every_adapter_learns(fit, kind,
         {"plugins": [FrozenHalfPrecision("bf16-true")]},
     ):
         module, watched = fit(kind, **arguments)
-        # bfloat16 has 8 bits: errors of a few parts in a thousand, of losses near log 2.
+        # bfloat16 has 8 bits, so losses near log 2 have errors of a few parts in a thousand.
         assert watched.losses == pytest.approx(exact.losses, abs=0.02), arguments
         assert watched.losses != exact.losses
         for name, gradient in watched.gradients.items():
@@ -135,9 +135,11 @@ def scores(folder: Path) -> dict[str, float]:
 def test_what_a_gpu_has_trained_is_judged_alike_everywhere(
     lightning, run_verb, experiment, write_config, whisper_tiny, tmp_path, gpu, monkeypatch, precision
 ):
-    """The encoder, the mixture and the head of the quickstart, two epochs of its speech on the GPU; the test there, the
-    test on the CPU, and the exported model on both. In float32 scores agree within 1e-4, with PyTorch's TF32 as it is;
-    in half precision they are as near as its roundings."""
+    """A model trained on a GPU has the same scores in tests on the GPU and on the CPU, and when exported.
+
+    Encoder, mixture and head are the quickstart's, trained on the GPU for two epochs of its speech. In float32, scores
+    agree within 1e-4, with PyTorch's TF32 setting as it is; in half precision, within the rounding errors.
+    """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     experiment["model"]["backbone"]["init_args"]["source"] = str(whisper_tiny)
     experiment["model"] |= {"adaptation": {"class_path": "moelora_ad.adapters.MoELoRA"}, "class_weights": [0.5, 0.5]}
@@ -170,7 +172,7 @@ def test_what_a_gpu_has_trained_is_judged_alike_everywhere(
 
 
 def test_evaluation_computes_float32_as_float32(fit, data, trainer, tmp_path):
-    """On a GPU PyTorch would compute convolutions in TF32: training may, scores do not."""
+    """On a GPU, PyTorch would compute convolutions in TF32: training may do so, scores may not."""
     module, _ = fit("whisper")
     seen: dict[bool, set[bool]] = {True: set(), False: set()}
     module.detector.register_forward_pre_hook(lambda one, _: seen[one.training].add(torch.backends.cudnn.allow_tf32))

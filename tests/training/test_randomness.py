@@ -8,7 +8,7 @@ from moelora_ad.training.randomness import seed_batch
 
 
 def draw(*key: int) -> list[float]:
-    torch.rand(int(torch.randint(1, 9, ())))  # whatever was drawn before
+    torch.rand(int(torch.randint(1, 9, ())))  # earlier draws must not matter
     seed_batch(*key)
     return torch.rand(4).tolist()
 

@@ -20,7 +20,7 @@ from moelora_ad.training import DetectionModule, WarmupCosine
 from moelora_ad.training.callbacks.checkpoints import WholeCheckpoint
 from moelora_ad.training.callbacks.early_stopping import LastingEarlyStopping
 
-STEPS = 4  # batches of an epoch
+STEPS = 4  # batches in an epoch
 KILLER = """
 import os, signal
 from lightning.pytorch import Callback
@@ -37,7 +37,7 @@ class KillAfter(Callback):
 
 
 class Recorder(Callback):
-    """Keeps what was trained on, and the epochs that were validated; may cut the run off."""
+    """Keeps the batches that were trained on and the epochs that were validated; may cut the run off."""
 
     def __init__(self, cut: str | None = None, time: int = 1) -> None:
         self.trained: list[tuple[int, list[int], str]] = []
@@ -72,7 +72,7 @@ class Recorder(Callback):
 
 @pytest.fixture
 def fit(small_whisper, data, trainer, tmp_path):
-    """Three epochs of four batches, RawBoost and random crops on; returns the final weights."""
+    """Trains three epochs of four batches with RawBoost and random crops; returns the final weights."""
 
     def run(
         *callbacks: Callback, checkpoint: Path | None = None, workers: int = 0, noisy: bool = False, **arguments
@@ -126,7 +126,7 @@ def test_from_a_checkpoint_of_any_step_and_of_any_epochs_end(fit, tmp_path, limi
     ("cut", "time", "done", "validations"), [("step", 6, 5, 2), ("step", 4, 3, 3), ("validation", 2, 4, 3)]
 )
 def test_from_what_was_saved_when_the_run_was_cut_off(fit, tmp_path, cut, time, done, validations):
-    """Within a step, within the last step of an epoch, within validation."""
+    """The cut is within a step, within the last step of an epoch, or within validation."""
     whole, folder = Recorder(), tmp_path / "cut"
     weights = fit(whole)
     saved = ModelCheckpoint(dirpath=folder, save_last=True, save_on_exception=True, every_n_epochs=100)
@@ -142,7 +142,7 @@ def test_from_what_was_saved_when_the_run_was_cut_off(fit, tmp_path, cut, time, 
     + [("sigterm", steps, steps) for steps in (1, 2, 4)],
 )
 def test_a_validation_that_was_cut_off_is_made_again_as_if_it_had_not_begun(fit, tmp_path, cut, time, done):
-    """Two validations in each epoch, of three batches each; cut off after early stopping has counted, too."""
+    """Each epoch has two validations of three batches; the cut may come after early stopping has counted, too."""
 
     def watching(folder: str) -> list[Callback]:
         stopping = LastingEarlyStopping(monitor="dev/loss", patience=100, min_delta=100.0)  # counts all but the first
@@ -167,7 +167,7 @@ def test_a_validation_that_was_cut_off_is_made_again_as_if_it_had_not_begun(fit,
 
 @pytest.mark.parametrize("batches", [2, 3, 5, 7])
 def test_sigterm_between_accumulated_batches(fit, tmp_path, batches):
-    """At the end of a step, and after the first of the two batches of another, which is done again."""
+    """SIGTERM comes at the end of a step, or after the first of a step's two batches, which is done again."""
     whole, saved = Recorder(), WholeCheckpoint(dirpath=tmp_path, save_on_exception=True, every_n_epochs=100)
     weights = fit(whole, accumulate_grad_batches=2)
     with pytest.raises(SystemExit):
@@ -187,7 +187,7 @@ def test_with_workers_that_read_ahead(fit, tmp_path):
 
 
 def test_with_gate_noise_dropout_half_precision_and_accumulated_batches(fit, tmp_path, device):
-    """From the end of an epoch's first step, of two batches, and from within the second epoch."""
+    """Resumes from the end of an epoch's first step, of two batches, and from within the second epoch."""
     whole = Recorder()
     given = {"noisy": True, "workers": 1, "precision": "bf16-mixed", "accumulate_grad_batches": 2, "max_epochs": 2}
     given |= {"accelerator": device.type, "deterministic": True}
@@ -200,8 +200,7 @@ def test_with_gate_noise_dropout_half_precision_and_accumulated_batches(fit, tmp
 
 @pytest.mark.gpu
 def test_kill_9_on_a_gpu_and_the_same_command_again(experiment, tmp_path, gpu):
-    """Killed in the second epoch, after the first one's checkpoint; the weights at the end are those of a run that was
-    left alone, to the last bit."""
+    """A run killed after the first epoch's checkpoint ends with exactly the weights of an uninterrupted run."""
     (tmp_path / "killer.py").write_text(KILLER)
     experiment["trainer"] |= {"accelerator": gpu.type, "devices": 1, "deterministic": True}
     experiment["model"]["classifier"] = "moelora_ad.models.AASIST"

@@ -50,13 +50,13 @@ def test_all_experts_start_from_one_lora(experiment, write_config, lightning, lo
     assert code == 0, err
     path, state = checkpoint(tmp_path)
     for number in (0, 1):
-        # After one step of AdamW with learning rate 0.001.
+        # The wanted weights are those after one step of AdamW with learning rate 0.001.
         torch.testing.assert_close(
             state[f"{SITE}.experts.{number}.lora_B"], start(loras[0], "lora_B"), rtol=0, atol=0.0012
         )
     different = state[f"{SITE}.experts.0.lora_A"] - state[f"{SITE}.experts.1.lora_A"]
     assert 0 < different.abs().max() < 0.02
-    # What was started from is not needed any more: neither to go on, nor to test, nor to export.
+    # The starting LoRAs are not needed any more: neither to resume, nor to test, nor to export.
     for folder in loras:
         (folder / "model.safetensors").unlink()
     config = tmp_path / "config.yaml"

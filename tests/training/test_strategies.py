@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-# FSDP's own classes on a machine without a GPU: Lightning looks for one by the name, and PyTorch by itself. And AASIST
-# without its dropout, of which each process has its own draws.
+# FSDP without a GPU, for which Lightning asks by the strategy's name, and PyTorch if it gets no device. And AASIST
+# without dropout, whose draws differ between processes.
 ON_CPU = '''
 import torch
 from lightning.pytorch import Callback
@@ -37,7 +37,7 @@ class Undropped(AASIST):
                 layer.p = 0.0
 
 class Collectives(Callback):
-    """Writes which collective calls of Python each training batch makes; DDP's of the gradients are none of them."""
+    """Writes which collective calls each training batch makes from Python; DDP reduces gradients without such calls."""
 
     def on_train_start(self, trainer, pl_module):
         self.calls = []
@@ -61,11 +61,13 @@ class Collectives(Callback):
 
 @pytest.fixture
 def trained(experiment, write_config, tmp_path):
-    """Trains by a strategy of two processes, or in one with twice the batch; returns what was printed, the training
-    losses of the steps, and the last checkpoint's weights."""
+    """Trains by a strategy over two processes, or in one process with twice the batch.
+
+    Returns what was printed, the training losses of the steps, and the last checkpoint's weights.
+    """
     (tmp_path / "on_cpu.py").write_text(ON_CPU)
     experiment["data"]["train_segment"]["position"] = "first"
-    experiment["model"]["class_weights"] = [0.1, 0.9]  # with unequal classes in the two processes
+    experiment["model"]["class_weights"] = [0.1, 0.9]  # matters where the two processes have unequal classes
     adaptation = experiment["model"]["adaptation"]["init_args"]
     adaptation |= {"share_gate": True, "auxiliary": {"importance": 0.1}, "gate": {"noise": "none"}}
 
@@ -101,16 +103,16 @@ def accelerator(request) -> str:
 
 
 def test_two_processes_train_as_one_with_the_doubled_batch(trained, experiment, accelerator):
-    """DDP; the batch statistics of AASIST, one gate for each layer, an auxiliary loss, unequal class weights."""
+    """DDP with AASIST's batch statistics, one gate for each layer, an auxiliary loss and unequal class weights."""
     experiment["model"]["classifier"] = "on_cpu.Undropped"
-    # Adam would make steps of the rounding errors of a bias in front of batch normalisation, whose gradient is zero.
+    # A bias before batch normalisation has only rounding errors as its gradient; Adam would make full steps of it.
     experiment["model"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}
-    # In float32 rounding differs, and the choices of pooling layers make more of it with every step.
+    # In float32, rounding differs, and the choices of pooling layers magnify that with every step.
     chosen = {"precision": "64-true", "accelerator": accelerator}
     _, losses, weights = trained(None, **chosen, devices=1)
     printed, of_two, weights_of_two = trained("lightning.pytorch.strategies.DDPStrategy", **chosen)
     assert len(losses) == 6
-    error = 1e-10 if accelerator == "cpu" else 1e-5  # gates take the softmax in float32, of sums in another order
+    error = 1e-10 if accelerator == "cpu" else 1e-5  # the gates' float32 softmax sums in another order
     for one, two in zip(losses, of_two, strict=True):
         assert two == pytest.approx(one, rel=error)
     assert weights_of_two.keys() == weights.keys()
@@ -121,7 +123,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained, experiment, 
 
 
 def test_processes_talk_once_in_a_step_besides_the_gradients(trained):
-    """Once about the loss, which is shared out, logged and checked; once about what the auxiliary losses add up."""
+    """One all-reduce is for the loss, which is shared, logged and checked, and one for sums of auxiliary losses."""
     printed, losses, _ = trained(
         "lightning.pytorch.strategies.DDPStrategy", callbacks=[{"class_path": "on_cpu.Collectives"}]
     )
@@ -131,7 +133,7 @@ def test_processes_talk_once_in_a_step_besides_the_gradients(trained):
 
 def test_two_processes_with_shards_train_as_one_with_the_doubled_batch(trained, accelerator):
     _, losses, weights = trained(None, accelerator=accelerator, devices=1)
-    # FSDP's own casts of waveforms, weights and buffers are off, and without CUDA no others are on.
+    # FSDP casts no waveforms, weights or buffers here, and without CUDA nothing else is cast.
     on_cpu = accelerator == "cpu"
     strategy = "on_cpu.OnCPU" if on_cpu else "lightning.pytorch.strategies.FSDPStrategy"
     precision = "bf16-mixed" if on_cpu else "32-true"

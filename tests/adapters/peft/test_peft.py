@@ -1,4 +1,4 @@
-"""Adapters to peft and from it, with the real peft; merging."""
+"""Adapters exported to peft and read from it, with the real peft; merging."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Every kind of LoRA that the installed peft trains: read with the function that it has there, or refused by name."""
+"""Every kind of LoRA that the installed peft trains: read here with the same outputs, or refused by name."""
 
 import json
 import warnings
@@ -39,7 +39,7 @@ def output(model: nn.Module) -> torch.Tensor:
 
 
 def started(start: bool | str, **arguments: object) -> peft.PeftModel:
-    """A LoRA of peft, started as its documentation says."""
+    """A LoRA of peft with the given initialisation, prepared as peft's documentation says."""
     model = bert()
     further = {"eva": {"eva_config": EvaConfig(rho=1.0)}, "lora_ga": {"lora_ga_config": LoraGAConfig()}}
     config = peft.LoraConfig(
@@ -57,7 +57,7 @@ def started(start: bool | str, **arguments: object) -> peft.PeftModel:
 
 
 def trained(model: peft.PeftModel) -> peft.PeftModel:
-    """What training does: everything that peft trains is somewhere else."""
+    """Moves every parameter that peft trains, as training would."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -102,7 +102,7 @@ def test_a_lora_that_stands_on_changed_weights_is_refused_by_name(start, tmp_pat
         method.adapt(model)
         with pytest.raises(AdapterError, match="peft changed the weights below"):
             method.initialise(model)
-    # Read as a plain LoRA, it is another function than the one that was trained.
+    # Read as a plain LoRA, the adapter computes a different function from the one that was trained.
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": True}))
     adapt_from_peft(model := bert(), folder)
@@ -116,7 +116,7 @@ def _mixture(folder: Path) -> MoELoRA:
 @pytest.mark.parametrize("start", BASE_CHANGED)
 def test_what_the_refusal_says_makes_a_plain_lora_of_equal_outputs(start, tmp_path):
     theirs = started(start)
-    theirs.peft_config["default"].init_lora_weights = True  # as peft's documentation says for the starting adapter
+    theirs.peft_config["default"].init_lora_weights = True  # as peft documents for saving the starting adapter
     first = saved(theirs, tmp_path / "first")
     theirs.peft_config["default"].init_lora_weights = start
     trained(theirs)
@@ -147,7 +147,7 @@ def test_every_other_kind_of_lora_is_refused_by_name(name, tmp_path):
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS, **KINDS[name])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if name == "alora_invocation_tokens":  # peft trains it in models of language alone
+        if name == "alora_invocation_tokens":  # peft trains this kind in language models only
             folder = saved(started(True), tmp_path)
             config.save_pretrained(folder)
         else:
@@ -181,7 +181,7 @@ def test_fields_of_kinds_that_cannot_be_trained_here_and_unknown_ones_are_refuse
     [("loftq", "is 'loftq': peft changed .*merge_and_unload"), ("later", "is 'later', unknown here")],
 )
 def test_starts_that_cannot_be_trained_here_and_unknown_ones_are_refused(start, told, tmp_path):
-    """LoftQ, which quantises the weights, needs a GPU."""
+    """LoftQ needs a GPU, because it quantises the weights: only its configuration is written here."""
     path = saved(started(True), tmp_path) / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": start}))
     with pytest.raises(AdapterError, match=f"init_lora_weights {told}"):

@@ -112,13 +112,13 @@ def test_a_wide_band_goes_beyond_4_kHz(codec):
 
 
 def mu_law_levels():
-    size = [((2 * step + 33) << segment) - 33 for segment in range(8) for step in range(16)]  # of 14 bits
+    size = [((2 * step + 33) << segment) - 33 for segment in range(8) for step in range(16)]  # levels of 14 bits
     return np.unique(np.multiply.outer([-4, 4], size))
 
 
 def a_law_levels():
     size = [(2 * step + (33 if segment else 1)) << max(0, segment - 1) for segment in range(8) for step in range(16)]
-    return np.unique(np.multiply.outer([-8, 8], size))  # of 13 bits
+    return np.unique(np.multiply.outer([-8, 8], size))  # levels of 13 bits
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_g711_gives_the_nearest_level_of_the_recommendation(codec, levels, subty
     coded = codec._code(sound, generator())[: len(sound)] * 32_768
     assert set(coded) == set(levels)
     nearest = np.abs(SIXTEEN_BITS[:, None] - levels).min(axis=1)
-    assert (np.abs(coded - SIXTEEN_BITS) < nearest + 8).all()  # its input has 14 or 13 bits
+    assert (np.abs(coded - SIXTEEN_BITS) < nearest + 8).all()  # G.711 takes an input of 14 or 13 bits
     file = io.BytesIO()
     soundfile.write(file, SIXTEEN_BITS.astype(np.int16), 8_000, format="WAV", subtype=subtype)
     file.seek(0)
@@ -173,7 +173,7 @@ def test_rates_are_drawn_uniformly(monkeypatch):
 
 
 def test_a_long_waveform_passes_through_vorbis():
-    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 2_000_000).astype(np.float32)  # at once, it would crash
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 2_000_000).astype(np.float32)  # in one piece, it would crash
     assert Vorbis((0, 0))(noise, generator()).shape == noise.shape
 
 

@@ -58,7 +58,7 @@ def test_ratios_are_drawn_uniformly(noises):
 
 
 def where(stretch, recording):
-    """The place of ``stretch`` in the endlessly repeated ``recording``, and how alike they are."""
+    """The place of ``stretch`` in the endlessly repeated ``recording``, and their correlation there."""
     repeated = np.tile(recording, -(-len(stretch) // len(recording)) + 1).astype(np.float64)
     correlation = scipy.signal.correlate(repeated, stretch, mode="valid", method="fft")
     place = int(correlation.argmax())
@@ -77,7 +77,7 @@ def test_any_file_at_any_place_is_added(noises):
         (index,) = [number for number, (_, alike) in enumerate(places) if alike > 0.999]
         found.append((index, places[index][0]))
     assert {index for index, _ in found} == {0, 1, 2}
-    assert {place for index, place in found if index == 1} == {0}  # the short one is repeated from its beginning
+    assert {place for index, place in found if index == 1} == {0}  # the short recording is repeated from its beginning
     assert len({place for index, place in found if index == 2}) > 3
 
 
@@ -139,7 +139,7 @@ def test_silent_waveforms_and_silent_rooms_have_defined_results(tmp_path):
     np.testing.assert_array_equal(result, noise(1_000))
 
 
-# Both
+# Noise and rooms
 
 
 @pytest.mark.parametrize("build", [AdditiveNoise, RoomResponse])

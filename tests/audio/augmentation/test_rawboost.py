@@ -30,8 +30,8 @@ def one_notch(lower, upper, length=101, gain=0.0):
 
 
 def cascade_of_scipy(notches, row):
-    """Band-stop filters of scipy, each with a gain of 1 at 0 Hz, convolved; the peak of the response at 512 frequencies
-    brought to the row's gain."""
+    """Band-stop filters of scipy, each with a gain of 1 at 0 Hz, convolved and scaled so that the peak of the response
+    at 512 frequencies is the row's gain."""
     cascade = np.ones(1)
     for low, high, length in zip(notches.lower[row], notches.upper[row], notches.lengths[row], strict=True):
         cascade = np.convolve(cascade, scipy.signal.firwin(int(length), [low, high], fs=16_000))
@@ -64,7 +64,7 @@ def test_a_notch_is_where_it_was_drawn_and_deep():
     frequency, response = scipy.signal.freqz(one_notch(2_000, 3_000).coefficients()[0], worN=8_000, fs=16_000)
     decibels = 20 * np.log10(np.abs(response) + 1e-12)
     stopped = frequency[decibels < -6]
-    assert stopped.min() == pytest.approx(2_000, abs=20)  # the window method puts a half at the edges
+    assert stopped.min() == pytest.approx(2_000, abs=20)  # the window method has a gain of one half at the edges
     assert stopped.max() == pytest.approx(3_000, abs=20)
     assert decibels[(frequency > 2_300) & (frequency < 2_700)].max() < -40
     assert np.abs(decibels[(frequency < 1_700) | (frequency > 3_300)]).max() < 0.1
@@ -92,7 +92,7 @@ def test_notches_are_drawn_uniformly_within_the_published_limits():
     width = (notches.upper - notches.lower)[inside]
     assert width.min() >= 100 - 1e-9
     assert width.max() <= 1_000
-    # 10 to 99, even ones raised by one: 45 odd numbers of two each.
+    # Drawn from 10 to 99, and even numbers raised by one: 45 odd lengths, of two numbers each.
     assert sorted(set(notches.lengths.ravel())) == list(range(11, 100, 2))
     assert scipy.stats.chisquare(np.bincount(notches.lengths.ravel())[11::2]).pvalue > 0.01
     assert (notches.gains == 0).all()
@@ -215,7 +215,7 @@ def test_without_a_stop_band_the_noise_is_white_and_gaussian():
     at_nyquist = NotchFilters(bands=1, centre=(8_000, 8_000), width=(1, 1), coefficients=(3, 3))
     noise = (RawBoost(3, filters=at_nyquist)(waveform, generator(2)).astype(np.float64) - waveform)[10:-10]
     noise /= noise.std()
-    # One sample in three, for the short filter leaks to its neighbours.
+    # Every third sample, because the short filter makes neighbouring samples dependent.
     assert scipy.stats.kstest(noise[::3], scipy.stats.norm.cdf).pvalue > 0.01
     assert scipy.stats.kurtosis(noise) == pytest.approx(0, abs=0.05)
     _, density = scipy.signal.welch(noise, 16_000, nperseg=256)
@@ -260,7 +260,7 @@ def test_parallel_is_the_sum_within_full_scale():
     np.testing.assert_allclose(boost(waveform, generator(2)), total / np.abs(total).max(), rtol=1e-6)
 
 
-# What holds for all
+# All algorithms
 
 
 @settings(deadline=None, max_examples=40)

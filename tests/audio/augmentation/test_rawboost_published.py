@@ -1,4 +1,4 @@
-"""RawBoost against the arithmetic of the published code, in plain scipy, with the same draws.
+"""RawBoost against the arithmetic of the published code, in plain scipy, with the same random draws.
 
 Nothing here is designed, filtered or summed as ``moelora_ad.audio.augmentation.rawboost`` does it. How the draws are
 distributed is tested in ``test_rawboost.py``.
@@ -25,7 +25,7 @@ def notch_filter(notches, row):
 
 
 def through(sound, taps):
-    """From one sample behind the filter's centre on."""
+    """The filtered sound, from one sample after the filter's centre on."""
     first = (len(taps) + 1) // 2
     whole = np.append(scipy.signal.fftconvolve(sound, taps), 0)
     return whole[first : first + len(sound)]
@@ -81,7 +81,7 @@ def published(sound, boost, draws):
 
 @pytest.fixture(scope="module")
 def speech(quickstart):
-    """Real utterances; a short one, one at full scale, and one above it."""
+    """Real utterances, the beginning of one, one at full scale, and one above full scale."""
     files = sorted((quickstart / "corpus" / "MiniLA" / "flac").glob("*.flac"))[::60]
     sounds = [soundfile.read(path, dtype="float32")[0] for path in files]
     return [*sounds, sounds[0][:300], sounds[0] / np.abs(sounds[0]).max(), 1.5 * sounds[1] / np.abs(sounds[1]).max()]
@@ -98,7 +98,7 @@ def test_equal_draws_give_equal_sounds(speech, algorithm, filters):
 
 
 def test_a_stop_band_over_the_lowest_frequencies_leaves_the_polarity_to_chance():
-    """As published: a filter is scaled to a positive gain at 0 Hz, where such a one passes next to nothing."""
+    """The published code scales every filter to a positive gain at 0 Hz, where this one passes next to nothing."""
     low = NotchFilters(bands=1, centre=(20, 60), width=(1_000, 3_000))
     pulse = np.zeros(1_001)
     pulse[500] = 0.5

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.corpora.protocols.columns import CategoryPool, TextPool, Texts
 
-TEXT = st.text(st.characters(), max_size=5)  # lone surrogates too: a file's name may have them
+TEXT = st.text(st.characters(), max_size=5)  # includes lone surrogates, which file names may have
 SLICES = st.slices(8)
 
 

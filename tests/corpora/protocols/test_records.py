@@ -34,7 +34,7 @@ def rows(blocks, names):
 
 
 def result(read, path, data):
-    """What reading ``data`` gives, or its error, which must be one line that begins with the file."""
+    """The result of reading ``data``, or its error, which must be one line that begins with the file."""
     path.write_bytes(data)
     try:
         return read(path)
@@ -57,7 +57,7 @@ def is_text(data):
 @example(b"a b\nc  d\n\n \r\ne f", (TWO,), 1)
 @example(b"\n\na  b c\na\tb", (TWO,), 2**16)
 @example(b"a b c d\n\xc2\x85\na\n", (TWO,), 5)
-@example(b"a b c\nd", (TWO,), 2**16)  # as many fields as two good lines
+@example(b"a b c\nd", (TWO,), 2**16)  # 4 fields in all, like two correct lines
 def test_lines_are_what_splitting_each_of_them_gives(path, data, layouts, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "_CHUNK", chunk)
@@ -91,7 +91,7 @@ def test_line_numbers_over_many_chunks(path):
 
 @settings(deadline=None)
 @given(st.sampled_from([b"a,b\n", b"a\n", b'"a","b\n"\n', b""]), SOUP)
-@example(b"", b",\r,")  # two columns without a name
+@example(b"", b",\r,")  # two columns without names
 def test_any_bytes_give_a_table_or_an_error_with_its_line(path, header, rest):
     data = header + rest
 
@@ -172,7 +172,7 @@ def test_records_are_read_in_blocks_as_one_by_one(path, records, blank, fault):
         text.write("\n" * blank.count(number))
         csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(record)
     path.write_bytes((text.getvalue() + fault).encode())
-    # The standard library's reader, a record at a time.
+    # The standard library's reader, one record at a time.
     reader = csv.reader(io.StringIO(text.getvalue() + fault, newline=""), strict=True)
     wanted, line, faulty = [], 1, None
     try:
@@ -201,4 +201,4 @@ def test_a_large_table_is_not_searched_for_garbage_while_it_is_read(path):
 
     before = searches()
     read_columns(path)
-    assert searches() - before < 5  # one for every 700 lines where too many are there at once
+    assert searches() - before < 5  # one for every 700 lines if too many objects exist at once

@@ -1,4 +1,4 @@
-"""Files in folders, archives and remote file systems, against the files that they were made from."""
+"""Files in folders, archives and remote file systems, compared with the files that they were made from."""
 
 import io
 import multiprocessing
@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def pack(archive, files):
-    """An archive of ``{name: bytes}``."""
+    """Writes an archive of ``{name: bytes}`` and returns its path."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
@@ -222,7 +222,7 @@ def test_workers_read_what_the_main_process_reads(tmp_path, form, start):
     files = speech()
     root = located(pack(tmp_path / f"LA.{form}", files))
     places = [joined(root, name) for name in files] * 20
-    assert content(places[-1]) == list(files.values())[-1]  # open here before the workers start
+    assert content(places[-1]) == list(files.values())[-1]  # opens the archive here before the workers start
     loader = DataLoader(Contents(places), batch_size=None, num_workers=2, multiprocessing_context=start)
     assert list(loader) == list(files.values()) * 20
     assert content(places[0]) == files[next(iter(files))]
@@ -305,12 +305,12 @@ def test_a_zip_member_that_claims_100_gb_is_refused(tmp_path):
 def test_a_zip_member_that_holds_more_than_it_claims_is_cut_off(tmp_path):
     archive = pack(tmp_path / "a.zip", {"x.wav": b"0" * 50_000_000})
     claim_in_zip(archive, 1000)
-    with pytest.raises(StorageError, match="cannot read member"):  # its checksum is of more
+    with pytest.raises(StorageError, match="cannot read member"):  # the checksum is that of all its bytes
         content(joined(located(archive), "x.wav"))
 
 
 def claim_in_zip(archive, size):
-    """Change the size of the only member in a zip's directory."""
+    """Changes the size of the only member in a zip archive's directory."""
     data = bytearray(archive.read_bytes())
     entry = data.rindex(b"PK\x01\x02")
     struct.pack_into("<I", data, entry + 24, size)
@@ -336,14 +336,14 @@ def test_an_archive_cut_short_is_told(tmp_path, form):
 
 @pytest.mark.parametrize("form", ["zip", "tar", "tar.gz"])
 def test_damaged_archives_give_bytes_or_one_error(tmp_path, monkeypatch, form):
-    monkeypatch.setattr(archives, "_IN_MEMORY", 40_000)  # some members are read by pieces
+    monkeypatch.setattr(archives, "_IN_MEMORY", 40_000)  # so that some members are read in pieces
     archive = pack(tmp_path / f"a.{form}", {path.name: path.read_bytes() for path in SPEECH})
     whole = np.frombuffer(archive.read_bytes(), np.uint8)
     outcomes = set()
     for seed in range(60):
         generator = np.random.default_rng(seed)
         damaged = whole.copy()
-        # Hits near the ends as well: a zip archive's directory, the headers of gzip and tar.
+        # Also hits near the ends, where a zip archive has its directory and gzip and tar have headers.
         places = (generator.random(8) ** 4 * len(whole)).astype(int)
         damaged[places if seed % 2 else -1 - places] = generator.integers(256, size=8)
         cut = generator.integers(len(whole) // 2, len(whole)) if seed % 3 == 0 else len(whole)
@@ -419,6 +419,6 @@ def test_an_unknown_protocol_is_told():
 def test_a_tar_archive_without_the_extra_is_one_line(package, tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(SPEECH[0], "a.flac")
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, package, None)  # as if the package were not installed
     with pytest.raises(StorageError, match=rf"a\.tar: .*{package}: pip install 'moelora_ad\[archives\]'"):
         open_file(f"{tmp_path}/a.tar!/a.flac")

@@ -1,4 +1,4 @@
-"""Each distribution as it is published, and unpacked: the same trials and the same samples."""
+"""Each distribution as published and unpacked: the same trials and the same samples."""
 
 import io
 import tarfile
@@ -31,7 +31,7 @@ FLAC = [path.read_bytes() for path in SPEECH]
 
 
 def wav(flac):
-    """As In-the-Wild has it: 16 kHz, float."""
+    """Audio as In-the-Wild has it: WAV of 16 kHz with float samples."""
     file = io.BytesIO()
     samples, rate = soundfile.read(io.BytesIO(flac), dtype="float32")
     soundfile.write(file, samples, rate, format="WAV", subtype="FLOAT")
@@ -39,7 +39,7 @@ def wav(flac):
 
 
 def mp4(flac):
-    """As FakeAVCeleb has it: AAC in MP4."""
+    """Audio as FakeAVCeleb has it: AAC in MP4."""
     file = io.BytesIO()
     samples, rate = soundfile.read(io.BytesIO(flac), dtype="float32")
     with av.open(file, "w", format="mp4") as video:
@@ -54,7 +54,7 @@ def mp4(flac):
 
 @dataclass(frozen=True)
 class Distribution:
-    """Files by their name, and the archives that they are published in by the start of their names."""
+    """Files by name, and for each published archive the beginnings of the names of its files."""
 
     make: Callable
     files: dict[str, bytes]
@@ -150,7 +150,7 @@ def unpacked(folder, files):
 
 
 def packed(folder, one, prefix=""):
-    """The archives of a distribution; ``prefix`` is what tar puts before each name."""
+    """Writes the archives of a distribution; ``prefix`` is what tar puts before each name."""
     folder.mkdir(exist_ok=True)
     for archive, starts in one.archives.items():
         inside = {name: data for name, data in one.files.items() if name.startswith(starts)}
@@ -172,7 +172,7 @@ def samples(trial):
 
 
 def assert_same(published, expected):
-    """Two corpora have the same trials, apart from where their audio is, and the same samples."""
+    """Checks that two corpora have the same samples and, apart from the places of their audio, the same trials."""
     one, other = published.trials(), expected.trials()
     assert [replace(trial, audio="") for trial in one] == [replace(trial, audio="") for trial in other]
     for trial, wanted in zip(one, other, strict=True):

@@ -1,4 +1,4 @@
-"""Systems times attacks: figures, means and intervals by other means, what is printed and written, what is refused."""
+"""Tables of systems by attacks: EERs, means and intervals against other implementations, output, and refused runs."""
 
 import csv
 import json
@@ -26,12 +26,12 @@ SETS = {"dev": "MiniLA", "held_out": "MiniLA", "out_of_domain": "MiniOOD"}
 
 
 def held_out(make_run: MakeRun, system: str, attack: str, seed: int, name: str | None = None, **changes) -> Path:
-    """The folder of a run that held an attack out, as a sweep calls it."""
+    """Make the folder of a run with a held-out attack, named as a sweep names it."""
     configuration = {"seed_everything": seed, "data": {"seed": seed, "held_out_attack": attack}}
     name = name or f"{system}-without_{attack}"
     selections = {"train": f"without {attack}", "dev": f"without {attack}"}
     folder = make_run(name, seed, sets=SETS, configuration=configuration, selections=selections, **changes)
-    for kind in ("held_out", "dev"):  # of every attack other trials
+    for kind in ("held_out", "dev"):  # each held-out attack has its own trial list
         path = folder / f"scores/best/{kind}.json"
         about = json.loads(path.read_text())
         about["corpus"]["trial_list_sha256"] += attack
@@ -44,7 +44,7 @@ def eer_of(folder: Path) -> float:
 
 
 def matrices_of(*folders: Path) -> dict[str, AttackMatrix]:
-    """By set; that of held-out attacks among them."""
+    """The attack matrix of each set, with the matrix of held-out attacks among them."""
     return {matrix.set_name: matrix for matrix in attack_matrices(Comparison(read_runs(find_records(folders))[0]))}
 
 
@@ -55,8 +55,7 @@ def matrix_of(*folders: Path) -> AttackMatrix:
 
 
 def by_sklearn(path: Path, attack: str) -> float:
-    """The EER of a score file's bona fide trials against an attack's spoofs: where misses and false alarms are closest,
-    over all operating points of scikit-learn's curve."""
+    """EER of a file's bona fide trials against one attack, where scikit-learn's two error rates are closest."""
     with open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["label"] == "bonafide" or row["attack"] == attack]
     labels, scores = [row["label"] == "bonafide" for row in rows], [float(row["score"]) for row in rows]
@@ -71,7 +70,7 @@ def test_the_mean_is_over_attacks_each_by_the_mean_of_its_seeds():
     means = [0.15, 0.3, 0.3]
     assert found.mean == pytest.approx(0.25)
     assert found.interval == pytest.approx(tuple(stats.ttest_1samp(means, 0).confidence_interval(0.95)))
-    assert found.seed_std == pytest.approx(np.sqrt((0.05**2 * 2 + 0.1**2 * 2) / (1 + 2)))  # free: 1, 0 and 2
+    assert found.seed_std == pytest.approx(np.sqrt((0.05**2 * 2 + 0.1**2 * 2) / (1 + 2)))  # degrees of freedom 1, 0, 2
     assert found.num_attacks == 3
 
 
@@ -82,7 +81,7 @@ def test_an_interval_is_of_rates_and_of_several_attacks():
 
 
 def test_the_interval_covers_the_mean_of_all_attacks():
-    """6 attacks of many, 3 seeds of each: 95 % within three standard errors of 2,000 draws."""
+    """With 6 attacks and 3 seeds of each, coverage is 95 % within three standard errors of 2,000 draws."""
     draw = np.random.default_rng(1)
     attacks = draw.normal(0.3, 0.04, (2_000, 6, 1))
     eers = attacks + draw.normal(0.0, 0.03, (2_000, 6, 3))
@@ -103,7 +102,7 @@ def test_a_matrix_of_score_files(make_run: MakeRun, tmp_path: Path, capsys: pyte
     assert run(["results", str(tmp_path / "runs"), "--to", str(to)]) == 0
     printed = capsys.readouterr().out
     assert "EER % on the held-out attack" in printed
-    assert "selected on different trials" not in printed  # of course
+    assert "selected on different trials" not in printed  # expected: each held-out attack has its own trials
     means = {
         (system, attack): np.mean([eers[system, attack, seed] for seed in (1, 2)]) for system, attack, _ in folders
     }
@@ -147,14 +146,15 @@ def test_averages_over_sets_leave_the_held_out_set_out(make_run: MakeRun, tmp_pa
     monkeypatch.setenv("COLUMNS", "200")
     held_out(make_run, "lora", "A01", 1)
     held_out(make_run, "lora", "A02", 1)
-    make_run("lora", 1)  # an ordinary run beside them
+    make_run("lora", 1)  # a run without a held-out attack
     assert run(["results", str(tmp_path / "runs")]) == 0
     printed = capsys.readouterr().out
     lines = [line.split() for line in printed.splitlines()]
     assert ["lora-without_A01", "463,626"] in [line[:2] for line in lines]
     (heading,) = [line for line in lines if line[:2] == ["system", "trained"]]
     assert "held_out" not in heading
-    assert len([line for line in lines if line[:1] == ["lora"]]) == 4  # held out; the two sets, and over their attacks
+    # One row in each of four tables: systems, held-out attacks, and the attacks of the two sets.
+    assert len([line for line in lines if line[:1] == ["lora"]]) == 4
 
 
 def test_a_matrix_with_gaps(make_run: MakeRun):
@@ -174,7 +174,7 @@ def test_a_matrix_with_gaps(make_run: MakeRun):
 
 def test_what_does_not_compare(make_run: MakeRun):
     first = held_out(make_run, "lora", "A01", 1)
-    same = held_out(make_run, "lora", "A01", 1, name="lora")  # by hand, with the system's own name
+    same = held_out(make_run, "lora", "A01", 1, name="lora")  # run by hand, under the system's own name
     with pytest.raises(InputError, match="are both system 'lora' without A01 with seed 1: name one of them"):
         matrix_of(first, same)
     other = held_out(make_run, "moe", "A01", 1)
@@ -190,10 +190,10 @@ def test_each_attack_of_a_test_set(make_run: MakeRun, tmp_path: Path, capsys: py
     to = tmp_path / "to"
     assert run(["results", str(tmp_path / "runs"), "--to", str(to)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("Student's t over these means") == 1  # what holds for all tables is said once
+    assert printed.count("Student's t over these means") == 1  # a note that holds for all tables is printed once
     with open(to / "attacks.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["set"] for row in rows} == {"in_domain", "out_of_domain"}  # checkpoints are selected on dev
+    assert {row["set"] for row in rows} == {"in_domain", "out_of_domain"}  # not dev: it selects checkpoints
     content = {one["set"]: one for one in json.loads((to / "attacks.json").read_text())["matrices"]}
     page, markdown, latex = ((to / name).read_text() for name in ("report.html", "attacks.md", "attacks.tex"))
     for name in ("in_domain", "out_of_domain"):
@@ -254,6 +254,6 @@ def test_a_hundred_attacks_are_all_on_the_heatmap_which_stays_as_wide_as_a_page(
     runs = [AttackRun("lora", attack, 1, Path(), n / 1000, 1, 1) for n, attack in enumerate(attacks)]
     svg = attack_plot(AttackMatrix("df21", runs)).svg
     assert all(f">{attack}<" in svg and f">{n / 10:.2f}<" in svg for n, attack in enumerate(attacks))
-    assert ">4.95<" in svg  # their mean
+    assert ">4.95<" in svg  # the mean over attacks
     assert (found := re.search(r'viewBox="0 0 ([\d.]+) ', svg))
-    assert float(found[1]) < 12 * 72  # points
+    assert float(found[1]) < 12 * 72  # 12 inches in points

@@ -1,4 +1,4 @@
-"""The table of an extension against the formulas of its figures."""
+"""The forgetting table of an extended model against the formulas of its figures."""
 
 import json
 
@@ -44,13 +44,13 @@ def test_every_way_on_every_set_and_the_mean_over_the_old_ones(before):
 
 
 def test_the_interval_of_a_mean_is_that_of_independent_sets(before):
-    """The variance of a mean of independent differences is the mean of theirs over their number."""
+    """The variance of the mean of n independent differences is their mean variance divided by n."""
     pairs = [(moved(before[name], -0.5, 5), before[name]) for name in ("old_a", "old_b")]
     many = FigureOptions(resamples=2000)
     widths = [np.subtract(*compare(*pair, many)["eer"].interval) for pair in pairs]
     width = np.subtract(*mean_difference(pairs, "eer", many).interval)
     assert width == pytest.approx(-np.sqrt(np.square(widths).sum()) / 2, rel=0.12)
-    # Of one set it is that set's own; twice the same set is no surer than its two resamplings.
+    # With one set, the mean difference is that set's difference.
     assert mean_difference(pairs[:1], "eer", many) == compare(*pairs[0], many)["eer"]
     with pytest.raises(ScoreError, match="empty list of sets"):
         mean_difference([])

@@ -1,4 +1,4 @@
-"""Pairs of systems: which seeds, which trials, which resamples, and what is corrected together."""
+"""Pairs of systems: the seeds and trials compared, the resampling, and the joint correction of p-values."""
 
 import zlib
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def comparison_of(path: Path) -> Comparison:
 
 
 def share_trials(folder: Path) -> None:
-    """Give every trial a part of its score that all runs share, and one that the seeds of a system share."""
+    """Give every trial one score component that all runs share, and one that the seeds of a system share."""
     for path in folder.rglob("scores/best/*.csv"):
         system = path.parents[3].name
         table = ScoreTable.read(path)
@@ -38,7 +38,7 @@ def share_trials(folder: Path) -> None:
 
 
 def by_hand(comparison: Comparison, name: str, pair: tuple[str, str], seeds: int) -> tuple[float, float, float]:
-    """Difference, its error and degrees of freedom: one resample after another, trial by trial."""
+    """The difference, its standard error and degrees of freedom, one resample after another and trial by trial."""
     tables = [
         [ScoreTable.read(run.record.folder / f"scores/best/{name}.csv") for run in comparison.systems[s]] for s in pair
     ]
@@ -83,9 +83,9 @@ def test_every_figure_is_that_of_the_score_files(make_run: MakeRun, tmp_path: Pa
     assert list(figures) == ["in", "one", "two", "macro_ood", "macro_all"]
     mean, error, df = by_hand(comparison, "one", ("a", "b"), 3)
     found = figures["one"].difference
-    assert found.of_trials.value > found.of_one_seed / 3  # or the part of trials would hardly be seen
+    assert found.of_trials.value > found.of_one_seed / 3  # otherwise the part of trials would be too small to check
     assert found.difference == pytest.approx(mean)
-    reach = stats.t.ppf(0.975, df) * error  # resamples are others: 800 of them leave a few percent
+    reach = stats.t.ppf(0.975, df) * error  # the resamples differ: 800 of them agree within a few percent
     assert found.interval == pytest.approx((mean - reach, mean + reach), abs=0.1 * reach)
     macro = figures["macro_ood"].difference
     assert macro.difference == pytest.approx((found.difference + figures["two"].difference.difference) / 2)
@@ -142,7 +142,7 @@ def test_trials_that_a_run_has_not_scored_are_left_out_for_all(
             make_run(system, seed)
     path = tmp_path / "runs/b/seed_2/scores/best/in_domain.csv"
     whole = ScoreTable.read(path)
-    turned = whole.select(np.arange(len(whole) - 1, 5, -1))  # another order, and six trials less
+    turned = whole.select(np.arange(len(whole) - 1, 5, -1))  # another order, and six trials fewer
     turned.write(path)
     beside = path.with_suffix(".json")
     beside.write_text(beside.read_text().replace('"complete": true', '"complete": false'))

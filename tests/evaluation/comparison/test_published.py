@@ -1,4 +1,4 @@
-"""Published figures are shown only beside the systems and sets that they are of."""
+"""Published figures are shown only beside the systems and test sets that they belong to."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def moe(**arguments: Any) -> str:
     )
 
 
-FULL = 315_438_720 - 1_024  # Wav2Vec2Model but for the vector of time masking, which is never called
+FULL = 315_438_720 - 1_024  # Wav2Vec2Model without the vector of time masking, which is never used
 LORA = "{class_path: moelora_ad.adapters.LoRA, init_args: {rank: 8, alpha: null}}"
 
 
@@ -73,7 +73,7 @@ def test_systems_of_the_paper(adaptation: str, number: int, name: str, mean: flo
         (LORA.replace("8", "4"), trained(1, 4)),
         (moe(rank=4), trained(3, 4)),
         (moe(num_experts=5), trained(5, 8)),
-        (moe(), trained(3, 8) + 1),  # another backbone or classifier
+        (moe(), trained(3, 8) + 1),  # the size with another backbone or classifier
         (moe(alpha=16), trained(3, 8)),
         (moe(targets=["q_proj", "v_proj", "fc1", "fc2"]), trained(3, 8)),
         (moe(targets="all"), trained(3, 8)),

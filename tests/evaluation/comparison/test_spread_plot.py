@@ -1,4 +1,4 @@
-"""The spread over seeds: every seed is a dot at its place, axes begin at 0."""
+"""The plot of the spread over seeds: every seed is a dot at its value, and axes begin at 0."""
 
 import re
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def test_the_development_set_is_shown_if_there_is_nothing_else(make_run: MakeRun
     make_run("lora", 1, sets={"dev": "MiniLA"})
     told = words(spread_plot(comparison_of(tmp_path)))
     assert "dev" in told
-    assert "± std over seeds" not in told  # of one seed there is none
+    assert "± std over seeds" not in told  # one seed has no spread
 
 
 def test_a_free_place_changes_no_panel_and_the_bytes_are_the_same_again(make_run: MakeRun, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_free_place_changes_no_panel_and_the_bytes_are_the_same_again(make_run
     panels = [box[:2] for box in boxes]
     tops = sorted({box[2] for box in boxes})
     assert len(tops) == 2
-    assert tops[1] - tops[0] < 1.5 * boxes[0][1]  # names hang into the free place, not between the rows
+    assert tops[1] - tops[0] < 1.5 * boxes[0][1]  # the names use the free cell, so the rows stay close
     assert len(panels) == 5
     for panel in panels:
         assert panel == pytest.approx(panels[0], rel=1e-3)

@@ -1,4 +1,4 @@
-"""Systems over seeds: means, spreads, averages, marks and paired differences by hand; what is refused and noted."""
+"""Systems over seeds: means, spreads, averages, marks and paired differences by hand; refused runs and notes."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ MakeRun = Callable[..., Path]
 
 
 def scored(system: str, seed: int, eers: Mapping[str, float], trained_on: Sequence[str] = ("in",)) -> ScoredRun:
-    """A run in memory; each set is of a corpus of its name."""
+    """A scored run in memory; each set belongs to a corpus of the same name."""
     record = RunRecord(
         folder=Path(system, str(seed)),
         state="finished",
@@ -111,7 +111,7 @@ def test_reading_runs_takes_eers_from_the_score_files(make_run: MakeRun, tmp_pat
     folder = make_run("lora", 1)
     path = folder / "scores/best/in_domain.csv"
     table = ScoreTable.read(path)
-    table.with_scores(-table.scores).write(path)  # the record's figure is now another one
+    table.with_scores(-table.scores).write(path)  # the EER in the record is now out of date
     make_run("lora", 2)
     runs, notes = read_runs(find_records([tmp_path]))
     assert notes == []
@@ -174,7 +174,7 @@ def test_a_seed_twice_names_both_folders(make_run: MakeRun, tmp_path: Path) -> N
     assert str(first) in str(error.value)
     assert str(second) in str(error.value)
     assert "\n" not in str(error.value)
-    make_run("lora", 2, seed=1, state="failed", reason="x")  # the second attempt at what failed
+    make_run("lora", 2, seed=1, state="failed", reason="x")  # a failed run does not count as a duplicate
     assert len(read_runs(find_records([tmp_path]))[0]) == 1
 
 

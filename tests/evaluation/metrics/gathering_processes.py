@@ -1,4 +1,4 @@
-"""Two gloo processes that gather metrics; run by test_torchmetrics with the folder for their results."""
+"""Two gloo processes that gather metrics; test_torchmetrics runs this file with the folder for the results."""
 
 import json
 import multiprocessing
@@ -23,13 +23,13 @@ from moelora_ad.evaluation import (
 
 
 def seven_trials():
-    """Scores that float32 would tie, and labels; process 0 has five of them and process 1 two."""
+    """Scores of which float32 would tie some, and labels; process 0 gets five trials and process 1 two."""
     scores = torch.tensor([0.3, 1.0, -2.0, 1.0 + 1e-12, 0.25, -0.5, 1.0 - 1e-12], dtype=torch.float64)
     return scores, torch.tensor([0, 1, 0, 1, 1, 0, 0])
 
 
 def figures():
-    """All metrics of a figure, fresh."""
+    """New metric objects, one for each figure."""
     return {
         "auc": AreaUnderCurve(),
         "min_dcf": MinDetectionCost(),
@@ -50,7 +50,7 @@ def results(rank):
     found = {"uneven": summary(eer, trial_scores), "again": summary(eer, trial_scores)}
 
     eer, trial_scores = EqualErrorRate(), TrialScores(num_trials=7)
-    if rank == 0:  # process 1 gets nothing
+    if rank == 0:  # process 1 gets no trials
         eer.update(scores, labels)
         trial_scores.update(torch.arange(7), scores)
     found["one_empty"] = summary(eer, trial_scores)
@@ -86,7 +86,7 @@ def run(rank, folder):
 
 
 if __name__ == "__main__":
-    # Forked after the imports, which take most of the time, and before torch starts any thread.
+    # Fork after the imports, which take most of the time, and before torch starts any thread.
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=run, args=(rank, Path(sys.argv[1]))) for rank in range(2)]
     for process in processes:

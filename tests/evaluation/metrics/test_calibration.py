@@ -26,7 +26,7 @@ def two_normals(num_bona_fide, num_spoof, seed=0, distance=2.0):
 
 
 def by_sklearn(scores, labels):
-    """Unregularised regression on both classes for every trial, weighted with Platt's targets and one half a class."""
+    """Unregularised logistic regression: each trial counts as both classes by Platt's targets; a class weighs 1/2."""
     num = {label: int((labels == label).sum()) for label in (0, 1)}
     target = np.where(labels == 1, (num[1] + 1) / (num[1] + 2), 1 / (num[0] + 2))
     share = np.where(labels == 1, 0.5 / num[1], 0.5 / num[0])
@@ -49,7 +49,7 @@ def test_sklearn_fits_the_same_line(num_bona_fide, num_spoof, distance):
 
 
 def test_two_normals_have_the_log_likelihood_ratio_of_the_formula():
-    # N(2, 1) against N(0, 1): ln ratio = 2 s - 2, whatever the proportions.
+    # For N(2, 1) against N(0, 1), the log-likelihood ratio is 2 s - 2, whatever the class proportions.
     for num_bona_fide, num_spoof in [(100_000, 100_000), (20_000, 200_000)]:
         found = fit_calibration(*two_normals(num_bona_fide, num_spoof, seed=2), "dev")
         assert (found.scale, found.offset) == pytest.approx((2.0, -2.0), abs=0.05)
@@ -93,7 +93,7 @@ def test_outliers_do_not_stop_the_search_before_the_optimum(outlier):
     found = fit_calibration(scores, labels, "dev")
     targets = np.where(labels == 1, 201 / 202, 1 / 802)
     errors = np.where(labels == 1, 0.5 / 200, 0.5 / 800) * (1 / (1 + np.exp(-found.apply(scores))) - targets)
-    # At the optimum, the errors have no mean and no correlation with the scores.
+    # At the optimum, the errors have zero mean and no correlation with the scores.
     assert errors.sum() == pytest.approx(0, abs=1e-12)
     assert errors @ scores == pytest.approx(0, abs=1e-12 * np.abs(scores).max())
 
@@ -131,7 +131,7 @@ def test_a_calibration_survives_json(scale, offset, fitted_on, num_bona_fide, nu
     calibration = Calibration(scale, offset, fitted_on, num_bona_fide, num_spoof)
     content = json.loads(json.dumps(calibration.as_dict()))
     assert Calibration.from_dict(content) == calibration
-    del content["precision"]  # which earlier versions did not note
+    del content["precision"]  # a field that earlier versions did not write
     assert Calibration.from_dict(content) == calibration
 
 
@@ -193,10 +193,10 @@ def table(*trials):
 
 def test_a_calibration_on_the_reported_trials_is_refused():
     development = table(("A", "u1"), ("A", "u2"), ("B", "u3"), ("", "u4"))
-    refuse_own_calibration(development, table(("A", "u9"), ("B", "u1"), ("A", "u3")))  # other corpora
+    refuse_own_calibration(development, table(("A", "u9"), ("B", "u1"), ("A", "u3")))  # the same ids in other corpora
     with pytest.raises(ScoreError, match="fitted on 1 of 2 trials, the first of them 'u2'; calibrate on a"):
         refuse_own_calibration(development, table(("A", "u8"), ("A", "u2")))
-    with pytest.raises(ScoreError, match="fitted on 2 of 3 trials, the first of them 'u4'"):  # a corpus is not known
+    with pytest.raises(ScoreError, match="fitted on 2 of 3 trials, the first of them 'u4'"):  # unknown corpus
         refuse_own_calibration(development, table(("A", "u4"), ("C", "u5"), ("", "u1")))
     with pytest.raises(ScoreError, match="fitted on 4 of 4 trials, the first of them 'u1'"):
         refuse_own_calibration(development, development)

@@ -11,14 +11,14 @@ from moelora_ad.evaluation.metrics.clusters import clusters_of, default_clusters
 
 
 def listed(**fields: list[str | None]) -> TrialList:
-    """Trials with these fields; the corpus is Mini unless it is said."""
+    """Trials with these fields; the corpus is Mini unless it is given."""
     columns = {"corpus": ["Mini"] * len(next(iter(fields.values()))), **fields}
     rows = zip(*columns.values(), strict=True)
     return TrialList(Trial(f"u{i}", "", **dict(zip(columns, row, strict=True))) for i, row in enumerate(rows))
 
 
 def together(codes: NDArray[np.int64]) -> list[list[int]]:
-    """The places of each cluster's trials, in the order of the first of each."""
+    """The indices of each cluster's trials, with clusters in the order of their first trials."""
     found: dict[int, list[int]] = {}
     for place, code in enumerate(codes.tolist()):
         found.setdefault(code, []).append(place)

@@ -49,8 +49,10 @@ def test_costs_that_make_no_sense_are_refused(costs, wrong, told):
 
 
 def official_asv_error_rates(target, nontarget, spoof):
-    """ASVspoof's: the lowest of the target and non-target scores at which |rejected - accepted| is least, ties told
-    apart by rejecting them together; then what is at or above it is accepted."""
+    """ASV error rates as ASVspoof defines them, at the lowest score with the least |rejected - accepted|.
+
+    The search rejects tied scores together; the threshold then accepts scores that are at or above it.
+    """
     best = None
     for t in [min(target + nontarget) - 0.001, *sorted({*target, *nontarget})]:
         rejected = sum(s <= t for s in target) / len(target)
@@ -85,9 +87,9 @@ def test_asv_scores_that_have_no_rates(kind, bad):
 
 def test_tandem_weights_by_hand():
     asv = AsvErrorRates(miss=0.1, false_alarm=0.2, spoof_false_alarm=0.4)
-    # 0.9405 (1 - 0.1) - 0.0095 * 10 * 0.2, and 10 * 0.05 * 0.4
+    # C1 = 0.9405 * (1 - 0.1) - 0.0095 * 10 * 0.2, and C2 = 10 * 0.05 * 0.4
     assert TandemCosts2019().weights(asv) == pytest.approx((0.0, 0.82745, 0.2))
-    # 0.9405 * 0.1 + 0.0095 * 10 * 0.2, what is left of 0.9405, and 0.05 * 10 * 0.4
+    # C0 = 0.9405 * 0.1 + 0.0095 * 10 * 0.2, C1 = 0.9405 - C0, and C2 = 0.05 * 10 * 0.4
     assert TandemCosts2021().weights(asv) == pytest.approx((0.11305, 0.82745, 0.2))
 
 
@@ -102,7 +104,7 @@ def test_a_perfect_countermeasure_leaves_the_cost_of_the_asv_in_2021_and_nothing
     [
         (AsvErrorRates(0.99, 0.9, 0.5), TandemCosts2019()),  # C1 < 0
         (AsvErrorRates(0.99, 0.9, 0.5), TandemCosts2021()),
-        (AsvErrorRates(0.0, 0.0, 0.0), TandemCosts2019()),  # an ASV system that no spoof deceives: C2 = 0
+        (AsvErrorRates(0.0, 0.0, 0.0), TandemCosts2019()),  # C2 = 0: no spoof deceives this ASV system
         (AsvErrorRates(0.0, 0.0, 0.0), TandemCosts2021()),
     ],
 )
@@ -137,7 +139,7 @@ def test_the_scores_of_2019(tmp_path):
 
 
 def folder_of_2021(tmp_path, kinds, scores):
-    """keys/LA/ASV with the trials and their scores; every third trial is of the progress phase."""
+    """Write keys/LA/ASV with these scores, every third trial in the progress phase; return the score file."""
     path = tmp_path / "keys/LA/ASV/ASVTorch_Kaldi/score.txt"
     path.parent.mkdir(parents=True)
     path.write_text("".join(f"LA_0040 LA_E_{i} {score!r}\n" for i, score in enumerate(scores)))

@@ -40,7 +40,7 @@ def curve_of(bona_fide, spoof):
 
 
 def rates(bona_fide, spoof, threshold):
-    """From the definition: the bona fide scores below the threshold, and the spoofs at or above it."""
+    """Miss and false alarm rates by definition: bona fide scores below the threshold, and spoofs at or above it."""
     miss = sum(score < threshold for score in bona_fide) / len(bona_fide)
     return miss, sum(score >= threshold for score in spoof) / len(spoof)
 
@@ -60,7 +60,7 @@ def cllr_by_hand(bona_fide, spoof):
 
 
 def min_cllr_by_hand(bona_fide, spoof):
-    """Pool adjacent violators in exact numbers: merge blocks until the shares of bona fide rise."""
+    """Pool adjacent violators in exact fractions: merge blocks until the share of bona fide trials rises."""
     blocks = []
     for score in sorted({*bona_fide, *spoof}):
         blocks.append([bona_fide.count(score), spoof.count(score)])
@@ -184,11 +184,11 @@ def test_neither_the_order_of_the_trials_nor_a_rising_map_matters(bona_fide, spo
 
 
 def test_by_hand():
-    # Thresholds from below: (miss, false alarm) = (0, 1), (0, 1/2), (1/2, 1/2), (1/2, 0), (1, 0).
+    # From the lowest threshold up, (miss, false alarm) = (0, 1), (0, 1/2), (1/2, 1/2), (1/2, 0), (1, 0).
     curve = curve_of([0.5, 2.0], [-1.0, 1.0])
     assert curve.min_dcf() == (pytest.approx(0.5 / 2 / 0.5), 0.5)
     assert curve.min_dcf(DetectionCosts(0.5, 1.0, 10.0)) == (pytest.approx(0.5), 2.0)
-    assert curve.act_dcf() == pytest.approx(0.5)  # -1 is below -ln 1.9, and the others are above
+    assert curve.act_dcf() == pytest.approx(0.5)  # only the spoof's -1 is below the threshold -ln 1.9
     assert curve.auc() == 0.75
     assert curve.error_rates(1.0) == (0.5, 0.5)
     assert curve.accuracy(1.5) == 0.75
@@ -209,7 +209,7 @@ def test_a_constant_scorer_knows_nothing(score, num_bona_fide, num_spoof):
     curve = curve_of([score] * num_bona_fide, [score] * num_spoof)
     assert curve.equal_error_rate().eer == 0.5
     assert curve.auc() == 0.5
-    assert curve.min_dcf() == (1.0, score)  # accepting all is the cheaper of the two
+    assert curve.min_dcf() == (1.0, score)  # accepting all trials costs less than rejecting all
     assert curve.min_cllr() == pytest.approx(1.0)
     assert curve.min_tdcf(AsvErrorRates(0.02, 0.02, 0.5)).cost == pytest.approx(1.0)
     if score == 0:
@@ -250,7 +250,7 @@ def test_the_callers_arrays_stay_as_they_are():
 
 
 def straightforward(scores, labels):
-    """EER, minDCF, actDCF, Cllr and AUC in plain numpy: every distinct threshold, no shortcut."""
+    """EER, minDCF, actDCF, Cllr and AUC in plain NumPy, over every distinct threshold."""
     thresholds, place = np.unique(scores, return_inverse=True)
     bona_fide = np.bincount(place[labels == 1], minlength=len(thresholds))
     spoof = np.bincount(place[labels == 0], minlength=len(thresholds))

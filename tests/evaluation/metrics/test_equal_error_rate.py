@@ -11,7 +11,7 @@ from moelora_ad.evaluation import ScoreError, equal_error_rate
 
 
 def brute_force(scores, labels):
-    """From the definition: every threshold t rejects the scores <= t; the first with the least |miss - false alarm|."""
+    """EER and threshold by definition: t rejects the scores <= t, and the first least |miss - false alarm| counts."""
     bona_fide = [s for s, label in zip(scores, labels, strict=True) if label == 1]
     spoof = [s for s, label in zip(scores, labels, strict=True) if label == 0]
     best = None
@@ -24,7 +24,7 @@ def brute_force(scores, labels):
 
 
 def official(bona_fide, spoof):
-    """The definition of the ASVspoof packages, which is for scores without ties: one threshold after every score."""
+    """EER and threshold as in the ASVspoof packages, for scores without ties: one threshold after every score."""
     labels = [1] * len(bona_fide) + [0] * len(spoof)
     ranked = sorted(zip([*bona_fide, *spoof], labels, strict=True), key=lambda pair: pair[0])
     misses, false_alarms = [0.0], [1.0]
@@ -42,12 +42,12 @@ def official(bona_fide, spoof):
 @pytest.mark.parametrize(
     ("bona_fide", "spoof", "eer", "threshold"),
     [
-        ([3, 4], [1, 2], 0.0, 2),  # separated
-        ([1, 2], [3, 4], 1.0, 2),  # the wrong way round
+        ([3, 4], [1, 2], 0.0, 2),  # separated classes
+        ([1, 2], [3, 4], 1.0, 2),  # classes in the wrong order
         ([1, 3], [2, 4], 0.5, 2),
         ([1, 4, 5, 6], [0, 2, 3, 7], 0.25, 3),
-        ([0], [0], 0.5, -0.001),  # one tie: all or none
-        ([1, 2, 3], [0, 1, 0.5, -1], (0 + 1 / 4) / 2, 0.5),  # at the tied 1 both rates would jump
+        ([0], [0], 0.5, -0.001),  # one tied score: all trials accepted, or none
+        ([1, 2, 3], [0, 1, 0.5, -1], (0 + 1 / 4) / 2, 0.5),  # both rates jump at the tied score 1
     ],
 )
 def test_by_hand(bona_fide, spoof, eer, threshold):
@@ -99,7 +99,7 @@ def test_sklearns_roc_curve_crosses_at_the_same_place(seed):
     crossing = np.argmin(np.abs(false_alarm - (1 - hit)))
     expected = (false_alarm[crossing] + 1 - hit[crossing]) / 2
     assert equal_error_rate(scores, labels).eer == pytest.approx(expected, abs=1 / 500)
-    # Two normal distributions of unit variance at a distance of 2 have Phi(-1).
+    # Normal scores of unit variance at a distance of 2 have an EER of Phi(-1).
     assert equal_error_rate(scores, labels).eer == pytest.approx(0.1587, abs=0.04)
 
 

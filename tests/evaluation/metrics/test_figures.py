@@ -1,4 +1,4 @@
-"""Figures of sets against figures of lists that are filtered by hand."""
+"""Figures of sets against figures of lists filtered by hand."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ GENDERS, LANGUAGES, RACES = ("female", "male"), ("de", "en", None), ("x", "y", "
 
 
 def made(seed: int = 1, num: int = 240, **other: object) -> ScoreTable:
-    """A third is bona fide; fields take turns, some are unknown."""
+    """A score table: a third of the trials is bona fide; values of fields alternate, and some are unknown."""
     draw = np.random.default_rng(seed)
     trials = []
     for i in range(num):
@@ -45,7 +45,7 @@ def plain(figures: Figures) -> Figures:
 
 
 def by_hand(table: ScoreTable, keep: Callable[[Trial], bool]) -> Figures:
-    """The figures without options, of the trials that are kept."""
+    """Figures with default options of the trials that ``keep`` accepts."""
     kept = [(score, trial.label) for trial, score in zip(table.trials, table.scores, strict=True) if keep(trial)]
     curve = ScoreCurve(*zip(*kept, strict=True))
     eer = curve.equal_error_rate()
@@ -164,7 +164,7 @@ def test_reversed_scores_are_noted() -> None:
 @pytest.mark.parametrize("resamples", [0, 1000])
 def test_scores_look_reversed_only_if_the_interval_excludes_chance(resamples: int) -> None:
     draw = np.random.default_rng(5)
-    # Ten of twenty errors would be chance; 11 are within what twenty trials of a class can show, 18 are not.
+    # Of twenty trials a class, 10 errors are chance; 11 are not significantly more, 18 are.
     for wrong, is_told in ((11, False), (18, True)):
         ranks = [1.0] * wrong + [3.0] * (20 - wrong) + [2.0] * wrong + [0.0] * (20 - wrong)
         trials = [Trial(f"u{i}", "", label=int(i < 20), speaker=f"s{i}") for i in range(40)]
@@ -200,7 +200,7 @@ def test_a_set_of_one_class_is_refused_but_not_in_a_pool() -> None:
 
 
 def test_a_pool_is_all_trials_at_once() -> None:
-    # The same utterances and speakers in both: they are other trials all the same.
+    # Both sets have the same utterance and speaker ids, but count as different trials.
     first, second = made(1), made(2, 90)
     found = pooled({"one": first, "two": second}, FigureOptions(resamples=50))
     scores = np.concatenate([first.scores, second.scores])

@@ -1,4 +1,4 @@
-"""Intervals against resamples that are written out trial by trial, and against what is known of normal scores."""
+"""Bootstrap intervals against resamples written out trial by trial, and against known results for normal scores."""
 
 import math
 
@@ -26,7 +26,7 @@ SOME_SCORES = st.one_of(st.integers(-3, 3).map(float), st.floats(-20, 20), st.sa
 
 @st.composite
 def trials(draw: st.DrawFn) -> tuple[list[float], list[int], list[int]]:
-    """Scores, labels and clusters; trials of both classes."""
+    """Scores, labels and clusters, with trials of both classes."""
     rows = draw(st.lists(st.tuples(SOME_SCORES, st.integers(0, 1), st.integers(0, 5)), min_size=0, max_size=25))
     rows += [(draw(SOME_SCORES), 1, draw(st.integers(0, 5))), (draw(SOME_SCORES), 0, draw(st.integers(0, 5)))]
     scores, labels, clusters = zip(*draw(st.permutations(rows)), strict=True)
@@ -34,7 +34,7 @@ def trials(draw: st.DrawFn) -> tuple[list[float], list[int], list[int]]:
 
 
 def least_cllr(bona_fide: list[float], spoof: list[float]) -> float:
-    """Pool neighbours, from tied scores on, until the share of bona fide trials rises; then each pool has its ratio."""
+    """Minimum Cllr: neighbouring scores are pooled until the share of bona fide trials rises; one ratio a pool."""
     pools: list[tuple[int, int]] = []
     for score in sorted({*bona_fide, *spoof}):
         pools.append((bona_fide.count(score), spoof.count(score)))
@@ -122,7 +122,7 @@ def normal_scores(seed: int, num: int = 400, shift: float = 2.0) -> tuple[NDArra
 
 
 def of_repeated_trials(scores: NDArray[np.float64], labels: NDArray[np.int64], times: NDArray[np.int64]) -> list[float]:
-    """EER and minDCF of a list that has each trial so many times."""
+    """EER and minDCF of a list in which each trial occurs as often as ``times`` says."""
     sides = [np.sort(np.repeat(scores, times)[np.repeat(labels, times) == label]) for label in (1, 0)]
     thresholds = np.append(-np.inf, np.unique(np.concatenate(sides)))
     miss, rejected = (side.searchsorted(thresholds, "right") / len(side) for side in sides)
@@ -139,7 +139,7 @@ def test_two_resamples_at_once_have_the_figures_of_either(shift: float, decimals
     clusters = np.append(draw.integers(0, 40, 2_998), [39, 38])
     curve = ResampledCurve(scores, labels, clusters, ALL)
     for _ in range(5):
-        counts = draw.poisson(1, (2, 40)) * draw.integers(0, 2, (2, 40))  # most clusters are in neither resample
+        counts = draw.poisson(1, (2, 40)) * draw.integers(0, 2, (2, 40))  # many clusters are in neither resample
         found = curve.figures_of_two(NAMES, *counts)
         assert found == [curve.figures(NAMES, one) for one in counts]
         for figures, one in zip(found, counts, strict=True):
@@ -152,7 +152,7 @@ def test_more_trials_than_31_bits_count_are_not_mixed_up() -> None:
     first, second = np.array([3, 0, 2, 4, 3]), np.array([0, 1, 5, 2, 4])
     wanted = [curve.figures(NAMES, one) for one in (first, second)]
     times = 2**25
-    assert 6 * times * first.sum() > 2**31  # spoofs
+    assert 6 * times * first.sum() > 2**31  # number of resampled spoofs
     assert curve.figures_of_two(NAMES, times * first, times * second) == wanted
 
 
@@ -183,14 +183,14 @@ def test_intervals_are_percentiles_over_the_drawn_clusters() -> None:
     assert tuple(found) == NAMES
     for name, (low, high) in found.items():
         values = sorted(figures[name] for figures in resampled)
-        # The 2.5th percentile of 40 is at place 0.975 of 0 ... 39, counted from either end.
+        # The 2.5th percentile of 40 values is at index 0.975 of 0 ... 39, counted from either end.
         assert low == pytest.approx(values[0] + 0.975 * (values[1] - values[0]), abs=1e-12)
         assert high == pytest.approx(values[39] - 0.975 * (values[39] - values[38]), abs=1e-12)
 
 
 def test_each_kind_of_cluster_is_drawn_as_often_as_there_are() -> None:
     labels = np.array([1, 1, 1, 0, 0, 0, 0, 1, 0, 1, 0, 0])
-    clusters = np.array([7, 7, 8, 3, 3, 4, 5, 9, 9, 2, 2, 5])  # two of bona fide, three of spoofs, two of both
+    clusters = np.array([7, 7, 8, 3, 3, 4, 5, 9, 9, 2, 2, 5])  # clusters: two bona fide, three spoofed, two mixed
     strata = Strata(labels, clusters)
     kinds = {number: {int(x) for x in labels[strata.clusters == number]} for number in range(7)}
     seen = []
@@ -225,7 +225,7 @@ def test_copies_of_a_trial_in_its_cluster_do_not_narrow_the_interval() -> None:
     independent = bootstrap(np.repeat(scores, 10), np.repeat(labels, 10), np.arange(2000), options)
     for name, interval in once.items():
         assert tenfold[name] == pytest.approx(interval, abs=1e-12)
-        # Ten independent trials for one would have an interval that is narrower by the root of ten.
+        # Ten independent trials for each one would give an interval narrower by the square root of ten.
         assert independent[name].high - independent[name].low < 0.5 * (interval.high - interval.low)
 
 
@@ -294,7 +294,7 @@ def test_differences_are_paired() -> None:
     assert found["eer"].first == good.equal_error_rate().eer
     assert found["eer"].second == worse.equal_error_rate().eer
     assert found["eer"].interval.high < 0 < found["auc"].interval.low
-    # The paired interval is narrower than what two unrelated samples would have.
+    # The paired interval is narrower than that of two unrelated samples.
     clusters = np.array([20 * (3 if label else i % 3) + i % 20 for i, label in enumerate(labels)])
     widths = [np.ptp(bootstrap(one.scores, labels, clusters, options)["auc"]) for one in (good, worse)]
     assert np.ptp(found["auc"].interval) < math.hypot(*widths)

@@ -1,4 +1,4 @@
-"""Intervals over seeds and trials: against formulas by hand, other tests, and simulations whose truth is known."""
+"""Intervals over seeds and trials against formulas by hand, other tests, and simulations with known truth."""
 
 import sys
 from pathlib import Path
@@ -34,12 +34,12 @@ def test_without_other_trials_it_is_the_paired_or_welchs_t_test() -> None:
         assert found.difference == pytest.approx(A.mean() - second.mean())
         assert found.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
         assert found.p_value == pytest.approx(test.pvalue)
-        assert found.probability == pytest.approx(1 - test.pvalue / 2)  # the first is better
+        assert found.probability == pytest.approx(1 - test.pvalue / 2)  # probability that the first system is better
 
 
 def test_with_other_trials_it_is_the_test_of_readers_and_cases() -> None:
-    """Obuchowski and Rockette's F of two tests, with Hillis' degrees of freedom, from its own quantities."""
-    shared, n = 0.0004, 4  # Cov2 - Cov3: of one test and of two, different readers
+    """The F test of Obuchowski and Rockette for two tests, with Hillis' degrees of freedom, by its own formulas."""
+    shared, n = 0.0004, 4  # Cov2 - Cov3: covariances between readers, within a test and across tests
     values = np.stack([A, B])
     residual = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
     mean_square = (residual**2).sum() / (n - 1)
@@ -52,7 +52,7 @@ def test_with_other_trials_it_is_the_test_of_readers_and_cases() -> None:
 
 def test_the_part_of_trials_is_what_runs_share() -> None:
     draw = np.random.default_rng(1)
-    of_systems = draw.normal(0, [[0.03], [0.02]], (2, 200_000))  # what all seeds of a system share
+    of_systems = draw.normal(0, [[0.03], [0.02]], (2, 200_000))  # the part that all seeds of a system share
     of_runs = draw.normal(0, 0.05, (2, 5, 200_000))
     first, second = of_systems[:, None] + of_runs
     expected = 0.03**2 + 0.02**2
@@ -60,7 +60,7 @@ def test_the_part_of_trials_is_what_runs_share() -> None:
         found = variance_of_trials(first, second, is_paired, 21)
         assert found.df == 20
         assert found.value == pytest.approx(expected * 21 / 20, rel=0.03)
-    of_one = variance_of_trials(first[:1], second[:1], True, 21)  # one seed cannot separate the run's own part
+    of_one = variance_of_trials(first[:1], second[:1], True, 21)  # one seed cannot separate the run's own part from it
     assert of_one.value == pytest.approx((expected + 2 * 0.05**2) * 21 / 20, rel=0.03)
     both = draw.normal(0, 0.05, (1, 200_000))
     assert variance_of_trials(first + both, second + both, True, 21).value == pytest.approx(found.value, rel=0.03)
@@ -101,7 +101,7 @@ def test_seeds_needed_are_those_of_the_books() -> None:
 
 
 def test_seeds_do_not_help_against_trials() -> None:
-    # (1.96 + 0.8416)² of the trials' variance is more than the difference: no number of seeds is enough.
+    # The trials' standard error times (1.96 + 0.8416) exceeds the difference, so no number of seeds is enough.
     limit = 0.01 / (stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
     assert seeds_needed(of_variances(1e-5, Variance((1.01 * limit) ** 2)), 0.01) is None
     enough = seeds_needed(of_variances(1e-5, Variance((0.9 * limit) ** 2)), 0.01)
@@ -117,7 +117,7 @@ def test_the_power_is_what_simulations_have() -> None:
     shown = []
     for seeds in (needed // 2, needed):
         apart = -0.01 + draw.normal(0, 0.02, (4_000, seeds)) + draw.normal(0, 0.0015, (4_000, 1))
-        chi = draw.chisquare(40, 4_000) / 40  # of the estimate of the trials' variance
+        chi = draw.chisquare(40, 4_000) / 40  # random factor of the estimated variance of trials
         results = [
             seed_difference(row, np.zeros(seeds), True, Variance(0.0015**2 * c, 40)).p_value
             for row, c in zip(apart[:1_000], chi, strict=False)
@@ -128,7 +128,7 @@ def test_the_power_is_what_simulations_have() -> None:
 
 
 def test_holm_by_hand() -> None:
-    # 0.01 x 3, 0.02 x 2, and 0.04 x 1, none below the one before.
+    # Holm's p-values are 0.01 x 3, 0.02 x 2 and 0.04 x 1, each at least as large as the one before.
     np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.02])), [0.04, 0.03, 0.04])
     np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1.0, 1.0])
     assert holm(np.array([])).shape == (0,)

@@ -185,7 +185,7 @@ def from_two_processes(tmp_path_factory):
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("case", ["uneven", "again", "one_empty"])
 def test_two_processes_agree_with_one(from_two_processes, rank, case):
-    # 1 + 1e-12 and 1 (bona fide) lie above 1 - 1e-12 (spoof), 0.25 (bona fide) below 0.3: |1/3 - 1/4| is least.
+    # Bona fide 1 + 1e-12 and 1 lie above spoof 1 - 1e-12, bona fide 0.25 below spoof 0.3: |1/3 - 1/4| is least.
     assert from_two_processes[rank][case] == {
         "eer": pytest.approx((1 / 3 + 1 / 4) / 2, abs=1e-15),
         "indices": list(range(7)),
@@ -204,7 +204,7 @@ def test_two_processes_have_the_figures_of_all_trials(from_two_processes, rank):
         "min_cllr": min_cllr(scores, labels),
         "min_tdcf": min_tdcf(scores, labels, ASV).cost,
     }
-    assert from_two_processes[rank]["figures"]["auc"] == 10 / 12  # of 3 x 4 pairs, 0.25 loses two
+    assert from_two_processes[rank]["figures"]["auc"] == 10 / 12  # 0.25 loses two of the 3 x 4 pairs
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -1,4 +1,4 @@
-"""Heatmaps: the colour of every cell against the scale, and what is written beside it."""
+"""Heatmaps: the colour of every cell against the scale, and the labels beside the cells."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_panels_share_one_scale_and_what_is_missing_is_grey():
     figure = heatmaps({"q": first, "v": 2 * first}, ["3", "7"], ["a", "b"], **NAMES, title="All")
     q, v = cells(figure)
     np.testing.assert_allclose(q[1, 0], to_rgb(GRID))
-    np.testing.assert_allclose(q[0, 1], v[1, 1])  # both 1
+    np.testing.assert_allclose(q[0, 1], v[1, 1])  # both values are 1
     assert not np.allclose(q[0, 1], v[0, 1])
     text = words(figure)
     for name in ("q", "v", "3", "7", "a", "b", "layer", "expert", "mean gate", "All"):
@@ -36,7 +36,7 @@ def test_panels_share_one_scale_and_what_is_missing_is_grey():
 def test_the_middle_of_a_difference_is_white():
     (panel,) = cells(heatmaps({"": np.array([[-2.0, 0.0, 1.0]])}, ["x"], ["a", "b", "c"], **NAMES, diverging=True))
     np.testing.assert_allclose(panel[0, 1], 0.96, atol=0.02)
-    assert panel[0, 0, 2] > panel[0, 0, 0]  # blue below, red above
+    assert panel[0, 0, 2] > panel[0, 0, 0]  # blue below zero, red above
     assert panel[0, 2, 0] > panel[0, 2, 2]
 
 

@@ -1,4 +1,4 @@
-"""Plots: what they show, in words that can be read from the SVG, and the same bytes each time."""
+"""Plots: their content as read from the SVG, and the same bytes each time."""
 
 import io
 import re
@@ -23,7 +23,7 @@ def words(plot: Plot) -> list[str]:
 
 
 def lines(plot: Plot, colour: str) -> list[np.ndarray]:
-    """The points of every stroke of a colour, (n, 2) in the drawing's units, upwards."""
+    """The points (n, 2) of every line of a colour, in the drawing's units, with y upwards."""
     found = []
     for path in ElementTree.fromstring(plot.svg).iter(f"{_SVG}path"):
         if f"stroke: {colour}" in path.get("style", "") and "clip-path" in path.attrib:
@@ -68,8 +68,8 @@ def test_det_curve_has_the_error_rates_on_probit_axes() -> None:
     plot = det_plot({"one": one})
     drawn = max(lines(plot, LINES[0]), key=len)
     diagonal = np.ptp(max((line for line in lines(plot, "#dfe3e8") if np.ptp(line, 0).min() > 0), key=len), 0)
-    assert diagonal[0] == pytest.approx(diagonal[1], rel=1e-3)  # both axes have one scale
-    # A quantile of the drawn curve, from the drawing's units to rates by two ticks of the axis.
+    assert diagonal[0] == pytest.approx(diagonal[1], rel=1e-3)  # both axes have the same scale
+    # Convert a quantile of the drawn curve from the drawing's units to rates, by two ticks of the axis.
     ticks = {}
     for text in ElementTree.fromstring(plot.svg).iter(f"{_SVG}text"):
         if "middle" in text.get("style", "") and re.fullmatch(r"[\d.]+", text.text or ""):
@@ -119,7 +119,7 @@ def test_histogram_shares_add_up_to_the_class() -> None:
     plot = histogram_plot(scores, labels.astype(int), {"EER threshold": 1.25, "threshold": 99.0})
     told = words(plot)
     assert {"bona fide (200)", "spoof (800)", "EER threshold: 1.25"} <= set(told)
-    assert not any("99" in word for word in told)  # it lies outside of the scores
+    assert not any("99" in word for word in told)  # 99 lies outside the range of scores
     # The area under a class's line, in the units of an axis, is 100 % times the width of a bin.
     for colour in ("#0a63a8", "#d55e00"):
         line = max(lines(plot, colour), key=len)
@@ -154,7 +154,7 @@ def test_bars_without_errors_are_drawn() -> None:
 
 def test_same_bytes_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     first = [det_plot({"a": curve(1)}), histogram_plot([0.0, 1.0], [0, 1], {}), bars_plot({"x": figures(0.2)})]
-    matplotlib.rcParams["font.size"] = 30.0  # a user's own style changes nothing
+    matplotlib.rcParams["font.size"] = 30.0  # a user's own style must change nothing
     try:
         again = [det_plot({"a": curve(1)}), histogram_plot([0.0, 1.0], [0, 1], {}), bars_plot({"x": figures(0.2)})]
     finally:

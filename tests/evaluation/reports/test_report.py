@@ -1,4 +1,4 @@
-"""The page: whole, self-contained, and safe whatever names are in the files."""
+"""The HTML report: complete, self-contained, and safe whatever names the files contain."""
 
 import json
 import re
@@ -23,7 +23,7 @@ _VOID = ("meta", "br", "hr", "img", "input", "link")
 
 
 class Page(HTMLParser):
-    """Tags in balance, their attributes, and the text."""
+    """Parses a page, whose tags must balance, and keeps its tags, attributes and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def results(make_scores: Callable[..., ScoreTable]) -> Results:
-    """Everything that a page can have, with names that want to break it."""
+    """Results with every part that a page can have, and names that try to break it."""
     options = FigureOptions(resamples=20, calibrated=True)
     found = {
         ScoreFile(Path(f"{name}.csv"), name, run): make_scores(number, name, attacks=(_EVIL, "A2", f"url(#{INK}"))
@@ -101,7 +101,8 @@ def test_the_page_is_whole(page: str) -> None:
         "Where the figures come from",
         "How to read this",
     ]
-    assert parsed.tags.count("svg") == 2 + 2 + 2 + 2  # DET of all and of the pair; the first run of two sets
+    # DET of all sets and of the pair; histogram, attacks and codecs of each set's first run.
+    assert parsed.tags.count("svg") == 2 + 2 + 2 + 2
 
 
 def test_nothing_is_loaded_and_nothing_runs(page: str) -> None:
@@ -144,7 +145,7 @@ def _luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_text_has_contrast_in_light_and_dark(page: str, number: int) -> None:
-    """WCAG 2.1: 4.5 for text; 3 for the lines of a plot."""
+    """WCAG 2.1 demands a contrast of 4.5 for text and of 3 for the lines of a plot."""
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", page, re.DOTALL)[number]))
 
     def contrast(one: str, other: str) -> float:

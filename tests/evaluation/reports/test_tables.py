@@ -1,4 +1,4 @@
-"""Tables for people and programs: the same figures, and names that break nothing."""
+"""Tables for people and programs have the same figures, and no name breaks them."""
 
 import csv
 import io
@@ -70,7 +70,7 @@ def test_latex_is_escaped_and_has_whole_rows(results: Results) -> None:
         if row.endswith(r"\\"):
             assert row.replace(r"\&", "").count("&") >= 5
     bracket = as_latex(TextTable("t", ("a", "b"), [("x", "1"), ("[y]", "2"), ("*", "3")]))
-    assert "\n{}[y] & 2" in bracket  # a bracket after the end of a row would be its argument
+    assert "\n{}[y] & 2" in bracket  # LaTeX would read a bracket after a row's end as an argument
     assert "\n{}* & 3" in bracket
 
 
@@ -134,7 +134,7 @@ def test_on_any_terminal_a_table_is_narrow_enough_and_whole(table: TextTable, wi
     console.print(as_rich(table))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= width for line in printed.splitlines())
-    # Every cell occurs once, those of the first columns once in each block.
+    # Every cell occurs once; cells of the first columns occur once in each block.
     num_blocks = printed.count("\n ─") or blocks(table, width)
     first = next((at for at in range(len(table.columns)) if not table.is_word(at)), len(table.columns))
     expected = Counter("title")

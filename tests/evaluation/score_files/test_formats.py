@@ -1,4 +1,4 @@
-"""Score files as the field publishes them."""
+"""Score files in published formats."""
 
 import csv
 
@@ -86,7 +86,7 @@ def test_a_table_with_labels_needs_no_more_columns(tmp_path, name, text):
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_what_the_verb_score_wrote(tmp_path, form):
-    # Whatever other columns it has.
+    # Columns other than path, score and error do not matter.
     unscored = dict.fromkeys(FILE_COLUMNS)
     with open(tmp_path / f"scores.{form}", "wb") as file:
         write = RowWriter(form, FILE_COLUMNS, file.write)

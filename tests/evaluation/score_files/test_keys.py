@@ -1,4 +1,4 @@
-"""Keys in the formats that are published, and strict joining."""
+"""Keys in published formats, and strict joining of scores and keys."""
 
 import csv
 

@@ -25,7 +25,7 @@ def matched(trials, scores, audio=None):
             {"spk.001": "spk.001", "spk.002": "spk.002.wav"},
             "endings",
         ),
-        # What one name stands for twice is not guessed at.
+        # A name that could stand for two files is not matched.
         (["a"], ["a.wav", "a.mp3"], {}, None),
         (["a.wav", "a.mp3"], ["a"], {}, None),
         (
@@ -40,7 +40,7 @@ def matched(trials, scores, audio=None):
         (["d/x/0.mp4"], ["x/0"], {"d/x/0.mp4": "x/0"}, "folders"),
         (["x/0"], ["y/0"], {}, None),
         (["x/0", "y/0"], ["0"], {}, None),
-        # A partner that is found by the whole id shows that folders mean something.
+        # A match of whole ids shows that folders are part of the ids.
         (["0", "1"], ["0", "other/1"], {"0": "0"}, None),
     ],
 )
@@ -52,7 +52,7 @@ def test_one_name_stands_for_one_file(trials, scores, pairs, way):
 
 def test_the_path_of_the_audio_says_it_whatever_the_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # The ids alone would say the opposite.
+    # The ids alone would give the opposite pairs.
     found, note = matched(
         ["a", "b"], ["calls/a.wav", str(tmp_path / "calls/b.wav")], ["calls/b.wav", "calls/../calls/a.wav"]
     )
@@ -78,7 +78,7 @@ def test_no_score_has_two_trials_and_equal_ids_are_always_matched(trials, scores
             assert scores[place] == trial
         elif place >= 0:
             assert note is not None
-    # Whichever list is the key, the same ids belong together.
+    # Swapping the key and the scores gives the same pairs.
     other, _ = match_ids(scores, [""] * len(scores), trials)
     assert {(i, j) for i, j in enumerate(places) if j >= 0} == {(j, i) for i, j in enumerate(other) if j >= 0}
 

@@ -63,12 +63,12 @@ def test_systems_are_called_by_the_records_of_their_runs(tmp_path: Path, make_ru
     assert called(lora, moe) == ("lora (seed 1)", "moe (seed 1)")
     of_sets = called(lora / "scores/best/in_domain.csv", moe / "scores/best/in_domain.csv")
     assert of_sets == called(lora / "scores/best", moe) == ("lora (seed 1)", "moe (seed 1)")
-    # One system and seed twice: what differs in their paths distinguishes them.
+    # The same system and seed twice: the names differ by what differs in their paths.
     assert called(lora, other) == ("lora (seed 1, lora/seed_1)", "lora (seed 1, moe/seed_2)")
     shutil.copytree(lora / "scores/best", lora / "scores/last")
     assert called(lora / "scores/best", lora / "scores/last") == ("lora (seed 1, best)", "lora (seed 1, last)")
     assert called(lora, lora) == ("lora (seed 1) (first)", "lora (seed 1) (second)")
-    # No run, or none that can be read.
+    # A folder that is not a run, or a run with an unreadable record.
     bare = made(tmp_path / "bare", "in_domain.csv", "out_of_domain.csv")
     assert called(lora, bare)[0] == "lora (seed 1)"
     assert called(bare, lora)[0].endswith("bare")
@@ -92,7 +92,7 @@ def test_a_run_whose_record_names_no_scores_gives_the_newest(tmp_path: Path, mak
     (file,), notes = find_score_files([str(run)])
     assert file.path == run / "scores/later/x.csv"
     assert notes[0].endswith(f"using the newest of 2, {run / 'scores/later'}")
-    # A record may be missing, as of a run on another logger, or its folder of scores.
+    # A run may lack its record, as with another logger, or its folder of scores.
     (run / "run.json").unlink()
     assert find_score_files([str(run)]).files == [file]
     shutil.rmtree(run / "scores/later")

@@ -1,4 +1,4 @@
-"""A small model of random weights behind the API: in this process, and on a socket."""
+"""A small model with random weights behind the API, in this process and on a socket."""
 
 import threading
 import time
@@ -47,7 +47,7 @@ def make_app(scorer, decision):
 
 @pytest.fixture(scope="session")
 def client(make_app):
-    """Of one application for all tests: what one of them sends must not harm the next."""
+    """One client of one application for all tests: no request may harm the next."""
     with TestClient(make_app(), raise_server_exceptions=False) as one:
         yield one
 

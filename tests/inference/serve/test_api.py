@@ -62,7 +62,7 @@ def test_several_files_are_answered_in_their_order_with_those_that_fail(client, 
 
 
 def test_what_a_browser_records_is_scored(client, scorer):
-    """Live WebM with Opus, which cannot seek and has no length in its header."""
+    """Browsers record live WebM with Opus, which cannot seek and has no length in its header."""
 
     class Live(io.RawIOBase):
         data = b""
@@ -182,7 +182,7 @@ def test_limits_of_size_and_length(client):
 
 
 def test_a_large_sound_is_not_held_in_memory(make_app, scorer):
-    """From 16 MiB on, readers go through the file that the upload is kept in."""
+    """An upload of 16 MiB or more is kept in a file, which readers go through."""
     channels = np.random.default_rng(0).uniform(-0.1, 0.1, (20 * 48_000, 10))
     file = io.BytesIO()
     soundfile.write(file, channels, 48_000, format="WAV")
@@ -210,7 +210,7 @@ def test_a_full_queue_says_when_to_come_again(make_app, scorer, monkeypatch):
         first = threading.Thread(target=lambda: answers.append(client.post("/score", content=wav())))
         first.start()
         assert reached.wait(30)
-        assert client.get("/health").json()["waiting"] == 1  # and nothing else has to wait
+        assert client.get("/health").json()["waiting"] == 1  # only this request waits, and /health answers
         refused = client.post("/score", content=wav())
         assert "all 1 places are taken" in error_of(refused, 503)
         assert 1 <= int(refused.headers["retry-after"]) <= 120

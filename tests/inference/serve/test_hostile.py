@@ -1,5 +1,4 @@
-"""Hostile requests: each is one JSON error with a fitting status, opens and unpacks nothing, and the server keeps
-running."""
+"""Hostile requests: each gets one fitting JSON error, and opens or unpacks nothing; the server keeps running."""
 
 import gzip
 import io
@@ -38,8 +37,8 @@ def patched(content, place, value):
 
 
 def without_length(flac):
-    """The total samples in the header set to 0, which means unknown."""
-    place = 8 + 13  # of the 36 bits that end the eighteenth byte of STREAMINFO
+    """The file with the total samples in its header set to 0, which means unknown."""
+    place = 8 + 13  # where the 36-bit count of samples begins, in the 14th byte of STREAMINFO
     return patched(flac, place, bytes([flac[place] & 0xF0]) + bytes(4))
 
 

@@ -37,7 +37,7 @@ def test_whom_there_is_no_place_for_is_told_and_comes_again(live, scorer, sounds
     """With fewer places than clients, requests are refused, and clients that retry as requested are answered."""
     refused, score_files = threading.Event(), scorer.score_files
 
-    def slow(*arguments, **named):  # so that all places are taken for a while, however fast the machine is
+    def slow(*arguments, **named):  # holds all places until a request is refused, however fast the machine is
         refused.wait(60)
         yield from score_files(*arguments, **named)
 
@@ -63,7 +63,7 @@ def test_whom_there_is_no_place_for_is_told_and_comes_again(live, scorer, sounds
 
 
 def test_who_sends_too_much_still_gets_the_answer(live):
-    """A connection that is closed while the client sends would be an error of the network to it."""
+    """If the server closed the connection during the upload, the client would only see a network error."""
     address = live()
     for content in (bytes(2**20 + 1), iter([bytes(2**16)] * 24)):
         response = httpx.post(f"{address}/score", content=content, timeout=60)

@@ -22,7 +22,7 @@ NODE = shutil.which("node")
 
 @pytest.fixture(scope="module")
 def node():
-    """Runs a script that finds playwright-core where NODE_PATH or npm's global folder has it."""
+    """Runs a Node script with playwright-core from NODE_PATH or npm's global folder."""
     if NODE is None or CHROMIUM is None:
         pytest.skip(f"there is no {'node' if NODE is None else 'chromium'} here")
     folders = [os.environ.get("NODE_PATH", "")]
@@ -58,7 +58,7 @@ def test_a_person_uses_the_page(node, live, scorer, decision, sounds, tmp_path):
     address = live()
     seen = node(f"{address}/", (tmp_path / "lines" / "index.html").as_uri(), *files)
     assert seen["problems"] == []
-    assert seen["hosts"] == [address.removeprefix("http://"), ""]  # the files of the second page have no host
+    assert seen["hosts"] == [address.removeprefix("http://"), ""]  # the second page is a file, so its host is empty
     assert [row[0] for row in seen["rows"]] == [path.name for path in files]
     for row, result in zip(seen["rows"], results, strict=False):
         assert row[1] == result.verdict().replace("bonafide", "bona fide")

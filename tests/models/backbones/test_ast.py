@@ -32,7 +32,7 @@ def waveforms(samples: int = 8_000) -> torch.Tensor:
 
 @pytest.mark.parametrize("samples", [400, 8_000, 20_000])
 def test_frames_are_those_of_transformers(samples, source):
-    """Clips that are padded, and such that are cut to the windows that the model was trained on (10,480 samples)."""
+    """Clips that are padded, and clips that are cut to the windows of the model's training (10,480 samples)."""
     extractor = ASTFeatureExtractor.from_pretrained(source)
     clips = waveforms(samples)
     bands = extractor([*clips.numpy()], sampling_rate=16_000, return_tensors="pt").input_values
@@ -81,7 +81,7 @@ def test_half_precision_and_the_meta_device(source):
 def test_onnx_gives_the_same(source, tmp_path):
     detector = Detector(ASTBackbone(source), LoRA(2, targets=ATTENTION), LeadingTokens).eval()
     detector.window = 8_000
-    export_onnx(detector, tmp_path / "model.onnx")  # compares
+    export_onnx(detector, tmp_path / "model.onnx")  # compares the logits with PyTorch's
     assert (tmp_path / "model.onnx").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Every backbone through everything: two training steps, two processes, export and scoring, ONNX."""
+"""Every backbone in every use: two training steps, two processes, export and scoring, ONNX."""
 
 import copy
 import csv
@@ -63,7 +63,7 @@ METHODS: dict[str, AdaptationMethod] = {
     "top-2": MoELoRA(3, 2, top_k=2, targets=ATTENTION),
     "utterance": MoELoRA(3, 2, gate=GatePolicy(top_k=2, level="utterance", renormalise=True), targets=ATTENTION),
 }
-VARIANTS: dict[str, AdaptationMethod] = {  # of gates and experts, which know nothing of the backbone
+VARIANTS: dict[str, AdaptationMethod] = {  # variants of gates and experts, which do not depend on the backbone
     "without noise": MoELoRA(3, 2, gate=QUIET, targets=ATTENTION),
     "fixed noise": MoELoRA(3, 2, gate=GatePolicy(noise="fixed", noise_std=1.0), targets=ATTENTION),
     "top-1": MoELoRA(3, 2, top_k=1, targets=ATTENTION),
@@ -74,7 +74,7 @@ VARIANTS: dict[str, AdaptationMethod] = {  # of gates and experts, which know no
 }
 SPARSE = {name for name, method in (METHODS | VARIANTS).items() if getattr(method, "policy", QUIET).top_k}
 HEADS = ((AASIST, "last"), (AttentiveStatistics, 2), (MeanPooling, "weighted"))
-# Without effect: what the published AASIST ignores, and biases that softmax takes away.
+# Parameters without effect: those that the published AASIST ignores, and biases that cancel in a softmax.
 IDLE = re.compile(r".*(\.unused_norm\.\w+|(k_proj|linear_k)\.bias|classifier\.attention\.2\.bias)")
 
 
@@ -84,7 +84,7 @@ def waveforms(rows: int = 4, samples: int = 6_000) -> torch.Tensor:
 
 @pytest.fixture(params=CLASSES)
 def small(request) -> tuple[type[Backbone], Path]:
-    """The class of a backbone, and a checkpoint for it."""
+    """A backbone class, and a checkpoint for it."""
     return CLASSES[request.param], request.getfixturevalue(f"small_{request.param}")
 
 
@@ -93,7 +93,7 @@ def trained_names(module: nn.Module) -> set[str]:
 
 
 def with_updates(detector: Detector) -> Detector:
-    """Past the first step of training, in which zero updates keep gates and lora_A still."""
+    """Set lora_B as after the first step of training: while it is zero, gates and lora_A do not move."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for _, site in adapted_sites(detector.backbone.encoder):
@@ -112,7 +112,7 @@ COMBINATIONS = [(name, method) for name in CLASSES for method in METHODS] + [("w
 def test_what_is_trained_is_what_gets_a_gradient_in_two_steps(name, method, request):
     backbone, source = CLASSES[name], request.getfixturevalue(f"small_{name}")
     adaptation = (METHODS | VARIANTS)[method]
-    # What an encoder calls depends on the wanted states, what an adapter does not.
+    # Which modules an encoder calls depends on the hidden states wanted; which ones an adapter calls does not.
     for head, states in HEADS if method in ("full fine-tuning", "top layer", "dense") else HEADS[:1]:
         torch.manual_seed(1)
         detector = with_updates(Detector(backbone(source, hidden_states=states), adaptation, head)).train()
@@ -128,7 +128,7 @@ def test_what_is_trained_is_what_gets_a_gradient_in_two_steps(name, method, requ
         moved = {name for name, p in detector.named_parameters() if not torch.equal(p, before[name])}
         assert moved <= trained
         still = {name for name in trained - moved if not IDLE.fullmatch(name)}
-        # A sparse gate may have chosen an expert for no token of so small a batch.
+        # In so small a batch, a sparse gate may choose an expert for no token.
         assert {name for name in still if method not in SPARSE or ".experts." not in name} == set(), head
 
 
@@ -143,7 +143,7 @@ def test_the_vector_of_time_masking_is_trained_where_it_is_used_and_kept_either_
         got = {name for name, p in detector.named_parameters() if p.grad is not None}
         assert got == trained_names(detector)
         assert (mask in got) == asked
-        assert detector.kept_names() == set(detector.state_dict())  # a whole encoder needs no other file
+        assert detector.kept_names() == set(detector.state_dict())  # the detector needs no encoder file
         assert detector.frozen_hash() is None
 
 
@@ -153,7 +153,7 @@ def test_the_vector_of_time_masking_is_trained_where_it_is_used_and_kept_either_
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "method"), COMBINATIONS)
 def test_a_training_step_on_a_gpu_has_the_cpus_loss_and_gradients(name, method, request, gpu, same_noise, assert_near):
-    """float32 through a whole encoder: each of some ten products and normalisations adds a few roundings of 2^-24."""
+    """In float32, each of the encoder's ten or so products and normalisations adds a few roundings of 2^-24."""
     source, padded = request.getfixturevalue(f"small_{name}"), torch.tensor([6_000, 6_000, 5_000, 6_000])
     torch.manual_seed(1)
     detector = with_updates(
@@ -178,7 +178,7 @@ def test_a_training_step_on_a_gpu_has_the_cpus_loss_and_gradients(name, method, 
     ("precision", "error"), [("bf16-mixed", 0.05), ("16-mixed", 0.01), ("bf16-true", 0.05), ("16-true", 0.01)]
 )
 def test_half_precision_on_a_gpu_hears_what_the_cpu_hears(small, precision, error, gpu, assert_near):
-    """Against the CPU's float32, in parts of the largest frame: 8 and 11 bits, and tens of roundings."""
+    """The error against the CPU's float32 is tens of roundings to 8 or 11 bits, relative to the largest frame."""
     backbone, source = small
     torch.manual_seed(1)
     method = MoELoRA(3, 2, gate=QUIET, targets=ATTENTION)
@@ -195,7 +195,7 @@ def test_half_precision_on_a_gpu_hears_what_the_cpu_hears(small, precision, erro
 
 @pytest.fixture
 def on_fake_gpu(fake_gpu):
-    """What a detector gives on a GPU that is not there: tensors know their device and have no content."""
+    """Runs a detector on a fake GPU, whose tensors have a device but no content."""
 
     def run(detector: Detector, *inputs: torch.Tensor | None) -> torch.Tensor:
         with fake_gpu(detector):
@@ -205,12 +205,12 @@ def on_fake_gpu(fake_gpu):
 
 
 def test_nothing_of_an_encoder_or_a_head_is_left_on_the_cpu_and_no_value_is_waited_for(small, on_fake_gpu):
-    """A tensor of another device and a value that Python asks for are errors there."""
+    """On the fake GPU, a tensor of another device and a value that Python asks for are errors."""
     backbone, source = small
     detector = Detector(backbone(source), METHODS["dense"], AASIST).train()
     assert on_fake_gpu(detector, waveforms()).device.type == "cuda"
     detector = Detector(backbone(source, hidden_states="weighted"), METHODS["utterance"], AttentiveStatistics).train()
-    if backbone is not WhisperBackbone:  # whose padded rows pass one by one
+    if backbone is not WhisperBackbone:  # Whisper's encoder takes padded rows one by one
         assert on_fake_gpu(detector, waveforms(2), torch.tensor([6_000, 5_000])).device.type == "cuda"
 
 
@@ -232,7 +232,7 @@ def test_a_tensor_of_the_cpu_and_a_value_that_is_waited_for_are_seen(small_wav2v
         on_fake_gpu(detector.eval(), waveforms())
 
 
-# Of PyTorch, in forward or backward passes on a GPU: torch.use_deterministic_algorithms lists them.
+# PyTorch operations without a deterministic GPU kernel, as torch.use_deterministic_algorithms lists them.
 WITHOUT_DETERMINISTIC_KERNEL = re.compile(
     r"aten\.(avg_pool3d_backward|_?adaptive_(avg|max)_pool[23]d_backward|fractional_max_pool.*|max_unpool.*"
     r"|max_pool3d_with_indices_backward|upsample_(linear|bilinear|bicubic|trilinear).*_backward"
@@ -242,7 +242,7 @@ WITHOUT_DETERMINISTIC_KERNEL = re.compile(
 
 
 class Operations(TorchDispatchMode):
-    """Keeps the names of what PyTorch computes."""
+    """Collects the names of the operations that PyTorch computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -333,7 +333,7 @@ def test_two_processes_train_every_backbone_as_one_does_with_the_whole_batch(req
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_cast_detector_still_hears_in_full_precision(small, dtype):
-    """The front end keeps its precision: only the encoder's own rounding is left."""
+    """The front end keeps its precision, so only the encoder's own rounding is left."""
     backbone, source = small
     torch.manual_seed(0)
     detector = Detector(backbone(source), LoRA(2, targets=ATTENTION), MeanPooling).eval()
@@ -344,7 +344,7 @@ def test_a_cast_detector_still_hears_in_full_precision(small, dtype):
     with torch.inference_mode():
         wanted = detector(clips)
         cast = detector.to(dtype)
-        cast.classifier.to(torch.promote_types(dtype, torch.float32))  # as the frames that it gets
+        cast.classifier.to(torch.promote_types(dtype, torch.float32))  # the dtype of the frames that it gets
         found = cast(clips)
         again = cast.float()(clips)
     assert inputs[1].dtype == dtype
@@ -355,7 +355,7 @@ def test_a_cast_detector_still_hears_in_full_precision(small, dtype):
 
 
 def test_a_detector_without_content_goes_to_a_device(small):
-    """As accounts and sharded training make it: built on the meta device, then given storage."""
+    """Parameter counts and sharded training build a detector on the meta device, and then give it storage."""
     backbone, source = small
     with torch.device("meta"):
         detector = Detector(backbone(source), LoRA(2, targets=ATTENTION), MeanPooling)
@@ -391,16 +391,16 @@ def test_an_exported_model_gives_each_file_the_score_of_the_test(
     scorer = Scorer.from_pretrained(tmp_path / "model", device="cpu")
     found = dict(zip(places, (result.windows[0].score for result in scorer.score_files(places.values())), strict=True))
     assert len(set(wanted.values())) == len(wanted)
-    # The batches are others: the last bits may be.
+    # The two use different batches, so the last bits may differ.
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name != "wav2vec2"])  # which test_onnx_export.py has
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "wav2vec2"])  # see test_onnx_export.py
 def test_the_onnx_file_gives_the_logits(name, request, tmp_path):
     torch.manual_seed(0)
     backbone = CLASSES[name](request.getfixturevalue(f"small_{name}"), hidden_states=1)
     detector = with_updates(Detector(backbone, MoELoRA(2, 2, top_k=1, targets=ATTENTION), MeanPooling)).eval()
-    assert export_onnx(detector, tmp_path / "model.onnx", samples=6_000) is None  # of any length
+    assert export_onnx(detector, tmp_path / "model.onnx", samples=6_000) is None  # clips may have any length
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     clips = waveforms(3)
     (found,) = session.run(["logits"], {"waveforms": clips.numpy()})

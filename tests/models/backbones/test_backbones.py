@@ -1,4 +1,4 @@
-"""Backbones against transformers itself."""
+"""Backbones against transformers' own models."""
 
 import json
 import shutil
@@ -131,7 +131,7 @@ def test_whisper_hidden_states(small_whisper):
         chosen = WhisperBackbone(small_whisper, hidden_states=layer).eval()
         assert len(chosen.layers()) == layer
         torch.testing.assert_close(chosen(waveforms())[0], states[layer])
-    # The last layer without the final normalisation, normalised, is the last hidden state.
+    # The last layer's output, after the final normalisation, is the last hidden state.
     torch.testing.assert_close(last.encoder.layer_norm(chosen(waveforms())[0]), final)
     for chosen, wanted in (("all", [0, 1, 2]), ([2, 0], [2, 0]), ([0, 1], [0, 1])):
         beside = WhisperBackbone(small_whisper, hidden_states=chosen).eval()

@@ -1,4 +1,4 @@
-"""A pretrained encoder brings no code: code that its files name is neither run nor asked about."""
+"""A pretrained encoder cannot bring code: code that its files name is not run, and no question asks about it."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from moelora_ad.models import Detector, MeanPooling, Wav2Vec2Backbone, WhisperBa
 
 @pytest.fixture
 def hostile(tmp_path, small_whisper, monkeypatch):
-    """Makes an encoder's folder whose code leaves a file ``ran``; any question is answered yes."""
+    """Makes an encoder's folder whose code would write a file ``ran``; any question is answered with yes."""
 
     def make(**changes):
         folder = tmp_path / "encoder"
@@ -39,7 +39,7 @@ def test_a_class_in_the_folder_is_not_imported(hostile, capsys):
     folder = hostile(**CODE, model_type="another")
     with pytest.raises(InputError, match=r"config.json needs code of its own \(auto_map\)"):
         WhisperBackbone(folder)
-    assert capsys.readouterr().out == ""  # nothing was asked
+    assert capsys.readouterr().out == ""  # no question was asked
 
 
 def test_transformers_own_class_is_taken_where_it_has_one(hostile, capsys):

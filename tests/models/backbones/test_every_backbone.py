@@ -1,4 +1,4 @@
-"""What every backbone that takes padded batches promises."""
+"""Promises of every backbone that takes padded batches."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def waveforms() -> torch.Tensor:
 
 @pytest.fixture(params=CLASSES)
 def small(request):
-    """The class of a backbone, and a checkpoint for it."""
+    """A backbone class, and a checkpoint for it."""
     return CLASSES[request.param], request.getfixturevalue(f"small_{request.param}")
 
 
@@ -97,7 +97,7 @@ def test_regularisation_is_off_unless_asked_for(small):
         noisy = backbone(source, **asked)
         assert noisy.stochastic
         torch.manual_seed(0)
-        np.random.seed(0)  # transformers' masks
+        np.random.seed(0)  # transformers draws its masks from NumPy
         trained, used = noisy.train()(waveforms())[0], noisy.eval()(waveforms())[0]
         assert not torch.equal(trained, used), asked
 
@@ -139,7 +139,7 @@ def test_gradient_checkpointing_changes_no_gradient(small, device, assert_near):
         assert len(runs) == 1 + checkpointing
         gradients.append({name: p.grad for name, p in detector.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
-    error = 1e-5 if device.type == "cpu" else 1e-4  # where attention adds up in no fixed order
+    error = 1e-5 if device.type == "cpu" else 1e-4  # on a GPU, attention adds up in no fixed order
     for name, gradient in gradients[0].items():
         assert_near(gradients[1][name], gradient.cpu(), error, name)
 
@@ -175,7 +175,7 @@ def test_the_published_models_are_built_without_network_on_the_meta_device(backb
     added = 24 * 4 * 2 * 1024 * 8
     assert sum(p.numel() for p in built.encoder.parameters()) == parameters + added
     here = [name for name, p in built.named_parameters() if not p.is_meta]
-    assert here in ([], ["encoder.masked_spec_embed"])  # transformers makes that one, of 1024 numbers, itself
+    assert here in ([], ["encoder.masked_spec_embed"])  # transformers itself makes this vector of 1024 numbers
 
 
 def test_missing_and_foreign_checkpoints_are_one_line(small, tmp_path, small_whisper, monkeypatch):

@@ -1,4 +1,4 @@
-"""A backbone of a user's own, two methods around any module: what the base class does for it."""
+"""A user's own backbone, with two methods around any module: what the base class does for it."""
 
 import copy
 
@@ -17,7 +17,7 @@ WIDTH = 16
 
 
 class Encoder(nn.Module):
-    """Frames of 160 samples, PyTorch's own transformer layers, a normalisation behind them; hears padding."""
+    """PyTorch's transformer layers on frames of 160 samples, with a final normalisation and no mask of padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Plain(Backbone):
 
 
 class TimeFirst(Plain):
-    """Its layers have time before the batch."""
+    """A backbone whose layers have the time axis before the batch axis."""
 
     def encode(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         hidden = self.encoder.front(waveforms.unsqueeze(1)).mT.transpose(0, 1)
@@ -58,7 +58,7 @@ class TimeFirst(Plain):
 
 
 class Masking(Plain):
-    """Masks padding itself, as its `frames` shows."""
+    """A backbone that masks padding itself, as its `frames` shows."""
 
     def frames(self, lengths: torch.Tensor) -> torch.Tensor:
         return lengths // 160
@@ -78,7 +78,7 @@ def waveforms(rows: int = 2, samples: int = 3_200) -> torch.Tensor:
 
 
 def states(clips: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The input of the first layer, the output of each, and the last hidden state, by hand."""
+    """The first layer's input, each layer's output, and the last hidden state, by hand."""
     encoder = Plain().encoder
     found = [encoder.front(clips.unsqueeze(1)).mT]
     for layer in encoder.layers:
@@ -186,7 +186,7 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_gradient(hidden
 
 
 class ByName(Plain):
-    """Gives its layers their input by name."""
+    """A backbone that passes its layers their input by keyword."""
 
     def encode(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         hidden = self.encoder.front(waveforms.unsqueeze(1)).mT
@@ -196,7 +196,7 @@ class ByName(Plain):
 
 
 def test_layers_that_are_called_by_name_draw_the_same_noise_again(device, monkeypatch):
-    """PyTorch restores the random state of those devices alone whose tensors it finds among the arguments by place."""
+    """PyTorch restores the random state only of devices whose tensors are among the positional arguments."""
     seen, gradients = [], []
 
     def watched(function, *args, use_reentrant):
@@ -221,7 +221,7 @@ def test_layers_that_are_called_by_name_draw_the_same_noise_again(device, monkey
 
 
 def test_an_encoder_that_is_nowhere_else_is_kept_whole(tmp_path):
-    """Its random weights would be others in the next process."""
+    """An encoder with random weights would be another one in the next process."""
     detector = Detector(Plain(seed=None), LoRA(2, targets=["linear1"]), MeanPooling).eval()
     assert not detector.backbone.is_elsewhere
     assert detector.kept_names() == set(detector.state_dict())

@@ -9,7 +9,7 @@ from moelora_ad.models.saving.onnx_export import export_onnx
 
 
 def test_each_filter_passes_its_own_band():
-    """A tone comes out loudest behind the filter whose band it lies in, counted on the mel scale."""
+    """A tone is loudest behind the filter whose band it lies in, counted on the mel scale."""
     backbone = SincBackbone()
     time = torch.arange(8_000) / 16_000
     for frequency in (300.0, 1_000.0, 3_000.0, 7_000.0):
@@ -62,4 +62,4 @@ def test_saving_and_onnx(tmp_path):
         assert torch.equal(again(clips), detector(clips))
     small = Detector(SincBackbone(), FrozenBackbone(), MeanPooling).eval()
     small.window = 4_000
-    export_onnx(small, tmp_path / "model.onnx")  # compares
+    export_onnx(small, tmp_path / "model.onnx")  # compares the logits with PyTorch's

@@ -27,7 +27,7 @@ def speech(quickstart: Path) -> list[np.ndarray]:
 
 
 def padded(clips: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch whose padding is loud, and its lengths."""
+    """A batch with loud padding, and its lengths."""
     lengths = torch.tensor([len(clip) for clip in clips])
     batch = torch.full((len(clips), int(lengths.max())), 0.9)
     for row, clip in enumerate(clips):
@@ -36,7 +36,7 @@ def padded(clips: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def extracted(clips: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and mask of the feature extractor."""
+    """The feature extractor's features and mask."""
     given = SeamlessM4TFeatureExtractor()(clips, sampling_rate=16_000, return_tensors="pt")
     return given.input_features, given.attention_mask
 

@@ -15,7 +15,7 @@ LENGTHS = torch.tensor([12_000, 7_000])
 
 
 def waveforms() -> torch.Tensor:
-    """The second row is padded."""
+    """Two clips, of which the second is padded."""
     clips = 0.1 * torch.randn(2, 12_000, generator=torch.Generator().manual_seed(0))
     return clips * (torch.arange(12_000) < LENGTHS.unsqueeze(1))
 
@@ -39,7 +39,7 @@ def checkpoint(request, small_wavlm: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def frames_of(model: WavLMModel, mask: bool = True) -> torch.Tensor:
-    """What transformers' own code gives."""
+    """Frames by transformers' own code."""
     valid = (torch.arange(12_000) < LENGTHS.unsqueeze(1)).long()
     return model(waveforms(), attention_mask=valid if mask else None).last_hidden_state
 
@@ -48,7 +48,7 @@ def test_outputs_and_gradients_are_those_of_transformers(checkpoint):
     theirs = WavLMModel.from_pretrained(checkpoint).eval()
     ours = WavLMBackbone(checkpoint, normalize=False).eval()
     assert list(ours.encoder.state_dict()) == list(theirs.state_dict())
-    assert (frames_of(theirs) - frames_of(theirs, mask=False)).abs().max() > 0.1  # the padding mask does something
+    assert (frames_of(theirs) - frames_of(theirs, mask=False)).abs().max() > 0.1  # the padding mask has an effect
     frames, counts = ours(waveforms(), LENGTHS)
     assert counts.tolist() == [37, 21]
     torch.testing.assert_close(frames, frames_of(theirs), rtol=1e-5, atol=1e-5)
@@ -106,7 +106,7 @@ def test_copies_call_their_projections_too(small_wavlm):
 
 def test_attention_dropout_acts_in_training_only(small_wavlm):
     attention = WavLMBackbone(small_wavlm).layers()[0].attention
-    attention.dropout = 1.0  # every attention weight is dropped: what is left is the output's bias
+    attention.dropout = 1.0  # every attention weight is dropped, so only the output's bias is left
     hidden = torch.randn(2, 9, 32)
     bias = attention.out_proj.bias.expand(2, 9, 32)
     torch.testing.assert_close(attention.train()(hidden)[0], bias)

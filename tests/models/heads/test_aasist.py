@@ -77,7 +77,7 @@ def test_a_clip_does_not_depend_on_the_others_in_evaluation():
 @pytest.mark.gpu
 @pytest.mark.parametrize("training", [True, False])
 def test_a_gpu_gives_the_cpus_logits_gradients_and_statistics(training, gpu, assert_near):
-    """Without dropout, whose draws differ. In training, batch normalisation divides by what it finds."""
+    """Dropout is off, as its draws differ; in training, batch normalisation divides by the batch's deviation."""
     torch.manual_seed(0)
     head, features, found = AASIST(16).train(training), torch.randn(4, 60, 16), []
     for module in head.modules():
@@ -90,7 +90,7 @@ def test_a_gpu_gives_the_cpus_logits_gradients_and_statistics(training, gpu, ass
         gradients = {name: p.grad for name, p in twin.named_parameters()}
         found.append({"logits": logits, "features": inputs.grad} | gradients | dict(twin.named_buffers()))
     for name, wanted in found[0].items():
-        # A bias in front of a normalisation has no effect: its gradient is rounding.
+        # A bias in front of a normalisation has no effect, so its gradient is rounding error.
         assert_near(found[1][name], wanted, 1e-3 if wanted.abs().max() > 1e-5 else 10.0, name)
 
 
@@ -135,7 +135,7 @@ def test_an_encoder_that_is_left_out_is_told(prefix, load):
     state = {prefix + name: tensor for name, tensor in public_state().items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load(state)  # a head alone
+        load(state)  # the state of a head alone gives no warning
     encoder = {f"{prefix}ssl_model.model.encoder.layers.{n}.fc1.bias": torch.ones(3) for n in range(24)}
     with pytest.warns(UserWarning, match=r"only the head .* its encoder \(ssl_model\.\*, 24 tensors\) was left out"):
         load(state | encoder)

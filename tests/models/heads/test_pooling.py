@@ -24,9 +24,9 @@ def test_statistics_are_those_of_the_valid_frames(lengths):
     torch.nn.init.normal_(head.output.bias)
     features = 3 * torch.randn(3, 9, 5) + 1
     for _ in range(20):
-        head(features + torch.randn(3, 9, 5))  # the batches that the standardisation learns from
+        head(features + torch.randn(3, 9, 5))  # standardisation learns its statistics from these batches
     found = head.eval()(features, None if lengths == [9, 9, 9] else torch.tensor(lengths)).detach().numpy()
-    # The deviation of a single frame is that of the smallest variance, 1e-6.
+    # A single frame has the deviation of the smallest variance, 1e-6.
     np.testing.assert_allclose(found, by_hand(features.numpy(), lengths, head), rtol=1e-4, atol=5e-3)
 
 
@@ -46,7 +46,7 @@ def test_training_begins_at_even_odds_and_learns_what_only_deviations_tell():
     torch.manual_seed(1)
     head = StatisticsPooling(4, dropout=0.0)
     labels = torch.arange(64) % 2
-    features = torch.randn(64, 50, 4) * (1 + labels.view(-1, 1, 1)) + 100  # the means are the same
+    features = torch.randn(64, 50, 4) * (1 + labels.view(-1, 1, 1)) + 100  # the means of both classes are the same
     assert head(features).abs().max() == 0
     optimizer = torch.optim.Adam(head.parameters(), 0.05)
     for _ in range(50):

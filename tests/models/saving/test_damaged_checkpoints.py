@@ -1,4 +1,4 @@
-"""Files given as checkpoints that are none, or are damaged: one line, and nothing waits for them."""
+"""Damaged checkpoints, and files that are not checkpoints: one line each, and no command waits for them."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def run(run_of_experiment) -> Path:
 
 
 def answers(lightning, run: Path, checkpoint: Path, first: int = 0) -> list[str]:
-    """The one line of each command that takes a checkpoint, from the first one asked for."""
+    """The one line of each command that takes a checkpoint, from command number ``first`` on."""
     commands = (
         ["test", "--config", run / "config.yaml", "--ckpt_path", checkpoint],
         ["fit", "--config", run / "config.yaml", "--ckpt_path", checkpoint],
@@ -54,7 +54,7 @@ def test_a_bit_that_flipped_in_a_tensor_is_found(lightning, run):
     checkpoint = run / "checkpoints" / "best.ckpt"
     assert lightning("export", "--checkpoint", checkpoint, "--to", run / "model")[0] == 0
     flip(checkpoint, "/data/0")
-    torch.load(checkpoint, weights_only=True)  # PyTorch does not report it
+    torch.load(checkpoint, weights_only=True)  # PyTorch does not report the flipped bit
     for line in answers(lightning, run, checkpoint):
         assert "best.ckpt is damaged: archive/data/0 does not match its checksum" in line
     with pytest.raises(InputError, match=r"checkpoint_path: .* is damaged"):
@@ -118,7 +118,7 @@ def test_a_run_that_asks_for_far_more_than_its_checkpoint_holds(part, field, val
 
     handle = register_module_parameter_registration_hook(count)
     try:
-        for line in answers(lightning, run, checkpoint, first=2):  # fit and test are given their user's own
+        for line in answers(lightning, run, checkpoint, first=2):  # fit and test use the user's own configuration
             assert re.search(told, line)
         with pytest.raises(InputError, match=told):
             DetectionModule.load_from_checkpoint(checkpoint)

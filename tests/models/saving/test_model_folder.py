@@ -1,4 +1,4 @@
-"""Saved detectors: they come back bit for bit, stay small, and refuse whatever does not fit."""
+"""Saved detectors load bit for bit, stay small, and refuse whatever does not fit."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ from moelora_ad.models.saving.files import save_tensors, tensors_hash
 
 
 def trained(detector: Detector) -> Detector:
-    """The detector as if it had been trained: no kept tensor is what its constructor made."""
+    """The detector with every kept tensor moved away from its initial value, as after training."""
     generator = torch.Generator().manual_seed(1)
     kept, state = detector.kept_names(), detector.state_dict()
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_a_detector_comes_back_bit_for_bit(name, tmp_path, small_wav2vec2, small
         n: t.tolist() for n, t in saved.state_dict().items()
     }
     assert (loaded.window, loaded.calibration, loaded.sites) == (16_000, saved.calibration, saved.sites)
-    # What is loaded trains the same parameters, and can be saved again: the same files.
+    # The loaded detector trains the same parameters, and is saved to the same files.
     assert loaded.parameter_counts() == saved.parameter_counts()
     loaded.save_pretrained(tmp_path / "again")
     again = tmp_path / "again" / "model.safetensors"
@@ -136,7 +136,7 @@ def test_what_a_class_keeps_of_its_arguments_survives_copies_and_pickling(small_
 
 @pytest.fixture
 def model(tmp_path: Path, small_whisper: Path) -> Path:
-    """A saved detector."""
+    """The folder of a saved detector."""
     detector = trained(Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2), MeanPooling))
     detector.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -148,7 +148,7 @@ def change(folder: Path, **fields: object) -> None:
 
 
 def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Put other tensors into a saved detector, with the hash that fits them."""
+    """Put other tensors into a saved detector, with the matching hash."""
     save_file(tensors, folder / "model.safetensors")
     change(folder, weights_sha256=file_hash(folder / "model.safetensors"))
 
@@ -169,7 +169,7 @@ def test_the_files_hold_what_was_trained_and_the_encoder_apart(model, small_whis
     files = [path for path in model.rglob("*") if path.is_file()]
     of_encoder = ["backbone/config.json", "backbone/model.safetensors"]
     assert sorted(all_files(model)) == ["README.md", *of_encoder, "config.json", "model.safetensors"]
-    assert len({path.stat().st_mode for path in files}) == 1  # whoever can read one can read all
+    assert len({path.stat().st_mode for path in files}) == 1  # all files have the same permissions
     loaded = Detector.from_pretrained(model)
     with safe_open(model / "model.safetensors", "pt") as file:
         assert set(file.keys()) == loaded.kept_names()
@@ -178,14 +178,14 @@ def test_the_files_hold_what_was_trained_and_the_encoder_apart(model, small_whis
     assert config["adaptation"]["class_path"] == "moelora_ad.adapters.MoELoRA"
     assert config["classifier"] == {"class_path": "moelora_ad.models.MeanPooling", "init_args": {}}
     assert config["labels"] == ["spoof", "bonafide"]
-    # The hash is of the encoder's own tensors, whatever adapts it: the checkpoint file gives the same.
+    # The hash is over the encoder's own tensors, whatever adapts it; the checkpoint file gives the same hash.
     encoder = {
         name.removeprefix("encoder."): tensor
         for name, tensor in load_file(small_whisper / "model.safetensors").items()
         if name.startswith("encoder.")
     }
     assert config["backbone_sha256"] == tensors_hash(encoder)
-    # And so does what was packed: the encoder of a whole model alone, without its decoder.
+    # So does the packed encoder, which is a whole model's encoder without the decoder.
     assert tensors_hash(load_file(model / of_encoder[1])) == tensors_hash(encoder)
     assert config["backbone_files"] == {name: file_hash(model / name) for name in of_encoder}
 
@@ -193,7 +193,7 @@ def test_the_files_hold_what_was_trained_and_the_encoder_apart(model, small_whis
 def test_the_encoder_may_lie_elsewhere_but_must_be_the_same(model, tmp_path, small_whisper, monkeypatch):
     wanted = logits(Detector.from_pretrained(model))
     Detector.from_pretrained(model).save_pretrained(model, with_backbone=False)
-    assert sorted(all_files(model)) == ["README.md", "config.json", "model.safetensors"]  # no old encoder is left
+    assert sorted(all_files(model)) == ["README.md", "config.json", "model.safetensors"]  # the packed encoder is gone
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(small_whisper, elsewhere)
     config = json.loads((model / "config.json").read_text())
@@ -202,7 +202,7 @@ def test_the_encoder_may_lie_elsewhere_but_must_be_the_same(model, tmp_path, sma
     assert f"the folder {small_whisper.name} (SHA-256 {config['backbone_sha256'][:16]}...), is not part of" in line
     assert "--backbone FOLDER" in line
     assert torch.equal(logits(Detector.from_pretrained(model, backbone=elsewhere)), wanted)
-    monkeypatch.chdir(small_whisper.parent)  # a folder of that name that is here is tried
+    monkeypatch.chdir(small_whisper.parent)  # a folder of that name in the current folder is tried
     assert torch.equal(logits(Detector.from_pretrained(model)), wanted)
     tensors = load_file(elsewhere / "model.safetensors")
     tensors["encoder.conv1.weight"][0, 0, 0] += 1e-6
@@ -402,7 +402,7 @@ def test_code_from_outside_can_be_trusted(tmp_path, small_whisper, monkeypatch):
     loaded = Detector.from_pretrained(tmp_path / "model", allow=("mine",))
     assert loaded.classifier.scale == 5.0
     assert torch.equal(logits(loaded), logits(saved))
-    # One encoder layer was trained, so it is in the file and has no part in the hash of what is frozen.
+    # The encoder layer that was trained is in the file, and not in the hash of the frozen encoder.
     assert any(
         name.startswith("backbone.encoder.layers.0.") for name in load_file(tmp_path / "model/model.safetensors")
     )
@@ -429,7 +429,7 @@ def test_what_cannot_be_described_is_not_saved(tmp_path, small_whisper):
 
 
 def test_an_encoder_of_the_hub_is_pinned_to_its_commit(small_wav2vec2, tmp_path, monkeypatch):
-    """From a cache as the hub's client lays it out, without a network: ``main`` may be another commit tomorrow."""
+    """The model keeps the commit in the hub's cache, as ``main`` may be another commit tomorrow; no network is used."""
     commit, cached = "0123456789abcdef0123456789abcdef01234567", tmp_path / "cache" / "models--somebody--encoder"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text(commit)
@@ -480,7 +480,7 @@ def test_push_to_hub_uploads_every_file(model, monkeypatch):
 
 
 def test_from_the_hub(model, monkeypatch):
-    """What is asked of the hub, and that all files are looked for in the same snapshot."""
+    """The files requested from the hub, all in the same revision."""
     asked = []
 
     def fetch(repo_id, filename, *, revision):
@@ -495,18 +495,18 @@ def test_from_the_hub(model, monkeypatch):
 
 
 def test_the_published_size():
-    """MoE-LoRA 3 x r8 on XLSR-53 with AASIST: 5,755,658 float32, about 23 MB."""
+    """MoE-LoRA 3 x r8 on XLSR-53 with AASIST: 5,755,658 float32 values, about 23 MB."""
     with torch.device("meta"):
         detector = Detector(Wav2Vec2Backbone(), MoELoRA(3, 8), AASIST)
     state = detector.state_dict()
     size = sum(state[name].numel() * state[name].element_size() for name in detector.kept_names())
     parameters = 4 * 5_755_658
-    assert parameters <= size < parameters + 20_000  # batch statistics and logit offsets
+    assert parameters <= size < parameters + 20_000  # the rest: batch statistics and logit offsets
     assert size / 1e6 == pytest.approx(23.0, abs=0.1)
 
 
 def test_saving_over_a_model_that_breaks_off_is_noticed(model, monkeypatch):
-    """The weights are new and the configuration is old: never a detector of both."""
+    """A broken-off save leaves new weights with the old configuration, which is refused."""
     other = Detector.from_pretrained(model)
     with torch.no_grad():
         other.classifier.output.weight.add_(1.0)
@@ -560,7 +560,7 @@ def test_the_model_card_says_what_is_known_and_nothing_else(model):
     assert "Not stated." in bare
     assert "None stated." in bare
     assert "log-odds and not calibrated" in bare
-    assert card.data.base_model is None  # the encoder came from a folder
+    assert card.data.base_model is None  # the encoder came from a folder, not from the hub
     detector = Detector.from_pretrained(model)
     detector.calibration = {"scale": 1.0, "offset": 0.0, "fitted_on": "dev.csv"}
     detector.about = {

@@ -27,7 +27,7 @@ def speech(rows: int, samples: int) -> np.ndarray:
 
 
 def disturbed(detector: Detector) -> Detector:
-    """With experts, gates and layer weights that have an effect, as after training."""
+    """The detector with experts, gates and layer weights that have an effect, as after training."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in detector.parameters():
@@ -41,7 +41,7 @@ def largest_difference(detector: Detector, path: Path, clips: np.ndarray) -> flo
     (found,) = session.run(["logits"], {"waveforms": clips})
     with torch.inference_mode():
         wanted = detector.eval()(torch.from_numpy(clips)).numpy()
-    assert len(clips) == 1 or np.ptp(wanted[:, 1]) > 1e-3  # the detector hears the difference between clips
+    assert len(clips) == 1 or np.ptp(wanted[:, 1]) > 1e-3  # the logits differ between clips
     return float(np.abs(found - wanted).max())
 
 
@@ -70,7 +70,7 @@ def test_a_small_detector_of_any_batch_and_length(tmp_path, small_wav2vec2):
         "model": "mine@1",
         "notice": "a demonstration",
     }
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # the weights are in the file
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # the weights are in this file, too
     clips = torch.from_numpy(speech(2, 4_000))
     with torch.inference_mode():
         wanted = detector.eval()(clips)
@@ -88,7 +88,7 @@ def test_a_small_detector_of_any_batch_and_length(tmp_path, small_wav2vec2):
 
 
 class OfOneLength(torch.nn.Module):
-    """A stand-in for a detector whose head is made for so many frames and no others."""
+    """Stands in for a detector whose head accepts one number of samples only."""
 
     window, fill, calibration, about = 4_000, 1_600, None, None
 
@@ -115,7 +115,7 @@ def test_a_detector_of_one_length_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_detector_with_aasist(tmp_path, whisper_tiny):
-    torch.manual_seed(0)  # a tie of two experts or two nodes may be broken otherwise elsewhere
+    torch.manual_seed(0)  # with other weights, ties of experts or nodes might be broken otherwise
     detector = disturbed(Detector(WhisperBackbone(whisper_tiny), MoELoRA(3, 8, top_k=2), AASIST))
     assert export_onnx(detector, tmp_path / "model.onnx") is None
     for rows, samples in ((8, 64_600), (1, 48_000), (6, 100_001)):
@@ -123,7 +123,7 @@ def test_the_whole_detector_with_aasist(tmp_path, whisper_tiny):
 
 
 def test_the_exported_spectrogram_is_the_same(whisper_tiny):
-    """The matrix products that stand for the Fourier transform in the file, against it, on real speech."""
+    """The file's matrix products agree with the Fourier transform that they replace, on real speech."""
     backbone = WhisperBackbone(whisper_tiny)
     clips = torch.from_numpy(speech(6, 32_000))
     usual = backbone.log_mel(clips)

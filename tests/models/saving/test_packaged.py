@@ -1,4 +1,4 @@
-"""The model that comes with the package: there after an install, from any folder, offline, and honest about itself."""
+"""The packaged model works after an install, from any folder and offline, and says that it is no evidence."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from moelora_ad.models.saving.packaged import found_model, packaged_models
 
 PROJECT = Path(__file__).parents[3]
 CORPUS = PROJECT / "experiments" / "quickstart" / "corpus"
-# What the model gave these utterances, whole, when it was made (raw log-odds, float32), and its calibration.
+# Raw log-odds (float32) that the model gave these whole utterances when it was made.
 RAW: dict[str, float] = json.loads((Path(__file__).parent / "mini_scores.json").read_text())
 
 

@@ -1,4 +1,4 @@
-"""The encoder within a model's folder: the same scores anywhere, no path of the machine that it was made on."""
+"""The encoder in a model's folder gives the same scores anywhere, and no file has a path of the training machine."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def disturbed(detector: Detector) -> Detector:
 
 
 def as_pickle(folder: Path) -> None:
-    """As older checkpoints are stored on the hub, in two shards."""
+    """Rewrite the weights as two pickled shards, as older checkpoints on the hub have them."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names, places = sorted(tensors), {}
@@ -58,10 +58,10 @@ CASES = {
     "wav2vec2": ("small_wav2vec2", wav2vec2(MoELoRA(2, 2)), ["config.json", "model.safetensors", "preprocessor_"]),
     "a lower layer": ("small_wav2vec2", wav2vec2(LoRA(2), hidden_states=1), ["config.json", "model", "preprocessor_"]),
     "the top layer": ("small_wav2vec2", wav2vec2(TopLayers(1)), ["config.json", "model", "preprocessor_"]),
-    # Its weights are the detector's own; what its architecture is made of is not.
+    # The encoder's weights are among the detector's; the files of its architecture are packed.
     "trained whole": ("small_wav2vec2", wav2vec2(FullFineTuning()), ["config.json", "preprocessor_"]),
     "weighted": ("small_whisper", whisper(LoRA(2), hidden_states="weighted"), ["config.json", "model.safetensors"]),
-    # All but its sinusoids, of which it has more than of other weights.
+    # All weights but the fixed sinusoids are among the detector's; the sinusoids are the larger part.
     "whisper, trained whole": ("small_whisper", whisper(FullFineTuning()), ["config.json", "model.safetensors"]),
     "most layers": ("small_wav2vec2", wav2vec2(TopLayers(3)), ["config.json", "preprocessor_"]),
     "quickstart": ("whisper_tiny", whisper(MoELoRA(3, 8)), ["LICENSE", "README.md", "config.json", "model", "prep"]),
@@ -89,7 +89,7 @@ def test_the_same_scores_without_the_folder_that_it_was_trained_with(name, pickl
     assert all(one.startswith(start) for one, start in zip(found, files, strict=True))
     loaded = Detector.from_pretrained("moved")
     assert torch.equal(logits(loaded), wanted)
-    # It can be saved again, over itself and elsewhere.
+    # The loaded detector can be saved over itself and elsewhere.
     loaded.save_pretrained("moved")
     loaded.save_pretrained("copy")
     monkeypatch.chdir("/")
@@ -100,7 +100,7 @@ def test_the_same_scores_without_the_folder_that_it_was_trained_with(name, pickl
 
 
 def test_files_are_copied_as_they_are(whisper_tiny, tmp_path):
-    """Half-precision weights stay small, and the licence goes with them."""
+    """Half-precision weights stay small, and the licence is copied with them."""
     whisper(LoRA(2))(whisper_tiny).save_pretrained(tmp_path)
     for path in whisper_tiny.iterdir():
         assert (tmp_path / "backbone" / path.name).read_bytes() == path.read_bytes()
@@ -177,4 +177,4 @@ def test_a_hub_id_stays_with_its_commit_when_the_encoder_is_packed(small_wav2vec
         assert (named["source"], named["revision"]) == ("somebody/encoder", commit)
         assert file_hash(tmp_path / folder / "backbone" / "README.md")
     loaded.save_pretrained(tmp_path / "again", with_backbone=False)
-    assert "somebody/encoder" in refusal(tmp_path / "again")  # it is looked for on the hub
+    assert "somebody/encoder" in refusal(tmp_path / "again")  # the encoder is looked for on the hub

@@ -1,4 +1,4 @@
-"""What a fit reports of its experts, in its folder and through every kind of logger."""
+"""What a fit reports about its experts, in its folder and through every kind of logger."""
 
 import csv
 import importlib.util
@@ -35,7 +35,7 @@ SITE = "layers.1.self_attn.v_proj"
 
 
 class Kept(Logger):
-    """Any logger: keeps what it is given."""
+    """A logger that keeps what it is given."""
 
     name, version, save_dir = "kept", 0, None
 
@@ -54,7 +54,7 @@ class Kept(Logger):
 
 
 class Gradients(Callback):
-    """Notes the gradients that the optimiser is about to use."""
+    """Keeps the norms of the gradients that the optimiser is about to use."""
 
     def __init__(self) -> None:
         self.norms: list[dict[str, float]] = []
@@ -87,7 +87,7 @@ def module(small_whisper):
 
 
 def by_hand(model, data) -> tuple[dict[str, SiteFigures], int]:
-    """The figures of the development set: one pass over all of it, and whole matrices B A."""
+    """The figures of the development set, from one pass over all of it and from whole matrices B A."""
     data.setup("validate")
     encoder = model.detector.backbone.encoder
     model.eval()
@@ -206,7 +206,7 @@ def test_the_table_of_a_csv_logger_stays_small(module, data, trainer, tmp_path):
     content = json.loads((tmp_path / "csv" / "version_0" / "routing" / "epoch00.json").read_text())
     row = next(row for row in rows if row["dev/eer"])
     for name, value in content["overview"].items():
-        assert float(row[name]) == pytest.approx(value, rel=1e-5)  # in the row of the development EER
+        assert float(row[name]) == pytest.approx(value, rel=1e-5)  # the overview is in the row of the development EER
     assert [row for row in rows if row["gradients/expert_2"]]
     assert not [name for name in rows[0] if name.startswith("routing_by_site")]
 
@@ -246,7 +246,7 @@ def test_trying_one_batch_leaves_nothing(module, data, trainer, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_see_what_one_does(experiment, write_config, tmp_path, lightning):
-    """8 development trials in batches of 3, over two gloo processes: one of them passes idly once."""
+    """8 development trials in batches of 3, over two gloo processes, of which one has no batch once."""
     experiment["trainer"] |= {"max_epochs": 1, "callbacks": [{"class_path": "moelora_ad.training.RoutingLog"}]}
     experiment["model"]["optimizer"]["init_args"] = {"lr": 0.0, "weight_decay": 0.0}
     found = []
@@ -269,11 +269,11 @@ def test_two_processes_see_what_one_does(experiment, write_config, tmp_path, lig
     assert one["num_decisions"] == two["num_decisions"]
     for site, figures in one["sites"].items():
         assert two["sites"][site] == {name: pytest.approx(value, rel=1e-6) for name, value in figures.items()}
-    assert (folder / "metrics.csv").read_text().count("routing/entropy") == 5  # 4 projections, and all
+    assert (folder / "metrics.csv").read_text().count("routing/entropy") == 5  # 4 projections, and all of them
 
 
 def test_a_large_set_is_watched_in_part(module, data, trainer, tmp_path):
-    """8 trials in batches of 1, at most 3 of them: every third."""
+    """Of 8 trials in batches of 1, at most 3 are watched: every third."""
     trainer(tmp_path, callbacks=[RoutingLog(most_batches=3)]).fit(module(), datamodule=data(eval_batch_size=1))
     assert json.loads((tmp_path / "routing" / "epoch00.json").read_text())["num_trials"] == 3
     with pytest.raises(ValueError, match="at least one"):
@@ -290,7 +290,7 @@ def test_watching_changes_no_weight_and_no_score(module, data, trainer, tmp_path
 
 
 class Collapse(Callback):
-    """Makes the gates of some projections send everything to expert 1, in the epochs that are given."""
+    """Makes the gates of a share of the projections send everything to expert 1, in the given epochs."""
 
     def __init__(self, share: float, epochs: set[int]) -> None:
         self.share = share
@@ -300,14 +300,14 @@ class Collapse(Callback):
         sites = [site for _, site in adapted_sites(pl_module.detector.backbone.encoder)]
         for number, site in enumerate(sites):
             site.gate.logit_offset.zero_()
-            site.gate.weight.data.zero_()  # even weights
+            site.gate.weight.data.zero_()  # equal gate weights
             if trainer.current_epoch in self.epochs and number < self.share * len(sites):
                 site.gate.logit_offset[1] = 1000.0
 
 
 @pytest.mark.parametrize(("share", "warnings"), [(0.75, 2), (0.5, 0)])
 def test_a_collapse_is_told_once_while_it_lasts(module, data, trainer, tmp_path, capsys, share, warnings):
-    """8 projections; most means more than 4."""
+    """Of 8 projections, most means more than 4."""
     kept = Kept()
     callbacks = [Collapse(share, {0, 1, 3}), RoutingLog()]
     adaptation = MoELoRA(3, 2, gate=GatePolicy(noise="none"))
@@ -321,7 +321,7 @@ def test_a_collapse_is_told_once_while_it_lasts(module, data, trainer, tmp_path,
 
 
 def test_the_overview_of_sites_that_differ():
-    """Two layers of one projection, one of another; 2 and 3 experts."""
+    """The sites differ in their layer, their projection, and their number of experts (2 or 3)."""
     even = SiteFigures([0.5, 0.5], [0.96, 0.04], [1.0, 3.0], [0.2, 0.4], 0.6, 2.0, 1.0)
     other = SiteFigures([0.2, 0.3, 0.5], [0.0, 0.1, 0.9], [2.0, 2.0, 5.0], [0.1, 0.1, 0.4], 0.3, 2.5, 1.5)
     found = overview({"layers.0.a.q": even, "layers.1.a.q": other, "layers.1.b.q": even, "head": other})
@@ -337,9 +337,9 @@ def test_the_overview_of_sites_that_differ():
     ("mean_gate", "top1_share", "expert"),
     [
         ([0.02, 0.98], [0.0, 1.0], 1),
-        ([0.49, 0.51], [0.0, 1.0], None),  # always first, and yet the other has half a say
+        ([0.49, 0.51], [0.0, 1.0], None),  # always first, but the other expert has nearly half of the weight
         ([0.94, 0.06], [0.94, 0.06], None),
-        ([0.0, 0.0, 0.5], [0.0, 0.0, 1.0], 2),  # top-k leaves out weight
+        ([0.0, 0.0, 0.5], [0.0, 0.0, 1.0], 2),  # with top-k, the weights need not sum to 1
         ([0.2, 0.2, 0.6], [0.01, 0.01, 0.98], None),
         ([0.7, 0.2, 0.1], [0.96, 0.02, 0.02], 0),
     ],
@@ -363,7 +363,7 @@ def test_heatmaps_of_a_large_model_and_of_one_cell():
 
 
 def test_the_sums_of_processes_are_those_of_all_batches(module, data):
-    """One process has met nothing, the other two a batch each."""
+    """The first two processes have a batch each, and the third has none."""
     model = module()
     encoder = model.detector.backbone.encoder
     waveforms = torch.randn(6, 8_000, generator=torch.Generator().manual_seed(0))

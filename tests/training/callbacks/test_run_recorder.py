@@ -1,4 +1,4 @@
-"""What a run records of itself: through its life, when it fails, is interrupted, or resumes."""
+"""The record of a run: through its life, and when it fails, is interrupted, or resumes."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from moelora_ad.training.callbacks.run_recorder import RunRecorder
 
 
 class Watcher(Callback):
-    """Reads the record at every start of an epoch, and may stop the run by an error."""
+    """Reads the record at the start of every epoch, and may stop the run with an error."""
 
     def __init__(self, folder: Path, error: BaseException | None = None) -> None:
         self.folder = folder

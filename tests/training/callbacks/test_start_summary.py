@@ -1,4 +1,4 @@
-"""What a run reports at its start and while it trains, against its files, formulas and the data."""
+"""Reports of a run at its start and during training, against its files, formulas and the data."""
 
 import csv
 import re
@@ -36,7 +36,7 @@ def test_a_log_has_the_start_block_and_a_line_for_every_epoch(told, write_config
     assert code == 0
     assert not re.search("GPU|TPU|Tip|Seed set|Restoring|stopped", err)
     assert "\x1b" not in out + err
-    assert "━━━━ " not in out + err  # no bar
+    assert "━━━━ " not in out + err  # no progress bar
 
     block = block_of(out)
     with open(tmp_path / "train.csv", newline="") as file:
@@ -80,7 +80,7 @@ def test_a_run_that_goes_on_says_so_and_knows_its_best(told, write_config, light
     [best] = (tmp_path / "runs" / "tiny" / "version_0" / "checkpoints").glob("epoch*.ckpt")
     last = torch.load(best, weights_only=True)
     [callback] = [state for name, state in last["callbacks"].items() if "Checkpoint" in name]
-    callback["best_model_score"] = torch.tensor(0.0125)  # better than anything to come
+    callback["best_model_score"] = torch.tensor(0.0125)  # better than any later EER
     torch.save(last, tmp_path / "last.ckpt")
     more = ("--trainer.max_epochs", "2", "--test_after_fit", "false", "--ckpt_path", tmp_path / "last.ckpt")
     same_folder = ("--trainer.logger.init_args.version", "0")
@@ -97,12 +97,12 @@ def test_the_bar_shows_the_dev_eer(told, write_config, lightning, monkeypatch):
         for name, value in terminal.items():
             environment.setenv(name, value)
         code, out, _ = lightning("fit", "--config", write_config(told))
-    reconfigure()  # rich's console remembers where it was
+    reconfigure()  # rich keeps a console that was made for the terminal above
     assert code == 0
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out)
-    eer = re.search(r"epoch 1/2: loss \S+, dev EER (\S+) %", plain)[1]  # the line above the bar
+    eer = re.search(r"epoch 1/2: loss \S+, dev EER (\S+) %", plain)[1]  # the line printed above the bar
     assert re.search(rf"epoch 2/2 ━\S* [1-3]/3 .* loss: \d\.\d+, dev EER: {eer} %", plain)
-    assert re.search(r"[\r\n]train: +train: 12 trials", plain)  # on a line of its own
+    assert re.search(r"[\r\n]train: +train: 12 trials", plain)  # the start block is on lines of its own
 
 
 def test_a_log_has_a_line_from_within_epochs_and_sets(told, write_config, lightning, monkeypatch):
@@ -116,9 +116,10 @@ def test_a_log_has_a_line_from_within_epochs_and_sets(told, write_config, lightn
         rf"epoch 2/2: 2 of 3 batches, loss \d\.\d+{left}",
         r"epoch 2/2: 3 of 3 batches, loss \d\.\d+",
         r"dev: 1 of \d+ batches",
+        r"in_domain: 1 of \d+ batches",  # of the test after training
     ):
         assert any(re.fullmatch(wanted, line) for line in lines), (wanted, lines)
-    # Sets that are tested, too, and nothing when it goes fast.
+    # A fast run prints no such lines.
     monkeypatch.setattr("moelora_ad.training.callbacks.progress._SECONDS_BETWEEN", 30.0)
     assert " batches" not in lightning("fit", "--config", write_config(told))[2]
 

@@ -1,4 +1,4 @@
-"""Training that cannot go on says why, where and what to do, and keeps nothing spoilt."""
+"""Training that cannot go on reports why, where and what to do, and no spoilt weights are kept."""
 
 import math
 import os
@@ -24,7 +24,7 @@ from moelora_ad.training.callbacks.divergence import DivergenceError
 
 
 class Spoil(Callback):
-    """Spoils the weights of a classifier, or the waveforms of one utterance, before a step."""
+    """Spoils weights of the classifier or of an expert, or the waveform of one utterance, at a given step."""
 
     def __init__(self, step: int, what: str) -> None:
         self.step = step
@@ -49,7 +49,7 @@ class Spoil(Callback):
 
 
 class OutOfMemory(Callback):
-    """Raises what a device or a system without memory raises."""
+    """Raises the errors of a device or a system without memory."""
 
     def __init__(self, error: str, stage: str = "train", step: int = 1) -> None:
         kinds = {"cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "python": MemoryError()}
@@ -81,7 +81,7 @@ def fit(lightning, experiment, write_config, tmp_path, monkeypatch):
     """Runs fit with one more callback; returns the exit code, the error lines and the run's folder."""
 
     def run(callback: Callback, *arguments: str) -> tuple[int, list[str], Path]:
-        # As an object, past the YAML.
+        # The callback is given as an object, not through the YAML.
         monkeypatch.setattr(DetectionModule, "configure_callbacks", lambda self: [callback])
         code, _, err = lightning("fit", "--config", write_config(experiment), *arguments)
         told = [line for line in err.splitlines() if "error:" in line or line.startswith("saved")]
@@ -101,7 +101,7 @@ def fit(lightning, experiment, write_config, tmp_path, monkeypatch):
     ],
 )
 def test_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(fit, what, words):
-    """In the second epoch of three steps each: the checkpoint of the first stays as it is."""
+    """The second epoch of three steps diverges, and the checkpoint of the first epoch stays as it is."""
     spoil = Spoil(6 if what == "weights" else 4, what)
     code, told, folder = fit(spoil)
     assert code == 1
@@ -119,11 +119,12 @@ def test_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(fit, wh
         assert "lower the learning rate" in line
     record = read_record(folder)
     assert record.state == "failed"
-    assert record.reason in line or what == "weights"  # which its scores gave away
+    # Spoilt weights are noticed by their scores, and the record has that reason.
+    assert record.reason in line or what == "weights"
 
 
 def test_the_last_checkpoint_is_of_every_epoch(lightning, experiment, write_config, tmp_path):
-    """Not only of those whose dev EER is among the best: here it cannot get better after the first."""
+    """last.ckpt is saved after every epoch, although the monitored figure never gets better after the first."""
     experiment["checkpoint"] = {"monitor": "routing/constant"}
     given = {**experiment, "trainer": {**experiment["trainer"], "max_epochs": 3}, "test_after_fit": False}
     with pytest.MonkeyPatch.context() as patch:
@@ -138,7 +139,7 @@ def test_the_last_checkpoint_is_of_every_epoch(lightning, experiment, write_conf
 
 def test_a_run_that_had_stopped_early_is_not_trained_on(lightning, experiment, write_config, tmp_path):
     given = {**experiment, "trainer": {**experiment["trainer"], "max_epochs": 5}, "test_after_fit": False}
-    given["early_stopping"] = {"patience": 1, "min_delta": 2.0}  # no EER is that much better
+    given["early_stopping"] = {"patience": 1, "min_delta": 2.0}  # no EER can improve by that much
     folder = tmp_path / "runs" / "tiny"
     for resumed in ((), ("--ckpt_path", folder / "version_0" / "checkpoints" / "last.ckpt")):
         code, _, err = lightning("fit", "--config", write_config(given), *resumed)
@@ -174,7 +175,7 @@ def test_a_lack_of_memory_says_what_to_change(fit, error, stage, words):
 
 
 def test_a_lack_of_memory_of_a_device_says_what_to_change(fit, device):
-    """The error is that of the device's own allocator."""
+    """The error comes from the device's own allocator."""
     code, told, folder = fit(OutOfMemory("real"), "--trainer.accelerator", device.type, "--trainer.devices", "1")
     assert code == 1
     (line,) = [line for line in told if "error:" in line]
@@ -191,7 +192,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(fit):
 
 
 def test_a_checkpoint_of_an_error_is_called_interrupted_and_goes_on(fit, lightning, experiment, write_config):
-    """In the second of two epochs of three steps; its EER would be the first epoch's."""
+    """The error comes in the second epoch of three steps, when the last known EER is that of the first epoch."""
     callback = OutOfMemory("python", step=4)
     code, told, folder = fit(callback, "--test_after_fit", "false")
     assert code == 1
@@ -214,7 +215,7 @@ def test_a_checkpoint_of_an_error_is_called_interrupted_and_goes_on(fit, lightni
 
 @pytest.mark.parametrize("stage", ["checkpoint", "first batch", "first step"])
 def test_a_start_that_fails_leaves_no_folder(fit, tmp_path, stage):
-    """Unless it was there before."""
+    """The folder stays only if it was there before."""
     arguments = ()
     if stage == "checkpoint":
         path = tmp_path / "other.ckpt"
@@ -233,7 +234,7 @@ def test_a_start_that_fails_leaves_no_folder(fit, tmp_path, stage):
 
 
 def test_sigterm_saves_and_the_run_goes_on_from_there(experiment, write_config, tmp_path):
-    """Sent once the first epoch is recorded; continued, the run ends with the weights of an uninterrupted one."""
+    """SIGTERM is sent once the first epoch is recorded; the continued run ends with an uninterrupted run's weights."""
     experiment["trainer"]["max_epochs"] = 3
     experiment["trainer"]["num_sanity_val_steps"] = 0
     config = write_config(experiment)

@@ -27,7 +27,7 @@ BLOCK, HEADER = 32_768, 7
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    """W&B keeps everything in the test's own folder, and ends with it."""
+    """W&B keeps everything in the test's own folder, and its run ends with the test."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for name in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
@@ -39,7 +39,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def records(path: Path) -> Iterator[Record]:
-    """A file of W&B: LevelDB's log format (blocks of records: CRC, length, kind), each record a protocol buffer."""
+    """The records of a W&B file: LevelDB's log format (blocks of CRC, length, kind and data) with protocol buffers."""
     content = path.read_bytes()
     assert content[:4] == b":W&B"
     place, whole = HEADER, b""
@@ -49,7 +49,7 @@ def records(path: Path) -> Iterator[Record]:
             place += left
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + HEADER])
-        if place + HEADER + length > len(content):  # it is still being written
+        if place + HEADER + length > len(content):  # the record is still being written
             return
         whole += content[place + HEADER : place + HEADER + length]
         place += HEADER + length
@@ -61,7 +61,7 @@ def records(path: Path) -> Iterator[Record]:
 
 
 class ReadBack:
-    """What the only offline run below a folder holds, when it has ended."""
+    """The content of the only offline run below a folder, once it has ended."""
 
     def __init__(self, folder: Path) -> None:
         wandb.finish()
@@ -175,7 +175,7 @@ def test_a_run_is_read_back(fit, tmp_path, small_whisper):
     metadata = json.loads(artifact.metadata)
     assert metadata["dev_eer"] == pytest.approx(float(trainer.checkpoint_callback.best_model_score))
     assert metadata["checkpoint"] == Path(trainer.checkpoint_callback.best_model_path).name
-    # The model tested above is the best checkpoint's.
+    # The model tested above is that of the best checkpoint.
     kept = Detector.from_pretrained(folder / "model")
     assert kept.window == 8_000
     for name in model.detector.kept_names():
@@ -183,14 +183,14 @@ def test_a_run_is_read_back(fit, tmp_path, small_whisper):
 
 
 class AtTheEnd(Callback):
-    """Notes the weights of the last step."""
+    """Keeps the weights of the last step."""
 
     def on_train_end(self, trainer, pl_module):
         self.weights = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
 
 
 def test_the_module_keeps_its_last_weights(fit, tmp_path, monkeypatch):
-    """The best model of these is that of the first epoch."""
+    """The best model of this run is that of its first epoch, which must not replace the module's last weights."""
     monkeypatch.setattr(Trainer, "test", lambda *_, **__: None)
     end = AtTheEnd()
     trainer, model = fit(more=[end])

@@ -1,4 +1,4 @@
-"""Small encoders with random weights, and what writes them in the published layouts."""
+"""Small encoders with random weights, and the module that writes them in published layouts."""
 
 import importlib.util
 from pathlib import Path
@@ -32,7 +32,7 @@ def layouts() -> ModuleType:
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """The model in evaluation mode, with normalisations and biases that are not those of a new one."""
+    """The model in evaluation mode, with every parameter moved away from its initial value."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -42,19 +42,19 @@ def shaken(model: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.fixture(scope="session")
 def xlsr() -> Wav2Vec2Model:
-    """Of XLSR's kind."""
+    """A small encoder of XLSR's kind."""
     torch.manual_seed(0)
     return shaken(Wav2Vec2Model(Wav2Vec2Config(**SMALL, **LARGE_KIND)))
 
 
 @pytest.fixture(scope="session")
 def base() -> Wav2Vec2Model:
-    """Of the kind of wav2vec 2.0 base."""
+    """A small encoder of the kind of wav2vec 2.0 base."""
     torch.manual_seed(0)
     return shaken(Wav2Vec2Model(Wav2Vec2Config(**SMALL, **BASE_KIND)))
 
 
 @pytest.fixture(scope="session")
 def clips() -> torch.Tensor:
-    """(2, 8000), the second one quiet."""
+    """Two clips, (2, 8000), of which the second is quiet."""
     return torch.tensor([[0.1], [0.004]]) * torch.randn(2, 8_000, generator=torch.Generator().manual_seed(3))

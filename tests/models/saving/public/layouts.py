@@ -1,4 +1,4 @@
-"""Published layouts, written from transformers' models by the published names; AASIST's equations on these names."""
+"""Published layouts, written from transformers' models, and AASIST's equations on tensors by their public names."""
 
 import argparse
 import math
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 State = Mapping[str, Tensor]
 
-# transformers' name -> fairseq's, of the conversion that transformers publishes
+# transformers' name -> fairseq's, as in the conversion that transformers publishes
 NAMES = (
     (r"feature_extractor\.conv_layers\.(\d+)\.conv\.", r"feature_extractor.conv_layers.\1.0."),
     (r"feature_projection\.layer_norm\.", "layer_norm."),
@@ -30,7 +30,7 @@ NAMES = (
 
 
 def fairseq_state(model: torch.nn.Module, pretraining: bool = True) -> dict[str, Tensor]:
-    """An encoder's tensors with fairseq's names, and, as in its files, those of pre-training."""
+    """An encoder's tensors under fairseq's names, with tensors of pre-training as in fairseq's files."""
     by_layer = model.config.feat_extract_norm == "layer"
     found = {}
     for name, tensor in model.state_dict().items():
@@ -48,7 +48,7 @@ def fairseq_state(model: torch.nn.Module, pretraining: bool = True) -> dict[str,
 
 
 def fairseq_options(config) -> dict:
-    """fairseq's ``cfg.model`` of such an encoder."""
+    """The ``cfg.model`` that fairseq stores for such an encoder."""
     layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
     return {
         "_name": "wav2vec2",
@@ -65,7 +65,7 @@ def fairseq_options(config) -> dict:
 
 
 def fairseq_file(path: Path, model: torch.nn.Module, normalize: bool = True, /, **changes) -> Path:
-    """A checkpoint as fairseq writes it today, with the optimiser's moments."""
+    """Write a checkpoint as fairseq does today, with the optimiser's moments."""
     content = {
         "args": None,
         "cfg": {"_name": None, "model": fairseq_options(model.config), "task": {"normalize": normalize, "data": "x"}},
@@ -81,14 +81,14 @@ def fairseq_file(path: Path, model: torch.nn.Module, normalize: bool = True, /, 
 
 
 def old_fairseq_file(path: Path, model: torch.nn.Module, normalize: bool) -> Path:
-    """The same, as earlier versions wrote it: the options are a namespace."""
+    """Write a checkpoint as earlier versions of fairseq did, with the options in a namespace."""
     arguments = argparse.Namespace(**fairseq_options(model.config), normalize=normalize, arch="wav2vec2")
     torch.save({"args": arguments, "model": fairseq_state(model), "extra_state": {}}, path)
     return path
 
 
 def head_state(channels: int, node: int, rows: int, width: int | None = None, branch: int = 32) -> dict[str, Tensor]:
-    """Random tensors of AASIST by their public names: of the raw one, or on an encoder of a width."""
+    """Random tensors by AASIST's public names, for raw AASIST or for a head on an encoder of a given width."""
     generator = torch.Generator().manual_seed(1)
     found: dict[str, Tensor] = {}
 
@@ -147,7 +147,7 @@ def head_state(channels: int, node: int, rows: int, width: int | None = None, br
     return found
 
 
-# The equations of AASIST, on the tensors by their public names.
+# AASIST's equations on tensors by their public names
 
 
 def linear(s: State, name: str, x: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def of_nodes(s: State, spectral: Tensor, temporal: Tensor, ratios: tuple[float, 
 
 
 def aasist_on_encoder(s: State, features: Tensor) -> Tensor:
-    """Logits of the head of SSL_Anti-spoofing, of features (B, frames, width)."""
+    """Logits of SSL_Anti-spoofing's head for features (B, frames, width)."""
     x = functional.max_pool2d(linear(s, "LL", features).transpose(1, 2).unsqueeze(1), 3)
     x = functional.selu(norm(s, "first_bn", x))
     for n in range(6):
@@ -239,7 +239,7 @@ def aasist_on_encoder(s: State, features: Tensor) -> Tensor:
 
 
 def raw_aasist(s: State, waveforms: Tensor, ratios: tuple[float, float, float]) -> Tensor:
-    """Logits of the raw AASIST, of waveforms (B, samples)."""
+    """Logits of the raw AASIST for waveforms (B, samples)."""
     edges = 700 * (10 ** (torch.linspace(0, 1, 71, dtype=torch.float64) * mel(8_000) / 2595) - 1)
     time = torch.arange(-64, 65, dtype=torch.float64)
     window = torch.hamming_window(129, periodic=False, dtype=torch.float64)

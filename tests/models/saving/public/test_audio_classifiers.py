@@ -68,7 +68,7 @@ KINDS = {
 
 
 def saved(kind, folder, labels=("fake", "real"), **config):
-    """A random classifier with its preprocessor in a folder."""
+    """Save a random classifier and its preprocessor in a folder; return both."""
     torch.manual_seed(5)
     model, extractor = KINDS[kind]()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Encoders of fairseq: the folder that is made of one gives what transformers gives of the same tensors."""
+"""Encoders of fairseq: the converted folder gives what transformers gives with the same tensors."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Untrusted files: tensors and plain values come out, or one line; nothing of them is run."""
+"""Untrusted files give tensors and plain values, or one line; nothing in them is run."""
 
 import argparse
 import collections
@@ -28,7 +28,7 @@ def one_line(path: Path) -> str:
 
 
 class Runs:
-    """Pickled, it is a call."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -165,7 +165,7 @@ def test_a_damaged_file_is_one_line_or_none_the_worse(published, tmp_path, data)
         read_public(path)
     except InputError as error:
         told = str(error)
-    else:  # in the padding between parts, or a name that the directory at the end repeats
+    else:  # the change is in padding between parts, or in a name that the directory at the end repeats
         told = ""
     assert "\n" not in told
     assert len(told) <= 2_000
@@ -174,7 +174,7 @@ def test_a_damaged_file_is_one_line_or_none_the_worse(published, tmp_path, data)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_pickle_with_changed_bytes_and_right_check_sums(published, tmp_path, data):
-    """Somebody who wants to harm writes the check sums too."""
+    """An attacker can write matching checksums, too."""
     import io
     import zipfile
 
@@ -192,6 +192,6 @@ def test_a_pickle_with_changed_bytes_and_right_check_sums(published, tmp_path, d
         read_public(path)
     except InputError as error:
         told = str(error)
-    else:  # an option that is not read
+    else:  # the change is in an option that is not read
         told = ""
     assert "\n" not in told

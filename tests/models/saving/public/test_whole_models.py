@@ -1,4 +1,4 @@
-"""Whole detectors of other code against their equations on the same tensors."""
+"""Whole detectors of other projects against their equations on the same tensors."""
 
 import copy
 
@@ -22,7 +22,7 @@ SIZES = {
 
 @pytest.fixture
 def ssl_state(xlsr, layouts):
-    """The tensors of SSL_Anti-spoofing's model, small."""
+    """The tensors of a small SSL_Anti-spoofing model."""
     encoder = {f"ssl_model.model.{name}": tensor for name, tensor in layouts.fairseq_state(xlsr).items()}
     return encoder | layouts.head_state(64, 64, 42, width=32)
 
@@ -72,7 +72,8 @@ def test_ssl_anti_spoofing(wrapper, xlsr, ssl_state, layouts, tmp_path, clips):
         xlsr = copy.deepcopy(xlsr).half().float()
         ssl_state = {name: one.half().float() for name, one in ssl_state.items()}
     with torch.no_grad():
-        close(detector(clips), layouts.aasist_on_encoder(ssl_state, xlsr(clips).last_hidden_state))  # not normalised
+        # SSL_Anti-spoofing does not normalise the clips.
+        close(detector(clips), layouts.aasist_on_encoder(ssl_state, xlsr(clips).last_hidden_state))
 
 
 def test_a_folder_with_a_configuration_of_its_own(ssl_state, tmp_path):
@@ -107,7 +108,7 @@ def test_antideepfake(kind, xlsr, layouts, tmp_path, clips):
     assert type(detector.backbone).__name__.lower() == f"{kind}backbone"
     assert type(detector.classifier) is MeanPooling
     with torch.no_grad():
-        normalised = functional.layer_norm(clips, clips.shape[1:])  # fairseq's, which a quiet clip hears
+        normalised = functional.layer_norm(clips, clips.shape[1:])  # as fairseq does; it matters for the quiet clip
         wanted = model(normalised).last_hidden_state.mean(dim=1) @ weight.T + bias
         close(detector(clips), wanted)
 
@@ -140,7 +141,7 @@ def test_the_first_fault_is_named(change, told, ssl_state, tmp_path):
 
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 31, 32, 128, 10**12]), max_size=4).filter(
-    lambda s: 10**12 not in s or (0 in s and s.count(10**12) == 1)  # PyTorch has no tensor with two
+    lambda s: 10**12 not in s or (0 in s and s.count(10**12) == 1)  # PyTorch cannot make a tensor with two such sizes
 )
 ODD = st.one_of(
     SHAPES.map(lambda shape: torch.zeros(shape)),
@@ -153,7 +154,7 @@ ODD = st.one_of(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_other_tensors_are_one_line(data, ssl_state, xlsr, layouts, tmp_path):
-    """Tensors left out, renamed, of other shapes and kinds, and options that mean nothing."""
+    """Tensors are left out, renamed, or replaced by other shapes and kinds, and options are meaningless."""
     state = dict(ssl_state)
     kind = data.draw(st.sampled_from(["ssl", "fairseq", "raw", "antideepfake"]))
     if kind == "fairseq":
@@ -183,6 +184,6 @@ def test_any_other_tensors_are_one_line(data, ssl_state, xlsr, layouts, tmp_path
         read_public(tmp_path / "x.pt", attention_heads=2)
     except InputError as error:
         told = str(error)
-    else:  # an option of no weight, or a tensor that only pre-training needs
+    else:  # the change is in an option that does not matter, or in a tensor that only pre-training needs
         told = ""
     assert "\n" not in told
