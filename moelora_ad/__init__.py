@@ -1,9 +1,9 @@
 """Mixtures of low-rank adapter experts for generalisable audio deepfake detection (arXiv 2509.13878).
 
-What people use is here; importing it imports nothing else, and each name its modules when it is first used:
+The public names. Importing the package is fast: the modules behind a name are imported when it is first used.
 
 - ``load(RUN)``: a trained detector, from the folder of a run, a checkpoint, the folder of a model or the hub;
-- ``Scorer``: scores of sounds; ``evaluate(scores, key)``: figures of scores;
+- ``Scorer``: scores of audio; ``evaluate(scores, key)``: figures (error rates and costs) of scores;
 - ``Detector``, ``LoRA``, ``MoELoRA``, ``DetectionModule``, ``AudioDeepfakeDataModule``: the parts of training.
 
 The packages, from the bottom up: ``audio`` and ``corpora`` (trials), ``adapters`` and ``models`` (the detector),

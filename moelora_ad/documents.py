@@ -26,7 +26,7 @@ _NO_NAMES = tuple(f"{_KEY}{kind}" for kind in ("bool", "null", "float", "timesta
 
 
 class DocumentError(yaml.YAMLError):
-    """A text that is refused; ``str()`` is one line."""
+    """A YAML or JSON text that is refused; ``str()`` gives the reason in one line."""
 
 
 def read_yaml(path: str | Path, loader: type = _Fast) -> Any:
@@ -34,7 +34,7 @@ def read_yaml(path: str | Path, loader: type = _Fast) -> Any:
 
     Args:
         path: The file.
-        loader: Of PyYAML, one that builds nothing but plain values.
+        loader: A loader of PyYAML that builds nothing but plain values.
 
     Raises:
         OSError: It cannot be read.
@@ -83,15 +83,15 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """Check in one pass, before it is read, that a YAML text is small whatever its aliases stand for.
+    """Check in one pass, before a YAML text is read, that it stays small when its aliases are expanded.
 
     Raises:
         DocumentError: It is nested too deeply, too large with what its aliases repeat, has a number that is too long
-            or large, or a key that is not text (``on``, which is true, or ``1.5``).
+            or large, or a key that is not text (``on``, which YAML reads as true, or ``1.5``).
         yaml.YAMLError: It is not YAML.
     """
     loader = _Fast(text)
-    sizes: dict[str, int] = {}  # of what an anchor names, by the anchor
+    sizes: dict[str, int] = {}  # by anchor, the size of what it names
     opened: list[_Collection] = []
     total = 0
     try:
@@ -158,7 +158,7 @@ def _check_scalar(loader: Any, event: yaml.ScalarEvent, is_key: bool) -> None:
         node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
         try:
             value = yaml.SafeLoader.yaml_constructors[tag](loader, node)
-        except (ValueError, LookupError, AttributeError, ArithmeticError):  # as PyYAML reports it
+        except (ValueError, LookupError, AttributeError, ArithmeticError):  # how PyYAML reports it
             raise _error(event, f"{event.value!r} is not a valid {tag.removeprefix(_KEY)}") from None
         if isinstance(value, int) and abs(value) >= _LARGEST:
             raise _error(event, f"the whole number {event.value} has more than 64 bits")

@@ -1,11 +1,11 @@
-"""The one family of errors that a user can fix."""
+"""Errors that a user can fix, and words for messages."""
 
 import os
 from typing import TypeVar
 
 Error = TypeVar("Error", bound="InputError")
 
-_MOST, _END = 2_000, 500  # characters of a message, and those of them at its end, where the advice is
+_MOST, _END = 2_000, 500  # characters of a message; how many of them come from its end, where the advice is
 
 
 class InputError(ValueError):
@@ -20,8 +20,7 @@ class InputError(ValueError):
         if "\nOriginal Traceback" in message:
             last = message.rstrip().rsplit("\n", 1)[-1]
             message = last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: ")
-        # A message may quote a faulty file: that must not break the line or reach the terminal as control characters,
-        # nor fill it.
+        # A message may quote a faulty file, which must not break the line, fill the terminal or control it.
         super().__init__(shortened(printable(shortened(message))))
 
     @classmethod
@@ -43,16 +42,16 @@ class InputError(ValueError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has arrived: it is handled like Ctrl-C."""
+    """The process received SIGTERM, which is handled like Ctrl-C."""
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters and broken ones escaped: the content of a file must not control a terminal."""
+    """``text`` with unprintable characters escaped: the content of a file must not control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shortened(text: str) -> str:
-    """``text``, or the beginning and the end of one that is longer than an error line may be."""
+    """``text``, or its beginning and its end if it is longer than an error line may be."""
     if len(text) <= _MOST:
         return text
     told = f" [... more than {len(text) - _MOST:,} characters are left out ...] "
@@ -60,5 +59,5 @@ def shortened(text: str) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """A number of things in words, such as ``1 run`` and ``1,200 runs``; ``plural`` where it is not the noun with s."""
+    """A number and its noun, such as ``1 run`` or ``1,200 runs``; give ``plural`` unless it is the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

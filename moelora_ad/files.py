@@ -1,4 +1,4 @@
-"""Files that are written atomically, free names, hashes, and files that wrap others."""
+"""Atomic writing of files, unused names, hashes, and a file object that reads another one."""
 
 import errno
 import fcntl
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-UNFINISHED = ".unfinished-"  # with it begin the names of files that are being written
+UNFINISHED = ".unfinished-"  # how the names of files that are being written begin
 
 
 @contextmanager
@@ -20,16 +20,17 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to, which replaces it, flushed to the disk, when the ``with`` block ends
     without an error.
 
-    Folders that are missing are made, and removed again after an error. A reader, a run that is killed, or a power
-    cut never leaves or sees half a file. Remains of a killed process beside ``path`` are deleted.
+    Missing folders are created, and removed again after an error. Neither a killed run nor a power cut leaves half a
+    file, and no reader sees one. What a killed process left of an earlier try at ``path`` is deleted.
 
     Raises:
-        OSError: names ``path``, whether it is of the file beside it or, from within the block, of a disk that is full.
+        OSError: ``path`` is its file name, also where the file beside it could not be written or, in the block, the
+            disk is full.
     """
     path = Path(path)
     made = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Searches by parts of names, like Lightning's for the checkpoints of SLURM, do not match it.
+    # A hash of the name, as Lightning finds SLURM's checkpoints by a part of their names, and must not find this file.
     begin = f"{UNFINISHED}{zlib.crc32(os.fsencode(path.name)):08x}-"
     unfinished = path.with_name(f"{begin}{os.getpid()}{path.suffix}.tmp")
     try:
@@ -93,17 +94,17 @@ def file_hash(path: Path) -> str:
 
 
 class ReadThrough(io.RawIOBase):
-    """A file object that reads another one, which can seek; a subclass decides what happens at an error in reading.
+    """A file object that reads another one, which can seek; a subclass decides what happens when reading fails.
 
     Args:
-        file: Closed with this one.
+        file: The other file object, which is closed with this one.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
     def failed(self, error: Exception) -> None:
-        """Called when reading fails; the file ends there if this returns."""
+        """Handle an error in reading; if this method returns, the file ends there."""
         raise NotImplementedError
 
     def readable(self) -> bool:

@@ -1,9 +1,9 @@
-"""The endings of audio files; apart from `audio`, so that lists of files need no decoder."""
+"""The endings of audio files' names. They are not in `audio`, so that listing files needs no decoder."""
 
 from collections import Counter
 from collections.abc import Iterable
 
-# As recorders, telephones, editors and corpora write it.
+# Formats that recorders, telephones, editors and corpora write.
 _SOUND = """3ga 8svx aa aa3 aac ac3 adts afc aif aifc aiff amr ape apl au avr awb bwf caf dff dsf dss dts dtshd eac3 ec3
 fap flac gsm iff ircam latm loas m1a m2a m4a m4b m4r mac mka mlp mp+ mp1 mp2 mp3 mpa mpc mpga mpp nist oga ogg oma omg
 opus paf pvf qcp ra rf64 sd2 sds sf shn snd sph spx svx tak thd tta voc w64 wav wave weba wma wv wve xi"""
@@ -29,7 +29,7 @@ def ending(name: str) -> str:
 
 
 def sounds_among(names: Iterable[str]) -> tuple[list[str], Counter[str]]:
-    """The names or paths that have the ending of a sound, and how many others there are of each ending."""
+    """The names or paths with the ending of an audio file, and for each other ending the number of names with it."""
     sounds: list[str] = []
     others: Counter[str] = Counter()
     for name in names:

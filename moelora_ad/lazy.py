@@ -10,11 +10,11 @@ from typing import Any
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package that offers ``__all__``.
 
-    Its own file says where each name comes from, in imports below ``if TYPE_CHECKING:`` for those who check
-    types; a name that it imports from itself is a module of its own.
+    The imports below ``if TYPE_CHECKING:`` in the package's ``__init__.py``, which type checkers read, say where each
+    name comes from; a name that is imported from the package itself is one of its modules.
 
     Args:
-        package: its ``__name__``.
+        package: the ``__name__`` of the package.
     """
     places: dict[str, str] = {}
 
@@ -26,7 +26,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
             places.update(_imports(Path(str(module.__file__))))
         place = places[name]
         value = import_module(f"{package}.{name}") if place == package else getattr(import_module(place), name)
-        setattr(module, name, value)  # looked up once
+        setattr(module, name, value)  # so that it is looked up only once
         return value
 
     def dir_() -> list[str]:

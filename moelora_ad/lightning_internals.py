@@ -1,4 +1,4 @@
-"""What this package needs of Lightning that it has no public name for: every such use is here, each with a test."""
+"""All uses of what has no public name in Lightning, each with a test."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class OpenModelCheckpoint(ModelCheckpoint):
         )
 
     def is_saved(self, trainer: Trainer) -> bool:
-        """Whether there is a checkpoint of this step."""
+        """Whether a checkpoint of the present step has been saved."""
         return self._last_global_step_saved == trainer.global_step
 
     def saves_after_exception(self, trainer: Trainer) -> bool:
@@ -32,13 +32,13 @@ class OpenModelCheckpoint(ModelCheckpoint):
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def note_saved(self, trainer: Trainer, path: str) -> None:
-        """Count a checkpoint that was saved elsewhere as the one of this step."""
+        """Count a checkpoint that other code has saved as that of the present step."""
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = path
 
 
 def last_path(callback: ModelCheckpoint) -> str:
-    """The path of the checkpoint that a callback saved last in this process, "" if there is none."""
+    """The path of the checkpoint that a callback saved last in this process; "" if there is none."""
     return callback._last_checkpoint_saved
 
 
@@ -48,7 +48,7 @@ def checkpoint_content(trainer: Trainer, weights_only: bool) -> dict[str, Any]:
 
 
 def callbacks_state(trainer: Trainer) -> dict[str, Any]:
-    """The present state of the callbacks in a checkpoint."""
+    """The present state of the callbacks, as a checkpoint stores it."""
     return call._call_callbacks_state_dict(trainer)
 
 
@@ -58,11 +58,11 @@ def logged_step(trainer: Trainer) -> int:
 
 
 def validation_is_due(trainer: Trainer) -> bool:
-    """Whether a validation follows on the training batch that is done; false before the first."""
+    """Whether a validation follows the training batch that has just ended; false before the first batch."""
     fetcher = trainer.fit_loop._data_fetcher
     return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def accumulates(trainer: Trainer) -> bool:
-    """Whether the gradients of the training batch that is done wait for those of the next one."""
+    """Whether the gradients of the training batch that has just ended are added to those of the next one."""
     return trainer.fit_loop.epoch_loop._should_accumulate()

@@ -1,4 +1,4 @@
-"""What this package needs of PyTorch that PyTorch has no public name for: every such use is here, each with a test."""
+"""All uses of what has no public name in PyTorch, each with a test."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ def undoes_scaling(optimizer: Optimizer) -> bool:
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module that ``torch.compile`` has wrapped; itself if it has not."""
+    """The module that ``torch.compile`` has wrapped; ``module`` itself if it is not such a wrapper."""
     wrapped = getattr(module, "_orig_mod", None)
     return wrapped if isinstance(wrapped, nn.Module) else module
 
@@ -47,20 +47,20 @@ def forget_compilation(module: nn.Module) -> None:
 
 
 def check_dimensions(layer: BatchNorm, values: Tensor) -> None:
-    """Refuse values of other dimensions than a kind of batch normalisation takes.
+    """Check that values have as many dimensions as a kind of batch normalisation takes.
 
     Raises:
-        ValueError: PyTorch's.
+        ValueError: They have not; the message is PyTorch's.
     """
     layer._check_input_dim(values)
 
 
 class Constant(nn.Module):
-    """A tensor of a front end, such as a filter bank: it goes with the model from device to device, and keeps its
+    """A tensor of a front end, such as a filter bank: it moves with the model from device to device, but keeps its
     precision. A buffer would be cast with the model, by ``nn.Module.to`` and by strategies that cast all buffers.
 
     Args:
-        tensor: of any shape.
+        tensor: the tensor, of any shape.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -68,7 +68,7 @@ class Constant(nn.Module):
         self.tensor = tensor
 
     def forward(self, device: torch.device) -> Tensor:
-        """The tensor, on the device of what it is used with."""
+        """Return the tensor on ``device``."""
         return self.tensor.to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constant":

@@ -7,7 +7,7 @@ Made = TypeVar("Made", bound="RemembersArguments")
 
 
 class _SignatureOfInit:
-    """Lets ``inspect.signature`` of a class look at its ``__init__``, not at the ``__new__`` below."""
+    """Descriptor that makes ``inspect.signature`` of a class use its ``__init__``, not the ``__new__`` below."""
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
         signature = inspect.signature(owner.__init__)  # type: ignore[misc]
@@ -17,12 +17,13 @@ class _SignatureOfInit:
 class RemembersArguments:
     """Base of all classes that a saved model builds again: every instance remembers the arguments of its constructor.
 
-    (jsonargparse and Lightning remember what a parser or a module was given, not what Python code built; a dataclass is
-    not a module. ``__new__`` sees the arguments of every subclass without a call in its ``__init__``.)
+    (jsonargparse remembers what a parser was given, and Lightning what a module was given, but not what other Python
+    code built; a dataclass is not a module. ``__new__`` sees the arguments of every subclass, whose ``__init__`` need
+    not call anything.)
 
     Attributes:
-        init_args: argument by name, defaults included, as they were given; they stay as given if ``__init__``
-            stores something else. Copies and unpickled instances have those of the original.
+        init_args: arguments by name, defaults included, as they were given, even if ``__init__`` stores something
+            else. Copies and unpickled instances have those of the original.
     """
 
     __signature__ = _SignatureOfInit()

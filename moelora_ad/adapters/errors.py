@@ -1,4 +1,4 @@
-"""Errors of a user of the adapters."""
+"""Errors that the adapters raise."""
 
 _LONGEST = 2_000  # characters
 

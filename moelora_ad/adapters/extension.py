@@ -1,10 +1,10 @@
 """Extending a trained mixture by an expert, for what came after its training, such as a new attack.
 
-The new expert is parallel to the mixture: y = old(x) + (alpha / r) sigmoid(w x + b) B A x, with old(x) all that the
-projection computed before. B starts at zero, so that the model's function is at first exactly the old one, while B gets
-the gradient of an expert of weight ``start`` from the first step on; the gates of the old experts decide as before,
-top-k included, and without the new expert the model is the old one. (In the old experts' softmax it would take
-weight from them, whatever its start.)
+The new expert is parallel to the mixture: y = old(x) + (alpha / r) sigmoid(w x + b) B A x, where old(x) is all that
+the projection computed before. B starts at zero, so that the model's function is at first exactly the old one, while B
+gets the gradient of an expert of weight ``start`` from the first step on; the gates of the old experts decide as
+before, top-k included, and without the new expert the model is the old one. (Within the old experts' softmax, the new
+expert would take weight from them, whatever its start.)
 """
 
 import math
@@ -24,8 +24,8 @@ class Extension:
     those before it, and the mixture's own, are frozen, and come from the weights that training starts from.
 
     Args:
-        experts: how many have been added in all; a mixture that was extended before has one more each time.
-        start: weight of the new expert, wherever, before its gate has learned.
+        experts: number of experts added in all: 1 for a first extension, one more for each further one.
+        start: weight of the new expert, for every input, before its gate has learned.
         train_gates: train the old experts' gate rows too, with the noise that their policy has in training.
 
     Raises:
@@ -43,10 +43,10 @@ class Extension:
             raise ValueError(f"extend: start is {self.start}: give a weight above 0 and below 1")
 
     def policy_of(self, policy: GatePolicy) -> GatePolicy:
-        """The policy of a mixture with the experts that are added.
+        """Return a mixture's gate policy with the added experts.
 
         Raises:
-            ValueError: it has some already.
+            ValueError: the policy has added experts already.
         """
         if policy.added:
             raise ValueError("gate.added is set by extend.experts: give the latter alone")
@@ -60,7 +60,7 @@ class Extension:
             odds = self.start / (1 - self.start)
             gate.added_rows()[-1].logit_offset.fill_(gate.policy.temperature * math.log(odds))
             for rows in (gate.weight, gate.noise_weight):
-                if rows is not None:  # of one expert there is nothing to decide
+                if rows is not None:  # a single expert's gate has nothing to decide
                     rows.requires_grad_(self.train_gates and len(gate.weight) > 1)
 
     def continued(self, encoder: nn.Module) -> Iterator[nn.Parameter]:
@@ -80,6 +80,6 @@ class Extension:
 
 
 def _gates(encoder: nn.Module) -> list[Gate]:
-    """Each once."""
+    """The gates of an adapted encoder, each once."""
     layers: list[MoELoRALinear] = [layer for _, layer in adapted_sites(encoder)]
     return list({id(layer.gate): layer.gate for layer in layers if layer.gate is not None}.values())

@@ -24,10 +24,10 @@ class GatePolicy:
         level: "token" decides for each token; "utterance" once for all tokens of a row, from the mean of their logits
             (padding: see `valid_tokens`).
         temperature: divides the logits, noise included.
-        noise_mean: of fixed noise, one number for each expert. (The same number for all of them would change nothing.)
-        noise_std: of fixed noise.
-        added: how many experts, the last ones, came later (`Extension`). Each is weighted on its own, by the logistic
-            function of its score, whatever the others get; all else here applies to the others.
+        noise_mean: mean of fixed noise, one number for each expert. (One number for all of them would change nothing.)
+        noise_std: standard deviation of fixed noise.
+        added: how many experts, the last ones, were added later (`Extension`). Each is weighted on its own, by the
+            logistic function of its score; top_k, noise, renormalise and order apply to the others only.
 
     Raises:
         ValueError: the combination contradicts itself or cannot be trained.
@@ -41,7 +41,7 @@ class GatePolicy:
     temperature: float = 1.0
     noise_mean: tuple[float, ...] | None = None
     noise_std: float | None = None
-    added: int = field(default=0, repr=False)  # shown by checkpoints' names
+    added: int = field(default=0, repr=False)  # not in repr: the names of a checkpoint's tensors show it
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -77,7 +77,7 @@ class GatePolicy:
         """Check that the policy fits a mixture.
 
         Raises:
-            ValueError: it does not.
+            ValueError: it does not fit the number of experts.
         """
         mixed = num_experts - self.added
         if mixed < 1:
@@ -89,8 +89,8 @@ class GatePolicy:
 
 
 class AddedGate(nn.Module):
-    """The row of an expert that came later: a module of its own, so that the rows before it can stay frozen, and have
-    the names that they had without it.
+    """The gate row of an expert that was added later: a module of its own, so that the rows before it can stay frozen
+    and keep the names that they had without it.
 
     Args:
         in_features: width of the layer's input.
@@ -107,9 +107,9 @@ class AddedGate(nn.Module):
 class Gate(nn.Module):
     """Noisy softmax top-k gate.
 
-    The gate owns the rows W_g and W_noise, and those of experts that came later (``GatePolicy.added``); the layer
-    multiplies them with its input together with the experts' rows and hands the logits back. Observers hook this
-    module: its output is the expert weights. Without training of W_g there is no noise either.
+    The gate owns the rows W_g and W_noise, and those of experts that were added later (``GatePolicy.added``); the layer
+    multiplies them with its input together with the experts' rows and passes the logits to the gate. Observers hook
+    this module: its output is the expert weights. While W_g is frozen, no noise is added.
 
     Args:
         in_features: width of the layer's input.
@@ -117,7 +117,7 @@ class Gate(nn.Module):
         policy: noise, top-k, renormalisation, level, temperature.
 
     Attributes:
-        added: the rows of experts that came later.
+        added: the rows of experts that were added later.
         valid: (B, T) bool, the tokens that count in an utterance's mean; None for all. Set by ``valid_tokens``.
 
     Raises:
@@ -156,19 +156,19 @@ class Gate(nn.Module):
         return self.training and self.policy.noise != "none" and self.weight.requires_grad
 
     def offsets(self) -> Tensor:
-        """What is added to the logits, (N,)."""
+        """The number that is added to each expert's logit, (N,)."""
         return torch.cat([self.logit_offset, *(one.logit_offset for one in self.added_rows())])
 
     @torch.no_grad()
     def set_offsets(self, offsets: Tensor) -> None:
-        """Set `offsets`."""
+        """Set the number that is added to each expert's logit, (N,)."""
         mixed = len(self.logit_offset)
         self.logit_offset.copy_(offsets[:mixed])
         for one, offset in zip(self.added_rows(), offsets[mixed:], strict=True):
             one.logit_offset.fill_(offset)
 
     def added_rows(self) -> Sequence[AddedGate]:
-        """Those of the experts that came later, in order."""
+        """The rows of the experts that were added later, in order."""
         return cast(Sequence[AddedGate], self.added)
 
     def reset_parameters(self) -> None:
@@ -178,15 +178,15 @@ class Gate(nn.Module):
         nn.init.zeros_(self.logit_offset)
 
     def rows(self) -> list[Tensor]:
-        """The matrices (..., in_features) that the layer's input is multiplied with: W_g, the rows of experts that came
-        later, and in training W_noise."""
+        """The matrices (..., in_features) that the layer's input is multiplied with: W_g, the rows of experts that were
+        added later, and, when noise is added, W_noise."""
         rows: list[Tensor] = [self.weight, *(one.weight for one in self.added_rows())]
         if self.noise_weight is not None and self.is_noisy:
             rows.append(self.noise_weight)
         return rows
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Expert weights.
+        """Return the experts' weights.
 
         Args:
             logits: (..., T, N), or (..., T, 2 N) with the noise logits behind them: the input times ``rows()``.
@@ -222,7 +222,7 @@ class Gate(nn.Module):
         return weights / weights.sum(dim=-1, keepdim=True) if policy.renormalise else weights
 
     def scores(self, logits: Tensor) -> Tensor:
-        """What the softmax, and of experts that came later the logistic function, is taken of, without noise:
+        """The inputs of the softmax, and of the logistic function for experts that were added later, without noise:
         (..., T, N) float32, or (..., 1, N) for utterances."""
         # float32 under autocast too: a softmax in half precision moves the routing.
         offsets = self.offsets() if len(self.added) else self.logit_offset
@@ -242,10 +242,10 @@ class Gate(nn.Module):
 
 
 def valid_tokens(model: nn.Module, valid: Tensor | None) -> None:
-    """Set for the utterance-level gates of a model which tokens are not padding, for the forward passes to come.
+    """Set, for all gates of a model, which tokens of the next forward passes are not padding.
 
     Args:
-        model: with gates below it.
+        model: the model that contains the gates.
         valid: (B, T) bool; None for all.
     """
     for module in model.modules():

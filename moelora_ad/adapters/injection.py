@@ -1,4 +1,4 @@
-"""Putting adapted projections into a model, and who owns what afterwards."""
+"""Putting adapted projections into a model, finding them again, and checking that the model calls them."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,15 +25,15 @@ class LayerRange:
     """Some layers of a stack, by the number in their dotted paths (``encoder.layers.7.attention.q_proj``: 7).
 
     Args:
-        first: number of the first one, from 0; a negative number counts from the end, -1 is the last layer.
-        last: number of the last one, included; None for the last layer of the model.
+        first: number of the first layer, from 0; a negative number counts from the end, -1 is the last layer.
+        last: number of the last layer, included; None for the last layer of the model.
     """
 
     first: int = 0
     last: int | None = None
 
     def numbers(self, num_layers: int) -> range:
-        """The numbers of the range in a stack of so many layers."""
+        """The numbers of the chosen layers in a stack of ``num_layers``."""
         first, last = (
             end + num_layers if end < 0 else end for end in (self.first, -1 if self.last is None else self.last)
         )
@@ -46,22 +46,22 @@ def inject(
     """Replace every targeted ``nn.Linear`` of the model by ``build(linear, site)``, in place.
 
     A projection that occurs in several places is replaced in all of them by the same adapted one. In
-    ``nn.TransformerEncoderLayer`` the fused path of inference, which reads weights and calls nothing, is turned off.
+    ``nn.TransformerEncoderLayer`` the fused path of inference, which reads weights without calling any projection, is
+    turned off.
 
     Args:
-        model: any module that has the projections below it.
+        model: any module that contains the projections.
         targets: module names, each matching the end of a dotted path (``q_proj`` matches ``layers.0.attn.q_proj``);
             or one string, a regular expression that must match the whole path. (peft's convention.)
-        build: makes the adapted projection from the original one and its dotted path: any module that replaces
-            it.
-        layers: which layers' projections; None for all, and for those outside numbered layers.
+        build: makes the module that replaces a projection, from the original one and its dotted path.
+        layers: the layers whose projections are replaced; None for all projections, in numbered layers or not.
 
     Returns:
         The dotted paths of the replaced projections, in the model's order.
 
     Raises:
-        InjectionError: a target matches no ``nn.Linear``, or one that the model reads without calling it; the range is
-            empty; or the model is already adapted.
+        InjectionError: a target matches no ``nn.Linear``, or one whose weight the model reads without calling it; the
+            range is empty; or the model is already adapted.
     """
     if adapted := [name for name, _ in adapted_sites(model)]:
         raise InjectionError(f"the model is already adapted, first at {adapted[0]}: inject into a fresh model")
@@ -146,15 +146,15 @@ def adapter_modules(model: nn.Module) -> Iterator[tuple[str, LoRAExpert | Gate]]
 
 
 class CallWatch:
-    """Watches that every adapted projection is called in the forward passes of its ``with`` blocks.
+    """Checks whether every adapted projection is called in the forward passes within its ``with`` blocks.
 
     A model can read a projection's weight instead of calling the projection (WavLM's attention in transformers 5
     does); an adapter there would silently have no effect. What ``torch.compile`` has compiled runs eagerly within the
-    block (see `running_eagerly`).
+    blocks (see `running_eagerly`).
 
     Args:
-        model: has them.
-        sites: their dotted paths; None for those of our own adapters.
+        model: the adapted model.
+        sites: dotted paths of the projections to watch; None for all `MoELoRALinear`.
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[str] | None = None) -> None:
@@ -178,13 +178,14 @@ class CallWatch:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of them were called within the blocks."""
+        """Whether all watched projections were called within the blocks."""
         return not self._uncalled
 
     def check(self) -> None:
-        """
+        """Check that all watched projections were called within the blocks.
+
         Raises:
-            InjectionError: some adapted projections were not called within the blocks; it names them.
+            InjectionError: some were not; the message names them.
         """
         if self._uncalled:
             names = list(self._uncalled)
@@ -195,6 +196,6 @@ class CallWatch:
 
 
 def running_eagerly() -> AbstractContextManager[None]:
-    """Within the block all that ``torch.compile`` has compiled, here and elsewhere in the process, runs eagerly:
-    compiled code does not call the hooks that observers watch by."""
+    """Run all that ``torch.compile`` has compiled, anywhere in the process, eagerly within the block: compiled code
+    does not call the hooks that observers rely on."""
     return torch.compiler.set_stance("force_eager")

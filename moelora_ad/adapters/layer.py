@@ -47,7 +47,7 @@ class MoELoRALinear(nn.Module):
         if owns_gate:
             self.gate = gate
         else:
-            object.__setattr__(self, "gate", gate)  # past nn.Module, which would register it
+            object.__setattr__(self, "gate", gate)  # bypasses nn.Module, which would register it
         self._check(experts=self.lora_experts())
         self.rank = self.lora_experts()[0].rank
         self.scaling = 1.0 if alpha is None else alpha / self.rank
@@ -73,8 +73,8 @@ class MoELoRALinear(nn.Module):
                 raise ValueError(f"a gate of shape {shape} does not fit {len(experts)} experts")
 
     def remove_gate(self) -> None:
-        """Without a gate one expert is a plain LoRA."""
-        self.__dict__.pop("gate", None)  # of another projection
+        """Remove the gate, so that a single expert is a plain LoRA."""
+        self.__dict__.pop("gate", None)  # a gate that another projection owns
         self.gate = None
 
     # Models that look at their projection see the base: the adapted layer replaces an nn.Linear.

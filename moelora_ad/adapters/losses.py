@@ -1,4 +1,4 @@
-"""Auxiliary losses of mixtures: of the gates' decisions, and of the experts' directions."""
+"""Auxiliary losses of mixtures: on the gates' decisions, and on the experts' directions."""
 
 import math
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class AuxiliaryWeights:
-    """The weight of each auxiliary loss; 0 leaves it out. Each is a mean over the adapted projections.
+    """The weight of each auxiliary loss; 0 leaves it out. Each loss is a mean over the adapted projections.
 
     Args:
         importance: squared coefficient of variation, variance / mean^2, of the experts' summed weights (Shazeer et al.,
             arXiv 1701.06538, eq. 6 and 7).
         load_balance: N sum_i f_i P_i, where f_i is the share of the selections that fall on expert i and P_i its mean
             softmax probability (Fedus et al., arXiv 2101.03961, eq. 4 to 6); 1 if all are alike. A dense gate selects
-            all, so that this is constant: take importance there.
+            all experts, which makes this loss constant: use importance there.
         z: mean squared logsumexp of the gate's scores (Zoph et al., arXiv 2202.08906, eq. 5).
         entropy: mean entropy of the softmax of the scores, in nats. A positive weight makes gates decide, a negative
             one makes them spread.
@@ -62,10 +62,10 @@ class AuxiliaryLosses:
     Under autocast everything is computed in float32. Gradient checkpointing counts nothing twice (its reentrant kind,
     which runs layers without a graph, is refused). With several processes the losses are those of the whole batch:
     every process must call `terms` after each pass, and average its gradients with the others, as DDP and FSDP do. With
-    gradient accumulation a term is of each part on its own, like the loss that it is added to.
+    gradient accumulation a term is computed for each part on its own, like the loss that it is added to.
 
     Args:
-        weights: of the losses.
+        weights: the weight of each loss.
     """
 
     def __init__(self, weights: AuxiliaryWeights) -> None:
@@ -76,7 +76,7 @@ class AuxiliaryLosses:
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
-        """Gather from the forward passes of the block.
+        """Gather what the losses need from the forward passes within the block.
 
         Raises:
             AdapterError: the model has no gates.
@@ -86,19 +86,19 @@ class AuxiliaryLosses:
             yield
 
     def terms(self) -> dict[str, Tensor]:
-        """The weighted losses of what was watched, by name, as scalars that gradients flow from; what was gathered is
-        consumed by it. A collective call if there are processes.
+        """Return the weighted losses of the watched passes, by name, as scalars that gradients flow from, and forget
+        what was gathered. With several processes this is a collective call.
 
         Raises:
-            AdapterError: no gate has decided anything since, or gradients are needed and a pass was made without a
-                graph.
+            AdapterError: no gate has decided anything since the last call, or gradients are needed and a pass was made
+                without a graph.
         """
         if not self._sums:
             raise AdapterError("auxiliary losses: no forward pass was watched")
         if torch.is_grad_enabled() and not self._graph:
             raise AdapterError("auxiliary losses: the pass had no graph; checkpoint layers with use_reentrant=False")
         gathered, overlaps = list(self._sums.values()), list(self._overlaps.values())
-        self._sums, self._overlaps = {}, {}  # they keep the graph of the pass alive
+        self._sums, self._overlaps = {}, {}  # what was gathered keeps the graph of the pass alive
         parts = _over_processes(torch.cat(gathered)).split([len(part) for part in gathered])
         values = [*torch.stack([_losses(part) for part in parts]).mean(0), *torch.stack(overlaps).mean(0)]
         by_name = dict(zip((field.name for field in fields(self.weights)), values, strict=True))
@@ -121,7 +121,7 @@ class AuxiliaryLosses:
 
 
 def _same(tensor: Tensor) -> Tensor:
-    """As a hook of saved tensors: gradient checkpointing does not expect those of an observer, so it gets none."""
+    """A hook that saves a tensor as it is: gradient checkpointing does not expect tensors that an observer saves."""
     return tensor
 
 
@@ -141,7 +141,7 @@ def _sums_of(decision: Decision) -> Tensor:
 
 
 def _over_processes(sums: Tensor) -> Tensor:
-    """The sums of all processes. Their gradient is taken times the number of processes, because what averages the
+    """The sums over all processes. Their gradient is multiplied by the number of processes, because averaging the
     gradients of the processes divides by it: the result is the gradient of the whole batch's loss."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return sums

@@ -28,7 +28,7 @@ ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class _Ours(AdaptationMethod):
-    """Tables and records of all our methods have the same parts, without parameters where there are none."""
+    """Base of our methods. All report the same parts to tables and records, some of them without parameters."""
 
     casts_inputs = True
 
@@ -61,11 +61,11 @@ class FullFineTuning(_Ours):
 
 
 class TopLayers(_Ours):
-    """Train all of the top transformer layers; everything below and behind them is frozen.
+    """Train the whole of the top transformer layers; everything below and behind them is frozen.
 
     Args:
-        num_layers: L, how many.
-        stack: the name of the list of layers, the end of its dotted path.
+        num_layers: L, the number of trained layers.
+        stack: the name of the list of layers: the end of its dotted path.
 
     Raises:
         ValueError: fewer than one layer.
@@ -113,7 +113,7 @@ class _LowRank(_Ours):
         return inject(encoder, self.targets, self._builder(), self.layers)
 
     def after_surgery(self, encoder: nn.Module) -> AdaptationMethod:
-        """A `LoRA`, of whatever rank, if every projection has one expert without a gate."""
+        """A `LoRA`, of whatever rank, if every projection has one expert without a gate; else a method of mixtures."""
         kinds = {(len(one.experts), one.rank, one.scaling, one.gate is None) for _, one in adapted_sites(encoder)}
         if len(kinds) != 1:
             raise AdapterError("no method produces these adapters: projections differ in experts, ranks or gates")
@@ -123,12 +123,12 @@ class _LowRank(_Ours):
         return LoRA(rank, None if scaling == 1 else scaling * rank, self.targets, self.layers)
 
     def _mixture(self, encoder: nn.Module, count: int) -> AdaptationMethod:
-        """The method that makes an encoder's mixtures of so many experts."""
+        """The method that makes an encoder's mixtures of ``count`` experts."""
         raise AdapterError(f"{type(self).__name__} does not make mixtures, but the encoder has some of {count} experts")
 
     @abstractmethod
     def _builder(self) -> Build:
-        """Makes the adapted projections of one model from the original ones."""
+        """Return the function that makes the adapted projections of one model from the original ones."""
 
 
 class LoRA(_LowRank):
@@ -186,10 +186,10 @@ class MoELoRA(_LowRank):
         layers: the layers to adapt; None for all.
         share_gate: one gate for all projections of a layer, each of which applies it to its own input; they must have
             inputs of one width.
-        auxiliary: weights of auxiliary losses in training; None for none.
+        auxiliary: weights of the auxiliary losses in training; None for no such losses.
         init_from: one folder of a trained LoRA, to start all experts from (`warm_start`); or N folders, one for each
             expert (`mixture_of_loras`); see `read_lora`. None for new experts.
-        perturbation: of a start from one LoRA, see `warm_start`.
+        perturbation: size of the perturbation when all experts start from one LoRA, see `warm_start`.
         freeze_experts: numbers of experts that are not trained.
         extend: add an expert to the mixture that ``model.init_weights`` names, see `Extension`; the other arguments are
             those of that mixture, or of a LoRA with ``num_experts`` 1. None for a mixture that extends nothing.

@@ -1,4 +1,4 @@
-"""Regular expressions of files and configurations, which may be untrusted: they end in bounded time."""
+"""Regular expressions from files and configurations, which may be untrusted: matching ends in bounded time."""
 
 import re
 import time
@@ -8,19 +8,20 @@ import regex
 
 SECONDS = 5.0
 MOST_CHARACTERS = 100_000
-"""Of a pattern whose counted repeats ``{n}`` are written out; one that names every projection of a large model has
-some 10,000."""
+"""Greatest length of a pattern, its counted repeats ``{n}`` written out; one that names every projection of a large
+model has some 10,000."""
 
 
 def bounded_pattern(pattern: str, seconds: float = SECONDS) -> Callable[[str], bool]:
-    """Whether a regular expression matches the whole of a name; of the syntax of ``re``.
+    """Return a function that tells whether a regular expression, in the syntax of ``re``, matches the whole of a name.
 
     Args:
         pattern: the expression.
-        seconds: for all names together.
+        seconds: time limit for all names together.
 
     Raises:
-        ValueError: it is not a regular expression; from the function: it takes too long.
+        ValueError: the pattern is not a regular expression or is too long, or there is no time left; from the function:
+            matching takes too long.
     """
     if seconds <= 0:
         raise ValueError("its regular expressions take too long: simplify them")
@@ -32,7 +33,7 @@ def bounded_pattern(pattern: str, seconds: float = SECONDS) -> Callable[[str], b
     if size > MOST_CHARACTERS:
         raise ValueError(f"the regular expression {pattern[:60]!r} is too long, or repeats too much")
     try:
-        re.compile(pattern)  # its syntax: that of `regex` has recursion, and fuzzy matches in braces
+        re.compile(pattern)  # only the syntax of `re`: `regex` also has recursion, and fuzzy matches in braces
         if re.search(r"\{(?![\d,])", pattern):
             raise re.error("a brace that counts nothing")
         compiled = regex.compile(pattern, cache_pattern=False)

@@ -1,8 +1,8 @@
 """What an adaptation method is, and who owns the modules and tensors of the encoder that it adapted.
 
-A method changes an encoder in place. What is in the encoder afterwards and was not before is the method's own; what
-of the rest has ``requires_grad`` is what it trains of the encoder. Everything else is frozen, and recovered from the
-pretrained encoder whenever a trained one is loaded.
+A method changes an encoder in place. What the encoder contains afterwards and did not contain before is the method's
+own; whatever else has ``requires_grad`` is what the method trains of the encoder. Everything else is frozen, and taken
+from the pretrained encoder again whenever a trained one is loaded.
 """
 
 from abc import ABC, abstractmethod
@@ -16,29 +16,30 @@ from moelora_ad.adapters.arguments import RemembersArguments
 from moelora_ad.adapters.errors import AdapterError
 
 OWN = "adapters"
-"""The part for what a method trains without naming it."""
+"""Name of the part for what a method trains without naming it."""
 WHOLE = "backbone"
-"""The part of what is trained of modules that are trained as a whole."""
+"""Name of the part for what is trained of modules that are trained as a whole."""
 TAKEN = (WHOLE, "classifier", "total")
-"""Names of other figures beside those of a method's parts."""
+"""Names that no part of a method can have: other figures have them."""
 
 
 class AuxiliaryTerms(Protocol):
     """Losses that a method adds to that of the task."""
 
     def watch(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Gather what they need from the forward passes of the encoder within the block."""
+        """Gather what the losses need from the forward passes of the encoder within the block."""
 
     def terms(self) -> dict[str, Tensor]:
-        """The weighted losses of what was watched, by name, as scalars that gradients flow from; called once for each
-        block, in every process."""
+        """Return the weighted losses of the watched passes, by name, as scalars that gradients flow from; called once
+        for each block, in every process."""
 
 
 class AdaptationMethod(RemembersArguments, ABC):
     """Prepares an encoder for training: freezes it, puts modules into it, or leaves parts of it trainable.
 
-    A subclass needs `adapt` alone. The detector calls it once, when it is built, and calls `parts` and `whole` whenever
-    it counts, saves or changes mode. The arguments of its constructor, plain values, are saved with a model.
+    A subclass must define `adapt` only. The detector calls it once, when it is built, and calls `parts` and `whole`
+    whenever it counts, saves or changes mode. The arguments of the method's constructor, plain values, are saved with a
+    model.
 
     Attributes:
         initial_arguments: names of arguments that only say how training starts; a saved detector does not need them.
@@ -55,13 +56,13 @@ class AdaptationMethod(RemembersArguments, ABC):
     def adapt(self, encoder: nn.Module) -> Collection[str] | None:
         """Change the encoder in place and leave ``requires_grad`` on what should be trained.
 
-        All of it has ``requires_grad``, but for what the model keeps fixed or never calls: leave that as it is. It may
-        be on the meta device: no value of a tensor may be read. Its modules and parameters must stay the objects that
-        they are: a copy counts as the method's own, and is saved with a model.
+        At first all parameters have ``requires_grad``, except those that the model keeps fixed or never calls: leave
+        these as they are. The encoder may be on the meta device: no value of a tensor may be read. Its modules and
+        parameters must stay the same objects: a copy counts as the method's own, and is saved with a model.
 
         Returns:
             The dotted paths of the modules that replaced others, each of which every forward pass must
-            call; None for the detector to detect them.
+            call; None to have them detected.
 
         Raises:
             InjectionError: the method's targets do not fit the encoder.
@@ -70,8 +71,8 @@ class AdaptationMethod(RemembersArguments, ABC):
     def parts(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Module | nn.Parameter]]:
         """Names for what the method trains in an adapted encoder: its modules or parameters by part.
 
-        Tables and records have these names. ``model.adapter_lr`` is the learning rate of all of them but "gates", whose
-        is ``model.gate_lr``. What is trained and has no name is the part "adapters".
+        Tables and records use these names. ``model.adapter_lr`` is the learning rate of all of them but "gates", whose
+        is ``model.gate_lr``. Whatever else the method trains is counted as the part "adapters".
         """
         return {}
 
@@ -82,9 +83,9 @@ class AdaptationMethod(RemembersArguments, ABC):
     def whole(self, encoder: nn.Module) -> Iterable[nn.Module]:
         """The encoder's own modules that are trained as a whole.
 
-        They run in training mode, with their dropout and batch statistics, and are the part "backbone", which has the
-        optimiser's own learning rate and is not rounded. All else of an encoder is in evaluation mode, even if some of
-        its parameters are trained.
+        These modules run in training mode, with their dropout and batch statistics, and are the part "backbone", which
+        has the optimiser's own learning rate and is not rounded. All else of an encoder is in evaluation mode, even if
+        some of its parameters are trained.
         """
         return ()
 
@@ -106,21 +107,21 @@ class AdaptationMethod(RemembersArguments, ABC):
         """Check that the adapters of an encoder are still those that this method makes: surgery changes them.
 
         Raises:
-            AdapterError: they are others.
+            AdapterError: the adapters are no longer those.
         """
 
     def after_surgery(self, encoder: nn.Module) -> "AdaptationMethod":
         """The method that makes the adapters of an encoder after surgery: one with other arguments, or another one.
 
-        A detector whose experts were changed can be saved once its ``adaptation`` is that.
+        A detector whose experts were changed can be saved once its ``adaptation`` is that method.
 
         Raises:
-            AdapterError: no method makes them, or, as here, this one does not know which.
+            AdapterError: no method makes these adapters, or a subclass does not implement this function.
         """
         raise AdapterError(f"{_name(self)} does not define the method after experts change: implement after_surgery")
 
     def auxiliary_losses(self) -> AuxiliaryTerms | None:
-        """What is added to the loss in training; None for nothing."""
+        """Losses that are added to that of the task in training; None for none."""
         return None
 
 
@@ -131,7 +132,7 @@ class Ownership:
     a further expert, is the method's too.
 
     Args:
-        method: that adapts.
+        method: the method that adapts the encoder.
         encoder: changed in place.
 
     Attributes:
@@ -153,7 +154,7 @@ class Ownership:
             names.setdefault(id(tensor), []).append(name)
         places: dict[int, int] = {}
         self._before = set(tensors)
-        self._names: dict[str, str] = {}  # of the encoder's own tensors: the present ones to the earlier ones
+        self._names: dict[str, str] = {}  # present name of an encoder's own tensor -> its earlier name
         self._own: set[str] = set()
         for name, tensor in _tensors(encoder):
             if id(tensor) not in names:
@@ -230,7 +231,7 @@ class Ownership:
         occurs in several places is named once.
 
         Args:
-            method: whose encoder it is.
+            method: the method that adapted the encoder.
             all_in_training: whether the whole encoder was in training mode.
         """
         tensors, seen, kept = dict(_tensors(self._encoder)), set(), set()
@@ -259,7 +260,7 @@ class Ownership:
         }
 
     def _is_own(self, name: str) -> bool:
-        # A name from before that is neither comes back when an adapter is merged into its projection.
+        # Merging an adapter into its projection brings back an earlier name that is in neither; it is not the method's.
         return name in self._own or not (name in self._names or name in self._before)
 
     def _replaced(self, modules: Collection[str]) -> tuple[str, ...]:

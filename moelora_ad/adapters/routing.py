@@ -23,7 +23,7 @@ class Decision(NamedTuple):
         site: dotted path of the adapted projection.
         layer: that projection.
         inputs: (..., T, in_features), its input.
-        scores: (..., T, N) float32, what the softmax is taken of, without noise; (..., 1, N) for whole utterances.
+        scores: (..., T, N) float32, the input of the softmax, without noise; (..., 1, N) for whole utterances.
         weights: (..., T, N) float32, the experts' weights; (..., 1, N) for whole utterances.
         valid: (B, T) bool, tokens that are not padding, as set by ``valid_tokens``; None for all.
     """
@@ -36,7 +36,7 @@ class Decision(NamedTuple):
     valid: Tensor | None
 
     def mean_weights(self) -> Tensor:
-        """The experts' weights (..., N) float32 of each row, their mean over its tokens that are not padding."""
+        """The experts' weights (..., N) float32 of each row: the mean over its tokens that are not padding."""
         weights = self.weights.float()
         of_tokens = self.valid is not None and weights.shape[-2] == self.valid.shape[-1]
         return mean_over_tokens(weights, self.valid if of_tokens else None)
@@ -47,12 +47,12 @@ def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[N
     """Call a function with every decision of the model's gates, within the block.
 
     A pass that gradient checkpointing repeats in the backward pass is not seen again. What ``torch.compile`` has
-    compiled runs eagerly within the block (see `running_eagerly`). Nothing is left on the model afterwards; one
-    that is not watched has no overhead.
+    compiled runs eagerly within the block (see `running_eagerly`). Nothing is left on the model afterwards; a
+    model that is not watched has no overhead.
 
     Args:
-        model: with adapted projections below it.
-        see: gets tensors that still belong to the autograd graph.
+        model: a model with adapted projections.
+        see: called with each decision, whose tensors still belong to the autograd graph.
 
     Raises:
         AdapterError: the model has no gate.
@@ -107,13 +107,13 @@ class SiteRouting:
     """How the gate of a projection used its experts: means over decisions, over tokens or whole utterances.
 
     Attributes:
-        num_decisions: how many.
+        num_decisions: number of decisions.
         mean_gate: (N,) weight of each expert.
         top1_share: (N,) share of the decisions whose largest weight is this expert's.
         selection_share: (N,) share of the decisions that keep this expert; 1 for all experts of a dense gate.
         output_norm: (N,) norm of an expert's own update, (alpha / r) ||B_i A_i x||, before the gate weights it.
-        entropy: of the weights, divided by their sum, in nats: 0 if one expert takes all, log N if all are alike.
-        kept_mass: sum of the weights: 1 for dense and renormalised gates, less where top-k cuts.
+        entropy: entropy in nats of the weights divided by their sum: 0 if one expert takes all, log N if all are equal.
+        kept_mass: sum of the weights: 1 for dense and renormalised gates, less where top-k leaves weights out.
     """
 
     num_decisions: int
@@ -126,7 +126,7 @@ class SiteRouting:
 
     @property
     def effective_experts(self) -> float:
-        """See the function of this name."""
+        """The effective number of experts, see the function of this name."""
         return float(effective_experts(self.mean_gate))
 
     @property
@@ -138,8 +138,8 @@ class SiteRouting:
 
 
 def effective_experts(mean_gate: Tensor) -> Tensor:
-    """exp of the entropy of the mean weights, (..., N) -> (...): N if all experts are used equally, 1 if one takes
-    everything."""
+    """Effective number of experts: exp of the entropy of the mean weights, (..., N) -> (...). It is N if all experts
+    are used equally, and 1 if one takes everything."""
     share = mean_gate / mean_gate.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1).exp()
 
@@ -165,14 +165,14 @@ class RoutingRecord:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The labels met, in the order of their first utterance; the empty label if utterances had none."""
+        """The labels that occurred, in the order of their first utterance; empty for utterances without one."""
         return tuple(self._rows)
 
     def sites(self, group: str | None = None) -> dict[str, SiteRouting]:
-        """The figures of every projection that decided something, by its dotted path.
+        """Figures of every projection whose gate decided something, by its dotted path.
 
         Args:
-            group: of the utterances with this label; None for all.
+            group: label of the utterances to count; None for all utterances.
 
         Raises:
             KeyError: no utterance had this label.
@@ -190,11 +190,11 @@ class RoutingRecord:
 
     @torch.no_grad()
     def reduce(self, model: nn.Module, total: Callable[[Tensor], Tensor]) -> None:
-        """Make this the record of all processes together, without labels. A collective call.
+        """Make this the record of all processes together, without labels. This is a collective call.
 
         Args:
-            model: the one that was watched; it gives the projections that every process has, whatever each one met.
-            total: gives the sum of a vector over the processes.
+            model: the watched model, whose projections every process has, even those without a decision there.
+            total: returns the sum of a vector over the processes.
         """
         own: dict[str, Tensor] = {}
         for name, site in adapted_sites(model):
@@ -211,7 +211,7 @@ class RoutingRecord:
         """Count a decision.
 
         Raises:
-            AdapterError: the labels are not as many as the batch has rows.
+            AdapterError: the number of labels is not that of the batch's rows.
         """
         numbers = _numbers(decision)  # (B, ..., 4 N + 3)
         labels = self._labels
@@ -235,7 +235,7 @@ class RoutingRecord:
 
 
 def _numbers(decision: Decision) -> Tensor:
-    """What is summed up: (..., T, 4 N + 3), or (..., 1, 4 N + 3) of utterances; zero for padding."""
+    """A decision's numbers to sum up: (..., T, 4 N + 3), or (..., 1, 4 N + 3) for utterances; zero for padding."""
     weights, valid = decision.weights.float(), decision.valid
     norms = expert_norms(decision.layer, decision.inputs)
     if norms.shape != weights.shape:  # one decision for all tokens of an utterance
@@ -247,16 +247,16 @@ def _numbers(decision: Decision) -> Tensor:
     parts = [weights, top1, (weights > 0).float(), norms, entropy, mass, torch.ones_like(mass)]
     numbers = torch.cat(parts, -1)
     if valid is not None:
-        numbers = numbers.where(valid.unsqueeze(-1), 0.0)  # whatever padding contains
+        numbers = numbers.where(valid.unsqueeze(-1), 0.0)  # padding may contain anything
     return numbers.to(_summed_in(numbers.device))
 
 
 def _summed_in(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # which mps lacks
+    return torch.float32 if device.type == "mps" else torch.float64  # mps lacks float64
 
 
 def mean_over_tokens(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over tokens that are not padding: (..., T, N) -> (..., N); ``valid`` (..., T) as of a `Decision`."""
+    """Mean over tokens that are not padding: (..., T, N) -> (..., N); ``valid`` (..., T) as in a `Decision`."""
     if valid is None:
         return values.mean(-2)
     kept = values.where(valid.unsqueeze(-1), 0.0).sum(-2)
@@ -264,7 +264,7 @@ def mean_over_tokens(values: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def expert_norms(layer: MoELoRALinear, inputs: Tensor) -> Tensor:
-    """(alpha / r) ||B_i A_i x|| of each expert, (..., in_features) -> (..., N); no (..., N, out_features) is made."""
+    """(alpha / r) ||B_i A_i x|| of each expert, (..., in_features) -> (..., N), without any (..., N, out_features)."""
     with torch.autocast(inputs.device.type, enabled=False):
         experts = [(expert.lora_A.float(), expert.lora_B.float()) for expert in layer.lora_experts()]
         low = nn.functional.linear(inputs.float(), torch.cat([down for down, _ in experts]))

@@ -39,9 +39,9 @@ class SiteGrid:
 
     Attributes:
         of: the place of each site.
-        layers: numbers of the layers, in the model's order; the path up to the number where two stacks of layers share
-            numbers, and empty for sites outside numbered layers.
-        projections: their names, in the model's order; with the path before where two share a name.
+        layers: numbers of the layers, in the model's order, empty for sites outside numbered layers; paths up to the
+            numbers if two stacks of layers share numbers.
+        projections: names of the projections, in the model's order; their paths in the layer if two share a name.
     """
 
     def __init__(self, sites: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ class SiteGrid:
         self.projections = tuple(dict.fromkeys(place.projection for place in self.of.values()))
 
     def grid(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Values (sites, ...) at their places: (layers, projections, ...), NaN where no site is."""
+        """Arrange values (sites, ...) as (layers, projections, ...), NaN where there is no site."""
         given = np.asarray(values, np.float64)
         grid = np.full((len(self.layers), len(self.projections), *given.shape[1:]), np.nan)
         for value, place in zip(given, self.of.values(), strict=True):
@@ -60,16 +60,16 @@ class SiteGrid:
         return grid
 
     def panels(self, values: ArrayLike) -> dict[str, NDArray[np.float64]]:
-        """The same by projection: (layers, ...) each."""
+        """Arrange values (sites, ...) by projection, each (layers, ...), NaN where there is no site."""
         grid = self.grid(values)
         return {name: grid[:, at] for at, name in enumerate(self.projections)}
 
     def in_layer(self, layer: str) -> NDArray[np.intp]:
-        """Which of the sites are in a layer."""
+        """The indices of the sites in a layer."""
         return np.array([number for number, place in enumerate(self.of.values()) if place.layer == layer])
 
 
 def _shortest(paths: Sequence[str]) -> dict[str, str]:
-    """Each path by its last part; the full path where two would have the same name."""
+    """The short name of each path: its last part; the full path for all of them if two would have the same name."""
     names = {path: path.rpartition(".")[2] for path in paths}
     return names if len(set(names.values())) == len(names) else {path: path for path in names}

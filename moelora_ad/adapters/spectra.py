@@ -1,4 +1,4 @@
-"""What experts are as matrices: singular values and directions, through (r, r) cores."""
+"""Singular values and directions of the experts' updates, computed through (r, r) cores."""
 
 from typing import Literal
 
@@ -29,7 +29,7 @@ def principal_angles(layer: MoELoRALinear, side: Literal["input", "output"] = "o
     (Bjoerck and Golub, Mathematics of Computation 27, 1973.) 0 is a shared direction, pi / 2 an orthogonal one.
 
     Args:
-        layer: its experts.
+        layer: the projection whose experts are compared.
         side: "input" compares what experts read, the rows of A_i; "output" what they write, the columns of B_i. Experts
             with lora_B = 0 write nothing: their angles are meaningless.
     """
@@ -43,7 +43,8 @@ def principal_angles(layer: MoELoRALinear, side: Literal["input", "output"] = "o
 
 
 def _matrices(layer: MoELoRALinear) -> tuple[Tensor, Tensor]:
-    """All A_i^T, (N, in_features, r), and all B_i, (N, out_features, r), in float64, which Apple's devices lack."""
+    """All A_i^T, (N, in_features, r), and all B_i, (N, out_features, r), in float64; those of mps, which lacks it, on
+    the CPU."""
     experts = layer.lora_experts()
     downs = torch.stack([expert.lora_A.T for expert in experts])
     ups = torch.stack([expert.lora_B for expert in experts])

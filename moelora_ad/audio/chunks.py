@@ -1,11 +1,11 @@
-"""Files whose headers have their size (WAV, AIFF, CAF, MP4, ...): what is claimed, and what is present."""
+"""Files whose headers declare sizes (WAV, AIFF, CAF, MP4, ...): the bytes that they claim, and those present."""
 
 import os
 import re
 import struct
 from typing import BinaryIO, NamedTuple
 
-_OPEN_END = 0x7FFF_0000  # headers of streams say this or more: 0x7FFFFFFF, 0xFFFFFFFF, or these rounded to blocks
+_OPEN_END = 0x7FFF_0000  # size in a stream's header, or more: 0x7FFFFFFF, 0xFFFFFFFF, or these rounded to blocks
 _HEAD = 24  # bytes that identify the kind
 
 
@@ -13,10 +13,10 @@ class ChunkedFile(NamedTuple):
     """One file of chunks.
 
     Attributes:
-        start: Its first byte.
-        end: The byte behind its last chunk.
-        claimed: Bytes of sound by its header; those present if it leaves that open.
-        there: How many of these the file has.
+        start: Position of its first byte.
+        end: Position behind its last chunk.
+        claimed: Bytes of sound that its header claims; those present if the header leaves that open. 0 for MP4.
+        there: How many of the claimed bytes are present.
     """
 
     start: int
@@ -29,7 +29,7 @@ class _Form(NamedTuple):
     """How a kind of file writes its chunks."""
 
     first: int  # byte of the first chunk
-    header: str  # a chunk's name and size
+    header: str  # a chunk's name and size, as ``struct`` unpacks them
     aligned: int  # chunks begin at multiples of this
     sound: tuple[bytes, ...]  # chunks that hold sound
     counts_header: bool = False  # whether the size includes name and size
@@ -51,7 +51,7 @@ _FORMS = {
 def chunked_files(file: BinaryIO) -> list[ChunkedFile]:
     """The files of one kind that follow each other in ``file``, which can seek; none if it is of another kind.
 
-    Normally this is one. What follows the last one is not a chunk.
+    Normally there is one. What follows the last chunk of the last file belongs to none.
     """
     size = file.seek(0, os.SEEK_END)
     files: list[ChunkedFile] = []
@@ -91,7 +91,7 @@ def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) ->
         name, content, told = name[:4], position + width, told - width * form.counts_header
         is_chunk = name.isascii() and name.decode("ascii").isprintable() and name != kind and told >= 0
         if not is_chunk or (name in form.sound and there and kind != b"AVI "):
-            break  # what is behind the file
+            break  # these bytes are behind the file
         if name in form.sound:
             if told == 0xFFFF_FFFF and large:
                 told = large
@@ -101,7 +101,7 @@ def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) ->
             there += min(told, size - content)
         elif content + told > size:
             break
-        elif name == b"ds64":  # of RF64: sizes of more than 32 bits
+        elif name == b"ds64":  # RF64 has sizes of more than 32 bits there
             file.seek(content + 8)
             large = int.from_bytes(file.read(8), "little")
         position = content + told
@@ -149,7 +149,7 @@ def _end_of_boxes(file: BinaryIO, start: int, size: int) -> int:
             return position
         if told == 1:  # 64 bits follow
             told = int.from_bytes(file.read(8), "big")
-        if told < 8:  # to the end
+        if told < 8:  # the box reaches to the end of the file
             return size
         position += told
     return size

@@ -1,4 +1,4 @@
-"""What a file contains by its own chunks, pages and frames, where libsndfile uses only the first header."""
+"""What a file contains, from all its chunks, pages and frames; libsndfile uses only the first header."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from moelora_ad.audio.ffmpeg import TOLERANCE
 from moelora_ad.audio.flac import flac_starts, is_length_right
 from moelora_ad.audio.ogg import read_ogg
 
-_SEARCHED = 2**20  # bytes; a FLAC file that is larger is not searched for others each time
+_SEARCHED = 2**20  # bytes; a larger FLAC file is searched for joined ones only once, and only if it has a path
 _MATROSKA = b"\x1a\x45\xdf\xa3"
 _FLV_BEGINS = re.compile(rb"FLV\x01[\x01\x04\x05]\x00\x00\x00\x09\x00{4}")
 
@@ -21,13 +21,13 @@ class Contents(NamedTuple):
     """What is in a file.
 
     Attributes:
-        starts: First byte of each of the files that were joined to this one; normally one.
-        missing: Bytes of sound that the header claims and the file lacks, for each that it has.
-        behind: Bytes behind the end that the header declares, for each byte of sound.
+        starts: Positions of the first bytes of the files that were joined to this one; normally one, 0.
+        missing: Bytes of sound that the header claims and the file lacks, per byte that it has.
+        behind: Bytes behind the end that the header declares, per byte of sound.
         fault: Why the file cannot be used; empty if it can.
-        doubt: Why libsndfile would not hear all, or more; empty if it does.
+        doubt: Why libsndfile would decode too little or too much; empty if it would not.
         may_be_bare: Whether this may be a stream of frames without a container (MP3, AAC).
-        end: The byte behind the last one that belongs to the file, if libsndfile would hear more; else None.
+        end: Position behind the last byte that belongs to the file, if libsndfile would decode more; else None.
     """
 
     starts: tuple[int, ...] = (0,)
@@ -40,7 +40,7 @@ class Contents(NamedTuple):
 
 
 def contents_of(file: BinaryIO) -> Contents:
-    """The contents of a file that can seek, if its first bytes identify its kind."""
+    """The contents of a file that can seek, as far as its first bytes identify its kind."""
     head = file.read(64)
     if head.startswith(b"fLaC"):
         return _flac(file, head)
@@ -71,7 +71,7 @@ def _flac(file: BinaryIO, head: bytes) -> Contents:
 
 @lru_cache(maxsize=2**14)
 def _starts_in_long_flac(path: str, size: int, changed: int) -> tuple[int, ...]:
-    """As `flac_starts`: training takes many crops from a long file, which should not be read wholly for each."""
+    """`flac_starts`, cached: training takes many crops from a long file, which should not be read wholly for each."""
     with open(path, "rb") as file:
         return flac_starts(file)
 
@@ -90,7 +90,7 @@ def _chunked(file: BinaryIO, head: bytes) -> Contents:
     if not files:
         return Contents(may_be_bare=not head.startswith(_MATROSKA))
     last = files[-1]
-    if last.there == 0:  # MP4, which FFmpeg checks, or nothing
+    if last.there == 0:  # an MP4 file, which FFmpeg checks, or no sound
         return Contents(tuple(part.start for part in files))
     behind = (file.seek(0, os.SEEK_END) - last.end) / last.there
     missing = (last.claimed - last.there) / last.there

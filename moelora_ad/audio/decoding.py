@@ -1,4 +1,4 @@
-"""Audio files -> 16 kHz mono float32: libsndfile first, FFmpeg for what it refuses or would not hear wholly."""
+"""Audio files -> 16 kHz mono float32: libsndfile first, FFmpeg for what libsndfile refuses or would decode wrongly."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -24,21 +24,21 @@ _AT_ONCE = 2**20  # samples of all channels that are decoded at once for blocks
 class AudioReader:
     """An open audio file, to be used in a ``with`` statement.
 
-    Channels are averaged and other rates resampled. libsndfile decodes, or FFmpeg if that refuses or would go by a
-    header that is wrong; FFmpeg reads the whole file first. Samples that a container declares to be the codec's padding
-    are left out. What is cut short is an error if more than 0.1 s is missing; raw AAC and live recordings have no
-    declared length. Files that were joined one behind the other are all heard.
+    Channels are averaged and other rates resampled. libsndfile decodes, or FFmpeg if libsndfile refuses the file or
+    would trust a wrong header; FFmpeg reads the whole file first. Samples that a container declares to be the codec's
+    padding are left out. A file that is cut short is an error if more than 0.1 s is missing; raw AAC and live
+    recordings have no declared length. All files that were joined one behind the other are decoded.
 
     Args:
         source: A path, or a binary file object that can seek, which is closed in the end: FLAC, WAV, Ogg, MP3, M4A, the
             sound of MP4, ...
         name: Its name in messages; the path if not given.
         track: Which of several audio tracks, from 1 on; the one that the file calls its default if not given.
-        meter: Gets all channels of what is decoded.
-        longest: Seconds that it may have; of what is longer no more than that is decoded.
+        meter: Measures all channels of what is decoded.
+        longest: Largest duration in seconds; a longer file is an error, and little more than that is decoded.
 
     Attributes:
-        name: See above.
+        name: The name in messages.
         source_rate: The file's own sample rate in hertz.
         length: Number of samples at 16 kHz.
         notes: Anomalies of the file; complete when all of it has been read.
@@ -122,7 +122,7 @@ class AudioReader:
 
     @silent_decoders()
     def _open(self) -> str:
-        """Open with libsndfile; why that cannot be used, or nothing."""
+        """Open with libsndfile; returns why that cannot be used, empty if it can."""
         assert self._source is not None
         try:
             sound = soundfile.SoundFile(self._source.for_libsndfile())
@@ -138,7 +138,7 @@ class AudioReader:
         return ""
 
     def _judged(self, stretch: Stretch, refused: str) -> str:
-        """Why libsndfile cannot be used for a stream of frames, or nothing."""
+        """Return why libsndfile cannot be used for a stream of frames; empty if it can."""
         if fault := stretch.fault(TOLERANCE):
             raise AudioError(f"cannot decode {self.name}: {fault}")
         sound = self._sound
@@ -245,7 +245,7 @@ class AudioReader:
         return waveform
 
     def _tell_broken(self, error: BaseException) -> None:
-        """Raise the error of the storage, if that is why decoding failed."""
+        """Raise the storage's error instead, if that is why decoding failed."""
         if isinstance(error, AudioError) and self._source is not None:
             self._source.tell_broken()
 
@@ -264,7 +264,7 @@ class AudioReader:
         return self._whole[start:stop]
 
     def _decode_instead(self, error: soundfile.SoundFileError) -> NDArray[np.float32]:
-        """Decode with FFmpeg what libsndfile has opened and then fails at."""
+        """Decode with FFmpeg a file that libsndfile has opened but fails to decode."""
         assert self._source is not None
         if self.meter is not None:
             self.meter.clear()
@@ -283,7 +283,7 @@ class AudioReader:
             return np.empty(0, np.float32)
         if stop - start > MOST_FRAMES:
             raise AudioError(f"cannot use {self.name}: {stop - start:,} samples are too many; cut it into pieces")
-        if sound.seekable() and sound.tell() != start:  # GSM is not; then all parts are read in their order
+        if sound.seekable() and sound.tell() != start:  # GSM is not seekable: its parts are all read in order
             sound.seek(start)
         frames = sound.read(stop - start, dtype="float32", always_2d=True)
         if (missing := stop - start - len(frames)) > 0:
@@ -291,7 +291,7 @@ class AudioReader:
         return mixed(frames, self.meter)
 
     def _decode_whole(self, file: BinaryIO, refused: str) -> NDArray[np.float32]:
-        """Decode with FFmpeg what libsndfile refused: at 16 kHz and one channel, an hour takes 230 MB."""
+        """Decode with FFmpeg a file that libsndfile refused: at 16 kHz and one channel, an hour takes 230 MB."""
         parts: list[NDArray[np.float32]] = []
         resample = StreamingResampler(SAMPLE_RATE)  # until the rate is known
         try:

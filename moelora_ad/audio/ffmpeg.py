@@ -23,9 +23,9 @@ _FORMATS = (
     "mlp,mov,mp3,mp4,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nut,ogg,oma,pvf,qcp,rm,sds,shn,tak,truehd,tta,voc,w64,wav,webm,"
     "wtv,wv,wve"
 )
-_LENGTH_IS_SURE = ("flac", "mov,mp4,m4a,3gp,3g2,mj2")  # elsewhere the header's length is a guess
-_STREAMS = ("aac", "ac3", "mp3", "mpeg", "mpegts")  # can be caught in their middle, and end anywhere
-_AT_ONCE = 2**17  # samples a channel of a block
+_LENGTH_IS_SURE = ("flac", "mov,mp4,m4a,3gp,3g2,mj2")  # in other formats the header's length is a guess
+_STREAMS = ("aac", "ac3", "mp3", "mpeg", "mpegts")  # a recording of these may begin and end anywhere
+_AT_ONCE = 2**17  # samples of each channel in a block
 _TOO_MANY_PLANES = 8  # from here on PyAV reads past a frame's list of planes, and may crash
 _FULL_SCALE = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 
@@ -58,20 +58,21 @@ class NoSuchTrackError(UndecodableError):
 
 
 def decode(file: BinaryIO, track: int | None = None) -> Iterator[FfmpegSound]:
-    """All of an audio track, block by block: some samples at least, of one rate and number of channels.
+    """Decode an audio track block by block: one sample at least, all of one rate and number of channels.
 
-    What a container says of the codec's padding (MP4's edit list) is left out. A packet that was cut at the beginning
-    or the end of a stream that begins and ends anywhere (AAC, AC-3, ...) may be lost.
+    Samples that a container declares to be the codec's padding (MP4's edit list) are left out. Streams that may begin
+    and end anywhere (AAC, AC-3, ...) may lose a packet that was cut at either end.
 
     Integers are scaled as libsndfile does: FLAC and PCM give the same samples bit for bit.
 
     Args:
-        file: It can seek.
-        track: Which one, from 1 on; FFmpeg's choice if not given: what the file calls its default, or the richest.
+        file: A file that can seek.
+        track: Which track, from 1 on; FFmpeg's choice if not given: the one that the file calls its default, or the
+            richest.
 
     Raises:
         NoSuchTrackError: There is no such track.
-        UndecodableError: No audio, damaged, cut short, or longer than ``MOST_FRAMES``.
+        UndecodableError: The file has no audio, is damaged or cut short, or is longer than ``MOST_FRAMES``.
     """
     try:
         with _opened(file) as container:
@@ -134,8 +135,8 @@ def _decoded(container: av.container.InputContainer, track: int | None) -> Itera
 
 
 def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
-    """All frames; of packets that cannot be decoded, ``TOLERANCE`` at most are passed over at either end, where that
-    is known from the length or is not a fault."""
+    """All frames. At either end, packets of up to ``TOLERANCE`` that cannot be decoded are skipped, if the stream may
+    begin and end anywhere, or has a length that is compared afterwards."""
     may_be_cut = container.format.name in _STREAMS or _promised_seconds(container, stream, 0.0) > 0
     fault: av.FFmpegError | None = None
     is_heard, lost = False, 0.0
@@ -156,10 +157,10 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> I
 
 
 def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream, begin: float) -> float:
-    """The length of a stream by its header; 0 if that has none, or a guess."""
+    """The length of a stream in seconds, by its header; 0 if that has none, or only a guess."""
     if container.format.name in _LENGTH_IS_SURE and stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if container.format.name == "matroska,webm":  # its writers note there when the stream ends
+    if container.format.name == "matroska,webm":  # its writers note as DURATION when the stream ends
         noted = re.fullmatch(r"(\d\d):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", ""))
         if noted:
             hours, minutes, seconds = map(float, noted.groups())

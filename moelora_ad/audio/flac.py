@@ -1,23 +1,23 @@
-"""How long a FLAC file is by its last frame (RFC 9639, sections 8.2 and 9.1)."""
+"""The length of a FLAC file, from its last frame (RFC 9639, sections 8.2 and 9.1)."""
 
 import os
 import re
 from typing import BinaryIO
 
 _BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
-_BEGINNING = 8  # bytes of that
+_BEGINNING = 8  # bytes that _BEGINS matches
 _FRAME = re.compile(rb"\xff[\xf8\xf9]")
-_SEARCHED = (2**14, 2**20)  # bytes for the last frame: usually, or if something is behind it
+_SEARCHED = (2**14, 2**20)  # last bytes that are searched for a frame: at first, and if none is there
 _AT_ONCE = 2**17  # bytes
 _INFO = slice(8, 42)  # bytes of the first metadata block's content
 _LONGEST_HEADER = 16
 
 
 def flac_starts(file: BinaryIO) -> tuple[int, ...]:
-    """First byte of each of the FLAC files that were joined; normally one."""
+    """The positions where the FLAC files that were joined begin; normally one."""
     starts: list[int] = []
     file.seek(0)
-    position, kept = 0, b""  # the rest may be the first part of a beginning
+    position, kept = 0, b""  # the end of a piece may be half of a beginning
     while piece := file.read(_AT_ONCE):
         data = kept + piece
         starts.extend(position - len(kept) + match.start() for match in _BEGINS.finditer(data))
@@ -30,8 +30,8 @@ def is_length_right(head: bytes, file: BinaryIO, tolerance: float) -> bool:
 
     Args:
         head: The file's first bytes, 42 at least.
-        file: It can seek. The last frame is looked for; what is behind that is passed over.
-        tolerance: See above.
+        file: A file that can seek. Its last frame gives the sound's length; bytes behind that frame are ignored.
+        tolerance: In seconds.
     """
     info = head[_INFO]
     if len(info) < _INFO.stop - _INFO.start:
@@ -58,7 +58,7 @@ def _end_of_frame(header: bytes, block: int, channels: int) -> int | None:
         return None
     if channels != (channels_code + 1 if channels_code < 8 else 2):
         return None
-    ones = 8 - (~header[4] & 0xFF).bit_length()  # the number is written as UTF-8 writes a letter's
+    ones = 8 - (~header[4] & 0xFF).bit_length()  # the number is encoded as in UTF-8
     number, size = header[4] & (0x7F >> ones), 5
     for byte in header[5 : 4 + ones]:
         number, size = number << 6 | byte & 0x3F, size + 1

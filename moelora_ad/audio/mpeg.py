@@ -1,14 +1,14 @@
-"""Streams of MPEG audio (MP3) and ADTS (AAC) frames: every frame counts, whatever a header claims."""
+"""Streams of MPEG audio (MP3) and ADTS (AAC) frames: all frames are counted, whatever a header claims."""
 
 import re
 from functools import cache
 from typing import NamedTuple
 
-_CHAIN = 4  # so many frames, one right behind another, are no accident
+_CHAIN = 4  # this many frames, one right behind another, are not a coincidence
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 _SYNC = re.compile(rb"\xff(?=[\xe0-\xff])")
 _RATES = (44_100, 48_000, 32_000)
-_KILOBITS = {  # per second, by version 1 or not, and layer
+_KILOBITS = {  # kbit/s, by whether it is MPEG version 1, and by layer
     (True, 1): range(32, 449, 32),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -32,9 +32,10 @@ class Stretch(NamedTuple):
     Attributes:
         data: Their bytes, and nothing else.
         rate: In hertz.
-        counted: Samples a channel.
-        claimed: How many the first frame says (Xing's header, which is not sound); None if it does not.
-        lost: About how many are lost to bytes in between that are neither frames nor tags.
+        counted: Samples of each channel in the frames.
+        claimed: Samples of each channel by the header in the first frame (Xing's, which is not sound); None if it has
+            none.
+        lost: Estimate of the samples that are lost where bytes between frames are neither frames nor tags.
     """
 
     data: bytes
@@ -44,7 +45,7 @@ class Stretch(NamedTuple):
     lost: int = 0
 
     def fault(self, tolerance: float) -> str:
-        """What is wrong if more than ``tolerance`` in seconds is missing."""
+        """What is wrong if more than ``tolerance`` in seconds is missing; empty if not."""
         early = 0 if self.claimed is None else self.claimed - self.counted
         if early > self.rate * tolerance:
             return f"it ends {early} samples early; is it truncated?"
@@ -56,7 +57,7 @@ class Stretch(NamedTuple):
 def stretches_of(data: bytes) -> list[Stretch]:
     """The streams that a file consists of, normally one, without tags and all else that is not a frame."""
     stretches: list[Stretch] = []
-    runs: list[bytes] = []  # of the last stretch
+    runs: list[bytes] = []  # bytes of the last stretch
     kind, end, position = None, 0, _next_chain(data, 0)
     while position is not None:
         start, counted, frame = position, 0, _frame_at(data, position)
@@ -69,7 +70,7 @@ def stretches_of(data: bytes) -> list[Stretch]:
             counted += frame.samples if claimed is None or position > start else 0
             position += frame.size
             frame = _frame_at(data, position)
-        if is_same and claimed is None:  # continues behind a tag or a fault
+        if is_same and claimed is None:  # it continues behind a tag or a fault
             before, between = stretches[-1], data[end:start]
             lost = 0 if between.startswith(_TAGS) else len(between) * counted // (position - start)
             stretches[-1] = before._replace(counted=before.counted + counted, lost=before.lost + lost)
@@ -89,7 +90,7 @@ def _close(stretches: list[Stretch], runs: list[bytes]) -> None:
 
 
 def _next_chain(data: bytes, begin: int) -> int | None:
-    """Where frames begin, at ``begin`` or later."""
+    """The first position, from ``begin`` on, of several frames in a row; None if there are none."""
     for match in _SYNC.finditer(data, begin):
         position, kind, frames = match.start(), None, 0
         while frames < _CHAIN:
@@ -137,9 +138,9 @@ def _mpeg(first: int, second: int, is_mono: bool) -> _Frame | None:
 
 
 def _claimed(data: bytes, position: int, frame: _Frame) -> int | None:
-    """Samples that a file has by the header in its first frame (Xing, Info); None if this is not one."""
+    """Samples of the file by the header in its first frame (Xing, Info); None if this frame has no such header."""
     first, is_mono = frame.kind >> 8, frame.kind & 1
-    if first >> 1 & 3 != 1 or first > 0xFF:  # of layer III alone
+    if first >> 1 & 3 != 1 or first > 0xFF:  # only layer III has the header
         return None
     tag = position + 4 + ((17 if is_mono else 32) if first >> 3 & 3 == 3 else (9 if is_mono else 17))
     tag += 2 * (not data[position + 1] & 1)  # a checksum

@@ -1,4 +1,4 @@
-"""Anomalies of a sound that can still be used: our notes, and those of decoders, which users do not see."""
+"""Notes on anomalies of sounds that can still be used, and the suppression of what decoders print."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ class Note(NamedTuple):
     """A remark on a sound; it changes no sample.
 
     Attributes:
-        kind: In plain words, the same for all files: "header shorter than file", "several audio tracks".
+        kind: The anomaly, in the same words for all files: "header shorter than file", "several audio tracks".
         detail: The figures of this file: "header 0.03 s, file 8.00 s".
     """
 
@@ -25,17 +25,17 @@ class Note(NamedTuple):
 
 
 _lock = threading.Lock()
-_inside = 0  # threads that decode
+_inside = 0  # number of threads that decode
 _before: int | None = None
 
 
 @contextmanager
 def silent_decoders() -> Iterator[None]:
-    """Within the block, C libraries write nothing to their standard error: libmpg123, of which libsndfile makes no
-    quiet use, has raw lines there on every odd frame of an MP3, without the file's name.
+    """Keep C libraries from writing to standard error within the block: libmpg123, which libsndfile does not silence,
+    writes lines there about every odd frame of an MP3, without the file's name.
 
-    The C library's variable ``stderr`` is set, which glibc and the BSDs allow, and no file descriptor is touched: what
-    Python, its threads and other processes write comes as ever. Other C libraries do without.
+    The C library's variable ``stderr`` is set, which glibc and the BSDs allow, and no file descriptor is touched:
+    output of Python, its threads and other processes appears as usual. With other C libraries nothing is suppressed.
     """
     streams = _streams()
     if streams is None:
@@ -58,7 +58,7 @@ def silent_decoders() -> Iterator[None]:
 
 @cache
 def _streams() -> tuple[ctypes.c_void_p, int] | None:
-    """The variable ``stderr`` of the C library, and a stream that leads nowhere; None if it is not to be set."""
+    """The variable ``stderr`` of the C library, and a stream to the null device; None if it cannot be set."""
     try:
         library = ctypes.CDLL(None)
         if hasattr(library, "__stderrp"):

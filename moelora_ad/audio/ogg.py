@@ -1,4 +1,4 @@
-"""Ogg files by their pages (RFC 3533)."""
+"""The pages of Ogg files (RFC 3533)."""
 
 import re
 import struct
@@ -13,10 +13,10 @@ class Ogg(NamedTuple):
     """What the pages of a file show.
 
     Attributes:
-        links: First byte of each of the files that were chained; normally one.
-        tracks: How many streams, of the first link, are there at the same time.
-        is_cut: Whether the last page, which bears a mark, is missing.
-        is_long_enough: Whether no page is later in time than the last one, whose time libsndfile takes for the length.
+        links: Positions of the first bytes of the files that were chained; normally one.
+        tracks: Number of simultaneous streams in the first of these files.
+        is_cut: Whether the page that is marked as the last one is missing or incomplete.
+        is_long_enough: Whether no page is later in time than the last one, whose time libsndfile takes as the length.
     """
 
     links: list[int]
@@ -26,7 +26,7 @@ class Ogg(NamedTuple):
 
 
 def read_ogg(data: bytes) -> Ogg:
-    """``data`` is a whole file."""
+    """Read the pages of a file; ``data`` is the whole file."""
     links: list[int] = []
     tracks, latest, time, flags, page = 0, 0, 0, 0, 0
     for match in _PAGE.finditer(data):

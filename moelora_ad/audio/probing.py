@@ -1,4 +1,4 @@
-"""Whether a file is sound, whatever its name, and how long it is."""
+"""Whether a file holds sound, whatever its name, and how long it is."""
 
 from typing import BinaryIO
 
@@ -14,13 +14,13 @@ def holds_sound(file: BinaryIO) -> bool:
     """Whether libsndfile or FFmpeg can decode the beginning of a file, whatever its name.
 
     Args:
-        file: It can seek, and stays open.
+        file: A file that can seek; it stays open.
     """
     file.seek(0)
     try:
         with silent_decoders(), soundfile.SoundFile(file) as sound:
             return len(sound.read(sound.samplerate)) > 0
-    except (soundfile.SoundFileError, TypeError):  # TypeError: named like what has no header
+    except (soundfile.SoundFileError, TypeError):  # TypeError: named like a headerless file
         pass
     try:
         return next(decode(file), None) is not None

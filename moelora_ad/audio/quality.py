@@ -1,4 +1,4 @@
-"""What makes the score of a sound unreliable: too little to hear, or not what was recorded."""
+"""Anomalies that make the score of a sound unreliable: silent, short, clipped, or channels that cancel out."""
 
 import math
 
@@ -12,21 +12,25 @@ SILENT = 1e-3
 speech; the quietest recordings of speech peak near -40 dBFS. A constant offset is not sound."""
 
 SHORT = 0.1
-"""Seconds. Less is not even a syllable, and a detector hears it repeated, forty times and more in a window of 4 s."""
+"""Seconds below which a sound is short: it is not even a syllable, and fills a window of 4 s only when repeated forty
+times and more."""
 
 CLIPPED = 1e-3
-"""Share of samples. What is normalised touches full scale now and then; from here on waves are cut off all the time."""
+"""Share of samples from which a sound counts as clipped. Normalised sounds touch full scale now and then; above this
+share, waves are cut off all the time."""
 
 IN_A_ROW = 3
-"""Samples at their channel's highest or lowest value that are a wave cut off, and no peak: where audio editors look for
-clipping. Full scale is not required, as what was clipped may have been turned down; a lossy codec blurs most of it."""
+"""Number of successive samples at their channel's highest or lowest value that count as clipping, as in audio editors.
+They need not be at full scale, because a clipped sound may have been turned down later; a lossy codec blurs most
+clipping."""
 
 LOUD = 0.1
-"""Least value, of full scale 1, of a clipped sample: in what is quieter, peaks are as flat as the steps of 8 bits."""
+"""Least magnitude of a clipped sample, where full scale is 1: in quieter sounds, peaks may be as flat as the steps of 8
+bits."""
 
 CANCELLED = 0.25
-"""Power of the mean of n channels against an n-th of theirs, which is what is left of channels that have nothing to do
-with each other, or of sound in one alone. 6 dB below that, they work against each other."""
+"""Limit of the power of the mean of n channels, as a share of an n-th of their power, which is what remains of
+unrelated channels or of sound in one channel alone. At 6 dB below that, channels cancel each other."""
 
 
 def is_silent(low: float, high: float) -> bool:
@@ -35,11 +39,11 @@ def is_silent(low: float, high: float) -> bool:
 
 
 def level_notes(samples: int, rate: int, low: float, high: float) -> tuple[Note, ...]:
-    """Whether a sound is silent or short.
+    """Notes on a sound that is silent or short; none if it is neither.
 
     Args:
         samples: Its length, at least 1.
-        rate: Of the samples, in hertz.
+        rate: Its sample rate in hertz.
         low: Its lowest sample.
         high: Its highest sample.
     """
@@ -52,19 +56,19 @@ def level_notes(samples: int, rate: int, low: float, high: float) -> tuple[Note,
 
 
 class ChannelMeter:
-    """Measures the channels of a sound that comes block by block, before they become one."""
+    """Measures the channels of a sound that comes block by block, before they are averaged."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Start again."""
+        """Forget all samples."""
         self._channels: list[tuple[_Extreme, _Extreme]] = []
         self._samples = self._clipped = 0
         self._power = self._mono_power = self._expected = 0.0
 
     def add(self, frames: NDArray[np.float32]) -> None:
-        """The next samples (n, channels), n >= 1; full scale is 1. Files that were joined may differ in channels."""
+        """Measure the next samples (n, channels), n >= 1; full scale is 1. Joined files may differ in channels."""
         count = frames.shape[1]
         if count != len(self._channels):
             self._clipped = self._clipped_samples()
@@ -72,7 +76,7 @@ class ChannelMeter:
         channels = np.ascontiguousarray(frames.T)
         for samples, (high, low) in zip(channels, self._channels, strict=True):
             highest, lowest = float(samples.max()), float(samples.min())
-            if highest > 1 or lowest < -1:  # a player limits it
+            if highest > 1 or lowest < -1:  # players limit samples to full scale
                 samples, highest, lowest = np.clip(samples, -1, 1), min(highest, 1.0), max(lowest, -1.0)
             high.add(samples, highest)
             low.add(-samples, -lowest)
@@ -84,7 +88,7 @@ class ChannelMeter:
         self._mono_power += float(np.vdot(mono, mono))
 
     def notes(self) -> tuple[Note, ...]:
-        """Anomalies of all that was added."""
+        """The anomalies of all samples that were added."""
         notes = []
         if (clipped := self._clipped_samples()) > CLIPPED * self._samples:
             notes.append(Note("clipped", f"{100 * clipped / self._samples:.1f} % of samples"))
@@ -99,7 +103,7 @@ class ChannelMeter:
 
 
 def mixed(frames: NDArray[np.float32], meter: ChannelMeter | None) -> NDArray[np.float32]:
-    """The mean over channels of (n, channels), which ``meter`` measures: (n,)."""
+    """The mean over channels of ``frames`` (n, channels), which ``meter`` measures if given: (n,)."""
     if meter is not None:
         meter.add(frames)
     mono: NDArray[np.float32] = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
@@ -107,15 +111,15 @@ def mixed(frames: NDArray[np.float32], meter: ChannelMeter | None) -> NDArray[np
 
 
 class _Extreme:
-    """Counts the samples of a channel that are in a row at the highest value so far."""
+    """Counts the samples of a channel that are at its highest value so far, ``IN_A_ROW`` or more in a row."""
 
     def __init__(self) -> None:
         self.value = -math.inf
         self._count = 0
-        self._last = np.zeros(IN_A_ROW, np.bool_)  # whether the last samples were at it
+        self._last = np.zeros(IN_A_ROW, np.bool_)  # whether the last samples were at ``value``
 
     def add(self, samples: NDArray[np.float32], highest: float) -> None:
-        """The next samples (n,) and their highest value."""
+        """Count the next samples (n,); ``highest`` is their highest value."""
         if highest > self.value:
             self.value, self._count = highest, 0
             self._last = np.zeros(IN_A_ROW, np.bool_)
@@ -123,7 +127,7 @@ class _Extreme:
             self._last = np.zeros(IN_A_ROW, np.bool_)
             return
         at_it = np.concatenate([self._last, samples == self.value])
-        ends = len(samples) + 1  # of rows; the first is of one that ended before this block
+        ends = len(samples) + 1  # places where a row may end; the first is the end of the block before
         rows = np.logical_and.reduce([at_it[place : place + ends] for place in range(IN_A_ROW)])
         begins = rows[1:] & ~rows[:-1]
         self._count += int(np.count_nonzero(rows[1:]) + (IN_A_ROW - 1) * np.count_nonzero(begins))

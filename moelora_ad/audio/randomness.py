@@ -1,4 +1,4 @@
-"""Random numbers that depend on what is drawn for, never on who draws or when."""
+"""Random numbers that depend on what they are drawn for, never on the process that draws them or when."""
 
 import hashlib
 

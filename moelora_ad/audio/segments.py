@@ -95,12 +95,12 @@ class Segment(Excerpt):
 
 @dataclass(frozen=True)
 class Crops(Excerpt):
-    """Several stretches at equal distances, the first at the beginning and the last at the end; one is the centre.
+    """Several stretches at equal distances, from the beginning to the end of the utterance; a single one is its centre.
 
     A batch has ``count`` rows for each trial.
 
     Args:
-        count: How many.
+        count: Number of stretches.
         samples: Length of each in 16 kHz samples. They overlap when the utterance is short.
         short: As for `Segment`; all crops of an utterance that is shorter than one are the same.
 
@@ -161,7 +161,7 @@ class FullUtterance(Excerpt):
 
 
 class ScoredClips(NamedTuple):
-    """Which clips a detector scores, as it was evaluated.
+    """The kind of clips that a detector scores: those that it was evaluated on.
 
     Attributes:
         window: Samples of a clip, at 16 kHz.
@@ -173,7 +173,7 @@ class ScoredClips(NamedTuple):
 
     @classmethod
     def of(cls, window: int, fill: int | None) -> "ScoredClips":
-        """As a model records them, where None stands for a whole window."""
+        """The clips of a model's record, where a ``fill`` of None stands for a whole window."""
         return cls(window, window if fill is None else min(fill, window))
 
     @property

@@ -18,7 +18,7 @@ class AudioError(InputError):
 
 
 class TooLongError(AudioError):
-    """Sound that is longer than whoever reads it allows."""
+    """Audio that is longer than allowed."""
 
 
 class AudioSource:
@@ -48,7 +48,7 @@ class AudioSource:
             self._source.close()
 
     def opened(self) -> AbstractContextManager[BinaryIO]:
-        """The bytes, from the first one on."""
+        """The source, open for reading at its first byte."""
         source = self._source
         if isinstance(source, str | os.PathLike):
             return open(source, "rb")
@@ -64,10 +64,10 @@ class AudioSource:
         return source
 
     def tell_broken(self) -> None:
-        """Raise the error of the storage if reading has failed.
+        """Raise an error if reading from the storage has failed.
 
         Raises:
-            AudioError: With that reason.
+            AudioError: It has; the message gives the storage's reason.
         """
         if self._guarded is not None and self._guarded.error is not None:
             raise AudioError(f"cannot read {self._name}: {reason_of(self._guarded.error)}") from None
@@ -105,8 +105,8 @@ class AudioSource:
 
 
 class _Guarded(ReadThrough):
-    """A large file object that ends where reading fails, and stores the error: none can be raised through the libraries
-    that call back for more bytes."""
+    """A large file object that ends where reading fails, and stores the error: it cannot be raised through the
+    libraries that call back for more bytes."""
 
     error: Exception | None = None
 

@@ -16,16 +16,16 @@ LEVEL, COLOUR, FLUX = 5.0, 2.0, 0.65
 """Decibels, see `changes`; below any of them there is no speech."""
 
 _STRETCH = 4 * SAMPLE_RATE
-_LEAST = SAMPLE_RATE  # of a last stretch behind others
+_LEAST = SAMPLE_RATE  # least samples of a last stretch behind others
 _FRAME = 320  # samples, 20 ms
-_EDGES = (2, 6, 12, 20, 32, 50, 80, 120, 161)  # of bands in bins of 50 Hz: 100, 300, 600, 1,000, ... 8,000 Hz
-_HEARD = 1e-3  # power of the loud frames, -30 dB: what is below is pause
+_EDGES = (2, 6, 12, 20, 32, 50, 80, 120, 161)  # edges of the bands in bins of 50 Hz: 100, 300, 600, 1,000, ... 8,000 Hz
+_HEARD = 1e-3  # of the loud frames' power, -30 dB: frames below that are pauses
 _NOTHING = 1e-4  # of a frame's power, -40 dB: a band with less is empty
 _WINDOW = np.hanning(_FRAME).astype(np.float32)
 
 
 class SpeechMeter:
-    """Listens to a sound that comes block by block, until it has heard speech."""
+    """Looks for speech in a sound that comes block by block, until there may be some."""
 
     def __init__(self) -> None:
         self._kept: list[Clip] = []
@@ -34,7 +34,7 @@ class SpeechMeter:
         self._is_heard = False
 
     def add(self, block: Clip) -> None:
-        """The next samples (n,) at 16 kHz."""
+        """Examine the next samples (n,) at 16 kHz."""
         if self._is_heard:
             return
         self._kept.append(block)
@@ -46,7 +46,7 @@ class SpeechMeter:
             self._kept, self._length = [sound[whole:]], len(sound) - whole
 
     def has_speech(self) -> bool:
-        """Whether any four seconds of the sound, which has ended, may be speech."""
+        """Whether any four seconds of the sound may be speech; called when all of it has been added."""
         if self._length >= _LEAST or not self._stretches:
             self._listen(np.concatenate(self._kept)[None] if self._kept else np.empty((0, 0), np.float32))
             self._kept, self._length = [], 0
@@ -75,7 +75,7 @@ def changes(sound: Clip) -> tuple[float, float, float]:
         Level: from the quiet frames (10th percentile) to the loud ones (95th), above 100 Hz. Colour: the standard
         deviation over time of the share of the power that a band has, the mean of eight bands. Flux: the mean change of
         these shares from one frame of 20 ms to the next, in the middle of all such changes (median), as notes and
-        beeps change seldom. The last two are of frames that are not pauses.
+        beeps change seldom. The last two leave pauses out.
     """
     frames = sound[: len(sound) // _FRAME * _FRAME].reshape(-1, _FRAME) * _WINDOW
     power = np.square(np.abs(np.fft.rfft(frames)))

@@ -1,8 +1,8 @@
 """Resampling to 16 kHz, of the whole sound, of a part of it, or block by block: bit for bit the same samples.
 
-A convolution rounds by the size and the place of what it is given. So all sound is resampled in steps of about a second
-that begin at fixed places of it, each with what the filter sees on both sides, and a part is made of the steps that it
-touches.
+The rounding of a convolution depends on the size and the place of its input. So all sound is resampled in steps of
+about a second that begin at fixed places of it, each with the margin that the filter needs on both sides, and a part is
+cut from the steps that it overlaps.
 """
 
 import math
@@ -41,7 +41,7 @@ def length_at_16_khz(frames: int, rate: int) -> int:
 
 
 def resampled(waveform: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """``waveform`` (n,), n >= 1, from ``rate`` in hertz to 16 kHz."""
+    """Resample ``waveform`` (n,), n >= 1, from ``rate`` in hertz to 16 kHz."""
     whole = length_at_16_khz(len(waveform), rate)
     return resampled_part(lambda start, stop: waveform[start:stop], len(waveform), rate, 0, whole)
 
@@ -52,11 +52,11 @@ def resampled_part(
     """A part of a sound at 16 kHz, ``resampled(...)[start:stop]``; no more of it is read than is needed.
 
     Args:
-        read: Gives the frames from a first one up to another one, which are within the sound: (n,).
+        read: Returns the frames from a first position up to, but without, a second one, both within the sound: (n,).
         frames: The sound's length at its own rate.
         rate: Its rate in hertz.
         start: First sample of the part, at 16 kHz.
-        stop: The sample behind it; at most the sound's length at 16 kHz.
+        stop: The sample behind the part; at most the sound's length at 16 kHz.
 
     Returns:
         (stop - start,); empty if ``start`` is not before ``stop``.
@@ -73,10 +73,10 @@ def resampled_part(
 
 
 class StreamingResampler:
-    """Sound that comes block by block, brought to 16 kHz.
+    """Resamples a sound that comes block by block to 16 kHz.
 
     Args:
-        rate: Of the sound, in hertz.
+        rate: The sound's own rate in hertz.
     """
 
     def __init__(self, rate: int) -> None:
@@ -112,20 +112,20 @@ class _Step:
 
     Attributes:
         frames: Its length at the sound's own rate.
-        samples: The same at 16 kHz.
+        samples: Its length at 16 kHz.
         margin: Frames on either side that the filter sees.
     """
 
     def __init__(self, rate: int) -> None:
         common = math.gcd(rate, SAMPLE_RATE)
-        unit, samples = rate // common, SAMPLE_RATE // common  # so many frames become so many samples
+        unit, samples = rate // common, SAMPLE_RATE // common  # ``unit`` frames become ``samples`` samples
         self._resample = torchaudio.transforms.Resample(rate, SAMPLE_RATE, dtype=torch.float32)
         reach = -(-self._resample.width // unit) + 1  # in units
         self.frames, self.samples, self.margin = common * unit, common * samples, reach * unit
         self._first = reach * samples
 
     def resampled(self, sound: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
-        """Some steps that follow each other, with the margin before and behind them: (steps * samples,)."""
+        """Resample consecutive steps, given with the margins before and behind them: (steps * samples,)."""
         length = self.frames + 2 * self.margin
         parts = []
         for start in range(0, steps * self.frames, self.frames):
@@ -137,5 +137,5 @@ class _Step:
 
 @lru_cache(maxsize=8)
 def _step(rate: int) -> _Step:
-    """Making the filter takes longer than a second of sound."""
+    """Cached, as designing the filter takes longer than resampling a second of sound."""
     return _Step(rate)

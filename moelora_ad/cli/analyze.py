@@ -38,7 +38,7 @@ class Analysis(NamedTuple):
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 the work failed, 2 usage."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if the work failed, 2 usage error."""
     program = f"{program} analyze"
     arguments = argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -52,7 +52,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         return USAGE
     analysis = ANALYSES[name]
     what = f"{analysis.what[0].upper()}{analysis.what[1:]}."
-    # What is not given is left to the function.
+    # Options that are not given have the defaults of the function.
     parser = OneLineArgumentParser(prog=f"{program} {name}", description=what, argument_default=argparse.SUPPRESS)
     analysis.add_arguments(parser)
     parser.add_argument("--to", metavar="DIR", help=f"write {name}.json, .csv, .md and the figures there")
@@ -74,7 +74,7 @@ def _analyze(analysis: Analysis, keywords: Keywords, folder: str | None) -> int:
 
 
 def computed(work: Callable[[Keywords], Made], keywords: Keywords, reads_audio: bool = True) -> Made:
-    """The result of a function for the options of `add_passes`; shows progress meanwhile.
+    """Return the result of a function for the options of `add_passes`; its progress is shown meanwhile.
 
     Args:
         work: the function, which takes all keywords.
@@ -100,10 +100,10 @@ def computed(work: Callable[[Keywords], Made], keywords: Keywords, reads_audio: 
 
 
 def tell(report: "Report", folder: str | None) -> None:
-    """Print a report, and write it to a folder, if there is one.
+    """Print a report, and write it to ``folder`` if that is given.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the report cannot be written.
     """
     from moelora_ad.analysis import write_report
 
@@ -254,7 +254,7 @@ def _add_building(parser: Parser) -> None:
 
 
 def add_passes(parser: Parser) -> None:
-    """The options of building a model and passing audio through it."""
+    """Add the options for building a model and passing audio through it."""
     _add_building(parser)
     parser.add_argument(
         "--batch-size", type=_whole(1), metavar="N", help="utterances at once (default: as the run evaluated)"

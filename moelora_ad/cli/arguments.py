@@ -1,4 +1,4 @@
-"""The command lines of our own commands."""
+"""The parser of our own commands, and options that several of them share."""
 
 import argparse
 import math
@@ -18,7 +18,7 @@ FAILED, USAGE = 1, 2
 
 
 class OneLineArgumentParser(argparse.ArgumentParser):
-    """A mistake is one line on standard error and exit code 2; options are never abbreviated."""
+    """A parser that reports a mistake in one line on standard error, with exit code 2; it abbreviates no options."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**{"allow_abbrev": False} | arguments)
@@ -36,7 +36,7 @@ def new_folder(to: str) -> Path:
     """The folder that ``--to`` names, new or empty.
 
     Raises:
-        InputError: it has content.
+        InputError: there is a file of that name, or the folder has content.
     """
     folder = Path(to)
     if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
@@ -71,7 +71,7 @@ def check_resamples(parser: argparse.ArgumentParser, given: argparse.Namespace) 
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The type of an option that is a list with commas."""
+    """The type of an option that is a list of words with commas between them."""
     return tuple(word.strip() for word in text.split(","))
 
 
@@ -106,7 +106,7 @@ def add_scorer(parser: argparse.ArgumentParser) -> None:
 
 
 def check_scorer(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """End with one line if a value of `add_scorer` is out of range."""
+    """Check the options of `add_scorer`; a value that is out of range ends the program with one line."""
     if not 0 < arguments.prior < 1:
         parser.error(f"--prior: must be above 0 and below 1, not {arguments.prior}")
     if arguments.threshold is not None and not math.isfinite(arguments.threshold):
@@ -119,7 +119,7 @@ def scorer_of(arguments: argparse.Namespace, hop: int | None = None) -> "Scorer"
     """The scorer that the options of `add_scorer` ask for.
 
     Args:
-        arguments: parsed.
+        arguments: the parsed arguments.
         hop: see `Scorer`.
 
     Raises:

@@ -89,7 +89,7 @@ def _known(name: str) -> str:
     """The file of a configuration.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no configuration of that name.
     """
     if name in DATA:
         raise InputError(f"{name} is a folder of data, {packaged_data()[name]}; 'configs copy {name}' copies it")

@@ -46,8 +46,8 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def listed_corpora() -> list[dict[str, str]]:
-    """Of each corpus class ``class_path``, what it reads (``what``), its ``init_args`` and the official numbers of
-    ``trials``."""
+    """For each corpus class, its ``class_path``, what it reads (``what``), its ``init_args`` and the official numbers
+    of ``trials``."""
     from moelora_ad import corpora
 
     classes: list[type[Corpus]] = [value for name in corpora.__all__ if _is_corpus(value := getattr(corpora, name))]
@@ -87,7 +87,7 @@ def _official(one: "type[Corpus]") -> str:
     try:
         made: Callable[..., Corpus] = one
         counts = {part: made(root="", **given).official_counts() for part, given in parts.items()}
-    except TypeError:  # a class of users' own lists
+    except TypeError:  # a class for users' own lists
         return ""
     known = {part: count.total for part, count in counts.items() if count and count.total}
     return "\n".join(f"{part} {total:,}".strip() for part, total in known.items())

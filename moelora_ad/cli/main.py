@@ -19,7 +19,7 @@ from moelora_ad import __version__
 from moelora_ad.cli.arguments import FAILED, USAGE
 from moelora_ad.errors import Terminated, printable
 
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of one of several processes that train together
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # variables with the rank of a process, where several train together
 
 # command -> (what it does, the module here whose function run runs it)
 VERBS = {
@@ -48,8 +48,8 @@ VERBS = {
 
 
 def main() -> int:
-    """Run the command line in ``sys.argv``; returns the exit code: 0, 1 failed work, 2 usage, 130 interrupted by
-    Ctrl-C, 143 ended by SIGTERM.
+    """Run the command line in ``sys.argv``; returns the exit code: 0, 1 if the work failed, 2 for a usage error, 130 if
+    interrupted by Ctrl-C, 143 if ended by SIGTERM.
 
     What a command does not report itself is reported here in one line: an interruption (with the exception's message),
     and an `OSError`.
@@ -71,7 +71,7 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        if error.strerror is None:  # not the system's: a library's own message
+        if error.strerror is None:  # not an error of the system, but a library's own message
             raise
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         print(f"{name}: error: {printable(where + error.strerror)}", file=sys.stderr)
@@ -98,13 +98,13 @@ def _answer(program: str, arguments: list[str]) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`, unless the parent process ignores it. It, or Ctrl-C, is raised
-    again if it arrived in code that cannot raise, such as a finaliser."""
+    """Within the block SIGTERM raises `Terminated`, unless the parent process ignores SIGTERM. SIGTERM and Ctrl-C are
+    sent again if their exception was lost in code that cannot raise, such as a finaliser."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     process = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a forked process that waits for nothing
+        if os.getpid() != process:  # a forked process ends at once
             os._exit(128 + number)
         # Lightning's handler calls this one too, and ends the work itself after the present batch.
         if signal.getsignal(number) is end:
@@ -130,8 +130,8 @@ def _signals() -> Iterator[None]:
 
 @contextmanager
 def _stopped_at_once(name: str) -> Iterator[None]:
-    """Within the block a signal ends the process: modules that are half loaded would answer with errors of their own,
-    and there is nothing to clean up yet."""
+    """Within the block a signal ends the process at once: half-loaded modules would raise errors of their own, and
+    there is nothing to clean up yet."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         _tell_stop(name, number)
@@ -141,7 +141,7 @@ def _stopped_at_once(name: str) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
-        if callable(handler):  # not one that ignores the signal
+        if callable(handler):  # a signal that is ignored stays ignored
             signal.signal(number, end)
     try:
         yield
@@ -151,7 +151,7 @@ def _stopped_at_once(name: str) -> Iterator[None]:
 
 
 def _tell_stop(name: str, number: int, *words: object) -> None:
-    """Of several processes, which all end for the same reason, the first reports it."""
+    """Report why the program stops; of several processes, which all stop for the same reason, only the first does."""
     if next((os.environ[rank] for rank in _RANKS if rank in os.environ), "0") == "0":
         what = "terminated" if number == signal.SIGTERM else "interrupted"
         print("; ".join([f"{name}: {what}", *map(str, words)]), file=sys.stderr, flush=True)
@@ -171,11 +171,11 @@ first steps: {program} fit --config quickstart{_other_lightning()}"""
 
 
 def _other_lightning() -> str:
-    """A line on the program ``lightning`` of the PATH if it is another package's, as that of lightning-sdk is."""
-    import shutil  # the compression libraries are more than most commands need
+    """A note if the program ``lightning`` on the PATH is another package's, such as lightning-sdk's; else empty."""
+    import shutil  # it imports compression libraries, which most commands do not need
 
     path = shutil.which("lightning")
-    if path is None or Path(path).parent.name == "shims":  # pyenv's and the like, which call another program
+    if path is None or Path(path).parent.name == "shims":  # a script of pyenv or the like, which calls another program
         return ""
     try:
         with open(path, "rb") as file:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 a run is faulty or a file cannot be
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if a run is faulty or a file cannot be
     written."""
     parser = _parser(f"{program} results")
     given = parser.parse_args(argv[1:])

@@ -1,4 +1,4 @@
-"""Scores of many files on their way out: rows, tables, timelines, and what could not be scored."""
+"""The output of score: rows, tables and timelines of many files, and messages on those that cannot be scored."""
 
 import argparse
 import io
@@ -34,7 +34,7 @@ from moelora_ad.inference.scorer import Scorer
 from moelora_ad.inference.sounds import name_of
 from moelora_ad.inference.sources import AudioSources
 
-_ROWS_OF_TABLE = 1_000  # of thousands of files, so that they need not all be kept
+_ROWS_OF_TABLE = 1_000  # many files are printed as several tables, so that memory does not have to hold all rows
 
 
 def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace) -> int:
@@ -82,10 +82,10 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
 
 
 class _Sink:
-    """Where results go: rows at once, tables of many rows, timelines beside.
+    """Writes each result to where the arguments say: as a row at once, in a table of many rows, in a timeline.
 
     Attributes:
-        failed: how many files have no score, including those of the run that this one resumes.
+        failed: number of files without a score, including those of the run that this one resumes.
     """
 
     def __init__(self, arguments: argparse.Namespace, decision: DecisionRule, scorer: Scorer, stack: ExitStack) -> None:
@@ -134,16 +134,16 @@ class _Sink:
             self._table = []
 
     def left(self) -> str:
-        """The message about the results so far if no others follow."""
+        """The message about the results so far when a run ends early."""
         return "the files before are scored" + ("; --resume continues" if self._rows is not None else "")
 
     def finish(self) -> None:
-        """All results have been written."""
+        """Mark the rows as complete: all results have been written."""
         if self._rows is not None:
             self._rows.finish()
 
     def close(self) -> None:
-        """No more results follow."""
+        """Close the rows, or print the rest of the table: no more results follow."""
         if self._rows is not None:
             self._rows.close()
         elif self._write == self._add_to_table:
@@ -180,8 +180,8 @@ def _to_standard_output(line: bytes) -> None:
 
 @contextmanager
 def _progress(before: int, total: int) -> Iterator[tuple]:
-    """Two functions: one is called with the number of files done besides those ``before``, one prints a line; both on
-    standard error."""
+    """Yield two functions that write to standard error: one shows progress, given the number of files done besides
+    those ``before``; the other prints a line."""
     console = Console(stderr=True)
     with progress(console, "files") as bar:
 

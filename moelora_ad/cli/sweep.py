@@ -101,7 +101,7 @@ def _positive(text: str) -> int:
 
 
 def _run(sweep: Sweep, runs: Sequence[PlannedRun], given: argparse.Namespace, program: str) -> int:
-    # It imports torch: an interruption while that loads, later, would crash.
+    # This imports torch now: an interruption while it loads later would be a crash.
     from moelora_ad.sweeps.ending import runs_table
 
     view = LiveView(runs, {run.label: readable_status_of(run) for run in runs})
@@ -126,7 +126,7 @@ def _run(sweep: Sweep, runs: Sequence[PlannedRun], given: argparse.Namespace, pr
 
 
 def _show_plan(runs: Sequence[PlannedRun], statuses: Mapping[str, Status], retry: bool) -> int:
-    """Each command line, ready to be copied; what does not run is a comment."""
+    """Print each run's command line, ready to be copied; runs that will not start are comments."""
     for run in runs:
         status = statuses[run.label]
         if runs_now(status, retry):

@@ -26,7 +26,7 @@ from moelora_ad.evaluation.reports.text_table import TextTable, as_rich
 _SECONDS_BETWEEN = 20.0
 
 Show = Callable[[str, float, int], None]
-"""Called with what is being done, how many are done, and of how many."""
+"""Called with the work's description, the number of items done, and the number of all items."""
 
 
 def print_table(table: TextTable) -> None:
@@ -45,14 +45,15 @@ def print_line(text: str) -> None:
 
 @contextmanager
 def progress(console: Console | None = None, unit: str = "") -> Iterator[Show]:
-    """A bar on standard error, or, if that is not a terminal, a line there every 20 s; for one task after another.
+    """Show the progress of one task after another: a bar on standard error, or a line every 20 s if that is not a
+    terminal.
 
     Args:
-        console: that is printed to meanwhile; None for one on standard error.
-        unit: what is done, in the plural, for work whose pace is shown.
+        console: the console that other output is printed to meanwhile; None for a new one on standard error.
+        unit: what is counted, in the plural, to show its pace; empty for no pace.
     """
     console = console or Console(stderr=True)
-    if not console.is_terminal:  # rich would end what it does not show with an empty line
+    if not console.is_terminal:  # rich would print an empty line after a bar that it does not show
         with _lines(unit) as show:
             yield show
         return
@@ -82,7 +83,7 @@ class _Pace(ProgressColumn):
 @contextmanager
 def _lines(unit: str) -> Iterator[Show]:
     """Progress as lines on standard error, however long a step takes."""
-    first, last = ("", 0.0, time.monotonic()), ("", 0.0, 0)  # of the present task
+    first, last = ("", 0.0, time.monotonic()), ("", 0.0, 0)  # reports of the present task
 
     def show(what: str, done: float, total: int) -> None:
         nonlocal first, last
@@ -111,7 +112,8 @@ def _lines(unit: str) -> Iterator[Show]:
 
 @contextmanager
 def step_progress(total: int) -> Iterator[Callable[[str], None]]:
-    """The same for so many steps of one task: what it gives is called with each before it begins."""
+    """Show the progress of a task of ``total`` steps: yields a function to call with each step's name before it
+    begins."""
     done = itertools.count()
     with progress() as show:
         yield lambda what: show(what, next(done), total)

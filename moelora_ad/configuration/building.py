@@ -37,10 +37,10 @@ class Built(NamedTuple):
     """What a configuration describes.
 
     Attributes:
-        detector: its weights are not those of any checkpoint.
+        detector: the detector, without the weights of a checkpoint.
         data: the data module; nothing is read yet.
-        clips: that the detector scores.
-        precision: that it is trained and evaluated in, by Lightning's name.
+        clips: the clips that the detector scores.
+        precision: the precision that the detector is trained and evaluated in, by Lightning's name.
     """
 
     detector: Detector
@@ -60,18 +60,18 @@ def build_from_configs(
     is that of a checkpoint.
 
     Args:
-        paths: as for fit; later files change earlier ones. Of ``model`` the three parts are used, all of ``data``,
-            and ``trainer.precision``.
-        state: of the checkpoint, see `detector_state`.
-        checkpoint: its path.
-        backbone: where the encoder is, if not where the configurations say.
+        paths: the files, as for fit: later ones change earlier ones. Used are the three parts and
+            ``freeze_classifier`` of ``model``, all of ``data``, ``trainer.precision`` and ``seed_everything``.
+        state: tensors of the checkpoint, see `detector_state`.
+        checkpoint: path of the checkpoint.
+        backbone: where the encoder is, if it is not where the configurations say.
         allow: packages besides ours whose classes may be built.
 
     Raises:
         InputError: a file is missing or faulty, or the parts do not fit each other or the checkpoint.
     """
     parser = OneLineParser(exit_on_error=False)
-    # Not required here: a file that others complete may lack any of them.
+    # No part is required here: a file that others complete may lack any of them.
     for name, kind in (("backbone", Backbone), ("adaptation", AdaptationMethod), ("classifier", ClassifierOf)):
         parser.add_argument(f"--model.{name}", type=kind)
     parser.add_argument(f"--model.{_FROZEN}", type=bool, default=False)
@@ -101,7 +101,7 @@ def build_from_configs(
         )
         built = instantiate(parser, parsed, paths, allow)
         detector = Detector(built.model.backbone, built.model.adaptation, built.model.classifier)
-        if built.model[_FROZEN]:  # its parameter counts say so
+        if built.model[_FROZEN]:  # for its parameter counts
             detector.freeze_classifier()
     except CheckpointError:
         raise
@@ -117,12 +117,12 @@ def _check_dry(parts: Callable[[], Any], state: Mapping[str, Tensor], checkpoint
     """Check that a checkpoint matches a configuration, before anything is built that takes memory.
 
     Args:
-        parts: builds the three of them.
-        state: of the checkpoint.
-        checkpoint: its name in messages.
+        parts: builds the three parts of the detector.
+        state: tensors of the checkpoint.
+        checkpoint: name of the checkpoint in messages.
 
     Raises:
-        CheckpointError: it does not match.
+        CheckpointError: the checkpoint does not match.
     """
     with dry_build(MOST_OF_ENCODER):
         made = parts()
@@ -136,9 +136,9 @@ def arguments_of(kind: type, config: str, allow: Collection[str] = (), checkpoin
 
     Args:
         kind: the module's class.
-        config: the file.
+        config: the configuration file.
         allow: packages besides ours whose classes may be built.
-        checkpoint: a file that must be of the same detector, checked before memory is taken; None for none.
+        checkpoint: a checkpoint that must be of the same detector, checked before memory is taken; None for none.
 
     Raises:
         InputError: the file is missing or faulty, or the checkpoint does not match.
@@ -156,10 +156,10 @@ def arguments_of(kind: type, config: str, allow: Collection[str] = (), checkpoin
 
 
 def config_beside(checkpoint: str) -> str:
-    """RUN/config.yaml of RUN/checkpoints/X.ckpt.
+    """The path RUN/config.yaml of a checkpoint RUN/checkpoints/X.ckpt.
 
     Raises:
-        InputError: it is not there.
+        InputError: there is no such file.
     """
     path = Path(checkpoint).absolute().parent.parent / "config.yaml"
     if not path.is_file():
@@ -174,8 +174,8 @@ def detector_state(path: str, option: str = "--checkpoint") -> dict[str, Tensor]
     """The tensors of a detector in a Lightning checkpoint.
 
     Args:
-        path: of the checkpoint.
-        option: that names it, for the message.
+        path: the checkpoint.
+        option: the option that names the checkpoint, for messages.
 
     Raises:
         InputError: the file is not a readable checkpoint of a training run.
@@ -201,10 +201,10 @@ def _checkpoint(path: str, option: str = "--checkpoint") -> dict[str, Any]:
 
 
 def load_weights(detector: Detector, state: dict[str, Tensor], path: str) -> None:
-    """Load what `detector_state` read; a line says if it was trained with other settings than the detector's.
+    """Load the tensors that `detector_state` read; print a note if they were trained with other settings.
 
     Raises:
-        InputError: it does not fit the detector.
+        InputError: the tensors do not fit the detector.
     """
     check_fit(state, detector, f"--checkpoint: {path}")
     tell_other_architecture(_checkpoint(path), detector)

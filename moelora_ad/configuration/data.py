@@ -22,13 +22,14 @@ def data_of(
     """The data module of the part ``data``; nothing is read yet.
 
     Args:
-        paths: as for fit; later files change earlier ones. ``seed_everything`` is the seed, all else is not used.
+        paths: the files, as for fit: later ones change earlier ones. ``seed_everything`` is the seed; other parts are
+            not used.
         allow: packages besides ours whose classes may be built; None for all, as fit does.
         eval_segment: what is scored of an utterance if no file says so; None for the data module's own.
-        options: values by dotted names that begin with ``data.``, over those of the files.
+        options: values by dotted names that begin with ``data.``, which replace those of the files.
 
     Raises:
-        InputError: a file is missing or faulty, or an option is.
+        InputError: a file is missing or faulty, or an option is faulty.
     """
     parser = OneLineParser(exit_on_error=False)
     parser.add_class_arguments(AudioDeepfakeDataModule, "data")

@@ -20,7 +20,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
 
 
 def _fields(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that holds no others, by its dotted name."""
+    """Every value that contains no other values, by its dotted name."""
     if isinstance(value, dict) and value:
         parts = value.items()
     elif isinstance(value, list) and value:

@@ -1,4 +1,4 @@
-"""Configuration files, read as they are."""
+"""The content of configuration files, with nothing built from it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
     """The fields of a configuration file, or of the packaged configuration of that name.
 
     Raises:
-        InputError: it is missing, cannot be read, is not YAML, is too large, or has no fields.
+        InputError: the file is missing, cannot be read, is not YAML, is too large, or has no fields.
     """
     path = configuration_file(path)
     try:
@@ -28,7 +28,7 @@ def part_of(config: dict[str, Any], name: str, path: str | Path) -> dict[str, An
     """The fields of a part, such as ``model``; none if it is missing or empty.
 
     Raises:
-        InputError: it is not a mapping.
+        InputError: the part is not a mapping.
     """
     part = config.get(name) or {}
     if not isinstance(part, dict):

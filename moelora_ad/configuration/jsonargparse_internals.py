@@ -1,4 +1,4 @@
-"""What this package needs of jsonargparse that it has no public name for: every such use is here, each with a test."""
+"""All uses of what has no public name in jsonargparse, each with a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ from jsonargparse._common import parsing_settings
 from jsonargparse._util import import_object, resolved_import_paths
 
 __all__ = ["begin_anew", "resolved_import_paths", "settings_restored"]
-# resolved_import_paths: by class, what is written in place of the shortest path that it can be imported from.
+# resolved_import_paths: by class, the path that is written for it instead of the shortest one it can be imported from.
 
 
 @contextmanager
 def settings_restored() -> Iterator[None]:
-    """After the block jsonargparse's settings are what they were: ``set_parsing_settings`` adds packages to its lists
-    of what may be imported, and can take none away."""
+    """Restore jsonargparse's settings after the block: ``set_parsing_settings`` adds packages to its lists of what may
+    be imported, and cannot remove any."""
     before = dict(parsing_settings)
     try:
         yield
@@ -24,8 +24,8 @@ def settings_restored() -> Iterator[None]:
 
 
 def begin_anew(kind: type) -> None:
-    """From now on, where a later configuration or option names another class of a kind, nothing of the earlier one's
-    arguments is kept; jsonargparse keeps those that both classes have."""
+    """Make jsonargparse drop all arguments of a class of this kind where a later configuration or option names another
+    class; it would keep the arguments that both classes have."""
     keep_common = _typehints.discard_init_args_on_class_path_change
 
     def discard(parser_or_action: Any, prev_val: Any, value: Any) -> None:

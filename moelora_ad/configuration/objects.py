@@ -1,4 +1,4 @@
-"""YAML to objects: how parts of configurations become what they describe, for every command that is not Lightning's."""
+"""YAML to objects: parsing and building parts of configurations, for every command that is not Lightning's."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ def parse_parts(
     parts: Mapping[str, Collection[str] | None],
     allow: Collection[str] | None = (),
 ) -> Namespace:
-    """Parts of configurations, checked, with defaults for what they leave out; nothing is built.
+    """Parse and check parts of configurations, with defaults for what they leave out; nothing is built.
 
     Args:
-        parser: knows the parts, and raises its errors (``exit_on_error=False``).
-        paths: of the files, as for fit: later ones change earlier ones.
-        parts: such as ``model``, each with the fields that are taken of it; None for all.
+        parser: a parser that knows the parts, and raises its errors (``exit_on_error=False``).
+        paths: the files, as for fit: later ones change earlier ones.
+        parts: names such as ``model``, each with the fields of that part that are used; None for all.
         allow: packages besides ours whose classes may be named; None for all that `imports_limited` does not deny.
 
     Raises:
@@ -49,14 +49,14 @@ def instantiate(
     allow: Collection[str] | None = (),
     groups: bool = True,
 ) -> Namespace:
-    """The objects that were parsed.
+    """Build the objects that were parsed.
 
     Args:
-        parser: that parsed them.
-        parsed: by `parse_parts`.
-        paths: of the files, for messages.
+        parser: the parser that was used.
+        parsed: the result of `parse_parts`.
+        paths: the files, for messages.
         allow: as for `parse_parts`.
-        groups: whether a part that is a class is built; otherwise its arguments are.
+        groups: whether a part that is a class is built; otherwise only its arguments are.
 
     Raises:
         InputError: an object cannot be built.

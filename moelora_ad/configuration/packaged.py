@@ -18,7 +18,7 @@ from moelora_ad.errors import InputError
 _PACKAGE = Path(__file__).parents[1]
 _NAME = "experiments"
 _SUFFIX = ".yaml"
-# The same files: an installed package has them once.
+# Folders that an installed package has only once, in another place.
 _ELSEWHERE = {"quickstart/backbone": _PACKAGE / "packaged" / "mini" / "backbone"}
 DATA = {
     "quickstart/corpus": "The quickstart's corpora, MiniLA and MiniOOD: 612 utterances of real speech and real spoofs.",
@@ -51,11 +51,11 @@ def packaged_data() -> dict[str, Path]:
 
 
 def kind(path: str | Path) -> str | None:
-    """What a file is: ``sweep``, ``experiment`` (a whole configuration of fit), ``overlay`` (which changes others) or
-    None, no configuration.
+    """What a file is: ``sweep``, ``experiment`` (a whole configuration of fit), ``overlay`` (which changes others), or
+    None if it is not a configuration.
 
     Raises:
-        InputError: it cannot be read, or is no YAML.
+        InputError: the file cannot be read, or is not YAML.
     """
     try:
         content = read_yaml(path)
@@ -76,7 +76,7 @@ def configuration_file(given: str | Path) -> str:
     packaged configuration of this name. ``experiments/NAME.yaml`` is the same as ``NAME``.
 
     Raises:
-        InputError: there is neither; names the nearest ones.
+        InputError: there is neither; the message names the nearest ones.
     """
     text = os.fspath(given)
     if os.path.isabs(text) or (os.path.exists(text) and not os.path.isdir(text)):
@@ -85,7 +85,7 @@ def configuration_file(given: str | Path) -> str:
     known = _files()
     if name in known:
         return str(known[name])
-    if os.path.exists(text):  # a folder: who reads it tells
+    if os.path.exists(text):  # a folder: reading it raises the error
         return text
     near = [one for one in known if one.endswith(f"/{name}")] or difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "'moelora-ad configs list' has them"
@@ -93,8 +93,8 @@ def configuration_file(given: str | Path) -> str:
 
 
 def with_packaged_paths(value: Any) -> Any:
-    """A value of a configuration, with the package's own path in the place of each that leads into `DATA` and is not in
-    the current folder; within lists and mappings, too. No other path: one may say where something is to be written."""
+    """Replace each path in a value of a configuration, also within lists and mappings, that leads into `DATA` and is
+    not in the current folder, by the package's own. Other paths stay: they may say where something is written."""
     if isinstance(value, Namespace):
         copy = type(value)()
         vars(copy).update(with_packaged_paths(vars(value)))
@@ -111,7 +111,7 @@ def with_packaged_paths(value: Any) -> Any:
 
 
 def _place(name: str) -> Path:
-    """Of a file or folder of the packaged folder."""
+    """The path of a file or folder in the packaged folder, wherever it is stored."""
     path = packaged_folder() / name
     for folder, same in _ELSEWHERE.items():
         if not path.exists() and f"{name}/".startswith(f"{folder}/"):

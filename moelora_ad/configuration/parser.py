@@ -1,4 +1,4 @@
-"""One clear line for a mistake on the command line or in a configuration."""
+"""A parser that reports a mistake on the command line or in a configuration in one clear line."""
 
 import difflib
 import importlib
@@ -29,13 +29,13 @@ def _load_checked(text: str) -> Any:
     return _load(text)
 
 
-# Of all that jsonargparse reads: configurations, and values on the command line.
+# This checks all that jsonargparse reads: configurations, and values on the command line.
 set_loader("yaml", _load_checked, exceptions=(yaml.YAMLError, ValueError, RecursionError))
 
-for _method in (LoRA, MoELoRA):  # which are in moelora_ad, too
+for _method in (LoRA, MoELoRA):  # these can be imported from moelora_ad, too
     resolved_import_paths.add(_method, f"moelora_ad.adapters.{_method.__name__}")
 
-begin_anew(Corpus)  # the name or the split of one corpus says nothing of another, and reports would show it
+begin_anew(Corpus)  # one corpus must not get the name or the split of another, as reports show them
 
 _WORDS = {"int": "whole number", "float": "number", "bool": "true, false", "str": "text", "NoneType": "null"}
 _SHOWN = 80  # characters of a value
@@ -54,16 +54,15 @@ class _ConfigurationFile(ActionConfigFile):
 
 
 class OneLineParser(LightningArgumentParser):
-    """Lightning's parser, but options are never abbreviated, a configuration may be named that comes with the package,
-    and a mistake is one line on standard error, with the file that it is in and the nearest known name, and exit
-    code 2."""
+    """Lightning's parser, but options are never abbreviated, packaged configurations can be given by name, and a
+    mistake is reported in one line on standard error, with its file and the nearest known name, and exit code 2."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         is_module = Path(sys.argv[0]).parts[-2:] == ("moelora_ad", "__main__.py")
         module = {"prog": "python -m moelora_ad"} if is_module else {}
         super().__init__(*arguments, **({"allow_abbrev": False} | module | settings))
         self.files: list[str] = []  # configurations that were read
-        self._file: str | None = None  # that is being read
+        self._file: str | None = None  # the one that is being read
 
     def add_argument(self, *names: Any, **settings: Any) -> Any:
         if settings.get("action") is ActionConfigFile:
@@ -71,8 +70,8 @@ class OneLineParser(LightningArgumentParser):
         return super().add_argument(*names, **settings)
 
     def instantiate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> Namespace:
-        """Build what was parsed, see jsonargparse. What was parsed, and is saved, keeps ``experiments/...`` as it was
-        written: so it holds on another machine."""
+        """Build what was parsed, see jsonargparse. The parsed configuration, which is saved, keeps ``experiments/...``
+        as it was written, so that it is valid on other machines."""
         return super().instantiate(with_packaged_paths(namespace), *args, **kwargs)
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
@@ -92,19 +91,19 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         if not self.exit_on_error:
             super().error(message, ex)
-        message = "\n".join(map(printable, shortened(message).splitlines()))  # it may quote a faulty file
+        message = "\n".join(map(printable, shortened(message).splitlines()))  # a message may quote a faulty file
         verb = self.prog.replace(" [options]", "")
-        parser = getattr(ex, "subcommand_parser", self)  # that of the command which does not know a key
-        key = re.match(r"(\w+(?:\.\w+)+): ", message)  # with which messages begin that are made after reading
+        parser = getattr(ex, "subcommand_parser", self)  # the parser of the command that does not know a key
+        key = re.match(r"(\w+(?:\.\w+)+): ", message)  # messages on values that have been read begin with a key
         place = f"{self._file}: " if self._file else _file_with(key[1], parser) if key else ""
         self.exit(2, f"{verb}: error: {place}{explain(message, parser)}\n")
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
-        """jsonargparse asks for the arguments of whatever a configuration names, and would then call a function: a
-        configuration builds objects of classes only.
+        """Refuse a function that a configuration names: jsonargparse asks for its arguments and would call it, but a
+        configuration may only build objects of classes.
 
         Raises:
-            ImportError: always; the parser makes its message of it.
+            ImportError: always; the parser reports it.
         """
         raise ImportError(f"'{function.__module__}.{function.__qualname__}' is a function")
 
@@ -112,13 +111,13 @@ class OneLineParser(LightningArgumentParser):
 def explain(message: str, parser: LightningArgumentParser) -> str:
     """A parser's message in one line, with the name that was probably meant.
 
-    jsonargparse's errors carry nothing but their text (4.53), and a union keeps the texts alone of what each of its
-    types said. What is not recognised below is passed on as it is, in one line.
+    jsonargparse's errors carry nothing but their text (4.53); that of a union has the texts of the errors of all its
+    types. A message that is not recognised below is passed on as it is, in one line.
     """
     line = re.sub(r"\s+", " ", message).strip()
     key = re.search(r'Parser key "([^"]+)"', message)
     where = f"{key[1]}: " if key else ""
-    # A package that is not trusted: how to trust it, instead of the setting of jsonargparse.
+    # A package that is not trusted: say how to trust it, instead of naming the setting of jsonargparse.
     if found := re.search(r"Importing '([^']+)' is not allowed, denied by the '([^']+)' entry", line):
         return f"{where}{_not_imported(found[1], is_unknown=found[2] == '*')}"
     # Our own message (see `OneLineParser.add_function_arguments`) within those of every type that was tried.
@@ -136,12 +135,12 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         return f"{where}{found[1]} has no argument {found[2]!r}{_nearest(found[2], _arguments(found[1]))}"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
         return f"{where}{found[1]} has no {found[2]!r}{_nearest(found[2], dir(importlib.import_module(found[1])))}"
-    # A value that fits none of several types has an error for each of them: for a named class, the lines below it.
+    # A value that fits none of several types has an error for each: if it names a class, take the error of that class.
     if found := re.search(r"^( *)- Problem with given class_path '([^']+)':\n((?:\1  .*\n?)+)", message, re.MULTILINE):
         return f"{where}{found[2]}: {explain(found[3], parser)}"
     if found := re.search(r"Errors:\n(?s:.*?)^ *- (?!Expected)(.+)", message, re.MULTILINE):  # a type's own message
         return f"{where}{found[1]}"
-    # Otherwise the types in words, once each.
+    # Otherwise name the types in words, each once.
     if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (?!Namespace)(.*)", message):
         choices = _choices(found[1])
         place = ".".join(re.findall(r'Parser key "([^"]+)"', message))
@@ -209,7 +208,7 @@ def _unknown(name: str, known: set[str], form: str) -> str:
 
 
 def _equally_near(name: str, known: Sequence[str]) -> list[str]:
-    """Those of the names that resemble this one most: of max_epochs and min_epochs, epochs may mean either."""
+    """The known names that resemble ``name`` most, all that are equally near: epochs is max_epochs or min_epochs."""
     near = difflib.get_close_matches(name, known)
     best = near and difflib.SequenceMatcher(None, near[0], name).ratio()
     return sorted(one for one in near if difflib.SequenceMatcher(None, one, name).ratio() == best)

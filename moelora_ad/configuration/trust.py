@@ -29,7 +29,7 @@ KNOWN = (
 )
 """Packages whose classes every command may build."""
 MADE_LATER = ("classifier", "optimizer", "schedule")
-"""Parts of ``model`` that the configuration only names: the module calls them."""
+"""Parts of ``model`` that are not built with the configuration, but later, by the module."""
 
 
 @contextmanager
@@ -39,13 +39,13 @@ def imports_limited(allow: Collection[str] | None) -> Iterator[None]:
     Args:
         allow: packages besides `KNOWN`; None for all that jsonargparse does not deny, such as ``os``.
     """
-    from jsonargparse import set_parsing_settings  # here: the help of commands has the option --allow, and no parsing
+    from jsonargparse import set_parsing_settings  # here, as the help of commands needs only `add_allow`
 
     from moelora_ad.configuration.jsonargparse_internals import settings_restored
 
     with settings_restored():
         if allow is None:
-            set_parsing_settings(import_path_denylist=[])  # its own list, which only warns otherwise
+            set_parsing_settings(import_path_denylist=[])  # makes jsonargparse's own list deny, instead of warn
         else:
             set_parsing_settings(
                 import_path_denylist=["*"],
@@ -76,7 +76,7 @@ def import_from_here() -> None:
 
 
 def add_allow(parser: argparse.ArgumentParser) -> None:
-    """The option --allow of commands that look at a run or a model."""
+    """Add the option --allow of commands that read a run or a model."""
     parser.add_argument(
         "--allow",
         action=_Allow,
@@ -89,7 +89,7 @@ def add_allow(parser: argparse.ArgumentParser) -> None:
 
 
 class _Allow(argparse.Action):
-    """Stores the packages. They may be in the current folder: nothing there is imported without one."""
+    """Stores the packages, and lets them be in the current folder, from which nothing is imported otherwise."""
 
     def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: object = None) -> None:
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])

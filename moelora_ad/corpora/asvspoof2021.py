@@ -30,7 +30,7 @@ class _ASVspoof2021(Corpus):
     fields: ClassVar[dict[str, str]]
     """Fields of a trial, and the columns where they are; some layouts lack some."""
     counts: ClassVar[dict[str, ClassCounts]]
-    """Of each phase."""
+    """Published numbers of trials of each phase."""
 
     def __init__(self, root: str | Path, phase: Phase = "eval", keys: str | Path | None = None) -> None:
         self.name = f"ASVspoof2021_{self.track}"

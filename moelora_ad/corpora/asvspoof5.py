@@ -58,9 +58,9 @@ def read_asvspoof5_protocol(path: str | Path, audio: str = "", split: str | None
     """The trials of a protocol of track 1.
 
     Args:
-        path: Such as ``ASVspoof5.eval.track_1.tsv``.
+        path: The protocol, such as ``ASVspoof5.eval.track_1.tsv``.
         audio: Prefix of the files' names.
-        split: Of all trials.
+        split: The split that all trials belong to.
 
     Raises:
         ProtocolError: The protocol is faulty.

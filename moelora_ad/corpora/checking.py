@@ -1,4 +1,4 @@
-"""Does a corpus match its official numbers, and is all of its audio there and readable?"""
+"""Checks of a corpus: whether it matches its official numbers, and all of its audio is there and readable."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from moelora_ad.corpora.trial import TrialList
 from moelora_ad.errors import InputError, counted
 
 Progress = Callable[[Iterable[int], str, int], Iterable[int]]
-"""Passes indices on and shows how far it is: (indices, what is done, how many)."""
+"""Called with indices, a description and their number; yields the indices and shows the progress."""
 
 
 _NOTHING = ClassCounts(0, 0, 0)
@@ -25,20 +25,20 @@ class CorpusReport:
     """The findings on a corpus.
 
     Args:
-        name: Of the corpus.
-        found: Trials by class.
-        official: Official numbers, left-out ones included, if known.
+        name: Name of the corpus.
+        found: Number of trials by class.
+        official: Official numbers, including the trials that are left out, if known.
         selection: What is taken of the corpus, in words; empty for all.
-        left_out: How many trials that leaves out; None if all are taken.
-        splits: Trials by split.
-        attacks: Trials by attack.
+        left_out: How many trials the selection leaves out; None if all are taken.
+        splits: Number of trials by split.
+        attacks: Number of trials by attack.
         missing: Utterances without an audio file.
-        decoded: How many files were decoded.
-        undecodable: Utterances that could not be, and why.
-        rates: Files by their own sample rate in hertz, of those decoded.
-        seconds: Shortest, median and longest duration of those decoded.
-        hours: Of all trials, estimated from those decoded.
-        problems: What is wrong, a line each.
+        decoded: How many files were read to be decoded, including those that failed.
+        undecodable: Utterances whose files could not be decoded, and why.
+        rates: Number of decoded files by their own sample rate in hertz.
+        seconds: Shortest, median and longest duration of the decoded files.
+        hours: Duration of all trials, estimated from the decoded files.
+        problems: What is wrong, one line each.
     """
 
     name: str
@@ -60,7 +60,7 @@ class CorpusReport:
         return self.found.total or 0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as plain values, for JSON."""
         counts = {"found": self.found, "official": self.official, "left_out": self.left_out}
         return asdict(self) | {name: None if one is None else one._asdict() for name, one in counts.items()}
 
@@ -69,9 +69,9 @@ def check_corpus(corpus: Corpus, most_decoded: int | None, progress: Progress) -
     """Count the trials of a corpus, look for the audio of each, and decode some or all of it.
 
     Args:
-        corpus: Its protocol is parsed here.
+        corpus: The corpus, whose protocol is parsed here.
         most_decoded: How many files to decode, evenly spread over the list; None for all.
-        progress: Shows how far it is.
+        progress: Shows the progress.
 
     Returns:
         The report. A corpus that cannot be parsed is a problem in the report, not an error.
@@ -112,7 +112,7 @@ def _look_for_audio(report: CorpusReport, trials: TrialList, progress: Progress)
         trial = trials[index]
         try:
             there = exists(trial.audio)
-        except InputError as error:  # of an archive: no other file of it can be read either
+        except InputError as error:  # the archive's error: no other file of it can be read either
             report.problems.append(str(error))
             return
         if not there:

@@ -13,10 +13,10 @@ _AT_ONCE = 65_536  # texts that are unpacked at the same time
 
 
 class Joined(Corpus):
-    """Several corpora as one, where one is expected: a development set of old and new attacks, say.
+    """Several corpora as one, such as a development set of old and new attacks.
 
     Args:
-        corpora: By names, which are prefixes of their utterances' ids, see `joined_trials`.
+        corpora: The corpora by name; the names become prefixes of their utterances' ids, see `joined_trials`.
     """
 
     def __init__(self, corpora: dict[str, Corpus]) -> None:
@@ -51,7 +51,7 @@ def joined_trials(lists: Mapping[str, TrialList]) -> TrialList:
 
 
 def _texts(parts: Sequence[tuple[str, Texts]]) -> Texts:
-    """Texts one after another, each with what is put before it."""
+    """The texts of all parts, one part after another; each part has a prefix for its texts."""
     pool = TextPool()
     for before, texts in parts:
         for start in range(0, len(texts), _AT_ONCE):

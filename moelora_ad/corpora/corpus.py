@@ -24,14 +24,14 @@ class ClassCounts(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """How many trials of a corpus are not taken; those whose label is not known are of neither class."""
+    """How many trials of a corpus are not taken; those whose label is not known count only in ``total``."""
 
     total: int = 0
     bona_fide: int = 0
     spoof: int = 0
 
     def and_of(self, all_trials: TrialList, part: TrialList) -> "LeftOut":
-        """With those of a list that are not in a part of it."""
+        """These and the trials of a list that are not in a part of it."""
         return LeftOut(
             self.total + len(all_trials) - len(part),
             self.bona_fide + all_trials.num_bona_fide - part.num_bona_fide,
@@ -47,15 +47,15 @@ class Corpus(ABC):
 
     Every class takes the arguments of `SelectionArguments` besides its own, such as ``exclude_attacks=["A04"]``, and
     nothing needs to be written for it: what `trials` returns is filtered by them. An argument of the class's own with
-    one of these names stays its own. (A ``dataclass`` gets its constructor too late for that.)
+    one of these names stays its own. (A ``dataclass`` does not take them, as it gets its constructor too late.)
     """
 
     name: str
-    """Its name in reports."""
+    """The corpus's name in reports."""
     selection: Selection = MappingProxyType({})
-    """Which trials it is limited to."""
+    """The selection of trials that the corpus is limited to."""
     selection_note: str = ""
-    """The same in words; empty if all trials are taken."""
+    """The selection in words; empty if all trials are taken."""
     left_out: LeftOut | None = None
     """How many trials the last call of `trials` has left out; None if all were taken."""
 
@@ -65,7 +65,7 @@ class Corpus(ABC):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        # Whatever class defines them, of ours or a mixin; each of them once.
+        # The constructor and trials may be defined in any base class, such as a mixin; each is wrapped only once.
         if cls.__init__ is not Corpus.__init__ and not hasattr(cls.__init__, _SELECTS):
             cls.__init__ = _taking_selection(cls.__init__)  # type: ignore[method-assign]
         if not hasattr(cls.trials, _SELECTS):
@@ -82,17 +82,17 @@ class Corpus(ABC):
         """
 
     def official_counts(self) -> ClassCounts | None:
-        """The publishers' numbers for the configured part, for `check_corpus`; None if nothing is known. It is that of
-        the whole part, whatever the selection."""
+        """The publishers' numbers for the configured part, for `check_corpus`; None if nothing is known. They are those
+        of the whole part, whatever the selection."""
         return None
 
 
 def _taking_selection(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that takes the arguments of `SelectionArguments` too, for parsers of configurations as well."""
+    """A constructor that takes the arguments of `SelectionArguments` too; parsers find them in its signature."""
     signature = inspect.signature(init)
     own = signature.parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
-        return init  # it hands on what it does not know
+        return init  # it passes on the arguments that it does not know
     kinds = {name: kind for name, kind in SelectionArguments.__annotations__.items() if name not in own}
     arguments = TypedDict("arguments", kinds, total=False)  # type: ignore[misc]
     arguments.__doc__ = SelectionArguments.__doc__
@@ -112,7 +112,7 @@ def _taking_selection(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _selecting(trials: Callable[[Corpus], TrialList]) -> Callable[[Corpus], TrialList]:
-    """The method `trials` of a class, limited to the selection where it is not called by that of a subclass."""
+    """The method `trials` of a class, limited to the selection, unless that of a subclass calls it."""
 
     @functools.wraps(trials)
     def selected(self: Corpus) -> TrialList:

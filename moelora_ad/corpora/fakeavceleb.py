@@ -47,7 +47,7 @@ class FakeAVCeleb(Corpus):
     Args:
         root: The folder that has ``meta_data.csv``, or one that contains it as ``FakeAVCeleb_v1.2`` or ``FakeAVCeleb``.
         trials: ``all`` (A and C against B and D), ``a_vs_fake`` (A against B and D) or ``a_vs_b`` (nearly without
-            copies). Figures of one do not compare with those of another, so the corpus's name has it.
+            copies). Figures of different lists cannot be compared, so the corpus's name has the list's.
     """
 
     def __init__(self, root: str | Path, trials: TrialsList = "all") -> None:
@@ -74,7 +74,7 @@ def read_fakeavceleb(path: str | Path, trials: TrialsList = "all") -> TrialList:
         trials: See `FakeAVCeleb`.
 
     Raises:
-        ProtocolError: It is faulty, or rows for the same file differ in more than the method.
+        ProtocolError: The file is faulty, or rows for the same video differ in more than the method.
     """
     files: dict[str, tuple[int, _Row]] = {}
     for line, file, row in _rows(path):
@@ -107,7 +107,7 @@ def read_fakeavceleb(path: str | Path, trials: TrialsList = "all") -> TrialList:
 def _rows(path: str | Path) -> Iterator[tuple[int, str, _Row]]:
     """The line, the file's path in the distribution, and the content of each row."""
     header, blocks = read_table(path)
-    # v1.2 has the folder in the column "path"; before, that was the file's name and the folder had no heading.
+    # In v1.2 the column "path" is the folder; before, it was the file's name, and the folder's column had no heading.
     name, folder = ("filename", "path") if "filename" in header else ("path", "")
     missing = [column for column in (*_NEEDED, name, folder) if column not in header]
     if missing:

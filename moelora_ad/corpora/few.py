@@ -8,13 +8,13 @@ from moelora_ad.errors import InputError
 
 
 class Few(Corpus):
-    """Trials of another corpus, drawn at random, for learning from little.
+    """A few trials of another corpus, drawn at random, for learning from few examples.
 
     Args:
-        corpus: They are drawn from it.
-        num: How many spoofs, and how many bona fide trials; of a class that has fewer, all of them.
-        seed: Of the draw; it is the same for the same corpus, seed and number.
-        rest: All the others instead, to be tested on.
+        corpus: The corpus that the trials are drawn from.
+        num: Number of spoofs, and of bona fide trials; a class that has fewer is taken as a whole.
+        seed: Seed of the draw; the same corpus, seed and number give the same trials.
+        rest: Take all the other trials instead, to test on them.
 
     Raises:
         InputError: ``num`` is below 1.

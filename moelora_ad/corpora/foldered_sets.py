@@ -66,7 +66,7 @@ class HABLA(FolderedCorpus):
 
 
 class LibriSeVoc(FolderedCorpus):
-    """LibriSeVoc (Sun et al., CVPR workshops, 2023): one folder a vocoder, and ``gt``, the speech they copied.
+    """LibriSeVoc (Sun et al., CVPR workshops, 2023): a folder for each vocoder, and ``gt``, the speech they copied.
 
     Args:
         root: The folder that has ``gt``, ``diffwave`` and so on, or one that contains it as ``LibriSeVoc``.
@@ -128,7 +128,7 @@ class JSUT(FolderedCorpus):
 
 
 class WaveFake(FolderedCorpus):
-    """WaveFake (Frank and Schönherr, NeurIPS Datasets and Benchmarks, 2021): one folder a generator.
+    """WaveFake (Frank and Schönherr, NeurIPS Datasets and Benchmarks, 2021): a folder for each generator.
 
     It has fakes only: an EER needs the speech that they were made from, LJSpeech and the part ``basic5000`` of JSUT.
 

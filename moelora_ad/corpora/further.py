@@ -1,4 +1,4 @@
-"""Two readers for further public sets: a list of files, or folders that say what is in them. A set is a few facts."""
+"""Two readers for further public sets, whose files are in a list or sorted into folders; class attributes say how."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,17 +25,17 @@ class ListedCorpus(Corpus):
     audio: Sequence[str]
     """The folder of audio, below root: the first of these that is there."""
     ending: ClassVar[str] = ""
-    """What follows the names of the list in the files' names."""
+    """The ending that the names in the list lack."""
     columns: ClassVar[Sequence[str]] = ()
     """The names of the columns of a list without header; a list with a header is CSV."""
     file: ClassVar[str] = "file"
     """The column of the files' names, which are the utterance ids."""
     label: ClassVar[str | None] = "label"
-    """The column of labels; if there is none, what has no attack is bona fide."""
+    """The column of labels; if there is none, trials without an attack are bona fide."""
     unknown: ClassVar[str | None] = None
-    """What the column of labels has for an unknown label, if that occurs."""
+    """The value of an unknown label in the column of labels; None if labels are always known."""
     no_attack: ClassVar[str] = "-"
-    """What the column of attacks has for bona fide."""
+    """The value of bona fide trials in the column of attacks."""
     part: ClassVar[str | None] = None
     """The column of splits, if one list has them all."""
     fields: ClassVar[dict[str, str]] = {}
@@ -93,13 +93,14 @@ class FolderedCorpus(Corpus):
     audio: ClassVar[Sequence[str]]
     """The folder of audio, below root: the first of these that is there; ``{split}`` is the split."""
     levels: ClassVar[Sequence[str]] = ()
-    """What the folders below ``audio`` are, from the outermost: ``label``, a field of a trial, or empty."""
+    """The meaning of each level of folders below ``audio``, from the outermost: ``label``, a field of a trial, or
+    empty."""
     label: ClassVar[str] = "spoof"
-    """The label of all, unless a level is the label or ``bona_fide`` determines it."""
+    """The label of all trials, unless a level of folders is the label or ``bona_fide`` determines it."""
     bona_fide: ClassVar[str | None] = None
-    """The attack that is none; everything else is spoofed."""
+    """The folder of attacks that holds the bona fide trials; all other trials are spoofs."""
     speaker_ends: ClassVar[str | None] = None
-    """What follows the speaker's id at the start of a file's name, if it is there."""
+    """The text behind the speaker's id, with which file names begin; None if they do not."""
 
     split: str | None = None
 
@@ -113,7 +114,7 @@ class FolderedCorpus(Corpus):
         return collector.trials()
 
     def collect(self, collector: Collector, name: str) -> None:
-        """Add the trials to those of a corpus of that name."""
+        """Add the trials to a collector, as trials of the corpus ``name``."""
         folder = _first_folder(located(self.root), self.audio, self.split)
         files, fields = self._fields(folder, audio_files(folder))
         labels = fields.pop("label", [self.label] * len(files))
@@ -130,7 +131,7 @@ class FolderedCorpus(Corpus):
         collector.add(range(len(files)), files, labels, audio, corpus=name, **texts)
 
     def _fields(self, folder: str, names: Sequence[str]) -> tuple[list[str], dict[str, Sequence[str]]]:
-        """The files of the split, and what their paths contain."""
+        """The files of the split, and the trials' fields that their paths contain."""
         rows = []
         for name in names:
             *above, file = name.split("/")

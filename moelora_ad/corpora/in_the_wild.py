@@ -36,7 +36,7 @@ def read_in_the_wild(path: str | Path) -> TrialList:
     """The trials of ``meta.csv``, whose folder has the audio.
 
     Raises:
-        ProtocolError: It is faulty.
+        ProtocolError: The file is faulty.
     """
     header, blocks = read_table(path)
     if not {"file", "speaker", "label"} <= set(header):

@@ -68,7 +68,7 @@ class ADD(ListedCorpus):
 
 
 class Codecfake(ListedCorpus):
-    """Codecfake (Xie et al., IEEE Trans. Audio, Speech, Language Process., 2025): speech that neural codecs made.
+    """Codecfake (Xie et al., IEEE Trans. Audio, Speech, Language Process., 2025): speech made by neural codecs.
 
     Layout and counts: the publishers' repository. The archives in parts (``.z01`` and so on) must be unpacked.
 
@@ -118,7 +118,7 @@ class ASVspoofLaundered(ListedCorpus):
     """ASVspoof Laundered (Ali et al., IH&MMSec 2024): the evaluation set of ASVspoof 2019 LA after common processing.
 
     The kind and strength of the processing are the trials' ``codec``, for example ``lpf_7000``; every strength has all
-    71,237 utterances. Layout: the README of its data set; the names are really spelled so.
+    71,237 utterances. Layout: the README of its data set; the spelling of the names is the publishers'.
 
     Args:
         root: The folder ``ASVspoofLauneredDatabase``, which has ``flac`` and ``protocols``, or one that contains it.

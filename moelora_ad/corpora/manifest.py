@@ -15,18 +15,18 @@ from moelora_ad.formats import AUDIO_SUFFIXES, left_out_note, sounds_among
 
 
 class Manifest(Corpus):
-    """A table that has one audio file a line: CSV (UTF-8, with a header), or what the file's name ends with.
+    """A table with one audio file per line: CSV (UTF-8, with a header), or the format that its name ends with.
 
-    Tabs or semicolons may stand for its commas. ``.jsonl`` has a JSON object a line, ``.parquet`` needs pyarrow.
+    CSV may have tabs or semicolons for commas. ``.jsonl`` has a JSON object per line, and ``.parquet`` needs pyarrow.
 
     Only ``path`` is needed; ``label`` (``bonafide`` or ``spoof``, in any spelling of `parse_label`), ``utterance``,
     ``speaker``, ``attack``, ``codec``, ``split`` and ``language`` are taken if they are there, and may be empty in some
     lines. Other columns are ignored, unless their name looks like a misspelling of one of these.
 
-    The column ``utterance`` has the ids. A line without one gets its path: without the ending of an audio file if no
-    other line of the whole manifest, of any split, has the same path but for the ending, or that path for an id; with
-    it otherwise. So ``a.wav`` is ``a``; beside ``a.mp3`` the two are ``a.wav`` and ``a.mp3``; and ``spk.001``, whose
-    ending no audio file has, stays as it is. The order of the lines does not matter.
+    The column ``utterance`` has the ids. The id of a line without one is its path without the ending of an audio file;
+    the ending stays if another line of the manifest, of any split, has a path that differs only in its ending, or has
+    the path without ending as its id or path. So ``a.wav`` becomes ``a``, but beside ``a.mp3`` both keep their endings;
+    ``spk.001`` stays as it is, as no audio file has this ending. The order of the lines does not matter.
 
     Args:
         path: The table.
@@ -83,7 +83,7 @@ class Manifest(Corpus):
 class Folder(Corpus):
     """Every audio file in a folder and below it, labels unknown: for scoring, not for training.
 
-    They are recognised by their endings, ``formats.AUDIO_SUFFIXES``; a warning counts what is left out.
+    Audio files are recognised by their endings, ``formats.AUDIO_SUFFIXES``; a warning counts the files left out.
 
     Args:
         path: The folder.
@@ -99,7 +99,7 @@ class Folder(Corpus):
         folder = located(self.path)
         files, others = sounds_among(all_files(folder))
         if others:
-            warnings.warn(f"{folder}: {left_out_note(others)}", stacklevel=3)  # of the caller of trials
+            warnings.warn(f"{folder}: {left_out_note(others)}", stacklevel=3)  # the warning names the caller of trials
         collector = Collector(folder, unlabelled=True)
         collector.add(range(len(files)), files, ["-"] * len(files), corpus=self.name)
         return collector.trials(before=joined(folder, ""))

@@ -1,4 +1,4 @@
-"""Some of a corpus's trials, by attack, codec, speaker or language: arguments that every corpus takes."""
+"""The selection of a corpus's trials by attack, codec, speaker or language: arguments that every corpus takes."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -15,11 +15,11 @@ _FIELDS = {"attacks": "attack", "codecs": "codec", "speakers": "speaker", "langu
 _SHOWN = 30  # names in a message
 
 Selection = Mapping[str, Sequence[str]]
-"""Names by argument, those of `SelectionArguments`."""
+"""The selected names by argument; the arguments are those of `SelectionArguments`."""
 
 
 class SelectionArguments(TypedDict, total=False):
-    """What every corpus takes besides its own arguments.
+    """The arguments that every corpus takes besides its own.
 
     Args:
         attacks: only spoofs of these attacks; bona fide trials stay.
@@ -43,10 +43,10 @@ class SelectionArguments(TypedDict, total=False):
 
 
 def checked(arguments: Mapping[str, object]) -> Selection:
-    """The arguments that are not empty.
+    """Check the arguments; returns those that are not None.
 
     Raises:
-        InputError: one is unknown or not a list of names.
+        InputError: an argument is unknown or not a list of names.
     """
     selection = {}
     for name, names in arguments.items():
@@ -61,20 +61,20 @@ def checked(arguments: Mapping[str, object]) -> Selection:
 
 
 def in_words(selection: Selection) -> str:
-    """Such as ``exclude_attacks A04, A06; codecs mp3``."""
+    """A selection in words, such as ``exclude_attacks A04, A06; codecs mp3``."""
     return "; ".join(f"{name} {_listed(names) or 'none'}" for name, names in selection.items())
 
 
 def kept(trials: TrialList, selection: Selection, name: str) -> NDArray[np.bool_]:
-    """Which trials remain, (n,). An unknown value is in no list.
+    """Which trials remain, (n,). A trial whose value is unknown is in no list.
 
     Args:
-        trials: of the whole corpus.
-        selection: what is taken of it.
-        name: of the corpus, for messages.
+        trials: all trials of the corpus.
+        selection: which of them are taken.
+        name: name of the corpus, for messages.
 
     Raises:
-        InputError: the corpus has no trial of one that is named, or none remains.
+        InputError: the selection has a name that no trial has, or no trial remains.
     """
     stay = np.ones(len(trials), bool)
     for argument, names in selection.items():
@@ -90,7 +90,7 @@ def kept(trials: TrialList, selection: Selection, name: str) -> NDArray[np.bool_
 
 
 def part_of(trials: TrialList, stay: NDArray[np.bool_]) -> TrialList:
-    """The trials that remain, in their order, with nothing left of the others: no attack without a trial."""
+    """The trials that remain, in their order; the columns keep no values of the others, such as their attacks."""
     columns = trials.select(np.flatnonzero(stay)).columns
     texts = []
     for column in columns.texts:

@@ -1,4 +1,4 @@
-"""The trial: one utterance to be judged, and what is known of it."""
+"""The trial: one utterance to be scored, and what is known of it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from moelora_ad.errors import InputError
 BONA_FIDE = 1
 SPOOF = 0
 
-_LABELS = (SPOOF, BONA_FIDE, None)  # of a column of labels, where -1 is unknown
+_LABELS = (SPOOF, BONA_FIDE, None)  # by the number in a column of labels, where -1 is unknown
 _SPELLINGS = {
     **dict.fromkeys(("bonafide", "bona-fide", "bona_fide", "genuine", "real"), BONA_FIDE),
     **dict.fromkeys(("spoof", "fake"), SPOOF),
@@ -77,7 +77,7 @@ TEXT_FIELDS = (
 
 @dataclass(frozen=True, eq=False)
 class TrialColumns:
-    """What a `TrialList` is made of, one entry a trial in each column.
+    """The columns of a `TrialList`, each with one entry per trial.
 
     Args:
         utterance: The ids; unique.
@@ -98,7 +98,7 @@ class TrialList(Sequence[Trial]):
     They are stored in columns; a `Trial` is made on access.
 
     Raises:
-        InputError: No trials, or utterance ids that occur more than once.
+        InputError: There are no trials, or utterance ids occur more than once.
     """
 
     def __init__(self, trials: Iterable[Trial]) -> None:
@@ -124,7 +124,7 @@ class TrialList(Sequence[Trial]):
 
     @classmethod
     def from_columns(cls, columns: TrialColumns) -> "TrialList":
-        """Columns as a list; the caller has made sure that no utterance id repeats."""
+        """Make a list from columns; the caller has made sure that no utterance id repeats."""
         made = cls.__new__(cls)
         made._columns = _not_empty(columns)
         return made
@@ -198,10 +198,10 @@ def _not_empty(columns: TrialColumns) -> TrialColumns:
 
 
 def parse_label(text: str) -> int:
-    """``BONA_FIDE`` or ``SPOOF`` for any spelling that the public corpora use, in either case.
+    """``BONA_FIDE`` or ``SPOOF`` for any spelling that the public corpora use, in upper or lower case.
 
     Raises:
-        ValueError: Another word; the message lists the accepted ones.
+        ValueError: The text is another word; the message lists the accepted ones.
     """
     try:
         return _SPELLINGS[text.strip().lower()]

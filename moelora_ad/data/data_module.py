@@ -1,4 +1,4 @@
-"""The corpora of an experiment as Lightning data."""
+"""The corpora of an experiment as a Lightning data module."""
 
 from collections.abc import Sized
 from typing import Any, Literal
@@ -36,30 +36,30 @@ class AudioDeepfakeDataModule(LightningDataModule):
         batch_size: training utterances of a batch, for each process.
         eval_batch_size: the same in validation, test and prediction; None for ``batch_size``.
         num_workers: processes that read audio, for each training process.
-        multiprocessing_context: how they are started; None for the system's way.
-        train_weights: shares of an epoch that fall to the joined corpora, in proportion; None for their sizes.
+        multiprocessing_context: how these processes are started; None for the system's default.
+        train_weights: shares of an epoch for the joined corpora, in proportion to each other; None for their sizes.
         class_balanced: draw bona fide and spoof in equal shares, within the share of each corpus.
         train_segment: what is taken of each utterance to train on.
-        eval_segment: what is taken of it to be scored.
-        train_augmentation: changes the training segments, such as ``RawBoost``; the others are never augmented.
-        augment_before_crop: it changes the whole utterance, of which the segment is taken then.
+        eval_segment: what is taken of each utterance to be scored.
+        train_augmentation: changes the training segments, such as ``RawBoost``; other segments are never augmented.
+        augment_before_crop: augment the whole utterance, and then take the training segment from it.
         train_on_error: what happens to a training file that cannot be read: it stops the run, or is reported at the end
             and left out of the loss.
-        eval_on_error: the same for ``validate``, ``test`` and ``predict``; reported files get no score. Validation
-            within ``fit`` always stops: selection needs all of the development set.
+        eval_on_error: the same for ``validate``, ``test`` and ``predict``; reported files get no score. In the
+            validation within ``fit`` such a file always stops the run: selection needs all of the development set.
         seed: fixes the order of trials and every random draw for an utterance; ``seed_everything`` on the command line.
         held_out_attack: an attack that is left out of training and selection; the test set ``held_out`` has the
             development corpus's spoofs of it, and bona fide trials of speakers whose bona fide trials have no part in
             selection.
 
     Attributes:
-        train_trials: what is trained on, once it is read.
-        trials_by_set: the development set and the test sets that have been read.
-        unreadable: why the trial list of a test set cannot be read, by its name; the others are scored.
-        eval_trials: the sets of the present stage.
+        train_trials: the training trials, once they have been read.
+        trials_by_set: trials of the development set and the test sets that have been read, by the set's name.
+        unreadable: why the trial list of a test set cannot be read, by the set's name; the others are scored.
+        eval_trials: trials of the sets of the present stage, by the set's name.
 
     Raises:
-        InputError: a name, a size or a weight that cannot work; from ``setup``: see `read_trials`.
+        InputError: a name, a batch size or a weight is not valid; from ``setup``: see `read_trials`.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self._on_error: OnError = "raise"
 
     def read_trials(self, stage: str, test: bool = False) -> None:
-        """Read and check the trial lists of a stage; `setup` finds them read.
+        """Read and check the trial lists of a stage, before `setup`, which does not read them again.
 
         Args:
             stage: "fit", "validate", "test" or "predict".
-            test: whether the test sets are read too, for fit that ends with a test of them.
+            test: whether the test sets are read too, for a fit that ends with a test.
 
         Raises:
             InputError: a corpus is not given, cannot be read or lacks a class that its use needs. For "test" and
@@ -225,7 +225,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
 
     @property
     def scored_clips(self) -> ScoredClips:
-        """The clips that a detector which was evaluated like this scores in any file."""
+        """The clips that a detector scores in any file after an evaluation with these segments."""
         window = self.eval_segment.samples or self.train_segment.samples or TRAINING_SAMPLES
         return ScoredClips.of(window, None if self.eval_segment.short == "repeat" else SHORTEST)
 
@@ -237,14 +237,14 @@ class AudioDeepfakeDataModule(LightningDataModule):
     def reading(
         self, dataset: TrialDataset, batches: Sized, batch_size: int, again: bool, workers: int | None = None
     ) -> dict[str, Any]:
-        """How a set is read, as arguments of a ``DataLoader``: once, or again in every epoch. The workers of one that
-        is read once end with it, before those of the next one start.
+        """Arguments of a ``DataLoader`` that reads a set once, or again in every epoch. The workers of a set that is
+        read once end with it, before those of the next set start.
 
         Args:
-            dataset: what is read.
-            batches: those of an epoch.
+            dataset: the set.
+            batches: the batches of an epoch.
             batch_size: trials of a batch.
-            again: whether it is read in every epoch.
+            again: whether the set is read in every epoch.
             workers: processes that read; None for ``num_workers``.
 
         Raises:
@@ -252,7 +252,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         """
         workers = self.num_workers if workers is None else workers
         ahead = min(len(dataset), batch_size * min(len(batches), PREFETCHED * workers))
-        samples = dataset.excerpt.samples or 0  # unknown of whole utterances
+        samples = dataset.excerpt.samples or 0  # unknown for whole utterances
         check_room(workers, ahead * dataset.excerpt.count * samples * torch.float32.itemsize)
         return {
             "batch_size": None,  # the sampler makes the batches
@@ -277,7 +277,7 @@ def known_data(trainer: Trainer) -> AudioDeepfakeDataModule | None:
 
 
 def corpora_in_words(data: AudioDeepfakeDataModule) -> dict[str, str]:
-    """Which corpora a training uses for what, for people."""
+    """What a training uses each of its corpora for, in words."""
     words = {"training": ", ".join(sorted({_in_words(corpus) for corpus in by_name(data.train).values()}))}
     words["selection of the checkpoint"] = _in_words(data.val) if data.val else ""
     words["augmentation in training"] = type(data.train_augmentation).__name__ if data.train_augmentation else "none"

@@ -28,9 +28,9 @@ class FailedTrial(NamedTuple):
 
 @dataclass(eq=False)
 class Batch:
-    """What the detector sees: B trials with C clips of each, mostly one. A trial that failed is silence.
+    """The detector's input: B trials with C clips of each, mostly one. A trial that could not be read is silence.
 
-    An idle pass, of a process that waits for others, has no trials, and silence in place of one.
+    The batch of an idle pass, of a process that waits for others, has no trials, and the silence of one.
 
     Attributes:
         waveforms: (B C, samples) float32, 16 kHz mono; the clips of a trial are neighbours.
@@ -63,7 +63,7 @@ class Batch:
         return self._with(lambda tensor: tensor.to(device, non_blocking=is_gpu))
 
     def pin_memory(self) -> "Batch":
-        """The batch with what `to` moves in pinned memory; a ``DataLoader`` calls it."""
+        """The batch with the tensors that `to` moves in pinned memory; a ``DataLoader`` calls this method."""
         return self._with(Tensor.pin_memory)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -77,7 +77,7 @@ class Batch:
 
 
 class _Changed(NamedTuple):
-    """A whole utterance after its augmentation, of which an excerpt is read as of a file."""
+    """A whole utterance after its augmentation, from which an excerpt is read as from a file."""
 
     waveform: Clip
     name: str
@@ -98,7 +98,7 @@ class TrialDataset(Dataset[Batch]):
         excerpt: what is read of each utterance.
         seed: with the epoch and the utterance id, it fixes every random draw for an utterance.
         augmentation: changes the clips; for training only.
-        augment_whole: it changes the whole utterance, of which the clips are taken then.
+        augment_whole: augment the whole utterance, and then take the clips from it.
         on_error: what happens to audio that cannot be read: it stops the run, or is reported in the batch.
     """
 
@@ -122,7 +122,7 @@ class TrialDataset(Dataset[Batch]):
         return len(self.trials)
 
     def __getitem__(self, keys: list[Key]) -> Batch:
-        """Read a batch; that of no keys is an idle pass.
+        """Read a batch; without keys, that of an idle pass.
 
         Raises:
             AudioError: audio cannot be read and ``on_error`` is "raise".
@@ -151,7 +151,7 @@ class TrialDataset(Dataset[Batch]):
         return [np.zeros(self.excerpt.samples or SAMPLE_RATE, np.float32)] * self.excerpt.count
 
     def _clips(self, trial: Trial, key: Key) -> list[Clip]:
-        # Draws of a trial that comes up again in an epoch differ.
+        # A trial that is drawn again in an epoch gets other random numbers.
         name = f"{trial.utterance}\0{key.repeat}" if key.repeat else trial.utterance
         generator = keyed_generator(self.seed, key.epoch, name)
         with AudioReader(open_file(trial.audio), trial.audio) as sound:
@@ -165,7 +165,7 @@ class TrialDataset(Dataset[Batch]):
 
 
 def padded(clips: Sequence[Clip], samples: int | None) -> tuple[Tensor, Tensor | None]:
-    """Rows of one length.
+    """Pad clips to rows of one length.
 
     Args:
         clips: n arrays (at most samples,).

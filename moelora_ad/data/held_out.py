@@ -1,8 +1,8 @@
-"""Training without one attack, to be tested on it.
+"""Training without one attack, to test on that attack.
 
 Nothing of the test is seen during training: neither training nor the selection of the checkpoint has spoofs of the
-attack, and the bona fide trials that it is judged against are those of development speakers whose bona fide trials have
-no part in the selection. The same speakers whatever the attack, the system and the seed.
+attack, and the bona fide trials that it is tested against are those of development speakers whose bona fide trials have
+no part in the selection. These speakers are the same whatever the attack, the system and the seed.
 """
 
 from abc import abstractmethod
@@ -27,13 +27,14 @@ def without_attack(
     """The corpora of a run that holds an attack out.
 
     Args:
-        train: corpora to train on: without the attack.
-        val: the development corpus: without the attack, and without the bona fide trials of half of its speakers.
-        test: the test sets stay, and `HELD_OUT` is new: what development lacks.
-        attack: by the name that the corpora's trials give it.
+        train: corpora to train on, from which the attack is removed.
+        val: the development corpus, from which the attack and about half of the bona fide trials are removed, see
+            `bona_fide_of_test`.
+        test: the test sets, to which `HELD_OUT` is added, with the trials removed from the development corpus.
+        attack: name of the attack in the corpora's trials.
 
     Raises:
-        InputError: there is no development corpus, or a test set has that name.
+        InputError: there is no development corpus, or a test set has the name `HELD_OUT`.
     """
     if val is None:
         raise InputError("data.held_out_attack needs data.val: its trials of the attack are what is tested on")
@@ -67,7 +68,7 @@ class _Part(Corpus):
 
     @abstractmethod
     def kept(self, trials: TrialList, of_attack: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(n,) which trials remain, by which are spoofs of the attack, (n,)."""
+        """(n,) which trials remain; ``of_attack`` (n,) says which are spoofs of the attack."""
 
 
 class _TrainingPart(_Part):
@@ -98,8 +99,8 @@ class _TestPart(_Part):
 
 
 def bona_fide_of_test(trials: TrialList) -> NDArray[np.bool_]:
-    """(n,) which bona fide trials a held-out attack is judged against: those of half of the speakers, in number of
-    trials as near to a half as possible; half of the trials if there is one speaker only or some are not known.
+    """(n,) which bona fide trials a held-out attack is tested against: those of some speakers, who together have about
+    half of them; half of the trials, whoever speaks, if there is only one speaker or some are not known.
 
     Raises:
         InputError: there are fewer than two bona fide trials.
@@ -113,7 +114,7 @@ def bona_fide_of_test(trials: TrialList) -> NDArray[np.bool_]:
     speakers = [trials.column("speaker")[int(trial)] for trial in bona_fide]
     if None in speakers or len(set(speakers)) < 2:
         speakers = [trials.columns.utterance[int(trial)] for trial in bona_fide]
-    taken, sizes = set(), [0, 0]  # for selection, for the test
+    taken, sizes = set(), [0, 0]  # trials for selection, trials for the test
     for speaker, count in sorted(Counter(speakers).items(), key=lambda one: (-one[1], str(one[0]))):
         smaller = int(sizes[1] < sizes[0])
         sizes[smaller] += count

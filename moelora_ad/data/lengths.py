@@ -1,4 +1,4 @@
-"""How long the utterances of a set are, so that batches can hold trials of like length."""
+"""The lengths of a set's utterances, so that batches can hold trials of like length."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +15,15 @@ from moelora_ad.audio import AudioError, audio_length
 from moelora_ad.corpora import TrialList
 from moelora_ad.corpora.storage.files import StorageError, is_in_archive, open_file
 
-_WORTH_A_BAR = 2_000  # files; a second or two
-_AT_ONCE = 16  # files; over a network, nearly all of the time is waiting
+_WORTH_A_BAR = 2_000  # files, which take a second or two
+_AT_ONCE = 16  # files at once, as nearly all of the time over a network is waiting
 _IN_A_PART = 500
-_archives = Lock()  # an archive that is open has one position in it
+_archives = Lock()  # an open archive has one file position for all threads
 
 
 def lengths_of(trials: TrialList, name: str, trainer: Trainer | None) -> NDArray[np.int64]:
     """Samples at 16 kHz of every trial, from the files' headers: (n,); 0 for a file that cannot be read, which is
-    reported when its turn to be read comes.
+    reported when its batch is read.
 
     The processes of ``trainer`` share the work (a collective call).
     """

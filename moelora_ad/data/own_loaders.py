@@ -16,13 +16,14 @@ def as_batch(given: Any, labelled: bool) -> Batch:
     """The batch that a DataLoader gave, in the form that the detector's module takes.
 
     Args:
-        given: a `Batch`, as it is; or waveforms (B, samples) of 16 kHz mono, floats with full scale 1, labels (B,),
-            1 for bona fide and 0 for spoof, and if rows are padded their lengths (B,), as a tuple, or a dictionary
-            with the keys ``waveforms``, ``labels`` and ``lengths``. Without labels the waveforms may stand alone.
+        given: a `Batch`, which is returned as it is; or waveforms (B, samples) of 16 kHz mono, floats with full scale
+            1, labels (B,), 1 for bona fide and 0 for spoof, and if rows are padded their lengths (B,), as a tuple, or a
+            dictionary with the keys ``waveforms``, ``labels`` and ``lengths``. Without labels the waveforms may stand
+            alone.
         labelled: whether labels must be there.
 
     Raises:
-        InputError: it is none of these, shapes do not match, or a label is neither 0 nor 1.
+        InputError: ``given`` is none of these, shapes do not match, or a label is neither 0 nor 1.
     """
     if isinstance(given, Batch):
         return given

@@ -14,7 +14,7 @@ from moelora_ad.errors import InputError, counted
 from moelora_ad.lightning_internals import accumulates, validation_is_due
 from moelora_ad.runs.record import trials_hash
 
-TRAINING_DATA = "training_data"  # of a checkpoint
+TRAINING_DATA = "training_data"  # key in a checkpoint
 CUT_OFF, VALIDATION, BATCHES = "cut_off", "validation", "batches"
 
 
@@ -25,7 +25,7 @@ class TrainingLoader(DataLoader[Batch]):
     started, before the first batch is asked for.
 
     Args:
-        trainer: counts the batches; None for all of each epoch.
+        trainer: counts the batches; None for all batches of each epoch.
         sampler: makes the batches.
         arguments: those of ``DataLoader``.
     """
@@ -44,25 +44,25 @@ class TrainingLoader(DataLoader[Batch]):
 
 
 def training_data(train: Corpus | Mapping[str, Corpus] | None, trials: TrialList) -> dict[str, Any]:
-    """What a checkpoint stores about the trials that it was trained on, to be resumed with no others; plain values.
+    """What a checkpoint stores about its training trials, so that it is resumed with no others; plain values.
 
     Args:
         train: the training corpora.
-        trials: those of all of them.
+        trials: the trials of all these corpora.
     """
     corpora = sorted({corpus.name for corpus in by_name(train).values()})
     return {"corpora": corpora, "trials": len(trials), "sha256": trials_hash(trials)}
 
 
 def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse to resume another training: its schedule and its optimiser are of other trials.
+    """Check that a checkpoint is resumed on the trials that its schedule and its optimiser belong to.
 
     Args:
         checkpoint: as Lightning saves it; one without a record of its data passes.
         own: what this run trains on; empty if that is not known.
 
     Raises:
-        InputError: these are other trials.
+        InputError: this run trains on other trials.
     """
     theirs = checkpoint.get(TRAINING_DATA)
     if not theirs or not own or theirs["sha256"] == own["sha256"]:
@@ -76,15 +76,15 @@ def check_training_data(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -
 
 
 def cut_off(trainer: Trainer, validated: int | None) -> dict[str, Any]:
-    """What a checkpoint within fit stores about what has begun and not ended; plain values.
+    """What a checkpoint within fit stores about work that has begun and not ended; plain values.
 
     Args:
-        trainer: in fit.
+        trainer: a trainer in fit.
         validated: how many training batches there had been when the last validation ended.
 
     Returns:
-        ``validation``: whether one follows on the training batch that is done; ``batches``: how many have given
-        gradients that no step has been taken with.
+        ``validation``: whether a validation follows the training batch that has just ended; ``batches``: the number of
+        batches whose gradients no optimiser step has used yet.
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
     counts: Any = progress.current
@@ -98,13 +98,13 @@ def cut_off(trainer: Trainer, validated: int | None) -> dict[str, Any]:
 
 
 def redo_what_was_cut_off(checkpoint: dict[str, Any], by_steps: bool) -> None:
-    """Change the counters of a checkpoint, in place, so that Lightning does again, as a whole, the training step or the
-    validation that was cut off, or had not yet begun.
+    """Change the counters of a checkpoint, in place, so that Lightning repeats, as a whole, the training step or the
+    validation that was cut off, or begins the one that was due.
 
     Args:
         checkpoint: as Lightning saves it.
-        by_steps: whether the run's length is given in steps; Lightning then would skip the epoch after one that has
-            ended, and is made to end it again.
+        by_steps: whether the run's length is given in steps; Lightning would then skip the epoch after one that has
+            ended, so it is made to end that epoch again.
     """
     loops = checkpoint.get("loops", {}).get("fit_loop", {})
     if not loops:
@@ -117,7 +117,7 @@ def redo_what_was_cut_off(checkpoint: dict[str, Any], by_steps: bool) -> None:
     training, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
     validation["current"] = dict.fromkeys(validation["current"], 0)
     told = checkpoint.get(CUT_OFF)
-    if told is None:  # of an earlier version: that at an epoch's end
+    if told is None:  # of an earlier version: a validation at an epoch's end may be due
         is_validated = validation["is_last_batch"] and validation["total"]["completed"]
         told = {VALIDATION: training["is_last_batch"] and not is_validated, BATCHES: 0}
     if told[BATCHES]:
@@ -130,4 +130,4 @@ def redo_what_was_cut_off(checkpoint: dict[str, Any], by_steps: bool) -> None:
     elif told[VALIDATION]:
         for count in ("total", "current"):
             training[count]["completed"] = training[count]["processed"]
-        validation["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # Lightning: in the middle
+        validation["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # Lightning: one has begun

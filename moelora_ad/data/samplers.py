@@ -17,7 +17,7 @@ from moelora_ad.errors import InputError, counted
 
 
 class Key(NamedTuple):
-    """One draw of a trial: its index in the list of trials, in which epoch, and how often it came up in it before."""
+    """One draw of a trial: the epoch, its index in the list of trials, and how often the epoch has drawn it before."""
 
     epoch: int
     trial: int
@@ -34,20 +34,20 @@ class Group(NamedTuple):
 class TrainingBatches(DistributedSampler):
     """Shuffled batches of one size, a new order each epoch, drawn from (seed, epoch) alone.
 
-    An epoch has as many draws as there are trials. A group gets its share of them: all its trials, as often as that
-    goes, and a random choice of them for the rest. Batch i of the W processes together is batch i of a single process
-    with W times the batch size. What does not fill a last batch is left out.
+    An epoch has as many draws as there are trials. A group gets its share of them: all its trials, as many times as
+    they fit, and a random choice of them for the rest. Batch i of the W processes together is batch i of a single
+    process with W times the batch size. Draws that do not fill a last batch are left out.
 
     Args:
-        num_trials: in all groups together.
-        batch_size: of each process.
+        num_trials: number of trials in all groups together.
+        batch_size: trials of a batch, for each process.
         seed: with the epoch, it fixes the draws and their order.
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
-        groups: None for each trial once an epoch.
+        groups: groups of trials and their shares; None to draw each trial once an epoch.
 
     Attributes:
-        first: number of the batch that an epoch begins with, 0 but for the rest of an interrupted one.
+        first: number of the batch that an epoch begins with; 0 except for the rest of an interrupted epoch.
 
     Raises:
         InputError: there are fewer trials than one batch of all processes.
@@ -78,7 +78,7 @@ class TrainingBatches(DistributedSampler):
             )
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """The number of batches of a whole epoch."""
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -118,17 +118,17 @@ class EvaluationBatches(DistributedSampler, SequentialSampler):
     one batch, an idle one if all is done, so that the end of an evaluation is reached.
 
     Args:
-        num_trials: of the set.
-        batch_size: of each process, at most.
-        rank: of this process.
+        num_trials: number of trials of the set.
+        batch_size: trials of a batch at most, for each process.
+        rank: rank of this process.
         world_size: number of processes.
         lengths: (num_trials,) samples of each trial: batches then hold trials of like length, the longest first, so
-            that what does not fit into memory shows at once. None keeps the order of the trials.
-        done: (n,) indices of trials that need not be scored again. Batches of such trials alone are left out.
+            that a lack of memory shows at once. None keeps the order of the trials.
+        done: (n,) indices of trials that need not be scored again. Batches with only such trials are left out.
 
     Attributes:
-        trials: (n,) indices of the trials that all processes together score, those in batches that are done in part
-            included.
+        trials: (n,) indices of the trials that all processes together score, including those already done whose batch
+            is not done as a whole.
     """
 
     def __init__(

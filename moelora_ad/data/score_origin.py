@@ -30,12 +30,12 @@ from moelora_ad.models.saving.files import tensors_hash
 from moelora_ad.runs.scores import KeptScores
 
 PACKAGES = ("torch", "torchaudio", "lightning", "transformers", "numpy", "soundfile", "av")
-_SCORING = ("adapters", "audio", "models")  # the parts of the package whose code makes scores of audio
+_SCORING = ("adapters", "audio", "models")  # the parts of the package whose code computes scores of audio
 
 
 def kept_scores(trainer: Trainer | None) -> dict[str, KeptScores]:
-    """Where the trainer's data module stores the scores of its sets, and which are there; nothing where no score
-    files are written. A collective call.
+    """The stores for the scores of the sets of the trainer's data module, by the set's name, with the scores that they
+    have already; empty if no score files are written. A collective call.
 
     Raises:
         InputError: a file cannot be read.
@@ -68,7 +68,7 @@ def _writes_scores(trainer: Trainer) -> bool:
 
 
 def about(trainer: Trainer, name: str, num_failed: int, num_known: int, started: datetime) -> dict[str, Any]:
-    """What the provenance of a set's scores has besides their origin; plain JSON."""
+    """What the provenance of a set's scores contains besides their origin; plain JSON."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     corpus = data.test.get(name, data.val)
     configuration = getattr(trainer.lightning_module, "configuration", None)
@@ -99,7 +99,7 @@ def about(trainer: Trainer, name: str, num_failed: int, num_known: int, started:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of this package and of those that its scores depend on."""
+    """The versions of Python, of this package and of those that its scores depend on."""
     found = {"python": platform.python_version(), "moelora_ad": moelora_ad.__version__}
     for package in PACKAGES:
         try:
@@ -139,7 +139,7 @@ def _hashes(trials: TrialList) -> dict[str, str]:
 
 
 def _trial_list_hash(trials: TrialList) -> str:
-    """Of all that is known of the trials, which does not affect their scores, but is in the score file."""
+    """Hash of all that is known of the trials; it does not affect their scores, but is in the score file."""
     digest = hashlib.sha256(_text_hash(trials.columns.utterance).encode())
     digest.update(trials.columns.label.tobytes())
     for column in trials.columns.texts:
@@ -157,7 +157,7 @@ def _text_hash(lines: Iterable[str]) -> str:
 
 
 def _code_hash(detector: nn.Module) -> str:
-    """Of the sources that make scores of audio: the package's, and those of a user's own modules."""
+    """Hash of the source files that compute scores of audio: the package's, and those of a user's own modules."""
     package = Path(moelora_ad.__file__).parent
     files = {path for folder in _SCORING for path in (package / folder).rglob("*.py")}
     for module in {type(part).__module__ for part in detector.modules()}:
@@ -177,7 +177,7 @@ def _class_name(part: object) -> str:
 
 
 def _hash_of(checkpoint: str) -> str | None:
-    """Of a checkpoint file, or of all files of a sharded one; None for one that is not on this machine."""
+    """Hash of a checkpoint file, or of all files of a sharded one; None if it is not on this machine."""
     path = Path(checkpoint)
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""Training corpora joined, and the shares of an epoch that fall to them."""
+"""Joined training corpora, and the shares of an epoch that they get."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def check_shares(train: Corpus | Mapping[str, Corpus] | None, weights: Mapping[s
     """Check that there is a positive weight for each joined corpus and for nothing else.
 
     Raises:
-        InputError: There is not.
+        InputError: A weight is missing, is not positive, or belongs to no joined corpus.
     """
     if weights is None:
         return
@@ -44,7 +44,7 @@ def check_shares(train: Corpus | Mapping[str, Corpus] | None, weights: Mapping[s
 def training_trials(
     train: Corpus | Mapping[str, Corpus], weights: Mapping[str, float] | None, class_balanced: bool
 ) -> tuple[TrialList, list[Group] | None]:
-    """All trials to train on, and how an epoch draws them; None for each of them once.
+    """All trials to train on, and the groups that an epoch draws from; None to draw each trial once.
 
     Args:
         train: a corpus, or several by name.
@@ -74,7 +74,7 @@ def training_trials(
 
 
 def trials_of(corpus: Corpus, where: str) -> TrialList:
-    """The trials of a corpus; a line says how many are left out, if it is limited to some."""
+    """The trials of a corpus; if it is limited to some of them, a line is logged on how many are left out."""
     trials = corpus.trials()
     out = corpus.left_out
     if out is not None:
@@ -87,10 +87,10 @@ def trials_of(corpus: Corpus, where: str) -> TrialList:
 
 
 def check_labels(trials: TrialList, name: str, where: str, both: bool = True) -> None:
-    """Check that all trials are labelled, and that both classes are there.
+    """Check that all trials are labelled, and, if ``both``, that both classes are there.
 
     Raises:
-        InputError: They are not.
+        InputError: A trial has no label, or a class is missing.
     """
     labels = trials.labels
     for label, word in _CLASSES.items():

@@ -43,7 +43,7 @@ def shards_the_model(trainer: Trainer) -> bool:
 def run_directory(trainer: Trainer) -> Path:
     """The folder of this run, whatever the logger: it has the checkpoints, scores and configuration.
 
-    The same folder that Lightning's ``ModelCheckpoint`` chooses: the first logger's folder, name and version.
+    It is the folder that Lightning's ``ModelCheckpoint`` chooses: the first logger's folder, name and version.
     """
     if not trainer.loggers:
         return Path(trainer.default_root_dir)
@@ -67,14 +67,14 @@ def no_empty_folder(trainer: Trainer) -> Iterator[None]:
 
 
 def training_folder(trainer: Trainer) -> Path:
-    """Where training lists what it could not read, and scores go if there is no checkpoint."""
+    """The folder where training lists what it could not read, and of scores without a checkpoint."""
     return run_directory(trainer) / "scores"
 
 
 def score_folder(trainer: Trainer) -> Path:
-    """Where score files go: the module's ``score_folder`` if it is set; for the checkpoint
+    """The folder of score files: the module's ``score_folder`` if it is set; for the checkpoint
     ``RUN/checkpoints/NAME.ckpt``, wherever it is tested, ``RUN/scores/NAME``, so that the same command reuses what
-    it has computed; without a checkpoint, below the folder of this run, untrained weights apart.
+    it has computed; without a checkpoint, below the folder of this run, with a folder of its own for untrained weights.
     """
     chosen: Path | None = getattr(trainer.lightning_module, "score_folder", None)
     if chosen is not None:
@@ -91,21 +91,21 @@ def score_folder(trainer: Trainer) -> Path:
 
 
 def other_score_folder(trainer: Trainer) -> Path:
-    """Where scores go of sets that the run is not configured with: ``RUN/other_scores/NAME``, beside those of its own;
-    if a folder was chosen, there."""
+    """The folder of the scores of sets that the run is not configured with: ``RUN/other_scores/NAME``; the module's
+    ``score_folder`` if it is set."""
     folder = score_folder(trainer)
     chosen = getattr(trainer.lightning_module, "score_folder", None) is not None
     return folder if chosen else folder.parent.parent / "other_scores" / folder.name
 
 
 def set_folder(trainer: Trainer, name: str) -> Path:
-    """Where the scores of an evaluated set are."""
+    """The folder of an evaluated set's scores."""
     kept = trainer.datamodule.kept.get(name)  # type: ignore[attr-defined]
     return score_folder(trainer) if kept is None else kept.path.parent
 
 
 def record_of_checkpoint(trainer: Trainer) -> RunRecord | None:
-    """The record of the run that the evaluated checkpoint ``RUN/checkpoints/NAME.ckpt`` is of, if it has one."""
+    """The record of the run that the evaluated checkpoint ``RUN/checkpoints/NAME.ckpt`` belongs to, if it has one."""
     checkpoint = trainer.ckpt_path
     if checkpoint is None or "://" in str(checkpoint):
         return None

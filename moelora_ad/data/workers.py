@@ -23,7 +23,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 _OPEN_FILES = Path("/proc/self/fd")
 _PER_WORKER = 3  # files of this process: a queue's two ends, and one that signals the worker's end
 _MOMENT = 1.0  # second
-_IN_ALL = 8  # a queue that all share, and the tensors of a batch
+_IN_ALL = 8  # files for a queue that all workers share, and for the tensors of a batch
 _OPTION = "data.num_workers"
 _NO_SHARED = "unable to allocate shared memory"  # PyTorch's message, whatever the system's
 _FULL, _TOO_MANY = os.strerror(errno.ENOSPC), os.strerror(errno.EMFILE)
@@ -38,7 +38,7 @@ def check_room(workers: int, bytes_ahead: int, option: str = _OPTION) -> None:
         option: the user's option for the number of workers.
 
     Raises:
-        InputError: it cannot; says what to change.
+        InputError: it cannot; the message says what to change.
     """
     if not workers:
         return
@@ -53,10 +53,10 @@ def check_room(workers: int, bytes_ahead: int, option: str = _OPTION) -> None:
 
 
 def starved(error: BaseException, workers: int, option: str = _OPTION) -> str | None:
-    """What to do if a loader ended for lack of memory, shared memory or open files, or delivers nothing; None if it did
-    not. ``option``: the user's option for the number of workers."""
+    """What to do about an error of a loader that lacked memory, shared memory or open files, or delivered nothing; None
+    for other errors. ``option``: the user's option for the number of workers."""
     for _ in range(workers):
-        # For every other loader whose worker was killed PyTorch raises an exception, wherever this process is then.
+        # For every other loader whose worker was killed, PyTorch raises an exception, wherever this process is.
         with suppress(RuntimeError):
             return _starved(error, workers, option)
     return _starved(error, workers, option)
@@ -82,8 +82,8 @@ def _starved(error: BaseException, workers: int, option: str) -> str | None:
 
 @contextmanager
 def end_of_workers_awaited(alone: bool = False) -> Iterator[None]:
-    """Where a connection to a worker breaks within the block, wait for PyTorch's report of its end: it does so
-    when the system's signal comes, which may be a moment later, or has come before.
+    """Where a connection to a worker breaks within the block, wait for PyTorch to report that worker's end: it does so
+    when the system's signal comes, which may be a moment later.
 
     Args:
         alone: whether nothing in the block has other connections, so that one that breaks is always a worker's.
@@ -133,15 +133,15 @@ def is_out_of_files(reason: str) -> bool:
 
 
 def begin_worker(worker: int) -> None:
-    """``worker_init_fn`` of a ``DataLoader``: see `outlive_signals`; and a batch that cannot be handed over ends the
-    worker, whose batch the loader would otherwise wait for forever."""
+    """``worker_init_fn`` of a ``DataLoader``: calls `outlive_signals`, and makes a batch that cannot be handed over end
+    the worker, as the loader would otherwise wait for that batch forever."""
     outlive_signals(worker)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
 
 
 def end_with_parent() -> None:
-    """In a worker: end it at once when the process that it works for is gone, even if what it has read is so large that
-    it would wait forever for somebody to take it."""
+    """End this worker at once when the process that it works for is gone, even if what it has read is so large that it
+    would wait forever for somebody to take it."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
@@ -161,10 +161,10 @@ def _end_worker(error: Exception, batch: object) -> None:
 
 
 def outlive_signals(worker: int) -> None:
-    """Leave signals to a whole group of processes, such as those of SLURM before a time limit, to the training process,
-    which saves a checkpoint and ends its workers: it cannot do so when they are gone.
+    """Ignore, in a worker, signals to a whole group of processes, such as SLURM's before a time limit: the training
+    process saves a checkpoint then and ends its workers, which it cannot do if they are gone.
 
-    SIGUSR1, SIGUSR2 and Ctrl-C are ignored; a first SIGTERM, too. The second one ends the worker.
+    SIGUSR1, SIGUSR2 and Ctrl-C are ignored, and so is a first SIGTERM; a second one ends the worker.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -176,8 +176,8 @@ def _end_next_time(number: int, frame: FrameType | None) -> None:
 
 
 def end_workers() -> None:
-    """End the workers that are left when work has ended early: Python, at its exit, would signal each once, which it
-    outlives, and wait for it forever."""
+    """End the workers that are left when work has ended early: Python, at its exit, would send each of them one signal,
+    which a worker outlives, and then wait for it forever."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler takes their end for a failure
     for process in multiprocessing.active_children():

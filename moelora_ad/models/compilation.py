@@ -1,7 +1,7 @@
 """Regional compilation: each transformer layer and the classifier on its own, in place.
 
-Layers of one kind share their compiled code, names in checkpoints stay, and a part that cannot be compiled runs
-eagerly. Random draws of compiled code (dropout, gate noise) are seeded too, but are others than those of eager code.
+Layers of one kind share their compiled code, names in checkpoints do not change, and a part that cannot be compiled
+runs eagerly. Random draws of compiled code (dropout, gate noise) are seeded too, but differ from those of eager code.
 """
 
 import difflib
@@ -23,11 +23,11 @@ def eager_parts(
     """The parts that cannot be compiled, and why.
 
     Args:
-        detector: that is to be compiled.
-        processes: that train together.
-        sharded: whether the strategy shards its parameters.
-        meta_learning: whether other parameters replace its own.
-        auxiliary: whether its gates are watched in every step.
+        detector: the detector to compile.
+        processes: number of processes that train together.
+        sharded: whether the strategy shards the detector's parameters.
+        meta_learning: whether meta-learning replaces the detector's parameters.
+        auxiliary: whether auxiliary losses watch the detector's gates in every step.
         checkpointing: whether layers run again in the backward pass.
     """
     if sharded:
@@ -48,10 +48,10 @@ class CompiledDetector:
     """A detector whose parts are compiled when they first run.
 
     Args:
-        detector: is changed in place.
-        backend: of ``torch.compile``.
+        detector: changed in place.
+        backend: backend of ``torch.compile``.
         eager: parts that are not compiled, and why.
-        tell: gets a line for each of them, and one if the compiler fails.
+        tell: called with a line for each part that is not compiled, and with one if the compiler fails.
 
     Raises:
         InputError: there is no such backend.
@@ -78,7 +78,7 @@ class CompiledDetector:
             module.compile(backend=backend)
 
     def __call__(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """As the detector; the first failure of the compiler makes all of it run eagerly."""
+        """Run the detector; the first failure of the compiler makes all of it run eagerly."""
         try:
             return self.detector(waveforms, lengths)
         except CompilerError as error:

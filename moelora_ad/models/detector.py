@@ -22,15 +22,15 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Detector(KeptModule):
-    """Waveforms to two logits, index 0 spoof, index 1 bona fide.
+    """A detector: from waveforms to two logits, index 0 spoof, index 1 bona fide.
 
     Args:
         backbone: the pretrained speech encoder.
-        adaptation: what of it is trained; changes ``backbone.encoder`` in place.
+        adaptation: what of the encoder is trained; changes ``backbone.encoder`` in place.
         classifier: makes the classifier for a frame width, for example the class ``AASIST``.
 
     Attributes:
-        ownership: what in ``backbone.encoder`` is the adaptation's.
+        ownership: what in ``backbone.encoder`` belongs to the adaptation.
         sites: dotted paths inside ``backbone.encoder`` of the modules that replaced others in the adaptation.
 
     Raises:
@@ -66,15 +66,15 @@ class Detector(KeptModule):
         window: int | None = None,
         revision: str | None = None,
     ) -> "Detector":
-        """A detector that others have published, in evaluation mode. Nothing in its files is executed.
+        """Load a detector that others have published, in evaluation mode. Nothing in its files is executed.
 
         Args:
             source: a file, a folder or a hub id of a layout that `read_public` knows.
-            to: folder to save it in as a model of ours, with its encoder; None to have it in this process alone.
+            to: folder to save it in as a model of this package, with its encoder; None not to save it.
             bona_fide: which of a classifier's two labels is bona fide, where their names leave it open.
             normalize: whether waveforms get zero mean and unit variance, where that is not known.
-            attention_heads: of an encoder that has none of the published sizes.
-            window: samples of the clips that it scores; None for those of its own evaluation.
+            attention_heads: their number, for an encoder that has none of the published sizes.
+            window: samples of the clips that the detector scores; None for those of its publisher's evaluation.
             revision: commit, tag or branch of a hub repository.
 
         Raises:
@@ -96,12 +96,12 @@ class Detector(KeptModule):
     def of_public_model(
         cls, public: PublicModel, to: str | Path | None = None, window: int | None = None
     ) -> "Detector":
-        """The detector of a published checkpoint that was read; see `from_public`.
+        """Build the detector of a published checkpoint that was read; see `from_public`.
 
         Args:
-            public: with a classifier.
-            to: folder to save it in.
-            window: samples of the clips that it scores.
+            public: content of the checkpoint, with a classifier.
+            to: folder to save the detector in; None not to save it.
+            window: samples of the clips that the detector scores; None for ``public.window``.
 
         Raises:
             InputError: its weights are not finite, or the window is too short or too long.
@@ -124,7 +124,7 @@ class Detector(KeptModule):
         return cls.from_pretrained(to)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits (B, 2), of the type of the classifier's weights, float32: autocast is for the encoder.
+        """Return logits (B, 2) of the type of the classifier's weights, float32: autocast is for the encoder only.
 
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
@@ -144,8 +144,8 @@ class Detector(KeptModule):
         return nullcontext() if dtype is None else torch.autocast(device, dtype)
 
     def train(self, mode: bool = True) -> "Detector":
-        """Training mode for what is trained. A frozen encoder stays in evaluation mode, so that its own dropout, layer
-        drop, masking and batch statistics are off, unless the backbone requests them."""
+        """Set training mode for what is trained. A frozen encoder stays in evaluation mode, so that its own dropout,
+        layer drop, masking and batch statistics are off, unless the backbone requests them."""
         super().train(mode)
         if self._classifier_is_frozen:
             self.classifier.eval()
@@ -188,13 +188,13 @@ class Detector(KeptModule):
         return trained | {"total": sum(p.numel() for p in self.parameters())}
 
     def kept_names(self) -> set[str]:
-        """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors, and these if
-        they cannot be loaded from elsewhere (`Backbone.is_elsewhere`)."""
+        """Names of ``state_dict()`` that a checkpoint must hold: all but the encoder's own frozen tensors, and these
+        too if they cannot be loaded from elsewhere (`Backbone.is_elsewhere`)."""
         if not self.backbone.is_elsewhere:
             return set(self.state_dict())
         kept = self.ownership.kept_names(self.adaptation, all_in_training=self.backbone.stochastic)
         not_kept = {name for name, _ in self.backbone.encoder.named_parameters()} - kept
-        if not_kept == set(self.backbone.never_called):  # an encoder that is trained whole is kept whole
+        if not_kept == set(self.backbone.never_called):  # an encoder that is trained as a whole is saved as a whole
             kept |= not_kept
         others = {name for name in self.state_dict() if not name.startswith(ENCODER)}
         return others | {f"{ENCODER}{name}" for name in kept}

@@ -16,7 +16,7 @@ def usable_device(device: str | torch.device | None = None, called: str = "devic
 
     Args:
         device: "cpu", "cuda", "cuda:1", ...; None for the best there is.
-        called: the user's name of this choice, for the error.
+        called: name of the option that chose it, for the error.
 
     Raises:
         InputError: there is no such device, or it cannot be used.
@@ -44,11 +44,11 @@ def on_device(module: Module, device: str | torch.device | None) -> Module:
 
 
 class HostCopy:
-    """A tensor on its way to the host, while the program continues: a GPU computes what is queued, and the copy is made
-    when its turn comes.
+    """An asynchronous copy of a tensor to the host: the program continues, and a GPU makes the copy once it has
+    computed what was queued before.
 
     Args:
-        tensor: on any device. It may change afterwards.
+        tensor: a tensor on any device. It may change afterwards.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -65,19 +65,19 @@ class HostCopy:
 
     @property
     def is_there(self) -> bool:
-        """Whether `tensor` need not wait."""
+        """Whether the copy is complete, so that `tensor` need not wait."""
         return self._taken is None or self._taken.query()
 
     def tensor(self) -> Tensor:
-        """The copy; waits for it."""
+        """Wait for the copy, and return it."""
         if self._taken is not None:
             self._taken.synchronize()
         return self._copy
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a lack of memory: Python's, PyTorch's of any device, and those that a library of the
-    GPU's maker raises for its own memory (cuBLAS, cuDNN)."""
+    """Whether an error reports a lack of memory: Python's own, PyTorch's for any device, and those that a library of
+    the GPU's maker raises for its own memory (cuBLAS, cuDNN)."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)

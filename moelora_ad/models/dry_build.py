@@ -10,20 +10,20 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from moelora_ad.errors import InputError
 
 MOST_OF_ENCODER = 5_000
-"""Parameter tensors; the largest published speech encoders have 1,500."""
+"""Most parameter tensors of an encoder; the largest published speech encoders have 1,500."""
 MOST_OF_DETECTOR = 200_000
-"""Those of an encoder whose linear layers all have a hundred experts."""
+"""Most parameter tensors of a detector: those of an encoder whose linear layers all have a hundred experts."""
 
 
 @contextmanager
 def dry_build(most: int) -> Iterator[None]:
-    """Modules that are built within the block are on the meta device: they have names and shapes, but no values.
+    """Build modules within the block on the meta device: they have names and shapes, but no values.
 
     Args:
-        most: parameter tensors that may be made.
+        most: number of parameter tensors that may be made.
 
     Raises:
-        InputError: one more is made.
+        InputError: more are made.
     """
     made = 0
 
@@ -45,5 +45,5 @@ def dry_build(most: int) -> Iterator[None]:
 
 
 def most_for(saved: Sized) -> int:
-    """Parameter tensors that may be made for so many saved ones; some modules replace one by another."""
+    """Number of parameter tensors that may be made for the saved ones; some modules replace a tensor by another."""
     return 2 * len(saved) + 100

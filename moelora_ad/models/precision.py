@@ -1,4 +1,4 @@
-"""What a detector is computed in, by Lightning's names. Heads and scores are float32 in all of them."""
+"""The precisions of a detector's computation, by Lightning's names. Heads and scores are float32 in all of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ _SHORT = {"None": SINGLE, "32": SINGLE, "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def precision_name(given: Any) -> str:
-    """The full name of what ``trainer.precision`` may be: None, 32, "bf16", ...; an unknown one as it is."""
+    """The full name of a value of ``trainer.precision``: None, 32, "bf16", ...; an unknown value as it is."""
     return _SHORT.get(str(given), str(given))
 
 
@@ -28,7 +28,7 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
     Args:
         detector: its other tensors stay as they are.
         precision: a name of `ROUNDED`.
-        option: its name for the user.
+        option: name of the option that chose the precision, for the error.
 
     Raises:
         InputError: the encoder itself is trained.
@@ -39,7 +39,7 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
             f"use {precision.partition('-')[0]}-mixed"
         )
     # Under autocast, see `Detector.forward`, vectors stay in float32: those of a normalisation must be of one type, and
-    # no coarser than what comes in.
+    # no coarser than its input.
     least = 0 if detector.adaptation.casts_inputs else 2
     for tensor in detector.ownership.encoder_tensors():
         if tensor.is_floating_point() and not tensor.requires_grad and tensor.dim() >= least:
@@ -48,8 +48,8 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
 
 @contextmanager
 def tf32_allowed(is_allowed: bool) -> Iterator[None]:
-    """Whether products and convolutions of a GPU may round float32 to TF32, of 10 bits, whatever the caller has set:
-    PyTorch does so with convolutions by default. Without it, scores of all devices agree."""
+    """Set, within the block, whether products and convolutions of a GPU may round float32 to TF32, of 10 bits, whatever
+    the caller has set: PyTorch does so in convolutions by default. Without TF32, scores of all devices agree."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = is_allowed
     torch.set_float32_matmul_precision("high" if is_allowed else "highest")

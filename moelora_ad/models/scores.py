@@ -13,7 +13,7 @@ def trial_scores(logits: Tensor, num_trials: int) -> Tensor:
     """The score of each trial, the mean log-odds of its clips: logits (B C, 2) -> (B,) float32.
 
     Args:
-        logits: the clips of a trial are neighbours.
-        num_trials: B; every one has as many clips.
+        logits: logits of the clips, those of a trial next to each other.
+        num_trials: B; all trials have the same number of clips.
     """
     return log_odds(logits).reshape(num_trials, -1).mean(dim=1)

@@ -1,4 +1,4 @@
-"""What this package needs of transformers that it has no public name for: every such use is here, each with a test."""
+"""What this package uses of transformers that has no public name there: every such use is here, each with a test."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""LoRAs outside of a model: read from folders, taken from models, put into models."""
+"""LoRAs outside a model: read from folders, copied from models, loaded into models."""
 
 import math
 import re
@@ -24,7 +24,7 @@ PEFT_PREFIX = "base_model.model."
 _HALF = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])\.weight")
 _KEPT_HALF = re.compile(r"backbone\.encoder\.(?P<site>.+)\.experts\.(?P<expert>\d+)\.lora_(?P<half>[AB])")
 # Fields of adapter_config.json that are read here, and those that leave W_0 x + scaling B A x as it is: bookkeeping,
-# where the LoRAs are (the names of the weights show it too), how training began. Any other that is set is refused.
+# where the LoRAs are (the names of the weights show it too), how training began. Any other field is refused if set.
 _READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "init_lora_weights"}
 _WITHOUT_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
@@ -56,7 +56,7 @@ def lora_updates(model: nn.Module) -> dict[str, LoRAUpdate]:
     """Copies of the updates of a model that is adapted with LoRA, by the dotted path of the projection.
 
     Raises:
-        AdapterError: it is not adapted, or with mixtures.
+        AdapterError: the model is not adapted, or is adapted with mixtures.
     """
     sites = dict(adapted_sites(model))
     if not sites:
@@ -72,7 +72,7 @@ def lora_updates(model: nn.Module) -> dict[str, LoRAUpdate]:
 
 
 def read_lora(folder: str | Path) -> dict[str, LoRAUpdate]:
-    """The updates in a folder, by the dotted path of the projection inside the encoder. Nothing in it is executed.
+    """Read the updates in a folder, by the dotted path of the projection inside the encoder; nothing is executed.
 
     Args:
         folder: an adapter folder of peft, or one that ``Detector.save_pretrained`` wrote for a LoRA.
@@ -92,7 +92,7 @@ def read_lora(folder: str | Path) -> dict[str, LoRAUpdate]:
 
 @torch.no_grad()
 def load_lora(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
-    """Put updates into a model that is adapted with LoRA; a scaling that differs is taken into lora_B.
+    """Put updates into a model that is adapted with LoRA; lora_B is rescaled where the scalings differ.
 
     Raises:
         AdapterError: a projection is adapted on one side only, or the shapes differ. The model is unchanged then.
@@ -113,10 +113,10 @@ def load_lora(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
 
 
 def check_sites(sites: Mapping[str, Any], updates: Mapping[str, Any]) -> None:
-    """Refuse updates of other projections than a model has adapted.
+    """Check that updates belong to exactly the adapted projections of a model.
 
     Raises:
-        AdapterError: it names the first of them.
+        AdapterError: they do not; the message names the first projections that differ.
     """
     for names, what in (
         ([site for site in sites if site not in updates], "adapted in the model, and the update lacks"),
@@ -154,7 +154,7 @@ def _read_peft(folder: Path) -> dict[str, LoRAUpdate]:
 
 
 def _check_start(start: Any, path: Path) -> None:
-    """Refuse a LoRA that belongs to other weights than the model's: alone, it is another function."""
+    """Refuse a LoRA whose training changed the adapted weights too: on the model's, it computes another function."""
     name = str(start).lower()
     if name in _BASE_KEPT:
         return
@@ -170,7 +170,8 @@ def _check_start(start: Any, path: Path) -> None:
 def _of_patterns(
     config: Mapping[str, Any], name: str, sites: Collection[str], default: Any, path: Path
 ) -> dict[str, float]:
-    """peft's convention: a key is a regular expression for the end of the dotted path; the first that fits counts."""
+    """The value of each site by a field of patterns. peft's convention: a key is a regular expression for the end of
+    the dotted path; the first that fits counts."""
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
         raise AdapterError(f"{path}: {name} is not a JSON object")

@@ -21,8 +21,8 @@ def save_peft(updates: Mapping[str, LoRAUpdate], folder: str | Path, base_model:
 
     Args:
         updates: ``lora_updates(model)`` of a LoRA, or ``static_mixture(model, mean_gates)`` of a mixture.
-        folder: created if missing; files of these names in it are replaced, each whole or not at all.
-        base_model: hub id or folder of the model that the paths of ``updates`` belong to; for the record.
+        folder: created if missing; the two files are replaced if they exist, each atomically.
+        base_model: hub id or folder of the model that the paths of ``updates`` belong to; it is only recorded.
 
     Raises:
         AdapterError: there are no updates.
@@ -65,10 +65,10 @@ def save_peft(updates: Mapping[str, LoRAUpdate], folder: str | Path, base_model:
 def adapt_from_peft(model: nn.Module, folder: str | Path) -> tuple[str, ...]:
     """Adapt a fresh model with the LoRA in a folder; returns the dotted paths of the adapted projections.
 
-    The LoRA may have one rank for all projections only; it is trainable, everything else is frozen.
+    The LoRA must have one rank for all projections; it is trainable, everything else is frozen.
 
     Raises:
-        AdapterError: see `read_lora`; or the projections are missing, or have several ranks.
+        AdapterError: see `read_lora`; or the model lacks projections of the LoRA, or these have several ranks.
     """
     updates = read_lora(folder)
     ranks = {update.lora_A.shape[0] for update in updates.values()}
@@ -87,7 +87,7 @@ def adapt_from_peft(model: nn.Module, folder: str | Path) -> tuple[str, ...]:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write the file atomically."""
+    """Write a file atomically."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         unfinished = Path(folder) / path.name
         unfinished.touch()

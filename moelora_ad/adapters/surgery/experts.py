@@ -42,9 +42,9 @@ def add_expert(model: nn.Module, offset: float = -math.inf, sites: Collection[st
 
     Args:
         model: adapted with MoELoRA.
-        offset: of its gate logit. -inf silences it: its weight is exactly 0, so that the model's function is unchanged,
-            and it learns nothing until `set_logit_offset` changes that. Any other number gives it a share of the gate
-            at once.
+        offset: offset of its gate logit. -inf silences it: its weight is exactly 0, so that the model's function is
+            unchanged, and it learns nothing until `set_logit_offset` changes that. Any other number gives it a share of
+            the gate at once.
         sites: dotted paths; None for all mixtures.
 
     Raises:
@@ -69,7 +69,7 @@ def add_expert(model: nn.Module, offset: float = -math.inf, sites: Collection[st
 
 @torch.no_grad()
 def set_logit_offset(model: nn.Module, expert: int, offset: float, sites: Collection[str] | None = None) -> None:
-    """Set what is added to an expert's gate logit: 0 for nothing, -inf to silence it.
+    """Set the number that is added to an expert's gate logit: 0 for no offset, -inf to silence the expert.
 
     Raises:
         AdapterError: there is no such expert or site, the offset is not a number, or all experts would be silent.
@@ -92,15 +92,15 @@ def split_expert(
 ) -> None:
     """Replace an expert by two halves, one in its place and one behind all others, without changing the function.
 
-    Both get its matrices and gate rows, and half its gate weight by a logit offset of - log 2. A perturbation is added
-    to lora_A of the one and taken from the other's, which cancels as long as their gates agree. (In training, noise is
-    drawn for each half separately.)
+    Both get its matrices and gate rows, and half its gate weight: log 2, times the temperature, is subtracted from its
+    logit offset. A perturbation is added to one half's lora_A and subtracted from the other's, which cancels as long as
+    their gates agree. (In training, noise is drawn for each half separately.)
 
     Args:
         model: adapted with MoELoRA, with dense gates.
         expert: number of the expert.
-        perturbation: standard deviation, in parts of the root mean square of lora_A.
-        generator: of the perturbation, on the CPU; None for torch's own.
+        perturbation: its standard deviation, relative to the root mean square of lora_A.
+        generator: random generator of the perturbation, on the CPU; None for torch's own.
         sites: dotted paths; None for all mixtures.
 
     Raises:
@@ -135,12 +135,12 @@ def split_expert(
 
 @torch.no_grad()
 def drop_expert(model: nn.Module, expert: int, sites: Collection[str] | None = None) -> None:
-    """Remove an expert; those behind it move up. A dense gate stays dense; the last one
-    left loses its gate and is a plain LoRA.
+    """Remove an expert; those behind it move up. A dense gate stays dense; the last expert left loses its gate and is a
+    plain LoRA.
 
     Raises:
-        AdapterError: there is no such expert or site, what would be left is silent, or only experts that a mixture
-            was extended by.
+        AdapterError: there is no such expert or site, or all experts left would be silent, or all would be those that
+            the mixture was extended by.
     """
     mixtures = chosen_mixtures(model, sites, [expert])
     gates = chosen_gates(model, sites)
@@ -166,9 +166,9 @@ def knocked_out(
     """Take experts out of the model within the block, for evaluation.
 
     Args:
-        model: adapted.
-        experts: their numbers.
-        redistribute: the softmax is over those that remain, as if the others did not exist; False keeps every
+        model: an adapted model.
+        experts: numbers of the experts to take out.
+        redistribute: take the softmax over the experts that remain, as if the others did not exist; False keeps every
             gate weight and removes the experts' updates only.
         sites: dotted paths; None for all.
 
@@ -222,7 +222,7 @@ def chosen_mixtures(
 
 
 def chosen_gates(model: nn.Module, sites: Collection[str] | None) -> dict[str, Gate]:
-    """The gates of the chosen projections, each once, by the first of its projections."""
+    """The gates of the chosen projections, each once, by the dotted path of its first projection."""
     gates: dict[int, tuple[str, Gate]] = {}
     for site, layer in chosen_mixtures(model, sites).items():
         gates.setdefault(id(layer.gate), (site, gate_of(layer)))
@@ -239,7 +239,7 @@ def is_dense(gate: Gate) -> bool:
 
 
 def _keep_all(gate: Gate) -> None:
-    """Let a gate that keeps as many experts as it has keep all, whatever their number becomes."""
+    """Make a gate whose top k is the number of its experts keep all of them, whatever their number becomes."""
     if gate.policy.top_k is not None:
         gate.policy = replace(gate.policy, top_k=None, order="softmax_first")
 
@@ -260,7 +260,7 @@ def _check_offset(offset: float) -> None:
 
 
 def _offsets(site: str, gate: Gate, experts: Iterable[int], offset: float) -> Tensor:
-    """A gate's logit offsets with a new one for some experts."""
+    """A gate's logit offsets, those of some experts replaced; refused if that would silence all experts."""
     offsets = gate.offsets()
     offsets[list(experts)] = offset
     if bool((offsets[: len(gate.weight)] == -math.inf).all()):
@@ -280,7 +280,7 @@ def _check_not_extended(gates: Mapping[str, Gate]) -> None:
 
 
 def _reorder(gate: Gate, order: Sequence[int]) -> None:
-    """Give a gate some of its own rows, in a new order."""
+    """Rebuild a gate from its own rows in another order, which may repeat rows or leave some out."""
     mixed = len(gate.weight)
     chosen = [number for number in order if number < mixed]
     gate.added = nn.ModuleList([gate.added[number - mixed] for number in order if number >= mixed])

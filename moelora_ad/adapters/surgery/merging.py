@@ -1,4 +1,4 @@
-"""Merging adapters into the weights they adapt, and what a static mixture loses."""
+"""Merging adapters into the weights they adapt, and measuring what a static mixture loses."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def static_mixture(model: nn.Module, mean_gates: Mapping[str, Tensor]) -> dict[s
             data that the model is for.
 
     Raises:
-        AdapterError: weights are missing, or there are others.
+        AdapterError: weights of a projection are missing, are of another shape, or belong to no mixture.
     """
     sites = dict(adapted_sites(model))
     check_sites({site: layer for site, layer in sites.items() if layer.gate is not None}, mean_gates)
@@ -59,7 +59,7 @@ class Merged:
         """Put the adapters and the untouched weights back: the model is restored bit for bit.
 
         Raises:
-            AdapterError: it has already been undone.
+            AdapterError: the merge has already been undone.
         """
         if not self._adapted:
             raise AdapterError("the merge has already been undone")
@@ -86,14 +86,14 @@ def merge_static_mixture(model: nn.Module, mean_gates: Mapping[str, Tensor]) -> 
 
 
 def put_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
-    """Replace a model's adapters by other LoRAs: they are its adapters from then on, and trained with it.
+    """Replace a model's adapters by other LoRAs, which are its adapters from then on, and trained with it.
 
     Args:
-        model: adapted.
-        updates: for every adapted projection, of any rank.
+        model: an adapted model.
+        updates: one for every adapted projection, of any rank.
 
     Raises:
-        AdapterError: updates are missing, there are others, or one has a higher rank than its projection.
+        AdapterError: an update is missing, belongs to no adapted projection, or has a higher rank than its projection.
     """
     adapted = dict(adapted_sites(model))
     check_sites(adapted, updates)
@@ -106,14 +106,14 @@ def put_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
 def with_loras(model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> Iterator[None]:
     """Replace a model's adapters by other LoRAs, within the block.
 
-    They are not merged into the weights: merged into weights of half precision most of an update would be rounded away.
+    They are not merged into the weights: in weights of half precision, most of an update would be rounded away.
 
     Args:
-        model: adapted; restored afterwards.
-        updates: for every adapted projection, of any rank.
+        model: an adapted model; restored afterwards.
+        updates: one for every adapted projection, of any rank.
 
     Raises:
-        AdapterError: updates are missing, or there are others.
+        AdapterError: an update is missing, belongs to no adapted projection, or has a higher rank than its projection.
     """
     adapted = dict(adapted_sites(model))
     put_loras(model, updates)
@@ -170,7 +170,7 @@ class StaticError:
 
     @property
     def overall(self) -> float:
-        """The same over all projections together."""
+        """The relative error over all projections together."""
         if not self._sums:
             raise AdapterError("no forward pass was watched")
         return _ratio(torch.stack([sums.cpu() for sums in self._sums.values()]).sum(0))
@@ -211,7 +211,7 @@ def static_mixture_error(model: nn.Module, mean_gates: Mapping[str, Tensor]) -> 
         mean_gates: as for `static_mixture`.
 
     Raises:
-        AdapterError: the model has no gates, or the weights do not fit.
+        AdapterError: the model has no gates, or the weights are not those of its mixtures.
     """
     check_sites({site: layer for site, layer in adapted_sites(model) if layer.gate is not None}, mean_gates)
     error = StaticError(mean_gates)

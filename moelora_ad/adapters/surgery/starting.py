@@ -35,14 +35,14 @@ def warm_start(
 
     Args:
         model: adapted with MoELoRA, at the LoRA's projections and of its rank.
-        update: see `read_lora` and `lora_updates`.
-        perturbation: standard deviation of what is added to each lora_A, in parts of lora_A's own root mean square.
-        generator: of the perturbation, on the CPU; None for torch's own.
+        update: the trained LoRA, see `read_lora` and `lora_updates`.
+        perturbation: standard deviation of what is added to each lora_A, relative to lora_A's own root mean square.
+        generator: random generator of the perturbation, on the CPU; None for torch's own.
         sites: dotted paths of the mixtures to start, whatever else the LoRA has; None for all.
 
     Raises:
         AdapterError: projections or shapes differ, kept gate weights do not sum to 1, or the perturbation is not a
-            number of 0 or more. Nothing is changed then.
+            number of 0 or more. The model is unchanged then.
     """
     check_perturbation(perturbation)
     mixtures = chosen_mixtures(model, sites)
@@ -69,12 +69,12 @@ def mixture_of_loras(
 
     Args:
         model: adapted with MoELoRA, with N experts at the LoRAs' projections and of their rank.
-        updates: of expert 0 to N - 1.
-        freeze: train the gates alone.
+        updates: the LoRAs of experts 0 to N - 1.
+        freeze: freeze the experts, so that only the gates are trained.
         sites: dotted paths of the mixtures to make, whatever else the LoRAs have; None for all.
 
     Raises:
-        AdapterError: projections, shapes or the number of experts differ. Nothing is changed then.
+        AdapterError: projections, shapes or the number of experts differ. The model is unchanged then.
     """
     mixtures = chosen_mixtures(model, sites)
     for site, layer in mixtures.items():

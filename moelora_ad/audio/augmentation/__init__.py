@@ -1,1 +1,1 @@
-"""What training does to waveforms: RawBoost, codecs, noise, rooms, and how they are composed."""
+"""Augmentations of training waveforms: RawBoost, codecs, noise, rooms, and compositions of them."""

@@ -1,4 +1,4 @@
-"""What an augmentation is: a waveform in, another of the same length out."""
+"""The interface of augmentations: a waveform in, another of the same length out."""
 
 from abc import ABC, abstractmethod
 

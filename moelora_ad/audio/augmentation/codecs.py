@@ -29,7 +29,7 @@ SHARPNESS = 64
 TAIL = 0.1
 """Seconds of silence that are encoded after the waveform, to get its last samples out of the codec."""
 SAMPLES_AT_ONCE = 1 << 14
-"""libsndfile overruns its stack when it encodes long stretches of Vorbis at once."""
+"""Samples that are encoded in one call: libsndfile overruns its stack when it encodes long stretches of Vorbis."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LossyCodec(Augmentation):
     """
 
     rate: ClassVar[int] = SAMPLE_RATE
-    """What the codec runs at, in Hz. A codec with another rate than 16 kHz gets and gives a resampled waveform."""
+    """The sampling rate of the codec in Hz; unless it is 16 kHz, waveforms are resampled to it and back."""
 
     def __call__(self, waveform: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
         """Encode and decode ``waveform``: see `Augmentation`."""
@@ -73,7 +73,7 @@ class FFmpegCodec(LossyCodec):
             )
 
     def _bit_rate(self, generator: np.random.Generator) -> int | None:
-        """Bits per second; None for a codec that has but one rate."""
+        """Bits per second; None for a codec that has only one rate."""
         return None
 
     def _code(self, sound: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
@@ -134,8 +134,8 @@ class MP3(BitRateCodec):
     ASVspoof 2021 DF: about 80 to 120 and 220 to 260 kbit/s; at 16 kHz the format ends at 160.
 
     Args:
-        kbps: Lowest and highest bit rate in kbit/s, within 8 to 160; what is drawn is brought to the nearest that the
-            format has.
+        kbps: Lowest and highest bit rate in kbit/s, within 8 to 160; the bit rate that is drawn is rounded to the
+            nearest one that the format has.
     """
 
     kbps: tuple[float, float] = (80.0, 160.0)

@@ -15,10 +15,10 @@ class Chain(Augmentation):
     """One augmentation after the other.
 
     Args:
-        augmentations: At least one, in their order.
+        augmentations: At least one, in the order in which they are applied.
 
     Raises:
-        InputError: There is none.
+        InputError: ``augmentations`` is empty.
     """
 
     augmentations: Sequence[Augmentation]
@@ -39,8 +39,8 @@ class WithProbability(Augmentation):
     """An augmentation of some waveforms only; the others stay as they are.
 
     Args:
-        augmentation: What may be done.
-        probability: How likely it is done, 0 to 1.
+        augmentation: The augmentation.
+        probability: How likely it is applied to a waveform, 0 to 1.
 
     Raises:
         InputError: ``probability`` is out of range.
@@ -69,7 +69,7 @@ class OneOf(Augmentation):
         weights: How likely each is, relative to the others; None if all are equally likely.
 
     Raises:
-        InputError: There is none, or ``weights`` does not fit.
+        InputError: ``augmentations`` is empty, or ``weights`` does not fit.
     """
 
     augmentations: Sequence[Augmentation]

@@ -59,13 +59,13 @@ class AdditiveNoise(Augmentation):
 
 @dataclass(frozen=True)
 class RoomResponse(Augmentation):
-    """Puts the waveform in a random room, by convolution with the impulse response of one.
+    """Puts the waveform in a random room, by convolution with a measured impulse response.
 
-    The direct path, which is the highest peak of the response, delays nothing, and the waveform keeps its energy. A
+    The direct path, which is the highest peak of the response, adds no delay, and the waveform keeps its energy. A
     silent waveform stays silent, and a silent response changes nothing. The result may exceed full scale.
 
     Args:
-        folder: Where the responses are: see `AdditiveNoise`. Of several channels the mean is taken.
+        folder: Where the responses are: see `AdditiveNoise`. Several channels are averaged.
 
     Raises:
         AudioError: when it is called: the folder is missing or has no audio file, or a file cannot be decoded.

@@ -4,8 +4,8 @@ H. Tak, M. Kamble, J. Patino, M. Todisco, N. Evans, "RawBoost: a raw data boosti
 automatic speaker verification anti-spoofing", ICASSP 2022, https://arxiv.org/abs/2111.04433.
 
 With equal draws, the results are those of the authors' code (https://github.com/TakHemlata/RawBoost-antispoofing).
-A filter is a cascade of linear-phase band-stop filters. All of them are designed at once and in closed form,
-and multiplied where they are real: the response of a symmetric filter, seen from its centre, is a sum of cosines.
+A filter is a cascade of linear-phase band-stop filters. All of them are designed at once and in closed form, and their
+real responses are multiplied: the response of a symmetric filter, seen from its centre, is a sum of cosines.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from moelora_ad.errors import InputError
 NYQUIST = SAMPLE_RATE / 2
 MOST_DECIBELS = 100.0
 EDGE = 0.001  # Hz that a stop band keeps from 0 and 8000 Hz
-PEAK_BINS = 512  # frequencies from 0 to below 8000 Hz at which the peak of a response is looked for
+PEAK_BINS = 512  # frequencies from 0 to below 8000 Hz among which the peak of a response is found
 LOUDEST = 10.0  # full scales
 
 
@@ -46,8 +46,8 @@ class Notches:
         """The impulse responses, symmetric about their centre: (filters, 2 bands radius + 1) float64.
 
         Args:
-            radius: Coefficients of the longest band-stop filter on either side of its centre that room is made for;
-                by default the longest here. More of them add zeros at both ends.
+            radius: Coefficients on either side of the centre of the longest band-stop filter that there is room for;
+                by default those of the longest one here. A larger radius adds zeros at both ends.
         """
         if radius is None:
             radius = int(self.lengths.max()) // 2
@@ -75,7 +75,7 @@ class Notches:
 
 @dataclass(frozen=True)
 class NotchFilters:
-    """What random multi-notch filters are drawn from; each pair is a lowest and a highest value, both possible.
+    """The distribution of random multi-notch filters; each pair is a lowest and a highest value, both possible.
 
     A band-stop filter has a centre and a width drawn uniformly, its edges kept 0.001 Hz from 0 and 8000 Hz, and as many
     coefficients as the integer part of a uniform draw (10 to 99 by default); an even number is raised by one, since a
@@ -120,8 +120,8 @@ class NotchFilters:
 
         Args:
             generator: The source of randomness.
-            filters: How many.
-            attenuation: What is taken, in dB, from the lowest and the highest gain of all filters but the first.
+            filters: Number of filters.
+            attenuation: Decibels that are subtracted from the lowest and the highest gain of all filters but the first.
         """
         shape = (filters, self.bands)
         centre = generator.uniform(*self.centre, shape)
@@ -137,7 +137,7 @@ class NotchFilters:
 
 @dataclass(frozen=True)
 class RawBoost(Augmentation):
-    """RawBoost's noises, alone or combined, by the numbers that the field gives them.
+    """RawBoost's noises, alone or combined, by the numbers of the published code.
 
     1. Linear and non-linear convolutive noise: the sum of the waveform's powers 1 to ``orders``, each through a filter
        of its own.
@@ -148,8 +148,8 @@ class RawBoost(Augmentation):
 
     The default values are the published ones, and with equal draws the results are those of the published code:
 
-    - A filtered waveform comes one sample earlier than the unfiltered one (8 adds the two: it is heard there), and is
-      taken as zero outside its samples.
+    - A filtered waveform comes one sample earlier than the unfiltered one, which matters for 8, where the two are
+      added; a waveform is taken as zero outside its samples.
     - 1 subtracts the mean. 1, 2 and 8 divide the result by its peak if that is above 1; 3 leaves it.
     - r is the product of two uniform draws from [-1, 1]: its density is -ln|r| / 2.
     - The share of samples that 2 changes is drawn uniformly up to ``impulses``, rounded down to whole samples, which
@@ -157,18 +157,18 @@ class RawBoost(Augmentation):
     - The white noise of 3 is Gaussian, here by 65,536 equally likely values; the signal-to-noise ratio is that of the
       energies over the whole waveform.
 
-    That code changes the whole utterance, of which the training segment is taken then: see ``augment_before_crop`` of
+    That code changes the whole utterance and then takes the training segment from it: see ``augment_before_crop`` of
     the data module. Chosen here: a waveform with a peak above 10, where full scale is 1, is divided by its peak first,
     so that its powers stay bounded.
 
-    A silent waveform stays silent. A single sample under 1 becomes 0, for that is what is left without the mean.
+    A silent waveform stays silent. 1 turns a waveform of a single sample into 0, as it subtracts the mean.
 
     Args:
         algorithm: 1 to 8, as above.
         orders: Powers of the waveform in 1 (N_f).
         filters: What the filters of 1 and 3 are drawn from.
-        attenuation: What is taken, in dB, from the lowest and from the highest gain of the filters of all powers but
-            the first (minBiasLinNonLin, maxBiasLinNonLin).
+        attenuation: Decibels that are subtracted from the lowest and from the highest gain of the filters of all powers
+            but the first (minBiasLinNonLin, maxBiasLinNonLin).
         impulses: Samples that 2 changes at most, in per cent (P).
         impulse_gain: Gain of the impulses, linear (g_sd).
         snr: Lowest and highest signal-to-noise ratio of 3 in dB (SNRmin, SNRmax).
@@ -262,10 +262,11 @@ def _gaussian_values() -> NDArray[np.float32]:
 def _filter_powers(waveform: NDArray[np.float32], filters: NDArray[np.float64]) -> NDArray[np.float32]:
     """The sum of the powers 1, 2, ... of ``waveform`` (samples,), each through its filter: (samples,).
 
-    Fourier transforms of overlapping blocks; what wraps around within a block is thrown away.
+    It is computed by Fourier transforms of overlapping blocks; what wraps around within a block is discarded.
 
     Args:
-        filters: (orders, 2 reach + 1), centred; what comes out is one sample earlier than their centre.
+        waveform: (samples,).
+        filters: (orders, 2 reach + 1), centred; the result comes one sample earlier than their centre.
     """
     samples, overlap = len(waveform), filters.shape[1] - 1
     size = _power_of_two(min(8 * overlap, samples + overlap))

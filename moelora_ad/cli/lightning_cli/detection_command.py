@@ -44,7 +44,7 @@ from moelora_ad.training.interruptions.signals import StopBetweenBatches, explai
 from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
 
 HPC = "hpc"  # the checkpoint that Lightning saves before SLURM ends or requeues a job
-# Advice that our own defaults answer already.
+# Warnings that do not apply to our defaults.
 SILENCED = (
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
@@ -52,7 +52,7 @@ SILENCED = (
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # TrainingBatches resumes
     ".*The dirpath has changed from.*",  # a test of an earlier run's checkpoint
-    ".*module\\(s\\) in eval mode at the start of training.*",  # frozen means frozen
+    ".*module\\(s\\) in eval mode at the start of training.*",  # frozen layers are in eval mode on purpose
     ".*It is recommended to use `self.log\\('(routing|train)/.*sync_dist=True.*",  # all processes have the same
     ".*The `srun` command is available on your system but is not used.*",
 )
@@ -72,7 +72,7 @@ def run_command(argv: Sequence[str], program: str) -> int:
         if str(error):  # otherwise another process reports it
             print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
-    # One process reports: Lightning takes another one's exit code for a crash.
+    # Only the first process reports failures: Lightning takes a failure code of another one for a crash.
     if not command.trainer.is_global_zero:
         return 0
     problems = [*unscored(command.model), *(f"{name}: {why}" for name, why in command.datamodule.unreadable.items())]
@@ -95,7 +95,7 @@ class DetectionCommand(LightningCLI):
     model: DetectionModule
     datamodule: AudioDeepfakeDataModule
     allow: Collection[str] | None = None  # see `imports_limited`
-    _parsers: tuple[LightningArgumentParser, ...] = ()  # that of all commands, then one of each
+    _parsers: tuple[LightningArgumentParser, ...] = ()  # the parser of all commands, then that of each command
 
     def __init__(self, **settings: Any) -> None:
         ours = {"save_config_callback": None, "seed_everything_default": 1, "parser_class": OneLineParser}
@@ -119,7 +119,7 @@ class DetectionCommand(LightningCLI):
         self.given = self.config[self.verb]
         self.verb_parser = self._parsers[1 + [*self.subcommands()].index(self.verb)]
         self._find_checkpoint()
-        # Lightning would look for hyper-parameters in it next; ours are in the configuration.
+        # Lightning would look for hyper-parameters in the checkpoint next; ours are in the configuration.
         self._checkpoint_given, self.given.ckpt_path = self.given.ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
@@ -160,7 +160,7 @@ class DetectionCommand(LightningCLI):
                 "early_stopping.patience": 10,
                 # A run that continues from the middle of an epoch may have no figure at the first epoch's end.
                 "early_stopping.strict": False,
-                # A second GPU doubles the batch of an optimiser step: that is for the user to say.
+                # A second GPU doubles the batch of an optimiser step: the user must decide that.
                 "trainer.devices": 1,
                 "trainer.sync_batchnorm": True,
             }
@@ -200,7 +200,7 @@ class DetectionCommand(LightningCLI):
         return trainer
 
     def _watching(self, given: list[Callback]) -> list[Callback]:
-        """What watches a training run for its loggers, unless the configuration has such callbacks itself."""
+        """The callbacks that log a training run, except those that the configuration has itself."""
         ours = [RoutingLog(), WandbRun(self.given.system, self.configuration)]
         return [callback for callback in ours if not any(isinstance(other, type(callback)) for other in given)]
 
@@ -235,7 +235,7 @@ class DetectionCommand(LightningCLI):
             self.verb_parser.error(str(error))
 
     def _data(self) -> AudioDeepfakeDataModule:
-        # Without groups: those are the model and the trainer too.
+        # With instantiate_groups, the model and the trainer would be built too.
         built = self.verb_parser.instantiate(Namespace(data=self.given.data), instantiate_groups=False)
         return AudioDeepfakeDataModule(**vars(built.data))
 
@@ -259,7 +259,7 @@ class DetectionCommand(LightningCLI):
                 )
             if given.ckpt_path in (BEST, LAST):
                 given.ckpt_path = checkpoint_of(self._run_of_configuration(), given.ckpt_path, verb)
-            if given.ckpt_path != HPC:  # which Lightning alone finds
+            if given.ckpt_path != HPC:  # only Lightning can find that one
                 check_readable(given.ckpt_path)
             elif verb != "fit":
                 raise CheckpointError(f"--ckpt_path {HPC}: resumes training, for fit only")

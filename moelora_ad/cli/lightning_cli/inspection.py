@@ -1,4 +1,4 @@
-"""The model of a configuration, built on the meta device, and its account."""
+"""The account of a configuration's model (parameters, operations, memory), which is built on the meta device."""
 
 import json
 import logging
@@ -31,11 +31,11 @@ from moelora_ad.models.precision import AUTOCAST, ROUNDED, precision_name, round
 from moelora_ad.models.precision_names import PRECISIONS
 from moelora_ad.training.detection_module import DetectionModule
 
-NAMES = sorted({*PRECISIONS} - {"16-true"})  # in which training works, see `check_trains`
+NAMES = sorted({*PRECISIONS} - {"16-true"})  # precisions in which training works, see `check_trains`
 
 
 class _Parser(OneLineParser):
-    """The configuration is that of fit; a mistake in it is reported under this command's name."""
+    """Reads the configuration of fit, and reports a mistake in it under this command's name."""
 
     def exit(self, status: int = 0, message: str | None = None) -> Any:
         super().exit(status, message and message.replace(" fit: error:", " inspect: error:", 1))
@@ -46,7 +46,7 @@ class _Model(DetectionCommand):
 
     Args:
         allow: packages besides ours whose classes may be built.
-        arguments: of ``LightningCLI``.
+        arguments: those of ``LightningCLI``.
     """
 
     def __init__(self, allow: Collection[str], **arguments: Any) -> None:
@@ -64,19 +64,19 @@ class _Model(DetectionCommand):
         return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
     def _read_trials(self, data: AudioDeepfakeDataModule) -> None:
-        """No corpus is needed."""
+        """Read nothing: no corpus is needed."""
 
     def fit(self, **_: Any) -> None:
-        """Nothing is run."""
+        """Run nothing."""
 
 
 def inspect_model(arguments: list[str], own: Arguments, program: str) -> int:
     """Print the account of a model; returns the exit code.
 
     Args:
-        arguments: those of fit.
-        own: those of the command itself.
-        program: for error messages.
+        arguments: the arguments of fit.
+        own: the options of inspect itself.
+        program: name of the program and the command, for error messages.
     """
     try:
         command = _built(arguments, own.allow)
@@ -121,7 +121,7 @@ def _account(command: DetectionCommand, own: Arguments) -> Account:
     try:
         with _quiet():
             return account(model.detector, model.optimizer, samples, command.datamodule.batch_size, precision)
-    except (RuntimeError, ValueError) as error:  # too few frames, in the message of the layer that lacks them
+    except (RuntimeError, ValueError) as error:  # a layer says that it has too few frames
         reason = str(error).partition("\n")[0]
         raise InputError(f"the model cannot process clips of {samples / SAMPLE_RATE:g} s: {reason}") from None
 
@@ -133,7 +133,7 @@ def _segment(command: DetectionCommand, own: Arguments) -> int:
 
 
 def _precision(command: DetectionCommand) -> tuple[str, torch.dtype]:
-    """Its name, and what products are computed in."""
+    """The name of the precision, and the type that products are computed in."""
     name = precision_name(command.given.trainer.precision)
     if name not in NAMES:
         raise InputError(f"trainer.precision {name}: give one of {', '.join(NAMES)}, which train here")

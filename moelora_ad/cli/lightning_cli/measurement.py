@@ -1,4 +1,4 @@
-"""A few measured steps of the training of a configuration, and the plan that they make."""
+"""The plan of a training run: a few of its steps are measured."""
 
 import json
 import os
@@ -31,13 +31,13 @@ from moelora_ad.training.callbacks.progress import callbacks_of, duration, silen
 from moelora_ad.training.callbacks.start_summary import batch, devices
 from moelora_ad.training.interruptions.signals import explain_interruptions
 
-WARM_UP = 3  # steps: memory is allocated, kernels are chosen
+WARM_UP = 3  # steps in which memory is allocated and kernels are chosen
 EVALUATION_BATCHES = 4
 NEVER = 2**31
 
 
 class _Parser(OneLineParser):
-    """The configuration is that of fit; a mistake in it is reported under this command's name."""
+    """Reads the configuration of fit, and reports a mistake in it under this command's name."""
 
     def exit(self, status: int = 0, message: str | None = None) -> Any:
         super().exit(status, message and message.replace(" fit: error:", " plan: error:", 1))
@@ -47,8 +47,8 @@ class _Planned(DetectionCommand):
     """Builds what fit builds, except what writes to disk, and runs nothing yet.
 
     Args:
-        num_steps: to measure.
-        arguments: of the command line, without the command.
+        num_steps: number of steps to measure.
+        arguments: the arguments of fit, without the command.
         allow: packages besides ours whose classes may be built.
     """
 
@@ -59,15 +59,15 @@ class _Planned(DetectionCommand):
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
-        self.given.trainer.logger = False  # some need an account, some create a folder
+        self.given.trainer.logger = False  # some loggers need an account, some create a folder
 
     def instantiate_trainer(self, **changes: Any) -> Trainer:
         self.wanted = config = {**self.config_init[self.verb].trainer, **changes}
-        # What workers read ahead at first would hide that they are too slow.
+        # The batches that workers read ahead at first would hide that the workers are too slow.
         ahead = -(-2 * self.datamodule.num_workers // config.get("accumulate_grad_batches", 1))
         self.timer = StepTimer(max(WARM_UP, ahead))
         leave_out = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary, Timer)
-        self.scratch = tempfile.TemporaryDirectory(prefix="moelora_ad_plan_")  # for what observers write
+        self.scratch = tempfile.TemporaryDirectory(prefix="moelora_ad_plan_")  # for files of callbacks and profilers
         ours = {
             "callbacks": [*(c for c in callbacks_of(config) if not isinstance(c, leave_out)), self.timer],
             "default_root_dir": self.scratch.name,
@@ -85,20 +85,20 @@ class _Planned(DetectionCommand):
             "max_steps": self.timer.warm_up + self.num_steps,
             "max_time": None,
         }
-        self.verb_parser.callback_keys.clear()  # those that save checkpoints and stop early
+        self.verb_parser.callback_keys.clear()  # the callbacks that save checkpoints and stop early
         return super().instantiate_trainer(**ours)
 
     def fit(self, **_: Any) -> None:
-        """See `_measure`."""
+        """Train nothing yet: see `_measure`."""
 
 
 def plan_run(arguments: list[str], own: Arguments, program: str) -> int:
     """Print the plan of a run; returns the exit code.
 
     Args:
-        arguments: those of fit.
-        own: those of the verb itself.
-        program: for error messages.
+        arguments: the arguments of fit.
+        own: the options of plan itself.
+        program: name of the program and the command, for error messages.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     silence_banners()
@@ -134,13 +134,13 @@ def _planned(command: _Planned, own: Arguments) -> int:
 
 
 def _measure(command: _Planned) -> Measured | None:
-    """Train for a few steps; None in processes but the first.
+    """Train for a few steps and return what was measured; None in all processes but the first.
 
     Raises:
         InputError: a batch does not fit into memory, or nothing could be measured.
     """
     trainer, data, timer = command.trainer, command.datamodule, command.timer
-    command.model.schedule = None  # costs nothing, and may need figures that are missing
+    command.model.schedule = None  # a schedule takes no time, and may need figures that are missing
     console = Console(stderr=True, quiet=not trainer.is_global_zero)
     with console.status("reading the protocols") as status:
         timer.tell = status.update

@@ -24,11 +24,11 @@ def is_model(path: str | None) -> bool:
 
 
 def with_model(arguments: Sequence[str]) -> list[str]:
-    """A command line whose ``--ckpt_path`` names a saved model, with that model's parts in the place of those of all
-    configurations, and its window where these name none; any other as it is.
+    """Complete a command line whose ``--ckpt_path`` names a saved model: that model's parts replace those of all
+    configurations, and its window is taken where these name none. Any other command line is returned as it is.
 
     Args:
-        arguments: the command first.
+        arguments: the command line, beginning with the command.
 
     Raises:
         InputError: the model is damaged, or is built of classes that are not ours: an untrusted file
@@ -47,7 +47,7 @@ def segment_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The clips that a saved model was evaluated on, as a configuration has them.
 
     Args:
-        config: its ``config.json``.
+        config: the model's ``config.json``.
     """
     clips = ScoredClips.of(config["window"], config["fill"])
     return {"class_path": "moelora_ad.audio.Segment", "init_args": {"samples": clips.window, "short": clips.short}}
@@ -56,16 +56,16 @@ def segment_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def model_parts(
     folder: Path, allow: Collection[str] = (), backbone: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The ``config.json`` of a saved model, and its three parts by name as a configuration has them, with the place
-    where its encoder is now.
+    """The ``config.json`` of a saved model, and the model's three parts by name as a configuration has them, with the
+    place where its encoder is now.
 
     Args:
-        folder: of the model.
-        allow: packages besides ours whose classes it may name.
+        folder: the model's folder.
+        allow: packages besides ours whose classes the model may name.
         backbone: where the encoder is, if it is not where the model says.
 
     Raises:
-        InputError: it is damaged, or names other classes.
+        InputError: the model is damaged, or names other classes.
     """
     config = read_config(folder)
     parts: dict[str, Any] = {name: config[name] for name in PARTS}

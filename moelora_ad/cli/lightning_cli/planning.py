@@ -1,4 +1,4 @@
-"""How long a run will take, by a few measured steps."""
+"""How long a run will take, estimated from a few measured steps."""
 
 import math
 import os
@@ -18,17 +18,18 @@ class Plan:
     """The estimate of a run.
 
     Attributes:
-        setting: of the run, as far as it matters for the cost.
+        setting: the settings of the run that matter for its cost.
         steps: ``per_epoch`` and ``total`` optimiser steps; None where the run has no end.
-        epochs: of the run; None where it has no end.
-        batches: of an epoch (``train``), of a validation (``dev``), and of each test set by name.
-        validations: in the whole run, the last one of the best checkpoint included.
-        seconds: of a ``step``, of an epoch's training (``train_epoch``), of a ``validation``, of the ``test`` sets by
-            name, and of the whole ``run``; None where the run has no end.
-        measured: the measurements behind it.
-        data_wait_share: of a step in the long run.
-        checkpoint_bytes: tensors of one checkpoint.
-        hints: what could go better, in sentences.
+        epochs: number of epochs; None where the run has no end.
+        batches: number of batches of an epoch (``train``), of a validation (``dev``), and of each test set by name.
+        validations: number of validations in the whole run, including the last one, of the best checkpoint; None where
+            the run has no end.
+        seconds: time of a ``step``, of an epoch's training (``train_epoch``), of a ``validation``, of the ``test`` sets
+            by name, and of the whole ``run``; None where the run has no end.
+        measured: the measurements that the estimate is made from.
+        data_wait_share: share of a step that is spent waiting for data, in the long run.
+        checkpoint_bytes: size of the tensors of one checkpoint.
+        hints: what could be improved, in sentences.
     """
 
     setting: dict[str, Any]
@@ -51,15 +52,15 @@ def plan_of(
     test_sizes: dict[str, int] | None,
     checkpoint_bytes: int,
 ) -> Plan:
-    """The estimate by what was measured.
+    """Estimate a run from what was measured.
 
     Args:
-        measured: by a `StepTimer`.
-        trainer: that measured.
-        data: of the run.
+        measured: the measurements of a `StepTimer`.
+        trainer: the trainer of the measured steps.
+        data: the run's data module.
         wanted: the arguments of the run's own trainer.
         test_sizes: trials of the test sets; None if fit ends without a test, and without the validation before it.
-        checkpoint_bytes: tensors of one checkpoint.
+        checkpoint_bytes: size of the tensors of one checkpoint.
     """
     accumulated = trainer.accumulate_grad_batches
     per_epoch = -(-measured.train_batches // accumulated)
@@ -116,9 +117,9 @@ def _length(wanted: dict[str, Any], per_epoch: int) -> tuple[int | None, int | N
 
 
 def _validations(wanted: dict[str, Any], steps: int, per_epoch: int, batches: int) -> int:
-    """How often a run of ``steps`` validates, with ``per_epoch`` of them and so many batches in an epoch."""
+    """How often a run of ``steps`` validates; an epoch has ``per_epoch`` steps and ``batches`` batches."""
     interval, every = wanted.get("val_check_interval") or 1.0, wanted.get("check_val_every_n_epoch", 1)
-    if not isinstance(interval, int | float):  # a time between two
+    if not isinstance(interval, int | float):  # the time between two validations
         return steps // per_epoch
     between = max(1, int(batches * interval)) if isinstance(interval, float) else interval
     epochs, rest = divmod(steps, per_epoch)

@@ -9,9 +9,9 @@ from moelora_ad.runs.folder import check_free
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Puts the configuration of a training run into its folder, whatever the logger; a test changes nothing there.
+    """Saves the configuration of a training run in its folder, whatever the logger; a test changes nothing there.
 
-    The checkpoint that a run resumed from is left out: a test with this configuration must name the one it judges.
+    The checkpoint that a run resumed from is left out: a test with this configuration must name its own.
     """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

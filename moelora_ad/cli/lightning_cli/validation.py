@@ -1,4 +1,4 @@
-"""Configurations checked as fit reads them: keys, classes, arguments and values; nothing is built."""
+"""Checks of configurations as fit reads them: keys, classes, arguments and values; nothing is built."""
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -14,7 +14,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.sweeps.planning import plan_runs
 from moelora_ad.sweeps.sweep import read_sweep
 
-_BASE = "paper"  # what overlays alone are checked on
+_BASE = "paper"  # the experiment that overlays are checked on top of
 
 
 class _Parser(OneLineParser):
@@ -25,7 +25,7 @@ class _Parser(OneLineParser):
 
 
 class _Done(Exception):
-    """Everything has been checked, and nothing is to be built."""
+    """Raised when everything has been checked, so that nothing is built."""
 
 
 class _Checker(DetectionCommand):
@@ -34,7 +34,7 @@ class _Checker(DetectionCommand):
     Args:
         cases: command lines of fit, without the command.
         allow: packages besides ours whose classes may be named.
-        problems: gets what is wrong with each case that is not valid, by its number.
+        problems: receives what is wrong with each case that is not valid, by the case's number.
     """
 
     def __init__(self, cases: Sequence[Sequence[str]], allow: Collection[str], problems: dict[int, str]) -> None:
@@ -59,12 +59,12 @@ def problems_of(groups: Sequence[Sequence[str]], allow: Collection[str] = ()) ->
     """What is wrong with configurations.
 
     Args:
-        groups: files or names of each; those of a group are checked together, later ones change earlier ones. Overlays
-            without an experiment are checked on top of the paper's; of a sweep, every system.
+        groups: groups of files or names; a group is checked together, its later configurations changing the earlier
+            ones. Overlays without an experiment are checked on top of the paper's; of a sweep, every system is checked.
         allow: packages besides ours whose classes may be named.
 
     Returns:
-        by what was checked, its problem or None.
+        a problem, or None, by the name of what was checked.
     """
     found: dict[str, str | None] = {}
     cases: dict[str, list[str]] = {}
@@ -81,7 +81,7 @@ def problems_of(groups: Sequence[Sequence[str]], allow: Collection[str] = ()) ->
 
 
 def _cases(group: Sequence[str], name: str) -> dict[str, list[str]]:
-    """Command lines of fit by what they check."""
+    """Command lines of fit, by the name of what they check."""
     kinds = [kind(configuration_file(one)) for one in group]
     if "sweep" in kinds:
         if len(group) > 1:

@@ -26,7 +26,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         "scores", metavar="DEV_SCORES.csv", help="raw scores of the model on a development set, as validate writes them"
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
-    add_allow(parser)  # one command line for a model; nothing of it is built here
+    add_allow(parser)  # as for other commands on models; no class is built here
     arguments = parser.parse_args(argv[1:])
     from moelora_ad.cli.terminal import print_table
     from moelora_ad.evaluation.score_table import ScoreTable
@@ -60,7 +60,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def fitted(table: "ScoreTable", path: str | Path) -> "Calibration":
-    """The calibration of a development score file ``path`` with the scores ``table``.
+    """Fit a calibration on ``table``, the scores of the development score file ``path``.
 
     Raises:
         ScoreError: see `fit_calibration`.
@@ -72,8 +72,8 @@ def fitted(table: "ScoreTable", path: str | Path) -> "Calibration":
 
 
 def precision_of(path: str | Path) -> str | None:
-    """The precision of the scores in a file, by the provenance beside it; None if that is not there or of other
-    scores."""
+    """The precision that the scores in a file were computed in, from the provenance beside it; None if there is none,
+    or that of other scores."""
     from moelora_ad.evaluation.provenance import read_provenance
     from moelora_ad.files import file_hash
 
@@ -89,13 +89,13 @@ def precision_of(path: str | Path) -> str | None:
 def figures_of_sets(
     paths: Sequence[str | Path], calibration: "Calibration | None", fitted_on: "ScoreTable | None"
 ) -> list[dict[str, Any]]:
-    """Figures of score files for the model card, see `moelora_ad.models.saving.card`; a set is named by its file.
+    """Figures of score files for the model card, see `moelora_ad.models.saving.card`; a set is named after its file.
 
     Args:
         paths: score files of the model, raw scores.
-        calibration: what is stored with the model, if anything: then actDCF and Cllr too.
-        fitted_on: the scores that it was fitted on. A set that shares trials with it gets neither: they would be
-            meaningless for other data.
+        calibration: the calibration that is stored with the model, if any: then actDCF and Cllr are computed too.
+        fitted_on: the scores that the calibration was fitted on. A set that shares trials with them gets neither
+            actDCF nor Cllr: these would be meaningless for other data.
 
     Raises:
         InputError: a file is missing or faulty, or two have the same name.

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from moelora_ad.analysis.changes import Changed
 
 Work = Callable[[Keywords], "tuple[Report, Changed | None]"]
-"""The report of a change, and the changed model; None if there is none to keep."""
+"""A function that returns the report of a change and the changed model, or None if no model is to be saved."""
 
 
 def parser_of(program: str, description: str, epilog: str, decides: str) -> OneLineArgumentParser:
-    """The options of all of them; what is not given is left to the function."""
+    """A parser with the options that these commands share; options that are not given have the function's defaults."""
     parser = OneLineArgumentParser(
         prog=program, description=description, epilog=epilog, argument_default=argparse.SUPPRESS
     )
@@ -44,7 +44,7 @@ def parser_of(program: str, description: str, epilog: str, decides: str) -> OneL
 
 
 def points(text: str) -> float:
-    """The type of an option that is points of EER."""
+    """The type of an option that is a number of points of EER."""
     try:
         number = float(text)
     except ValueError:
@@ -55,7 +55,7 @@ def points(text: str) -> float:
 
 
 def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Work) -> int:
-    """Measure, print, and write the changed model, if there is one; returns the exit code: 1 if there is none."""
+    """Measure, print, and write the changed model, if there is one; returns the exit code: 1 if none is written."""
     keywords = vars(parser.parse_args(arguments))
     to, folder = keywords.pop("to", None), keywords.pop("report", None)
     if to is None and not keywords.get("dry_run"):

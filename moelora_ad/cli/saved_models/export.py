@@ -87,7 +87,7 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     if arguments.licence:
         about["licence"] = arguments.licence
     detector.about = about
-    (folder / ONNX).unlink(missing_ok=True)  # of the model that was there
+    (folder / ONNX).unlink(missing_ok=True)  # that of a model that is overwritten
     detector.save_pretrained(folder, arguments.with_backbone)
     failure = _onnx_failure(detector, folder) if arguments.onnx else None
     if note:
@@ -123,7 +123,7 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
 
 
 def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str], list[str]]:
-    """For the card of a run that started from a model: what that records of its training, and what was done to it."""
+    """For the card of a run that started from a model: that model's training data, and its history with this run."""
     from moelora_ad.models.saving.files import CONFIG, read_config, short
     from moelora_ad.runs.record import RECORD, read_record
 
@@ -190,14 +190,14 @@ def _onnx_failure(detector: "Detector", folder: Path) -> str | None:
 
 
 def check_target(folder: Path, onnx: bool = False) -> None:
-    """Check that nothing but a model that was saved before is overwritten, and only as a whole.
+    """Check that saving a model overwrites nothing but another saved model, and that as a whole.
 
     Args:
         folder: where a model is to be saved.
         onnx: whether its ``model.onnx`` will be written too.
 
     Raises:
-        InputError: the folder has something else.
+        InputError: the folder has other content, or a ``model.onnx`` of another model that would remain.
     """
     from moelora_ad.models.saving.files import ONNX, read_config
 

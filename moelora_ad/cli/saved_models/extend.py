@@ -32,7 +32,7 @@ see experiments/extend/new_attack.yaml. The same by hand: model.init_weights and
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
-    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 a run failed."""
+    """Run the command with its arguments ``argv[1:]``; returns the exit code: 1 if a run failed."""
     parser = _parser(f"{program} extend")
     given = parser.parse_args(argv[1:])
     _check(parser, given)
@@ -138,7 +138,7 @@ def _extend(given: argparse.Namespace, program: str) -> int:
 
 
 def _planned(made: Mapping[str, object], folder: Path, given: argparse.Namespace) -> "list[PlannedRun]":
-    """The runs, whose configurations are in their folder."""
+    """The planned runs; their configurations are written into ``folder``."""
     import yaml
 
     from moelora_ad.files import written_whole

@@ -9,7 +9,7 @@ from moelora_ad.configuration.files import part_of, read_configuration
 from moelora_ad.errors import InputError
 
 EXTENDED, ON_NEW, ON_ALL = "extended", "all_on_new", "all_on_old_and_new"
-"""Names of the runs."""
+"""Names of the three runs that an extension compares."""
 WORDS = {EXTENDED: "new expert", ON_NEW: "all, on new", ON_ALL: "all, on old and new"}
 _LORA, _MIXTURE = "moelora_ad.adapters.LoRA", "moelora_ad.adapters.MoELoRA"
 _OF_TRAINING = ("auxiliary", "freeze_experts", "init_from", "perturbation")
@@ -19,16 +19,16 @@ BATCH, RATE, TETHER = 8, 1e-3, 0.3
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for.
+    """The options of the command line.
 
     Args:
-        few: utterances of each class that are drawn of the new ones; None for all.
-        steps: of the optimiser.
-        seed: of everything.
+        few: number of new utterances that are drawn of each class; None for all.
+        steps: optimiser steps of each run.
+        seed: seed of all random numbers.
         start: weight of the new expert at first.
         train_gates: train the old gate rows too.
         train_classifier: train the classifier too.
-        tether: weight of the tether; None for the default, which is none with old data.
+        tether: weight of the tether; None for the default, which is 0 with old data.
     """
 
     few: int | None
@@ -41,15 +41,15 @@ class Options:
 
 
 def read_data(path: str, options: Options, clips: Mapping[str, Any]) -> dict[str, Any]:
-    """The part ``data`` of the file with the new attack, completed.
+    """The part ``data`` of the file with the new attack, completed with defaults.
 
     Args:
-        path: of the file.
-        options: of the command line.
-        clips: those that the model was evaluated on.
+        path: the file.
+        options: the options of the command line.
+        clips: the clips that the model was evaluated on.
 
     Raises:
-        InputError: it cannot be read, has other parts, or names no new utterances or no new test set.
+        InputError: the file cannot be read, has other parts, or names no new utterances or no new test set.
     """
     config = read_configuration(path)
     if others := config.keys() - {"data"}:
@@ -72,7 +72,7 @@ def read_data(path: str, options: Options, clips: Mapping[str, Any]) -> dict[str
     if not {"train_segment", "eval_segment"} & data.keys():
         samples = {"samples": clips["init_args"]["samples"]}
         defaults |= {"train_segment": samples | {"position": "random"}, "eval_segment": clips}
-    if any(not is_new(name) for name in train):  # half of what is seen is new, however little there is
+    if any(not is_new(name) for name in train):  # half of the draws are new utterances, however few there are
         counts = {new: sum(is_new(name) == new for name in train) for new in (True, False)}
         defaults["train_weights"] = {name: 0.5 / counts[is_new(name)] for name in train}
     return defaults | data | {"train": train}
@@ -91,17 +91,17 @@ def _few(corpus: Any, options: Options) -> dict[str, Any]:
 def configurations(
     model: Path, parts: dict[str, Any], precision: str | None, data: Mapping[str, Any], options: Options
 ) -> dict[str, dict[str, Any]]:
-    """The configuration of each run by its name; without old data there is no run on old and new.
+    """The configuration of each run, by the run's name; without old data there is no run on old and new.
 
     Args:
         model: folder of the model.
-        parts: its backbone, adaptation and classifier.
-        precision: that it was evaluated in; None for single.
+        parts: the model's backbone, adaptation and classifier.
+        precision: the precision that the model was evaluated in; None for single.
         data: see `read_data`.
-        options: of the command line.
+        options: the options of the command line.
 
     Raises:
-        InputError: its adaptation cannot be extended.
+        InputError: the model's adaptation cannot be extended.
     """
     extended, whole = adaptations(parts["adaptation"], options)
     new = {name: corpus for name, corpus in data["train"].items() if is_new(name)}
@@ -118,14 +118,14 @@ def configurations(
 
 
 def adaptations(described: Mapping[str, Any], options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A model's adaptation with one expert more, and as it is, with all of it in training.
+    """A model's adaptation with one more expert to train, and the present adaptation, to be trained as a whole.
 
     Args:
         described: class and arguments, as the model has them.
-        options: of the command line.
+        options: the options of the command line.
 
     Raises:
-        InputError: it is neither a mixture of LoRAs nor a LoRA.
+        InputError: the adaptation is neither a mixture of LoRAs nor a LoRA.
     """
     kind = described["class_path"]
     given = {name: value for name, value in described["init_args"].items() if name not in _OF_TRAINING}
@@ -153,7 +153,7 @@ def _tether(weight: float) -> dict[str, Any] | None:
 
 
 def _alone(data: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the old corpora, and their weights."""
+    """The part ``data`` without the old corpora and their weights."""
     weights = data.get("train_weights")
     chosen = None if weights is None else {name: weights[name] for name in new if name in weights}
     return {**data, "train": dict(new), "train_weights": chosen}
@@ -195,5 +195,5 @@ def _configuration(
 
 
 def why_not(name: str, made: Mapping[str, object]) -> str:
-    """Why a run was not made."""
+    """Why there is no run of that name."""
     return "left out by --alone" if name in made else "no old data: data.train has no replay"

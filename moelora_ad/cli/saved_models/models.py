@@ -33,7 +33,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 
 def _described(name: str, folder: Path) -> dict[str, Any]:
-    """What a model's ``config.json`` says about it, without what only a program needs."""
+    """What a model's ``config.json`` says about it, except what only programs need."""
     config = read_json(folder / "config.json")
     about = config["about"]
     return {

@@ -1,4 +1,4 @@
-"""From the columns of a protocol to a list of trials."""
+"""Collecting the columns of a protocol into a list of trials."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ _NO_ATTACK = dict.fromkeys(("", "-", "bonafide"))
 
 
 class _Labels(dict[str, int]):
-    """The number of each spelling that has occurred."""
+    """The label, as a number, of each spelling that has occurred."""
 
     def __missing__(self, word: str) -> int:
         self[word] = parse_label(word)
@@ -53,10 +53,10 @@ class Collector:
         """Add a block of trials.
 
         Args:
-            lines: (n,) where each of them is in the file.
+            lines: (n,) the line of each trial in the file.
             utterance: (n,) ids.
             label: (n,) words for `parse_label`.
-            audio: (n,) places; not given if `trials` gets what surrounds the utterance ids.
+            audio: (n,) places; None if `trials` gets the texts around the utterance ids that make them up.
             texts: Other fields of `Trial`, (n,) or one for all. Empty, ``-`` and the attack ``bonafide`` are unknown.
 
         Raises:
@@ -79,7 +79,7 @@ class Collector:
                 pool.extend(values)
 
     def trials(self, before: str | None = None, after: str = "") -> TrialList:
-        """All that was added; the audio of each is its utterance id between ``before`` and ``after``, if given.
+        """All trials that were added; if ``before`` is given, their audio is ``before``, utterance id and ``after``.
 
         Raises:
             ProtocolError: Nothing was added, or an utterance more than once.

@@ -1,8 +1,9 @@
 """Compact columns of text: a million trials are a few arrays, not a million objects.
 
-Against pyarrow's (600,000 trials, 8 columns, a 2-core x86 CPU; ``benchmarks/protocols.py --pyarrow``): built twice as
-fast in 0.7 of the memory, a row read 2.3 and all handed to a worker 3 times as fast, a slice pickled some 400 times;
-rows at random are chosen 7 times as slowly, once a run. pyarrow takes 0.13 s to import, and 176 MB on disk.
+Compared with pyarrow's (600,000 trials, 8 columns, a 2-core x86 CPU; ``benchmarks/protocols.py --pyarrow``), they are
+built twice as fast in 0.7 of the memory; reading a row is 2.3 times, handing all rows to a worker 3 times, and pickling
+a slice some 400 times as fast; choosing rows at random, which a run does once, takes 7 times as long. pyarrow takes
+0.13 s to import, and 176 MB on disk.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -12,12 +13,12 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-_ENCODING = ("utf-8", "surrogatepass")  # a file's name may contain what UTF-8 does not
+_ENCODING = ("utf-8", "surrogatepass")  # a file's name may have bytes that are not UTF-8
 
 
 @dataclass(frozen=True, eq=False)
 class Texts(Sequence[str]):
-    """n texts, mostly different: their bytes in one row, and where each of them ends.
+    """n texts, mostly different: their bytes one after another, and where each text ends.
 
     Args:
         data: All texts in UTF-8, one after another.

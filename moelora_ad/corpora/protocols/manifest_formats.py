@@ -1,4 +1,4 @@
-"""The formats that a manifest may have, all to blocks of the same columns."""
+"""Readers for the formats of a manifest; all give blocks of the same columns."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ _BLOCK = 10_000  # records
 
 
 def read_manifest(path: str) -> Iterator[Block]:
-    """Blocks that have all of ``COLUMNS`` and no other; what is not given is empty."""
+    """The records of a manifest in blocks with all of ``COLUMNS`` and no others; values that are missing are empty."""
     suffix = PurePosixPath(path).suffix.lower()
     if suffix == ".jsonl":
         yield from _read_json_lines(path)

@@ -14,7 +14,7 @@ from moelora_ad.documents import DocumentError, parse_json
 from moelora_ad.errors import InputError
 
 DELIMITERS = (",", "\t", ";")
-"""Of tables; spreadsheets write semicolons where the comma is the decimal sign."""
+"""Delimiters of tables; spreadsheets write semicolons where the comma is the decimal sign."""
 _BLOCK = 300  # records; with 700 lists at once, Python's garbage collector would scan all that was read again and again
 _FEW = 10_000  # different values of a column
 _LINE_END = re.compile("\r\n|\r|\n")
@@ -42,7 +42,7 @@ def read_bytes(path: str | Path, error: type[InputError]) -> bytes:
 
 
 def read_text(path: str | Path, error: type[InputError] = ProtocolError) -> str:
-    """The UTF-8 text of a file, with or without byte order mark; ``error`` is what is raised otherwise."""
+    """The UTF-8 text of a file, with or without byte order mark; ``error`` is raised if the file is something else."""
     data = read_bytes(path, error)
     try:
         text = data.decode()
@@ -70,7 +70,7 @@ class Block(NamedTuple):
     columns: dict[str, Sequence[str]]
 
     def where(self, keep: Sequence[bool]) -> "Block":
-        """Some of the records."""
+        """The records for which ``keep`` is true."""
         columns: dict[str, Sequence[str]] = {
             name: tuple(compress(column, keep)) for name, column in self.columns.items()
         }
@@ -83,7 +83,7 @@ def read_lines(path: str | Path, *layouts: Sequence[str], error: type[InputError
     Args:
         path: The file; it has no header.
         layouts: The names of the columns; of several layouts, the one that has as many as the first line.
-        error: What is raised if the file is faulty.
+        error: The exception that is raised if the file is faulty.
     """
     text = read_text(path, error)
     layout = _layout(text, layouts)
@@ -141,7 +141,7 @@ def _block(header: list[str], lines: Sequence[int], rows: list[list[str]]) -> Bl
 
 
 def read_json_lines(path: str | Path, error: type[InputError] = ProtocolError) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file that has one a line, and their lines; blank lines are left out."""
+    """The number of each line of a file, and the JSON object in that line; blank lines are left out."""
     for line, text in enumerate(read_text(path, error).split("\n"), 1):
         if text.strip():
             try:
@@ -166,7 +166,7 @@ def split_header(header: str, delimiter: str) -> list[str]:
 def read_columns(
     path: str | Path, error: type[InputError] = ProtocolError, delimiter: str = ","
 ) -> tuple[list[str], list[int], dict[str, list[str]]]:
-    """The header of a CSV file, the line where each record starts, and the columns as they are."""
+    """The header of a CSV file, the line where each record starts, and the columns, whose values keep their spaces."""
     header, blocks = _records(path, error, delimiter)
     lines: list[int] = []
     columns: list[list[str]] = [[] for _ in header]
@@ -180,11 +180,11 @@ def read_columns(
 
 
 _Rows = tuple[Sequence[int], list[list[str]]]
-"""Some rows that are not blank, one or more, and the line where each starts."""
+"""A block of one or more rows that are not blank: the line where each starts, and its fields."""
 
 
 def _records(path: str | Path, error: type[InputError], delimiter: str) -> tuple[list[str], Iterator[_Rows]]:
-    """The header of a CSV file, and the records, which have as many fields."""
+    """The header of a CSV file, and its records, which must have as many fields as the header."""
     blocks = _csv_rows(path, error, delimiter)
     nothing: _Rows = [1], [[]]
     lines, rows = next(blocks, nothing)
@@ -206,12 +206,12 @@ def _csv_rows(path: str | Path, error: type[InputError], delimiter: str) -> Iter
         rows: list[list[str]] = []
         try:
             rows.extend(islice(reader, _BLOCK))
-        except csv.Error as reason:  # the rows before it have been read
+        except csv.Error as reason:  # the rows before the fault have been read
             fault = str(reason)
         if not (rows or fault):
             return
         lines: Sequence[int] = range(line, line + len(rows))
-        if reader.line_num >= line + len(rows):  # a quoted field runs over several lines: keep the first
+        if reader.line_num >= line + len(rows):  # quoted fields run over several lines: a row counts by its first
             sizes = (1 + sum(len(_LINE_END.findall(field)) for field in row) for row in rows)
             *lines, line = accumulate(sizes, initial=line)
         else:

@@ -1,8 +1,8 @@
 """Archives read in place: a member is found and read at random, and nothing is ever unpacked.
 
 Zip archives are read by the standard library, whose directory at the archive's end is all the index they need. Tar
-archives are read by ratarmountcore, which reads one once and stores where each member starts, and for
-``.tar.gz`` where decompression can set in; fsspec's own tar reader would read the archive again in every process.
+archives are read by ratarmountcore, which reads an archive once and stores where each member starts, and for
+``.tar.gz`` where decompression can start; fsspec's own tar reader would read the archive again in every process.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 2**31
-"""Largest member that is opened. One that claims more is a fault or an attack."""
+"""Size of the largest archive member that is opened. A member that claims more is a fault or an attack."""
 _IN_MEMORY = 16 * 2**20  # members up to this size are read at once: far faster than by pieces
-_SEEK_POINTS = 2**21  # bytes of decompressed data between them; each keeps up to 32 KiB in the index
-_WORTH_A_WORD = 200 * 10**6  # bytes
+_SEEK_POINTS = 2**21  # bytes of decompressed data between two; each takes up to 32 KiB in the index
+_WORTH_A_WORD = 200 * 10**6  # bytes of an archive whose indexing is announced
 
 
 class StorageError(InputError):
@@ -47,10 +47,10 @@ class StorageError(InputError):
 
 
 class Archive(ABC):
-    """The regular files in an archive. Its names are looked up, never used as paths.
+    """The regular files in an archive. The names of its members are looked up, never used as paths.
 
     Args:
-        location: Its name in messages.
+        location: Name of the archive in messages.
         file: The archive itself.
     """
 
@@ -100,7 +100,7 @@ class Archive(ABC):
             data = self._read(name, size)
         except InputError:
             raise
-        except Exception as reason:  # whatever the readers meet in a damaged archive
+        except Exception as reason:  # readers raise many kinds of errors for a damaged archive
             raise StorageError(f"{self.location}: cannot read member {name}: {_reason(reason)}") from None
         if len(data) < size:
             raise StorageError(
@@ -113,7 +113,7 @@ class Archive(ABC):
 
 
 class _Member(ReadThrough):
-    """A large member, whatever its reader meets in a damaged archive being a `StorageError`."""
+    """A large member; any error of its reader, as for a damaged archive, becomes a `StorageError`."""
 
     def __init__(self, file: IO[bytes], place: str) -> None:
         super().__init__(file)
@@ -124,21 +124,21 @@ class _Member(ReadThrough):
 
 
 class ZipArchive(Archive):
-    """See `Archive`.
+    """A zip archive, see `Archive`.
 
     Args:
-        location: Its name in messages.
+        location: Name of the archive in messages.
         file: The archive.
 
     Raises:
-        StorageError: It is not a zip archive.
+        StorageError: The file is not a zip archive.
     """
 
     def __init__(self, location: str, file: IO[bytes]) -> None:
         super().__init__(location, file)
         try:
             self._zip = zipfile.ZipFile(file)
-        except Exception as reason:  # zipfile meets a damaged directory with many kinds of errors
+        except Exception as reason:  # zipfile raises many kinds of errors for a damaged directory
             raise StorageError(f"{location}: not a readable zip archive: {_reason(reason)}") from None
 
     def has(self, name: str) -> bool:
@@ -147,7 +147,7 @@ class ZipArchive(Archive):
 
     @cached_property
     def _folders(self) -> set[str]:
-        # Not every zip archive has entries of their own for folders.
+        # Not every zip archive has entries for folders.
         return {str(folder) for name in self._zip.NameToInfo for folder in PurePosixPath(name).parents}
 
     def files(self, below: str) -> Iterator[str]:
@@ -170,17 +170,17 @@ class ZipArchive(Archive):
 
 
 class TarArchive(Archive):
-    """See `Archive`; its index is stored in the user's cache folder, under a name that changes when the archive does.
+    """A tar archive, see `Archive`; its index is stored in the user's cache, by a name that changes with the archive.
 
     Args:
-        location: Its name in messages.
+        location: Name of the archive in messages.
         open_file: Opens the archive.
         identity: A name of the archive that is the same wherever it is used from.
         version: Changes when the archive's content changes.
 
     Raises:
-        StorageError: It is not a tar archive, the index cannot be written, or the packages that read it are not
-            installed.
+        StorageError: The file is not a tar archive, the index cannot be written, or the packages that read tar archives
+            are not installed.
     """
 
     def __init__(self, location: str, open_file: Callable[[], IO[bytes]], identity: str, version: str) -> None:
@@ -197,7 +197,7 @@ class TarArchive(Archive):
         try:
             if not index.exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                with FileLock(folder / f"{name}.lock"):  # one process makes it, the others wait
+                with FileLock(folder / f"{name}.lock"):  # one process makes the index, the others wait
                     if not index.exists():
                         _build(location, open_file, index)
                         for outdated in set(folder.glob(f"{glob.escape(name)}-*.sqlite")) - {index}:
@@ -257,9 +257,9 @@ def _build(location: str, open_file: Callable[[], IO[bytes]], index: Path) -> No
         path = Path(unfinished) / "index"
         try:
             _check_format(file)
-            with contextlib.redirect_stdout(sys.stderr):  # its progress bar
+            with contextlib.redirect_stdout(sys.stderr):  # ratarmountcore's progress bar
                 _indexed(file, path).close()
-        except Exception as reason:  # whatever ratarmountcore and its decompressors meet in a damaged archive
+        except Exception as reason:  # ratarmountcore and its decompressors raise many kinds of errors
             raise StorageError(f"{location}: not a readable tar archive: {_reason(reason)}") from None
         os.replace(path, index)
 
@@ -277,7 +277,7 @@ def _check_format(file: IO[bytes]) -> None:
 def _indexed(file: IO[bytes], index: Path) -> "SQLiteIndexedTar":
     from ratarmountcore.mountsource.formats.tar import SQLiteIndexedTar
 
-    # It prints on the terminal that it makes an index.
+    # ratarmountcore would print that it makes an index.
     logging.getLogger("ratarmountcore").setLevel(logging.ERROR)
     return SQLiteIndexedTar(
         fileObject=file,

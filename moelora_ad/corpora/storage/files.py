@@ -38,7 +38,7 @@ def located(root: str | Path) -> str:
         raise StorageError(f"{root}: the environment variable {name} is not set: export {name}=...")
     if _INSIDE in place:
         return place
-    if "::" in place:  # fsspec's way to say the same
+    if "::" in place:  # fsspec's notation for a path inside an archive
         inside, _, container = place.partition("::")
         protocol, _, name = inside.partition("://")
         if protocol not in ("zip", "tar"):
@@ -76,10 +76,10 @@ def exists(place: str) -> bool:
 
 
 def first_of(root: str | Path, names: tuple[str, ...], hint: str) -> str:
-    """The first of some files or folders that is there.
+    """The first of some files or folders in ``root`` that exists.
 
     Raises:
-        StorageError: None of them is; the message has ``hint``.
+        StorageError: None of them exists; the message has ``hint``.
     """
     for name in names:
         if exists(place := joined(located(root), name)):
@@ -222,7 +222,7 @@ atexit.register(_OPEN.close)
 
 
 def _archives(container: str, inside: str) -> Iterator[Archive]:
-    # One after another, as an archive that was not needed need not be indexed.
+    # They are opened one after another, so that an archive that is not needed is not indexed.
     return map(_OPEN.get, _likely_first(tuple(_archives_in(container)), inside.partition("/")[0]))
 
 
@@ -247,7 +247,7 @@ def _archives_in(container: str) -> Sequence[str]:
         if not _is_folder(container):
             return [container] if os.path.exists(container) else _by_size(glob.glob(container))
         return _archives_in_folder(container, os.stat(container).st_mtime_ns)
-    except OSError:  # no such folder: there is nothing in it
+    except OSError:  # no such folder, so there are no archives in it
         return ()
 
 
@@ -284,7 +284,7 @@ def _version(location: str) -> str:
 
 
 def _remote(url: str, operation: Literal["open", "ukey", "exists", "find", "ls"]) -> Any:
-    """The answer of the file system that fsspec knows for a URL."""
+    """The result of an operation of the file system that fsspec has for a URL."""
     try:
         system, path = fsspec.url_to_fs(url)
         return getattr(system, operation)(path)
@@ -294,7 +294,7 @@ def _remote(url: str, operation: Literal["open", "ukey", "exists", "find", "ls"]
         raise StorageError(f"{url}: {' '.join(str(reason).split()) or type(reason).__name__}") from None
 
 
-# What every reading needs is requested over the network only once.
+# These are cached: what is needed for every read is requested over the network only once.
 
 
 @lru_cache(maxsize=64)

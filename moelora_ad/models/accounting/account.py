@@ -20,17 +20,17 @@ class Account:
     """The account of a detector in a training run.
 
     Attributes:
-        parameters: the parts of the adaptation (of a mixture ``experts``, ``gates``, W_g, and ``gate_noise``, W_noise),
-            ``classifier``, ``layer_weights``, ``backbone_trained``, ``backbone_frozen`` and ``total``; of all but the
-            last two what is trained.
+        parameters: number of parameters of the adaptation's parts (of a mixture ``experts``, ``gates``, W_g, and
+            ``gate_noise``, W_noise), ``classifier``, ``layer_weights``, ``backbone_trained``, ``backbone_frozen`` and
+            ``total``; all but the last two count only what is trained.
         sites: the adapted projections.
         forward: floating-point operations for one second of audio, a multiplication and an addition being two:
             ``backbone``, ``adapters``, ``classifier`` and ``total``.
-        training_step: the same, forward and backward, for one second of audio.
+        training_step: floating-point operations of a forward and a backward pass, for one second of audio.
         saved_bytes: what autograd saves for the backward pass of one batch, without parameters and buffers; with the
             copies of weights that mixed precision makes.
-        kept_bytes: tensors of an exported detector, ``model.safetensors``.
-        checkpoint_bytes: tensors of a checkpoint to resume from, the optimiser's included.
+        kept_bytes: size of the tensors of an exported detector, ``model.safetensors``.
+        checkpoint_bytes: size of the tensors of a checkpoint to resume from, the optimiser's included.
     """
 
     parameters: dict[str, int]
@@ -49,7 +49,7 @@ def account(
     batch_size: int,
     precision: torch.dtype = torch.float32,
 ) -> Account:
-    """The account of a detector that was built on the meta device. (It cannot be used afterwards.)
+    """The account of a detector that was built on the meta device. (The detector cannot be used afterwards.)
 
     Everything is measured on the code that trains, run on tensors without content. Matrix products and convolutions are
     counted as operations; element-wise ones and Fourier transforms are not. The loss is the cross entropy; auxiliary
@@ -58,7 +58,7 @@ def account(
     Args:
         detector: built on the meta device.
         optimizer: makes the optimiser from parameters.
-        samples: of a clip, 16 kHz.
+        samples: samples of a clip, 16 kHz.
         batch_size: clips of a training step.
         precision: torch.float32, or the half precision of mixed training.
 

@@ -15,7 +15,7 @@ from moelora_ad.torch_internals import FakeTensorMode
 
 
 def saved_bytes(detector: Detector, batch: Tensor, precision: torch.dtype) -> int:
-    """See `Account.saved_bytes`, of a batch (B, samples)."""
+    """Bytes that autograd saves for the backward pass of a batch (B, samples), see `Account.saved_bytes`."""
     detector.train()
     own = {_storage(tensor) for tensor in (*detector.parameters(), *detector.buffers())}
     kept: dict[StorageWeakRef, int] = {}
@@ -33,24 +33,24 @@ def saved_bytes(detector: Detector, batch: Tensor, precision: torch.dtype) -> in
 
 
 def kept_bytes(detector: Detector) -> int:
-    """Of the tensors that a checkpoint and an exported model contain of a detector."""
+    """Bytes of the tensors of a detector that a checkpoint and an exported model contain."""
     state = detector.state_dict()
     return sum(_bytes(state[name]) for name in detector.kept_names())
 
 
 def checkpoint_bytes(detector: Detector, optimizer: Callable[[Iterable[Any]], Optimizer]) -> int:
-    """Of the tensors in a checkpoint of a run: what is saved of the detector, and the optimiser's state.
+    """Bytes of the tensors in a checkpoint of a run: what is saved of the detector, and the optimiser's state.
 
     Args:
-        detector: its parameters are left alone.
-        optimizer: makes the optimiser from parameters; one that needs their content counts as 0.
+        detector: its parameters are not changed.
+        optimizer: makes the optimiser from parameters; one that needs their values counts as 0.
     """
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     return kept_bytes(detector) + sum(map(_bytes, _optimizer_state(optimizer, trained)))
 
 
 def _optimizer_state(make: Callable[[Iterable[Any]], Optimizer], parameters: list[nn.Parameter]) -> Iterator[Tensor]:
-    """The state after a step, on tensors without content; none if the optimiser does not work on such."""
+    """The optimiser's state after a step on tensors without content; nothing if it does not work on these."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         copies = [nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)) for parameter in parameters]
         for copy in copies:
@@ -69,5 +69,5 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:
-    """A storage's identity, which no later one takes while this is held."""
+    """The identity of a tensor's storage; no later storage gets the same while this object exists."""
     return StorageWeakRef(tensor.untyped_storage())

@@ -15,7 +15,7 @@ from moelora_ad.models.detector import ENCODER, Detector
 
 
 def forward_operations(detector: Detector, clip: Tensor) -> dict[str, int]:
-    """Of one forward pass of a clip (1, samples): of the parts, and in all."""
+    """Operations of one forward pass of a clip (1, samples), by part and in total."""
     detector.eval()
     with _counted() as counter:
         detector(clip)
@@ -38,8 +38,8 @@ def _of_adapters(detector: Detector, of: Callable[[str], int]) -> int:
     """The operations of the adaptation's modules, without those of the encoder's modules that they call.
 
     Args:
-        detector: that was run.
-        of: the operations of a module by its path, with those of the modules within it.
+        detector: the detector that was run.
+        of: returns the operations of a module by its path, with those of the modules within it.
     """
     own, counted, total = {name for name, _ in detector.ownership.own_modules()}, set(), 0
     for name, _ in detector.backbone.encoder.named_modules():  # outer ones first
@@ -53,7 +53,7 @@ def _of_adapters(detector: Detector, of: Callable[[str], int]) -> int:
 
 
 def training_operations(detector: Detector, clip: Tensor) -> int:
-    """Of a forward and a backward pass of a clip (1, samples)."""
+    """Operations of a forward and a backward pass of a clip (1, samples)."""
     detector.train()
     with _counted() as counter:
         plain_loss(detector, clip.expand(2, -1)).backward()  # batch statistics need two
@@ -62,21 +62,21 @@ def training_operations(detector: Detector, clip: Tensor) -> int:
 
 
 def plain_loss(detector: Detector, batch: Tensor) -> Tensor:
-    """The cross entropy of a batch (B, samples) of spoofs."""
+    """The cross entropy of a batch (B, samples) of clips that are all labelled spoof."""
     return functional.cross_entropy(detector(batch).float(), torch.zeros(len(batch), dtype=torch.long))
 
 
 @contextmanager
 def _counted() -> Iterator[FlopCounterMode]:
-    """Attention by plain products, because its fused kernels are not counted on every device."""
+    """Count operations within the block, with attention by plain products: not every device counts fused kernels."""
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         yield counter
 
 
 def _convolution_backward(grad: Any, inputs: Any, weight: Any, *rest: Any, **_: Any) -> int:
-    """Each gradient costs what the forward pass cost, from shapes. (PyTorch's own formula counts the weight gradient of
-    a grouped convolution once for each group.)"""
+    """Operations of a convolution's backward pass, from shapes: each gradient costs what the forward pass cost.
+    (PyTorch's own formula counts the weight gradient of a grouped convolution once for each group.)"""
     transposed, wanted = rest[4], rest[7]
     positions = prod((inputs if transposed else grad)[2:])
     return 2 * grad[0] * positions * prod(weight) * sum(wanted[:2])

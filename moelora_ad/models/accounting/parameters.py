@@ -1,4 +1,4 @@
-"""What of a detector is trained, and which projections are adapted."""
+"""Which parameters of a detector are trained, and which projections are adapted."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Sites:
     Attributes:
         wrapped: how many are in the model.
         expected: how many the adaptation method reported.
-        by_name: how many by the last part of their dotted path.
+        by_name: how many have the same last part of their dotted path, by that part.
         layers: how many numbered layers they are in.
-        shapes: (in_features, out_features) of those that occur; modules of other kinds have none.
+        shapes: the different (in_features, out_features); modules without these are left out.
         gates: how many gates there are; fewer than projections if they are shared.
     """
 
@@ -30,7 +30,7 @@ class Sites:
 
 
 def parameters_of(detector: Detector) -> dict[str, int]:
-    """See `Account.parameters`."""
+    """The number of parameters by part, see `Account.parameters`."""
     parts, layer_weights = detector.parameters_by_part(), detector.backbone.layer_weights
     backbone, classifier = parts.pop("backbone"), parts.pop("classifier")
     for name, members in detector.adaptation.apart(detector.backbone.encoder).items():
@@ -48,7 +48,7 @@ def parameters_of(detector: Detector) -> dict[str, int]:
 
 
 def sites_of(detector: Detector) -> Sites:
-    """Its adapted projections."""
+    """The adapted projections of a detector."""
     encoder, own = detector.backbone.encoder, dict(detector.ownership.own_modules())
     found = {site: own[site] for site in detector.sites if site in own}
     numbers = {next((part for part in site.split(".") if part.isdigit()), "") for site in found}

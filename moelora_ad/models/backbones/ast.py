@@ -25,7 +25,7 @@ from moelora_ad.torch_internals import Constant
 WINDOW = 400  # samples of an analysis window, 25 ms
 HOP = 160  # samples between windows, 10 ms
 FFT = 512
-FLOOR = torch.finfo(torch.float32).eps  # of a band's power, before the logarithm
+FLOOR = torch.finfo(torch.float32).eps  # least power of a band, before the logarithm
 
 
 class ASTBackbone(Backbone):
@@ -107,8 +107,8 @@ def _transform() -> Tensor:
 
 
 def _mel_filters(bands: int) -> Tensor:
-    """(FFT // 2 + 1, bands)."""
-    if is_meta():  # whatever the configuration asks for
+    """Kaldi's mel filters, (FFT // 2 + 1, bands)."""
+    if is_meta():  # without memory, whatever number of bands the configuration asks for
         return torch.empty(FFT // 2 + 1, bands)
     filters, _ = get_mel_banks(bands, FFT, float(SAMPLE_RATE), 20.0, 0.0, 100.0, -500.0, 1.0)
     return functional.pad(filters, (0, 1)).T  # half the sample rate is in no band

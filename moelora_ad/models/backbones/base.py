@@ -22,27 +22,28 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     A subclass makes an encoder, any ``nn.Module``, hands it to ``super().__init__`` and writes two methods: `layers`
     and `encode`. Padding, the choice and weighting of layers, masks of gates, half precision, gradient checkpointing
-    and the freezing of unused parameters are done here.
+    and the freezing of unused parameters are handled here.
 
-    ``encoder`` is the pretrained module that an adaptation method changes; everything else of a backbone is its own:
+    ``encoder`` is the pretrained module that an adaptation method changes; everything else belongs to the backbone:
     the front end without parameters (its tensors are `Constant`), and the layer weights when ``hidden_states`` is
     "weighted". An argument ``source`` of the subclass says where the encoder's weights come from: they are not copied,
-    and a saved detector names it and their hash. Without one, checkpoints and saved detectors hold the whole encoder.
+    and a saved detector records the source and the weights' hash. Without that argument, checkpoints and saved
+    detectors hold the whole encoder.
 
     Args:
-        encoder: the pretrained model. Its inputs are cast to its type.
+        encoder: the pretrained model. Its floating-point inputs are cast to the type of its weights.
         width: features of a hidden state.
-        hidden_states: "last", what `encode` gives; the number of a layer, 1 to the last, for that layer's output;
+        hidden_states: "last", what `encode` returns; the number of a layer, 1 to the last, for that layer's output;
             "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; "all", these
             L + 1 states side by side, in that order; or a list of some of them, 0 for the input of the first layer.
         never_called: names of parameters of the encoder that are not used in training. Only an encoder with
             ``stochastic`` needs to name them; for others they are detected.
 
     Attributes:
-        width: features of an output frame: those of a hidden state, times the number of those that are side by side.
+        width: features of an output frame: those of a hidden state, times the number of states that are side by side.
         stochastic: whether dropout, layer drop or masking of the encoder was requested.
-        alone: where checkpoints in transformers' layout hold the encoder within a larger model: what its tensors' names
-            begin with there, and the class of the encoder alone, which a saved detector has it as.
+        alone: for an encoder that checkpoints in transformers' layout hold within a larger model: the prefix of its
+            tensors' names there, and the class of the encoder alone, as which a saved detector stores it; else None.
 
     Raises:
         InputError: the encoder has no such layer.
@@ -92,7 +93,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     @abstractmethod
     def layers(self) -> nn.ModuleList:
-        """The encoder's layers, in order: each gives (B, frames, width), or a tuple that begins with it."""
+        """The encoder's layers, in order: each returns (B, frames, width), or a tuple that begins with it."""
 
     @abstractmethod
     def encode(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
@@ -100,18 +101,19 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
-            lengths: (B,) valid samples of each row, None when all rows are full: always, unless `frames` is written.
+            lengths: (B,) valid samples of each row, None when all are full: always, unless `frames` is overridden.
         """
 
     def frames(self, lengths: Tensor) -> Tensor | None:
-        """How many frames so many samples give, (B,) of (B,): for an encoder that leaves padding out itself.
+        """The number of frames (B,) of clips of so many samples (B,), for an encoder that leaves padding out itself.
 
-        None, as here, for one that does not: each row of a padded batch then goes through it alone, without padding.
+        None, as here, for an encoder that does not: each row of a padded batch then goes through it alone, without
+        padding.
         """
         return None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Frames of a batch.
+        """Return the frames of a batch.
 
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
@@ -156,7 +158,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         """The hidden states of the pass: the input of the first layer and the output of each."""
         states = [self._states.get(0, last)]
         for number in range(1, len(self.layers()) + 1):
-            states.append(self._states.get(number, states[-1]))  # layer drop passes on what a layer would get
+            states.append(self._states.get(number, states[-1]))  # a layer that layer drop skips passes its input on
         self._states.clear()
         wanted = (*last.shape[:2], self._layer_width)
         for number, state in enumerate(states):
@@ -174,9 +176,9 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             self._gates_hear_of_padding = valid is not None
 
     def after_adaptation(self) -> None:
-        """Called once the adaptation method has decided what is trained: what the frames do not depend on is frozen, as
-        distributed training stops at a trained parameter without a gradient."""
-        own, self._own = {id(parameter) for parameter in self._own}, []  # sharding replaces them
+        """Freeze the encoder's parameters that the frames do not depend on, as distributed training stops at a trained
+        parameter without a gradient. Called once the adaptation method has decided what is trained."""
+        own, self._own = {id(parameter) for parameter in self._own}, []  # sharding replaces the parameters
         trained = [name for name, p in self.encoder.named_parameters() if p.requires_grad and id(p) in own]
         if trained and not self.stochastic:
             self._freeze(without_part(self, [f"encoder.{name}" for name in trained]))
@@ -199,14 +201,14 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
 
 def _in_its_type(encoder: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of an encoder, in the type of its weights."""
+    """The arguments of an encoder, cast to the type of its weights; a forward pre-hook."""
     dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), None)
     return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if torch.is_grad_enabled():
-        # All by place: the random state is restored of the devices of those tensors alone.
+        # All positional: the random state is restored on the devices of positional tensors only.
         return checkpoint(_called, forward, args, kwargs, use_reentrant=False)
     return forward(*args, **kwargs)
 

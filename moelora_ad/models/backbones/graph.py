@@ -16,16 +16,16 @@ def without_part(module: nn.Module, names: Sequence[str]) -> list[str]:
     """The parameters that a module's output does not depend on, determined without computing.
 
     Args:
-        module: takes (B, samples) and returns a tensor first; it is put into evaluation mode for the moment.
-        names: of its parameters to look at.
+        module: takes (B, samples) and returns a tuple that begins with a tensor; it is in evaluation mode meanwhile.
+        names: names of the parameters to examine.
 
     Returns:
-        Those of the names; none if the module cannot be run on tensors without content.
+        Names of the parameters without effect; none if the module cannot be run on tensors without content.
     """
     was_training = module.training
     module.eval()
     try:
-        # On the CPU: on the meta device, autocast and others do not work.
+        # On the CPU: on the meta device, autocast and other features do not work.
         with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"), torch.enable_grad():
             tensors = [*module.named_parameters(), *module.named_buffers()]
             state = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors}

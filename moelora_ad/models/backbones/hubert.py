@@ -23,7 +23,7 @@ class HubertBackbone(WaveformBackbone):
             these side by side; or a list of some of these by number, 0 for the input of the first layer.
         normalize: zero mean and unit variance for each utterance, as transformers makes it (true) or as "fairseq" does,
             which leaves very quiet ones quieter; None follows the checkpoint's preprocessor.
-        dropout: of the encoder (hidden, attention, activation, projection) while it trains; off by default.
+        dropout: dropout of the encoder (hidden, attention, activation, projection) while it trains; off by default.
         layer_drop: probability of skipping a layer in training; likewise off.
         spec_augment: time masking of the encoder's input in training; likewise off.
 

@@ -120,11 +120,11 @@ def load_encoder(
 def _check_size(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, source: str | Path, revision: str | None
 ) -> None:
-    """Check that the weights that a configuration describes can be in the checkpoint, before there is memory for them:
-    transformers initialises what is missing.
+    """Check that a checkpoint is large enough for the weights that its configuration describes, before memory is
+    allocated for them: transformers initialises what is missing.
 
     Raises:
-        InputError: they are too many.
+        InputError: the configuration describes more weights than the files can hold.
     """
     files = checkpoint_files(getattr(config, "transformers_weights", None), source, revision)
     if not files:  # transformers reports what is missing
@@ -144,9 +144,9 @@ def checkpoint_files(named: str | None, source: str | Path, revision: str | None
     """The files that transformers takes the weights from; empty if there are none.
 
     Args:
-        named: the one that the configuration names, if any.
+        named: the file that the configuration names, if any.
         source: hub id or folder.
-        revision: of the hub repository.
+        revision: revision of the hub repository.
     """
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
     for name in names if named is None else (named,):
@@ -162,11 +162,11 @@ def checkpoint_files(named: str | None, source: str | Path, revision: str | None
 
 
 def check_json(source: str | Path, revision: str | None, name: str) -> None:
-    """Check that a JSON file of a checkpoint, if it has that, can be read within bounds.
+    """Check that a JSON file of a checkpoint, if there is one, can be read within the bounds of ``read_json``.
 
     Raises:
         OSError: it cannot be read.
-        InputError: it is beyond the bounds.
+        InputError: it is not JSON, or beyond the bounds.
     """
     path = _file_of(source, revision, name)
     if path is not None:
@@ -174,7 +174,7 @@ def check_json(source: str | Path, revision: str | None, name: str) -> None:
 
 
 def _file_of(source: str | Path, revision: str | None, name: str) -> str | None:
-    """A file of a checkpoint on this machine, fetched if need be; None if it is not available, for whatever reason."""
+    """A checkpoint's file on this machine, downloaded if necessary; None if it is unavailable, for whatever reason."""
     return cached_file(
         source,
         name,
@@ -187,8 +187,8 @@ def _file_of(source: str | Path, revision: str | None, name: str) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers would show a progress bar for the moment that it takes to read a file, and log a table of the
-    weights that are lacking, which our error reports."""
+    """Silence transformers within the block: it would show a progress bar while it reads a file, and log a table of the
+    missing weights, which our error reports."""
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -207,13 +207,13 @@ def snapshot_of(source: str | Path, revision: str | None) -> Path | None:
         return Path(source) if has_file(source, "config.json") else None
     try:
         found = try_to_load_from_cache(str(source), "config.json", revision=revision)
-    except HFValidationError:  # a deleted folder
+    except HFValidationError:  # the path of a deleted folder
         return None
     return Path(found).parent if isinstance(found, str) else None
 
 
 def commit_of(source: str | Path, revision: str | None) -> str | None:
-    """The commit that a hub id and a revision stand for, by the local cache that its files were taken from; None for a
+    """The commit that a hub id and a revision stand for, according to the local cache of its files; None for a
     folder."""
     snapshot = None if Path(source).exists() else snapshot_of(source, revision)
     return None if snapshot is None else snapshot.name
@@ -257,7 +257,7 @@ def _unavailable(source: str | Path, revision: str | None, error: Exception) -> 
 
 
 def unused_mask(encoder: PreTrainedModel, spec_augment: bool) -> list[str]:
-    """The name of the vector that replaces frames in time masking, if the encoder has it and never masks."""
+    """The names of unused parameters: the vector that replaces masked frames, if the encoder has it and never masks."""
     used = spec_augment and encoder.config.mask_time_prob > 0
     return ["masked_spec_embed"] if hasattr(encoder, "masked_spec_embed") and not used else []
 

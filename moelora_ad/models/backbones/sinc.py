@@ -23,7 +23,7 @@ class SincFilters(nn.Module):
         self.bank = Constant(torch.tensor(_band_passes(filters, kernel)).unsqueeze(1))
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        with torch.autocast(waveforms.device.type, enabled=False):  # as all front ends
+        with torch.autocast(waveforms.device.type, enabled=False):  # float32, as in all front ends
             return functional.conv1d(waveforms.float().unsqueeze(1), self.bank(waveforms.device)).transpose(1, 2)
 
 
@@ -35,7 +35,7 @@ class SincBackbone(Backbone):
     neighbouring filters at random; that is not done here.
 
     Args:
-        filters: how many.
+        filters: number of filters.
         kernel: samples of a filter, an odd number.
     """
 
@@ -59,7 +59,7 @@ class SincBackbone(Backbone):
 def _band_passes(filters: int, kernel: int) -> "np.ndarray":
     """(filters, kernel) float32: the difference of two ideal low-passes in a Hamming window, for each band."""
     mel = np.linspace(0.0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), filters + 1)
-    edges = 700 * (10 ** (mel / 2595) - 1) / SAMPLE_RATE  # cycles a sample
+    edges = 700 * (10 ** (mel / 2595) - 1) / SAMPLE_RATE  # cycles per sample
     steps = np.arange(kernel) - kernel // 2
     low_passes = 2 * edges[:, None] * np.sinc(2 * edges[:, None] * steps)
     return (np.diff(low_passes, axis=0) * np.hamming(kernel)).astype(np.float32)

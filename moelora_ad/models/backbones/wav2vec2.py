@@ -23,8 +23,8 @@ class Wav2Vec2Backbone(WaveformBackbone):
             these side by side; or a list of some of these by number, 0 for the input of the first layer.
         normalize: zero mean and unit variance for each utterance, as transformers makes it (true) or as "fairseq" does,
             which leaves very quiet ones quieter; None follows the checkpoint's preprocessor.
-        dropout: of the encoder (hidden, attention, activation, projection) while it trains; checkpoints turn it on by
-            default, here it is off.
+        dropout: dropout of the encoder (hidden, attention, activation, projection) while it trains; checkpoints turn it
+            on by default, here it is off.
         layer_drop: probability of skipping a layer in training; likewise off.
         spec_augment: time masking of the encoder's input in training; likewise off.
 

@@ -24,8 +24,8 @@ HOP = 160  # samples between windows, 10 ms
 FFT = 512
 BANDS = 80
 STACKED = 2  # consecutive windows that make one frame of the encoder
-POSITIONS = 5_000  # relative ones that are made at first, whatever a configuration says; the encoder makes more on need
-SHORTEST = WINDOW + HOP  # samples of a clip with one frame
+POSITIONS = 5_000  # relative positions made at first, whatever a configuration says; the encoder adds more if needed
+SHORTEST = WINDOW + HOP  # samples of the shortest clip, which has one frame
 
 
 class Wav2Vec2BertBackbone(Backbone):
@@ -43,7 +43,7 @@ class Wav2Vec2BertBackbone(Backbone):
         hidden_states: "last"; the number of a layer, 1 to the last; "weighted", a learned softmax-weighted sum over
             the input of the first layer and all layers; "all", these side by side; or a list of some of these by
             number, 0 for the input of the first layer. (No normalisation follows the last layer.)
-        dropout: of the encoder (hidden, attention, activation, convolution, projection) while it trains.
+        dropout: dropout of the encoder (hidden, attention, activation, convolution, projection) while it trains.
         layer_drop: probability of skipping a layer in training; checkpoints turn it on by default, here it is off.
         spec_augment: time masking of the encoder's input in training; likewise off.
 
@@ -109,7 +109,7 @@ class Wav2Vec2BertBackbone(Backbone):
 class LogMel(nn.Module):
     """Kaldi's log-mel filter banks, each band with zero mean and unit variance over the utterance, two to a frame.
 
-    Gives what ``SeamlessM4TFeatureExtractor`` gives, but for the half frame at the end of an odd number of windows,
+    Gives what ``SeamlessM4TFeatureExtractor`` gives, except the half frame at the end of an odd number of windows,
     which the extractor masks. (torchaudio's ``kaldi.fbank`` is in single precision: its errors in the quiet parts of
     speech are 0.003 here, against 0.00001 of double precision.)
     """
@@ -121,7 +121,7 @@ class LogMel(nn.Module):
         self.filters = Constant(torch.tensor(extractor.mel_filters))
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features of a batch.
+        """Return the features of a batch.
 
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
@@ -155,13 +155,14 @@ class LogMel(nn.Module):
 
 
 def _windows(lengths: Tensor) -> Tensor:
-    """How many there are in so many samples: a window counts if it is entirely in the clip."""
+    """The number of analysis windows in clips of so many samples: a window counts if it is entirely in the clip."""
     return ((lengths - WINDOW) // HOP + 1).clamp(min=0)
 
 
 def _spectrum(window: Tensor) -> Tensor:
-    """All that Kaldi does to an analysis window is linear up to the power: as one matrix, (WINDOW, 2 (FFT // 2 + 1)),
-    real parts before imaginary ones. (A matrix product is exported to ONNX in double precision, a transform is not.)"""
+    """Matrix (WINDOW, 2 (FFT // 2 + 1)) from an analysis window to its spectrum, real parts before imaginary ones: all
+    that Kaldi does before the power is linear. (A matrix product is exported to ONNX in double precision, a transform
+    is not.)"""
     identity = torch.eye(WINDOW, dtype=torch.float64)
     frames = 2.0**15 * (identity - 1 / WINDOW)  # 16-bit integers, without their mean
     earlier = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)

@@ -39,7 +39,7 @@ _EPSILON: Mapping[Any, float] = {True: 1e-7, "fairseq": 1e-5}
 
 
 class WaveformBackbone(Backbone):
-    """An encoder of that family, 50 frames a second; a subclass names its classes in transformers.
+    """An encoder like Wav2Vec 2.0, 50 frames a second; a subclass names its classes in transformers.
 
     A padded batch gives what its clips give alone, if the first convolution has layer normalisation; models with group
     normalisation there (the "base" sizes) depend on the padding, because its statistics include it. The convolutional
@@ -48,7 +48,7 @@ class WaveformBackbone(Backbone):
     Attributes:
         model_class: the encoder's class.
         config_class: the class of its configuration.
-        published: the configuration of some hub ids, whose preprocessors all normalise.
+        published: configurations of some models by their hub ids; the preprocessors of all of them normalise.
     """
 
     encoder: PreTrainedModel
@@ -82,7 +82,7 @@ class WaveformBackbone(Backbone):
             apply_spec_augment=spec_augment,
         )
         if getattr(config, "add_adapter", False):
-            config.add_adapter = False  # convolutions behind the layers: other frames than those promised
+            config.add_adapter = False  # convolutions behind the layers would change the number of frames
         if pretrained:
             encoder = load_encoder(self.model_class, config, source, revision, may_miss=["masked_spec_embed"])
         else:
@@ -135,7 +135,7 @@ class WaveformBackbone(Backbone):
 
 
 def _normalize(waveforms: Tensor, mask: Tensor | None, epsilon: float) -> Tensor:
-    """(x - mean) / sqrt(variance + epsilon) over the valid samples of each row, padding zero."""
+    """(x - mean) / sqrt(variance + epsilon) over the valid samples of each row, with zeros as padding."""
     if mask is None:
         variance, mean = torch.var_mean(waveforms, dim=1, keepdim=True, correction=0)
         return (waveforms - mean) / (variance + epsilon).sqrt()

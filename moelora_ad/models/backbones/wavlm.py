@@ -17,8 +17,8 @@ WAVLM_LARGE = "microsoft/wavlm-large"
 class CallingWavLMAttention(WavLMAttention):
     """WavLM's attention with gated relative position bias, calling its projections.
 
-    That of transformers hands the weights of q_proj, k_proj, v_proj and out_proj to one function of PyTorch, past any
-    adapter that replaces them. The outputs are the same; attention weights are not returned.
+    The class of transformers passes the weights of q_proj, k_proj, v_proj and out_proj to one function of PyTorch, and
+    so bypasses any adapter that replaces them. The outputs are the same; attention weights are not returned.
     """
 
     def torch_multi_head_self_attention(
@@ -59,7 +59,7 @@ class WavLMBackbone(WaveformBackbone):
             these side by side; or a list of some of these by number, 0 for the input of the first layer.
         normalize: zero mean and unit variance for each utterance, as transformers makes it (true) or as "fairseq" does,
             which leaves very quiet ones quieter; None follows the checkpoint's preprocessor.
-        dropout: of the encoder (hidden, attention, activation, projection) while it trains; off by default.
+        dropout: dropout of the encoder (hidden, attention, activation, projection) while it trains; off by default.
         layer_drop: probability of skipping a layer (but the first) in training; likewise off.
         spec_augment: time masking of the encoder's input in training; likewise off.
 

@@ -32,7 +32,7 @@ class WhisperBackbone(Backbone):
         hidden_states: "last"; the number of a transformer layer, 1 to the last, without final normalisation;
             "weighted", a learned softmax-weighted sum over the input of the first layer and all layers; "all",
             these side by side; or a list of some of these by number, 0 for the input of the first layer.
-        pad: pad the clip with silence to 30 s, as Whisper was trained, and give the frames of all of it.
+        pad: pad the clip with silence to 30 s, as Whisper was trained, and return the frames of all 30 s.
 
     Raises:
         InputError: the checkpoint cannot be found or does not fit.
@@ -67,7 +67,7 @@ class WhisperBackbone(Backbone):
         if self.pad:
             waveforms, lengths = functional.pad(waveforms, (0, max(0, LONGEST - waveforms.shape[1]))), None
         hidden = functional.gelu(encoder.conv1(self.log_mel(waveforms, lengths).to(encoder.conv1.weight.dtype)))
-        if lengths is not None:  # a convolution finds zeros behind the end of a clip, wherever that is
+        if lengths is not None:  # the next convolution must find zeros behind the end of each clip
             hidden = hidden * _inside(lengths // HOP, hidden.shape[2]).unsqueeze(1)
         hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)  # (B, frames, width)
         if hidden.shape[1] > encoder.max_source_positions:
@@ -83,12 +83,12 @@ class WhisperBackbone(Backbone):
         return encoder.layer_norm(hidden)
 
     def frames(self, lengths: Tensor) -> Tensor:
-        """See `Backbone.frames`; the second convolution halves the windows."""
+        """The number of frames, see `Backbone.frames`; the second convolution halves that of the windows."""
         return torch.full_like(lengths, LONGEST // HOP // 2) if self.pad else (lengths // HOP + 1) // 2
 
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Whisper's log-mel spectrogram, (B, samples) -> (B, mel bands, samples // 160); behind the end of a clip that
-        is shorter, by ``lengths`` (B,), zeros."""
+        """Whisper's log-mel spectrogram, (B, samples) -> (B, mel bands, samples // 160), with zeros behind the end of
+        each clip if ``lengths`` (B,) are given."""
         windows = waveforms.shape[1] // HOP
         with torch.autocast(waveforms.device.type, enabled=False):  # powers overflow half precision
             powers = _exported_powers if torch.compiler.is_exporting() else _powers
@@ -101,8 +101,8 @@ class WhisperBackbone(Backbone):
 
 
 def _mel_filters(bands: int) -> Tensor:
-    """(mel bands, FFT // 2 + 1)."""
-    if is_meta():  # whatever the configuration asks for
+    """Whisper's mel filters, (mel bands, FFT // 2 + 1)."""
+    if is_meta():  # without memory, whatever number of bands the configuration asks for
         return torch.empty(bands, FFT // 2 + 1)
     filters = WhisperFeatureExtractor(feature_size=bands, n_fft=FFT, hop_length=HOP).mel_filters
     return torch.tensor(filters, dtype=torch.float32).T
@@ -118,8 +118,8 @@ def _scaled(log_mel: Tensor) -> Tensor:
 
 
 def _mirrored(waveforms: Tensor, lengths: Tensor) -> Tensor:
-    """Each row with half an analysis window of its own mirror image behind its end, as the transform of a full row has
-    it: (B, samples) -> (B, samples + FFT // 2)."""
+    """Each row with half an analysis window of its own mirror image behind its end, as the transform pads a full row:
+    (B, samples) -> (B, samples + FFT // 2)."""
     places = torch.arange(waveforms.shape[1] + FFT // 2, device=waveforms.device)
     last = lengths.unsqueeze(1) - 1
     return waveforms.gather(1, (last - (places - last).abs()).clamp(min=0))
@@ -132,8 +132,9 @@ def _powers(waveforms: Tensor) -> Tensor:
 
 
 def _exported_powers(waveforms: Tensor) -> Tensor:
-    """The same by matrix products in double precision. onnxruntime has an operator for the transform, but its errors
-    are as large as the quiet parts of speech (0.002 in the log-mel spectrogram, against 0.00003 of PyTorch)."""
+    """The power spectrogram by matrix products in double precision. onnxruntime has an operator for the transform, but
+    its errors are as large as the quiet parts of speech (0.002 in the log-mel spectrogram, against 0.00003 of PyTorch).
+    """
     device = waveforms.device
     padded = functional.pad(waveforms.unsqueeze(1), (FFT // 2, FFT // 2), mode="reflect").squeeze(1)
     steps = np.arange(FFT)

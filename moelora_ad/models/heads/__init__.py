@@ -1,1 +1,1 @@
-"""Hidden states -> logits of the two classes."""
+"""Classifiers: from hidden states to logits of the two classes."""

@@ -37,7 +37,7 @@ class AASIST(SpectroTemporalGraphs):
         self.make_graphs(FRONT // 3, NODE, NODE, BRANCH)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits.
+        """Return logits (B, 2).
 
         Args:
             features: (B, frames, width).
@@ -61,8 +61,8 @@ class AASIST(SpectroTemporalGraphs):
 
         Args:
             state: the public model's state dict. The ``module.`` that ``nn.DataParallel`` put before each name is taken
-                off. The encoder that it may contain (``ssl_model.*``) is not loaded, with a ``UserWarning``: it
-                was trained with the head, which gives other scores on any other.
+                off. An encoder in it (``ssl_model.*``) is not loaded, with a ``UserWarning``: the head was trained
+                with that encoder, and gives other scores on any other.
 
         Raises:
             ValueError: a name or a shape does not fit; the message lists them.

@@ -78,7 +78,7 @@ class HeterogeneousGraphAttention(nn.Module):
         return nodes[:, :count], nodes[:, count:], master
 
     def _logits(self, nodes: Tensor, count: int) -> Tensor:
-        """Attention logits (B, N, N): own weight vectors inside each node type and across the two."""
+        """Attention logits (B, N, N), with a weight vector for pairs within each node type and one across the two."""
         pairs = torch.tanh(self.pair(nodes.unsqueeze(2) * nodes.unsqueeze(1)))  # (B, N, N, out)
         inside_temporal = (pairs[:, :count, :count] @ self.weight_temporal).squeeze(-1)
         inside_spectral = (pairs[:, count:, count:] @ self.weight_spectral).squeeze(-1)
@@ -98,7 +98,7 @@ class GraphPooling(nn.Module):
     """Keeps some of the nodes, those with the highest learned score, each scaled by its score (Gao and Ji 2019).
 
     Args:
-        features: of a node.
+        features: features of a node.
         ratio: part of the nodes that is kept.
 
     Shapes: nodes (B, N, D) -> (B, max(int(N * ratio), 1), D), highest score first.
@@ -112,7 +112,7 @@ class GraphPooling(nn.Module):
 
     def forward(self, nodes: Tensor) -> Tensor:
         scores = torch.sigmoid(self.score(self.dropout(nodes)))  # (B, N, 1)
-        # Whole numbers where they do: an exported graph can count them for clips of any length.
+        # Integer division where it is enough: an exported graph can compute it for clips of any length.
         count = nodes.shape[1] // 2 if self.ratio == 0.5 else int(nodes.shape[1] * self.ratio)
         kept = scores.topk(max(count, 1), dim=1).indices
         return (nodes * scores).gather(1, kept.expand(-1, -1, nodes.shape[2]))

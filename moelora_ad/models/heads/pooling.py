@@ -9,11 +9,11 @@ from moelora_ad.adapters import RemembersArguments
 
 
 class Classifier(RemembersArguments, nn.Module, ABC):
-    """From frames to two logits: index 0 spoof, index 1 bona fide.
+    """A classifier: from frames to two logits, index 0 spoof, index 1 bona fide.
 
     A head need not care about the precision of training: its weights and the features that it gets are float32, and it
-    runs outside autocast, whatever the encoder is computed in (`Detector.forward`). It must leave that so: half
-    precision would leave a score of a few bits, and many trials with the same one.
+    runs outside autocast, whatever the encoder is computed in (`Detector.forward`). It must not change that: in half
+    precision a score has few bits, and many trials get the same one.
     """
 
     @abstractmethod
@@ -46,15 +46,15 @@ class StatisticsPooling(Classifier):
     """Mean and, unless that is turned off, standard deviation over frames (Snyder et al. 2018), standardised, then one
     linear layer.
 
-    Standardised by batch normalisation without weights of its own: every statistic has the same weight, whatever its
-    scale. So the head is a logistic regression on pooled states, and starts uninformed: all logits are 0.
+    Batch normalisation without weights of its own standardises the statistics: all have the same weight, whatever their
+    scale. The head is thus a logistic regression on pooled states, and starts uninformed: all logits are 0.
 
     Args:
         width: features of a frame of the encoder.
         dropout: share of the statistics that a step of training leaves out.
-        deviation: whether standard deviations are among them.
-        running: whether training, too, standardises by the running means and variances: for a start from a logistic
-            regression that was fitted so.
+        deviation: whether standard deviations are among the statistics.
+        running: whether the running means and variances standardise in training, too, to start from a logistic
+            regression that was fitted in this way.
     """
 
     def __init__(self, width: int, dropout: float = 0.2, deviation: bool = True, running: bool = False) -> None:
@@ -77,12 +77,12 @@ class StatisticsPooling(Classifier):
 
 
 class _Standardised(nn.BatchNorm1d):
-    """Batch normalisation without weights that also takes a batch of one utterance: that has no variance, so it is
-    normalised by the running statistics, and moves nothing.
+    """Batch normalisation without weights that also takes a batch of one utterance, which has no variance: it is
+    normalised by the running statistics, and does not update them.
 
     Args:
-        features: to normalise.
-        running: normalise by the running statistics in training, too, which its batches move on.
+        features: number of features.
+        running: normalise by the running statistics in training, too, which its batches then update.
     """
 
     def __init__(self, features: int, running: bool) -> None:
@@ -144,8 +144,8 @@ class LeadingTokens(Classifier):
 
     Args:
         width: features of a token.
-        tokens: how many of them.
-        epsilon: of the normalisation.
+        tokens: number of leading tokens.
+        epsilon: added to the variance in the normalisation.
     """
 
     def __init__(self, width: int, tokens: int = 2, epsilon: float = 1e-12) -> None:
@@ -166,5 +166,5 @@ def _statistics(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def _valid(features: Tensor, lengths: Tensor) -> Tensor:
-    """(B, frames, 1), true on valid frames."""
+    """Mask (B, frames, 1), true on valid frames."""
     return (torch.arange(features.shape[1], device=features.device) < lengths.unsqueeze(1)).unsqueeze(-1)

@@ -33,7 +33,7 @@ _PARTS = {
 
 
 def public_name(name: str) -> str:
-    """The public code's name of one of ours: the branch n holds ``HtrgGAT_layer_STn1``, ``pool_hSn``, ``mastern``."""
+    """The public code's name of one of our tensors: branch n has ``HtrgGAT_layer_STn1``, ``pool_hSn``, ``mastern``."""
     head, *rest = name.split(".")
     if head == "spectral_positions":
         return "pos_S"
@@ -47,6 +47,6 @@ def public_name(name: str) -> str:
         head = layers.get(part) or f"pool_h{part.removeprefix('pool_')[0].upper()}{number}"
     else:
         head = _MODULES[head]
-    if rest and rest[0] == "norm":  # the graph layers call theirs ``bn``, the convolution blocks ``bn2``
+    if rest and rest[0] == "norm":  # the graph layers call it ``bn``, the convolution blocks ``bn2``
         return ".".join([head, "bn", *rest[1:]])
     return ".".join([head, *(_PARTS.get(part, part) for part in rest)])

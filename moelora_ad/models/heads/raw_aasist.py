@@ -9,21 +9,21 @@ from torch.nn import functional
 from moelora_ad.models.heads.spectro_temporal import SpectroTemporalGraphs, check_features
 
 FRAMES = 3**7
-"""The encoder's seven poolings over time leave one column of so many frames."""
+"""Frames of which the encoder's seven poolings over time leave one column."""
 
 
 class RawAASIST(SpectroTemporalGraphs):
     """AASIST on filtered waveforms: 297,866 parameters with the defaults, behind the 70 filters of `SincBackbone`.
-    AASIST-L, 85,306, has ``channels`` and ``node`` 24 and the ratios 0.4, 0.5 and 0.7.
+    AASIST-L, 85,306 parameters, has ``channels`` and ``node`` 24 and the ratios 0.4, 0.5 and 0.7.
 
     Args:
         width: number of filters.
-        channels: of the encoded image.
+        channels: channels of the encoded image.
         node: features of a node of the spectral and of the temporal graph.
         branch: features of a node of their union.
         spectral_ratio: part of the spectral nodes that pooling keeps.
-        temporal_ratio: part of the temporal nodes.
-        branch_ratio: part of both in each branch.
+        temporal_ratio: part of the temporal nodes that pooling keeps.
+        branch_ratio: part of both kinds of nodes that pooling keeps in each branch.
 
     Shapes: features (B, frames >= 2187, width), a frame for every sample -> logits (B, 2), index 1 bona fide.
     """
@@ -44,7 +44,7 @@ class RawAASIST(SpectroTemporalGraphs):
         self.make_graphs(width // 3, channels, node, branch, (spectral_ratio, temporal_ratio, branch_ratio))
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits.
+        """Return logits (B, 2).
 
         Args:
             features: (B, frames, width).

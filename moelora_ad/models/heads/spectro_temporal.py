@@ -41,9 +41,9 @@ class Branch(nn.Module):
     """One of the two competing heterogeneous stacks with its own master node.
 
     Args:
-        node: features of a node before.
-        width: and after.
-        ratio: of the nodes that are kept after the first layer.
+        node: features of an input node.
+        width: features of an output node.
+        ratio: part of the nodes that is kept after the first layer.
     """
 
     def __init__(self, node: int, width: int, ratio: float) -> None:
@@ -71,7 +71,7 @@ class SpectroTemporalGraphs(Classifier):
     spectral_positions: nn.Parameter
 
     def make_blocks(self, channels: Sequence[int]) -> None:
-        """The residual blocks of an image of one channel."""
+        """Make the residual blocks for an image of one channel."""
         inputs = (1, *channels[:-1])
         self.blocks = nn.Sequential(
             *(ResidualBlock(i, o, first=n == 0) for n, (i, o) in enumerate(zip(inputs, channels, strict=True)))
@@ -85,14 +85,14 @@ class SpectroTemporalGraphs(Classifier):
         branch: int,
         ratios: tuple[float, float, float] = (0.5, 0.5, 0.5),
     ) -> None:
-        """The graphs of an image.
+        """Make the graph layers for an encoded image.
 
         Args:
-            rows: of the encoded image, the number of spectral nodes.
-            channels: of the encoded image.
+            rows: rows of the encoded image, the number of spectral nodes.
+            channels: channels of the encoded image.
             node: features of a node of the two graphs.
             branch: features of a node of their union.
-            ratios: of the nodes that pooling keeps, of the spectral graph, the temporal one, and both in a branch.
+            ratios: parts of the nodes that pooling keeps: in the spectral graph, the temporal one, and each branch.
         """
         self.spectral_positions = nn.Parameter(torch.randn(1, rows, channels))
         self.spectral_graph = GraphAttention(channels, node, temperature=2.0)
@@ -104,8 +104,8 @@ class SpectroTemporalGraphs(Classifier):
         self.output = nn.Linear(5 * branch, 2)
 
     def of_nodes(self, spectral: Tensor, temporal: Tensor) -> Tensor:
-        """Logits (B, 2) of spectral nodes (B, rows, channels), without their positions, and temporal ones (B, columns,
-        channels)."""
+        """Logits (B, 2) from spectral nodes (B, rows, channels), without their positions, and temporal nodes
+        (B, columns, channels)."""
         spectral = self.pool_spectral(self.spectral_graph(spectral + self.spectral_positions))
         temporal = self.pool_temporal(self.temporal_graph(temporal))
         one, two = (branch(temporal, spectral) for branch in self.branches)
@@ -124,10 +124,10 @@ def check_features(name: str, features: Tensor, lengths: Tensor | None, least: i
     """Check that a head gets clips of one length, and that they are long enough.
 
     Args:
-        name: of the head.
+        name: name of the head.
         features: (B, frames, width).
         lengths: (B,) valid frames, None for all.
-        least: frames that it needs.
+        least: number of frames that the head needs.
 
     Raises:
         ValueError: too few frames.

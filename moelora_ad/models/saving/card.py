@@ -17,7 +17,7 @@ _PERCENT = ("EER", "accuracy")
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """Markdown with the metadata header of the Hugging Face hub.
+    """The model card: Markdown with the metadata header of the Hugging Face hub.
 
     Args:
         config: content of ``config.json``. Its ``about`` may have
@@ -54,7 +54,7 @@ def model_card(config: Mapping[str, Any]) -> str:
 
 
 def card_result(name: str, figures: Figures) -> dict[str, Any]:
-    """The figures of a set in the form of a card, see `model_card`."""
+    """The figures of a set as one of a card's ``results``, see `model_card`."""
     shown = {}
     for field, title in _FIGURES.items():
         value = getattr(figures, field)
@@ -220,7 +220,7 @@ def _class(described: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Text of an untrusted file: no control characters, no markup."""
+    """Text of an untrusted file, without control characters and markup."""
     printable = "".join(c if c.isprintable() else " " for c in str(value))
     return html.escape(printable, quote=False).replace("|", "\\|").replace("`", "'")
 

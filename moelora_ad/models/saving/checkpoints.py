@@ -19,8 +19,8 @@ from moelora_ad.models.saving.loading import check_weights
 from moelora_ad.runs.checkpoints import CheckpointError
 
 ARCHITECTURE = "architecture"  # key of a checkpoint
-ENCODER = "encoder_sha256"  # of one that was a saved model
-PREFIX = "detector."  # of the detector's tensors in a checkpoint
+ENCODER = "encoder_sha256"  # key of a checkpoint that was made of a saved model
+PREFIX = "detector."  # of the names of the detector's tensors in a checkpoint
 _ELSEWHERE = {"source", "revision"}  # arguments that say where weights come from, and not what is computed with them
 
 
@@ -28,7 +28,7 @@ def check_readable(path: str, option: str = "--ckpt_path") -> None:
     """Check that a checkpoint exists and can be read, before anything is built.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it does not exist, or cannot be read.
     """
     if "://" in path:
         try:
@@ -43,7 +43,7 @@ def check_readable(path: str, option: str = "--ckpt_path") -> None:
         check_container(path, option)
         try:
             checkpoint = torch.load(path, weights_only=True, map_location="meta")
-        except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
+        except Exception as error:  # PyTorch raises many kinds of errors for a damaged file
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{option}: {path} is not a readable checkpoint: {reason}") from None
         check_content(checkpoint, path, option)
@@ -80,10 +80,10 @@ def checkpoint_of_model(folder: Path) -> dict[str, Any]:
 
 
 def check_encoder(checkpoint: Mapping[str, Any], detector: Detector) -> None:
-    """Check that a saved model was loaded on the encoder that it was trained on; a checkpoint of a run has no record.
+    """Check that a saved model was loaded on the encoder that it was trained on; a checkpoint of a run records none.
 
     Raises:
-        CheckpointError: it is another one.
+        CheckpointError: the encoder is another one.
     """
     wanted = checkpoint.get(ENCODER)
     if wanted is not None and detector.frozen_hash() != wanted:
@@ -95,10 +95,10 @@ def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, 
     """Check that a checkpoint contains what a detector needs, and nothing else.
 
     Args:
-        state: its tensors by their names in the detector.
-        detector: of the configuration.
-        checkpoint: its name in the message.
-        shapes: whether to compare shapes too; a strategy that shards parameters has others.
+        state: the checkpoint's tensors by their names in the detector.
+        detector: the detector of the configuration.
+        checkpoint: the checkpoint's name in the message.
+        shapes: whether to compare shapes too; those of a strategy that shards parameters differ.
 
     Raises:
         CheckpointError: it does not fit.
@@ -119,7 +119,7 @@ def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, 
 
 
 def architecture_of(detector: Detector) -> dict[str, str]:
-    """What is computed with the weights of a detector, which their names and shapes do not show; plain values."""
+    """What names and shapes of a detector's weights do not show: classes and arguments of its parts; plain values."""
     told, method = {}, detector.adaptation
     left_out = {*_ELSEWHERE, *method.initial_arguments, *method.training_arguments}
     for name in ("backbone", "adaptation", "classifier"):
@@ -133,8 +133,8 @@ def tell_other_architecture(checkpoint: Mapping[str, Any], detector: Detector) -
     """Print a line if a checkpoint was trained with other settings than the detector it is loaded into has.
 
     Args:
-        checkpoint: as it was saved; one of an earlier version, without a record, passes.
-        detector: of the configuration.
+        checkpoint: content of the checkpoint; one of an earlier version, without a record, passes.
+        detector: the detector of the configuration.
     """
     theirs, ours = checkpoint.get(ARCHITECTURE), architecture_of(detector)
     if not isinstance(theirs, dict):

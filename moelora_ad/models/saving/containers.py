@@ -10,8 +10,8 @@ def check_container(path: str, option: str) -> None:
     """Check that each part of a checkpoint matches the checksum that it was written with; PyTorch does not.
 
     Args:
-        path: of the file.
-        option: that gave it, for messages.
+        path: path of the file.
+        option: the option that gave the path, for messages.
 
     Raises:
         CheckpointError: it is damaged.

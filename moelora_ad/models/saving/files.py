@@ -32,7 +32,7 @@ ENCODER_FOLDER = "backbone"
 FORMAT = 1
 LABELS = ["spoof", "bonafide"]
 MIN_WINDOW, MAX_WINDOW = SAMPLE_RATE // 10, 3_600 * SAMPLE_RATE
-"""Samples of a detector's clips: a sound must neither give millions of them, nor be repeated endlessly to fill one."""
+"""Bounds of a clip in samples: a sound must neither give millions of clips, nor be repeated endlessly to fill one."""
 _LONGEST_LINE = 1_000
 TOLD = {
     "notice": "a line, which is shown with every score",
@@ -76,7 +76,7 @@ def store_calibration(folder: str | Path, calibration: dict[str, Any]) -> None:
     hold only for another calibration are removed.
 
     Args:
-        folder: of the detector.
+        folder: the detector's folder.
         calibration: as ``evaluation.Calibration.as_dict`` gives it.
 
     Raises:
@@ -113,10 +113,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_regular(path: Path) -> None:
-    """Check that it is a file: a pipe or a device may have no end.
+    """Check that a path, if it exists, is a regular file: a pipe or a device may have no end.
 
     Raises:
-        InputError: it is not.
+        InputError: it is something else.
     """
     if path.exists() and not path.is_file():
         raise InputError.at(path, "is not a regular file")
@@ -140,14 +140,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # the system's error, as text alone
+    except SafetensorError as error:  # the system's error, only as text
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from None
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors, whatever file they came from: of ``name type shape`` and the values of each, by name."""
+    """SHA-256 of tensors, whatever file they came from: over ``name type shape`` and the values of each, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -157,10 +157,10 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def downloaded(source: str, revision: str | None) -> Path:
-    """The folder of the local hub cache that has the files of a repository.
+    """Download a detector's repository, and return its folder in the local hub cache.
 
     Raises:
-        InputError: they are not available, or see `read_config`.
+        InputError: the files are not available, or see `read_config`.
     """
     path = Path(source)
     if path.is_absolute() or source.count("/") != 1 or source.startswith("."):
@@ -233,7 +233,7 @@ def is_told(about: Mapping[str, Any]) -> bool:
 
 
 def _is_about(value: Any) -> bool:
-    """Whether `model_card` can use it."""
+    """Whether `model_card` can use a value of the field ``about``."""
     if value is None:
         return True
     results = value.get("results", []) if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""Detectors out of a folder or a repository of the Hugging Face hub; nothing in their files is executed."""
+"""Loading detectors from a folder or a repository of the Hugging Face hub; nothing in their files is executed."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -36,22 +36,22 @@ _ENCODER = "backbone.encoder."
 
 
 class LoadedModule(nn.Module):
-    """What a detector needs to be loaded.
+    """The base of a detector that can be loaded.
 
     Attributes:
         adaptation: the method that changed the encoder.
-        ownership: what in ``backbone.encoder`` is the adaptation's.
+        ownership: what in ``backbone.encoder`` belongs to the adaptation.
         sites: dotted paths of the adapted projections inside ``backbone.encoder``.
         window: samples (16 kHz) of the clips that the detector was evaluated on.
         fill: samples that a shorter clip is repeated to fill, at most ``window``; None for a whole window. A clip
             between the two goes through the detector as it is.
-        precision: that the detector was evaluated in, by Lightning's name; None if that is not known.
+        precision: the precision that the detector was evaluated in, by Lightning's name; None if it is not known.
         calibration: what makes its scores log-likelihood ratios, as ``evaluation.Calibration.as_dict`` gives it; None
             for log-odds as they are.
-        about: for the model card, see `model_card`; None for nothing.
-        configuration: that of the run or the model that it was loaded from; None for one that is not loaded.
-        encoder_named: how the model that it was loaded from names the encoder's ``source`` and ``revision``, wherever
-            its files were; None for one that is not loaded from a model.
+        about: statements for the model card, see `model_card`; None for none.
+        configuration: that of the run or the model that the detector was loaded from; None if it was not loaded.
+        encoder_named: the encoder's ``source`` and ``revision`` as named by the model that the detector was loaded
+            from, wherever the encoder's files were; None if it was not loaded from a model.
     """
 
     backbone: Backbone
@@ -81,7 +81,7 @@ class LoadedModule(nn.Module):
         device: str | torch.device | None = None,
         allow: Collection[str] = (),
     ) -> Loaded:
-        """A saved detector, in evaluation mode.
+        """Load a saved detector, in evaluation mode.
 
         Nothing in the files is executed; an untrusted file can build classes of this package only.
 
@@ -131,7 +131,7 @@ class LoadedModule(nn.Module):
         backbone: str | Path | None,
         allow: Collection[str],
     ) -> Loaded:
-        """The detector that is described, once a build without memory has shown that the saved tensors are its own."""
+        """Build the described detector, once a build without memory has shown that the saved tensors fit it."""
         path = folder / CONFIG
         described, digest = config["backbone"], config["backbone_sha256"]
         try:
@@ -178,7 +178,7 @@ class LoadedModule(nn.Module):
         return detector(encoder())
 
     def _check_tensors(self, folder: Path, config: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
-        """Check that the saved tensors are those of this detector; its own may be on the meta device."""
+        """Check that the saved tensors fit this detector, whose own tensors may be on the meta device."""
         path = folder / WEIGHTS
         if list(self.sites) != config["sites"]:
             raise InputError.at(
@@ -216,7 +216,7 @@ def folder_of(source: str | Path, revision: str | None = None) -> Path:
     """The folder of a saved detector: a path as given, that of a packaged one, or that of the local hub cache.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or a revision of a local folder is requested.
     """
     folder = Path(found_model(source))
     if not folder.is_dir():
@@ -230,7 +230,7 @@ def check_weights(folder: Path, config: Mapping[str, Any], given: Mapping[str, T
     """Check that the saved tensors of a folder are finite, and match their recorded hash.
 
     Raises:
-        InputError: they are not.
+        InputError: they are not finite, or the file is another one.
     """
     path = folder / WEIGHTS
     check_finite(without_silence(given), str(path))
@@ -238,7 +238,7 @@ def check_weights(folder: Path, config: Mapping[str, Any], given: Mapping[str, T
 
 
 def without_silence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gates silence an expert by a logit offset of -inf: the one number that may be infinite."""
+    """Tensors with 0 for the logit offsets of silenced experts, -inf: the only number that may be infinite."""
     return {
         name: tensor.masked_fill(tensor == -torch.inf, 0.0) if name.endswith(".logit_offset") else tensor
         for name, tensor in tensors.items()
@@ -246,8 +246,8 @@ def without_silence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_named(arguments: Mapping[str, Any], digest: str) -> None:
-    """Check that an encoder that the model names is on the hub or here: one that was a folder elsewhere is not looked
-    up on the network, where that name may belong to something else."""
+    """Check that an encoder that the model names is on the hub or on this machine: the name of a folder elsewhere is
+    not looked up on the network, where it may belong to something else."""
     source = arguments.get("source")
     if isinstance(source, str) and "revision" in arguments and not is_hub_id(source) and not Path(source).exists():
         raise InputError(

@@ -41,14 +41,14 @@ from moelora_ad.models.saving.specification import describe, first_argument, wit
 
 
 class KeptModule(LoadedModule):
-    """What a detector needs to be saved, and loaded."""
+    """The base of a detector that can be saved and loaded."""
 
     def save_pretrained(self, folder: str | Path, with_backbone: bool | None = None) -> None:
-        """Write ``config.json``, ``model.safetensors``, ``README.md`` and the encoder; each is written atomically, the
-        first last.
+        """Write ``config.json``, ``model.safetensors``, ``README.md`` and the encoder; each file is written atomically,
+        ``config.json`` last.
 
         Args:
-            folder: created if missing; a model that is in it is replaced.
+            folder: created if missing; a model in it is replaced.
             with_backbone: whether the frozen encoder goes into the folder too; None if it has fewer than
                 `packing.MOST_WEIGHTS` weights. Without it, whoever loads the detector must have the encoder.
 
@@ -88,9 +88,9 @@ class KeptModule(LoadedModule):
 
         Args:
             repo_id: ``owner/name``.
-            private: for a repository that is created.
+            private: whether a repository that is created is private.
             revision: branch to commit to.
-            commit_message: of the commit.
+            commit_message: message of the commit.
             with_backbone: see `save_pretrained`.
 
         Raises:
@@ -109,9 +109,9 @@ class KeptModule(LoadedModule):
         raise NotImplementedError
 
     def _encoder_files(self, with_backbone: bool | None) -> tuple[dict[str, Writer], bool]:
-        """Functions that write the encoder's files, and whether all its weights go to the detector's own instead."""
+        """Functions that write the encoder's files, and whether its weights go into the detector's own file instead."""
         frozen = sum(tensor.numel() for tensor in self.frozen_tensors().values())
-        if not frozen:  # the weights exist, but not the description of the architecture
+        if not frozen:  # the detector's own file has all weights, but no description of the architecture
             return encoder_files(self.backbone, weights=False) or {}, False
         if not (frozen < MOST_WEIGHTS if with_backbone is None else with_backbone):
             return {}, False
@@ -166,8 +166,8 @@ class KeptModule(LoadedModule):
         }
 
     def _described_backbone(self, whole: bool) -> dict[str, Any]:
-        """Its class and arguments; a hub id is pinned to its commit, of a folder on this machine only the name is
-        recorded."""
+        """The backbone's class and arguments; a hub id is pinned to its commit, and of a folder on this machine only
+        the name is recorded."""
         described = describe(self.backbone)
         given = described["init_args"]
         source = given.get("source")

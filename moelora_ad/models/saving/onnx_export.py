@@ -41,8 +41,8 @@ def export_onnx(
 
     Args:
         detector: left in the mode that it was in.
-        path: of the file.
-        samples: of a clip at 16 kHz that the detector is traced with; None for ``detector.window``.
+        path: path of the file.
+        samples: samples of the clip at 16 kHz that the detector is traced with; None for ``detector.window``.
         model_id: for the metadata; None for the SHA-256 of the weights.
 
     Returns:
@@ -63,7 +63,7 @@ def export_onnx(
     was_training = detector.training
     try:
         detector.eval()
-        (wanted,) = _logits(detector, [samples])  # first: it fails at once if the length does not fit
+        (wanted,) = _logits(detector, [samples])  # before the export: fails at once if the length does not fit
         fixed = None
         try:
             _write(detector, path, samples, wanted, model_id, any_length=True)
@@ -87,7 +87,7 @@ def store_calibration(path: str | Path, calibration: Mapping[str, Any] | None) -
 
     try:
         model = onnx.load(path)
-    except Exception as error:  # protobuf's own among others
+    except Exception as error:  # protobuf raises errors of its own, among others
         raise InputError.at(path, f"is not a readable ONNX file: {error}") from None
     facts = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, facts | {"calibration": json.dumps(calibration)})
@@ -99,7 +99,7 @@ Checked = tuple[torch.Tensor, torch.Tensor]
 
 
 def _logits(detector: Detector, lengths: Sequence[int]) -> list[Checked]:
-    """Clips of each length, and PyTorch's logits of them."""
+    """Clips of each length, and PyTorch's logits for them."""
     device = next(detector.parameters()).device
     generator = torch.Generator().manual_seed(0)
     made = []
@@ -116,7 +116,7 @@ def _write(
     device = next(detector.parameters()).device
     dynamic = {0: "batch"} | ({1: "samples"} if any_length else {})
     try:
-        with _quiet(), torch.no_grad():  # with gradients, other attention kernels are traced, and some not at all
+        with _quiet(), torch.no_grad():  # with gradients, other attention kernels are traced, and some cannot be
             program = torch.onnx.export(
                 detector,
                 (wanted[0][:2].to(device),),
@@ -144,7 +144,7 @@ def _write(
     )
     with written_whole(path) as unfinished:
         program.save(unfinished, external_data=False)
-        # Odd ones: a length that was traced as a constant would show.
+        # Unusual lengths, which would reveal a length that was traced as a constant.
         others = _logits(detector, [samples * 2 // 3 + 1, max(MIN_WINDOW, samples // 5)]) if any_length else []
         for clips, logits in [wanted, *others]:
             _compare(unfinished, clips, logits)
@@ -167,7 +167,7 @@ def _compare(path: Path, clips: torch.Tensor, wanted: torch.Tensor) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of operators of packages that are not installed."""
+    """Silence the exporter within the block, which warns of operators of packages that are not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -30,7 +30,7 @@ from moelora_ad.models.saving.files import (
 )
 
 MOST_WEIGHTS = 50_000_000
-"""Frozen weights of an encoder that is packed by default: 200 MB in float32."""
+"""An encoder with fewer frozen weights is packed by default: 200 MB in float32."""
 
 Writer = Callable[[Path], object]
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -39,14 +39,14 @@ _MOST_OF_LICENCE = 2**20  # bytes
 
 
 def encoder_files(backbone: Backbone, weights: bool) -> dict[str, Writer] | None:
-    """What writes each file of an encoder, by its name in the folder of a detector.
+    """Functions that write the files of an encoder, by the files' names in the folder of a detector.
 
     Args:
         backbone: built from its argument ``source``.
-        weights: whether its weights are wanted, and not only what its architecture is made of.
+        weights: whether to write the encoder's weights too, and not only what describes its architecture.
 
     Returns:
-        None if what it was built from is not laid out as transformers does it.
+        The functions; None if the encoder was not built from files in transformers' layout.
 
     Raises:
         InputError: the weights are no longer there, or cannot be read.
@@ -80,7 +80,7 @@ def check_encoder_files(folder: Path, hashes: Mapping[str, str]) -> None:
     """Check that the encoder's files in a detector's folder are those that it was saved with.
 
     Raises:
-        InputError: one is missing or is another one.
+        InputError: a file is missing, or is another one.
     """
     for name, digest in hashes.items():
         path = folder / name
@@ -119,8 +119,8 @@ def _every_tensor(files: list[Path]) -> dict[str, Tensor]:
             continue
         try:
             found = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
+        except Exception as error:  # PyTorch raises many kinds of errors for a damaged file
             raise InputError.at(path, f"cannot be read: {' '.join(str(error).split())}") from None
-        # Two names of one tensor are two tensors in safetensors.
+        # Cloned, since safetensors stores two names of one tensor as two tensors.
         tensors |= {name: one.detach().clone().contiguous() for name, one in found.items() if isinstance(one, Tensor)}
     return tensors

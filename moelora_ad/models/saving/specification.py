@@ -46,10 +46,10 @@ def describe(part: RemembersArguments, leave_out: Collection[str] = ()) -> dict[
 
 
 def first_argument(cls: type) -> str:
-    """The name of a constructor's first argument: of a classifier, the width that it is given by its backbone.
+    """The name of a constructor's first argument: of a classifier, the width that it gets from its backbone.
 
     Raises:
-        InputError: it has no argument.
+        InputError: the constructor has no argument.
     """
     name = next(iter(inspect.signature(cls).parameters), None)
     if name is None:
@@ -58,7 +58,7 @@ def first_argument(cls: type) -> str:
 
 
 def without_source(cls: type) -> dict[str, Any]:
-    """The argument that stops a backbone's constructor from loading weights, if it has one."""
+    """The argument that stops a backbone's constructor from loading weights; empty if it has none."""
     parameters = inspect.signature(cls).parameters
     if "pretrained" in parameters:
         return {"pretrained": False}
@@ -66,15 +66,16 @@ def without_source(cls: type) -> dict[str, Any]:
 
 
 def resolve(described: Any, base: type[Any], allow: Collection[str] = ()) -> type[Any]:
-    """The class of a description.
+    """Import the class of a description.
 
     Args:
         described: as `describe` gives it.
-        base: what the class must be a kind of.
+        base: the class must be a subclass of this.
         allow: packages besides ours whose classes may be imported.
 
     Raises:
-        InputError: the description is faulty, the class is not of a trusted package, or is not such a class.
+        InputError: the description is faulty, or the class is not of a trusted package, not a subclass of ``base``, or
+            abstract.
     """
     what = base.__name__
     if not isinstance(described, dict) or not {"class_path"} <= described.keys() <= {"class_path", "init_args"}:
@@ -97,7 +98,7 @@ def resolve(described: Any, base: type[Any], allow: Collection[str] = ()) -> typ
 
 
 def outside_code(path: str) -> str:
-    """Why a class is not imported, and how to allow it."""
+    """The end of an error message: why a class is not imported, and how to allow it."""
     package = path.partition(".")[0]
     return (
         f"{path} is code from outside {OURS}: if you trust it, name its package, --allow {package} "
@@ -106,12 +107,12 @@ def outside_code(path: str) -> str:
 
 
 def not_found(module: str) -> str:
-    """How to fix a missing module."""
+    """The end of an error message: a module is missing."""
     return f"no module named {module!r}: it is not installed, and {module}.py is not in the current folder"
 
 
 def packages_of(described: Any) -> list[str]:
-    """The packages besides ours whose classes a description names, anywhere within."""
+    """The packages besides ours whose classes a description names, at any depth."""
     if isinstance(described, Mapping):
         path = described.get("class_path")
         found = [path.partition(".")[0]] if isinstance(path, str) and "." in path else []
@@ -125,7 +126,7 @@ def packages_of(described: Any) -> list[str]:
 
 
 def allow_options(packages: Sequence[str]) -> str:
-    """What to add to a command so that it builds classes of these packages."""
+    """Options to add to a command so that it builds classes of these packages."""
     return "".join(f" --allow {package}" for package in packages)
 
 
@@ -133,7 +134,7 @@ def maker(described: Any, base: type[Any], allow: Collection[str] = (), given: i
     """A function that builds what is described, its arguments checked against the class.
 
     Args:
-        given: the number of leading arguments that the caller of the function will give.
+        given: number of leading arguments that the caller of the function will give.
 
     Raises:
         InputError: see `resolve`; or an argument is unknown, is missing, or has another type than the class declares.
@@ -167,7 +168,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _fitted(value: Any, hint: Any, where: str) -> Any:
-    """The value in the type of the hint."""
+    """The value converted to the type of its hint, or refused."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -215,8 +216,8 @@ def _dataclass(value: dict[str, Any], cls: Any, where: str) -> Any:
 
 
 def _public_path(cls: type) -> str:
-    """The shortest dotted path that the class can be imported by: packages export what is public. The names of
-    ``moelora_ad`` itself are for people: files have those of its packages."""
+    """The shortest dotted path that the class can be imported by: packages export what is public. Names in
+    ``moelora_ad`` itself are for users' code: files contain the paths in its packages."""
     names = cls.__module__.split(".")
     for count in range(2 if names[0] == OURS else 1, len(names) + 1):
         module = ".".join(names[:count])

@@ -24,10 +24,10 @@ from moelora_ad.models.saving.public.naming import matched
 
 
 class Kind(NamedTuple):
-    """How a class of transformers is laid out."""
+    """The layout of a classifier class of transformers."""
 
     model_type: str
-    encoder: str  # its attribute
+    encoder: str  # name of the model's attribute
     backbone: Callable[..., Backbone]
 
 
@@ -49,13 +49,13 @@ _AST_NAMES = {
 
 
 def audio_classifier(folder: Path, name: str, bona_fide: str | None, normalize: bool | None) -> PublicModel:
-    """A classifier of transformers with two labels.
+    """Read a classifier of transformers with two labels.
 
     Args:
         folder: with ``config.json``, the preprocessor and the weights.
-        name: of its class, one of `KINDS`.
-        bona_fide: the label that is bona fide; None to go by the names.
-        normalize: of the waveform; None to go by the preprocessor.
+        name: name of its class, one of `KINDS`.
+        bona_fide: the label that is bona fide; None to decide by the labels' words.
+        normalize: whether waveforms get zero mean and unit variance; None follows the preprocessor.
 
     Raises:
         InputError: the weights do not fit, or the meaning of the labels is ambiguous.
@@ -111,9 +111,9 @@ def _extractor(folder: Path) -> FeatureExtractionMixin:
 
 
 def _weights_raw_layers(config: PreTrainedConfig) -> bool:
-    """Whether a weighted sum was trained over the layers as they are, the last one too: where each layer normalises its
-    input (``do_stable_layer_norm``), transformers 4 gave the last one behind the encoder's normalisation, and for
-    Whisper all versions do."""
+    """Whether a weighted sum was trained over the layers' outputs as they are, the last one too: where each layer
+    normalises its input (``do_stable_layer_norm``), transformers 4 took the last one after the encoder's normalisation,
+    as all versions do for Whisper."""
     if config.model_type == "whisper":
         return False
     version = str(config.transformers_version or "")

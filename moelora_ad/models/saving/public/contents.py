@@ -22,9 +22,9 @@ class Encoder:
 
     Attributes:
         model: its class in transformers.
-        config: of that class.
-        tensors: by transformers' names.
-        extractor: what transformers makes of its waveforms.
+        config: configuration of that class.
+        tensors: its tensors by transformers' names.
+        extractor: transformers' feature extractor for its waveforms.
     """
 
     model: type[PreTrainedModel]
@@ -48,7 +48,7 @@ class Encoder:
         save_tensors(self.tensors, folder / WEIGHTS)
 
     def write_whole(self, folder: Path) -> None:
-        """The same, so that the folder appears with all of them or not at all.
+        """Write the same files so that the folder appears with all of them or not at all.
 
         Args:
             folder: new or empty.
@@ -65,14 +65,14 @@ class Encoder:
 
 @dataclass(frozen=True)
 class PublicModel:
-    """A detector, or an encoder alone.
+    """Content of a published checkpoint: a detector, or an encoder alone.
 
     Attributes:
         layout: the publisher's layout, in words.
-        encoder: None if there is none.
+        encoder: the pretrained encoder; None if the detector has none.
         classifier: with its weights; None for an encoder alone.
         build: makes the detector's backbone from the encoder's folder.
-        window: samples of the clips that the detector is made for.
+        window: samples of the clips that the detector was made for.
     """
 
     layout: str
@@ -82,10 +82,10 @@ class PublicModel:
     window: int = 0
 
     def backbone(self, folder: Path) -> Backbone:
-        """The detector's backbone.
+        """Build the detector's backbone.
 
         Args:
-            folder: an empty one, for the encoder's files, of which the backbone is built.
+            folder: an empty folder for the encoder's files, from which the backbone is built.
 
         Raises:
             OSError: a file cannot be written.

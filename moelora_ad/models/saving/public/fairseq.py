@@ -1,8 +1,8 @@
 """Encoders with fairseq's names: wav2vec 2.0, XLSR-53, XLS-R, MMS and HuBERT, as folders of transformers.
 
-A checkpoint of fairseq says how its encoder was made; the detectors that others trained on one hold its tensors alone.
-What shapes determine is read from them. What they do not (attention heads, strides) is that of the published sizes, or
-must be given.
+A checkpoint of fairseq says how its encoder was made; detectors that others trained on such an encoder hold only its
+tensors. What the tensors' shapes determine is read from them. What they do not determine (attention heads, strides) is
+that of the published sizes, or must be given.
 """
 
 import re
@@ -30,9 +30,9 @@ from moelora_ad.models.saving.public.unpickling import field
 HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
 """Attention heads of the published models by their width, which no shape determines."""
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
-"""Of the convolutions of all of them."""
+"""Kernels and strides of the convolutions of all published models."""
 _PRETRAINING = re.compile(r"(quantizer|project_q|final_proj|target_glu|input_quantizer)\..*|label_embs_concat")
-"""What only pre-training needs."""
+"""Tensors that only pre-training needs."""
 
 
 def fairseq_encoder(
@@ -42,14 +42,14 @@ def fairseq_encoder(
     options: Any = None,
     attention_heads: int | None = None,
 ) -> Encoder:
-    """An encoder of fairseq's names.
+    """Convert an encoder with fairseq's names.
 
     Args:
-        tensors: of the encoder; those of pre-training are left out.
+        tensors: the encoder's tensors; those of pre-training are left out.
         where: the checkpoint's name in messages.
         normalize: whether it was trained on waveforms of zero mean and unit variance.
-        options: ``cfg.model`` or ``args`` of a fairseq checkpoint; None if there is no such thing.
-        attention_heads: if neither the options nor the width of a published model determines them.
+        options: ``cfg.model`` or ``args`` of a fairseq checkpoint; None if it has neither.
+        attention_heads: their number, if neither the options nor the width of a published model determines it.
 
     Raises:
         InputError: a tensor is missing, unknown or of another shape, or required information is missing.
@@ -107,7 +107,7 @@ def _architecture(given: Mapping[str, Tensor], where: str, options: Any, attenti
         "hidden_act": _activation(where, options),
         "num_conv_pos_embeddings": positions,
         "num_conv_pos_embedding_groups": width // max(group, 1),
-        "mask_time_prob": 0.075 if "mask_emb" in given else 0.0,  # above 0, there is such a vector
+        "mask_time_prob": 0.075 if "mask_emb" in given else 0.0,  # above 0, the encoder has a mask vector
     }
 
 
@@ -132,7 +132,7 @@ def _activation(where: str, options: Any) -> str:
 
 
 def _strides(kernels: tuple[int, ...], where: str, options: Any) -> tuple[int, ...]:
-    """Of the convolutions, which fairseq writes as sums and multiples of lists of (channels, kernel, stride)."""
+    """Strides of the convolutions, which fairseq writes as sums and multiples of lists [(channels, kernel, stride)]."""
     told = field(options, "conv_feature_layers")
     if told is None:
         if kernels != KERNELS:

@@ -1,4 +1,4 @@
-"""From a published checkpoint, wherever it is, to its content."""
+"""Reading the content of a published checkpoint: a file, a folder, or a repository on the hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,17 +34,17 @@ def read_public(
     normalize: bool | None = None,
     attention_heads: int | None = None,
 ) -> PublicModel:
-    """The content of a published checkpoint. Nothing in its files is executed.
+    """Read the content of a published checkpoint. Nothing in its files is executed.
 
     Args:
         source: a file, a folder, or the id of a repository on the Hugging Face hub.
         revision: commit, tag or branch of that repository.
         bona_fide: which of a classifier's two labels is bona fide, where their names leave it open.
-        normalize: whether waveforms get zero mean and unit variance, where the file does not say it.
-        attention_heads: of an encoder whose file does not say it and whose width is not that of a published model.
+        normalize: whether waveforms get zero mean and unit variance, where the file does not say so.
+        attention_heads: their number, where neither the file nor the width of a published model determines it.
 
     Raises:
-        InputError: a file is missing, damaged, of a layout that is not known, or does not say what is needed.
+        InputError: a file is missing, damaged, of an unknown layout, or lacks required information.
     """
     path = Path(source)
     if not path.exists():
@@ -64,7 +64,7 @@ def read_public(
 
 
 def _of_file(path: Path, normalize: bool | None, attention_heads: int | None, config: Mapping[str, Any]) -> PublicModel:
-    """The content of a file; a ``config.json`` may be beside it."""
+    """Read the content of a file; ``config`` is the content of a ``config.json`` beside it, if any."""
     content, where = read_file(path), str(path)
     for weights, model, task in _OF_FAIRSEQ:
         if isinstance(field(content, weights), Mapping) and field(content, *model) is not None:
@@ -104,7 +104,7 @@ def _fairseq(
     normalize: bool | None,
     attention_heads: int | None,
 ) -> PublicModel:
-    """An encoder alone; of one that was fine-tuned to recognise speech, what is below its head."""
+    """Read an encoder alone; of one that was fine-tuned to recognise speech, what is below its head."""
     if tuned := part(tensors, "w2v_encoder.w2v_model."):
         inner = field(options, "w2v_args")
         options = field(inner, "model") or inner
@@ -121,7 +121,7 @@ def _fairseq(
 
 
 def _tensors(content: Any, where: str) -> dict[str, Tensor]:
-    """The tensors of a file by name, from within whatever contains them.
+    """The tensors of a file by name, taken out of the mappings that contain them.
 
     Raises:
         InputError: there are none, or other values are among them.

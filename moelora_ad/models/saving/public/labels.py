@@ -17,12 +17,12 @@ def bona_fide_index(labels: Sequence[str], wanted: str | None, where: str) -> in
     """Which of two labels is bona fide.
 
     Args:
-        labels: by their index.
-        wanted: the one that the user has given; None to go by the names.
+        labels: the labels by their index.
+        wanted: the label that the user has given; None to decide by the labels' words.
         where: the model's name in messages.
 
     Raises:
-        InputError: there are not two, or the names are ambiguous, or there is no such label.
+        InputError: there are not two labels, their words are ambiguous, or none is the one wanted.
     """
     if len(labels) != 2:
         raise InputError(

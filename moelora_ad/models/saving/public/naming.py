@@ -1,4 +1,4 @@
-"""Tensors of a published checkpoint against those of a module of ours."""
+"""Matching the tensors of a published checkpoint to those of a module of ours."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from moelora_ad.models.saving.files import check_finite
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors without what ``nn.DataParallel``, Lightning and other wrappers put before all names."""
+    """Tensors without the prefixes that ``nn.DataParallel``, Lightning and other wrappers put before all names."""
     found = dict(tensors)
     for prefix in ("module.", "model.", "module."):
         if found and all(name.startswith(prefix) for name in found):
@@ -19,7 +19,7 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors below a prefix, without it."""
+    """The tensors whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -32,7 +32,7 @@ def matched(
     """The tensors of a checkpoint by their names in a module, float32 where they are floating-point.
 
     Args:
-        given: by the checkpoint's names.
+        given: the tensors by the checkpoint's names.
         module: may be on the meta device.
         names: the checkpoint's name of each of the module's tensors.
         where: the checkpoint's name in messages.

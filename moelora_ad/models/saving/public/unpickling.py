@@ -1,8 +1,7 @@
-"""Files of tensors that come from outside: safetensors, and pickles of which nothing but tensors and plain values is
-taken.
+"""Files of tensors that come from outside: safetensors, and pickles from which only tensors and plain values are taken.
 
 Published checkpoints contain more than tensors: the options of their training, the best figure so far, a dictionary of
-labels. The classes of these are on a list. Not one of them is imported or built: an `Opaque` replaces it, which
+labels. The classes of these are on a list. None of them is imported or built: an `Opaque` replaces it, which
 stores the file's values and does nothing. Any other class is refused by its name.
 """
 
@@ -63,7 +62,7 @@ _ALLOWED.append((_dictionary, "collections.defaultdict"))
 
 
 def read_file(path: Path) -> Any:
-    """The content of a file: of safetensors the tensors by name, of a pickle whatever was saved.
+    """Read the content of a file: of safetensors the tensors by name, of a pickle whatever was saved.
 
     Tensors stay on the disk until they are used, where the file allows it.
 
@@ -81,7 +80,7 @@ def read_file(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # PyTorch meets a damaged file with many kinds of errors
+    except Exception as error:  # PyTorch raises many kinds of errors for a damaged file
         raise InputError.at(path, _reason(str(error))) from None
     _check_extent(content, path)
     return content
@@ -92,7 +91,7 @@ def field(node: Any, *names: str) -> Any:
 
     Args:
         node: the options.
-        names: of the value, from the outermost to the innermost.
+        names: path of the value, from the outermost name to the innermost.
     """
     for name in names:
         node = _content(node)
@@ -101,7 +100,7 @@ def field(node: Any, *names: str) -> Any:
 
 
 def _content(node: Any) -> Any:
-    """The content of an `Opaque`: OmegaConf has that of a container, and the value of anything else, in a field."""
+    """The content of an `Opaque`: OmegaConf stores that of a container, and the value of anything else, in a field."""
     for _ in range(2):  # a container's content is plain, a node's value too
         if isinstance(node, Opaque):
             state = node.state
@@ -123,7 +122,7 @@ def _check_extent(content: Any, path: Path) -> None:
     """Check that the tensors are not larger than the file: views of one storage could stand for any number of values.
 
     Raises:
-        InputError: they are.
+        InputError: they are larger.
     """
     size = 0
     seen: set[int] = set()

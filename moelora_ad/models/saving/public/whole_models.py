@@ -22,7 +22,7 @@ from moelora_ad.models.saving.public.naming import matched, part
 AASIST_WINDOW = 64_600
 """Samples of a clip in the public evaluations with AASIST."""
 ANTIDEEPFAKE_WINDOW = 10 * SAMPLE_RATE
-"""The least that its training cuts longer clips to; its evaluation takes whole files."""
+"""Samples of the shortest clips that its training cuts longer ones to; its evaluation takes whole files."""
 
 
 def ssl_anti_spoofing(
@@ -30,12 +30,12 @@ def ssl_anti_spoofing(
 ) -> PublicModel:
     """XLS-R, fine-tuned, with AASIST on it (Tak et al., arXiv 2202.12233): ``ssl_model.*`` and the head.
 
-    Its waveforms are not normalised, though XLS-R was trained on such that are.
+    Its waveforms are not normalised, though XLS-R was trained on normalised ones.
 
     Args:
-        tensors: of the whole model.
+        tensors: tensors of the whole model.
         where: the checkpoint's name in messages.
-        normalize: for a descendant that was trained on normalised waveforms.
+        normalize: true for a descendant that was trained on normalised waveforms.
         attention_heads: see `fairseq_encoder`.
 
     Raises:
@@ -80,11 +80,11 @@ def antideepfake(
 
 
 def raw_aasist(tensors: Mapping[str, Tensor], where: str) -> PublicModel:
-    """AASIST or AASIST-L on the waveform (Jung et al., arXiv 2110.01200), which differ in sizes that tensors show, and
-    in ratios of pooling that they do not.
+    """AASIST or AASIST-L on the waveform (Jung et al., arXiv 2110.01200). They differ in sizes, which the tensors show,
+    and in ratios of pooling, which the tensors do not show.
 
     Raises:
-        InputError: it has other sizes than these two, or see `ssl_anti_spoofing`.
+        InputError: the tensors have other sizes than those of these two, or see `ssl_anti_spoofing`.
     """
     wanted = {name: RawAASIST(70, **arguments) for name, arguments in _SIZES.items()}
     fitting = [name for name, classifier in wanted.items() if _sizes(classifier) == _sizes_told(tensors)]
