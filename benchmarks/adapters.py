@@ -1,4 +1,4 @@
-"""What a mixture of LoRA experts costs beside one LoRA of peft, a loop over experts, and full fine-tuning.
+"""Cost of a mixture of LoRA experts, compared with one LoRA of peft, a loop over experts, and full fine-tuning.
 
     python benchmarks/adapters.py [--repeats 15] [--clips 1] [--parts layer backbone step memory]
 
@@ -10,7 +10,8 @@ of its 24 layers, on clips of 64,600 samples. `step`: a training step with it: f
 Within a repeat the sides take turns, in an order that rotates; a figure is the median over the repeats, a ratio the
 median of the ratios within the repeats (lowest to highest). All sides have the same frozen weights and inputs; peft's
 LoRA has no dropout. Saved activations are what autograd saves for the backward pass: unique storages, without
-parameters and buffers; of the backbone for 4 clips (the concatenated low-rank matrices are kept once for any number).
+parameters and buffers; for the backbone with 4 clips (the concatenated low-rank matrices are saved once for any number
+of clips).
 """
 
 import argparse
@@ -60,7 +61,7 @@ class OneProjection(nn.Module):
 
 
 def adapted(model: nn.Module, name: str) -> nn.Module:
-    """A copy of the model that one side has changed; what is frozen is shared between the copies."""
+    """A copy of the model, adapted by one side; frozen weights are shared between the copies."""
     model.requires_grad_(False)
     memo = {} if name == FULL else {id(p): p for p in model.parameters()}
     twin = copy.deepcopy(model, memo)

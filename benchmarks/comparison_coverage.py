@@ -1,12 +1,13 @@
-"""How often 95 % intervals of the difference of two systems have the true difference inside.
+"""How often 95 % intervals of the difference of two systems contain the true difference.
 
     python benchmarks/comparison_coverage.py [--comparisons 1000] [--seeds 3 5 10]
 
-Scores are drawn for which the true difference of the two EERs is known: normal, with a part that all runs share, one of
-each system and one of each run, each of them for clusters of trials and for single trials, and a quality of each run
-that varies with its seed. Beside the interval of `results --compare` (`moelora_ad.evaluation.metrics.seed_differences`)
-there are three others from the same resamples: percentiles of a hierarchical bootstrap, which draws seeds too;
-Student's t over seeds, as if there were no other trials; percentiles over trials, as if there were no other seeds.
+Scores are drawn for which the true difference of the two EERs is known. They are normal: the sum of a part that all
+runs share, one of each system and one of each run, each with a term for clusters of trials and one for single trials;
+bona fide trials also get the run's quality, which varies with its seed. The interval of `results --compare`
+(`moelora_ad.evaluation.metrics.seed_differences`) is compared with three others from the same resamples: percentiles of
+a hierarchical bootstrap, which draws seeds too; Student's t over seeds, as if there were no other trials; percentiles
+over trials, as if there were no other seeds.
 """
 
 import argparse
@@ -27,8 +28,8 @@ Floats = NDArray[np.float64]
 
 
 class Case(NamedTuple):
-    """What is simulated: spread of the quality over seeds, clusters of bona fide trials, clusters of spoofs, trials of
-    each."""
+    """A case to simulate: spread of the quality over seeds, number of clusters of bona fide trials, number of clusters
+    of spoofs, and trials of each cluster."""
 
     spread: float
     bona_fide: int
@@ -40,7 +41,8 @@ CASES = (Case(0.08, 20, 40, 5), Case(0.25, 20, 40, 5), Case(0.25, 8, 24, 5), Cas
 
 
 def true_difference(case: Case) -> float:
-    """For all seeds and trials: an EER is Phi(-quality / 2 sigma), and so is its mean over normal qualities."""
+    """The true difference of the EERs over all seeds and trials: an EER is Phi(-quality / 2 sigma), and its mean over
+    normal qualities has the same form with a larger variance."""
     variance = sum(one**2 for part in (SHARED, OF_SYSTEM, OF_RUN) for one in part)
     first, second = (stats.norm.cdf(-one / np.sqrt(4 * variance + case.spread**2)) for one in QUALITY)
     return float(first - second)
@@ -60,7 +62,8 @@ def drawn_scores(case: Case, seeds: int, generator: np.random.Generator) -> tupl
 
 
 def eers(scores: Floats, is_bona_fide: NDArray[np.bool_], counts: NDArray[np.integer]) -> Floats:
-    """(runs, resamples) from scores (runs, trials) without ties and how often each trial counts (resamples, trials)."""
+    """EERs (runs, resamples) of scores (runs, trials) without ties, where each trial counts as often as ``counts``
+    (resamples, trials) says."""
     order = np.argsort(scores, axis=1)
     weights = counts[:, order].astype(np.float32)
     rejected = np.cumsum(np.stack([weights * is_bona_fide[order], weights * ~is_bona_fide[order]]), axis=-1)
@@ -72,7 +75,7 @@ def eers(scores: Floats, is_bona_fide: NDArray[np.bool_], counts: NDArray[np.int
 
 
 def coverage(case: Case, seeds: int, comparisons: int, resamples: int = 100, seed: int = 1) -> dict[str, float]:
-    """The share of comparisons, by kind of interval, that have the true difference inside."""
+    """The share of comparisons whose interval contains the true difference, by kind of interval."""
     generator, truth = np.random.default_rng(seed), true_difference(case)
     inside: dict[str, int] = {}
     for _ in range(comparisons):

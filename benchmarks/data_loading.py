@@ -1,4 +1,4 @@
-"""Utterances per second from a folder and from archives, against the usual way to load them.
+"""Utterances per second from a folder and from archives, compared with the usual way to load them.
 
     pip install -e '.[benchmark]' && python benchmarks/data_loading.py [--rounds 3] [--epochs 2] [--algorithm 5]
 
@@ -55,7 +55,7 @@ class UsualDataset(Dataset):
 
 
 def lay_out(folder: Path) -> list[Path]:
-    """The corpus as a folder and as archives of it, side by side; the files in the folder."""
+    """Write the corpus as a folder and as archives of it, side by side; return the files in the folder."""
     corpus = folder / "corpus"
     (corpus / "audio").mkdir(parents=True)
     for path in sorted(QUICKSTART.rglob("*.flac")):

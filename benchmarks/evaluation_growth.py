@@ -1,4 +1,4 @@
-"""What evaluation takes as its sets, their number and their files grow: each of these ratios should stay near 1.
+"""How the cost of evaluation grows with its sets, their number and their files: each ratio should stay near 1.
 
     python benchmarks/evaluation_growth.py [--batches 20000] [--sets 6] [--workers 8]
 
@@ -58,7 +58,7 @@ def time_of_batches(batches: int) -> list[float]:
 
 
 class Processes(Callback):
-    """The most child processes at the beginning of any batch."""
+    """Records the largest number of child processes at the beginning of any batch."""
 
     most = 0
 
@@ -83,7 +83,7 @@ def most_processes(folder: Path, sets: int, workers: int) -> int:
 
 
 def crop_times(folder: Path, form: str, rate: int) -> list[float]:
-    """Least seconds of a crop from a file of each length."""
+    """The shortest time of a crop in seconds, for a file of each length."""
     generator, times = np.random.default_rng(0), []
     for seconds in SECONDS:
         path = folder / f"{seconds}.{form}"

@@ -1,19 +1,19 @@
-"""A GPU: how fast these adapters train and score there, beside peft, a loop over experts and full fine-tuning.
+"""Speed of training and scoring with these adapters on a GPU, beside peft, a loop over experts and full fine-tuning.
 
     pip install -e '.[benchmark]' && python benchmarks/gpu.py [--parts steps data ...] [--repeats 9]
 
 It runs from a bare checkout: random weights of XLSR-53's size, AASIST, clips of 64,600 samples, bf16-mixed, and the
-quickstart's recordings under other names where files are needed. About 8 minutes on an H100. The card is named, and
-every goal is a line: what, the median of paired runs (lowest to highest), the goal, met or missed.
+quickstart's recordings under other names where files are needed. It takes about 8 minutes on an H100. It prints the
+card's name and a line for every goal: what, the median of paired runs (lowest to highest), the goal, met or missed.
 
 `steps`: sides take turns within a repeat, in an order that rotates; a figure is the time of 3 steps, and a ratio the
-median of the ratios within the repeats. "Compiled" is what `model.compile` does. The matrix rate is that of all
-operations of a step by its time, beside one product of 8,192 x 8,192 matrices in bf16. Three more steps run with an
-error for every wait for the GPU. `data`: utterances a second of the training loader (FLAC, random crop, RawBoost 5; a
-worker for each core, at most 16) beside what the compiled step at batch 64 takes. `test`: `Trainer.test` from its fifth
-batch on, beside the bare forward pass over one ready batch. `score`: `Scorer.score_files` beside the same. `paper`:
-`fit` with experiments/paper.yaml on recordings laid out as ASVspoof 2019 LA is, to its table. `profile`: what a
-compiled step at batch 64 spends its time on, by kernels.
+median of the ratios within the repeats. "Compiled" is what `model.compile` does. The matrix rate is the number of
+operations of a step divided by its time, beside that of one product of 8,192 x 8,192 matrices in bf16. Three more steps
+run in which every wait for the GPU is an error. `data`: utterances a second of the training loader (FLAC, random crop,
+RawBoost 5; a worker for each core, at most 16) beside what the compiled step at batch 64 takes. `test`: `Trainer.test`
+from its sixth batch on, beside the bare forward pass over one ready batch. `score`: `Scorer.score_files`, beside that
+forward pass too. `paper`: `fit` with experiments/paper.yaml, until it prints its table, on recordings in the layout of
+ASVspoof 2019 LA. `profile`: what a compiled step at batch 64 spends its time on, by kernels.
 
 `--rehearse` runs everything small, on any device, in a minute or two: the figures mean nothing then.
 """
@@ -48,7 +48,7 @@ PARTS = ("steps", "data", "test", "score", "paper", "profile")
 
 @dataclass
 class Bench:
-    """What is measured on, and what came of it."""
+    """Settings of the measurements, and their results."""
 
     device: torch.device
     repeats: int
@@ -141,7 +141,7 @@ def steps(bench: Bench) -> None:
 
 
 def matrix_rate(bench: Bench, clips: int, seconds: float) -> float:
-    """The share of the rate of one large product."""
+    """The matrix rate of a step, as a share of that of one large product."""
     if bench.peak_rate is None:
         size = 8192 if bench.device.type == "cuda" else 512
         a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))

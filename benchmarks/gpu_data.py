@@ -1,4 +1,4 @@
-"""Recordings for gpu.py: the quickstart's, under as many names as are needed, and how fast they are read and tested."""
+"""Recordings for gpu.py: the quickstart's, linked to as many names as needed; and the rates of reading and testing."""
 
 import tempfile
 import time
@@ -14,11 +14,11 @@ from moelora_ad.corpora import Manifest
 from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule
 
 QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart" / "corpus"
-FIRST_BATCHES = 5  # of a test, in which its readers start
+FIRST_BATCHES = 5  # of a test, not measured, as its workers start meanwhile
 
 
 def linked(folder: Path, count: int) -> Path:
-    """Links ``count`` names to the quickstart's recordings; returns their manifest."""
+    """Link ``count`` names to the quickstart's recordings, and return their manifest."""
     (folder / "audio").mkdir(exist_ok=True)
     lines = ["path,label"]
     for number, recording in enumerate(islice(cycle(sorted(QUICKSTART.rglob("*.flac"))), count)):
@@ -54,7 +54,7 @@ def loader(manifest: Path, clips: int, samples: int, workers: int, epochs: int) 
 
 
 class Clock(Callback):
-    """Utterances a second of a test, from some batch on to its end."""
+    """Measures utterances a second of a test, without its `FIRST_BATCHES`."""
 
     def on_test_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, number: int, *_: Any) -> None:
         if number == FIRST_BATCHES - 1:
@@ -82,7 +82,7 @@ def tested_rate(module: DetectionModule, manifest: Path, clips: int, samples: in
 
 
 def asvspoof2019(folder: Path) -> None:
-    """The quickstart's recordings as ASVspoof 2019 LA is laid out: 3 x 96 of them."""
+    """Link 3 x 96 of the quickstart's recordings, in the layout of ASVspoof 2019 LA."""
     for split, letter, kind in (("train", "T", "trn"), ("dev", "D", "trl"), ("eval", "E", "trl")):
         audio = folder / "LA" / f"ASVspoof2019_LA_{split}" / "flac"
         audio.mkdir(parents=True)

@@ -28,10 +28,10 @@ SMALL = {
 
 
 class Peer(AdaptationMethod):
-    """A peer as a method of adaptation.
+    """A peer as an adaptation method.
 
     Args:
-        change: adapts an encoder that is frozen.
+        change: function that adapts a frozen encoder.
     """
 
     casts_inputs = True
@@ -53,15 +53,15 @@ METHODS: dict[str, Callable[[], AdaptationMethod]] = {
 
 
 def module(name: str, source: str) -> DetectionModule:
-    """A detector in training with random weights, the same for all sides but for what a side adds.
+    """A detector in training with random weights, which are the same for all sides but for what a side adds.
 
     Args:
-        name: of the side.
+        name: name of the side.
         source: folder of an encoder's configuration, or a hub id that needs none.
     """
     torch.manual_seed(0)
     made = DetectionModule(Wav2Vec2Backbone(source, pretrained=False, normalize=False), METHODS[name](), AASIST)
-    if name == FULL:  # the usual way: the convolutions stay as they are
+    if name == FULL:  # as usual, the convolutions stay frozen
         freeze_front_end(made.detector.backbone.encoder.feature_extractor)
     for key, parameter in made.named_parameters():
         if "lora_B" in key:
@@ -70,12 +70,12 @@ def module(name: str, source: str) -> DetectionModule:
 
 
 class TrainingStep:
-    """One step: forward, cross entropy, backward, AdamW; bf16-mixed, as Lightning has it.
+    """One step: forward, cross entropy, backward, AdamW; bf16-mixed, as in Lightning.
 
     Args:
-        model: that is trained.
-        clips: of a batch.
-        samples: of a clip.
+        model: the detector to train.
+        clips: clips in a batch.
+        samples: samples of a clip.
         compiled: whether its layers and its head are compiled, each on its own.
     """
 
@@ -97,7 +97,7 @@ class TrainingStep:
 
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
-    """An error for every wait for the GPU within the block."""
+    """Make every wait for the GPU within the block an error."""
     if device.type != "cuda":
         yield
         return

@@ -6,12 +6,12 @@ A small run is made once by the command line, uninterrupted: a Wav2Vec2 encoder 
 epochs of four steps on the quickstart's speech, two batches to a step, two validations and checkpoints an epoch, and a
 test. The others are the same run with 0 or 1 reading process, each stopped again and again: by ``kill -9`` at a random
 moment, or at a random call that writes, flushes, renames or deletes; by SIGTERM; by Ctrl-C; by SIGTERM with ``kill -9``
-soon after, as a cluster does it. It is given again as a user would, with ``--ckpt_path last`` once there is a
-checkpoint. Every file under a final name after a stop must be complete; what is there at the end must be the first
-run's: weights, optimiser and scores bit for bit, the record, and the names of all files, with nothing left over but
+soon after, as a cluster does it. It is started again as a user would, with ``--ckpt_path last`` once there is a
+checkpoint. After each stop, every file under a final name must be complete. At the end, everything must be as in the
+first run: weights, optimiser and scores bit for bit, the record, and the names of all files, with nothing left over but
 the checkpoint of an interruption.
 
-To spare each start the seconds that imports take, they are processes forked from this one.
+The runs are processes forked from this one, so that no start takes the seconds that imports need.
 """
 
 import argparse
@@ -46,9 +46,9 @@ from moelora_ad.training.callbacks.checkpoints import INTERRUPTED
 RUN = Path("runs", "small", "run")  # below a run's working folder
 KINDS = ("KILL at a moment", "KILL at a write", "TERM", "INT", "TERM, then KILL")
 WRITING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.flock"}
-TERMINATED = {128 + signal.SIGTERM, -signal.SIGTERM}  # a shell sees the same: before and after main, by the system
-PATIENCE = 120.0  # seconds after which a run that was told to end, or stopped at no moment, hangs
-# Of the record; all else in it are times, attempts and this machine.
+TERMINATED = {128 + signal.SIGTERM, -signal.SIGTERM}  # the second before and after main; to a shell they are the same
+PATIENCE = 120.0  # seconds after which a run that was told to end, or is not stopped at a moment, counts as hanging
+# Fields of the record that are compared; the others are times, attempts and facts about the machine.
 RECORDED = ("state", "system", "seed", "epoch", "step", "dev_eer", "best_dev_eer", "sets", "checkpoint", "scores")
 
 
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def arguments(config: Path, folder: Path, workers: int) -> list[str]:
-    """Those that start the run of a folder, or resume it."""
+    """The command line's arguments that start the run of a folder, or resume it."""
     given = ["fit", "--config", str(config), "--data.num_workers", str(workers)]
     return given + (["--ckpt_path", "last"] if list((folder / RUN).glob("checkpoints/last*.ckpt")) else [])
 
@@ -102,8 +102,8 @@ def run_to_the_end(
     kills: int,
     length: tuple[int, float],
 ) -> list[str]:
-    """Starts a run until it ends, stopping it at moments and at calls that write within its ``length``; returns what
-    was wrong."""
+    """Start a run again and again until it ends, stopping it at random moments and at random calls that write, within
+    its ``length`` (calls, seconds); return what was wrong."""
     writes, seconds = length
     while True:
         given = arguments(config, folder, workers)
@@ -118,9 +118,9 @@ def run_to_the_end(
             code = stop(process, kind, draws)
         else:
             code, kind = process.exitcode, kind if process.exitcode == -signal.SIGKILL else None
-        if code == 0 and (kind not in ("TERM", "INT") or is_finished(folder / RUN)):  # it came too late
+        if code == 0 and (kind not in ("TERM", "INT") or is_finished(folder / RUN)):  # the stop came too late
             kind = None
-        with suppress(ProcessLookupError):  # the processes that read, if they outlived it
+        with suppress(ProcessLookupError):  # workers that outlived the run
             os.killpg(process.pid, signal.SIGKILL)
         if kind is not None:
             told[kind] += 1
@@ -130,7 +130,7 @@ def run_to_the_end(
         )
         faults = [f"{name} is {why}" for name, why in half_files(folder / RUN)]
         told["half files"] += len(faults)
-        # Readers whose run is gone may say so.
+        # After a kill -9, workers may print an error because their run is gone.
         if code not in allowed or (code != -signal.SIGKILL and "Traceback" in words):
             faults.append(f"exit code {code} after {kind}, {given[-2:]}: {words[-3_000:]}")
         told["faults"] += bool(faults)
@@ -139,10 +139,10 @@ def run_to_the_end(
 
 
 def started(given: list[str], folder: Path, prepare: Callable[[], None] | None = None) -> multiprocessing.Process:
-    """A process of a group of its own with the command line's arguments, in a working folder."""
+    """Start the command line with these arguments, as a process of a group of its own, in a working folder."""
 
     def run() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started in the background ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores SIGINT
         os.setsid()
         os.chdir(folder)
         for number, name in ((1, "stdout"), (2, "stderr")):
@@ -158,7 +158,7 @@ def started(given: list[str], folder: Path, prepare: Callable[[], None] | None =
 
 
 def stop(process: multiprocessing.Process, kind: str | None, draws: random.Random) -> int:
-    """Stops a process, alone or with its group, and waits for its end; returns its exit code."""
+    """Stop a process, alone or with its group, wait for its end, and return its exit code."""
     number = {"TERM": signal.SIGTERM, "INT": signal.SIGINT}.get((kind or "").partition(",")[0], signal.SIGKILL)
     with suppress(ProcessLookupError):
         (os.kill if draws.random() < 0.5 else os.killpg)(process.pid, number)
@@ -171,7 +171,7 @@ def stop(process: multiprocessing.Process, kind: str | None, draws: random.Rando
 
 
 def calls_that_write(count: Callable[[], None]) -> None:
-    """Has each call of this process that writes, flushes, renames, makes or deletes be counted before it is made."""
+    """Call ``count`` before each call of this process that writes, flushes, renames, creates or deletes."""
     own = os.getpid()
 
     def is_writing(event: str, details: tuple) -> bool:
@@ -186,7 +186,7 @@ def calls_that_write(count: Callable[[], None]) -> None:
 
 
 def die_at(left: int) -> None:
-    """Kills this process before a later call that writes."""
+    """Kill this process before a call that writes, after ``left`` others."""
 
     def count() -> None:
         nonlocal left
@@ -198,7 +198,7 @@ def die_at(left: int) -> None:
 
 
 def measured(config: Path, folder: Path) -> tuple[int, float]:
-    """How many calls that write a run makes, and the seconds it takes."""
+    """The number of calls that write in an uninterrupted run, and the seconds that it takes."""
     folder.mkdir()
     calls = multiprocessing.Value("l", 0)
 
@@ -240,7 +240,7 @@ def half_files(run: Path) -> list[tuple[str, str]]:
 def outcome(run: Path) -> dict[str, dict[str, Any]]:
     """What must be the same in two runs that have ended."""
     record = json.loads((run / "run.json").read_text())
-    # An interrupted run has the checkpoint of that moment.
+    # An interrupted run also has the checkpoint of its interruption.
     files = [path for path in run.rglob("*") if path.is_file() and path.name != INTERRUPTED]
     tensors = {}
     for path in [path for path in files if path.suffix == ".ckpt"]:
@@ -266,7 +266,7 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 
 def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """What differs, by its name."""
+    """The names of what differs, as text."""
     differing = [name for name in found | expected if found.get(name) != expected.get(name)]
     told = [
         f"{name} is {'more' if name not in expected else 'missing' if name not in found else 'another'}"

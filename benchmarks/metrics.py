@@ -1,4 +1,4 @@
-"""How long the figures of a large test set and their intervals take.
+"""Time to compute the figures of a large test set, and their intervals.
 
     python benchmarks/metrics.py [--repeats 31] [--trials 600000] [--bona-fide 0.1] [--resamples 1000] [--clusters 2000]
 

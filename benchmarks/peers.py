@@ -1,4 +1,4 @@
-"""The peers of the adapters: a loop over experts, and the LoRA of peft, on the same projections."""
+"""What the adapters are compared with: a loop over experts, and the LoRA of peft, on the same projections."""
 
 import re
 from collections.abc import Callable
@@ -41,6 +41,6 @@ def loop(model: nn.Module) -> None:
 
 
 def lora_of_peft(rank: int) -> Callable[[nn.Module], object]:
-    """What puts a LoRA of peft, without dropout, on every projection of a frozen model."""
+    """Return a function that puts a LoRA of peft, without dropout, on every projection of a frozen model."""
     config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=PROJECTIONS)
     return lambda model: peft.inject_adapter_in_model(config, model)

@@ -1,4 +1,4 @@
-"""How long large protocols take to parse, and what their trials weigh, against the usual loop. Linux only.
+"""Time to parse large protocols, and memory of their trials, compared with the usual loop. Linux only.
 
     python benchmarks/protocols.py [--repeats 5]
     python benchmarks/protocols.py --pyarrow [--repeats 5]
@@ -8,8 +8,9 @@ with unique ids and about as many different speakers, codecs and attacks. The us
 ``tuple(line.strip().split(" "))`` of each into a list; it checks nothing. Every measurement has a fresh process, and
 the two sides take turns. Figures are medians over the repeats, and the ratio is the median of the ratios of the pairs.
 
-Peak: the most memory resident while parsing, beyond what was before. Kept: the same once it is done. Access: one trial
-by its index, which here makes a `Trial` of thirteen fields, and there fetches a tuple that exists.
+Peak: the most resident memory while parsing, beyond that before. Kept: the resident memory after parsing, beyond that
+before. Access: one trial by its index, which makes a `Trial` of thirteen fields here, and fetches an existing tuple
+from the usual loop's list.
 
 ``--pyarrow`` compares the columns that trials are stored in (`moelora_ad.corpora.protocols.columns`) with arrays of
 pyarrow: two columns of unique texts and six of few different ones, 600,000 rows, made of the same lists of strings.
@@ -40,7 +41,7 @@ ROWS = 600_000
 
 
 class Figures(NamedTuple):
-    """What one measurement gives: memory and size in MB, ``access`` in microseconds a trial."""
+    """The figures of one measurement: memory and size in MB, ``access`` in microseconds a trial."""
 
     seconds: float
     peak: float
@@ -50,7 +51,7 @@ class Figures(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """A protocol to be made and parsed."""
+    """A protocol that is made up and parsed."""
 
     name: str
     lines: int
@@ -102,7 +103,7 @@ def usual_loop(path: str) -> list[tuple[str, ...]]:
 
 
 def measure(parse: Callable[[str], Sequence[object]], place: str) -> Figures:
-    """One parse, in the process that calls this."""
+    """Measure one parse in this process."""
     before = memory("VmRSS")
     started = time.perf_counter()
     parsed = parse(place)
@@ -131,7 +132,7 @@ def pairs(protocol: Protocol, root: Path, repeats: int) -> Iterator[tuple[Figure
 
 
 class Columns(NamedTuple):
-    """What one measurement of columns gives: seconds, memory and size in MB, ``row`` in microseconds."""
+    """The figures of one measurement of columns: seconds, memory and size in MB, ``row`` in microseconds."""
 
     build: float
     kept: float
@@ -182,9 +183,9 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def measure_columns(build: Callable[[list[list[str]]], list]) -> Columns:
-    """One table, in the process that calls this."""
+    """Measure one table in this process."""
     given = lists()
-    build([column[:10] for column in given])  # imports
+    build([column[:10] for column in given])  # so that imports are not measured
     before = memory("VmRSS")
     started = time.perf_counter()
     columns = build(given)

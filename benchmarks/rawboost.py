@@ -1,4 +1,4 @@
-"""How long RawBoost takes against its usual formulation, on one thread.
+"""Time of RawBoost compared with its usual formulation, on one thread.
 
     python benchmarks/rawboost.py [--repeats 31] [--samples 64600]
 
@@ -25,7 +25,7 @@ Waveform = NDArray[np.float64]
 
 
 class UsualRawBoost:
-    """The same definitions, straight through scipy."""
+    """RawBoost by the same definitions, computed directly with scipy."""
 
     def __init__(self, parameters: RawBoost) -> None:
         self.parameters = parameters

@@ -1,11 +1,11 @@
-"""What it costs to watch the experts: epochs of the quickstart with and without RoutingLog.
+"""Cost of watching the experts: epochs of the quickstart with and without RoutingLog.
 
     python benchmarks/routing_log.py
 
 In one run every other epoch (training and validation) is watched; a ratio is the median over pairs of neighbouring
 epochs (lowest to highest), in processor time of this process, so that other work on the machine counts little. The
 second part is a forward pass of XLSR's size, 24 layers with random weights, in evaluation, watched and not: the only
-part of the cost that grows with the model. Of a development set no more than 64 batches are watched.
+part of the cost that grows with the model. At most 64 batches of a development set are watched.
 """
 
 import argparse

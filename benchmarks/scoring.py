@@ -1,15 +1,15 @@
-"""`score` of many short files against the bare model over ready batches.
+"""Speed of `score` on many short files, compared with the bare model on batches that are ready.
 
     python benchmarks/scoring.py [--files 5000] [--block 250] [--num-workers N] [--device cpu] [--precision 32-true]
         [--encoder quickstart | xlsr] [--batch-size 16] [--threads N]
 
-Files are the quickstart's 612 utterances, copied under other names until there are so many; the model is 3 LoRA experts
-of rank 8 and AASIST, untrained, on the quickstart's Whisper tiny.en, or on random weights of XLSR-53's size. `score` is
-what the verb does: it decodes, scores, judges, and writes a row of JSON for each file. The bare model gets as many
-batches of windows that are decoded already. The two take turns in blocks of some hundred files, so that whatever else
-the machine does falls on both; workers of `score` decode what their queues hold while the bare model has its turn: two
-batches each. A figure is the quotient of the sums of all blocks, with the median and the extremes of the quotients of
-single ones. Ctrl-C ends it with the figures so far.
+Files are the quickstart's 612 utterances, copied under other names until there are enough; the model is 3 LoRA experts
+of rank 8 and AASIST, untrained, on the quickstart's Whisper tiny.en, or on random weights of XLSR-53's size. `score`
+does what the command does: it decodes, scores, gives verdicts, and writes a row of JSON for each file. The bare model
+gets as many windows, in batches that are decoded already. The two take turns in blocks of some hundred files, so that
+other work on the machine affects both; while the bare model has its turn, each worker of `score` decodes ahead until
+its queue is full, two batches. A figure is the quotient of the sums of all blocks, with the median and the extremes of
+the quotients of single blocks. Ctrl-C ends it with the figures so far.
 """
 
 import argparse
@@ -40,7 +40,7 @@ DECISION = DecisionRule.of(False, 0.5, None)
 
 
 def lay_out(folder: Path, count: int) -> list[str]:
-    """So many files with names of their own."""
+    """Copy the quickstart's utterances to ``count`` files with different names, and return their paths."""
     sources = sorted((QUICKSTART / "corpus").rglob("*.flac"))
     paths = []
     for number, source in zip(range(count), itertools.cycle(sources), strict=False):
@@ -67,7 +67,7 @@ def encoder(name: str, folder: Path) -> Backbone:
 
 
 class Bare:
-    """The model over batches that are decoded and lie where it computes."""
+    """The bare model, on batches that are decoded and on its device."""
 
     def __init__(self, scorer: Scorer, paths: list[str]) -> None:
         self.scorer = scorer
@@ -76,7 +76,7 @@ class Bare:
         self.batches = [p.waveforms.to(scorer.device) for p in pieces if len(p.waveforms) == scorer.batch_size]
 
     def __call__(self, windows: int) -> float:
-        """Seconds for so many windows."""
+        """Seconds that the model takes for so many windows."""
         started = time.perf_counter()
         scores = []
         with torch.inference_mode(), computing_in(self.scorer.precision, self.scorer.device):

@@ -43,7 +43,7 @@ def main() -> None:
         address = server.stderr.readline().split()[2]
         while "startup complete" not in server.stderr.readline():
             pass
-        ThreadPoolExecutor(1).submit(server.stderr.read)  # else the server would wait for room in the pipe
+        ThreadPoolExecutor(1).submit(server.stderr.read)  # otherwise the server would wait for room in the pipe
         try:
             print(" requests  scored  refused  lost  a second   median     95 %    memory")
             for number in range(1, arguments.rounds + 1):

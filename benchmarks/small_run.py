@@ -1,4 +1,4 @@
-"""A run of seconds: a small random encoder on some of the quickstart's speech."""
+"""A training run that takes seconds: a small random encoder on some of the quickstart's speech."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ CORPUS = Path(__file__).parents[1] / "experiments" / "quickstart" / "corpus" / "
 
 
 def write_config(folder: Path) -> Path:
-    """Writes encoder, manifests and configuration of the small run."""
+    """Write encoder, manifests and configuration of the small run, and return the configuration's path."""
     torch.manual_seed(0)
     encoder = Wav2Vec2Config(
         hidden_size=16,
@@ -66,7 +66,8 @@ def write_config(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path, part: str, kind: str, count: int) -> dict[str, Any]:
-    """Writes the first ``count`` utterances of each class of a part of the quickstart's corpus."""
+    """Write a manifest of the first ``count`` utterances of each class of a part of the quickstart's corpus, and return
+    the configuration of the corpus."""
     protocol = CORPUS / "protocols" / f"MiniLA.cm.{part}.{kind}.txt"
     rows = [line.split() for line in protocol.read_text().splitlines()]
     chosen = [row for key in ("bonafide", "spoof") for row in [row for row in rows if row[4] == key][:count]]

@@ -1,11 +1,12 @@
-"""How often speech is not heard in speech, and heard where there is none; and how long listening takes.
+"""How often speech is detected in speech, and in other sounds; and how long the detection takes.
 
     python benchmarks/speech.py [--speech FOLDER ...] [--other FOLDER ...]
 
 Speech is the quickstart's 612 utterances, as they are, in white noise, and cut to their middle second or half second,
-and what else is named; other sounds are made here (silence, noises, tones, melodies; 20 draws of each), and named. Of
-long files 4 s are taken every 20 s. Detectors of speech that are installed are measured beside ours: `webrtcvad` (mode
-3, a tenth of the frames or more) and `silero-vad` (any stretch).
+and the files in the folders of --speech; other sounds are made here (silence, noises, tones, melodies; 20 draws of
+each), or are the files in the folders of --other. Of long files 4 s are taken every 20 s. Other speech detectors are
+measured beside ours if they are installed: `webrtcvad` (mode 3, a tenth of the frames or more) and `silero-vad` (any
+stretch).
 """
 
 import argparse

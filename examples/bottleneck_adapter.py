@@ -35,10 +35,10 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckAdapter(AdaptationMethod):
-    """Bottlenecks behind the attention's and the feed-forward's last projections.
+    """Bottlenecks behind the last projections of attention and feed-forward layers.
 
     Args:
-        width: of the bottleneck.
+        width: units of the bottleneck.
         targets: the projections, see ``moelora_ad.adapters.inject``. (In wav2vec 2.0: out_proj and output_dense.)
     """
 

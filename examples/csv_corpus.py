@@ -17,12 +17,12 @@ LABELS = {"no": BONA_FIDE, "yes": SPOOF}
 
 
 class CsvCorpus(Corpus):
-    """Trials of a file ``file,synthetic,voice,system,part``; audio paths are relative to the file's folder.
+    """Trials of a CSV file with the columns ``file,synthetic,voice,system,part``; paths are relative to its folder.
 
     Args:
-        path: of the CSV file.
+        path: path of the CSV file.
         part: the part to take.
-        name: its name in reports.
+        name: name of the corpus in reports.
     """
 
     def __init__(self, path: str, part: str, name: str = "Calls") -> None:

@@ -1,4 +1,4 @@
-"""A loss of your own: focal loss (Lin et al., arXiv 1708.02002), which attends to the trials that are judged wrongly.
+"""A loss of your own: focal loss (Lin et al., arXiv 1708.02002), which gives wrongly classified trials more weight.
 
 From the project's folder (or copy this file beside your configuration and leave out ``examples.``):
 
@@ -11,10 +11,10 @@ from torch.nn import functional
 
 
 class FocalLoss(nn.Module):
-    """(1 - p)^gamma times the cross entropy, p the probability of the right class; ``class_weights`` are its alpha.
+    """(1 - p)^gamma times the cross entropy, with p the probability of the right class; alpha is ``class_weights``.
 
     Args:
-        gamma: 0 is the cross entropy.
+        gamma: focusing exponent; 0 gives the cross entropy.
     """
 
     def __init__(self, gamma: float = 2.0) -> None:

@@ -14,10 +14,10 @@ from moelora_ad.models import Classifier
 
 
 class MeanAndDeviation(Classifier):
-    """Statistics over the valid frames, then two layers.
+    """Mean and standard deviation over the valid frames, then two layers.
 
     Args:
-        width: features of a frame; the backbone's, which the detector gives.
+        width: features of a frame; the detector passes the backbone's width.
         hidden: units of the hidden layer.
     """
 

@@ -3,7 +3,7 @@
     moelora-ad export --checkpoint RUN/checkpoints/NAME.ckpt --to model --onnx
     python examples/score_onnx.py model/model.onnx FILE [FILE ...]
 
-The files are at 16 kHz; ``moelora-ad score FILES --model model/model.onnx`` reads every format and rate.
+The files must be at 16 kHz; ``moelora-ad score FILES --model model/model.onnx`` reads every format and rate.
 """
 
 import json

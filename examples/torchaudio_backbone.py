@@ -1,6 +1,6 @@
 """A backbone of your own: torchaudio's Wav2Vec 2.0, an encoder that is not in transformers.
 
-Pretrained weights, once, into a file:
+Save pretrained weights to a file, once:
 
     python -c "import torch, torchaudio; torch.save(torchaudio.pipelines.WAV2VEC2_BASE.get_model().state_dict(), 'base.pt')"
 
@@ -27,7 +27,7 @@ class TorchaudioBackbone(Backbone):
         source: file of its ``state_dict``; None for random weights.
         num_layers: transformer layers.
         width: features of a frame.
-        num_heads: of the attention.
+        num_heads: attention heads.
         hidden_states: "last", the number of a layer, or "weighted".
 
     Raises:
@@ -72,5 +72,5 @@ class TorchaudioBackbone(Backbone):
         return self.encoder.encoder.transformer.layers
 
     def encode(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """(B, samples) at 16 kHz -> (B, frames, width). ``lengths`` is None: rows come without padding."""
+        """Encode (B, samples) at 16 kHz as (B, frames, width). ``lengths`` is None, since rows come without padding."""
         return self.encoder(waveforms)[0]

@@ -1,4 +1,4 @@
-"""A page for each package that has public names, from ``__all__`` and docstrings."""
+"""Generates a page for each package that has public names, from ``__all__`` and docstrings."""
 
 import importlib
 from types import ModuleType
@@ -26,7 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def packages() -> list[str]:
-    """The public packages that have names of their own."""
+    """The public packages that define ``__all__``."""
     modules = {name: getattr(moelora_ad, name) for name in moelora_ad.__all__}
     return [f"moelora_ad.{n}" for n, m in modules.items() if isinstance(m, ModuleType) and hasattr(m, "__all__")]
 

@@ -1,4 +1,4 @@
-"""A page for each command, from its own parser."""
+"""Generates a page for each command, from its own parser."""
 
 import argparse
 import importlib
@@ -16,8 +16,8 @@ from moelora_ad.cli.main import VERBS
 
 FOLDER = "reference/commands"
 PROGRAM = "moelora-ad"
-PARTS = {"analyze": ANALYSES}  # commands that choose a parser by their first argument themselves
-PRINTS_HELP = "fit", "validate", "test", "predict"  # Lightning's command line: its keys are a page of their own
+PARTS = {"analyze": ANALYSES}  # commands that choose one of several parsers by their first argument
+PRINTS_HELP = "fit", "validate", "test", "predict"  # commands of Lightning, whose keys have a page of their own
 
 
 class _Caught(Exception):
@@ -89,7 +89,7 @@ def parser_of(call: list[str]) -> argparse.ArgumentParser:
 
 
 def options_of(call: list[str]) -> set[str]:
-    """The options of a command, or of a part of one that its second word names."""
+    """The options of a command, or of the subcommand that the second word of ``call`` names."""
     parser = parser_of(call)
     parts = next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
     return {option for action in parts.get(call[-1], parser)._actions for option in action.option_strings}
@@ -103,7 +103,7 @@ def _parser(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
             part.description = part.description or f"{helps[name][0].upper()}{helps[name][1:]}."
             yield from _parser(part, level)
         return
-    if parser.prog.count(" ") > 1:  # one of several parts of a command
+    if parser.prog.count(" ") > 1:  # the parser of a subcommand
         yield f"{'#' * level} {parser.prog.removeprefix(f'{PROGRAM} ')}\n"
     if parser.description:
         what = re.sub(r"^The \w+ [\w ]+: (.)", lambda found: found[1].upper(), " ".join(parser.description.split()))

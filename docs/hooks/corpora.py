@@ -1,4 +1,4 @@
-"""The table of all corpus classes, from the classes themselves: ``{{ corpora }}`` on a page."""
+"""Generates the table of all corpus classes, from the classes themselves, in place of ``{{ corpora }}`` on a page."""
 
 from mkdocs.structure.pages import Page
 
@@ -8,7 +8,7 @@ MARK = "{{ corpora }}"
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Put the table in the place of its mark."""
+    """Replace the mark on a page by the table."""
     if MARK not in markdown:
         return markdown
     rows = ["| Class | What it reads | Arguments | Trials in the official lists |", "|---|---|---|---|"]

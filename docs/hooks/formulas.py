@@ -1,4 +1,4 @@
-r"""Formulas, ``$...$`` and ``$$...$$``, as MathML, which browsers draw without any script."""
+r"""Converts formulas, ``$...$`` and ``$$...$$``, to MathML, which browsers draw without any script."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""The page of a configuration's keys, from the parser of ``fit``."""
+"""Generates the page of a configuration's keys, from the parser of ``fit``."""
 
 import re
 from argparse import ArgumentParser
@@ -33,7 +33,7 @@ an error that names the nearest known one.
 
 
 class _Command(DetectionCommand):
-    """Ends with its parsers when it is about to read arguments."""
+    """Raises its parsers instead of reading arguments."""
 
     def parse_arguments(self, parser: Any, args: Any) -> NoReturn:
         raise _Parsers(self._parsers)
@@ -53,7 +53,7 @@ def parser_of_fit() -> ArgumentParser:
     try:
         _Command(args=["fit"])
     except _Parsers as caught:
-        return caught.args[0][1]  # the first is that of all commands
+        return caught.args[0][1]  # the first parser is that of all commands
     raise PluginError("fit has no parser to make a page of")
 
 
@@ -89,7 +89,7 @@ def _default(action: Any) -> str:
 
 
 def _help(text: str | None) -> str:
-    """The first paragraph, without the markup of Sphinx."""
+    """The first paragraph of a help text, without the markup of Sphinx."""
     first = re.split(r"\n\s*\n|Example::|\.\. |Default: ", text or "")[0]
     first = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join(first.split()))
     return f"{first[:1].upper()}{first[1:]}"

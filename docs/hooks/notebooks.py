@@ -1,4 +1,4 @@
-"""The tutorials as notebooks, to download: their blocks of code are cells, everything else is text."""
+"""Generates notebooks of the tutorials for download: blocks of code become cells, everything else becomes text."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def notebook(text: str) -> dict:
-    """A notebook (nbformat 4.5) of a page in Markdown; what is printed below a block is its output."""
+    """A notebook (nbformat 4.5) of a page in Markdown; the output that the page shows below a block is the cell's."""
     cells, end = [], 0
     for cell in _runner.cells(text):
         cells += _prose(text[end : cell.start])

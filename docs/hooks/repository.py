@@ -1,7 +1,7 @@
-"""Files of the repository as pages: a link that leads out of docs/ brings its file into the site.
+"""Turns files of the repository into pages: a link that leads out of docs/ adds its file to the site.
 
-So a page links to ``../../examples/bitfit.py`` as it does on a code host, and nothing is written twice: README.md is
-the home page, other Markdown is a page, pictures are copied, and any other text is shown as code.
+So a page can link to ``../../examples/bitfit.py`` as on a code host, and nothing is written twice: README.md is the
+home page, other Markdown files are pages, pictures are copied, and any other text is shown as code.
 """
 
 import os
@@ -18,7 +18,7 @@ LINK = re.compile(r"(\]\(|(?:src|href)=\")(?![a-z]+:|#|/)([^)\s\"#]+)")
 PICTURES = (".png", ".svg")
 LANGUAGES = {".py": "python", ".sh": "sh", ".yaml": "yaml", ".cff": "yaml", ".toml": "toml"}
 HOME = "README.md"
-# Pages of the section Project at the top of the repository, where they exist.
+# Pages of the section Project, from files at the top of the repository, where these exist.
 PROJECT = {"Changelog": "CHANGELOG.md", "Contributing": "CONTRIBUTING.md", "Citation": "CITATION.cff"}
 
 _brought: dict[str, str] = {HOME: "index.md"}  # path in the repository -> path in the site
@@ -32,7 +32,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Bring in the home page, the pages of the navigation, and what any page links to."""
+    """Add the home page, the pages of the navigation, and all files that pages link to."""
     root = Path(config.config_file_path).parent
     files.append(_file(HOME, root, config))
     for path in _named(config.nav):

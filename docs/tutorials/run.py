@@ -1,10 +1,10 @@
-"""Runs the code of tutorials, one after another, and writes what it prints into their pages.
+"""Run the code of tutorials, one after another, and write what it prints into their pages.
 
     python docs/tutorials/run.py docs/tutorials/first_detector.md docs/tutorials/watch_the_experts.md
 
-Give it from the project's folder, and first_detector.md before watch_the_experts.md, which looks at its run. A cell is
-a block of ``python`` or ``sh``; one with a title is a file of that name, which is written. The block ``text`` behind a
-cell has its output.
+Run it in the project's folder, with first_detector.md before watch_the_experts.md, which uses its run. A cell is a
+block of ``python`` or ``sh``; a block with a title is written to a file of that name. The block ``text`` after a cell
+has its output.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ class Cell(NamedTuple):
     """A block of code of a page.
 
     Attributes:
-        language: ``python`` or ``sh``; of a file also ``yaml``.
-        title: the name of the file that it is; None for code that is run.
-        code: its lines.
-        output: what the page says that it prints; None for nothing.
-        start: where it begins on the page.
-        end: where it and its output end.
+        language: ``python`` or ``sh``; for a file also ``yaml``.
+        title: the name of the file that the block is written to; None for code that is run.
+        code: the lines of the block.
+        output: the output on the page; None if there is none.
+        start: position on the page where the block begins.
+        end: position on the page where the block and its output end.
     """
 
     language: str
@@ -51,10 +51,10 @@ def cells(page: str) -> Iterator[Cell]:
 
 
 def run(page: str, shell: Callable[[str], str]) -> Iterator[tuple[Cell, str]]:
-    """Run a page in the current folder; each cell with what it printed.
+    """Run the cells of a page in the current folder, and yield each with what it printed.
 
     Args:
-        page: in Markdown.
+        page: text of the page, in Markdown.
         shell: runs the lines of a cell ``sh``, and returns what they print.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -71,7 +71,7 @@ def run(page: str, shell: Callable[[str], str]) -> Iterator[tuple[Cell, str]]:
 
 
 def with_outputs(page: str, shell: Callable[[str], str]) -> str:
-    """The page with what its cells print now."""
+    """Return the page with what its cells print now."""
     parts, end = [], 0
     for cell, printed in run(page, shell):
         language = cell.language if cell.title is None else f'{cell.language} title="{cell.title}"'

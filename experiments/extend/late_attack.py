@@ -1,18 +1,18 @@
-"""Each attack of MiniLA as the one that came late: a base that has never met it, and its extension by a few of it.
+"""Extension to each attack of MiniLA in turn: a base is trained without it, then extended with a few utterances of it.
 
     python experiments/extend/late_attack.py --to runs/late_attack
     python experiments/extend/late_attack.py --corpus $CORPORA --few 100 --replay 400 --test 400 --to runs/late_attack \
         --config experiments/mini/mini.yaml experiments/study/recipe.yaml experiments/extend/from_nothing.yaml
 
 The corpus holds MiniLA and MiniOOD (default: the quickstart's small part of them). For each attack and seed, the script
-trains a base on all other attacks by these configurations (default: the quickstart's), exports it, runs
+trains a base on all other attacks with these configurations (default: the quickstart's), exports it, runs
 `moelora-ad extend` with a few utterances of the attack, and saves all in ATTACK/seed_S; finished cases are skipped.
 At the end, one table has the means over seeds and over attacks, and in how many cases the old sets stayed within their
 intervals and the new attack's EER was at least halved.
 
 The development speakers are split: those of one half select the base's checkpoint, the others are tested on. MiniLA's
-evaluation part and MiniOOD have attacks that neither the base nor its extension knows; --test takes so many utterances
-of each of these two, the same ones in all cases.
+evaluation part and MiniOOD have attacks of their own, on which neither the base nor its extension is trained; --test
+takes this number of utterances of each of the two, the same ones in all cases.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def read(path: Path) -> Rows:
 
 
 def written(rows: Rows, name: str, root: Path, folder: Path) -> dict:
-    """A corpus of these rows."""
+    """Write the protocol of these rows, and return the configuration of their corpus."""
     path = folder / "protocols" / f"{name}.txt"
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(f"{' '.join(row)}\n" for row in rows))
@@ -148,7 +148,8 @@ def program(*words: object) -> None:
 
 
 def summary(results: dict[tuple[str, int], dict]) -> str:
-    """The EER of the new attack in percent, the mean change of the old sets in points: means, deviations over seeds."""
+    """A table of the new attack's EER in percent and the mean change of the old sets in percentage points: means and
+    standard deviations over runs."""
     ways = list(dict.fromkeys(row["way"] for result in results.values() for row in result["changes"]))
     lines = [f"{'attack':8}{'trained':22}{'before':>12}{'after':>12}{'forgetting':>14}{'halved':>8}{'kept':>8}"]
     for attack in [*dict.fromkeys(attack for attack, _ in results), "all"]:

@@ -1,11 +1,11 @@
-"""The first yardstick: nothing adapted, a logistic regression on the mean states of all layers of the frozen encoder.
+"""A baseline without adaptation: a logistic regression on the mean states of all layers of the frozen encoder.
 
     python experiments/mini/probe.py --corpora CORPORA --to runs/mini_probe
 
-CORPORA is the folder with MiniLA and MiniOOD, or `experiments/quickstart/corpus`. Needs scikit-learn (extra `test`).
-Writes a score file for each set, as `moelora-ad test` does, for `moelora-ad evaluate`, and the folder of a model, this
-classifier on the frozen encoder, for training to start from: `moelora-ad fit --model.init_weights TO/model`. The
-strength of regularisation is chosen on dev. The encoder is computed in bfloat16.
+CORPORA is the folder with MiniLA and MiniOOD, or `experiments/quickstart/corpus`. It needs scikit-learn (extra `test`).
+It writes a score file for each set, as `moelora-ad test` does, for `moelora-ad evaluate`, and the folder of a model,
+this classifier on the frozen encoder, from which training can start: `moelora-ad fit --model.init_weights TO/model`.
+The strength of regularisation is chosen on dev. The encoder is computed in bfloat16.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def as_detector(fitted: Pipeline) -> Detector:
 @torch.inference_mode()
 @torch.autocast("cpu", torch.bfloat16)
 def states(corpus: ASVspoof2019Protocol) -> tuple[TrialList, np.ndarray]:
-    """Mean over time of the states of all layers, (trials, 4 x 384), of clips as `moelora-ad test` takes them for
+    """Mean over time of the states of all layers, (trials, 4 x 384), for clips as `moelora-ad test` takes them with
     mini.yaml."""
     backbone = WhisperBackbone(BACKBONE, hidden_states=LAYERS).eval()
     data = AudioDeepfakeDataModule(test={"all": corpus}, eval_batch_size=16, eval_segment=Segment(80_000, short="pad"))

@@ -1,9 +1,9 @@
-"""MiniLA's evaluation part through several channels, for a detector that was trained on one.
+"""Pass MiniLA's evaluation part through several channels, to test a detector that was trained on one.
 
     python experiments/study/channels.py --corpora CORPORA --to CORPORA/MiniLA_channels
 
 Each utterance passes through one of five channels, drawn by its id: none, MP3, Opus, the telephone (A-law) or GSM.
-Writes FLAC files and the manifest `channels.csv`, whose column `codec` names the channel.
+The script writes FLAC files and the manifest `channels.csv`, whose column `codec` names the channel.
 """
 
 import argparse

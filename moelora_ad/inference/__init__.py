@@ -1,4 +1,4 @@
-"""Trained detectors in use: scores of one's own files, from saved models."""
+"""Scoring of sound files with trained detectors, such as saved models."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Results and the model behind them, as plain JSON: for a page and for the API."""
+"""Results, and the model that they come from, as plain JSON for the pages and the API."""
 
 import math
 import os
@@ -21,18 +21,18 @@ _REAL, _FAKE = "a real recording of a person", "synthetic, converted or manipula
 _SIDES = {"bonafide": "bona fide", "spoof": "a spoof"}
 
 About = dict[str, Any]
-"""What `described_model` gives."""
+"""The description of a model that `described_model` returns."""
 
 
 def described(result: FileScore | FileFailure, decision: DecisionRule, waveform: bool = False) -> dict[str, Any]:
-    """``as_dict`` of a result, with its verdict, its probability at the prior, the threshold, and ``meaning``: the
-    verdict in one sentence for a person. A failure has its name and ``error``.
+    """Return ``as_dict`` of a result, with verdict and probability by ``decision``, the ``threshold``, and ``meaning``,
+    the verdict in one sentence for people. A failure only has ``name`` and ``error``.
 
     Args:
-        result: Of one sound.
-        decision: How scores are judged.
-        waveform: Whether to add ``waveform``: `WAVEFORM_POINTS` stretches of ``step`` seconds at most, the ``low``est
-            and ``high``est sample of each against the ``peak`` of the sound.
+        result: Result of one sound.
+        decision: Prior and threshold of the verdict.
+        waveform: Whether to add ``waveform``: at most `WAVEFORM_POINTS` stretches of ``step`` seconds, with the lowest
+            (``low``) and the highest (``high``) sample of each, divided by the ``peak`` of the sound.
     """
     if isinstance(result, FileFailure):
         return result.as_dict()
@@ -70,7 +70,7 @@ def _times(log_ratio: float) -> str:
 def _waveform(result: FileScore) -> dict[str, Any]:
     together = -(-len(result.envelope) // WAVEFORM_POINTS)
     begins = np.arange(0, len(result.envelope), together)
-    envelope = result.envelope.astype(np.float64)  # else rounding would leave all digits of float32
+    envelope = result.envelope.astype(np.float64)  # rounded float32 values would become long decimals in JSON
     low = np.minimum.reduceat(envelope[:, 0], begins)
     high = np.maximum.reduceat(envelope[:, 1], begins)
     peak = float(np.abs(envelope).max())
@@ -79,12 +79,12 @@ def _waveform(result: FileScore) -> dict[str, Any]:
 
 
 def described_model(scorer: "Scorer", name: str, decision: DecisionRule) -> About:
-    """The model behind scores.
+    """Return the description of a scorer's model.
 
     Args:
-        scorer: Computes them.
-        name: Where it comes from.
-        decision: How scores are judged.
+        scorer: Computes scores with the model.
+        name: Path or name that the model was loaded from.
+        decision: Prior and threshold of verdicts.
     """
     about = _about(scorer)
     counts: Callable[[], dict[str, int]] | None = getattr(scorer.detector, "parameter_counts", None)
@@ -108,14 +108,14 @@ def described_model(scorer: "Scorer", name: str, decision: DecisionRule) -> Abou
 
 
 def model_name(source: str) -> str:
-    """The name of a model by where it comes from: the last part of a path, or all of another name."""
+    """The name of a model by its source: the last part of a path that exists, or the whole of another name."""
     return printable(os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source)
 
 
 def notices(scorer: "Scorer") -> list[str]:
-    """What a reader of scores should know: about the model, and the precision that they are computed in."""
+    """Notices to show with scores: the model's own, and notes on the precision that scores are computed in."""
     return [printable(line) for line in (_about(scorer).get("notice"), *scorer.precision_notes) if line]
 
 
 def _about(scorer: "Scorer") -> Mapping[str, Any]:
-    return getattr(scorer.detector, "about", None) or {}  # any module that gives logits will do
+    return getattr(scorer.detector, "about", None) or {}  # the detector may be any module that computes logits

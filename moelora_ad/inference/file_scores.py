@@ -1,4 +1,4 @@
-"""The score of a sound, or the reason why it has none. No torch is needed."""
+"""The score of a sound, or the error why it has none; importable without torch."""
 
 import math
 import os
@@ -15,14 +15,14 @@ from moelora_ad.evaluation.metrics.calibration import probability_of_bona_fide
 Verdict = Literal["bonafide", "spoof", "inconclusive"]
 
 LEAST_SECONDS = 0.5
-"""A sound below is too short for a verdict: two or three syllables. No utterance of a usual corpus is that short."""
+"""Shortest sound that gets a verdict: two or three syllables. No utterance of a usual corpus is shorter."""
 
 MOST_REPEATS = 8
-"""A sound that fills a window only if it is repeated more often is heard as a rhythm, no longer as speech."""
+"""Most times that a sound may be repeated to fill a window: repeated more often, it is a rhythm rather than speech."""
 
 
 class WindowScore(NamedTuple):
-    """A stretch of a sound, from ``start`` to ``end`` in seconds, and its score, on the scale of the file's."""
+    """Score of a window, from ``start`` to ``end`` in seconds, on the scale of the file's score."""
 
     start: float
     end: float
@@ -34,15 +34,15 @@ class FileScore:
     """The score of a sound.
 
     Attributes:
-        name: Of the file.
+        name: Name of the file.
         score: Higher is more bona fide. If ``is_calibrated``, the log-likelihood ratio of bona fide against spoof
             (natural logarithm); otherwise the model's raw log-odds, on a scale of its own.
-        is_calibrated: See above.
+        is_calibrated: Whether ``score`` is a log-likelihood ratio.
         seconds: Length of the sound.
-        windows: At least one; ``score`` is their mean.
+        windows: Scores of the windows, at least one; ``score`` is their mean.
         envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
         notes: What makes the score unreliable, or is unusual about the file; see `audio.quality`. They change no score.
-        reason: Why there is nothing to judge, see `no_verdict`: the score is meaningless then. None if there is.
+        reason: Why there is no verdict, see `no_verdict`: the score is meaningless then. None if there is one.
         notice: The model's notice, shown with every score, such as that it is a demonstration; None if it has none.
     """
 
@@ -61,12 +61,13 @@ class FileScore:
         """The probability that the sound is bona fide; None if the score is not calibrated.
 
         Args:
-            prior: How probable that is before the sound is heard, above 0 and below 1.
+            prior: Prior probability of bona fide, above 0 and below 1.
         """
         return probability(self.score, prior) if self.is_calibrated else None
 
     def verdict(self, prior: float = 0.5, threshold: float | None = None) -> Verdict:
-        """Bona fide if the score reaches a threshold, see `default_threshold`; inconclusive if there is a reason."""
+        """Return "bonafide" if the score reaches the threshold (None: `default_threshold`), otherwise "spoof"; and
+        "inconclusive" if there is a ``reason`` to give no verdict."""
         if threshold is None:
             threshold = default_threshold(self.is_calibrated, prior)
         if self.reason is not None:
@@ -74,8 +75,8 @@ class FileScore:
         return "bonafide" if self.score >= threshold else "spoof"
 
     def as_dict(self, prior: float = 0.5, threshold: float | None = None) -> dict[str, Any]:
-        """All but the envelope as plain JSON, with the probability and the verdict for a prior and a threshold; None
-        for a number that JSON cannot represent."""
+        """Return everything but the envelope as plain JSON, with the probability and the verdict for a prior and a
+        threshold; a number that JSON cannot represent becomes None."""
         return {
             "name": os.fsdecode(self.name),
             "score": _number(self.score),
@@ -99,8 +100,8 @@ class FileFailure:
     """A sound that has no score.
 
     Attributes:
-        name: Of the file.
-        error: Why.
+        name: Name of the file.
+        error: Exception that says why.
     """
 
     name: str
@@ -108,13 +109,13 @@ class FileFailure:
 
     @property
     def reason(self) -> str:
-        """One line that has the name."""
+        """The error in one line, with the name of the file."""
         if isinstance(self.error, InputError):
             return str(self.error)
         return str(InputError(f"cannot use {self.name}: {type(self.error).__name__}: {self.error}"))
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return name and reason as plain JSON."""
         return {"name": os.fsdecode(self.name), "error": self.reason}
 
 
@@ -124,13 +125,13 @@ def probability(score: float, prior: float) -> float:
 
 
 def no_verdict(seconds: float, fill: float, is_silent: bool, has_speech: bool) -> str | None:
-    """Why there is nothing to judge in a sound, which a detector scores all the same; None if there is something.
+    """Return why a sound gets no verdict, although a detector gives it a score; None if it gets one.
 
     Args:
-        seconds: Its length, above 0.
-        fill: Seconds that a shorter sound is repeated to fill.
-        is_silent: See `audio.quality.SILENT`.
-        has_speech: See `audio.speech`.
+        seconds: Length of the sound, above 0.
+        fill: Seconds to which a shorter sound is repeated.
+        is_silent: Whether it is silent, see `audio.quality.SILENT`.
+        has_speech: Whether it may have speech, see `audio.speech`.
     """
     if is_silent:
         return "no speech: silent"

@@ -1,4 +1,4 @@
-"""A trained detector from wherever it is: the folder of a run, a checkpoint, the folder of a model, or the hub."""
+"""Loads a trained detector from the folder of a run, a checkpoint, the folder of a model, or the hub."""
 
 import os
 from collections.abc import Collection
@@ -24,7 +24,7 @@ class LoadedRun(NamedTuple):
 
     Attributes:
         built: its detector, with the trained weights and in evaluation mode, and its data.
-        checkpoint: where the weights come from.
+        checkpoint: the file that the weights were loaded from.
         config: the run's configuration file.
     """
 
@@ -41,16 +41,17 @@ def load(
     device: str | torch.device | None = None,
     allow: Collection[str] = (),
 ) -> Detector:
-    """A trained detector in evaluation mode, with its configuration, window, precision and calibration.
+    """Load a trained detector in evaluation mode, with its configuration, window, precision and calibration.
 
     Args:
-        source: the folder of a run, for its best checkpoint; a checkpoint ``RUN/checkpoints/NAME.ckpt``; the folder of
-            a model that was exported; the name of one that comes with the package, as ``moelora-ad models`` lists them
-            (``./NAME`` is a folder); or the id of one on the Hugging Face hub.
-        backbone: where the pretrained encoder is, if not where the run or the model says.
+        source: the folder of a run, whose best checkpoint is loaded; a checkpoint ``RUN/checkpoints/NAME.ckpt``; the
+            folder of an exported model; the name of a model that comes with the package, as ``moelora-ad models`` lists
+            them (``./NAME`` is a folder); or the id of a model on the Hugging Face hub.
+        backbone: folder or hub id of the pretrained encoder, if it is not where the run or the model says.
         revision: commit, tag or branch of a repository on the hub.
-        device: where to put it; the CPU if not given.
-        allow: packages besides this one whose classes it may be built of. Nothing that comes with it is executed.
+        device: device to put the detector on; the CPU if not given.
+        allow: packages besides this one whose classes the detector may be built of. No code that comes with a model is
+            executed.
 
     Raises:
         InputError: there is no such run, checkpoint or model, it is damaged, or its parts do not fit each other.
@@ -78,15 +79,15 @@ def load(
 
 
 def load_run(path: str | os.PathLike[str], backbone: str | None = None, allow: Collection[str] = ()) -> LoadedRun:
-    """The detector of a run with its trained weights, and its data.
+    """Load the detector of a run with its trained weights, and its data.
 
     Args:
-        path: a run's folder, for its best checkpoint, or a checkpoint in RUN/checkpoints.
-        backbone: where the encoder is, if not where the run found it.
-        allow: packages besides ours whose classes the run's configuration may name.
+        path: a run's folder, whose best checkpoint is loaded, or a checkpoint in RUN/checkpoints.
+        backbone: folder or hub id of the encoder, if it is not where the run's configuration says.
+        allow: packages besides this one whose classes the run's configuration may name.
 
     Raises:
-        InputError: there is no such run, it has no checkpoint, or the two do not fit.
+        InputError: there is no such run, it has no checkpoint, or configuration and checkpoint do not fit.
     """
     path = Path(path)
     checkpoint = best_checkpoint(path) if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""A detector that was exported as an ONNX file, computed by onnxruntime."""
+"""A detector that was exported as an ONNX file, run by onnxruntime."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ SUFFIX = ".onnx"
 
 
 class OnnxDetector(nn.Module):
-    """Logits (B, 2) of waveforms (B, samples), as `models.Detector` gives them.
+    """Computes logits (B, 2) of waveforms (B, samples), as `models.Detector` does.
 
     Args:
         path: a file that `export_onnx` wrote.
@@ -28,10 +28,10 @@ class OnnxDetector(nn.Module):
 
     Attributes:
         window: samples of a clip.
-        fill: samples that a shorter clip is repeated to fill; None for a whole window.
+        fill: samples to which a shorter clip is repeated; None for a whole window.
         hop: samples from one clip of a longer sound to the next.
-        calibration: as ``Calibration.as_dict`` gives it; None for log-odds as they are.
-        precision: that it computes in.
+        calibration: calibration in the form of ``Calibration.as_dict``; None for raw log-odds.
+        precision: name of the precision that it computes in.
         about: ``{"notice": ...}`` if the model has a notice, which is shown with every score.
 
     Raises:
@@ -52,11 +52,11 @@ class OnnxDetector(nn.Module):
         if wanted not in onnxruntime.get_available_providers():
             raise InputError(f"device {device}: onnxruntime has no {wanted} here; give another device")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised
+        options.log_severity_level = 4  # no need to log errors, which are raised
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[wanted])
-        except Exception as error:  # onnxruntime's own, without a common class
+        except Exception as error:  # onnxruntime's exceptions have no common class
             raise InputError(f"model {path} is not an ONNX file that can be run: {error}") from None
         facts = self._session.get_modelmeta().custom_metadata_map
         shapes = [(one.name, one.type, len(one.shape)) for one in self._session.get_inputs()]
@@ -67,7 +67,7 @@ class OnnxDetector(nn.Module):
         self.about = {"notice": facts["notice"]} if "notice" in facts else None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits (B, 2) float32, where the waveforms are.
+        """Compute logits (B, 2) float32, on the device of the waveforms.
 
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
@@ -75,7 +75,7 @@ class OnnxDetector(nn.Module):
                 clips of each length go through it separately.
 
         Raises:
-            InputError: the file does not give them.
+            InputError: the file does not give such logits.
         """
         if lengths is not None:
             logits = waveforms.new_empty(len(waveforms), 2, dtype=torch.float32)
@@ -93,7 +93,7 @@ class OnnxDetector(nn.Module):
 
 
 def _scoring(path: Path, facts: Mapping[str, str]) -> tuple[int, int, int | None, dict[str, Any] | None]:
-    """Window, hop, fill and calibration, as the file's metadata have them."""
+    """Window, hop, fill and calibration from the file's metadata."""
     try:
         told = {name: parse_json(facts[name]) for name in ("window", "hop", "sample_rate", "labels", "calibration")}
         told["fill"] = parse_json(facts.get("fill", "null"))  # files of earlier versions do not have it

@@ -1,4 +1,4 @@
-"""Scores as rows: for a person, or for a program."""
+"""Scores as rows of a table for people, or of JSON Lines and CSV for programs."""
 
 import csv
 import io
@@ -31,16 +31,16 @@ FILE_COLUMNS = (
 )
 WINDOW_COLUMNS = ("path", "start", "end", "score", "probability", "notice")
 SPOKEN = {"bonafide": "bona fide", "spoof": "spoof", "inconclusive": "inconclusive"}
-"""Verdicts as people read them; data have the keys."""
+"""Verdicts in words for people, by the keys that data have."""
 
 LLR, LOG_ODDS = "llr", "log_odds"
-"""What a score is: a calibrated log-likelihood ratio, or raw log-odds."""
+"""Scales of a score: calibrated log-likelihood ratio, and raw log-odds."""
 
 Row = dict[str, Any]
 
 
 class DecisionRule(NamedTuple):
-    """How scores are judged: the prior of bona fide, and the score from which on a sound is taken for bona fide."""
+    """Rule for verdicts: the prior of bona fide, and the threshold, the lowest score that counts as bona fide."""
 
     is_calibrated: bool
     prior: float
@@ -48,7 +48,7 @@ class DecisionRule(NamedTuple):
 
     @classmethod
     def of(cls, is_calibrated: bool, prior: float, threshold: float | None) -> "DecisionRule":
-        """The default threshold if none is given."""
+        """The rule with a threshold, or with the default one if it is None."""
         default = default_threshold(is_calibrated, prior)
         return cls(is_calibrated, prior, default if threshold is None else threshold)
 
@@ -57,7 +57,7 @@ class DecisionRule(NamedTuple):
         return LLR if self.is_calibrated else LOG_ODDS
 
     def explained(self) -> str:
-        """What scores mean, in a line or two for a person."""
+        """The meaning of scores and verdicts, in a line or two for people."""
         if self.is_calibrated:
             return (
                 "score: log-likelihood ratio of bona fide against spoof (natural logarithm, calibrated); "
@@ -70,7 +70,7 @@ class DecisionRule(NamedTuple):
 
 
 def file_row(result: FileScore | FileFailure, decision: DecisionRule) -> Row:
-    """One file, by ``FILE_COLUMNS``."""
+    """The row of one file, with ``FILE_COLUMNS`` as keys."""
     if isinstance(result, FileFailure):
         return dict.fromkeys(FILE_COLUMNS) | {"path": result.name, "error": result.reason}
     return {
@@ -91,7 +91,7 @@ def file_row(result: FileScore | FileFailure, decision: DecisionRule) -> Row:
 
 
 def window_rows(result: FileScore, decision: DecisionRule) -> list[Row]:
-    """The windows of one file, by ``WINDOW_COLUMNS``; times in seconds."""
+    """The rows of a file's windows, with ``WINDOW_COLUMNS`` as keys; times in seconds."""
     return [
         {
             "path": result.name,
@@ -106,14 +106,14 @@ def window_rows(result: FileScore, decision: DecisionRule) -> list[Row]:
 
 
 def as_json_line(row: Row) -> bytes:
-    """One object a line, in ASCII."""
+    """A row as a line of JSON, in ASCII."""
     return json.dumps(row).encode("ascii") + b"\n"
 
 
 def as_csv_line(values: Iterable[object]) -> bytes:
-    """Numbers at full precision; file names get the bytes that they have on the disk."""
+    """Values as a line of CSV: numbers in full precision, file names in the bytes that they have on the disk."""
     line = io.StringIO()
-    # Both characters that may end a line, wherever it is read, are put in quotes then.
+    # With this terminator, values that contain either of its characters are put in quotes.
     csv.writer(line, lineterminator="\r\n").writerow("" if value is None else value for value in values)
     return _encoded(line.getvalue().removesuffix("\r\n") + "\n")
 
@@ -135,8 +135,8 @@ class RowWriter:
 
     Args:
         form: "jsonl" or "csv".
-        columns: Of the rows.
-        write: Gets whole lines.
+        columns: Names of the columns.
+        write: Called with each whole line.
         header: Whether CSV begins with the names of the columns.
     """
 
@@ -153,8 +153,8 @@ class RowWriter:
 
 
 def score_table(rows: Sequence[Row]) -> TextTable:
-    """The files that have a score, for a person. Notes, if there are any, take the place of the number of windows;
-    first of them is why a verdict is inconclusive."""
+    """Table of the files that have a score, for people. If any file has notes, they replace the number of windows; the
+    reason for an inconclusive verdict comes first."""
     folder = _shared_folder([row["path"] for row in rows])
     has_notes = any(row["notes"] or row["reason"] for row in rows)
     columns = ("file", "score", "P(bona fide)", "verdict", "length", "notes" if has_notes else "windows")
@@ -171,22 +171,22 @@ def score_table(rows: Sequence[Row]) -> TextTable:
 
 
 def _shared_folder(paths: Sequence[str]) -> str:
-    """The folder that all of several files are in or below, with its slash; empty if there is none."""
+    """The folder that contains all of several files, with a slash at its end; empty if there is none."""
     try:
         folder = os.path.join(os.path.commonpath([os.path.dirname(path) for path in paths]), "")
-    except ValueError:  # relative and absolute paths
+    except ValueError:  # there are relative and absolute paths
         return ""
     return folder if len(paths) > 1 and all(path.startswith(folder) for path in paths) else ""
 
 
 def print_scores(rows: list[Row], decision: DecisionRule, console: Console) -> None:
-    """The table, and what its scores mean."""
+    """Print the table of scores, and what they mean."""
     print_table(rows, console)
     console.print(Text(decision.explained(), style="dim"), soft_wrap=True)
 
 
 def print_table(rows: list[Row], console: Console) -> None:
-    """The table, and the model's notice."""
+    """Print the table of scores, and the model's notice."""
     if rows:
         console.print(as_rich(score_table(rows)))
     for notice in dict.fromkeys(row["notice"] for row in rows if row.get("notice")):
@@ -194,14 +194,14 @@ def print_table(rows: list[Row], console: Console) -> None:
 
 
 def chance(probability: float | None) -> str:
-    """0.123, <0.001, >0.999; empty for None."""
+    """A probability as text, such as 0.123, <0.001 and >0.999; empty for None."""
     if probability is None:
         return ""
     return f"{probability:.3f}" if 0.0005 <= probability < 0.9995 else "<0.001" if probability < 0.5 else ">0.999"
 
 
 def clock(seconds: float) -> str:
-    """0:04.0, 12:31.5, 1:00:02.3."""
+    """Seconds as text, such as 0:04.0, 12:31.5 and 1:00:02.3."""
     tenths = round(seconds * 10)
     minutes, rest = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)

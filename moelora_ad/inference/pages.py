@@ -1,4 +1,4 @@
-"""The two pages of sounds and their scores: one that a server answers with, one that is a file."""
+"""The two HTML pages of sounds and their scores: the server's, and a self-contained file."""
 
 import base64
 import hashlib
@@ -16,34 +16,33 @@ from moelora_ad.inference.descriptions import About
 from moelora_ad.inference.output import FILE_COLUMNS
 
 STATIC = Path(__file__).parent / "static"
-"""Scripts, and the licences of those that are not ours."""
+"""Folder of the scripts, and of the licences of third-party scripts."""
 
 BONA_FIDE, SPOOF = "#1f6fb4", "#d95f02"  # distinguishable for colour-blind readers too
 DARK_BONA_FIDE, DARK_SPOOF = "#6cb4f5", "#ff9a52"
 _SCRIPTS = ("wavesurfer/wavesurfer.min.js", "sounds.js")
 _RESULTS = "<!-- results -->"
-_COMPACT = (",", ":")  # of JSON; a page may have thousands of results
+_COMPACT = (",", ":")  # separators of JSON; a page may have thousands of results
 
 
 def served_page(about: About, nonce: str, most_bytes: int, most_seconds: float) -> str:
     """The page that sends sounds to the API; its scripts are below ``/static``.
 
     Args:
-        about: The model.
-        nonce: Of the policy that the page comes with: its style is allowed by it.
-        most_bytes: Of a sound.
-        most_seconds: Of a recording.
+        about: Description of the model.
+        nonce: Nonce of the content security policy sent with the page, which allows the page's inline style.
+        most_bytes: Maximum size of a request.
+        most_seconds: Maximum length of a recording.
     """
     config = _config(about) | {"nonce": nonce, "mostBytes": most_bytes, "mostSeconds": most_seconds}
     return _page("serve.html.j2", about, config=config, nonce=nonce, scripts=(*_SCRIPTS, "serve.js"))
 
 
 def page_around_results(about: About, date: str) -> tuple[str, str]:
-    """What precedes and follows the results in a page that is a file, with all that it needs; each result is one
-    `result_element`.
+    """Return what precedes and what follows the results in a self-contained page; each result is one `result_element`.
 
     Args:
-        about: The model.
+        about: Description of the model.
         date: When the scores were computed.
     """
     scripts = [(STATIC / name).read_text(encoding="utf-8") for name in (*_SCRIPTS, "timeline.js")]
@@ -62,7 +61,7 @@ def page_around_results(about: About, date: str) -> tuple[str, str]:
 
 
 def result_element(result: dict[str, Any]) -> str:
-    """A result, see `described`, as data in a page; ``sound`` may be where it is."""
+    """A result, see `described`, as a data element of a page; its key ``sound`` may hold the address of the sound."""
     data = htmlsafe_json_dumps(result, json.dumps, separators=_COMPACT)
     return f'<script type="application/json" class="result">{data}</script>\n'
 
@@ -73,7 +72,7 @@ def _config(about: About) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _templates() -> jinja2.Environment:
-    """Ours, which extend the page of reports."""
+    """The templates of these pages, which extend that of reports."""
     loaders = [jinja2.PackageLoader("moelora_ad.inference"), jinja2.PackageLoader("moelora_ad.evaluation.reports")]
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),

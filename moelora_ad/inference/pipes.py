@@ -1,4 +1,4 @@
-"""Sound that comes through a pipe, which can be read once and forwards."""
+"""Sound from a pipe, which can only be read once, from beginning to end."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 from moelora_ad.audio import AudioError
 
 MOST_BYTES = 4 * 2**30
-"""As much as a WAV file can hold. A pipe may be endless."""
+"""Most bytes that are read from a pipe, which may be endless: as many as a WAV file can hold."""
 
 _IN_MEMORY = 16 * 2**20
 _AT_ONCE = 2**20
@@ -19,12 +19,16 @@ def is_pipe(path: str) -> bool:
     """Whether a path leads to a pipe: ``<(command)`` of a shell, a named one, or ``/dev/stdin`` behind a command."""
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
-    except (OSError, ValueError):  # it does not exist, or cannot exist
+    except (OSError, ValueError):  # the path does not exist, or cannot exist
         return False
 
 
 def open_pipe(path: str) -> BinaryIO:
-    """What comes through a pipe: see `spooled`. Waits for its writer."""
+    """Read a pipe until its end, see `spooled`; this waits for the pipe's writer.
+
+    Raises:
+        AudioError: The pipe cannot be opened, or see `spooled`.
+    """
     try:
         with open(path, "rb", buffering=0) as pipe:
             return spooled(pipe, path)
@@ -33,12 +37,12 @@ def open_pipe(path: str) -> BinaryIO:
 
 
 def spooled(pipe: BinaryIO | io.RawIOBase, name: str, most: int = MOST_BYTES) -> BinaryIO:
-    """All that comes through a pipe, as a file of that name that can seek: most formats of sound need it.
+    """Read a pipe until its end into a file of that name that can seek, as most formats of sound require.
 
-    It is held in memory, or in a temporary file if it is long, which is deleted when it is closed.
+    Its content is held in memory, or in a temporary file if it is long, which is deleted when it is closed.
 
     Raises:
-        AudioError: It is more than ``most`` bytes, or cannot be read or stored.
+        AudioError: There are more than ``most`` bytes, or they cannot be read or stored.
     """
     kept = _Spool(name)
     left = most

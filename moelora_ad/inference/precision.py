@@ -1,4 +1,4 @@
-"""Which precision scores are computed in, and what to report about it."""
+"""Chooses the precision that scores are computed in, with notes on it for the user."""
 
 import warnings
 from collections.abc import Iterator
@@ -22,25 +22,26 @@ def chosen_precision(
     device: torch.device,
     done: str = "scored",
 ) -> tuple[str, list[str]]:
-    """The precision to compute in, and lines for the reader.
+    """Return the precision to compute in, and notes on it for the user, one line each.
 
     Args:
-        asked: by its name; None for the one that the detector was evaluated in, or float32 if the device lacks that.
-        detector: that computes.
-        calibration: of the scores, if any.
-        device: where it is.
-        done: what is done in the precision.
+        asked: name of the requested precision; None for the one that the detector was evaluated in, or float32 if the
+            device lacks that.
+        detector: computes the scores.
+        calibration: calibration of the scores, if any.
+        device: device of the detector.
+        done: what is done in the precision, as a participle.
 
     Raises:
         InputError: the given name is not a precision, or the device lacks it.
     """
-    judged: str | None = getattr(detector, "precision", None)  # any module that gives logits will do
+    judged: str | None = getattr(detector, "precision", None)  # the detector may be any module that computes logits
     if asked is not None and asked not in CHOICES:
         raise InputError(f"precision: {asked!r} is not one of {', '.join(CHOICES)}")
     asked = None if asked is None else precision_name(asked)
     chosen = asked or judged or SINGLE
     notes = []
-    if chosen == "16-mixed" and device.type == "cpu":  # as Lightning has it
+    if chosen == "16-mixed" and device.type == "cpu":  # as in Lightning
         chosen = "bf16-mixed"
         notes.append(f"{done} in bf16-mixed, which replaces 16-mixed on a CPU, as in moelora-ad test")
     elif chosen not in CHOICES or not _computes(device, chosen):
@@ -59,7 +60,8 @@ def chosen_precision(
 
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """That precision, and TF32 only if it is that, whatever the caller has set: else scores of CPU and GPU agree."""
+    """Compute in a precision within the block. TF32 is allowed for ``precision`` "tf32" only, whatever the caller has
+    set, so that in other precisions scores of CPU and GPU agree."""
     autocast = torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
     with tf32_allowed(precision == TF32), autocast:
         yield

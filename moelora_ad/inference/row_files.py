@@ -1,4 +1,4 @@
-"""Rows of many files, written as they come, from which a run that was killed can resume."""
+"""Files of rows that are written one by one, and from which a run that was killed can resume."""
 
 import csv
 import io
@@ -14,22 +14,22 @@ from moelora_ad.inference.output import FILE_COLUMNS, Row, RowWriter, csv_text
 
 
 class RowFile:
-    """A file that gets a row for each file that was scored, at once. ``NAME.json`` beside it has what the
-    rows depend on, and once they are complete, their number and the SHA-256 of the file.
+    """A file with a row for each scored sound, which is written at once. ``NAME.json`` beside it records what the rows
+    depend on and, once they are complete, their number and the SHA-256 of the file.
 
     Args:
-        path: of the file; folders are made.
+        path: path of the file; missing folders are created.
         form: "jsonl" or "csv".
         origin: all that the rows depend on, by name.
-        resumes: whether to add to the rows that are there; an incomplete last row is removed. A file
-            that does not exist is begun.
+        resumes: whether to add to existing rows; an incomplete last row is removed. A file that does not exist is
+            created.
 
     Attributes:
-        failed: how many rows have an error.
+        failed: number of rows with an error.
 
     Raises:
-        InputError: the rows that are there are of another origin, or unknown, or damaged; or an unfinished run
-            would be overwritten.
+        InputError: existing rows are of another or an unknown origin, or damaged; or an unfinished run would be
+            overwritten.
         OSError: the file cannot be written.
     """
 
@@ -46,29 +46,29 @@ class RowFile:
         end = self._end_of_rows(resumes)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not end:
-            path.unlink(missing_ok=True)  # before the JSON is that of other rows
+            path.unlink(missing_ok=True)  # first, so that the new JSON never stands beside old rows
         self._write_beside({"complete": False})
         self._file = path.open("ab")
         self._file.truncate(end)
         self._writer = RowWriter(form, FILE_COLUMNS, self._write, header=not end)
 
     def has(self, name: str) -> bool:
-        """Whether the file already had a row of a sound."""
+        """Whether the file had a row of a sound when it was opened."""
         return (csv_text(name) if self._form == "csv" else name) in self._done
 
     def __call__(self, row: Row) -> None:
-        """The next row, flushed."""
+        """Write a row, and flush it."""
         self._writer(row)
         self._count(row)
 
     def finish(self) -> None:
-        """All rows have been written."""
+        """Close the file, and record that its rows are complete."""
         self._file.close()
         counts = {"complete": True, "files": self._files, "failed": self.failed}
         self._write_beside(counts | {"score_file_sha256": file_hash(self._path)})
 
     def close(self) -> None:
-        """The rows so far remain."""
+        """Close the file; the rows written so far remain."""
         self._file.close()
 
     def _write(self, line: bytes) -> None:
@@ -84,7 +84,7 @@ class RowFile:
             unfinished.write_text(json.dumps({"origin": self._origin, **more}, indent=2) + "\n", encoding="utf-8")
 
     def _end_of_rows(self, resumes: bool) -> int:
-        """The byte behind the rows that remain."""
+        """Position in bytes after the existing rows that are kept."""
         content = read_json(self._beside) if self._beside.exists() else {}
         if not isinstance(content, dict) or (content and not isinstance(content.get("origin"), dict)):
             raise InputError(f"{self._beside} is another file, and its name is needed: choose another --output")
@@ -112,10 +112,10 @@ class RowFile:
 
 
 def _rows(data: bytes, form: str) -> Iterator[Mapping[str, Any]]:
-    """The rows in a file.
+    """Yield the rows of a file's content.
 
     Raises:
-        ValueError, csv.Error: there is a row of another kind.
+        ValueError, csv.Error: a row cannot be parsed, or has other columns.
     """
     text = data.decode("utf-8", "surrogateescape")
     if form == "csv":
@@ -129,7 +129,7 @@ def _rows(data: bytes, form: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _end_of_last(data: bytes, form: str) -> int:
-    """The byte behind the last whole row: in CSV, a line's end within quotes is not one."""
+    """Position in bytes after the last whole row; in CSV, a line end within quotes does not end a row."""
     end = position = quotes = 0
     for line in io.BytesIO(data):
         position += len(line)

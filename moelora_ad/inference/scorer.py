@@ -1,4 +1,4 @@
-"""Scores of sounds of any length: three lines from a model to a number."""
+"""Scoring of sounds of any length with a detector."""
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -39,21 +39,22 @@ class Scorer:
     one window has the score that `moelora-ad test` gives it in the same precision.
 
     Args:
-        detector: It is put in evaluation mode. Any module that makes logits (B, 2) of waveforms (B, samples) will do.
-        calibration: Makes log-odds log-likelihood ratios; the detector's own if not given. Without one, scores are raw
-            log-odds.
+        detector: Detector, or any other module that computes logits (B, 2) of waveforms (B, samples); it is put in
+            evaluation mode.
+        calibration: Converts log-odds to log-likelihood ratios; the detector's own if not given. Without one, scores
+            are raw log-odds.
         window: Length of a window in samples at 16 kHz; that of the detector if not given.
         hop: Samples from one window to the next; half a window if not given.
-        batch_size: Windows that the detector gets at once, of several files if these are short.
-        device: "cpu", "cuda", ...; the first GPU if not given and if there is one.
+        batch_size: Number of windows in a batch, of several files if these are short.
+        device: "cpu", "cuda", ...; if not given, the first GPU, or the CPU if there is none.
         precision: "32-true", "tf32" (the same with the rounded products of GPUs since Ampere), "bf16-mixed" or "bf16",
             "16-mixed", "bf16-true" or "16-true" (the last two round the detector's frozen encoder in place); if not
             given, the one that the detector was evaluated in, or float32 if that is not known or not available on the
             device.
 
     Attributes:
-        precision: That scores are computed in.
-        precision_notes: What a reader should know of it, one line each.
+        precision: Name of the precision that scores are computed in.
+        precision_notes: Notes on the precision for the user, one line each.
         notice: The model's notice, shown with every score; None if it has none.
 
     Raises:
@@ -103,18 +104,19 @@ class Scorer:
         precision: str | None = None,
         allow: Collection[str] = (),
     ) -> "Scorer":
-        """The scorer of a saved model, with its calibration and its window.
+        """Load a saved model as a scorer, with its calibration and its window.
 
         Args:
             source: A folder, the name of a model that comes with the package, a model id of the Hugging Face hub, or an
                 ONNX file that was exported.
             revision: Commit, tag or branch of the hub repository.
-            backbone: Where the pretrained encoder is, if not where the model says.
-            hop: As for the class; the others too.
+            backbone: Folder or hub id of the pretrained encoder, if it is not where the model says.
+            hop: As for the class, like ``batch_size``, ``device`` and ``precision``.
             allow: Packages besides this one whose classes the model may be built of, because you trust them.
 
         Raises:
-            InputError: The model is missing or does not fit, a class of it is not trusted, or see the class.
+            InputError: The model is missing or does not fit, one of its classes is not trusted, or a value is refused
+                by the class.
         """
         device = usable_device(device)
         if Path(source).suffix == ONNX_SUFFIX and not Path(source).is_dir():
@@ -134,14 +136,14 @@ class Scorer:
         sample_rate: int = SAMPLE_RATE,
         track: int | None = None,
     ) -> FileScore:
-        """The score of one sound.
+        """Score one sound.
 
         Args:
             sound: A path, also of a pipe; a place in an archive (``x.zip!/a.wav``); a binary file object, which is
                 closed; or an array or tensor, (samples,) or (channels, samples): floats with full scale 1, or int16,
                 int32 or uint8.
-            sample_rate: Of an array, in hertz; files know theirs.
-            track: Which of a file's audio tracks, from 1 on; the one that the file calls its default if not given.
+            sample_rate: Sample rate of an array in hertz; not used for files, which have their own.
+            track: Number of a file's audio track, from 1 on; the file's default track if not given.
 
         Raises:
             AudioError: The sound is missing, damaged or empty, or has NaN or infinite samples.
@@ -168,22 +170,24 @@ class Scorer:
         num_workers: int | None = 0,
         longest: float | None = None,
     ) -> Iterator[FileScore | FileFailure]:
-        """The scores of many files, in their order, as soon as they are ready; windows of several share a batch.
+        """Score many files: yield results in the order of the files, as soon as they are ready; windows of several
+        files share a batch.
 
-        A file gives a `FileScore`, one that cannot be used a `FileFailure`; `as_dict` of both is plain JSON. However
-        many files there are, and however long they are, this takes some batches' memory.
+        A file gives a `FileScore`, one that cannot be used a `FileFailure`; `as_dict` of both is plain JSON. The memory
+        needed is that of a few batches, however many files there are, and however long they are.
 
         Args:
             places: Paths, places in archives, or binary file objects, which are closed. A path of a pipe is refused:
                 opening it might wait forever.
-            progress: Called with the number of files read, with the parts of those that are being read.
-            track: Which audio track of each, from 1 on; the one that the file calls its default if not given.
-            num_workers: Processes that decode; 0 for this one, None for as many as help. They change no score.
-                Their paths are all taken from ``places`` first, and file objects among these are read in this one.
-            longest: Seconds; a longer file is a failure, and no more of it is decoded.
+            progress: Called with the number of files read, with fractions for those that are being read.
+            track: Number of each file's audio track, from 1 on; the file's default track if not given.
+            num_workers: Number of worker processes that decode; 0 decodes in this process, None chooses as many as
+                help. Scores do not depend on it. Workers need all of ``places`` in advance; if there are file objects
+                among them, everything is decoded in this process.
+            longest: Maximum length in seconds; a longer file is a failure, and is not decoded further.
 
         Raises:
-            InputError: The device has too little memory, or the processes lack something or were killed.
+            InputError: The device has too little memory, or workers lack memory or open files, or were killed.
         """
         cutting = self._cutting(track, longest)
         if num_workers is None:
@@ -214,7 +218,7 @@ class Scorer:
         yield from starmap(self._result, pending.complete())
 
     def _log_odds(self, batch: Batch) -> torch.Tensor:
-        """(B,) on the device, which may still be at work on them."""
+        """Log-odds (B,) on the device, which may still be computing them."""
         waveforms, lengths = (part.to(self.device, non_blocking=True) for part in (batch.waveforms, batch.lengths))
         padded = (lengths,) if bool((batch.lengths < self.window).any()) else ()
         try:

@@ -1,4 +1,4 @@
-"""Sounds on their way to a score: named, opened, cut into windows, and checked whether they can be judged."""
+"""Preparation of sounds for scoring: their names, opening them, cutting them into windows, and checks for a verdict."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -24,7 +24,8 @@ Opened = Callable[[], AbstractContextManager[Sound]]
 
 
 def named_sound(place: str | BinaryIO, track: int | None, longest: float | None = None) -> tuple[str, Opened]:
-    """The name of a path, a place in an archive or a file object, and what opens it; ``longest``: see `AudioReader`."""
+    """The name of a path, a place in an archive or a file object, and the function that opens it; for ``track`` and
+    ``longest`` see `AudioReader`."""
     if isinstance(place, str):
         return place, lambda: _at(place, track, longest)
     name = name_of(place)
@@ -44,25 +45,25 @@ def _at(place: str, track: int | None, longest: float | None) -> AudioReader:
         kind = "folder" if os.path.isdir(place) else "pipe; name it directly" if is_pipe(place) else "device"
         raise AudioError(f"cannot decode {place}: this is a {kind}")
     source = open_file(place)
-    if source == place:  # libsndfile would end a name at NUL
+    if source == place:  # libsndfile would cut off a name at a NUL
         raise AudioError(f"no such audio file: {place}")
     return AudioReader(source, place, track, ChannelMeter(), longest)
 
 
 @dataclass
 class DecodedSound:
-    """What is known of a sound, complete when all its windows are cut.
+    """Properties of a sound, complete when all its windows are cut.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         length: samples at 16 kHz.
         starts: first sample of each window.
         envelope: (n, 2) lowest and highest sample of n stretches.
         envelope_step: length of a stretch in seconds.
-        notes: anomalies of it.
-        reason: why nothing can be judged by its score; None if it can.
-        error: why it has no score.
-        part: how much of it is cut, 0 to 1.
+        notes: anomalies of the sound.
+        reason: why there is no verdict on it; None if there is one.
+        error: why it has no score; None if it has one.
+        part: fraction of it that has been cut, 0 to 1.
     """
 
     name: str
@@ -76,7 +77,7 @@ class DecodedSound:
     part: float = 0.0
 
     def clips(self, opened: Opened, window: int, hop: int, fill: int) -> Iterator[Clip]:
-        """Its windows, see `windows_of`; an error ends them and is stored."""
+        """Yield the sound's windows, see `windows_of`. An error ends them and is stored in ``error``."""
         try:
             with opened() as sound:
                 self.length = sound.length

@@ -1,4 +1,4 @@
-"""What a person names, as files to score: files, folders, patterns, lists, archives, pipes."""
+"""Finds the sounds to score in what a user names: files, folders, patterns, lists, archives, pipes."""
 
 import glob
 import os
@@ -26,12 +26,12 @@ class SourceError(InputError):
 
 
 class AudioSources(NamedTuple):
-    """The files of some sources.
+    """The sounds of all sources.
 
     Attributes:
-        sounds: Places (see `storage`), and files that came through pipes, in their order and each once.
-        problems: What is wrong with sources.
-        left_out: How many files of folders, archives and patterns were not taken for sound, by their ending.
+        sounds: Places (see `storage`), and files that came through pipes, in order and without duplicates.
+        problems: Errors of sources.
+        left_out: Number of files in folders, archives and patterns that were not taken for sound, by their ending.
     """
 
     sounds: list[str | BinaryIO]
@@ -40,19 +40,19 @@ class AudioSources(NamedTuple):
 
 
 def find_sounds(sources: Iterable[str], standard_input: BinaryIO) -> AudioSources:
-    """The sounds that a person means.
+    """Find the sounds that a user names.
 
     Args:
-        sources: Each is an audio file; a pipe; a folder, with all that is below it; a pattern, of which ``**`` stands
+        sources: Each is an audio file; a pipe; a folder, with all that is below it; a pattern, in which ``**`` stands
             for any folders; a list of files with a column ``path`` (see `Manifest`), relative to it; an archive, or a
-            place in one (``x.zip!/a.wav``); ``-`` for the sound that comes through standard input, or for any of these,
-            line by line, if that has text. In folders, archives and patterns, sound is known by its ending, and by
-            its content if there is none.
-        standard_input: Is read only for ``-``.
+            place in one (``x.zip!/a.wav``); or ``-`` for standard input, which has a sound, or text with any of these,
+            one a line. In folders, archives and patterns, sound is recognised by its ending, or by its content if the
+            ending is missing or ambiguous.
+        standard_input: Read only for ``-``.
     """
-    sounds: dict[str, str | BinaryIO] = {}  # by what identifies one
+    sounds: dict[str, str | BinaryIO] = {}  # by identity
     problems: list[InputError] = []
-    left_out: dict[str, str] = {}  # endings, by what identifies a file
+    left_out: dict[str, str] = {}  # endings of files, by identity
     for source in _with_standard_input(sources, standard_input):
         if isinstance(source, InputError):
             problems.append(source)
@@ -68,7 +68,7 @@ def find_sounds(sources: Iterable[str], standard_input: BinaryIO) -> AudioSource
                 if isinstance(found, InputError):
                     problems.append(found)
                 elif (identity := _identity(found)) not in sounds:
-                    # Not one in a folder or a list, which nobody named: opening it might wait forever.
+                    # Only a pipe that the user named: opening one in a folder or a list might wait forever.
                     sounds[identity] = open_pipe(found) if found == source and is_pipe(found) else found
             left_out |= {_identity(file): ending(file) for file in others}
             if count == 0:
@@ -94,7 +94,7 @@ def _with_standard_input(sources: Iterable[str], standard_input: BinaryIO) -> It
 
 
 def _sound_or_lines(file: BinaryIO) -> Iterator[str | BinaryIO]:
-    # No file's name has a NUL; sound without one in its first part is short, and can be decoded to find out.
+    # Names of files have no NUL. Sound without a NUL at its beginning is short, and can be decoded to find out.
     if b"\0" in file.read(_BEGINNING) or holds_sound(file):
         file.seek(0)
         yield file
@@ -114,7 +114,7 @@ def _is_list(source: str) -> bool:
 
 
 def _expanded(source: str, left_out: list[str]) -> Iterator[str | InputError]:
-    """The places of one source, and the errors of parts of it; ``left_out`` gets the other files."""
+    """Yield the places of one source, and errors of parts of it; files that are not sound are added to ``left_out``."""
     if os.path.isdir(source):
         yield from _sounds(_below(source), left_out)
     elif is_pipe(source):
@@ -131,7 +131,7 @@ def _expanded(source: str, left_out: list[str]) -> Iterator[str | InputError]:
 
 
 def _sounds(files: Iterable[str | InputError], left_out: list[str]) -> Iterator[str | InputError]:
-    """Those that are sound by their ending, or by their content if there is none."""
+    """Yield the files that are sound by their ending or their content; others are added to ``left_out``."""
     for file in files:
         if isinstance(file, InputError) or _is_sound(file):
             yield file
@@ -153,7 +153,7 @@ def _is_sound(place: str) -> bool:
 
 
 def _below(folder: str) -> Iterator[str | InputError]:
-    """The files in a folder and below; a folder that links lead to again is seen once."""
+    """Yield the files in a folder and below it; a folder that several links lead to is read once."""
     unreadable: list[OSError] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, onerror=unreadable.append, followlinks=True):
@@ -167,7 +167,8 @@ def _below(folder: str) -> Iterator[str | InputError]:
 
 
 def _matching(pattern: str, left_out: list[str]) -> Iterator[str | InputError]:
-    """Files and folders that a pattern matches; files of any ending only if the pattern has it."""
+    """Yield the files that a pattern matches, and those below folders that it matches. A pattern with an ending, such
+    as ``*.raw``, takes all files that it matches for sound."""
     suffix = PurePath(pattern).suffix
     any_ending = bool(suffix) and not glob.has_magic(suffix)
     for match in sorted(glob.glob(pattern, recursive=True)):

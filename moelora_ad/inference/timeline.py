@@ -29,7 +29,7 @@ from moelora_ad.inference.output import WINDOW_COLUMNS, DecisionRule, RowWriter,
 from moelora_ad.inference.pages import BONA_FIDE, SPOOF, page_around_results, result_element
 
 EMBEDDED, EMBEDDED_IN_ALL = 2**20, 32 * 2**20
-"""Bytes of a sound that is embedded in the page, and of all such sounds; others are linked."""
+"""Most bytes of a sound that is embedded in the page, and of all embedded sounds; other sounds are linked."""
 
 _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
 
@@ -38,18 +38,18 @@ _ENVELOPE, _GRID, _INK = "#d9d9d9", "#eeeeee", "#333333"
 def timeline_folder(
     folder: Path, decision: DecisionRule, about: About, form: str
 ) -> Iterator[Callable[[FileScore | FileFailure], None]]:
-    """Gets results as they come, and writes to a folder ``NAME.png`` for each, ``windows`` with the windows of all,
-    and ``index.html``: the page of all files with player, score over time, model, date and calibration. The last two
-    appear, whole, in the end.
+    """Give a function that is called with each result, and write a folder with ``NAME.png`` for each file,
+    ``windows.FORM`` with the windows of all files, and ``index.html``, the page of all files with player, score over
+    time, model, date and calibration. The last two files appear at the end of the block.
 
-    The page needs nothing else, but for the sounds that are too large to embed: these it plays from where they
-    are, as seen from the folder.
+    The page is self-contained, except for sounds that are too large to embed: it plays them from where they are, by
+    paths relative to the folder.
 
     Args:
-        folder: Made if it is not there.
-        decision: How scores are judged.
-        about: The model, see `described_model`.
-        form: Of the windows: "csv" or "jsonl".
+        folder: Folder to write, created if it is missing.
+        decision: Prior and threshold of verdicts.
+        about: Description of the model, see `described_model`.
+        form: Format of the windows: "csv" or "jsonl".
     """
     before, behind = page_around_results(about, f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
     sounds, names = _Sounds(folder), FileNames()
@@ -78,16 +78,16 @@ def timeline_folder(
 
 
 class _Sounds:
-    """Where the page of a folder has its sounds from."""
+    """Gives the addresses of sounds in the page of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._left = EMBEDDED_IN_ALL
 
     def __call__(self, place: str) -> str | None:
-        """An address of a file or a place in an archive; None if the page cannot have it: it came through a pipe, or is
-        large and in an archive."""
-        if os.path.exists(place) and not os.path.isfile(place):  # opening a pipe waits
+        """The address of a file or a place in an archive; None if the page cannot play it, because it came through a
+        pipe, or is large and in an archive."""
+        if os.path.exists(place) and not os.path.isfile(place):  # opening a pipe would wait
             return None
         most = min(EMBEDDED, self._left)
         try:
@@ -104,11 +104,11 @@ class _Sounds:
 
 
 def timeline_figure(result: FileScore, decision: DecisionRule, size: tuple[float, float]) -> Figure:
-    """The waveform in grey, and the score of each window as a step around the window's centre.
+    """Draw the waveform in grey, and the score of each window as a step around the window's centre.
 
     Args:
-        result: What is drawn.
-        decision: Gives the threshold.
+        result: The score to draw.
+        decision: Has the threshold.
         size: Width and height in inches.
     """
     figure = Figure(figsize=size, layout="constrained")
@@ -162,8 +162,8 @@ def _draw_scores(axes: Axes, result: FileScore, threshold: float) -> None:
 
 
 def steps(result: FileScore) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Edges (n + 1,) in seconds and scores (n,): a score holds from midway to the centre of the window before it to
-    midway to that after it."""
+    """Edges (n + 1,) in seconds and scores (n,) of the steps: the step of a window begins and ends halfway between its
+    centre and those of its neighbours."""
     centres = np.array([(window.start + window.end) / 2 for window in result.windows])
     edges = np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [result.seconds]])
     return edges, np.array([window.score for window in result.windows])
@@ -178,7 +178,7 @@ def _png(figure: Figure, dots_per_inch: int) -> bytes:
 
 
 def _tick_step(least: float) -> float:
-    """A time between ticks, round to the eye, in seconds."""
+    """A round time between ticks in seconds, of at least ``least``."""
     small = [digit * 10.0**power for power in (-4, -3, -2, -1) for digit in (1, 2, 5)]
     large = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600]
     return next((step for step in (*small, *large) if step >= least), 3_600 * math.ceil(least / 3_600))
@@ -196,12 +196,12 @@ def _shortened(name: str, most: int = 90) -> str:
 
 
 class FileNames:
-    """A name for each file's timeline, that any disk takes and none other has."""
+    """Makes a unique name for each file's timeline, valid in any file system."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def __call__(self, place: str) -> str:
-        """For example ``speech.wav``, or ``speech.wav-2`` for the second of that name."""
+        """The name for a file, such as ``speech.wav``, or ``speech.wav-2`` for the second file of that name."""
         stem = re.sub(r"[^\w.-]", "_", re.split(r"[/\\]", place.rstrip("/"))[-1], flags=re.ASCII).lstrip(".")[-80:]
         return unused_name(stem or "sound", self._taken)

@@ -30,10 +30,10 @@ class Sound(Protocol):
 
     @property
     def meter(self) -> ChannelMeter | None:
-        """Has seen all channels when the last block is out."""
+        """Measures all channels, and is complete after the last block; None without one."""
 
     def blocks(self) -> Iterator[Clip]:
-        """The sound from its beginning to its end, each block (n,) float32 at 16 kHz."""
+        """Yield the sound from its beginning to its end, in blocks (n,) float32 at 16 kHz."""
 
 
 class ArraySound(NamedTuple):
@@ -52,16 +52,16 @@ class ArraySound(NamedTuple):
 
 
 def sound_of_array(values: object, rate: int, name: str) -> ArraySound:
-    """An array or tensor, channels averaged, at 16 kHz.
+    """Return an array or tensor as a `Sound`, channels averaged, at 16 kHz.
 
     Args:
-        values: (samples,) or (channels, samples): floats with full scale 1, or int16, int32 or uint8 as WAV has them.
-        rate: Its sample rate in hertz.
-        name: Its name in messages.
+        values: (samples,) or (channels, samples): floats with full scale 1, or int16, int32 or uint8 as in WAV files.
+        rate: Sample rate in hertz.
+        name: Name in messages.
 
     Raises:
-        AudioError: It is empty, has other dimensions, another type, NaN or infinite samples, or a rate that cannot be
-            brought to 16 kHz.
+        AudioError: The array is empty, has other dimensions, another type, NaN or infinite samples, or a rate that
+            cannot be brought to 16 kHz.
     """
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
@@ -96,25 +96,25 @@ def window_starts(length: int, window: int, hop: int) -> Iterator[int]:
 
 
 class Meter(Protocol):
-    """Gets all samples of a sound."""
+    """Measures a property of a sound on all its samples."""
 
     def add(self, block: Clip, /) -> None:
-        """The next samples (n,)."""
+        """Add the next samples (n,)."""
 
 
 def windows_of(sound: Sound, window: int, hop: int, fill: int, *meters: Meter) -> Iterator[tuple[int, Clip]]:
-    """Each window's first sample and its sound, (window,) but for that of a sound which is shorter than one.
+    """Yield the first sample of each window, and its waveform (window,), which is shorter only for a short sound.
 
     Args:
-        sound: It is read once, and no more of it is held than a block and a window.
-        window: In 16 kHz samples.
-        hop: From one window to the next, in samples, 1 to ``window``.
-        fill: A sound of fewer samples is repeated until it has so many, at most ``window``.
-        meters: Get all of the sound.
+        sound: Read once; no more of it than a block and a window is held in memory.
+        window: Length of a window in 16 kHz samples.
+        hop: Samples from one window to the next, 1 to ``window``.
+        fill: Length to which a shorter sound is repeated, in samples, at most ``window``.
+        meters: Measure all of the sound.
     """
     starts = window_starts(sound.length, window, hop)
     start: int | None = next(starts)
-    kept, begin = np.empty(0, np.float32), 0  # what is still needed, and which sample it begins with
+    kept, begin = np.empty(0, np.float32), 0  # samples that are still needed, and the position of the first
     for block in sound.blocks():
         for meter in meters:
             meter.add(block)
@@ -131,7 +131,7 @@ class Envelope:
     """The lowest and highest sample of equal stretches of a sound, for drawing it.
 
     Args:
-        length: Samples that will come.
+        length: Number of samples that will be added.
 
     Attributes:
         seconds: Length of a stretch.
@@ -144,19 +144,19 @@ class Envelope:
         self._rest = np.empty(0, np.float32)
 
     def add(self, block: Clip) -> None:
-        """The next samples (n,)."""
+        """Add the next samples (n,)."""
         sound = np.concatenate([self._rest, block])
         whole = len(sound) - len(sound) % self._stretch
         self._parts.append(_extremes(sound[:whole].reshape(-1, self._stretch)))
         self._rest = sound[whole:]
 
     def extremes(self) -> NDArray[np.float32]:
-        """(stretches, 2): lowest and highest."""
+        """Lowest and highest sample of each stretch: (stretches, 2)."""
         return np.concatenate([*self._parts, _extremes(self._rest[None, :])] if len(self._rest) else self._parts)
 
 
 def _extremes(stretches: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, samples) -> (n, 2)."""
+    """Lowest and highest sample of each stretch: (n, samples) -> (n, 2)."""
     if stretches.size == 0:
         return np.empty((0, 2), np.float32)
     return np.stack([stretches.min(axis=1), stretches.max(axis=1)], axis=1)

@@ -1,4 +1,4 @@
-"""Training with Lightning: the module, the data, the samplers, the commands."""
+"""Training with Lightning: the module, its data and samplers, schedules, callbacks and meta-learning."""
 
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch, TrialDataset

@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes, as one process would see them."""
+"""Batch normalisation with statistics over the batches of all processes, as if one process had them all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ from moelora_ad.torch_internals import BatchNorm, check_dimensions
 
 
 class SyncedBatchNorm(LayerSync):
-    """What ``trainer.sync_batchnorm`` does here: while training runs in several processes, all batch normalisation of
-    the model in training mode takes its statistics from all of them.
+    """Synchronises batch normalisation, for ``trainer.sync_batchnorm``: while several processes train, each batch
+    normalisation layer of the model in training mode takes its statistics from all of them.
 
-    A `Trainer` that is made in Python takes it as one of its ``plugins``. Unlike PyTorch's ``SyncBatchNorm`` it works
-    on any device, keeps the layers (subclasses with a ``forward`` of their own too) and the names of their tensors, and
-    can be differentiated twice, as second-order `MLDG` needs.
+    In Python, give it to `Trainer` as one of its ``plugins``. Unlike PyTorch's ``SyncBatchNorm`` it works on any
+    device, keeps the layers (subclasses with a ``forward`` of their own too) and the names of their tensors, and can be
+    differentiated twice, as second-order `MLDG` needs.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
-        if distributed.get_world_size() == 1:  # such as ddp on one device: the layers stay what they are
+        if distributed.get_world_size() == 1:  # such as ddp on one device: the layers stay unchanged
             return model
         for layer in model.modules():
             if isinstance(layer, BatchNorm) and not isinstance(layer, _Synced | nn.SyncBatchNorm):
                 own = type(layer)
-                # The last in line before PyTorch's own forward, which a subclass calls.
+                # A subclass's own forward still comes first; PyTorch's forward, which it calls, is replaced.
                 layer.__class__ = type(own.__name__, (own, _Synced), {"__module__": own.__module__, "own_class": own})
         return model
 
@@ -39,7 +39,8 @@ class SyncedBatchNorm(LayerSync):
 
 @contextmanager
 def uncounted(model: nn.Module) -> Iterator[None]:
-    """Where this process only takes part in collective calls: its batch adds nothing to synced statistics."""
+    """Leave this process's batch out of synchronised statistics within the block: it only takes part in collective
+    calls there."""
     layers = [layer for layer in model.modules() if isinstance(layer, _Synced)]
     for layer in layers:
         layer.counts = False
@@ -77,7 +78,7 @@ class _Synced(BatchNorm):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        """Into the running statistics, for evaluation."""
+        """Update the running statistics, which evaluation uses."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -87,8 +88,8 @@ class _Synced(BatchNorm):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes. A gradient that comes back is that of all their losses, as DDP, which averages those
-    of parameters over processes, expects it."""
+    """The sum over all processes. Its gradient is that of the losses of all processes, as DDP expects, which averages
+    the gradients of parameters over processes."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:

@@ -25,17 +25,17 @@ class UnwrittenCheckpointError(InputError):
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Lightning's plugin for checkpoints in one file, which writes a local one beside its final name, flushes it and
-    renames it: a run that is killed while it saves leaves the checkpoint that was there before, or the new one.
+    """A plugin of Lightning for checkpoints in one file. It writes a local file under a temporary name in the same
+    folder, flushes it and renames it: a run that is killed while it saves leaves the old checkpoint or the new one.
 
-    Lightning's own writes to the system's folder for temporary files and copies from there if that is another file
-    system: it needs room there, and ``kill -9`` in the middle leaves half a file. ``fit`` installs this one; in Python:
-    ``Trainer(plugins=[WholeCheckpointIO()])``. Checkpoints in a remote storage, and those that a strategy writes as a
-    folder of shards, are written as Lightning does it; so are those of its ``AsyncCheckpointIO``.
+    Lightning's own plugin writes to the system's folder for temporary files, and copies from there if that is on
+    another file system: it needs room there, and ``kill -9`` in the middle leaves half a file. ``fit`` installs this
+    plugin; in Python: ``Trainer(plugins=[WholeCheckpointIO()])``. Checkpoints in a remote storage, and those that a
+    strategy writes as a folder of shards, are written as Lightning does it; so are those of its ``AsyncCheckpointIO``.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save a checkpoint, and delete what killed processes left of others in the same folder.
+        """Save a checkpoint, and delete unfinished checkpoints that killed processes left in the same folder.
 
         Raises:
             UnwrittenCheckpointError: there is no room, or the folder cannot be written to.
@@ -45,7 +45,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(local)
-        content = io.BytesIO()  # torch.save into a file has no error of its own for a full disk
+        content = io.BytesIO()  # torch.save into a file does not raise OSError for a full disk
         torch.save(checkpoint, content)
         try:
             remove_abandoned(target.parent, f"{UNFINISHED}*.ckpt.tmp")
@@ -55,12 +55,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
             raise UnwrittenCheckpointError.at(os.path.relpath(target), f"cannot be written: {error.strerror}") from None
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """A checkpoint, also one that Lightning finds itself: that of a job that SLURM has requeued. The folder of a
-        saved model counts as a checkpoint of weights alone.
+        """Load a checkpoint, also one that Lightning finds itself, of a job that SLURM has requeued. The folder of a
+        saved model counts as a checkpoint that has only weights.
 
         Raises:
-            CheckpointError: it is damaged, or not of a training run.
-            InputError: a model is damaged.
+            CheckpointError: the checkpoint is damaged, or not of a training run.
+            InputError: the saved model is damaged.
         """
         if (Path(path) / CONFIG).is_file():
             return checkpoint_of_model(Path(path))
@@ -69,13 +69,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def write_whole_checkpoints(strategy: Strategy) -> None:
-    """Have a strategy save by `WholeCheckpointIO`, unless it, or the configuration, has a plugin of its own."""
+    """Let a strategy save by `WholeCheckpointIO`, unless it, or the configuration, has a checkpoint plugin already."""
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeCheckpointIO()
 
 
 def last_saved(trainer: Trainer) -> str | None:
-    """The path from here of the last checkpoint, None if there is none."""
+    """The relative path of the last checkpoint; None if there is none."""
     callback = trainer.checkpoint_callback
     if not isinstance(callback, ModelCheckpoint):
         return None
@@ -84,6 +84,6 @@ def last_saved(trainer: Trainer) -> str | None:
 
 
 def where_to_continue(trainer: Trainer) -> str:
-    """The end of an error line: the last checkpoint, if there is one."""
+    """The end of an error message that names the last checkpoint; empty if there is none."""
     saved = last_saved(trainer)
     return f"; {saved} is the last checkpoint (--ckpt_path)" if saved else ""

@@ -40,19 +40,19 @@ Module = TypeVar("Module", bound="CheckpointedModule")
 
 
 class CheckpointedModule(LightningModule):
-    """A module whose checkpoints have what is trained, and record its start and its data.
+    """A module whose checkpoints hold what is trained, and record its initial weights and its training data.
 
     Attributes:
-        detector: what is trained.
-        training_data: what checkpoints record of the trials that it is trained on; empty if that is not known.
+        detector: the detector in training.
+        training_data: what checkpoints record of the training trials; empty if these are not known.
         has_weights: whether fit continues from the present weights.
         init_weights: a model or a checkpoint to start from; None for new weights.
-        tether: what keeps the detector near its start, which is in checkpoints too; or None.
-        started_from: what that gave, to this run or to the one that it resumes; None before fit, and for new
-            weights.
-        start_error: why there are no weights to start from; a checkpoint may bring others.
-        validated: how many training batches there had been when the last validation within fit ended.
-        loss_check: what stops training that diverges; it knows the last loss.
+        tether: keeps the detector's scores near those at its start, whose weights are in checkpoints too; or None.
+        started_from: what was taken from ``init_weights``, by this run or by the one that it resumes; None before fit,
+            and for new weights.
+        start_error: why there are no weights to start from; it is not raised if a checkpoint is resumed.
+        validated: number of training batches before the end of the last validation within fit.
+        loss_check: stops training that diverges; it has the last loss.
     """
 
     detector: Detector
@@ -81,16 +81,16 @@ class CheckpointedModule(LightningModule):
         allow: Collection[str] = (),
         **arguments: Any,
     ) -> Module:
-        """A module with the weights of a checkpoint.
+        """Load a module with the weights of a checkpoint.
 
         Args:
             checkpoint_path: ``RUN/checkpoints/NAME.ckpt``, or any other with ``hparams_file`` or all three parts given.
-            map_location: where the weights go, as for ``torch.load``.
+            map_location: device of the weights, as for ``torch.load``.
             hparams_file: the configuration of the run; ``RUN/config.yaml`` if it is not given.
             strict: as for Lightning; what a checkpoint must hold is checked in any case.
-            weights_only: only true: a checkpoint never executes code.
+            weights_only: must be true: a checkpoint never executes code.
             allow: packages besides this one whose classes the configuration may name.
-            arguments: of the class, in place of the configuration's.
+            arguments: arguments of the class, which replace those in the configuration.
 
         Raises:
             InputError: there is no configuration, or it is faulty, or the checkpoint does not fit it.
@@ -114,7 +114,7 @@ class CheckpointedModule(LightningModule):
 
     def start(self) -> None:
         """Give the detector the weights that training starts from."""
-        resumes = self.trainer.ckpt_path is not None  # that brings its own, and the start may be gone
+        resumes = self.trainer.ckpt_path is not None  # the checkpoint has the weights, and the start may be gone
         try:
             self.detector.adaptation.initialise(self.detector.backbone.encoder)
             if self.init_weights is not None and not resumes:
@@ -133,7 +133,7 @@ class CheckpointedModule(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         trainer = trainer_of(self)
         if trainer is not None:
-            if self.loss_check is not None and not trainer.interrupted:  # then other processes may have ended
+            if self.loss_check is not None and not trainer.interrupted:  # if so, other processes may have ended
                 self.loss_check.read()
             check_weights(trainer, checkpoint["state_dict"])
             if self.training_data:

@@ -9,13 +9,14 @@ from moelora_ad.training.losses.loss_module import LossModule
 
 
 def compiled(module: LossModule, detector: Detector, backend: str, checkpointing: bool) -> CompiledDetector:
-    """The detector of a module with all possible parts compiled; the first process prints which run eagerly, and why.
+    """Return the detector of a module with all possible parts compiled; the first process prints which parts run
+    eagerly, and why.
 
     Args:
-        module: in training or evaluation, with its trainer.
-        detector: its own; changed in place.
-        backend: of ``torch.compile``.
-        checkpointing: whether layers run again in the backward pass.
+        module: the module in training or evaluation, with its trainer.
+        detector: the detector of the module; changed in place.
+        backend: name of a backend of ``torch.compile``.
+        checkpointing: whether gradient checkpointing runs layers again in the backward pass.
 
     Raises:
         InputError: there is no such backend.

@@ -54,35 +54,36 @@ class DetectionModule(CheckpointedModule, LossModule):
 
     Args:
         backbone: the pretrained speech encoder.
-        adaptation: what of it is trained.
+        adaptation: adaptation method, which determines what of the encoder is trained.
         classifier: classifier class; it gets the backbone's width.
-        optimizer: any torch optimiser; its learning rate applies to every part that has none below.
+        optimizer: any torch optimiser; its learning rate applies to every part that has none of its own below.
         schedule: ``WarmupCosine`` (step by step), any torch scheduler (epoch by epoch), or none.
         adapter_lr: learning rate of what the adaptation trains: experts, or any other part but gates. (An encoder or
             layers that are trained as a whole have the optimiser's.)
         gate_lr: learning rate of the gates.
         classifier_lr: learning rate of the classifier.
         class_weights: weights of spoof and bona fide in the loss.
-        loss: any module that makes losses (n,) of logits (n, 2) and labels (n,); None for the cross entropy. A batch's
-            is their mean, weighted by ``class_weights``.
+        loss: any module that computes losses (n,) of logits (n, 2) and labels (n,); None for the cross entropy. The
+            loss of a batch is their mean, weighted by ``class_weights``.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
         meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
-        tether: ``Tether`` keeps the detector's scores near those at the start of training; None does not.
+        tether: ``Tether`` keeps the detector's scores near those at the start of training; None for no such term.
         freeze_classifier: train the adaptation alone; the classifier and the backbone's layer weights stay as they are.
-        init_weights: a model (its folder or hub id) or a checkpoint to start from: what fits by name and shape gets its
-            weights, and lines list what does not. Data, optimiser and schedule are new. See `initial_weights`.
+        init_weights: a model (its folder or hub id) or a checkpoint to start from: its weights are taken as far as they
+            fit by name and shape, and the others are listed. Data, optimiser and schedule are new. See
+            `initial_weights`.
         compile: compile the encoder's layers and the classifier, each on its own, by ``torch.compile``; a string names
-            its backend. What cannot be compiled runs eagerly, and a line gives the reason.
+            its backend. What cannot be compiled runs eagerly, and the reason is printed.
 
     A trainer that has an `AudioDeepfakeDataModule` knows the trials behind its batches. With DataLoaders of your own,
     whose batches are what `as_batch` takes, there are loss, dev EER, checkpoints and the figures of routing, but no
     score files, no `MLDG`, and no check that a run resumes with the same data.
 
     Attributes:
-        score_folder: where score files go; None for that of `trainer_state.score_folder`.
+        score_folder: folder of score files; None for that of `trainer_state.score_folder`.
         configuration: what this experiment was built from, for the provenance of scores.
         untrained: whether scores are those of untrained weights; recorded with them.
-        parameter_counts: those of the detector, in training (see `Detector.parameter_counts`).
+        parameter_counts: parameter counts of the detector, in training (see `Detector.parameter_counts`).
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         if self.backend is not None and self._compiled is None:
             self._compiled = compiled(self, self.detector, self.backend, self.gradient_checkpointing)
         data = known_data(self.trainer)
-        # Lightning warns of a hook that a module has beside a data module.
+        # Lightning warns if a module has this hook beside a data module.
         self.__dict__.pop("on_before_batch_transfer", None)
         if data is None:
             self.on_before_batch_transfer = self._as_batch  # type: ignore[method-assign]
@@ -245,7 +246,7 @@ class DetectionModule(CheckpointedModule, LossModule):
             logits = self(batch.waveforms, batch.lengths)
         self._sets[0].update(batch, logits)
         loss = self._loss(logits, batch)
-        # What could not be read, and an idle pass, have weight 0.
+        # Trials that could not be read, and idle passes, have weight 0.
         self.log(f"{DEV}/loss", loss, on_epoch=True, batch_size=batch.num_read, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -272,7 +273,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         return logits if len(batch.trials) else logits[:0]
 
     def on_predict_batch_end(self, *_: object) -> None:
-        if self.trainer.received_sigterm:  # Lightning's other loops see it themselves
+        if self.trainer.received_sigterm:  # Lightning checks this itself in all other loops
             raise SIGTERMException
 
     def on_predict_epoch_end(self) -> None:
@@ -280,7 +281,7 @@ class DetectionModule(CheckpointedModule, LossModule):
             self.evaluated[part.name] = self._write(part).figures()
 
     def _finish(self, prefix: str, write: bool) -> None:
-        """EER of every set that has both classes; its score file if wanted."""
+        """Log the EER of every set that has both classes, and write the score files of sets if ``write``."""
         if self.trainer.sanity_checking:
             return
         for part in self._sets:

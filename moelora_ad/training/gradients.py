@@ -1,5 +1,5 @@
-"""Check that training reaches all parts: every adapted projection is called, and under DDP all that is trained gets a
-gradient."""
+"""Checks that training reaches all parts: every adapted projection is called, and under DDP every trained parameter
+gets a gradient."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,10 +13,10 @@ from moelora_ad.models import Detector
 
 
 class FirstSteps:
-    """Looks at the first step of a training run; with layer drop, which skips any layer in any step, at more of them.
+    """Checks the first step of a training run, and further steps with layer drop, which may skip any layer in any step.
 
     Args:
-        detector: that is trained.
+        detector: the detector in training.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -26,11 +26,11 @@ class FirstSteps:
         self._stepped = False  # a resumed run may be at the end of an epoch
 
     def watching(self) -> AbstractContextManager[object]:
-        """The context of forward passes, those of validation too, as long as there is something to watch."""
+        """The context for forward passes, those of validation too, which records calls until the check is done."""
         return nullcontext() if self._calls is None else self._calls
 
     def after_backward(self, trainer: Trainer) -> None:
-        """Called after every backward pass.
+        """Check a step; to be called after every backward pass.
 
         Raises:
             InjectionError: see `CallWatch.check`.
@@ -44,7 +44,8 @@ class FirstSteps:
         check_gradients(trainer, self._detector)
 
     def after_epoch(self) -> None:
-        """Called at the end of an epoch, by which all must have been called; raises as `after_backward` does."""
+        """Check that every adapted projection has been called; to be called at the end of an epoch. Raises as
+        `after_backward` does."""
         if self._stepped and self._calls is not None:
             calls, self._calls = self._calls, None
             calls.check()
@@ -52,10 +53,10 @@ class FirstSteps:
 
 def check_gradients(trainer: Trainer, detector: nn.Module) -> None:
     """Stop a run under DDP after a backward pass that left a trained parameter without a gradient: the processes would
-    wait for it, and PyTorch would stop at the next step without its name.
+    wait for it, and PyTorch would stop at the next step without naming it.
 
     Raises:
-        InputError: names the first of them and what to do.
+        InputError: names the first such parameter and what to do.
     """
     wrapped = trainer.strategy.model
     if not isinstance(wrapped, DistributedDataParallel) or wrapped.find_unused_parameters or wrapped.static_graph:

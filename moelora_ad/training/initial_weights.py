@@ -1,7 +1,7 @@
-"""Starting a training from the weights of a model or a checkpoint, with new data, optimiser and schedule.
+"""Starts a training from the weights of a model or a checkpoint, with new data, optimiser and schedule.
 
-(`adapters.surgery.starting` makes experts of trained LoRAs: the adaptation's ``init_from``. That comes first; what is
-here takes tensors as they are, by their names.)
+(`adapters.surgery.starting` makes experts of trained LoRAs, for the adaptation's ``init_from``. That happens first;
+this module copies tensors by their names.)
 """
 
 import inspect
@@ -32,17 +32,18 @@ from moelora_ad.runs.record import InitialWeights
 
 OPTION = "model.init_weights"
 _ENCODER = "backbone.encoder."
-_NAMED = 3  # names that a line has of each part
+_NAMED = 3  # names of each part that a message lists
 
 
 class _Given(NamedTuple):
     """Weights to start from.
 
     Attributes:
-        path: of their file.
-        tensors: by their names in a detector.
-        frozen: SHA-256 of the encoder's other tensors, by the model; None if that is not known, or there are none.
-        encoder: the folder of that encoder, if it is part of the model.
+        path: file of the weights.
+        tensors: the weights by their names in a detector.
+        frozen: SHA-256 of the encoder's other tensors, as the model records it; None if it is not known, or there are
+            none.
+        encoder: the folder of the model's encoder, if it is part of the model.
     """
 
     path: Path
@@ -52,21 +53,22 @@ class _Given(NamedTuple):
 
 
 def load_initial_weights(detector: Detector, source: str | Path) -> tuple[InitialWeights, list[str]]:
-    """Put the weights of a model into a detector, as far as they fit it by name and shape.
+    """Copy the weights of a model into a detector, as far as they fit it by name and shape.
 
-    Adapters that the adaptation starts from elsewhere (``init_from``) stay as they are.
+    Adapters that the adaptation itself has started from trained ones (``init_from``) stay as they are.
 
     Args:
-        detector: what it trains gets other values, and nothing else of it.
-        source: the folder of a model, the id of one on the hub, a checkpoint, or the folder of a run, for its best one.
+        detector: detector whose trained parts get the weights; nothing else in it changes.
+        source: the folder of a model, the id of one on the hub, a checkpoint, or the folder of a run, whose best
+            checkpoint is taken.
 
     Returns:
-        What was done, for the record, and the lines that report it.
+        The record of what was done, and lines that report it.
 
     Raises:
         InputError: there are no such weights, they are damaged, none of them fits, they lack what must stay as it was
-            trained (`Detector.continued_names`), or they change what the detector keeps frozen: its checkpoints would
-            not have it.
+            trained (`Detector.continued_names`), or they change what the detector keeps frozen, which its checkpoints
+            would not have.
     """
     given = _read(source)
     kept, own = detector.kept_names(), detector.state_dict()
@@ -153,7 +155,7 @@ def _check_encoder(detector: Detector, given: _Given, source: str | Path) -> lis
 
 
 def _start_of(method: AdaptationMethod) -> str | None:
-    """The argument that starts the adapters from elsewhere, if one is given."""
+    """The name of the argument that gives the adapters their initial weights, if one is given."""
     parameters = inspect.signature(type(method)).parameters
     given = (name for name in method.initial_arguments if method.init_args[name] != parameters[name].default)
     return next(given, None)
@@ -164,7 +166,7 @@ def _equal(own: Tensor, given: Tensor) -> bool:
 
 
 def _named(names: Collection[str]) -> str:
-    """Some of many names, by the part of the detector that they are of."""
+    """A text with a few of the names in each part of the detector."""
     parts: dict[str, list[str]] = {}
     for name in sorted(names):
         parts.setdefault(name.partition(".")[0], []).append(name)

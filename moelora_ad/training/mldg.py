@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 Gradients = Sequence[Tensor | None]  # of the trainable parameters in their order; None for one without a gradient
 
 _BONA_FIDE, _FAILED = -1, -2  # in place of the number of an attack
-_NO_TRIAL = -1  # in place of one that could not be read
+_NO_TRIAL = -1  # in place of the index of a trial that could not be read
 _OF_SPLITS = 1  # keeps these draws apart from the sampler's, which are keyed by (seed, epoch)
 
 
@@ -38,16 +38,17 @@ class MLDG:
         F(theta) + beta G(theta - alpha grad F(theta)).
 
     First order takes the gradient of G where G is evaluated; second order differentiates the inner step too. The inner
-    step is taken beside the parameters, which only the optimiser changes: clipping, accumulation, mixed precision,
-    schedules and checkpoints are Lightning's as ever. All processes share one split of their batches and one inner
-    step. A batch with spoofs of one attack alone makes an ordinary step.
+    step changes a copy of the parameters, and only the optimiser changes the parameters themselves: clipping,
+    accumulation, mixed precision, schedules and checkpoints work as usual in Lightning. All processes share one split
+    of their batches and one inner step. A batch whose spoofs are of a single attack makes an ordinary step.
 
-    Logged are F, ``train/loss``, and G, ``train/meta_test_loss``. Auxiliary losses are part of both.
+    The losses of the two parts are logged as ``train/loss`` and ``train/meta_test_loss``. Auxiliary losses, which are
+    logged too, are part of both F and G.
 
     Args:
         inner_lr: alpha, learning rate of the inner step of gradient descent.
         beta: weight of the meta-test loss.
-        meta_test_share: of the attacks of a batch; at least one is meta-test and one meta-train.
+        meta_test_share: share of a batch's attacks that are meta-test; at least one is meta-test and one meta-train.
         second_order: differentiate the inner step: exact, more expensive, and without fused attention in meta-train.
 
     Raises:
@@ -71,10 +72,10 @@ class MLDG:
         self._attacks: NDArray[np.int64] = np.zeros(0, np.int64)  # (trials,) number of the attack, or _BONA_FIDE
 
     def prepare(self, module: LossModule) -> None:
-        """Read the attacks of the training set, once it is read.
+        """Take the attacks from the list of training trials, which must have been read.
 
         Raises:
-            InputError: it has fewer than two attacks, or training is set up in a way that this does not work with.
+            InputError: there are fewer than two attacks, or training is set up in a way that MLDG does not work with.
         """
         trainer = module.trainer
         strategy = trainer.strategy
@@ -98,8 +99,7 @@ class MLDG:
             )
 
     def training_loss(self, module: LossModule, batch: Batch) -> SharedLoss:
-        """F + beta G of a batch: the backward pass of this process's part hands the parameters the gradients of
-        MLDG."""
+        """Return F + beta G of a batch. The backward pass of ``own`` gives the parameters the gradients of MLDG."""
         parts = self._parts(module, batch)
         if parts is None:
             return module.training_loss(batch)
@@ -152,12 +152,13 @@ class MLDG:
         return [_sum(g, h, -self.inner_lr) for g, h in zip(there, curvature, strict=True)]
 
     def _parts(self, module: LossModule, batch: Batch) -> tuple[Batch, Batch] | None:
-        """Meta-train and meta-test of this process; None if the processes together have fewer than two attacks."""
+        """The meta-train and meta-test parts of this process's batch; None if the processes together have fewer than
+        two attacks."""
         trainer = module.trainer
         failed = [failure.trial for failure in batch.failures]
         trials = np.where(np.isin(batch.trials.numpy(), failed), _NO_TRIAL, batch.trials.numpy())
         if trainer.world_size > 1:
-            # Processes take turns: in this order the batch is that of a single process.
+            # Processes take turns in this order, which is that of the same batch in a single process.
             of_all = cast(Tensor, module.all_gather(torch.from_numpy(trials).to(module.device)))
             trials = of_all.reshape(-1, len(trials)).T.flatten().cpu().numpy()
         attacks = np.where(trials == _NO_TRIAL, _FAILED, self._attacks[trials])
@@ -174,9 +175,10 @@ class MLDG:
 
 
 def attacks_of(trials: TrialList) -> tuple[NDArray[np.int64], list[str]]:
-    """The attack of each trial, (trials,) numbers or -1 for bona fide, and their names.
+    """The number of each trial's attack (trials,), -1 for bona fide, and the names of the attacks.
 
-    The same name in two corpora is two attacks, and the spoofs of a corpus that name none are one of their own.
+    The same name in two corpora stands for two attacks, and the spoofs of a corpus that have no attack's name count as
+    one attack.
     """
     spoofs = np.flatnonzero(trials.labels == SPOOF)
     corpus, attack = trials.column("corpus"), trials.column("attack")
@@ -189,16 +191,16 @@ def attacks_of(trials: TrialList) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def split(attacks: NDArray[np.int64], share: float, generator: np.random.Generator) -> NDArray[np.bool_] | None:
-    """Which trials are meta-test.
+    """Choose the trials that are meta-test.
 
     Args:
-        attacks: (n,) number of the attack of each trial, -1 for bona fide, -2 for what could not be read.
-        share: of the attacks, in whole ones; at least one is meta-test, and one is not.
-        generator: draws the attacks, and as many of the bona fide trials in proportion to the spoofs; of two or more
-            bona fide trials, each part gets one at least.
+        attacks: (n,) number of the attack of each trial, -1 for bona fide, -2 for trials that could not be read.
+        share: share of the attacks, rounded to whole ones; at least one is meta-test, and one is not.
+        generator: draws the attacks, and bona fide trials in the same proportion as the spoofs; of two or more bona
+            fide trials, each part gets at least one.
 
     Returns:
-        (n,) bool; None if there are fewer than two attacks.
+        (n,) bool, true for meta-test; None if there are fewer than two attacks.
     """
     present = np.unique(attacks[attacks >= 0])
     if len(present) < 2:
@@ -214,8 +216,9 @@ def split(attacks: NDArray[np.int64], share: float, generator: np.random.Generat
 
 
 def trials_of_part(batch: Batch, chosen: NDArray[np.integer]) -> Batch:
-    """The trials of a batch at the places ``chosen`` (n,). Of none, the first trial as one that failed: the process
-    takes part in collective calls and adds nothing to the cross entropy; auxiliary losses do see its gates."""
+    """The trials of a batch at the positions ``chosen`` (n,). If there are none, the first trial, marked as failed: the
+    process then takes part in collective calls and adds nothing to the cross entropy; auxiliary losses do see its
+    gates."""
     rows = torch.from_numpy(chosen if len(chosen) else np.zeros(1, np.int64))
     clips = len(batch.waveforms) // len(batch.trials)
     rows_of_clips = (rows.unsqueeze(1) * clips + torch.arange(clips)).flatten()
@@ -228,7 +231,7 @@ def trials_of_part(batch: Batch, chosen: NDArray[np.integer]) -> Batch:
 
 
 def _picked(values: Tensor, rows: Tensor) -> Tensor:
-    """The rows of a tensor on any device; a GPU is not waited for."""
+    """Rows of a tensor on any device, without waiting for a GPU."""
     is_gpu = values.device.type == "cuda"
     return values[(rows.pin_memory() if is_gpu else rows).to(values.device, non_blocking=is_gpu)]
 
@@ -246,7 +249,7 @@ class _At(nn.Module):
 
 
 def with_parameters(module: nn.Module, values: dict[str, Tensor], function: Callable[[], Result]) -> Result:
-    """What ``function()`` returns while ``values`` replace the module's parameters of these names.
+    """Return the result of ``function()``, called while ``values`` replace the module's parameters of these names.
 
     A backward pass belongs inside the function: gradient checkpointing calls the module again from there.
     """
@@ -273,7 +276,7 @@ def _loss(module: LossModule, part: Batch, prefix: str = "train/") -> SharedLoss
 
 
 def _gradients(module: LossModule, loss: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> Gradients:
-    """Of a loss of this process; taken through the gradient scaler, if there is one, and without its scale."""
+    """The gradients of a loss of this process, computed with the gradient scaler, if there is one, and unscaled."""
     scaler = _scaler(module)
     scale = None if scaler is None else scaler.scale(torch.ones((), device=loss.device))
     with torch.autocast(loss.device.type, enabled=False):  # the backward pass has the types of the forward pass

@@ -1,4 +1,4 @@
-"""What training is selected by, checked before it starts: the names that callbacks watch, and the dev EER."""
+"""Checks before training: whether the figures that callbacks monitor will be logged, and whether dev gives an EER."""
 
 import difflib
 
@@ -16,10 +16,10 @@ _OURS = ("moelora_ad", "lightning")
 
 
 def check_monitors(trainer: Trainer, module: LossModule) -> None:
-    """Check that what checkpoints and early stopping watch will be logged.
+    """Check that the figures that checkpoints and early stopping monitor will be logged.
 
-    What other callbacks of ours log (``routing/``, ``gradients/``, ``train/auxiliary/`` and the like) is not
-    checked, nor is any name if there are callbacks, or a module, of the user's own, which may log it.
+    Figures of other callbacks of this package (``routing/``, ``gradients/``, ``train/auxiliary/`` and the like) are not
+    checked. Nothing is checked if the user has callbacks or a module of their own, which may log any name.
 
     Raises:
         InputError: a name will never be logged.
@@ -41,7 +41,7 @@ def check_dev_limit(trainer: Trainer) -> None:
     classes, so that there is an EER to select by.
 
     Raises:
-        InputError: it lacks one.
+        InputError: a class is missing.
     """
     data = known_data(trainer)
     if data is None or is_fast_dev_run(trainer):

@@ -13,8 +13,8 @@ def fused(optimizer: Optimizer, scales_gradients: bool) -> Optimizer:
 
     Args:
         optimizer: before its first step.
-        scales_gradients: whether the precision is 16-mixed: Lightning clips gradients after it has undone their scale,
-            which a fused optimiser does itself, and later. It stays as it is.
+        scales_gradients: whether the precision is 16-mixed. The optimiser then stays as it is: Lightning clips
+            gradients after it has undone their scale, which a fused optimiser would do itself, and later.
     """
     defaults = optimizer.defaults
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

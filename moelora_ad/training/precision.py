@@ -16,10 +16,10 @@ from moelora_ad.training.detection_module import DetectionModule
 
 
 def check_trains(precision: Any) -> None:
-    """Whether training works in a precision, as ``trainer.precision`` has it.
+    """Check that training works in a precision, a value of ``trainer.precision``.
 
     Raises:
-        InputError: it is float16 without a scale: gradients below its smallest number, 6e-8, would vanish.
+        InputError: it is float16 without gradient scaling: gradients below its smallest number, 6e-8, would vanish.
     """
     if precision_name(precision) == "16-true":
         raise InputError(
@@ -28,8 +28,8 @@ def check_trains(precision: Any) -> None:
 
 
 def cast_by_autocast_alone(strategy: Strategy) -> None:
-    """Prevent FSDP from casting waveforms, weights and buffers of mixed precision itself, heads included, unless its
-    ``mixed_precision`` says how: autocast does what it does under other strategies."""
+    """Keep FSDP from casting waveforms, weights and buffers itself in mixed precision, heads included, unless its
+    ``mixed_precision`` is set: autocast then works as under other strategies."""
     if isinstance(strategy, FSDPStrategy) and strategy.mixed_precision is None:
         strategy.mixed_precision = MixedPrecision()
 
@@ -37,9 +37,9 @@ def cast_by_autocast_alone(strategy: Strategy) -> None:
 class FrozenHalfPrecision(HalfPrecision):
     """The frozen encoder in bfloat16 or float16; experts, gates and classifier, and their optimiser, in float32.
 
-    Half the memory of the encoder's weights, and no rounding of what is trained; ``bf16-mixed`` keeps fewer bytes of
-    activations, since adapters read theirs in float32 here. It replaces Lightning's ``bf16-true`` and
-    ``16-true``, which would round the adapters too. What passes back through the encoder is of its precision: float16
+    The encoder's weights take half the memory, and what is trained is not rounded; ``bf16-mixed`` stores fewer bytes of
+    activations, since adapters read theirs in float32 here. This plugin replaces Lightning's for ``bf16-true`` and
+    ``16-true``, which would round the adapters too. Gradients pass back through the encoder in its precision: float16
     is for evaluation alone (see `check_trains`).
 
     Args:

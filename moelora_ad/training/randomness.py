@@ -1,4 +1,4 @@
-"""Random draws of the model in training, keyed: a batch draws the same numbers wherever a run begins."""
+"""Seeds of the model's random draws in training: a batch draws the same numbers wherever a run begins."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Scores of one evaluation set while they are being computed."""
+"""Gathers the scores of an evaluation set while they are being computed."""
 
 from collections import deque
 from datetime import datetime, timezone
@@ -24,7 +24,7 @@ _UNREAD = -2  # in place of the label of a trial that could not be read
 
 
 class SetFigures(NamedTuple):
-    """What is shown of an evaluated set.
+    """The figures of an evaluated set.
 
     Attributes:
         num_bona_fide: bona fide trials that were scored.
@@ -32,8 +32,8 @@ class SetFigures(NamedTuple):
         eer: in [0, 1]; None when a class is missing or a label is unknown.
         num_scored: trials that were scored, with or without a label.
         num_failed: trials that could not be read.
-        first_failure: why the first of them could not.
-        num_known: scores of earlier runs, which were not computed again.
+        first_failure: why the first of these could not be read.
+        num_known: number of scores of earlier runs, which were not computed again.
     """
 
     num_bona_fide: int
@@ -49,10 +49,10 @@ class SetResult(NamedTuple):
     """The scores of a set.
 
     Attributes:
-        table: None if all trials failed.
-        indices: (n,) int64 of its trials, ascending.
+        table: the scores; None if all trials failed.
+        indices: (n,) int64 indices of the scored trials, ascending.
         reasons: why trials failed, by index.
-        num_known: scores of earlier runs.
+        num_known: number of scores of earlier runs.
     """
 
     table: ScoreTable | None
@@ -61,7 +61,7 @@ class SetResult(NamedTuple):
     num_known: int = 0
 
     def figures(self) -> SetFigures:
-        """Counts of what was scored, and its EER."""
+        """The counts of trials, and the EER of those that were scored."""
         failed = len(self.reasons), next(iter(self.reasons.values()), "")
         if self.table is None:
             return SetFigures(0, 0, None, 0, *failed, self.num_known)
@@ -75,12 +75,12 @@ class SetScores:
     """Gathers the scores of a named set over batches and processes.
 
     Args:
-        name: of the set.
+        name: name of the set.
         trials: all its trials.
         complete: whether every trial must be scored; False when the trainer runs only a part.
-        kept: where scores are stored as they come, with earlier ones; None where no file is written.
-        adds_known: whether this process adds the earlier scores to the gathering; one must.
-        device: where the processes gather them.
+        kept: stores scores on disk as they come, and has earlier ones; None where no file is written.
+        adds_known: whether this process contributes the earlier scores; exactly one must.
+        device: device on which the processes gather scores.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class SetScores:
         self._unkept: deque[tuple[Tensor, HostCopy]] = deque()  # trials, and their scores on the way to the host
         self.started = datetime.now(timezone.utc)
         known = kept.known if kept is not None and adds_known else KnownScores.of({})
-        # Metrics warn if they are computed without an update: a process may have idle passes alone.
+        # Metrics warn if they are computed without an update, and a process may have idle passes only.
         self.scores.update(torch.from_numpy(known.indices), torch.from_numpy(known.scores))
         self.failures.update([])
 
@@ -119,7 +119,7 @@ class SetScores:
             self._keep(all_of_them=False)
 
     def _keep(self, all_of_them: bool) -> None:
-        """Store the scores that have arrived on the host, in order; or wait for all."""
+        """Store the scores that have arrived on the host, in order; wait for the others if ``all_of_them``."""
         assert self.kept is not None
         while self._unkept and (all_of_them or self._unkept[0][1].is_there):
             trials, scores = self._unkept.popleft()
@@ -146,11 +146,11 @@ class SetScores:
 
 
 class UnlistedScores:
-    """Gathers the scores of a set whose trials are not known: figures, and no score file.
+    """Gathers the scores of a set whose trials are not known; it gives figures, but no score file.
 
     Args:
-        name: of the set.
-        device: where the processes gather them.
+        name: name of the set.
+        device: device on which the processes gather scores.
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
@@ -163,7 +163,7 @@ class UnlistedScores:
         """Add a batch, as `SetScores.update` does."""
         if len(batch.trials):
             scores = trial_scores(logits.detach(), len(batch.trials))
-            # Leaving out some of a GPU's scores would mean waiting for them.
+            # Unread trials are marked, since leaving out their scores would mean waiting for a GPU.
             self.scores.update(scores, batch.labels.where(batch.read, _UNREAD))
             self.failures.update(batch.failures)
 
@@ -182,7 +182,7 @@ class UnlistedResult(NamedTuple):
     reasons: dict[int, str]
 
     def figures(self) -> SetFigures:
-        """Counts of what was scored, and its EER."""
+        """The counts of trials, and the EER of those that were scored."""
         counts = int((self.labels == BONA_FIDE).sum()), int((self.labels == SPOOF).sum())
         labelled = all(counts) and sum(counts) == len(self.labels)
         eer = equal_error_rate(self.scores, self.labels).eer if labelled else None

@@ -1,4 +1,4 @@
-"""From a planned spoof to its raw audio."""
+"""Generates the raw audio of a planned spoof."""
 
 from __future__ import annotations
 

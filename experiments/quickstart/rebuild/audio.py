@@ -1,4 +1,4 @@
-"""Small signal tools shared by every part of the rebuild. Samples are float arrays in [-1, 1] at 16 kHz unless said."""
+"""Small signal tools shared by every part of the rebuild. Samples are floats in [-1, 1] at 16 kHz unless noted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def resample(samples: Samples, from_rate: int, to_rate: int) -> Samples:
 
 
 def decode(path: Path) -> tuple[Samples, int]:
-    """Read a file as mono: (samples, rate in Hz). Raw G.722 at 64 kbit/s has no header and is told by its suffix."""
+    """Read a file as mono: (samples, rate in Hz). Raw G.722 at 64 kbit/s has no header; its suffix identifies it."""
     if path.suffix == ".g722":
         return np.asarray(G722.G722(RATE, 64000).decode(path.read_bytes())) / 32768.0, RATE
     samples, rate = soundfile.read(path, dtype="float64")

@@ -1,4 +1,4 @@
-"""The neutralising chain: what keeps a detector from telling the classes by channel, level, silence or length.
+"""The neutralising chain, which keeps a detector from telling the classes apart by channel, level, silence or length.
 
 A spoof first gets the target speaker's channel: average spectrum (text-to-speech only), noise floor and source codec.
 From there both classes pass the same steps: band-pass, mild random equaliser, noise, random codec, trimmed edges,
@@ -40,7 +40,7 @@ NOISE_BELOW = (36, 46)
 LEVEL_RANGE = (-5, 5)
 #: Shortest target length, s.
 SHORTEST_TARGET = 0.9
-#: Recordings a speaker that the average spectrum and the noise floors are taken from.
+#: Number of a speaker's recordings that give the average spectrum, and the noise floors.
 SPECTRUM_RECORDINGS, NOISE_RECORDINGS = 80, 60
 #: Speaker prefix -> rate in Hz of the Vorbis files of the source.
 VORBIS_RATES = {"tux": 44100, "fil": 22050}
@@ -63,7 +63,7 @@ _SMOOTHING = _smoothing()
 
 @dataclass(frozen=True)
 class SpeakerChannel:
-    """What a speaker's recordings sound like, apart from the speech."""
+    """The channel of a speaker's recordings: average spectrum, noise floors and codec."""
 
     spectrum: Samples
     noise_floors: Sequence[Samples]
@@ -89,12 +89,12 @@ class Job:
     samples: NDArray[np.float32]
     #: The target speaker's channel for a spoof, ``None`` for a bona fide recording.
     channel: SpeakerChannel | None
-    #: Match the average spectrum as well: for text-to-speech.
+    #: Whether to match the average spectrum as well: for text-to-speech.
     match_spectrum: bool
     #: Length to cut to, samples; ``None`` keeps it.
     length: int | None
     seed: int
-    #: G.722 instead of a random codec: MiniOOD.
+    #: Whether to use G.722 instead of a random codec: for MiniOOD.
     telephone: bool
 
 
@@ -155,7 +155,7 @@ def finish(job: Job) -> Path:
     if job.channel is not None:
         samples = match_channel(samples, job.channel, job.match_spectrum, rng)
 
-    # From here on the same for both classes.
+    # From here on, both classes pass the same steps.
     samples = sosfilt(_BAND_PASS, samples)
     codec = rng.integers(5)
     knots = 10 ** (rng.uniform(-4, 4, 9) / 20)

@@ -1,4 +1,4 @@
-"""Build MiniLA and MiniOOD: recordings in, spoofs made, everything through the chain, FLAC and protocols out."""
+"""Build MiniLA and MiniOOD: read recordings, make spoofs, pass all through the chain, write FLAC and protocols."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def make_jobs(
 ) -> tuple[list[Job], dict[str, list[str]]]:
     """Number the rows by split; return their jobs and the protocol lines of every split.
 
-    A row without samples takes its number and its draw, and leaves no file and no line.
+    A row without samples uses up its number and its draw, and gives no file and no line.
     """
     jobs: list[Job] = []
     protocols: dict[str, list[str]] = {split: [] for split in SPLITS}

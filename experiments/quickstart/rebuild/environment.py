@@ -9,7 +9,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-#: Debian packages that are only unpacked, never installed: the recordings.
+#: Debian packages with the recordings, which are only unpacked, never installed.
 DATA_PACKAGES: tuple[str, ...] = (
     "tuxpaint-stamps-default",
     "fillets-ng-data",
@@ -66,7 +66,7 @@ MODULES = {
 
 
 class RebuildError(Exception):
-    """Work that cannot be done, said in one line."""
+    """The rebuild cannot go on; the message gives the reason in one line."""
 
 
 def package_folder(module: str) -> Path:

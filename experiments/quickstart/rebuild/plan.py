@@ -43,7 +43,7 @@ SPEAKERS: dict[str, str] = {
     "nsh_ru": "ood",
 }
 
-#: Bona fide utterances a speaker, at most.
+#: Maximum number of bona fide utterances of a speaker.
 BONA_FIDE: dict[str, int] = {"train": 200, "dev": 130, "eval": 250, "ood": 130}
 
 #: Recordings read for every one kept (some are too short); two sources hold many short words.
@@ -95,8 +95,8 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("B08", "hibari", {"ood": 110}, "hibari 2M neural TTS (en)"),
 )
 
-#: (split, attack) -> planned utterances, by their number in the attack, that the published corpus is without: too short
-#: once trimmed, or a text that the engine refuses. They are skipped by name, because every later utterance id would
+#: (split, attack) -> planned utterances, by their number in the attack, that the published corpus lacks: too short once
+#: trimmed, or a text that the engine refuses. They are skipped by name, because every later utterance id would
 #: shift with one utterance more or less, and some of them are a matter of chance (Piper's noise has no seed).
 LEFT_OUT: dict[tuple[str, str], frozenset[int]] = {
     ("train", "A01"): frozenset({25, 40, 53, 95, 123, 165, 345}),

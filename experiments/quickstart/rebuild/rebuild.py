@@ -20,7 +20,7 @@ from environment import FETCH_PROGRAMS, RebuildError, require_build_environment,
 
 
 def positive_int(text: str) -> int:
-    """An argument that counts something."""
+    """Convert an argument to an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -28,7 +28,7 @@ def positive_int(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """An argument in (0, 1]."""
+    """Convert an argument to a number in (0, 1]."""
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError("must lie in (0, 1]")
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
             select_subset.refuse_existing(options.out, options.parser)
             require_build_environment()
             require_data(options.work / "data" / "usr" / "share")
-            # One thread a process: they share the cores, and sums keep their order.
+            # One thread a process: processes share the cores, and sums keep their order.
             os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
             from corpus import build
 

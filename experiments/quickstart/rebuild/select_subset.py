@@ -63,7 +63,7 @@ def read_protocol(path: Path) -> list[ProtocolLine]:
 
 
 def digest(utterance: str) -> str:
-    """SHA-256 of an utterance id, the order inside a stratum."""
+    """SHA-256 of an utterance id, which gives the order inside a stratum."""
     return hashlib.sha256(utterance.encode("utf-8")).hexdigest()
 
 
@@ -152,7 +152,7 @@ def refuse_existing(out: Path, parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Select with parsed options: 0 done, 1 failed; wrong usage exits with 2."""
+    """Select with parsed options; return 0 if it is done, 1 if it failed. Wrong usage exits with 2."""
     counts = {split: tuple(getattr(options, split)) for split in PROTOCOLS}
     if min(min(pair) for pair in counts.values()) < 0:
         parser.error("counts must not be negative")

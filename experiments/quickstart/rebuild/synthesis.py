@@ -23,7 +23,7 @@ from environment import package_folder
 from hibari import Hibari
 from piper import PiperVoice, SynthesisConfig
 
-#: Seconds after which an engine is given up.
+#: Seconds after which an engine is stopped.
 TIMEOUT = 120
 #: Our language code -> espeak-ng's.
 ESPEAK_LANGUAGES = {"fr": "fr-fr", "en": "en-us"}
@@ -54,7 +54,7 @@ class EngineError(Exception):
 
 
 def _run(command: Sequence[str], data: bytes | None = None) -> bytes:
-    """Standard output of an engine; its failures show as missing audio."""
+    """Run an engine and return its standard output; a failure shows as missing audio."""
     return subprocess.run(
         command, input=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=TIMEOUT, check=False
     ).stdout

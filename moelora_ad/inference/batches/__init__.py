@@ -1,1 +1,1 @@
-"""From files to full batches and back: decoded here or by workers, scored together, returned in their order."""
+"""Full batches of windows from many files, decoded here or by workers, and their scores sorted back to the files."""

@@ -1,4 +1,4 @@
-"""Pieces to full batches, and their scores back to the files, without waiting for a GPU while there is work for it."""
+"""Assembles pieces into full batches, and sorts their scores back to the files, without waiting for a busy GPU."""
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -11,11 +11,11 @@ from moelora_ad.inference.batches.pieces import Piece
 from moelora_ad.inference.sounds import DecodedSound
 from moelora_ad.models.devices import HostCopy
 
-_IN_FLIGHT = 2  # batches that are queued on a GPU
+_IN_FLIGHT = 2  # batches that may be queued on a GPU before their scores are awaited
 
 
 class Batch(NamedTuple):
-    """Rows (B, window), the valid samples (B,) and the number of the file of each."""
+    """Windows (B, window), with the number of valid samples (B,) and the file number of each."""
 
     waveforms: Tensor
     lengths: Tensor
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
 
 class Batcher:
-    """Batches of one size from pieces of any.
+    """Assembles batches of one size from pieces of any size.
 
     Args:
         size: rows of a batch.
@@ -37,14 +37,14 @@ class Batcher:
         self._owners: list[int] = []
 
     def add(self, piece: Piece) -> Iterator[Batch]:
-        """The batches that are full with one more piece."""
+        """Add a piece, and yield the batches that it fills."""
         self._parts.append((piece.waveforms, piece.lengths))
         self._owners += piece.owners
         while len(self._owners) >= self._size:
             yield self._taken(self._size)
 
     def rest(self) -> Iterator[Batch]:
-        """The last batch, if rows are left."""
+        """Yield the rows that are left, if any, as a last batch."""
         if self._owners:
             yield self._taken(len(self._owners))
 
@@ -70,18 +70,18 @@ class Batcher:
 
 
 class Returning:
-    """Scores of batches on their way from the device, in the order of the batches."""
+    """Scores that are being copied from the device, in the order of their batches."""
 
     def __init__(self) -> None:
         self._batches: deque[tuple[list[int], HostCopy]] = deque()
 
     def add(self, scores: Tensor, owners: list[int]) -> None:
-        """Begin to fetch the scores (B,) of a batch."""
+        """Begin to copy the scores (B,) of a batch from the device."""
         self._batches.append((owners, HostCopy(scores)))
 
     def arrived(self, all_of_them: bool = False) -> Iterator[tuple[int, float]]:
-        """Files' numbers and scores of windows, as many as are ready; it waits only if too many batches, or
-        ``all_of_them``, are on their way."""
+        """Yield the scores of windows that have arrived, each behind the number of its file. This waits only while too
+        many batches are being copied, or until none is if ``all_of_them``."""
         while self._batches:
             owners, scores = self._batches[0]
             if len(self._batches) <= _IN_FLIGHT and not all_of_them and not scores.is_there:
@@ -91,10 +91,10 @@ class Returning:
 
 
 class Pending:
-    """Sounds whose windows are on their way, by the number of the file.
+    """Sounds that still lack scores of windows, by the number of the file.
 
     Attributes:
-        read: how many files are cut, with the parts of those in work.
+        read: number of files that have been cut into windows, with fractions for files in progress.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Pending:
         return self._ended + sum(self._parts.values())
 
     def add(self, piece: Piece) -> None:
-        """What is known of the files of a piece."""
+        """Register the files of a piece."""
         self._decoded |= piece.ended
         self._ended += len(piece.ended)
         for number in piece.ended:
@@ -118,13 +118,14 @@ class Pending:
             self._parts[piece.owners[-1]] = piece.part
 
     def score(self, scores: Iterable[tuple[int, float]]) -> None:
-        """Scores of further windows, those of a file in their order."""
+        """Add scores of further windows; those of a file come in the order of its windows."""
         for number, score in scores:
-            if number >= self._given:  # else the file has failed behind this window
+            if number >= self._given:  # else the file failed after this window and has been yielded already
                 self._scores[number].append(score)
 
     def complete(self) -> Iterator[tuple[DecodedSound, list[float]]]:
-        """The next sounds in the order of the files, as long as they have all their scores, or get none."""
+        """Yield the next sounds with their scores, in the order of the files, up to the first that lacks scores; a
+        sound with an error needs none."""
         while (sound := self._decoded.get(self._given)) is not None:
             scores = self._scores[self._given]
             if sound.error is None and len(scores) < len(sound.starts):

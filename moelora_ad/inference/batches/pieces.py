@@ -1,4 +1,4 @@
-"""Windows of many files, in pieces of a batch's size, cut in this process or in others that decode ahead."""
+"""Windows of many files in pieces of at most one batch, cut in this process or by workers that decode ahead."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,22 +22,22 @@ from moelora_ad.errors import InputError
 from moelora_ad.inference.sounds import DecodedSound, Opened, named_sound
 
 OPTION = "--num-workers"
-_FEW = 64  # files, which are scored in less time than it takes to start a process
-_MOST_ON_CPU, _MOST_ON_GPU = 2, 16  # a CPU has the scores to compute, too
-_IN_GROUP = 4  # pieces of short files: what is left of the last one is a small part of them
-_GROUPS_AHEAD = 64  # so many later ones may be cut before an earlier one is: what is known of them waits in memory
+_FEW = 64  # fewer files are scored in less time than it takes to start a process
+_MOST_ON_CPU, _MOST_ON_GPU = 2, 16  # workers; fewer on a CPU, which also computes the scores
+_IN_GROUP = 4  # pieces of short files in a group: enough for its incomplete last piece to be a small part
+_GROUPS_AHEAD = 64  # groups that one worker may be ahead of another; the data of their files wait in memory
 
 
 class Cutting(NamedTuple):
-    """How files are cut.
+    """How files are cut into windows.
 
     Attributes:
         window: samples of a window.
-        hop: samples from one to the next.
-        fill: samples that a shorter sound is repeated to fill; what it lacks then of a window is zeros.
-        rows: windows of a piece, at most.
-        track: which audio track of each file; None for its default one.
-        longest: seconds of a file; None for any.
+        hop: samples from one window to the next.
+        fill: samples to which a shorter sound is repeated; the rest of its window is zero-padded.
+        rows: maximum number of windows in a piece.
+        track: number of the audio track of each file; None for its default track.
+        longest: maximum length of a file in seconds; None for no limit.
         pinned: whether pieces are in pinned memory, which a GPU reads directly.
     """
 
@@ -50,19 +50,19 @@ class Cutting(NamedTuple):
     pinned: bool = False
 
     def sounds(self, places: Iterable[str | BinaryIO]) -> Iterator[tuple[str, Opened]]:
-        """The names of files, and what opens them."""
+        """Yield the name of each file, and the function that opens it."""
         return (named_sound(place, self.track, self.longest) for place in places)
 
 
 class Piece(NamedTuple):
-    """Windows of files that follow each other.
+    """Windows of consecutive files.
 
     Attributes:
         waveforms: (rows, window) float32, at most a batch.
-        lengths: (rows,) valid samples of each.
+        lengths: (rows,) valid samples of each row.
         owners: the number of the file of each row.
-        ended: files that have no windows after these, by their number.
-        part: how much of the last row's file is cut, if it is not among these; else 0.
+        ended: files without further windows, by their number.
+        part: fraction of the last row's file that has been cut, if the file has further windows; else 0.
     """
 
     waveforms: Tensor
@@ -73,7 +73,7 @@ class Piece(NamedTuple):
 
 
 def pieces_of(sounds: Iterable[tuple[str, Opened]], cutting: Cutting, first: int = 0) -> Iterator[Piece]:
-    """The pieces of some sounds, whose numbers begin at ``first``. Sounds share a piece as long as it has room."""
+    """Cut sounds, which are numbered from ``first`` on, into pieces. Sounds share a piece while it has room."""
     waveforms = torch.empty(0, cutting.window)
     lengths = torch.empty(0, dtype=torch.int64)
     owners: list[int] = []
@@ -98,15 +98,16 @@ def pieces_of(sounds: Iterable[tuple[str, Opened]], cutting: Cutting, first: int
 
 
 def read_pieces(places: Iterable[str | BinaryIO], cutting: Cutting, workers: int) -> Iterator[Piece]:
-    """The pieces of all files; those of each file come in their order, and files nearly so.
+    """Cut all files into pieces. The pieces of each file come in order, and files nearly in order.
 
     Args:
-        places: of the files, see `named_sound`. File objects are read in this process.
+        places: paths, places in archives and file objects, see `named_sound`. If there is a file object among them,
+            this process reads all of them.
         cutting: how they are cut.
-        workers: processes that decode; 0 for none but this one.
+        workers: number of worker processes that decode; with 0 this process does.
 
     Raises:
-        InputError: the processes lack something, or were killed; says what to change.
+        InputError: the workers lack memory or open files, do not respond, or were killed; it says what to change.
     """
     if workers:
         places = list(places)
@@ -121,7 +122,8 @@ def read_pieces(places: Iterable[str | BinaryIO], cutting: Cutting, workers: int
 
 
 def sensible_workers(files: int, device: torch.device, cutting: Cutting) -> int:
-    """How many processes should decode so many files: none where this one is as fast, and no more than fit."""
+    """Number of workers to decode ``files`` files with; 0 if this process is as fast, or if the system lacks shared
+    memory or open files for them."""
     if files < _FEW:
         return 0
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -134,25 +136,25 @@ def sensible_workers(files: int, device: torch.device, cutting: Cutting) -> int:
 
 
 class _Share(IterableDataset[Piece]):
-    """What one process decodes: groups of files, each with the number of its first."""
+    """The files that one worker decodes: groups, each with the number of its first file."""
 
     def __init__(self, groups: Sequence[tuple[int, list[str]]], cutting: Cutting) -> None:
         self.groups = groups
-        self.cutting = cutting._replace(pinned=False)  # these processes use no GPU
+        self.cutting = cutting._replace(pinned=False)  # workers use no GPU
 
     def __iter__(self) -> Iterator[Piece]:
         for first, places in self.groups:
             for piece in pieces_of(self.cutting.sounds(places), self.cutting, first):
                 for sound in piece.ended.values():
                     sound.make_portable()
-                if len(piece.owners) < self.cutting.rows:  # else all of its memory goes to the other process
+                if len(piece.owners) < self.cutting.rows:  # a view would send the memory of all rows
                     piece = piece._replace(waveforms=piece.waveforms.clone(), lengths=piece.lengths.clone())
                 yield piece
 
 
 def _read_by_workers(places: list[str], cutting: Cutting, workers: int) -> Iterator[Piece]:
-    """Worker i of n has every n-th group of files from i on, and its own loader, so that a long file of one keeps no
-    other from its share; only what is too far behind that file waits."""
+    """Read pieces with workers. Worker i of n gets every n-th group of files from i on, and a loader of its own, so
+    that a long file of one worker does not hold up the others, until they are too far ahead."""
     check_room(workers, _bytes_ahead(workers, cutting), OPTION)
     size = max(1, min(_IN_GROUP * cutting.rows, len(places) // (4 * workers)))
     groups = [(first, places[first : first + size]) for first in range(0, len(places), size)]
@@ -160,7 +162,7 @@ def _read_by_workers(places: list[str], cutting: Cutting, workers: int) -> Itera
     try:
         with end_of_workers_awaited(alone=True):
             loaders = [iter(_loader(share, cutting)) for share in shares]
-            position = dict.fromkeys(range(workers), 0)  # of the group in work in its share
+            position = dict.fromkeys(range(workers), 0)  # index of the current group in each worker's share
             while position:
                 behind = min(position.values())
                 for worker in [one for one, place in position.items() if place - behind <= _GROUPS_AHEAD]:
@@ -187,7 +189,7 @@ def _loader(share: Sequence[tuple[int, list[str]]], cutting: Cutting) -> DataLoa
         timeout=SILENT_SECONDS,
         worker_init_fn=_begin_worker,
         pin_memory=cutting.pinned,
-        generator=torch.Generator(),  # nothing is drawn: the caller's random state is unchanged
+        generator=torch.Generator(),  # so that the loader draws nothing from the caller's random state
     )
 
 

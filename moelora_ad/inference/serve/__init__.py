@@ -1,1 +1,1 @@
-"""A detector behind HTTP: a page for people, an API for programs."""
+"""An HTTP server for a detector, with a page for people and an API for programs."""

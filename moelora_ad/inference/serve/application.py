@@ -1,4 +1,4 @@
-"""The application: scores of sounds that are sent, what computes them, and the page for people."""
+"""The web application: scores of uploaded sounds, the description of the model, and the page for people."""
 
 import asyncio
 import math
@@ -35,12 +35,12 @@ _SHUTDOWN_SECONDS = 30.0
 
 
 class Limits(NamedTuple):
-    """What the server takes.
+    """Limits on what the server accepts.
 
     Attributes:
-        size: Bytes of a request.
-        seconds: Of a sound.
-        requests: That are answered or wait at once; further ones are refused.
+        size: Maximum size of a request in bytes.
+        seconds: Maximum length of a sound.
+        requests: Maximum number of requests that are being answered or wait; further ones are refused.
     """
 
     size: int = 100 * 2**20
@@ -49,12 +49,12 @@ class Limits(NamedTuple):
 
 
 def application(scorer: Scorer, name: str, decision: DecisionRule, limits: Limits) -> FastAPI:
-    """The ASGI application around a scorer, which belongs to it from then on.
+    """Return the ASGI application of a scorer, which nobody else may use from then on.
 
     Args:
-        scorer: Computes, in a thread of its own.
+        scorer: Computes scores, in a thread of its own.
         name: The model's name.
-        decision: How scores are judged.
+        decision: Prior and threshold of verdicts.
         limits: See `Limits`.
     """
     about = described_model(scorer, name, decision)
@@ -70,7 +70,7 @@ def application(scorer: Scorer, name: str, decision: DecisionRule, limits: Limit
         title="moelora_ad",
         version=__version__,
         description="Scores of a detector of audio deepfakes: higher is more bona fide.",
-        docs_url=None,  # they load from other hosts
+        docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -89,7 +89,7 @@ def application(scorer: Scorer, name: str, decision: DecisionRule, limits: Limit
         name: Annotated[str, Query(max_length=4_096, description="Name of the sound, if the body is not a form")] = "",
         waveform: Annotated[bool, Query(description="Whether to add the data for drawing a waveform")] = False,
     ) -> JSONResponse:
-        """Score one sound, the body or the one file of a form; or the several files of a form."""
+        """Score one sound, which is the body or the only file of a form; or the several files of a form."""
         try:
             with places.taken():
                 sounds = await sounds_of(request, name, limits.size)
@@ -108,7 +108,7 @@ def application(scorer: Scorer, name: str, decision: DecisionRule, limits: Limit
 
     @app.get("/models", response_model=ModelsAnswer)
     async def models() -> JSONResponse:
-        """The model that scores, its calibration and what to know about it."""
+        """The model that computes scores, its calibration and its notices."""
         return JSONResponse({"models": [about]})
 
     @app.get("/health", response_model=HealthAnswer, responses={503: {"model": HealthAnswer}})
@@ -125,7 +125,7 @@ def application(scorer: Scorer, name: str, decision: DecisionRule, limits: Limit
 
 
 class _Places:
-    """Those of requests that are answered or wait."""
+    """The limited places of requests that are being answered or wait."""
 
     def __init__(self, places: int, worker: ScoringWorker) -> None:
         self.all = places
@@ -134,10 +134,10 @@ class _Places:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Take one of the places.
+        """Occupy one of the places within the block.
 
         Raises:
-            RefusedError: None is free, or the server is stopping.
+            RefusedError: No place is free, or the server is stopping.
         """
         if not self._worker.is_alive:
             raise RefusedError(BUSY, "the server is stopping")
@@ -163,7 +163,7 @@ def _page(about: About, limits: Limits) -> HTMLResponse:
 
 
 class _Headers:
-    """Of every response: nothing that was sent is executed, framed or sniffed."""
+    """Adds security headers to every response: its content is not executed, framed, sniffed or cached."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Failures of the API: each is one JSON object ``{"error": ...}`` with a fitting status."""
+"""Errors of the API: each is one JSON object ``{"error": ...}`` with a suitable status."""
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,9 +16,9 @@ class RefusedError(Exception):
     """A request that is not answered with scores.
 
     Args:
-        status: Of the response.
+        status: HTTP status of the response.
         error: What is wrong, in one line.
-        retry_after: Seconds after which it may be answered.
+        retry_after: Seconds after which the client may try again; None for none.
     """
 
     def __init__(self, status: int, error: str, retry_after: int | None = None) -> None:
@@ -28,14 +28,14 @@ class RefusedError(Exception):
 
     @classmethod
     def of_file(cls, error: Exception, reason: str) -> "RefusedError":
-        """For a sound that has no score."""
+        """The refusal of a sound that could not be scored."""
         if isinstance(error, MemoryError):
             return cls(BROKEN, reason)
         return cls(TOO_LARGE if isinstance(error, TooLongError) else UNUSABLE, reason)
 
 
 def answer_in_json(app: FastAPI) -> None:
-    """Make every failure of ``app`` such an object, those of the libraries too."""
+    """Make ``app`` answer every error with such a JSON object, including errors from its libraries."""
 
     def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RefusedError)

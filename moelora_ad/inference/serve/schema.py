@@ -1,4 +1,4 @@
-"""What the API answers, for its OpenAPI document; the answers themselves are made elsewhere."""
+"""Schemas of the API's answers, for its OpenAPI document; the answers themselves are made elsewhere."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ class FailureAnswer(_Answer):
 
 
 class SeveralAnswer(_Answer):
-    """The sounds of a form with several files, in their order."""
+    """The results of a form with several files, in the order of the files."""
 
     results: list[ScoreAnswer | FailureAnswer]
 

@@ -1,4 +1,4 @@
-"""The application on a socket."""
+"""The server that runs the application on a socket."""
 
 import socket
 from typing import Any
@@ -15,23 +15,23 @@ _GRACE_SECONDS = 30
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; a free port for 0.
+    """Return a listening socket; port 0 stands for any free port.
 
     Raises:
-        InputError: There is no such address here, or it is in use.
+        InputError: This machine has no such address, or the port is in use or not allowed.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2_048)
     except (OSError, OverflowError, UnicodeError) as error:
         told = getattr(error, "strerror", None) or str(error)
-        told = told.partition(" (while attempting")[0]  # the address is named already
+        told = told.partition(" (while attempting")[0]  # the message below names the address itself
         raise InputError(f"cannot listen on {host}, port {port}: {told}; set others with --host and --port") from None
 
 
 def server(app: FastAPI, log_level: str = "info") -> uvicorn.Server:
-    """The server on a listening socket, ``run(sockets=[...])``, until a signal arrives; what was begun is answered
-    then."""
+    """Return the server, which ``run(sockets=[...])`` starts on listening sockets. When a signal arrives, it finishes
+    the requests in progress and ends."""
     config = uvicorn.Config(
         app,
         http=_JsonProtocol,
@@ -45,7 +45,7 @@ def server(app: FastAPI, log_level: str = "info") -> uvicorn.Server:
 
 
 class _JsonProtocol(H11Protocol):
-    """What is not HTTP, or has endless headers, is refused in JSON too."""
+    """HTTP protocol that also refuses in JSON what is not HTTP, or has endless headers."""
 
     def send_400_response(self, msg: str) -> None:
         response = JSONResponse({"error": msg}, 400)

@@ -1,4 +1,4 @@
-"""The sounds of a request: files of a form, or its body; untrusted, and bounded in size and time."""
+"""Sounds in a request, as files of a form or as its body: untrusted, and limited in size and time."""
 
 import asyncio
 import re
@@ -26,17 +26,17 @@ from moelora_ad.inference.serve.refusals import (
 
 MOST_FILES = 64
 UPLOAD_SECONDS = 300.0
-"""Seconds that a request may take to arrive: a slower one would block a place."""
+"""Seconds that a request may take to arrive; a slower one would block a place."""
 
-_IN_MEMORY = 2**20  # bytes of a file; the rest of a larger one is on the disk
+_IN_MEMORY = 2**20  # bytes of a file that is held in memory; a larger one is written to disk
 _DRAINED_SECONDS = 5.0
 _MOST_OF_NAME = 200  # characters
 _NOT_SOUND = re.compile(r"(text/|application/(json|xml|zip|gzip|x-tar|pdf)\b|image/)")
 
 
 class _Upload:
-    """A file that was sent, under a name that is shown and never opened: folders before it are left out, and what does
-    not print is spelled out."""
+    """An uploaded file, with a name that is shown and never opened: it is without folders, and unprintable characters
+    are escaped."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file = file
@@ -58,20 +58,20 @@ def _named(file: Any, name: str) -> BinaryIO:
 
 
 async def sounds_of(request: Request, name: str, most: int) -> list[BinaryIO]:
-    """The files of a form, or the one that the body is.
+    """Return the files of a form, or the body as a file.
 
-    Each can seek, has a ``name`` for messages and results, and is closed by its consumer.
+    Each file can seek, has a ``name`` for messages and results, and is closed by whoever scores it.
 
     Args:
-        request: Whose body is read.
-        name: Of the body, if it is not a form.
-        most: Bytes that the request may have.
+        request: The request to read.
+        name: Name of the body, if it is not a form.
+        most: Maximum size of the request in bytes.
 
     Raises:
-        RefusedError: It is larger or slower than allowed, has a content type that is not a sound's, is a faulty form,
-            or comes from the page of another site.
+        RefusedError: The request is larger or slower than allowed, has a content type that is not a sound's, is a
+            faulty form, or comes from the page of another site.
     """
-    if request.headers.get("sec-fetch-site") == "cross-site":  # browsers say so
+    if request.headers.get("sec-fetch-site") == "cross-site":  # browsers set this header
         raise RefusedError(FORBIDDEN, "pages of other sites may not send sounds here")
     kind = request.headers.get("content-type", "").strip().lower()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -93,8 +93,8 @@ async def sounds_of(request: Request, name: str, most: int) -> list[BinaryIO]:
 
 
 async def drained(request: Request, most: int) -> None:
-    """Read on for a moment what is refused: a client that is still sending would not see the answer."""
-    if "expect" in request.headers:  # waits for permission to send
+    """Read the rest of a refused request for a moment: a client that is still sending would not see the answer."""
+    if "expect" in request.headers:  # the client waits for permission to send
         return
     with suppress(Exception):
         await asyncio.wait_for(_discarded(request, 2 * most), _DRAINED_SECONDS)

@@ -1,4 +1,4 @@
-"""The one thread that computes: it scores sounds as they arrive, and those that wait share batches."""
+"""The one thread that computes scores, in the order in which sounds arrive; sounds that wait share batches."""
 
 import queue
 import threading
@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 from moelora_ad.inference.file_scores import FileFailure, FileScore
 from moelora_ad.inference.scorer import Scorer
 
-_MEMORY = 0.9  # of the mean time of a sound, for each new one
+_MEMORY = 0.9  # weight of the earlier sounds in the running mean of a sound's time
 
 
 class _Job(NamedTuple):
@@ -23,11 +23,11 @@ class ScoringWorker:
     """Scores sounds one after another, in a thread of its own.
 
     Args:
-        scorer: Nobody else uses it meanwhile.
-        longest: Seconds that a sound may have.
+        scorer: Computes the scores; nobody else may use it meanwhile.
+        longest: Maximum length of a sound in seconds.
 
     Attributes:
-        seconds: That a sound has taken lately.
+        seconds: Running mean of the time that a sound takes.
     """
 
     def __init__(self, scorer: Scorer, longest: float) -> None:
@@ -41,17 +41,17 @@ class ScoringWorker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it accepts sounds."""
+        """Whether the worker accepts sounds."""
         return self._thread.is_alive() and not self._is_closed
 
     def submit(self, sound: BinaryIO) -> "Future[FileScore | FileFailure]":
-        """The result to come of an open file, which is closed; its ``name`` is for messages."""
+        """Queue an open file, and return its future result. The file is closed; its ``name`` is for messages."""
         job = _Job(sound, Future())
         self._jobs.put(job)
         return job.result
 
     def close(self, timeout: float | None = None) -> None:
-        """End after what was submitted; wait for that so many seconds at most."""
+        """Stop after all submitted sounds are scored, and wait for that, at most ``timeout`` seconds."""
         self._is_closed = True
         self._jobs.put(None)
         self._thread.join(timeout)
@@ -65,14 +65,14 @@ class ScoringWorker:
                     taken.popleft().result.set_result(result)
                     now = time.monotonic()
                     self.seconds, begin = _MEMORY * self.seconds + (1 - _MEMORY) * (now - begin), now
-            except Exception as error:  # the device has failed: the next sounds may be smaller
+            except Exception as error:  # such as too little memory on the device: the next sounds may be smaller
                 for lost in taken or [job]:
                     if not lost.result.done():
                         lost.result.set_exception(error)
                     lost.sound.close()
 
     def _sounds(self, job: _Job | None, taken: deque[_Job]) -> Iterator[BinaryIO]:
-        """What waits, until nothing does: then the batch is run that they are in."""
+        """Yield waiting sounds until none is left; then the scorer computes the batch that they are in."""
         while job is not None:
             if job.result.set_running_or_notify_cancel():
                 taken.append(job)
@@ -83,4 +83,4 @@ class ScoringWorker:
                 job = self._jobs.get_nowait()
             except queue.Empty:
                 return
-        self._jobs.put(None)  # the end is for `_work`
+        self._jobs.put(None)  # the signal to end is for `_work`

@@ -1,1 +1,1 @@
-"""What watches a training run: checkpoints, stopping, progress, records, routing."""
+"""Callbacks of a training run: checkpoints, early stopping, progress, records, routing."""

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are saved."""
+"""The callback that saves the checkpoints of a run."""
 
 import os
 from copy import deepcopy
@@ -22,19 +22,19 @@ INTERRUPTED = "last-interrupted.ckpt"  # Lightning and sweeps look for last*.ckp
 class WholeCheckpoint(OpenModelCheckpoint):
     """Lightning's ``ModelCheckpoint``, with four differences.
 
-    With ``save_last`` true the last checkpoint is one of every epoch, not only of those that were among the best: a run
-    that is interrupted loses no more than an epoch. With ``save_on_exception`` true the one of an interruption or an
-    error is ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole
-    epoch; callbacks are as they were before an interrupted validation. If training diverges, the last saved checkpoint
-    stays: the present weights and batch statistics are useless. And what a killed run had saved at the same step under
-    the same name is replaced, where Lightning would take another name.
+    With ``save_last`` true, the last checkpoint is saved after every epoch, not only after those among the best: an
+    interrupted run loses no more than an epoch. With ``save_on_exception`` true, an interruption or an error saves
+    ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole epoch;
+    callbacks are saved as they were before an interrupted validation. If training diverges, nothing is saved, and the
+    last checkpoint stays: the present weights and batch statistics are useless. A checkpoint that a killed run saved at
+    the same step under the same name is replaced, where Lightning would choose another name.
     """
 
     _has_begun = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._has_begun = True  # the checkpoint to resume from is loaded
+        self._has_begun = True  # the checkpoint to resume from, if any, has been loaded
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
@@ -58,7 +58,7 @@ class WholeCheckpoint(OpenModelCheckpoint):
         self._keep_last(trainer, is_due)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not is_fast_dev_run(trainer):  # Lightning's save_last would save here
+        if not is_fast_dev_run(trainer):  # in which Lightning's save_last would save, too
             super().on_train_end(trainer, pl_module)
 
     def _keep_last(self, trainer: Trainer, is_due: bool) -> None:
@@ -78,7 +78,7 @@ class WholeCheckpoint(OpenModelCheckpoint):
         assert self.dirpath is not None
         path = os.path.join(self.dirpath, INTERRUPTED)
         together = trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        if not together and (not trainer.is_global_zero or shards_the_model(trainer)):  # the others may have ended
+        if not together and (not trainer.is_global_zero or shards_the_model(trainer)):  # other processes may have ended
             return
         checkpoint = checkpoint_content(trainer, self.save_weights_only)
         if trainer.validating and not self.save_weights_only:

@@ -1,4 +1,4 @@
-"""A loss or weights that are not finite: training stops, and earlier checkpoints remain."""
+"""Stops training at a loss or weights that are not finite; earlier checkpoints remain."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,14 +24,14 @@ class DivergenceError(InputError):
 
 
 class LossCheck:
-    """Stops training at a loss that is not finite, or above 1,000: every process, as it is the loss of all of them.
+    """Stops training, in every process, at a loss of all processes together that is not finite or above 1,000.
 
-    On a CPU that is before the backward pass. A GPU is not waited for: a step's loss is read while the next one is
-    being queued, so that one step of the optimiser is taken with it. Nothing of that is saved: whoever evaluates or
-    saves calls `read` first.
+    On a CPU this happens before the backward pass. On a GPU, the loss of a step is read while the next step is being
+    queued, so that nothing waits for the GPU; the optimiser then takes one step with a bad loss. The result is not
+    saved, as `read` is called before every evaluation and every checkpoint but that of an interruption or an error.
 
     Args:
-        trainer: in training.
+        trainer: the trainer of the run.
 
     Attributes:
         value: the last loss that was read.
@@ -46,11 +46,11 @@ class LossCheck:
         """Check a step's loss, or on a GPU that of the step before.
 
         Args:
-            loss: of the step.
-            batch: what of it is this process's.
+            loss: loss of the step.
+            batch: the batch of this process.
 
         Raises:
-            DivergenceError: says the step, the loss, the batch's utterances and the last good checkpoint.
+            DivergenceError: names the step, the loss, the batch's utterances and the last good checkpoint.
         """
         self.read()
         values = HostCopy(torch.stack([loss.of_all, loss.own.detach()]))
@@ -59,7 +59,7 @@ class LossCheck:
             self.read()
 
     def read(self) -> None:
-        """Check the losses not read yet; raises as `add` does."""
+        """Check the loss that has not been read yet, if any; raises as `add` does."""
         if self._unread is None:
             return
         (values, step, batch), self._unread = self._unread, None
@@ -103,7 +103,7 @@ def _message(trainer: Trainer, step: int, loss: float, batch: Batch) -> str:
 
 
 def _named(trainer: Trainer, trials: list[int]) -> str:
-    """Utterances by their ids, or their numbers if no list of trials is known."""
+    """The ids of utterances, or their numbers if the list of trials is not known."""
     data = known_data(trainer)
     if data is None or data.train_trials is None:
         names = [f"trial {trial}" for trial in trials]

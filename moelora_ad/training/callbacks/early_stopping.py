@@ -1,4 +1,4 @@
-"""When a run ends early."""
+"""The callback that ends a training early."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 
 class LastingEarlyStopping(EarlyStopping):
-    """Lightning's ``EarlyStopping``; a run that it had ended, interrupted in its test, is not trained further when
-    resumed, unless ``patience`` was raised."""
+    """Lightning's ``EarlyStopping``. A run whose training it had ended, and that was interrupted later in its test, is
+    not trained further when it is resumed, unless ``patience`` was raised."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict | {"patience": self.patience})  # the configuration's counts
+        super().load_state_dict(state_dict | {"patience": self.patience})  # of the configuration, not the checkpoint
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.stopped_epoch > 0 and self.wait_count >= self.patience:

@@ -1,4 +1,4 @@
-"""What a person reads at the end of a run."""
+"""The summary that is printed at the end of a run."""
 
 import os
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ from moelora_ad.training.detection_module import DetectionModule
 def print_fit(
     trainer: Trainer, model: DetectionModule, checkpoint: str, tested: bool, record: RunRecord | None = None
 ) -> None:
-    """The figures of the best checkpoint, what the run took, where everything is, and the next commands.
+    """Print the figures of the best checkpoint, time and memory of the run, where its files are, and the next commands.
 
     Args:
-        trainer: of the run.
-        model: with the figures, if ``tested``.
-        checkpoint: the best one.
-        tested: whether it was evaluated.
-        record: of the run; None if none is kept.
+        trainer: trainer of the run.
+        model: the trained module; it has the figures, if ``tested``.
+        checkpoint: path of the best checkpoint.
+        tested: whether the best checkpoint was evaluated.
+        record: record of the run; None if there is none.
     """
     console = Console(soft_wrap=True)
     console.print()
@@ -59,14 +59,14 @@ def print_fit(
 
 
 def _packages(model: DetectionModule) -> list[str]:
-    """Whose classes, besides ours, the detector and the data of a run are built of."""
+    """The packages besides this one whose classes the detector and the data of a run are built of."""
     configuration = model.configuration or {}
     parts = configuration.get("model") or {}
     return packages_of([*(parts.get(name) for name in PARTS), configuration.get("data")])
 
 
 def print_evaluation(trainer: Trainer, model: DetectionModule) -> None:
-    """The figures of ``validate``, ``test`` or ``predict``, and where the scores are."""
+    """Print the figures of ``validate``, ``test`` or ``predict``, and where the scores are."""
     console = Console(soft_wrap=True)
     console.print()
     if trainer.state.fn != "predict":
@@ -99,7 +99,7 @@ def any_failures(model: DetectionModule) -> bool:
 
 
 def _print_failures(console: Console, trainer: Trainer, model: DetectionModule) -> None:
-    """A line for each set with files that have no part in its figures."""
+    """Print a line for each set with files that could not be read, and so have no part in its figures."""
     counts = {TRAIN: len(model.train_failures)}
     counts |= {name: figures.num_failed for name, figures in model.evaluated.items()}
     for name, count in counts.items():
@@ -131,5 +131,5 @@ def trainable(parameters: Mapping[str, int]) -> str:
 
 
 def line(console: Console, name: str, text: str) -> None:
-    """A name in bold and its text, aligned with those of the other lines."""
+    """Print a name in bold and a text, aligned with those of the other lines."""
     console.print(Text.assemble((f"{name + ':':22}", "bold"), text), soft_wrap=True)

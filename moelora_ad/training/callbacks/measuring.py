@@ -1,4 +1,4 @@
-"""A few real steps measured, and what a whole run will take by them."""
+"""Measures a few training steps, and estimates from them how long a whole run takes."""
 
 import math
 import statistics
@@ -14,8 +14,8 @@ from moelora_ad.training.callbacks.run_recorder import peak_of_host
 
 
 class Seconds(NamedTuple):
-    """An estimate: what is expected, and what it would be if everything went as fast as the fastest, or as slow as the
-    slowest, of what was measured."""
+    """An estimated time: the expected one, and those if everything went as fast as the fastest, or as slow as the
+    slowest, measurement."""
 
     expected: float
     low: float
@@ -26,23 +26,23 @@ class Seconds(NamedTuple):
 
 
 def total(parts: Sequence[Seconds]) -> Seconds:
-    """The sum, field by field."""
+    """The sum of estimates, field by field."""
     return Seconds(*(math.fsum(values) for values in zip(*parts, strict=True))) if parts else Seconds(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the first process measured.
+    """Measurements of the first process.
 
     Attributes:
-        steps: seconds of each optimiser step, all its batches with the waiting for them.
-        waits: of these, seconds of waiting for data.
+        steps: seconds of each optimiser step, with all its batches and the waiting for them.
+        waits: seconds of each step that were spent waiting for data.
         evaluation: seconds of each batch of dev.
-        reading: seconds that one reader takes for a training batch; None without reading processes, whose waiting is
-            all there is to know.
-        train_batches: of an epoch.
-        dev_batches: of a validation.
-        peak_memory_bytes: of this process (``host``), and of its GPU (``cuda``, None without).
+        reading: seconds that one worker takes to read a training batch; None without workers, where ``waits`` includes
+            all reading.
+        train_batches: number of batches in an epoch.
+        dev_batches: number of batches in a validation.
+        peak_memory_bytes: peak memory of this process (``host``), and of its GPU (``cuda``, None without one).
     """
 
     steps: list[float]
@@ -54,10 +54,10 @@ class Measured:
     peak_memory_bytes: dict[str, int | None]
 
     def step(self, workers: int, accumulated: int) -> Seconds:
-        """A step in the long run. The measured ones use what ``workers`` processes read ahead: if these cannot keep
-        up, their pace, of ``accumulated`` batches for each step, is the run's.
+        """The time of a step in the long run. Measured steps use batches that ``workers`` processes have read ahead. If
+        these cannot keep up, a step takes as long as they need to read its ``accumulated`` batches.
 
-        The expected step is the mean, which is what an epoch of many is made of.
+        The expected time is the mean, since an epoch is the sum of many steps.
         """
         slowest_reader = 0.0 if self.reading is None else accumulated * self.reading / workers
         measured = Seconds(statistics.fmean(self.steps), min(self.steps), max(self.steps))
@@ -73,14 +73,14 @@ class Measured:
 
 
 class StepTimer(Callback):
-    """Measures batches of dev, those that Lightning tries before training, and training steps.
+    """Measures the batches of dev in Lightning's sanity check, and training steps.
 
     Args:
-        warm_up: steps that are not measured. Neither is the first batch of dev, if there are more.
+        warm_up: number of first steps that are not measured. Neither is the first batch of dev, if there are more.
 
     Attributes:
         tell: called with the present task, in a few words.
-        measured: None before the end, and in other processes than the first.
+        measured: the measurements; None before the end, and in processes other than the first.
         training: whether training has begun.
     """
 
@@ -89,7 +89,7 @@ class StepTimer(Callback):
         self.tell: Callable[[str], None] = lambda words: None
         self.measured: Measured | None = None
         self.training = False
-        self._last = 0.0  # end of the batch before
+        self._last = 0.0  # when the previous batch ended
         self._periods: list[float] = []
         self._waits: list[float] = []
         self._evaluation: list[float] = []
@@ -137,7 +137,7 @@ class StepTimer(Callback):
 
     @staticmethod
     def _now(trainer: Trainer) -> float:
-        """The time at which all work so far is done."""
+        """The time when the device has done all work so far."""
         if trainer.strategy.root_device.type != "cpu":
             torch.accelerator.synchronize()
         return time.perf_counter()
@@ -153,7 +153,7 @@ def _by_step(of_batches: list[float], epoch: int, accumulated: int) -> list[floa
 
 
 def _reading(loader: Any) -> float:
-    """Seconds that this process alone takes to read a batch, by the last two of an epoch, not read before."""
+    """Seconds that this process alone takes to read a batch, from the last two of an epoch, which are new to it."""
     keys = list(loader.sampler)[-2:]
     begun = time.perf_counter()
     for batch in keys:

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: a bar on a terminal, and a line for every epoch anywhere."""
+"""Progress of a run: a bar on a terminal, lines in a log, and a line for every epoch in both."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ from moelora_ad.runs.record import DEV
 
 _SECONDS_BETWEEN = 30.0  # lines of a log
 
-# Messages of Lightning that the start block, the lines and the tables replace, or that help nobody.
+# Parts of Lightning's messages that the start block, the lines and the tables replace, or that are of no use.
 _BANNERS = (
     "Seed set to ",
     "GPU available: ",
@@ -42,7 +42,7 @@ _BANNERS = (
 class EpochLines(Callback):
     """Prints a line at the end of every epoch: the loss, the dev EER, the best so far, and the time it took.
 
-    On a terminal the lines are above the progress bar; in a log they are all there is. The first process prints.
+    On a terminal the lines are above the progress bar. Only the first process prints.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class EpochLines(Callback):
         self._best: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        checkpoint = trainer.checkpoint_callback  # that of a resumed run knows the best
+        checkpoint = trainer.checkpoint_callback  # in a resumed run it has the best so far
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor == f"{DEV}/eer":
             self._best = None if checkpoint.best_model_score is None else float(checkpoint.best_model_score)
 
@@ -65,7 +65,7 @@ class EpochLines(Callback):
         self._best = self._eer if self._best is None else min(self._best, self._eer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = trainer.callback_metrics  # read in every process: they compute them together
+        metrics = trainer.callback_metrics  # read in every process: all compute them together
         if not trainer.is_global_zero:
             return
         parts = []
@@ -78,14 +78,14 @@ class EpochLines(Callback):
 
 
 class BatchLines(Callback):
-    """Prints a line on standard error when half a minute has passed since the last one: which epoch or set is in work,
-    how many batches of it are done, and the time left. For logs, which show no bar. The first process prints.
+    """Prints a line on standard error every half minute: the present epoch or set, how many of its batches are done,
+    and the time left. It is for logs, which show no bar. Only the first process prints.
     """
 
     def __init__(self) -> None:
         self._printed = time.monotonic()
         self._what = ""
-        self._first = (0, 0.0)  # batches done of it, and when
+        self._first = (0, 0.0)  # how many batches of it were done when it was first seen, and when that was
 
     def _done(self, trainer: Trainer, what: str, done: int, total: float, loss: float | None = None) -> None:
         now = time.monotonic()
@@ -106,7 +106,7 @@ class BatchLines(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         check = getattr(pl_module, "loss_check", None)
-        loss = None if check is None else check.value  # that of a step before: nothing waits for a GPU here
+        loss = None if check is None else check.value  # of an earlier step, so as not to wait for a GPU
         self._done(trainer, epoch_of(trainer), batch_idx + 1, trainer.num_training_batches, loss)
 
     def on_validation_batch_end(
@@ -128,11 +128,11 @@ class BatchLines(Callback):
 
 
 class DetectionProgressBar(RichProgressBar):
-    """Lightning's bar with what the user waits for: the epoch, the time left in it, the loss and the dev EER."""
+    """Lightning's progress bar with the epoch, the time left in it, the loss and the dev EER."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5, theme=RichProgressBarTheme(metrics_text_delimiter=", "))
-        self._set = 0  # that is evaluated
+        self._set = 0  # number of the set that is evaluated
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._vanish()
@@ -143,7 +143,7 @@ class DetectionProgressBar(RichProgressBar):
         super().teardown(trainer, pl_module, stage)
 
     def _vanish(self) -> None:
-        """When it stops; the lines and the tables stay."""
+        """Let the bar disappear when it stops; the lines and the tables stay."""
         if self.progress is not None:
             self.progress.live.transient = True
 
@@ -180,7 +180,7 @@ class DetectionProgressBar(RichProgressBar):
         return shown
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # What is shown of an epoch is computed by all processes together, so none may ask alone.
+        # All processes compute the metrics of an epoch together, so each must ask for them.
         _ = trainer.progress_bar_metrics
         super().on_train_epoch_end(trainer, pl_module)
 
@@ -194,7 +194,7 @@ class DetectionProgressBar(RichProgressBar):
 
 
 class _What(ProgressColumn):
-    """The epoch, or the set that is evaluated."""
+    """The column with the epoch, or with the set that is evaluated."""
 
     def __init__(self, bar: DetectionProgressBar) -> None:
         super().__init__(Column(no_wrap=True))
@@ -206,12 +206,12 @@ class _What(ProgressColumn):
 
 
 def with_progress(arguments: dict[str, Any], lines: bool) -> dict[str, Any]:
-    """The trainer's arguments with a bar, or with lines if the output is not a terminal, unless they turn bars off or
-    name one.
+    """The trainer's arguments with a progress bar, or with lines if the output is not a terminal; unchanged if they
+    turn bars off or name one.
 
     Args:
-        arguments: of ``Trainer``.
-        lines: whether epochs are reported too, for training.
+        arguments: arguments of ``Trainer``.
+        lines: whether to print a line for every epoch, too, for training.
     """
     callbacks = callbacks_of(arguments)
     if arguments.get("enable_progress_bar") is False or any(isinstance(c, ProgressBar) for c in callbacks):
@@ -224,13 +224,13 @@ def with_progress(arguments: dict[str, Any], lines: bool) -> dict[str, Any]:
 
 
 def callbacks_of(arguments: dict[str, Any]) -> list[Callback]:
-    """The callbacks among the trainer's arguments, which may be one alone or none."""
+    """List of the callbacks in the trainer's arguments, which may hold a list, a single callback or none."""
     given = arguments.get("callbacks") or []
     return list(given) if isinstance(given, list) else [given]
 
 
 def silence_banners() -> None:
-    """Suppress what Lightning prints at the start and the end of everything."""
+    """Suppress the messages of Lightning that are in `_BANNERS`."""
     for log in (rank_zero.log, logging.getLogger("lightning.fabric.utilities.seed")):
         log.addFilter(_is_news)
 
@@ -240,19 +240,19 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _name_of_set(trainer: Trainer, number: int) -> str:
-    """Which set is evaluated, by the number of its loader."""
+    """The name of the evaluated set with this number of its loader."""
     data = known_data(trainer)
     return f"set {number + 1}" if data is None else list(data.eval_trials)[number]
 
 
 def epoch_of(trainer: Trainer) -> str:
-    """Such as ``epoch 2/4``, counted from 1."""
+    """The present epoch as text, such as ``epoch 2/4``, counted from 1."""
     last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
     return f"epoch {trainer.current_epoch + 1}{last}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units that matter, such as ``0.42 s``, ``41 s``, ``3 min 20 s`` and ``2 h 5 min``."""
+    """Seconds as text in at most two units, such as ``0.42 s``, ``41 s``, ``3 min 20 s`` and ``2 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -15,7 +15,7 @@ from moelora_ad.files import written_whole
 PER_EXPERT = ("mean_gate", "top1_share", "output_norm", "largest_singular_value")
 PER_SITE = ("entropy", "effective_experts", "load_balance")
 COLLAPSED = 0.95
-"""Top-1 share above which an expert may be said to take everything."""
+"""Top-1 share of an expert above which its gate may have collapsed, see `SiteFigures.collapsed_to`."""
 
 _FORMAT = 1
 
@@ -24,10 +24,10 @@ class SiteFigures(NamedTuple):
     """What the gate and the experts of an adapted projection did on a set.
 
     Attributes:
-        mean_gate: weight of each expert, its mean over decisions.
-        top1_share: share of the decisions whose largest weight is the expert's.
-        output_norm: mean of (alpha / r) ||B_i A_i x||.
-        largest_singular_value: of (alpha / r) B_i A_i.
+        mean_gate: mean weight of each expert over decisions.
+        top1_share: for each expert, share of the decisions whose largest weight is its own.
+        output_norm: for each expert, mean of (alpha / r) ||B_i A_i x||.
+        largest_singular_value: for each expert, that of (alpha / r) B_i A_i.
         entropy: mean entropy of the weights of a decision, in nats.
         effective_experts: exp of the entropy of the mean weights, from 1 to N.
         load_balance: see `SiteRouting.load_balance`, from 1 (balanced) to N.
@@ -43,7 +43,7 @@ class SiteFigures(NamedTuple):
 
     @classmethod
     def of(cls, routing: SiteRouting, largest_singular_value: Tensor) -> "SiteFigures":
-        """Of what was recorded, and of the spectra."""
+        """The figures of a recorded routing, with the largest singular value of each expert (N,)."""
         return cls(
             routing.mean_gate.tolist(),
             routing.top1_share.tolist(),
@@ -56,9 +56,9 @@ class SiteFigures(NamedTuple):
 
     @property
     def collapsed_to(self) -> int | None:
-        """The expert that takes everything, if one does: it is first in more than ``COLLAPSED`` of the decisions, and
-        has a share of the weight nearer to 1 than to 1 / N. (In a dense gate the first of almost equal experts leaves
-        the others their say.)"""
+        """The expert that the gate has collapsed to, if any: it has the largest weight in more than ``COLLAPSED`` of
+        the decisions, and a share of all weight that is nearer to 1 than to 1 / N. (A dense gate may give almost equal
+        weights, of which one is always slightly larger; that is no collapse.)"""
         leader = int(np.argmax(self.top1_share))
         weight = self.mean_gate[leader] / sum(self.mean_gate)
         takes_most = weight > (1 + 1 / len(self.mean_gate)) / 2
@@ -66,14 +66,14 @@ class SiteFigures(NamedTuple):
 
 
 def overview(sites: Mapping[str, SiteFigures]) -> dict[str, float]:
-    """Few curves to look at first: means over all projections, and over the layers for each kind of projection.
+    """A few figures to look at first: means over all projections, and over the layers for each kind of projection.
 
     Args:
         sites: figures by dotted path.
 
     Returns:
-        ``routing/NAME`` and ``routing/NAME/PROJECTION``, with ``top1_share`` that of the leading expert, norms and
-        singular values the mean over experts; and ``routing/collapsed_sites``, how many have collapsed.
+        ``routing/NAME`` and ``routing/NAME/PROJECTION``, where ``top1_share`` is that of the leading expert, and norms
+        and singular values are means over experts; and ``routing/collapsed_sites``, the number of collapsed gates.
     """
     kinds: dict[str, list[SiteFigures]] = {}
     for site, figures in sites.items():
@@ -94,7 +94,7 @@ def by_figure(sites: Mapping[str, SiteFigures]) -> dict[str, dict[str, float]]:
     """Every figure of every projection and expert.
 
     Returns:
-        by the figure's name, scalars ``routing_by_site/NAME/SITE/expert_I``, experts counted from 0, or
+        for each figure's name, scalars ``routing_by_site/NAME/SITE/expert_I``, with experts counted from 0, or
         ``routing_by_site/NAME/SITE``.
     """
     found: dict[str, dict[str, float]] = {name: {} for name in (*PER_EXPERT, *PER_SITE)}
@@ -110,15 +110,15 @@ def by_figure(sites: Mapping[str, SiteFigures]) -> dict[str, dict[str, float]]:
 def write_figures(
     path: Path, sites: Mapping[str, SiteFigures], epoch: int, step: int, num_trials: int, num_decisions: int
 ) -> None:
-    """Write everything as JSON, whole or not at all.
+    """Write all figures as JSON, completely or not at all.
 
     Args:
-        path: of the file.
+        path: path of the file.
         sites: figures by dotted path.
         epoch: the epoch that was validated, from 0.
         step: optimiser steps done.
         num_trials: development trials that were watched.
-        num_decisions: of each gate: over tokens, or whole utterances.
+        num_decisions: number of decisions of each gate, over tokens or whole utterances.
     """
     content = {
         "format": _FORMAT,

@@ -1,4 +1,4 @@
-"""What the experts do, watched in every validation and written to the run's folder and its loggers."""
+"""Records the routing of gates and experts in every validation, in the run's folder and its loggers."""
 
 import io
 import sys
@@ -36,26 +36,27 @@ HEATMAPS = "routing/heatmaps"
 class RoutingLog(Callback):
     """Watches the gates and experts of a mixture while it is trained; does nothing for a model without gates.
 
-    In every validation of a fit, for each adapted projection: mean weight, top-1 share, output norm and largest
-    singular value of each expert; entropy, effective number of experts and load balance of the gate (see
-    `SiteFigures`). They are of the development set in evaluation mode, without the gate's noise, over all processes:
+    Every validation of a fit gives, for each adapted projection, mean weight, top-1 share, output norm and largest
+    singular value of each expert, and entropy, effective number of experts and load balance of the gate (see
+    `SiteFigures`). They are computed on the development set in evaluation mode, without the gate's noise, over all
+    processes, and written as follows:
 
-    - all of them in ``RUN/routing/epoch03.json``, and as heatmaps in ``RUN/routing/epoch03.png``, which W&B and
-      TensorBoard get as ``routing/heatmaps`` (``epoch03-step51`` of a validation within an epoch);
+    - all of them to ``RUN/routing/epoch03.json``, and as heatmaps to ``RUN/routing/epoch03.png``, which W&B and
+      TensorBoard get as ``routing/heatmaps`` (named ``epoch03-step51`` for a validation within an epoch);
     - means over projections as ``routing/NAME``, and over layers as ``routing/NAME/PROJECTION``, to every logger;
-    - all of them as ``routing_by_site/NAME/SITE/expert_I`` to every logger but ``CSVLogger``, which has one table for
-      all: thousands of columns, empty in the row of every step, would make it useless.
+    - all of them as ``routing_by_site/NAME/SITE/expert_I`` to every logger but ``CSVLogger``, which has a single table:
+      thousands of columns, empty in the row of every step, would make it useless.
 
     Norms of the gradients, before they are clipped, are logged every ``trainer.log_every_n_steps`` steps as
-    ``gradients/gates``, ``gradients/experts`` and, over all projections, ``gradients/expert_I``. Strategies that shard
-    parameters (FSDP, DeepSpeed) leave each process a part of them: there are no gradient norms there.
+    ``gradients/gates``, ``gradients/experts`` and, over all projections, ``gradients/expert_I``. With strategies that
+    shard parameters (FSDP, DeepSpeed) each process has only a part of them, and no gradient norms are logged.
 
     When one expert takes more than 95 % of the decisions (`SiteFigures.collapsed_to`) in more than half of the
-    projections, a line on standard error says so.
+    projections, a warning is printed on standard error.
 
     Args:
-        most_batches: of a larger development set only every so many-th batch is watched that no more than these are,
-            the same in every validation and for any number of processes.
+        most_batches: maximum number of batches to watch. Of a larger development set every n-th batch is watched, the
+            same ones in every validation and for any number of processes.
     """
 
     def __init__(self, most_batches: int = 64) -> None:
@@ -84,9 +85,9 @@ class RoutingLog(Callback):
             return
         norms = gradient_norms(encoder)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None and undoes_scaling(optimizer):  # for others Lightning has done it
+        if scaler is not None and undoes_scaling(optimizer):  # for other optimisers Lightning has undone the scale
             norms = {name: norm / scaler.get_scale() for name, norm in norms.items()}
-        # The strategy has averaged the gradients: every process has the same.
+        # The strategy has averaged the gradients, so every process has the same norms.
         pl_module.log_dict(
             {f"gradients/{name}": norm for name, norm in norms.items()},
             on_step=True,
@@ -117,7 +118,8 @@ class RoutingLog(Callback):
         self._watching.close()
 
     def _is_watched(self, trainer: Trainer, batch_idx: int) -> bool:
-        """Processes take turns in one list of batches, which does not depend on how many they are."""
+        """Whether a batch is watched. Processes take turns in one list of batches, which does not depend on how many
+        processes there are."""
         data = known_data(trainer)
         number = batch_idx * trainer.world_size + trainer.global_rank
         if data is None:
@@ -131,7 +133,7 @@ class RoutingLog(Callback):
     def _see(self, decision: Decision) -> None:
         assert self._record is not None
         self._record.add(decision)
-        # Here, because sharded parameters are whole within the forward pass.
+        # Computed here, because sharded parameters are whole within the forward pass.
         if decision.site not in self._spectra:
             self._spectra[decision.site] = singular_values(decision.layer)[:, 0]
 
@@ -162,7 +164,7 @@ class RoutingLog(Callback):
         _log(trainer, sites, png, path.with_suffix(".png"))
 
     def _warn(self, trainer: Trainer, sites: dict[str, SiteFigures]) -> None:
-        """Warn once, until the experts share again."""
+        """Warn of a collapse once, and again only if the experts have shared the decisions in between."""
         leaders = [figures.collapsed_to for figures in sites.values()]
         taken = [leader for leader in leaders if leader is not None]
         before, self._collapsed = self._collapsed, 2 * len(taken) > len(sites)
@@ -178,8 +180,8 @@ class RoutingLog(Callback):
 
 
 def gradient_norms(encoder: nn.Module) -> dict[str, Tensor]:
-    """Euclidean norms of the gradients of all gates, of all experts, and of the experts of each number over all
-    projections (``expert_0``); of those alone that have gradients."""
+    """Euclidean norms of the gradients of all gates (``gates``), of all experts (``experts``), and of the experts with
+    the same number in all projections (``expert_0``, ...). Groups without gradients are left out."""
     gates: dict[int, Tensor] = {}  # projections may share a gate
     experts: dict[int, list[Tensor]] = {}
     for _, site in adapted_sites(encoder):
@@ -192,17 +194,17 @@ def gradient_norms(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def _log(trainer: Trainer, sites: dict[str, SiteFigures], png: bytes, path: Path) -> None:
-    """What loggers get besides the means."""
+    """Send loggers what they get besides the means: all figures, and the heatmaps."""
     step = logged_step(trainer)
     tables = by_figure(sites)
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             continue
-        if isinstance(logger, WandbLogger):  # a call is a row of its history
+        if isinstance(logger, WandbLogger):  # every call adds a row to its history
             logger.log_metrics({name: value for table in tables.values() for name, value in table.items()}, step)
             logger.log_image(HEATMAPS, [str(path)], step)
             continue
-        for table in tables.values():  # MLflow takes at most 1,000 in a call
+        for table in tables.values():  # MLflow takes at most 1,000 metrics in a call
             logger.log_metrics(table, step)
         if isinstance(logger, TensorBoardLogger):
             image = matplotlib.image.imread(io.BytesIO(png))[..., :3]
@@ -210,7 +212,7 @@ def _log(trainer: Trainer, sites: dict[str, SiteFigures], png: bytes, path: Path
 
 
 def _name(trainer: Trainer) -> str:
-    """As checkpoints count epochs; a validation within an epoch has its step, too."""
+    """Name of the present validation: the epoch, as checkpoints count it, and the step too if it is within an epoch."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     name = f"epoch{trainer.current_epoch:02d}"
     return name if progress.is_last_batch else f"{name}-step{trainer.global_step}"

@@ -1,4 +1,4 @@
-"""A picture of the routing: what each expert of each layer does, projection by projection."""
+"""Heatmaps of the routing: figures of each expert in each layer, projection by projection."""
 
 import io
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ _SHARES = ("mean_gate", "top1_share")
 def routing_heatmaps(sites: Mapping[str, SiteFigures], title: str) -> bytes:
     """A PNG of heatmaps, experts by layers: a panel for each projection, a row of panels for each figure of experts.
 
-    Weights and shares are white at 1 / N, where the experts are used alike, and have the same colours in every
-    picture; norms and singular values go from 0 to the largest of the picture. What a layer lacks is grey.
+    Weights and shares are white at 1 / N, where the experts are used equally, and have the same colours in every
+    picture; the colours of norms and singular values go from 0 to the largest in the picture. Projections and experts
+    that a layer lacks are grey.
 
     Args:
         sites: figures by dotted path.

@@ -46,7 +46,7 @@ class RunRecorder(Callback):
     A run that resumes in the same folder continues its record. Only the first process writes.
 
     Args:
-        system: what is compared, a name that its seeds share; None for the first logger's name.
+        system: name of the system that is compared, the same for all its seeds; None for the first logger's name.
         command: the arguments of the command line.
     """
 
@@ -107,8 +107,8 @@ class RunRecorder(Callback):
 
     @contextmanager
     def no_folder_of_a_failed_start(self, trainer: Trainer) -> Iterator[None]:
-        """Remove the folder of the run if a fit within the block ends with an error before its first step is done; one
-        that was there before stays."""
+        """Remove the folder of the run if a fit within the block ends with an error before its first step is done,
+        unless the folder existed before."""
         folder = run_directory(trainer) if trainer.is_global_zero else None
         is_new = folder is not None and not folder.exists()
         try:
@@ -119,7 +119,7 @@ class RunRecorder(Callback):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    # Every process takes part and one writes: some of Lightning's figures are made by all of them together.
+    # Every process takes part, although one writes: some of Lightning's figures are computed by all of them together.
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._write(trainer, "running")
@@ -130,14 +130,14 @@ class RunRecorder(Callback):
         words = "another process of the run has ended" if lost else " ".join(str(exception).split())
         try:
             self._write(trainer, "interrupted" if interrupted else "failed", words or type(exception).__name__)
-        except OSError as error:  # report what ended the run, not this
+        except OSError as error:  # the run must end with its own error, not with this one
             print(f"warning: {RECORD} cannot be written: {error.strerror}", file=sys.stderr)
 
     def finish(self, trainer: Trainer, tested: bool) -> None:
         """Close the record of a finished run.
 
         Args:
-            trainer: of the run.
+            trainer: trainer of the run.
             tested: whether the best checkpoint was evaluated afterwards.
         """
         if self.record is None:
@@ -163,12 +163,12 @@ class RunRecorder(Callback):
         best_path = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
         if best_path and ("://" in best_path or os.path.exists(best_path)):  # Lightning names it before it is written
             found["checkpoint"] = _below(Path(best_path), self.record.folder)
-        # After an error, others may not be there to make figures with.
+        # After an error, other processes may be gone, and they are needed to compute figures.
         if state == "running" and f"{DEV}/eer" in trainer.callback_metrics:
             eer = float(trainer.callback_metrics[f"{DEV}/eer"])
             best = self.record.best_dev_eer
             found |= {"dev_eer": eer, "best_dev_eer": eer if best is None else min(best, eer)}
-        # The validation at an epoch's end is still within it.
+        # Lightning counts the validation at an epoch's end as part of it.
         ended = trainer.validating and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         self.record = replace(
             self.record,
@@ -200,7 +200,7 @@ class RunRecorder(Callback):
                 file.truncate()
 
     def _peak(self) -> dict[str, int | None]:
-        """Of this process and of earlier attempts."""
+        """Peak memory of this process and of earlier attempts, in bytes."""
         cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
         found = {"host": peak_of_host(), "cuda": cuda}
         return {
@@ -251,7 +251,7 @@ def _allocated(path: Path) -> int:
 
 
 def _below(path: Path, folder: Path) -> str:
-    """Relative to the run's folder; the whole path of what is elsewhere."""
+    """The path relative to the run's folder, or the whole path of a file elsewhere."""
     path, folder = path.resolve(), folder.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 

@@ -1,4 +1,4 @@
-"""What a run is about to do, printed once at its start."""
+"""The summary of a run that is printed at its start."""
 
 import inspect
 import os
@@ -33,7 +33,7 @@ class StartBlock(Callback):
         self._checkpoint_bytes = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:  # while parameters are whole
+        if stage == "fit" and trainer.is_global_zero:  # before parameters are sharded
             assert isinstance(pl_module, DetectionModule)
             self._checkpoint_bytes = checkpoint_bytes(pl_module.detector, pl_module.optimizer)
 
@@ -44,7 +44,7 @@ class StartBlock(Callback):
         assert isinstance(pl_module, DetectionModule)
         data: AudioDeepfakeDataModule = trainer.datamodule  # type: ignore[attr-defined]
         assert data.train_trials is not None
-        console = get_console()  # that of the progress bar, which makes room
+        console = get_console()  # the console of the progress bar, which makes room for lines
         line(console, "train", _train(data, data.train_trials))
         line(console, "dev", f"{corpus_name(data.val)}: {_trials(data.eval_trials[DEV])}")
         if data.test:
@@ -66,8 +66,8 @@ class StartBlock(Callback):
 
 
 def with_start_block(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The trainer's arguments with the start block in place of Lightning's model summary, unless they turn summaries
-    off or name one."""
+    """The trainer's arguments with the start block in place of Lightning's model summary; unchanged if they turn
+    summaries off or name one."""
     callbacks = callbacks_of(arguments)
     if arguments.get("enable_model_summary") is False or any(isinstance(c, ModelSummary) for c in callbacks):
         return arguments
@@ -75,7 +75,7 @@ def with_start_block(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def batch(trainer: Trainer, data: AudioDeepfakeDataModule) -> str:
-    """What the trials of an optimiser step are made of, in words."""
+    """Number and length of the trials in an optimiser step, in words."""
     size, segment = data.batch_size, data.train_segment
     factors = [f"{size}"]
     if trainer.world_size > 1:
@@ -90,7 +90,7 @@ def batch(trainer: Trainer, data: AudioDeepfakeDataModule) -> str:
 
 
 def devices(trainer: Trainer) -> str:
-    """How many processes on which devices, and the precision, in words."""
+    """Number of processes, device and precision, in words."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if trainer.world_size > 1:
@@ -100,7 +100,7 @@ def devices(trainer: Trainer) -> str:
 
 
 def corpus_name(corpus: Any) -> str:
-    """The name of a corpus, if there is one, and what is taken of it, if not all."""
+    """The name of a corpus and, if only a part of it is used, which part; ``none`` without a corpus."""
     if corpus is None:
         return "none"
     return ", ".join(filter(None, (corpus.name, corpus.selection_note)))
@@ -120,8 +120,8 @@ def _trials(trials: TrialList) -> str:
 
 
 def audio_seconds(trials: TrialList) -> float | None:
-    """How long the audio of a list is, by the headers of 50 files spread over it; None if they are not plain files, as
-    others may take long to open."""
+    """Length of the audio of a list in seconds, estimated from the headers of 50 files spread over it; None if these
+    are not plain files, which may take long to open, or cannot be read."""
     places = [trials[int(i)].audio for i in np.linspace(0, len(trials) - 1, min(len(trials), _SAMPLED)).round()]
     lengths = []
     for place in places:
@@ -129,7 +129,7 @@ def audio_seconds(trials: TrialList) -> float | None:
             return None
         try:
             lengths.append(audio_length(place))
-        except AudioError:  # reported when its turn to be read comes
+        except AudioError:  # reported when training reads the file
             continue
     return len(trials) * float(np.mean(lengths)) / SAMPLE_RATE if lengths else None
 
@@ -147,7 +147,7 @@ def _model(module: DetectionModule) -> str:
 
 
 def _started_from(module: DetectionModule) -> str:
-    """What trained weights the module begins with, besides the backbone's; empty for none."""
+    """The sources of trained weights that the module starts from, besides the backbone's; empty for none."""
     init_from = module.detector.adaptation.init_args.get("init_from")
     init_from = [init_from] if isinstance(init_from, str) else init_from or []
     return ", ".join(filter(None, (module.init_weights, *map(str, init_from))))

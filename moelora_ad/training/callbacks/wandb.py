@@ -1,4 +1,4 @@
-"""What Weights & Biases gets of a run besides its figures: its group, what it was made from, its best model."""
+"""What Weights & Biases gets of a run besides its figures: its group, its configuration and its best model."""
 
 import os
 import sys
@@ -24,12 +24,12 @@ MODEL = "model"
 
 
 def group_runs(loggers: Any, system: str, seed: int) -> None:
-    """Group the runs of a system's seeds, and name each, unless the configuration does so.
+    """Group the runs of a system with different seeds, and name each run, unless the configuration does so.
 
     Args:
         loggers: ``trainer.logger`` of a parsed configuration, changed in place before anything is built of it.
         system: name of the group.
-        seed: of this run.
+        seed: seed of this run.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if isinstance(logger, Namespace) and str(logger.class_path).endswith(".WandbLogger"):
@@ -39,17 +39,18 @@ def group_runs(loggers: Any, system: str, seed: int) -> None:
 
 
 class WandbRun(Callback):
-    """Sends W&B what a training run is made from and, at its end, its best model; without a ``WandbLogger`` it does
-    nothing.
+    """Sends W&B the configuration of a training run and, at its end, its best model; does nothing without a
+    ``WandbLogger``.
 
-    The configuration of the W&B run gets everything of ours, with ``system``, ``seed``, ``git_commit`` and
-    ``parameters``. The best model (adapters, gates, classifier: what ``moelora-ad export`` writes) is saved to
+    The configuration of the W&B run gets the whole configuration of the run, with ``system``, ``seed``, ``git_commit``
+    and ``parameters``. The best model (adapters, gates, classifier: what ``moelora-ad export`` writes) is saved to
     ``RUN/model`` and logged as the artifact ``model-ID`` of type ``model``, offline too; its metadata has the dev EER.
-    A trained encoder, which is large, and weights that the strategy has sharded are left out; a line says so.
+    No model is logged if the encoder itself was trained, which makes it large, or if the strategy shards the weights; a
+    warning is printed then.
 
     Args:
-        system: what is compared, a name that its seeds share; None for the run's folder.
-        configuration: the resolved configuration; None for what the module knows of it.
+        system: name of the system that is compared, the same for all its seeds; None for the name of the run's folder.
+        configuration: the resolved configuration; None for that of the module.
     """
 
     def __init__(self, system: str | None = None, configuration: Mapping[str, Any] | None = None) -> None:
@@ -75,10 +76,10 @@ class WandbRun(Callback):
         best = callback.best_model_path
         try:
             folder = save_best(trainer, pl_module, best)
-        except (InputError, OSError) as error:  # the run must not fail for it
+        except (InputError, OSError) as error:  # the run must not fail because of it
             _warn(f"{error}; moelora-ad export --checkpoint {os.path.relpath(best)} makes one")
             return
-        import wandb  # takes seconds
+        import wandb  # here, as it takes seconds
 
         score = callback.best_model_score
         metadata = {
@@ -132,7 +133,7 @@ def _warn(reason: str) -> None:
 
 
 def _loggers(trainer: Trainer) -> list[WandbLogger]:
-    """Those of the first process, which alone logs."""
+    """The W&B loggers; none in processes other than the first, which alone logs."""
     if not trainer.is_global_zero or is_fast_dev_run(trainer):
         return []
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]

@@ -15,7 +15,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.runs.record import RECORD, read_record
 from moelora_ad.training.checkpoint_writing import UnwrittenCheckpointError, last_saved, where_to_continue
 
-# Messages of gloo and NCCL; PyTorch has classes of its own for some of it only.
+# Messages of gloo and NCCL; PyTorch has exceptions of its own for only some of them.
 _LOST_WORDS = ("connection closed by peer", "connection reset by peer", "remote process exited", "broken pipe")
 _TELLING = 5.0  # seconds that the first process has to show that it is alive
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -57,7 +57,7 @@ def is_of_lost_process(error: BaseException) -> bool:
 
 
 def outlive_other_processes(trainer: Trainer) -> None:
-    """Lightning's launcher would kill this process seconds after another one's end, before it has saved."""
+    """Keep Lightning's launcher from killing this process seconds after another one has ended, before it has saved."""
     processes = getattr(trainer.strategy.launcher, "procs", None)
     if isinstance(processes, list):
         processes.clear()
@@ -71,8 +71,8 @@ def _lost(trainer: Trainer) -> str:
 
 
 def _tells(trainer: Trainer) -> bool:
-    """The first process does, and the second if the first one has ended: a training run's record still
-    says that it is running."""
+    """Whether this process reports the error: the first process does, or the second if the first one has ended, in
+    which case the record of a training run still says that it is running."""
     if trainer.is_global_zero or trainer.global_rank > 1:
         return trainer.is_global_zero
     callback = trainer.checkpoint_callback

@@ -19,13 +19,13 @@ from moelora_ad.training.interruptions.out_of_memory import explain_out_of_memor
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """Ctrl-C in the middle of a step, which may be half taken and is not saved."""
+    """A second Ctrl-C, in the middle of a step, which may be half taken and is not saved."""
 
 
 class StopBetweenBatches(Callback):
-    """Raises ``KeyboardInterrupt`` once the training step, or the batch of validation, is done in which Ctrl-C came, as
-    Lightning does for SIGTERM: raised anywhere, it could leave an optimiser's step half taken, or be lost in code that
-    cannot raise. A second one ends the run at once, and nothing more is saved.
+    """Raises ``KeyboardInterrupt`` at the end of the training step or the batch of validation in which Ctrl-C came, as
+    Lightning does for SIGTERM. Raised elsewhere, it could leave an optimiser's step half taken, or be lost in code that
+    cannot raise. A second Ctrl-C ends the run at once, and nothing more is saved.
     """
 
     def __init__(self) -> None:
@@ -71,11 +71,11 @@ class StopBetweenBatches(Callback):
 
 @contextmanager
 def explain_interruptions(trainer: Trainer, data: AudioDeepfakeDataModule) -> Iterator[None]:
-    """Reports what ends a trainer's work within the block as the command line does.
+    """Turn what ends a trainer's work within the block into the errors that the command line reports.
 
     Raises:
         InputError: see `explain_out_of_memory` and `explain_lost_process`.
-        KeyboardInterrupt: instead of Lightning's answers to Ctrl-C and, as `Terminated`, to SIGTERM, which are exits.
+        KeyboardInterrupt: after Ctrl-C and, as `Terminated`, after SIGTERM, where Lightning would exit.
     """
     try:
         with explain_out_of_memory(trainer, data), explain_lost_process(trainer):

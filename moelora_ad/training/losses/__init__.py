@@ -1,1 +1,1 @@
-"""The loss of a training step, and what is added to it."""
+"""The loss of a training step, and the terms that are added to it."""

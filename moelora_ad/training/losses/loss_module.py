@@ -1,4 +1,4 @@
-"""The loss of a batch, of which meta-learning makes several."""
+"""The loss of a batch, or of each of the parts that meta-learning splits it into."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -16,12 +16,13 @@ from moelora_ad.training.losses.tether import Tether
 
 
 class SharedLoss(NamedTuple):
-    """A loss of the batches of all processes.
+    """A loss over the batches of all processes.
 
     Attributes:
-        own: of this process, a scalar: the mean over the processes, and of its gradients, is that of ``of_all``.
-        of_all: a scalar without gradient, the same in every process.
-        parts: what ``of_all`` is the sum of: ``loss``, that of the task, and each of the auxiliary terms.
+        own: the loss of this process, a scalar. Its mean over the processes is ``of_all``, and the mean of its
+            gradients is that of ``of_all``.
+        of_all: the loss of all processes, a scalar without gradient, the same in every process.
+        parts: the summands of ``of_all``: ``loss``, that of the task, and each of the auxiliary terms.
     """
 
     own: Tensor
@@ -30,7 +31,7 @@ class SharedLoss(NamedTuple):
 
 
 def weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
-    """The mean of losses of this process.
+    """The weighted mean of losses.
 
     Args:
         total: sum of the weighted losses, a scalar.
@@ -40,14 +41,14 @@ def weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
 
 
 def shared_loss(total: Tensor, weight: Tensor, terms: Mapping[str, Tensor]) -> SharedLoss:
-    """The weighted mean over the losses of all processes, as if their trials were one batch (class weights, and trials
-    that could not be read, leave each process another sum of weights), and the mean of each term over the processes.
-    One collective call, which nothing waits for.
+    """Return the weighted mean over the losses of all processes, as if their trials were one batch (the sum of weights
+    differs between processes through class weights and trials that could not be read), plus the mean of each term over
+    the processes. This is one collective call, which nothing waits for.
 
     Args:
         total: sum of the weighted losses of this process, a scalar.
-        weight: sum of its weights.
-        terms: auxiliary losses by name, scalars, added to it.
+        weight: sum of the weights of this process.
+        terms: auxiliary losses to add, by name, scalars.
     """
     processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     of_all = torch.stack([total.detach(), weight, *(term.detach().to(total.dtype) for term in terms.values())])
@@ -61,15 +62,15 @@ def shared_loss(total: Tensor, weight: Tensor, terms: Mapping[str, Tensor]) -> S
 
 
 class LossModule(LightningModule):
-    """A module that computes the loss of a part of a batch.
+    """A module that computes the loss of a batch, or of a part of it.
 
     Attributes:
-        detector: in training.
-        class_weights: (2,) of spoof and bona fide in the loss.
-        loss: makes losses (n,) of logits (n, 2) and labels (n,).
-        auxiliary: losses of the adaptation besides it, or None.
-        tether: what keeps the detector near its start, or None.
-        meta_learning: what makes a step of several such losses, or None.
+        detector: the detector in training.
+        class_weights: (2,) weights of spoof and bona fide in the loss.
+        loss: computes losses (n,) of logits (n, 2) and labels (n,).
+        auxiliary: auxiliary losses of the adaptation, or None.
+        tether: keeps the detector's scores near those at its start, or None.
+        meta_learning: makes a step of several such losses, or None.
     """
 
     detector: Detector
@@ -80,12 +81,12 @@ class LossModule(LightningModule):
     meta_learning: object | None
 
     def training_loss(self, batch: Batch, prefix: str = "train/") -> SharedLoss:
-        """The loss of a batch with the auxiliary losses of the adaptation and the tether's; each is logged on its own,
-        that of all processes, which call this together.
+        """Return the loss of a batch with the auxiliary losses of the adaptation and the tether's term, and log each of
+        them over all processes. This is a collective call: every process must make it.
 
         Args:
             batch: the trials of this process.
-            prefix: of the names in the log.
+            prefix: prefix of the names in the log.
         """
         with nullcontext() if self.auxiliary is None else self.auxiliary.watch(self.detector.backbone.encoder):
             logits = self(batch.waveforms, batch.lengths)
@@ -96,13 +97,14 @@ class LossModule(LightningModule):
         loss = shared_loss(*self._weighted(logits, batch), named)
         logged = {**loss.parts, "total_loss": loss.of_all} if named else loss.parts
         for name, value in logged.items():
-            # It is already reduced over processes. A bar would wait for a GPU; ours shows what the check has read.
+            # Values are already reduced over processes. A bar that shows them would wait for a GPU; our bar shows the
+            # last loss that the check has read.
             shown = name == "loss" and self.device.type == "cpu"
             self.log(f"{prefix}{name}", value, prog_bar=shown, on_step=True, on_epoch=True, batch_size=1)
         return loss
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Of this process alone; 0 of an idle pass."""
+        """The loss of this process alone; 0 for an idle pass."""
         if not len(batch.trials):
             return 0.0 * logits.sum()
         return weighted_mean(*self._weighted(logits, batch))

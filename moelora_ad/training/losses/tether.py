@@ -1,4 +1,4 @@
-"""Keeping a model's scores near those before: learning without forgetting."""
+"""Learning without forgetting: a loss term that keeps a model's scores near those at the start of training."""
 
 import math
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from moelora_ad.models import Detector
 
 
 class Tether:
-    """Adds to the loss how far the detector's answers have moved from those that it gave when its training began, on
-    the trials that it is trained on (learning without forgetting, Li and Hoiem, arXiv 1606.09282): no old data is
-    needed, and any adaptation and head will do.
+    """Adds to the loss how far the detector's outputs have moved from those at the start of its training, on the trials
+    that it is trained on (learning without forgetting, Li and Hoiem, arXiv 1606.09282). It needs no old data, and works
+    with any adaptation and head.
 
     With s the log-odds of a clip now and s_0 those of the weights at the start, in evaluation mode and without
     gradient, the term is
@@ -27,16 +27,17 @@ class Tether:
         weight T^2 mean KL(Bernoulli(sigmoid(s_0 / T)) || Bernoulli(sigmoid(s / T))),
 
     in float32; T^2 keeps the gradient's size (Hinton et al., arXiv 1503.02531). The mean is over all clips of a batch;
-    those that are not held count as 0.
+    those of trials that ``trials`` leaves out count as 0.
 
     Args:
-        weight: of the term beside the loss.
-        temperature: T.
-        trials: which are held: "right" those that the old detector was right about, its log-odds on their label's side;
-            "bona_fide" the bona fide ones; "all" as in the paper, which includes what a new attack has to change.
+        weight: weight of the term, which is added to the loss.
+        temperature: T, by which log-odds are divided.
+        trials: trials whose scores are kept: "right" for those that the detector classified correctly at the start
+            (log-odds on the side of their label); "bona_fide" for the bona fide ones; "all" for all, as in the paper,
+            even those whose scores a new attack has to change.
 
     Attributes:
-        start: the tensors that training changes, by name, as they were when it began; None before that.
+        start: the tensors that training changes, by name, as they were at its start; None before that.
 
     Raises:
         InputError: an argument is out of its range.
@@ -57,14 +58,14 @@ class Tether:
 
     @torch.no_grad()
     def remember(self, detector: Detector) -> None:
-        """Take the detector's weights as those of the start."""
+        """Store the detector's present weights as those at the start."""
         self.start = {name: tensor.detach().clone() for name, tensor in _changing(detector).items()}
 
     def restore(self, start: Mapping[str, Tensor], detector: Detector) -> None:
-        """Take the start out of a checkpoint.
+        """Restore the weights at the start from a checkpoint.
 
         Raises:
-            InputError: it is not that of this detector.
+            InputError: they are not those of this detector.
         """
         shapes = {name: tensor.shape for name, tensor in _changing(detector).items()}
         if {name: tensor.shape for name, tensor in start.items()} != shapes:
@@ -73,7 +74,7 @@ class Tether:
 
     @torch.no_grad()
     def logits(self, detector: Detector, batch: Batch) -> Tensor:
-        """Logits of the start, for the clips of a batch: (n, 2)."""
+        """Logits (n, 2) of the weights at the start, for the clips of a batch."""
         assert self.start is not None
         device = batch.waveforms.device
         self.start = {name: tensor.to(device) for name, tensor in self.start.items()}
@@ -90,9 +91,9 @@ class Tether:
         """The weighted term, a scalar.
 
         Args:
-            detector: in training.
-            batch: of this process.
-            logits: (n, 2) of its clips, that gradients flow from.
+            detector: the detector in training.
+            batch: the batch of this process.
+            logits: (n, 2) logits of its clips, through which gradients flow.
         """
         old, new = (
             (one[:, 1].float() - one[:, 0].float()) / self.temperature for one in (self.logits(detector, batch), logits)
@@ -108,7 +109,7 @@ class Tether:
 
 
 def _changing(detector: Detector) -> dict[str, Tensor]:
-    """What training changes: parameters that are trained, and the buffers that a checkpoint has."""
+    """The tensors that training changes, by name: trained parameters, and the buffers that a checkpoint has."""
     kept = detector.kept_names()
     changing: dict[str, Tensor] = {name: p for name, p in detector.named_parameters() if p.requires_grad}
     return changing | {name: buffer for name, buffer in detector.named_buffers() if name in kept}
