@@ -1,7 +1,7 @@
-"""What the experts of trained models do.
+"""Analyses of what the experts of trained models do.
 
-Each analysis is a function of a run, or of runs, that gives arrays in a typed result; its report has tables for people,
-rows and JSON for programs, and figures::
+Each analysis is a function of a run, or of runs, that returns arrays in a typed result; its report has tables for
+people, rows and JSON for programs, and figures::
 
     from moelora_ad.analysis import analyze_routing, routing_report, write_report
 
@@ -83,7 +83,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:  # on demand: it takes torch and matplotlib
+    if name in _MODULES:  # on demand, as they import torch and matplotlib
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

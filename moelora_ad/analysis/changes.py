@@ -37,20 +37,21 @@ from moelora_ad.models.saving.packaged import found_model
 from moelora_ad.runs.record import DEV, RECORD, read_record
 
 DATA = str | Path | Sequence[str | Path] | AudioDeepfakeDataModule | None
-"""Corpora: configurations with a part ``data``, of which later ones change earlier ones; a data module; or None for
-those of the run that the model is."""
+"""Corpora: configurations with a part ``data``, of which later ones change earlier ones; a data module; or None for the
+corpora of the run that the model comes from."""
 _UNCHANGED = 1e-4
-"""Log-odds; scores that move by less are the same: other orders of the same sums move them by some 1e-6."""
+"""Change of a score in log-odds below which the score counts as unchanged: another order of the same sums changes it by
+some 1e-6."""
 
 
 class SetChange(NamedTuple):
     """A set before and after the change.
 
     Attributes:
-        decides: whether the change was decided on it; otherwise it was scored afterwards.
-        before: scores of the model as it was.
-        after: scores of the changed one.
-        difference: of the EER, after - before, as a share of 1, with its interval.
+        decides: whether the change was decided on this set; otherwise it was scored afterwards.
+        before: scores of the original model.
+        after: scores of the changed model.
+        difference: difference of the EER, after - before, as a share of 1, with its interval.
     """
 
     decides: bool
@@ -74,12 +75,12 @@ class SetChange(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a model costs.
+    """The cost of a model.
 
     Attributes:
-        adapters: parameters of the adaptation's modules.
-        parameters: all of the model.
-        operations: floating-point operations of one second of audio, a multiplication and an addition being two.
+        adapters: number of parameters of the adaptation's modules.
+        parameters: number of all parameters of the model.
+        operations: floating-point operations for one second of audio, a multiplication and an addition being two.
     """
 
     adapters: int
@@ -88,7 +89,7 @@ class Cost(NamedTuple):
 
     @classmethod
     def of(cls, detector: Detector) -> "Cost":
-        """Of a detector on the CPU; a clip of its window passes through it."""
+        """Return the cost of a detector on the CPU; a clip of its window is passed through it."""
         own = [p for _, module in detector.ownership.own_modules() for p in module.parameters(recurse=False)]
         with torch.no_grad():
             operations = forward_operations(detector, torch.zeros(1, detector.window))["total"]
@@ -98,7 +99,7 @@ class Cost(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What was done to a model, in words: "pruned", and the details."""
+    """What was done to a model, in words: a verb such as "pruned", and the details."""
 
     verb: str
     what: str
@@ -108,9 +109,9 @@ class Changed(NamedTuple):
     """A changed model.
 
     Attributes:
-        detector: in float32 on the CPU, in evaluation mode.
-        packs: whether its encoder goes into the folder whatever its size, as that of the model did.
-        notes: what to know about it, a line each.
+        detector: the detector in float32 on the CPU, in evaluation mode.
+        packs: whether its encoder is saved in the folder whatever its size, as that of the original model was.
+        notes: notes on it for the user, a line each.
     """
 
     detector: Detector
@@ -123,21 +124,22 @@ class Changed(NamedTuple):
 
 
 def check_margin(name: str, margin: float) -> None:
-    """
+    """Check that a margin is a number of points.
+
     Raises:
-        InputError: it is not a number of points, 0 or more.
+        InputError: the margin is negative or not finite.
     """
     if not (margin >= 0 and math.isfinite(margin)):
         raise InputError(f"{name}: must be points of EER, 0 or more, not {margin}")
 
 
 def allowed(margin: float) -> str:
-    """A margin in words."""
+    """Return a margin in words."""
     return "1 point" if margin == 1 else f"{margin:g} points"
 
 
 def listed(words: Sequence[object]) -> str:
-    """``a, b and c``."""
+    """Return words as a list: ``a, b and c``."""
     *most, last = map(str, words)
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -155,9 +157,9 @@ class Original:
         allow: packages besides ours whose classes may be built.
 
     Attributes:
-        trained: the model; passing audio may round its weights.
+        trained: the model; passing audio through it may round its weights.
         deciding: trials of the deciding sets, by name.
-        others: trials of the others.
+        others: trials of the other sets, by name.
 
     Raises:
         InputError: there is no such model, data or set, or a set lacks a class.
@@ -193,10 +195,10 @@ class Original:
         self.others = {name: self._trials(name) for name in left}
 
     def adopt(self, detector: Detector) -> None:
-        """Give a detector whose experts were changed the method that makes them.
+        """Give a detector whose experts were changed the adaptation method that creates such experts.
 
         Raises:
-            InputError: there is none, so that the detector could not be saved.
+            InputError: there is no such method, so that the detector could not be saved.
         """
         try:
             detector.adaptation = detector.adaptation.after_surgery(detector.backbone.encoder)
@@ -204,11 +206,11 @@ class Original:
             raise InputError(f"{self._source}: cannot be changed: {error}") from None
 
     def again(self) -> Detector:
-        """A fresh copy of the model, in float32 on the CPU."""
+        """Load a fresh copy of the model, in float32 on the CPU."""
         return load(self._source, **self._given)
 
     def with_data(self, detector: Detector, data: AudioDeepfakeDataModule | None = None) -> TrainedDetector:
-        """A detector in place of the model."""
+        """Return a detector with the corpora, name and seed of the model."""
         data = self.trained.data if data is None else data
         name, seed, place = Path(self._source).name, data.seed, Path(self._source)
         if self._run is not None and self._data_of_run is not None:
@@ -217,28 +219,28 @@ class Original:
         return TrainedDetector(detector, data, name, seed, place, place)
 
     def scores(self, trained: TrainedDetector, sets: Mapping[str, TrialList], passes: AudioPasses) -> dict[str, Any]:
-        """The scores of sets by the model or by a changed one, by name."""
+        """Return the scores of sets by the model or by a changed one, by the sets' names."""
         return {
             name: scores_of_variants(trained, trials, {"": nullcontext}, passes, f"{trained.name} on {name}")[""]
             for name, trials in sets.items()
         }
 
     def change_of(self, name: str, before: ScoreTable, after: ScoreTable, resamples: int, seed: int) -> SetChange:
-        """The figures of a set before and after."""
+        """Return the figures of a set before and after the change."""
         return SetChange(name in self.deciding, before, after, eer_difference(after, before, resamples, seed))
 
     def finished(
         self, detector: Detector, sets: Mapping[str, SetChange], done: Done, resamples: int, seed: int
     ) -> Changed:
-        """A changed detector as it is saved: its card has what was done and its own figures; a calibration that its
-        scores no longer fit is removed.
+        """Prepare a changed detector for saving: its card gets what was done and its own figures, and a calibration
+        that its scores no longer fit is removed.
 
         Args:
-            detector: not yet used.
-            sets: measured.
-            done: to it.
-            resamples: of the card's intervals.
-            seed: of these.
+            detector: the changed detector, before any audio passed through it.
+            sets: the measured sets, by name.
+            done: what was done to it.
+            resamples: number of resamples of the card's intervals.
+            seed: seed of these resamples.
         """
         about, packs = dict(detector.about or {}), is_packed(detector.configuration or {})
         if self._data_of_run is not None:
@@ -260,8 +262,7 @@ class Original:
         return Changed(detector, packs, notes)
 
     def _read(self, paths: Sequence[str | Path], detector: Detector) -> AudioDeepfakeDataModule:
-        """The data of configurations; where these do not set the evaluation segment, that of the detector's
-        evaluation."""
+        """Return the data of configurations; if they do not set the evaluation segment, it is that of the detector."""
         segment = Segment(detector.window, short=ScoredClips.of(detector.window, detector.fill).short)
         return data_of([str(path) for path in paths], self._given["allow"], segment)
 
@@ -274,5 +275,5 @@ class Original:
 
 
 def _run_of(path: Path) -> Path:
-    """The folder of the run that a path is, or that it is a checkpoint of."""
+    """Return the folder of a run from the path of the folder or of a checkpoint in it."""
     return path if path.is_dir() else Path(config_beside(str(path))).parent

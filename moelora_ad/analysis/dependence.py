@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 
 from moelora_ad.evaluation.metrics.seed_differences import holm
 
-_MOST_CODES = 4_000_000  # that are counted at once
+_MOST_CODES = 4_000_000  # counted at once, at most
 
 
 class Dependence(NamedTuple):
     """Mutual information between experts and classes.
 
     Attributes:
-        information: (S,) bits at every site, as counted, which is biased upwards.
-        by_chance: (S,) bits, mean over permutations of the classes: the bias.
-        p_value: that the mean over sites is as large by chance.
+        information: (S,) mutual information at every site in bits, from counts, so that it is biased upwards.
+        by_chance: (S,) its mean over permutations of the classes in bits: the bias.
+        p_value: probability that the mean over sites is as large by chance.
         p_values: (groups,) the same for the mean over the sites of each group, corrected for their number (Holm).
-        permutations: how many were drawn.
+        permutations: number of permutations drawn.
     """
 
     information: NDArray[np.float64]
@@ -30,7 +30,7 @@ class Dependence(NamedTuple):
 
     @property
     def excess(self) -> NDArray[np.float64]:
-        """(S,) bits above chance."""
+        """(S,) mutual information above chance, in bits."""
         return self.information - self.by_chance
 
 
@@ -45,17 +45,17 @@ def dependence(
 ) -> Dependence:
     """Test whether experts and classes are independent.
 
-    A permutation gives the utterances' classes to other utterances, the same ones at all sites, so that sites stay as
-    alike as they are. p = (1 + #{permuted >= observed}) / (1 + permutations) (Phipson and Smyth, Statistical
+    A permutation gives the utterances' classes to other utterances, the same ones at all sites, which preserves the
+    dependence between sites. p = (1 + #{permuted >= observed}) / (1 + permutations) (Phipson and Smyth, Statistical
     Applications in Genetics and Molecular Biology 9, 2010).
 
     Args:
-        experts: (n, S) the expert that leads, for every utterance at every site.
-        classes: (n,) from 0.
+        experts: (n, S) the leading expert for every utterance at every site.
+        classes: (n,) the class of every utterance, from 0.
         num_experts: N.
         groups: numbers of the sites of each group.
-        permutations: at least 1.
-        seed: of the permutations.
+        permutations: number of permutations, at least 1.
+        seed: seed of the permutations.
         advance: called after each permutation with the number done.
     """
     num_classes = int(classes.max()) + 1
@@ -67,7 +67,7 @@ def dependence(
     generator = np.random.default_rng(seed)
     for number in range(1, permutations + 1):
         permuted = mutual_information(experts, generator.permutation(classes), num_experts, num_classes)
-        # Equal tables may differ in the last bits: their sums run in another order.
+        # Sums over equal tables may differ in the last bits, as their terms are in another order.
         exceeded += np.append(members @ permuted, permuted.mean()) >= statistics - 1e-12
         total += permuted
         advance(number)
@@ -78,12 +78,14 @@ def dependence(
 def mutual_information(
     experts: NDArray[np.integer], classes: NDArray[np.integer], num_experts: int, num_classes: int
 ) -> NDArray[np.float64]:
-    """Mutual information in bits between the expert at each site and the class, as counted: (n, S), (n,) -> (S,)."""
+    """Return the mutual information in bits between the expert at each site and the class, from counts:
+    (n, S), (n,) -> (S,)."""
     return counted_information(_contingency(experts, classes, num_experts, num_classes))
 
 
 def counted_information(counts: NDArray[np.integer]) -> NDArray[np.float64]:
-    """The same of how often each class and expert occur together: (..., classes, N) -> (...)."""
+    """Return the mutual information in bits, given how often each class and expert occur together:
+    (..., classes, N) -> (...)."""
     joint = counts / counts.sum((-2, -1), keepdims=True)
     of_class, of_expert = joint.sum(-1, keepdims=True), joint.sum(-2, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -92,7 +94,7 @@ def counted_information(counts: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def entropy(classes: NDArray[np.integer]) -> float:
-    """Of the classes, in bits: an upper bound of the information."""
+    """Return the entropy of the classes in bits, an upper bound of the mutual information."""
     shares = np.bincount(classes) / len(classes)
     shares = shares[shares > 0]
     return float(-(shares * np.log2(shares)).sum())
@@ -101,7 +103,7 @@ def entropy(classes: NDArray[np.integer]) -> float:
 def _contingency(
     experts: NDArray[np.integer], classes: NDArray[np.integer], num_experts: int, num_classes: int
 ) -> NDArray[np.int64]:
-    """How often class and expert occur together: (S, classes, N)."""
+    """Return how often each class and expert occur together: (S, classes, N)."""
     num_sites = experts.shape[1]
     size = num_sites * num_classes * num_experts
     offsets = np.arange(num_sites) * (num_classes * num_experts)

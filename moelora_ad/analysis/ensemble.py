@@ -1,7 +1,7 @@
-"""Independently trained LoRAs, averaged, against a mixture.
+"""Averages of independently trained LoRAs, compared with a mixture.
 
 The scores of N detectors can be averaged, at N times the cost; or their updates B_i A_i and their classifiers, at the
-cost of one. A mixture decides for each token instead; with its gates held at their means it is a static ensemble too,
+cost of one. A mixture decides for each token instead; with its gates held at their means it is a static ensemble, too,
 which shows what the dynamic routing is worth.
 """
 
@@ -40,10 +40,10 @@ class EnsembleAnalysis:
         system: name of the LoRAs' system.
         members: the variants that are averaged.
         reference: the variant that others are compared with: the mixture, or else the averaged scores.
-        resamples: of the bootstrap.
-        scores: by set and variant.
-        differences: of the EER to that of the reference, with a 95 % interval, by set and variant.
-        notes: on the precision, a line each.
+        resamples: number of resamples of the bootstrap.
+        scores: scores by set and variant.
+        differences: differences of the EER to that of the reference, with a 95 % interval, by set and variant.
+        notes: notes on the precision, a line each.
     """
 
     system: str
@@ -55,7 +55,7 @@ class EnsembleAnalysis:
     notes: Sequence[str] = ()
 
     def forward_passes(self, variant: str) -> int:
-        """How many models process an utterance."""
+        """Return how many models process an utterance."""
         return len(self.members) if variant == SCORES else 1
 
 
@@ -80,8 +80,8 @@ def analyze_ensemble(
         runs: folders of at least two runs of LoRAs, or checkpoints in them.
         against: a run of a mixture.
         sets: "dev", "train" or test sets of the runs; None for all test sets of the first.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples: number of resamples of the bootstrap.
+        seed: seed of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
         backbone: where the encoder is, if not where the runs found it.
@@ -124,7 +124,7 @@ def analyze_ensemble(
 
 
 class _Scores:
-    """The scores that are gathered, by set and variant."""
+    """The scores gathered so far, by set and variant."""
 
     def __init__(self, by_set: dict[str, dict[str, ScoreTable]], passes: AudioPasses, first: str | Path) -> None:
         self.by_set = by_set
@@ -160,8 +160,8 @@ def _add_mixture(mixture: TrainedDetector, scored: _Scores) -> None:
 def averaged(
     trained: TrainedDetector, updates: Sequence[Mapping[str, LoRAUpdate]], classifiers: Sequence[Mapping[str, Tensor]]
 ) -> Iterator[None]:
-    """The detector with the mean of the updates, (1 / n) sum_i s_i B_i A_i exactly, not the product of mean factors,
-    and with the mean of the classifiers' weights and batch statistics, within the block."""
+    """Give the detector the mean of the updates, (1 / n) sum_i s_i B_i A_i exactly, not the product of mean factors,
+    and the mean of the classifiers' weights and batch statistics, within the block."""
     detector = trained.detector
     before = {name: tensor.clone() for name, tensor in detector.classifier.state_dict().items()}
     mean = {
@@ -177,7 +177,7 @@ def averaged(
 
 
 def mean_updates(updates: Sequence[Mapping[str, LoRAUpdate]]) -> dict[str, LoRAUpdate]:
-    """The mean of LoRAs as one of rank n r: the factors side by side."""
+    """Return the mean of n LoRAs of rank r as one LoRA of rank n r, whose factors are theirs side by side."""
     means = {}
     for site in updates[0]:
         parts = [update[site] for update in updates]

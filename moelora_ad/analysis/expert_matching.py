@@ -1,4 +1,5 @@
-"""Experts of different trainings compared: their numbers are arbitrary, so they are matched by what they respond to."""
+"""A comparison of experts of different trainings: as their numbers are arbitrary, experts are matched by what they
+respond to."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -14,10 +15,10 @@ class Agreement(NamedTuple):
 
     Attributes:
         similarity: (pairs, S) mean correlation of matched experts, for every two models.
-        by_chance: (S,) the same when the models see the utterances in orders of their own, mean over permutations and
+        by_chance: (S,) the same if each model has the utterances in an order of its own, mean over permutations and
             pairs; matching alone makes it positive.
-        p_value: that the mean similarity is as large by chance.
-        permutations: how many were drawn.
+        p_value: probability that the mean similarity is as large by chance.
+        permutations: number of permutations drawn.
     """
 
     similarity: NDArray[np.float64]
@@ -35,9 +36,9 @@ def agreement(
     """Match the experts of every two models and test whether their gates agree.
 
     Args:
-        gates: of each model (n, S, N), mean weights of the experts for the same utterances at the same sites.
-        permutations: of the utterances, drawn for each model separately; at least 1.
-        seed: of the permutations.
+        gates: for each model (n, S, N), the mean weights of its experts for the same utterances at the same sites.
+        permutations: number of permutations of the utterances, drawn for each model separately; at least 1.
+        seed: seed of the permutations.
         advance: called after each permutation with the number done.
     """
     standard = [standardised(one) for one in gates]
@@ -58,7 +59,8 @@ def _similarities(standard: Sequence[NDArray[np.float32]]) -> NDArray[np.float64
 
 
 def standardised(gates: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, S, N) -> (S, n, N), each column centred and of length 1; zero for an expert whose weight never moves."""
+    """Standardise gates, (n, S, N) -> (S, n, N): each column is centred and of length 1, or zero for an expert whose
+    weight never changes."""
     centred = gates.astype(np.float64) - gates.mean(0, dtype=np.float64)
     lengths = np.linalg.norm(centred, axis=0)
     still = lengths <= 1e-6 * np.sqrt(len(gates))  # below the precision of float32
@@ -66,12 +68,12 @@ def standardised(gates: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def correlations(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Pearson correlations between the experts of two models, from the result of `standardised`: (S, N, N)."""
+    """Return Pearson correlations between the experts of two models, from results of `standardised`: (S, N, N)."""
     return np.matmul(first.transpose(0, 2, 1), second).astype(np.float64)
 
 
 def matched(correlation: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The one-to-one matching of experts with the largest sum of correlations, at every site separately.
+    """Return the one-to-one matching of experts with the largest sum of correlations, at every site separately.
 
     (Hungarian method, `scipy.optimize.linear_sum_assignment`.)
 
@@ -87,7 +89,7 @@ def matched(correlation: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray
 
 
 def aligned(gates: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
-    """Mean gates (S, N) of each model, its experts in the order of those of the first that they match."""
+    """Return the mean gates (S, N) of each model, its experts in the order of those of the first that they match."""
     reference = standardised(gates[0])
     means = []
     for one in gates:

@@ -1,4 +1,4 @@
-"""EER when an expert is removed, or left alone."""
+"""The EER of a mixture without one of its experts, or with a single one."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -35,7 +35,7 @@ class ScoreChanges(NamedTuple):
 
     Attributes:
         kinds: "bona fide", and the attacks of the spoofs.
-        variants: without some experts.
+        variants: names of the variants without some experts.
         means: (kinds, variants) mean change of the score of the kind's trials, in log-odds.
     """
 
@@ -45,7 +45,7 @@ class ScoreChanges(NamedTuple):
 
     @classmethod
     def between(cls, scores: Mapping[str, ScoreTable]) -> "ScoreChanges":
-        """Of the scores of a set by variant."""
+        """Compute the changes from the scores of a set by variant."""
         base = scores[BASE]
         column, labels = base.trials.column("attack"), np.asarray(base.labels)
         attacks = np.array([value or "spoof" for value in column.values], dtype=object)[np.asarray(column.codes)]
@@ -67,13 +67,13 @@ class ExpertAnalysis:
 
     Attributes:
         system: name of the run's system.
-        seed: of the run.
+        seed: seed of the run.
         checkpoint: where the weights come from.
         keep_gates: whether gates kept their weights; otherwise the softmax was over the experts that remained.
-        resamples: of the bootstrap.
-        scores: by set and variant.
-        differences: of the EER to that of all experts, with a 95 % interval, by set and variant.
-        notes: on the precision, a line each.
+        resamples: number of resamples of the bootstrap.
+        scores: scores by set and variant.
+        differences: differences of the EER to that of all experts, with a 95 % interval, by set and variant.
+        notes: notes on the precision, a line each.
     """
 
     system: str
@@ -95,7 +95,7 @@ class ExpertAnalysis:
 
     @property
     def score_changes(self) -> dict[str, ScoreChanges]:
-        """By set."""
+        """Mean changes of the scores without experts, by set."""
         return {name: ScoreChanges.between(of_set) for name, of_set in self.scores.items()}
 
 
@@ -120,8 +120,8 @@ def analyze_experts(
         run: folder of a run of a mixture, or a checkpoint in it.
         sets: "dev", "train" or test sets of the run; None for all test sets.
         keep_gates: keep the gates' weights as they are; otherwise the softmax is over the experts that remain.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples: number of resamples of the bootstrap.
+        seed: seed of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
         backbone: where the encoder is, if not where the run found it.
@@ -154,7 +154,7 @@ def analyze_experts(
 
 
 def number_of_experts(trained: TrainedDetector) -> int:
-    """How many experts a mixture has at each projection.
+    """Return how many experts a mixture has at each projection.
 
     Raises:
         InputError: the model has no gates, or projections have different numbers of experts.
@@ -168,13 +168,13 @@ def number_of_experts(trained: TrainedDetector) -> int:
 
 
 def variants_of(trained: TrainedDetector, keep_gates: bool) -> dict[str, Variant]:
-    """The model as it is, without each expert, and with each alone."""
+    """Return the variants of a model: as it is, without each expert, and with each expert alone."""
     encoder, count = trained.detector.backbone.encoder, number_of_experts(trained)
     without = partial(knocked_out, encoder, redistribute=not keep_gates)
     variants: dict[str, Variant] = {BASE: nullcontext}
     for number in range(count):
         variants[f"without {number}"] = partial(without, [number])
-    if count > 2:  # of two experts, one without the other is alone
+    if count > 2:  # of two experts, each is alone without the other
         for number in range(count):
             variants[f"{number} alone"] = partial(without, [other for other in range(count) if other != number])
     return variants

@@ -1,4 +1,4 @@
-"""What gates do on a set: one pass, summed up by group, and utterance by utterance."""
+"""What gates decide on a set: one pass, summarised by group, and utterance by utterance."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -24,15 +24,15 @@ from moelora_ad.errors import InputError
 
 
 def gated_sites(trained: TrainedDetector) -> list[str]:
-    """Dotted paths of the projections that have a gate, in the model's order."""
+    """Return the dotted paths of the projections that have a gate, in the model's order."""
     return [site for site, layer in adapted_sites(trained.detector.backbone.encoder) if layer.gate is not None]
 
 
 def require_gates(trained: TrainedDetector) -> list[str]:
-    """The same.
+    """Return the dotted paths of the projections that have a gate, after a check that there are some.
 
     Raises:
-        InputError: the model has none.
+        InputError: the model has no gates.
     """
     sites = gated_sites(trained)
     if not sites:
@@ -44,7 +44,7 @@ class WatchedBatch(NamedTuple):
     """What the gates decided for a batch.
 
     Attributes:
-        batch: its trials.
+        batch: the batch of trials.
         weights: (B, S, N) float32: the mean weights of the experts for each utterance, over its tokens and clips.
     """
 
@@ -64,9 +64,9 @@ def watched(
     Args:
         trained: a detector with gates.
         trials: what to read.
-        passes: how.
+        passes: how to read it.
         before: called with each batch before it passes.
-        see: called with every decision.
+        see: called with every decision of a gate.
 
     Raises:
         InputError: a file cannot be read, or the model has no gates.
@@ -93,10 +93,10 @@ class GateStatistics(NamedTuple):
     utterances; see `SiteRouting`.
 
     Attributes:
-        mean_gate: (S, N) weights.
-        top1_share: (S, N) share of the decisions that the expert leads.
-        output_norm: (S, N) of (alpha / r) B_i A_i x.
-        entropy: (S,) of the weights of a decision, in nats.
+        mean_gate: (S, N) weights of the experts.
+        top1_share: (S, N) share of the decisions in which the expert leads.
+        output_norm: (S, N) norm of (alpha / r) B_i A_i x.
+        entropy: (S,) entropy of the weights of a decision, in nats.
     """
 
     mean_gate: NDArray[np.float64]
@@ -106,7 +106,7 @@ class GateStatistics(NamedTuple):
 
     @classmethod
     def of(cls, record: RoutingRecord, groups: Sequence[str], sites: Sequence[str]) -> "GateStatistics":
-        """Of all utterances of some groups of a record."""
+        """Compute the statistics of all utterances of some groups of a record."""
         by_group = [record.sites(group) for group in groups]
         counts = np.array([[one[site].num_decisions for site in sites] for one in by_group], np.float64)
         shares = counts / counts.sum(0)  # (groups, S)
@@ -128,6 +128,6 @@ class GateStatistics(NamedTuple):
         return effective_experts(torch.from_numpy(self.mean_gate)).numpy()
 
     def deviation(self, other: "GateStatistics") -> NDArray[np.float64]:
-        """(S,) how much weight goes to other experts than for other utterances: half of sum |difference|, from 0 to
-        1."""
+        """Return how much weight (S,) goes to different experts than for the utterances of ``other``: half of
+        sum |difference|, from 0 to 1."""
         return np.abs(self.mean_gate - other.mean_gate).sum(1) / 2

@@ -1,4 +1,4 @@
-"""Mixtures with constant gates: one LoRA, or no adapter at all, where that loses little enough."""
+"""The merging of mixtures with constant gates into one LoRA, or into the encoder's weights, if little is lost."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -30,20 +30,20 @@ from moelora_ad.runs.record import DEV
 
 @dataclass(frozen=True, eq=False)
 class Merging:
-    """A mixture with constant gates.
+    """The result of merging a model's experts, or its LoRA.
 
     Attributes:
-        name: of the model.
-        tolerance: points of EER.
-        resamples: of the bootstrap.
-        into_weights: whether it is merged into the encoder's weights; otherwise it is one LoRA.
+        name: name of the model.
+        tolerance: points of EER that may be lost.
+        resamples: number of resamples of the bootstrap.
+        into_weights: whether the model is merged into the encoder's weights; otherwise into one LoRA.
         mean_gates: (N,) weights at each projection that had a gate.
-        errors: relative error of the updates by projection, by set, see `moelora_ad.adapters.StaticError`; none for a
+        errors: relative error of the updates by projection, by set, see `moelora_ad.adapters.StaticError`; empty for a
             model without gates.
-        sets: before and after, by name; only the deciding sets if it is refused.
-        costs: of the model as it was, and of the merged one.
-        changed: the new model; None if it is refused.
-        notes: a line each.
+        sets: the sets before and after, by name; only the deciding sets if the merging is refused.
+        costs: costs of the original model, and of the merged one.
+        changed: the new model; None if the merging is refused.
+        notes: notes, a line each.
     """
 
     name: str
@@ -78,18 +78,18 @@ def merge_experts(
 ) -> Merging:
     """Hold the gates at their mean weights over the deciding sets: sum_i g_i B_i A_i is one LoRA of rank N r.
 
-    It is refused if on a deciding set the paired 95 % interval of the EER after - before ends above the tolerance. A
-    LoRA is merged into the weights exactly, but for rounding.
+    The merging is refused if on a deciding set the paired 95 % interval of the EER after - before ends above the
+    tolerance. A LoRA is merged into the weights exactly, except for rounding.
 
     Args:
         model: adapted with a mixture, or with a LoRA for ``into_weights``: a run, a checkpoint, a model's folder, a
             packaged model or a hub id.
         data: corpora, see `moelora_ad.analysis.changes.DATA`.
-        decide_on: the sets that give the mean gates, and decide. The others are scored afterwards.
+        decide_on: the deciding sets, which also give the mean gates. The other sets are scored afterwards.
         tolerance: points of EER that may be lost.
-        into_weights: merge the LoRA into the encoder's weights, which are saved with the model then.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        into_weights: merge the LoRA into the encoder's weights, which are then saved with the model.
+        resamples: number of resamples of the bootstrap.
+        seed: seed of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
         backbone: where the encoder is, if not where the model says.
@@ -152,7 +152,8 @@ def _check_mergeable(trained: TrainedDetector, into_weights: bool) -> None:
 
 
 def _mean_gates(original: Original, passes: AudioPasses) -> dict[str, Tensor]:
-    """Over all deciding sets together: each decision has the same weight, padding has none, and there is no noise."""
+    """Return the mean gates over all deciding sets together: each decision has the same weight, padding has none, and
+    there is no noise."""
     trained = original.trained
     if not gated_sites(trained):
         return {}
@@ -164,7 +165,7 @@ def _mean_gates(original: Original, passes: AudioPasses) -> dict[str, Tensor]:
 
 
 def _merged(original: Original, gates: Mapping[str, Tensor], into_weights: bool) -> Detector:
-    """A fresh copy of the model, merged."""
+    """Return a fresh copy of the model, merged."""
     detector = original.again()
     encoder = detector.backbone.encoder
     if not into_weights:
@@ -179,10 +180,10 @@ def _merged(original: Original, gates: Mapping[str, Tensor], into_weights: bool)
 
 
 def with_own_encoder(detector: Detector) -> Detector:
-    """A detector without adapters that saves the weights of its encoder, which no longer match a source.
+    """Return a detector without adapters that saves the weights of its encoder, which no longer match a source.
 
     Args:
-        detector: its adapters are merged; the new one shares its classifier.
+        detector: a detector whose adapters are merged; the new one shares its classifier.
     """
     backbone, kind = detector.backbone, type(detector.backbone)
     fresh = kind(**(backbone.init_args | without_source(kind)))
@@ -197,7 +198,8 @@ def with_own_encoder(detector: Detector) -> Detector:
 def _before(
     original: Original, name: str, gates: Mapping[str, Tensor], passes: AudioPasses
 ) -> tuple[ScoreTable, dict[str, float]]:
-    """Scores of a set, and what constant gates change of each projection's update on it."""
+    """Return the scores of a set before the merging, and the error of each projection's update on it under constant
+    gates."""
     trained, one = original.trained, {name: (original.deciding | original.others)[name]}
     if not gates:
         return original.scores(trained, one, passes)[name], {}

@@ -13,7 +13,7 @@ from moelora_ad.models.devices import usable_device
 from moelora_ad.models.precision import ROUNDED, round_frozen
 
 Progress = Callable[[str, float, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
+"""Called with the work's description, the amount done, and the total amount."""
 
 
 def silent(what: str, done: float, total: int) -> None:
@@ -21,7 +21,8 @@ def silent(what: str, done: float, total: int) -> None:
 
 
 def check_positive(name: str, number: int) -> None:
-    """
+    """Check that a number is at least 1.
+
     Raises:
         InputError: the number is below 1.
     """
@@ -36,7 +37,7 @@ class AudioPasses:
         batch_size: utterances at once; None for as many as the run evaluated.
         workers: processes that read audio; None for as many as the run had.
         device: "cpu", "cuda", "cuda:1", ...; None for the first GPU, if there is one.
-        precision: as for `Scorer`; None for the one that each run was evaluated in.
+        precision: as for `Scorer`; None for the precision that each run was evaluated in.
         progress: called with the state of each pass.
 
     Attributes:
@@ -64,11 +65,12 @@ class AudioPasses:
         self._precision = precision
 
     def batches(self, trained: TrainedDetector, trials: TrialList, what: str) -> Iterator[Batch]:
-        """The batches of some trials, in order, on the device. While the loop runs, what is computed is computed in
-        the precision and without gradients.
+        """Yield the batches of some trials, in order, on the device. While the loop runs, computations are in the
+        chosen precision and without gradients.
 
         Args:
-            trained: its detector is moved to the device and, in ``bf16-true`` and ``16-true``, rounded in place.
+            trained: the model; its detector is moved to the device and, in ``bf16-true`` and ``16-true``, rounded in
+                place.
             trials: what to read.
             what: description for the progress.
 

@@ -1,4 +1,4 @@
-"""Mixtures without the experts that no set needs."""
+"""The pruning of mixtures: dropping the experts that no set needs."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -24,10 +24,10 @@ Scores = Mapping[str, ScoreTable]
 
 @dataclass(frozen=True, eq=False)
 class Without:
-    """The deciding sets without an expert, against the original model.
+    """The figures of the deciding sets without an expert, against the original model.
 
     Attributes:
-        differences: of the EER, by set.
+        differences: differences of the EER, by set.
         mean_change: mean size of the changes of all scores, in log-odds.
     """
 
@@ -42,12 +42,12 @@ class Without:
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """The removal of one more expert.
+    """A round of pruning, which may remove one more expert.
 
     Attributes:
         taken: the experts removed before.
-        without: the sets without each other one in addition, by its number.
-        dropped: the one whose removal costs least, if no set needs it.
+        without: the figures without each of the other experts in addition, by its number.
+        dropped: the expert whose removal costs least; None if a set needs it.
     """
 
     taken: Sequence[int]
@@ -57,20 +57,20 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Pruning:
-    """A mixture without the experts that no set needs.
+    """The result of pruning a mixture.
 
-    Experts have the numbers of the model as it was, from 0 on.
+    Experts have the numbers of the original model, from 0 on.
 
     Attributes:
-        name: of the model.
-        num_experts: that it had.
-        margin: points of EER.
-        resamples: of the bootstrap.
-        rounds: in order; the last one drops none, unless a single expert is left.
-        sets: before and after, by name; none if nothing was dropped, or in a dry run.
-        costs: of the model as it was, and of the changed one, if there is one.
+        name: name of the model.
+        num_experts: number of experts of the original model.
+        margin: points of EER that may be lost.
+        resamples: number of resamples of the bootstrap.
+        rounds: the rounds in order; the last one drops none, unless no other expert could be dropped after it.
+        sets: the sets before and after, by name; empty if nothing was dropped, or in a dry run.
+        costs: costs of the original model, and of the changed one, if there is one.
         changed: the new model; None if nothing was dropped, or in a dry run.
-        notes: a line each.
+        notes: notes, a line each.
     """
 
     name: str
@@ -109,19 +109,19 @@ def prune_experts(
 ) -> Pruning:
     """Drop experts, one at a time, as long as no deciding set needs them; the softmax is over those that are left.
 
-    Of those left, the one is dropped without which the worst of the sets loses least, as far as intervals show: the one
-    with the lowest upper end of the paired 95 % interval of EER without it - EER of the whole model, over the sets. It
-    is not needed if that end is at or below the margin. Losses do not add up: every round is compared with the original
-    model. One expert remains in any case, as a plain LoRA.
+    Each round considers the expert without which the worst of the sets may lose least: the one with the lowest upper
+    end, the highest over the sets, of the paired 95 % interval of EER without it - EER of the whole model. It is
+    dropped if that end is at or below the margin. Losses do not add up, as every round is compared with the original
+    model. At least one expert remains; a single one is a plain LoRA.
 
     Args:
         model: adapted with a mixture: a run, a checkpoint, a model's folder, a packaged model or a hub id.
         data: corpora, see `moelora_ad.analysis.changes.DATA`.
-        decide_on: the deciding sets. The others are scored after the decision, and are unseen until then.
+        decide_on: the deciding sets. The other sets are scored after the decision, and are unseen until then.
         margin: points of EER that may be lost.
         dry_run: stop after the decision: no other set is scored, nothing is changed.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples: number of resamples of the bootstrap.
+        seed: seed of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
         backbone: where the encoder is, if not where the model says.
@@ -137,7 +137,7 @@ def prune_experts(
     original = Original(model, data, decide_on, backbone, revision, allow)
     trained = original.trained
     count = number_of_experts(trained)
-    original.adopt(trained.detector)  # or nothing could be saved
+    original.adopt(trained.detector)  # fails early if a pruned model could not be saved
     costs = [Cost.of(trained.detector)]
     before: dict[str, ScoreTable] = {}
     rounds: list[Round] = []
@@ -174,8 +174,8 @@ def prune_experts(
 
 
 def _without_one_more(detector: Detector, taken: Sequence[int], count: int) -> dict[str, Variant]:
-    """The variants without the experts that are taken and another one, by its number; an expert without which gates
-    would have none to choose remains."""
+    """Return the variants without the experts that are already removed and one more, by its number; an expert without
+    which a gate would have none to choose is not among them."""
     encoder = detector.backbone.encoder
     variants: dict[str, Variant] = {}
     for number in sorted({*range(count)} - {*taken}):
@@ -194,9 +194,9 @@ def _without(one: str, scored: Mapping[str, Scores], before: Scores, resamples: 
 
 
 def _dropped(original: Original, taken: Collection[int]) -> Detector:
-    """A fresh copy of the model, without these experts."""
+    """Return a fresh copy of the model without some experts."""
     detector = original.again()
-    for number in sorted(taken, reverse=True):  # those behind move up
+    for number in sorted(taken, reverse=True):  # the experts after a dropped one move up
         drop_expert(detector.backbone.encoder, number)
     original.adopt(detector)
     return detector

@@ -1,4 +1,4 @@
-"""Which experts attacks, codecs and labels use, and whether that is more than chance."""
+"""Which experts process which attacks, codecs and labels, and whether they depend on these beyond chance."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Classes(NamedTuple):
     """The utterances of a set by one of their properties.
 
     Attributes:
-        names: of the classes.
+        names: names of the classes.
         codes: (n,) index of each utterance's class, -1 for those that belong to none.
     """
 
@@ -36,17 +36,17 @@ class Classes(NamedTuple):
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(classes,) utterances of each class."""
+        """(classes,) number of utterances of each class."""
         return np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
 
     @property
     def are_several(self) -> bool:
-        """Whether there are utterances of two classes at least."""
+        """Whether there are utterances of at least two classes."""
         return bool((self.counts > 0).sum() > 1)
 
     @property
     def entropy(self) -> float:
-        """In bits, of those that belong to a class: an upper bound of the information."""
+        """The entropy in bits over the utterances of a class: an upper bound of the mutual information."""
         return entropy(self.codes[self.codes >= 0])
 
 
@@ -58,16 +58,17 @@ class RoutingAnalysis:
 
     Attributes:
         system: name of the run's system.
-        set: that was read.
+        set: name of the set that was read.
         sites: (S,) dotted paths of the projections.
-        classes: of the utterances, by kind.
+        classes: classes of the utterances, by kind.
         overall: use of the experts by all utterances.
-        by_class: the same by kind and class.
+        by_class: use of the experts by kind and class.
         leading: (n, S) int8, the expert with the largest mean weight for each utterance at each site.
-        dependence: of the leading expert on the class, by kind, where there are two classes; its groups are the layers.
-        untrained: (draws, S) bits that gates have about the class before training, on the same inputs, by kind; see
-            `UntrainedGates`. None of mixtures with experts that came later.
-        notes: on the precision, a line each.
+        dependence: dependence of the leading expert on the class, by kind, if there are two classes; its groups are the
+            layers.
+        untrained: (draws, S) mutual information in bits of class and expert with gates before training, on the same
+            inputs, by kind; see `UntrainedGates`. Empty for mixtures with experts that were added later.
+        notes: notes on the precision, a line each.
     """
 
     system: str
@@ -88,11 +89,12 @@ class RoutingAnalysis:
 
     @property
     def num_experts(self) -> int:
-        """N."""
+        """The number N of experts."""
         return self.overall.mean_gate.shape[1]
 
     def p_untrained(self, kind: str) -> float:
-        """Of trained gates: that gates before training have as much information about the class, mean over sites."""
+        """Return the p value of the trained gates: the probability that gates before training have as much information
+        about the class, mean over sites."""
         drawn, observed = self.untrained[kind].mean(1), self.dependence[kind].information.mean()
         as_much = drawn >= observed - 1e-12  # equal sums may differ in the last bits
         return float((1 + as_much.sum()) / (1 + len(drawn)))
@@ -113,14 +115,14 @@ def analyze_routing(
     allow: Collection[str] = (),
     progress: Progress = silent,
 ) -> RoutingAnalysis:
-    """Pass a set through a mixture, sum up its gates by class, and test whether the leading experts depend on it.
+    """Pass a set through a mixture, sum up its gates by class, and test if the leading experts depend on the class.
 
     Args:
         run: folder of a run, or a checkpoint in it.
         set: "dev", "train" or a test set of the run.
-        permutations: of the classes, at least 1; see `dependence`.
-        draws: of untrained gates; 0 for none.
-        seed: of the permutations, and of the untrained gates.
+        permutations: number of permutations of the classes, at least 1; see `dependence`.
+        draws: number of draws of untrained gates; 0 for none.
+        seed: seed of the permutations, and of the untrained gates.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
         backbone: where the encoder is, if not where the run found it.
@@ -159,7 +161,7 @@ def analyze_routing(
 
 
 def classes_of(trials: TrialList) -> dict[str, Classes]:
-    """The utterances by attack (spoofs that name one; bona fide belong to none), by label, and by codec."""
+    """Group the utterances by attack (spoofs that name one; bona fide ones belong to none), by label, and by codec."""
     labels = trials.labels.astype(np.int64)
     attacks, codecs = (_named(trials.column(field).values, trials.column(field).codes) for field in ("attack", "codec"))
     attacks = attacks._replace(codes=np.where(labels == SPOOF, attacks.codes, -1))
@@ -182,8 +184,8 @@ def _watch(
     draws: int,
     seed: int,
 ) -> tuple[GateStatistics, dict[str, dict[str, GateStatistics]], NDArray[np.int8], dict[str, NDArray[np.float64]]]:
-    """One pass: statistics of all and of each class, the leading experts (n, S), and the information of untrained
-    gates (draws, S)."""
+    """Pass the set through the model once, and return the statistics of all utterances and of each class, the leading
+    experts (n, S), and the information of untrained gates (draws, S)."""
     # One label for each combination of classes: sums of one pass serve all kinds.
     combined, joint = np.unique(np.stack([one.codes for one in classes.values()]), axis=1, return_inverse=True)
     joint = joint.reshape(-1)

@@ -21,12 +21,12 @@ Variant = Callable[[], AbstractContextManager[object]]
 def scores_of_variants(
     trained: TrainedDetector, trials: TrialList, variants: Mapping[str, Variant], passes: AudioPasses, what: str
 ) -> dict[str, ScoreTable]:
-    """The scores of a set by each variant; see `trial_scores`.
+    """Return the scores of a set by each variant; see `trial_scores`.
 
     Args:
-        trained: its detector.
-        trials: of the set.
-        variants: by name, what makes the detector this variant within a ``with`` block.
+        trained: the model.
+        trials: trials of the set.
+        variants: by name, functions that return a context in which the model's detector is this variant.
         passes: how the set is read.
         what: description for the progress.
 
@@ -43,7 +43,8 @@ def scores_of_variants(
 
 
 def eer_difference(first: ScoreTable, second: ScoreTable, resamples: int, seed: int) -> Difference:
-    """The EERs of two variants on the same trials, and the 95 % interval of their difference by a paired bootstrap.
+    """Return the EERs of two variants on the same trials, and the 95 % interval of their difference by a paired
+    bootstrap.
 
     Raises:
         InputError: a class is missing.
@@ -52,7 +53,7 @@ def eer_difference(first: ScoreTable, second: ScoreTable, resamples: int, seed: 
 
 
 def eers_by_attack(table: ScoreTable) -> dict[str, float]:
-    """The EER of the spoofs of each attack against all bona fide trials, by the attack's name."""
+    """Return the EER of the spoofs of each attack against all bona fide trials, by the attack's name."""
     column, labels = table.trials.column("attack"), np.asarray(table.labels)
     attacks = np.array(column.values, dtype=object)[np.asarray(column.codes)]
     eers = {}
@@ -63,7 +64,7 @@ def eers_by_attack(table: ScoreTable) -> dict[str, float]:
 
 
 def sets_to_score(trained: TrainedDetector, sets: Sequence[str] | None) -> list[str]:
-    """The requested sets, or all test sets of the run.
+    """Return the requested sets, or all test sets of the run.
 
     Raises:
         InputError: none was requested, and the run has no test set.
@@ -75,7 +76,8 @@ def sets_to_score(trained: TrainedDetector, sets: Sequence[str] | None) -> list[
 
 
 def check_both_classes(trials: TrialList, name: str) -> None:
-    """
+    """Check that a set has trials of both classes.
+
     Raises:
         InputError: the set lacks bona fide or spoofed trials, so that it has no EER.
     """

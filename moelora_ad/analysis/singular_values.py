@@ -13,7 +13,7 @@ from moelora_ad.analysis.trained import load_trained
 from moelora_ad.errors import InputError
 
 FACTOR = 2.0
-"""From here on a ratio between late and early layers counts as a difference."""
+"""Least ratio between late and early layers that counts as a difference."""
 LAST_LAYERS, FIRST_LAYERS, THROUGHOUT, NOWHERE = "the last layers", "the first layers", "all layers", "no layer"
 
 
@@ -36,12 +36,12 @@ class SingularValueAnalysis:
 
     @property
     def largest(self) -> NDArray[np.float64]:
-        """(layers, projections, N) the largest of each expert; NaN where no site is."""
+        """(layers, projections, N) the largest value of each expert; NaN where there is no site."""
         return self.grid.grid([values[:, 0] for values in self.values.values()])
 
     @property
     def late_to_early(self) -> dict[str, float]:
-        """See the function of this name; by projection."""
+        """The ratio of late to early layers, see the function of this name; by projection."""
         return dict(zip(self.grid.projections, late_to_early(self.largest), strict=True))
 
     @property
@@ -54,7 +54,7 @@ class SingularValueAnalysis:
 def analyze_singular_values(
     run: str | Path, *, backbone: str | None = None, allow: Collection[str] = ()
 ) -> SingularValueAnalysis:
-    """Singular values of every expert's update; no audio is read.
+    """Return the singular values of every expert's update; no audio is read.
 
     Args:
         run: folder of a run, or a checkpoint in it.
@@ -72,18 +72,18 @@ def analyze_singular_values(
 
 
 def num_last(num_layers: int) -> int:
-    """How many layers are the last third; 0 if there is but one layer."""
+    """Return how many layers are in the last third; 0 if there is only one layer."""
     return max(1, round(num_layers / 3)) if num_layers > 1 else 0
 
 
 def late_to_early(largest: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last third of the layers by that over the others, for each projection.
+    """Return the mean over the last third of the layers divided by that over the others, for each projection.
 
     Args:
-        largest: (layers, projections, N), NaN where no site is.
+        largest: (layers, projections, N), NaN where there is no site.
 
     Returns:
-        (projections,); NaN where a part has no site or is all zero.
+        (projections,); NaN where a part has no site or both are zero, infinity where only the early layers are zero.
     """
     return np.array([_ratio(largest[:, at]) for at in range(largest.shape[1])])
 
@@ -98,7 +98,8 @@ def _ratio(largest: NDArray[np.float64]) -> float:
 
 
 def where_active(largest: NDArray[np.float64]) -> str | None:
-    """In which layers a projection is active, by its largest singular values (layers, N); None if undetermined."""
+    """Return in which layers a projection is active, by its largest singular values (layers, N); None if this is not
+    determined."""
     if not np.nan_to_num(largest).any():
         return NOWHERE
     ratio = _ratio(largest)

@@ -26,11 +26,11 @@ class ScoreStability(NamedTuple):
     """The scores that the runs gave to a set.
 
     Attributes:
-        eers: (runs,) of each run, as shares of 1.
-        rank_correlation: Spearman's, of the scores of two runs, mean over all two.
+        eers: (runs,) EER of each run, as a share of 1.
+        rank_correlation: Spearman's correlation of the scores of two runs, mean over all pairs.
         disagreement: share of the trials that two runs decide differently, each at its own EER threshold, mean over
-            all two.
-        num_trials: of the set.
+            all pairs.
+        num_trials: number of trials of the set.
     """
 
     eers: NDArray[np.float64]
@@ -40,12 +40,12 @@ class ScoreStability(NamedTuple):
 
     @property
     def summary(self) -> SeedSummary:
-        """Of the EERs."""
+        """The mean and spread of the EERs over runs."""
         return over_seeds([float(eer) for eer in self.eers])
 
     @classmethod
     def between(cls, tables: Sequence[ScoreTable]) -> "ScoreStability":
-        """Of tables with the same trials in one order."""
+        """Compare tables of the same trials in the same order."""
         results = [table.equal_error_rate() for table in tables]
         accepted = [table.scores > one.threshold for table, one in zip(tables, results, strict=True)]
         pairs = list(combinations(range(len(tables)), 2))
@@ -65,10 +65,10 @@ class RoutingStability(NamedTuple):
     """The gates of the runs on one set.
 
     Attributes:
-        sites: (S,) dotted paths.
-        agreement: of matched experts.
+        sites: (S,) dotted paths of the projections.
+        agreement: agreement of matched experts.
         spread: (S,) standard deviation over runs of a matched expert's mean gate, mean over experts.
-        unmatched_spread: (S,) the same of experts by their numbers.
+        unmatched_spread: (S,) the same for experts with the same number instead of matched ones.
     """
 
     sites: Sequence[str]
@@ -87,12 +87,12 @@ class StabilityAnalysis:
     """Differences between runs of one system.
 
     Attributes:
-        system: their name.
-        seeds: of the runs.
-        set: where routing is compared.
-        scores: by set, of all sets that every run has scores of.
-        routing: of the gates; None if the models have none.
-        notes: on the runs and on the precision, a line each.
+        system: name of the system.
+        seeds: seeds of the runs.
+        set: name of the set on which routing is compared.
+        scores: comparison of the scores, by set, for all sets that every run has scores of.
+        routing: comparison of the gates; None if the models have none.
+        notes: notes on the runs and on the precision, a line each.
     """
 
     system: str
@@ -121,9 +121,9 @@ def analyze_stability(
 
     Args:
         runs: folders of runs of one system, or folders above them.
-        set: where routing is compared: "dev", "train" or a test set.
-        permutations: of the utterances, at least 1; see `agreement`.
-        seed: of the permutations.
+        set: the set on which routing is compared: "dev", "train" or a test set.
+        permutations: number of permutations of the utterances, at least 1; see `agreement`.
+        seed: seed of the permutations.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
         backbone: where the encoder is, if not where the runs found it.
@@ -164,7 +164,7 @@ def _runs(paths: Sequence[str | Path]) -> tuple[list[ScoredRun], list[str]]:
 
 
 def _scores(records: Sequence[RunRecord], name: str) -> list[ScoreTable]:
-    """The scores of a set by every run, in one order: runs may list trials in different orders."""
+    """Return the scores of a set by every run, all in one order, as runs may list trials in different orders."""
     tables: list[ScoreTable] = []
     for record in records:
         assert record.score_folder is not None
@@ -179,7 +179,7 @@ def _scores(records: Sequence[RunRecord], name: str) -> list[ScoreTable]:
 def _gates(
     records: Sequence[RunRecord], set_name: str, passes: AudioPasses, backbone: str | None, allow: Collection[str]
 ) -> tuple[list[str], list[NDArray[np.float32]]]:
-    """The sites of the gates, and mean weights (n, S, N) of each run; none if the models have no gates."""
+    """Return the sites of the gates, and mean weights (n, S, N) of each run; both are empty without gates."""
     gates: list[NDArray[np.float32]] = []
     sites: list[str] = []
     utterances: list[str] = []

@@ -22,12 +22,12 @@ class TrainedDetector(NamedTuple):
     """A trained detector and the corpora of its run.
 
     Attributes:
-        detector: in evaluation mode; its ``precision`` is that of the run.
-        data: of the run.
+        detector: detector in evaluation mode; its ``precision`` is that of the run.
+        data: data module of the run.
         name: the run's system; the name of its folder if it has no record.
-        seed: of the run.
+        seed: seed of the run.
         checkpoint: where the weights come from.
-        folder: of the run.
+        folder: folder of the run.
     """
 
     detector: Detector
@@ -39,7 +39,7 @@ class TrainedDetector(NamedTuple):
 
 
 def load_trained(path: str | Path, backbone: str | None = None, allow: Collection[str] = ()) -> TrainedDetector:
-    """A run's detector with its trained weights.
+    """Load a run's detector with its trained weights.
 
     Args:
         path: a run's folder, for its best checkpoint, or a checkpoint in RUN/checkpoints.
@@ -47,7 +47,7 @@ def load_trained(path: str | Path, backbone: str | None = None, allow: Collectio
         allow: packages besides ours whose classes the run's configuration may name.
 
     Raises:
-        InputError: there is no such run, it has no checkpoint, or the two do not fit.
+        InputError: there is no such run, it has no checkpoint, or its checkpoint and configuration do not fit.
     """
     built, checkpoint, config = load_run(path, backbone, allow)
     folder = config.parent
@@ -56,7 +56,7 @@ def load_trained(path: str | Path, backbone: str | None = None, allow: Collectio
 
 
 def trials_of(trained: TrainedDetector, set_name: str) -> TrialList:
-    """The trials of one of the run's sets: "train", "dev", or a test set by its name.
+    """Return the trials of one of the run's sets: "train", "dev", or a test set by its name.
 
     Raises:
         InputError: the run has no such set, or its corpus cannot be read.
@@ -80,17 +80,17 @@ def batches(
     workers: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Batch]:
-    """The trials in their order, in evaluation segments, never augmented.
+    """Yield batches of the trials in their order, in evaluation segments, never augmented.
 
     Args:
-        trained: has the segments.
+        trained: the model, whose data module sets the segments.
         trials: what to read.
-        batch_size: None for that of the run's evaluation.
-        workers: processes that read audio; None for those of the run.
+        batch_size: utterances in a batch; None for that of the run's evaluation.
+        workers: number of processes that read audio; None for that of the run.
         advance: called after each batch with its number of trials.
 
     Raises:
-        InputError: a file cannot be read, or there is no room to read ahead.
+        InputError: a file cannot be read, or the workers lack memory, shared memory or open files.
     """
     data = trained.data
     workers = data.num_workers if workers is None else workers

@@ -1,4 +1,4 @@
-"""The control of a routing analysis: how much gates depend on what an utterance is before anything trains them."""
+"""The control of a routing analysis: how much gates depend on the class of an utterance before they are trained."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,20 @@ from moelora_ad.adapters.gate import Gate
 
 
 class UntrainedGates:
-    """Gates drawn as they are before training, which see what a model's own gates see.
+    """Gates drawn at random as they are before training, with the inputs of a model's own gates.
 
-    Utterances of different attacks have different hidden states, which any gate tells apart to some degree: only what
-    exceeds these is an effect of training. Projections that share a gate share the drawn ones, too.
+    Utterances of different attacks have different hidden states, which any gate distinguishes to some degree: only
+    what exceeds this is an effect of training. Projections that share a gate share its drawn ones, too.
 
     Args:
-        encoder: with gates; none of its experts came later than the others (``GatePolicy.added``).
-        sites: S dotted paths of the projections that have one.
+        encoder: an encoder with gates; none of its experts was added later (``GatePolicy.added``).
+        sites: S dotted paths of the projections that have a gate.
         draws: D, how often each gate is drawn.
-        seed: of their weights.
-        num_groups: G, how many groups of utterances are counted apart.
+        seed: seed of the drawn weights.
+        num_groups: G, how many groups of utterances are counted separately.
 
     Attributes:
-        counts: (D, S, G, N) utterances of each group for which an expert has the largest mean weight.
+        counts: (D, S, G, N) number of utterances of each group for which an expert has the largest mean weight.
     """
 
     def __init__(self, encoder: nn.Module, sites: Sequence[str], draws: int, seed: int, num_groups: int) -> None:
@@ -44,18 +44,18 @@ class UntrainedGates:
         self.counts = np.zeros((draws, len(sites), num_groups, num_experts), np.int64)
 
     def see(self, decision: Decision) -> None:
-        """Decide what a gate of the model has decided."""
+        """Let the drawn gates decide on the inputs of a decision of the model's gate."""
         gate = decision.layer.gate
         assert gate is not None
         rows = self._rows[id(gate)] = self._rows[id(gate)].to(decision.inputs.device)
         with torch.autocast(decision.inputs.device.type, enabled=False):
             logits = functional.linear(decision.inputs.float(), rows).unflatten(-1, (self._draws, -1))
-            # Not by a call, which would be watched; (D, B, T, N).
+            # forward and not a call, which would be watched; (D, B, T, N).
             weights = gate.forward(logits.movedim(-2, 0))
         self._weights[decision.site] = decision._replace(weights=weights).mean_weights()
 
     def count(self, groups: NDArray[np.integer]) -> None:
-        """Count the utterances of the last pass, whose groups (B,) are these."""
+        """Count the leading experts of the utterances in the last pass, by the groups (B,) of these."""
         rows = torch.stack([self._weights[site] for site in self._sites], dim=1)  # (D, S, B C, N)
         leading = rows.unflatten(2, (len(groups), -1)).mean(3).argmax(-1).cpu().numpy()
         draws, sites = np.ogrid[: leading.shape[0], : leading.shape[1]]

@@ -1,4 +1,4 @@
-"""Scores -> figures. No model is needed: a score file is enough."""
+"""The evaluation of scores: figures, intervals and reports. No model is needed: a score file is enough."""
 
 from typing import TYPE_CHECKING
 
@@ -105,5 +105,5 @@ __all__ = [
     "write_scores",
 ]
 
-# The figures of a score file need no torch, and a command's help needs none of this.
+# Modules are imported on demand: figures of a score file need no torch, and a command's help needs none of these.
 __getattr__, __dir__ = lazy_names(__name__)

@@ -1,4 +1,4 @@
-"""Where scores come from, by the JSON file beside them, and whether they still match it."""
+"""The provenance of scores, which is a JSON file beside them, and checks that they still match it."""
 
 import csv
 import json
@@ -11,12 +11,12 @@ from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
 from moelora_ad.files import file_hash
 
 _MOST_PROVENANCE = 200_000  # characters on a page
-_WRITTEN = ".csv"  # what evaluations write; a file of another ending beside it is a copy in another format
+_WRITTEN = ".csv"  # the ending that evaluations write; a file with another ending is a copy in another format
 _UNREADABLE = (OSError, ValueError)
 
 
 class Provenance(NamedTuple):
-    """The content of a JSON file laid out for reading, what a reader must know of it, and whether the scores are of a
+    """The content of a provenance file as indented text, a note on it for the reader, and whether the scores are of a
     set that their run is configured with (true if that is not known)."""
 
     text: str | None
@@ -25,7 +25,7 @@ class Provenance(NamedTuple):
 
 
 def provenance_of(path: Path) -> Provenance:
-    """Where scores come from, by the JSON file beside them."""
+    """Read the provenance of scores from the JSON file beside them; without a file it has no text."""
     beside = path.with_suffix(".json")
     try:
         content = read_json(beside)
@@ -42,7 +42,7 @@ def provenance_of(path: Path) -> Provenance:
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """The fields of the JSON file beside scores; none if it is missing or cannot be read, which `provenance_of`
+    """Return the fields of the JSON file beside scores; empty if it is missing or cannot be read, which `provenance_of`
     reports."""
     try:
         content = read_json(path.with_suffix(".json"))
@@ -52,10 +52,10 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 
 def refuse_changed(path: str | Path) -> None:
-    """Check that a score file is, byte for byte, the one whose hash is recorded beside it, if one is.
+    """Check that a score file is, byte for byte, the one whose hash is recorded beside it, if a hash is recorded.
 
     Raises:
-        ScoreError: It is another one.
+        ScoreError: The file is a different one.
     """
     path = Path(path)
     recorded = read_provenance(path)
@@ -63,7 +63,7 @@ def refuse_changed(path: str | Path) -> None:
         return
     try:
         found = file_hash(path)
-    except OSError:  # its reader reports it
+    except OSError:  # whoever reads the scores reports it
         return
     wanted = recorded["score_file_sha256"]
     if found != wanted:
@@ -76,10 +76,10 @@ def refuse_changed(path: str | Path) -> None:
 
 
 def refuse_other_number(path: str | Path, number: int) -> None:
-    """Check that as many scores were read from a file as are recorded beside it, if that is.
+    """Check that the number of scores read from a file is the one recorded beside it, if a number is recorded.
 
     Raises:
-        ScoreError: There are more or fewer.
+        ScoreError: There are more or fewer scores.
     """
     path = Path(path)
     if path.suffix != _WRITTEN:
@@ -95,7 +95,7 @@ def refuse_other_number(path: str | Path, number: int) -> None:
 
 
 def partial_note(path: Path, number: int) -> str | None:
-    """A note if only some trials of a set have one of the ``number`` scores read, if that is recorded beside them."""
+    """Return a note if the provenance beside ``number`` scores records that other trials of the set have no score."""
     recorded = read_provenance(path)
     if recorded.get("complete", True) is True:
         return None
@@ -114,7 +114,7 @@ def _other(path: Path, what: str) -> ScoreError:
 
 
 def _number(path: Path) -> int | None:
-    """The scores in a CSV file with a header; None if that is unknown."""
+    """Count the scores in a CSV file with a header; None if it cannot be read."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             return max(0, sum(1 for row in csv.reader(file) if row) - 1)

@@ -33,17 +33,17 @@ from moelora_ad.files import written_whole
 
 COLUMNS = ("utterance", "label", "speaker", "attack", "codec", "corpus", "split", "score")
 FURTHER = ("transmission", "source", "gender", "race", "language")
-"""Columns that a file has only if a trial has the field."""
+"""Columns that a file has only if some trial has the field."""
 ID_NAMES = ("utterance", "path", "file_name", "filename", "file")
 SCORE_NAMES = ("score", "cm-score")
 LABEL_NAMES = ("label", "cm-label")
-"""Names in tables of the three columns that matter."""
+"""Names under which tables have the columns of ids, scores and labels."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LABEL_WORDS = {BONA_FIDE: "bonafide", SPOOF: "spoof", -1: ""}
 
 
 class AttackErrorRate(NamedTuple):
-    """The EER of all bona fide trials against one attack's spoofs, a share of 1, and the number of these."""
+    """The EER of all bona fide trials against one attack's spoofs, a share of 1, and the number of these spoofs."""
 
     eer: float
     num_spoof: int
@@ -89,13 +89,13 @@ class ScoreTable:
         return self.trials.labels
 
     def equal_error_rate(self) -> EqualErrorRateResult:
-        """See `equal_error_rate`; every trial needs a label."""
+        """Return the EER over all trials, see `equal_error_rate`; every trial needs a label."""
         return equal_error_rate(self.scores, self.labels)
 
     def attack_error_rates(self) -> dict[str, AttackErrorRate]:
-        """By attack, in the order of the names: all bona fide trials against its spoofs; needs bona fide trials.
+        """Return the EER of all bona fide trials against the spoofs of each attack, by name, sorted.
 
-        Spoofs that name no attack are in none.
+        At least one bona fide trial is needed. Spoofs that name no attack are left out.
         """
         attack = self.trials.column("attack")
         bona_fide = np.sort(self.scores[self.labels == BONA_FIDE])
@@ -111,21 +111,21 @@ class ScoreTable:
         return dict(sorted(found.items()))
 
     def with_scores(self, scores: ArrayLike) -> "ScoreTable":
-        """The same trials with other scores (n,)."""
+        """Return a table of the same trials with other scores (n,)."""
         return ScoreTable(self.trials, scores)
 
     def select(self, indices: NDArray[np.integer]) -> "ScoreTable":
-        """The trials at ``indices`` (m,), which do not repeat, in that order."""
+        """Return a table of the trials at ``indices`` (m,), which do not repeat, in that order."""
         return ScoreTable(self.trials.select(indices), self.scores[indices])
 
     def write(self, path: str | Path) -> None:
         """Write a file with the columns ``COLUMNS``, and those of ``FURTHER`` that have any value; whole or not at all.
 
-        The path's ending chooses: ``.csv`` or ``.tsv`` (UTF-8, a header, scores in the shortest form that gives the
-        same float64 again), or ``.parquet`` (needs pyarrow).
+        The path's ending determines the format: ``.csv`` or ``.tsv`` (UTF-8, a header, scores in the shortest form that
+        gives the same float64 again), or ``.parquet`` (needs pyarrow).
 
         Raises:
-            ScoreError: The ending is another one, or pyarrow is absent.
+            ScoreError: The path has another ending, or pyarrow is not installed.
         """
         path = Path(path)
         suffix = path.suffix.lower()
@@ -138,7 +138,7 @@ class ScoreTable:
             raise ScoreError.at(path, f"a score table is a {', '.join(DELIMITERS)} or .parquet file")
         columns = dict(self._columns())
         columns["score"] = list(map(repr, self.scores.tolist()))
-        # Before Python 3.13 a carriage return alone is not quoted unless all fields are.
+        # Before Python 3.13 a lone carriage return is not quoted unless all fields are.
         returns = any("\r" in text for name, column in columns.items() if name != "score" for text in column if text)
         with written_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(
@@ -151,7 +151,7 @@ class ScoreTable:
             writer.writerows(zip(*columns.values(), strict=True))
 
     def _columns(self) -> Iterable[tuple[str, Sequence[Any]]]:
-        """Every column of the file in its order, as Python values."""
+        """Yield every column of the file in its order, as Python values."""
         trials = self.trials.columns
         for name in COLUMNS[:-1]:
             if name == "utterance":
@@ -183,10 +183,10 @@ class ScoreTable:
     def from_columns(
         cls, path: str | Path, header: Sequence[str], lines: Sequence[int], columns: Mapping[str, Sequence[str]]
     ) -> "ScoreTable":
-        """The table of what `read_score_columns` read from ``path``.
+        """Build a table from what `read_score_columns` read from ``path``.
 
         Raises:
-            ScoreError: It is faulty.
+            ScoreError: A column is missing, there are no scores, or a value is faulty.
         """
         missing = [column for column in COLUMNS if column not in header]
         if missing:
@@ -208,9 +208,9 @@ Columns = tuple[Sequence[str], Sequence[int], Mapping[str, Sequence[str]]]
 
 
 def read_score_columns(path: str | Path) -> Columns:
-    """The header of a table, the line of each record, and all columns as text.
+    """Read the header of a table, the line of each record, and all columns as text.
 
-    The ending identifies Parquet and JSON lines, the header the delimiter of the others.
+    Parquet and JSON lines are recognised by the ending of the path, the delimiter of other files by their header.
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".jsonl":
@@ -241,7 +241,7 @@ def _text(value: object) -> str:
 
 
 def one_of(header: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of some names that a header has."""
+    """Return the first of ``names`` that a header has; None if it has none of them."""
     return next((name for name in names if name in header), None)
 
 
@@ -249,7 +249,7 @@ def refuse_repeated(path: str | Path, lines: Sequence[int], utterances: Sequence
     """Check that no utterance has two scores.
 
     Raises:
-        ScoreError: One has; the message has both lines.
+        ScoreError: An utterance has two; the message has both lines.
     """
     if len(set(utterances)) == len(utterances):
         return
@@ -260,14 +260,14 @@ def refuse_repeated(path: str | Path, lines: Sequence[int], utterances: Sequence
 
 
 def parse_scores(path: str | Path, lines: Sequence[int], texts: Sequence[str]) -> NDArray[np.float64]:
-    """The numbers (n,).
+    """Return the numbers (n,) that texts stand for.
 
     Raises:
-        ScoreError: One is not a finite number.
+        ScoreError: A text is not a finite number.
     """
     try:
         together = "".join(texts)
-        if "_" in together or not together.isascii():  # Python's own notation: 1_0 is ten, and so are other scripts'
+        if "_" in together or not together.isascii():  # float also accepts 1_0, and digits of other scripts
             raise ValueError
         scores = np.fromiter(map(float, texts), np.float64, len(texts))
     except ValueError:

@@ -1,1 +1,1 @@
-"""What a run stores on disk: its folder, record, scores and failures. Written and read here, without torch."""
+"""The files of a run (its folder, record, scores and failures), written and read without torch."""

@@ -18,11 +18,13 @@ class CheckpointError(InputError):
 
 
 def run_of(configs: Iterable[str | os.PathLike[str]], logger: Mapping[str, Any] | None = None) -> Path | None:
-    """The folder of the run that a command line belongs to; None if it belongs to none that there is.
+    """Return the folder of the run that a command line belongs to; None if there is no such run.
 
     Args:
-        configs: its configuration files; ``RUN/config.yaml`` belongs to ``RUN``, and the last such file decides.
-        logger: the trainer's first one as configured; one of files with a given version names the folder of the run.
+        configs: configuration files of the command line; ``RUN/config.yaml`` belongs to ``RUN``, and the last one in
+            the folder of a run decides.
+        logger: the trainer's first logger as configured; if it writes files and has a given version, these name the
+            folder of the run.
     """
     folders = [Path(config).absolute().parent for config in configs if Path(config).name == "config.yaml"]
     named = _folder_of(logger)
@@ -42,15 +44,15 @@ def _folder_of(logger: Mapping[str, Any] | None) -> Path | None:
 
 
 def checkpoint_of(run: Path | None, which: str, verb: str) -> str:
-    """The path of the best or the last checkpoint of a run.
+    """Return the path of the best or the last checkpoint of a run.
 
     Args:
-        run: its folder, if there is one.
+        run: folder of the run; None if there is no run.
         which: "best" or "last".
-        verb: for the message.
+        verb: name of the command, for the message.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no run, or it has no such checkpoint.
     """
     if run is None:
         raise CheckpointError(
@@ -68,10 +70,10 @@ def checkpoint_of(run: Path | None, which: str, verb: str) -> str:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The best checkpoint of a run, by its record; the only one of a run that has none.
+    """Return the best checkpoint of a run by its record; if that names none, the only one in the run's folder.
 
     Raises:
-        CheckpointError: there is none, or are several.
+        CheckpointError: the record names none, and the folder has none or several, not counting the last ones.
     """
     if (run / RECORD).is_file():
         found = read_record(run).checkpoint_path
@@ -84,7 +86,7 @@ def best_checkpoint(run: Path) -> Path:
 
 
 def missing(run: Path | None, verb: str) -> CheckpointError:
-    """The error of a command that judges a model and was given no checkpoint; names those of its run."""
+    """Return the error of a command that evaluates a model and was given no checkpoint; it names those of the run."""
     found = {} if run is None else {BEST: _best(run), LAST: _last(run)}
     offer = _offer(found) or "; the configuration is not that of a run with checkpoints (RUN/checkpoints/NAME.ckpt)"
     return CheckpointError(

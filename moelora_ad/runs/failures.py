@@ -11,10 +11,10 @@ COLUMNS = ("utterance", "audio", "reason")
 
 
 def write_failures(path: Path, trials: TrialList, reasons: Mapping[int, str]) -> None:
-    """Write a CSV file (UTF-8) with the header ``COLUMNS``, whole or not at all; without failures, there is no file.
+    """Write a CSV file (UTF-8) with the header ``COLUMNS``, whole or not at all; without failures, remove the file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         trials: all trials of the set.
         reasons: why trials failed, by their index in the list.
     """

@@ -8,15 +8,16 @@ from moelora_ad.runs.record import RECORD, read_record
 
 
 def check_free(folder: Path, resumes: bool, config: bytes) -> None:
-    """Check that a run may use a folder: nothing of another run, nor of the user's, is overwritten there.
+    """Check that a run may use a folder: that it overwrites no files of another run or of the user there.
 
     Args:
-        folder: of the run.
-        resumes: whether it resumes from a checkpoint.
-        config: of the run, as it is about to be saved; a run that was killed before it saved more starts from scratch.
+        folder: folder of the run.
+        resumes: whether the run resumes from a checkpoint.
+        config: the run's ``config.yaml`` as it is about to be saved; the folder may have the same file, left by a run
+            that was killed before it saved more.
 
     Raises:
-        InputError: it may not.
+        InputError: the run may not use the folder.
     """
     is_run = (folder / RECORD).is_file()
     if is_run and not resumes and read_record(folder).state == "finished":
@@ -32,6 +33,6 @@ def check_free(folder: Path, resumes: bool, config: bytes) -> None:
 
 
 def shown(path: str | Path) -> str:
-    """The path from here, or the whole path when it is not below this folder."""
+    """Return a path relative to the current folder, or the absolute path if it is not below it."""
     relative = os.path.relpath(path)
     return str(Path(path).resolve()) if relative.startswith("..") else relative

@@ -1,4 +1,4 @@
-"""Leaving one attack out: the name of its test set, and the systems that were trained without it."""
+"""Names in leave-one-attack-out: the test set of the held-out attack, and the systems trained without it."""
 
 import re
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ def held_out_attack(configuration: Mapping[str, Any]) -> str | None:
 
 
 def name_without(system: str, attack: str) -> str:
-    """A sweep's name of a system that is trained without an attack; valid as a folder's name."""
+    """Return the name that a sweep gives to a system trained without an attack; it is valid as a folder's name."""
     return f"{system}{_ending(attack)}"
 
 
 def system_of(name: str, attack: str) -> str:
-    """The system's own name, of what `name_without` made; any other name is the system's own."""
+    """Return the system's own name, from the result of `name_without`; any other name is returned unchanged."""
     return name.removesuffix(_ending(attack))
 
 

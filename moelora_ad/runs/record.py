@@ -19,7 +19,7 @@ State = Literal["running", "finished", "failed", "interrupted"]
 
 
 class RecordedSet(NamedTuple):
-    """An evaluated set: its corpus, its EER as a share of 1 (None if it lacks a class), and its trials."""
+    """An evaluated set: its corpus, its EER as a share of 1 (None if it lacks a class), and its numbers of trials."""
 
     corpus: str
     eer: float | None
@@ -35,8 +35,8 @@ class ConfiguredSet(NamedTuple):
 
 
 class InitialWeights(NamedTuple):
-    """What a training started from: a model or a checkpoint, the SHA-256 of its file of weights, how many tensors are
-    taken from it, how many were initialised, and how many of it were not used."""
+    """The origin of a run's initial weights: a model or a checkpoint, the SHA-256 of its file of weights, and how many
+    tensors were taken from it, how many were initialised instead, and how many tensors in it were not used."""
 
     source: str
     sha256: str
@@ -46,7 +46,7 @@ class InitialWeights(NamedTuple):
 
 
 def trials_hash(trials: TrialList) -> str:
-    """Hash of the ids and labels of trials, in any order."""
+    """Return a hash of the ids and labels of trials that does not depend on their order."""
     digest = hashlib.sha256()
     for utterance, label in sorted(zip(trials.columns.utterance, trials.labels.tolist(), strict=True)):
         digest.update(f"{label} {utterance}\n".encode("utf-8", "surrogatepass"))
@@ -58,36 +58,36 @@ class RunRecord:
     """The record of one run.
 
     Attributes:
-        folder: of the run; the record is ``run.json`` in it.
-        state: a run that was killed still says "running".
-        reason: why it failed or was interrupted, in one line.
-        system: what is compared; its seeds share it.
-        seed: of everything.
-        started: of the first attempt, ISO 8601, UTC.
+        folder: folder of the run; the record is ``run.json`` in it.
+        state: state of the run; it stays "running" if the run is killed.
+        reason: why the run failed or was interrupted, in one line.
+        system: name of the system, shared by its runs with different seeds.
+        seed: seed of all random numbers.
+        started: start of the first attempt, ISO 8601, UTC.
         updated: when the record was written.
-        seconds: of all attempts together.
+        seconds: duration of all attempts together.
         attempts: how often the run was started.
-        epoch: epochs that are done.
-        max_epochs: None without a limit.
-        step: optimiser steps that are done.
-        max_steps: as expected at the start; None without a limit.
-        dev_eer: of the last validation.
-        best_dev_eer: of the best one.
-        parameters: trained ones by part, and ``total``, all of the detector.
+        epoch: number of completed epochs.
+        max_epochs: limit of the epochs; None without a limit.
+        step: number of completed optimiser steps.
+        max_steps: number of steps expected at the start; None without a limit.
+        dev_eer: EER of the last validation, as a share of 1.
+        best_dev_eer: EER of the best validation, as a share of 1.
+        parameters: number of trained parameters by part, and ``total``, the number of all parameters of the detector.
         training_corpora: names of the corpora trained on.
-        configured_sets: the development set and the test sets of its configuration, by name: other sets that its
-            checkpoints are tested on are in no average of the run. None in a record of an earlier version.
-        sets: what was evaluated by the best checkpoint, by name.
-        checkpoint: the best one, from the run's folder on; None before there is one.
-        scores: folder of its score files, from the run's folder on; None before there are some.
-        peak_memory_bytes: of the largest attempt: ``host``, and ``cuda`` or None.
-        versions: of Python and of the packages that figures depend on.
-        git_commit: of the code, with ``-dirty`` if files differ from it; None outside a repository.
+        configured_sets: the development set and the test sets of the run's configuration, by name; other sets that its
+            checkpoints are tested on are left out of the run's averages. None in a record of an earlier version.
+        sets: the sets evaluated with the best checkpoint, by name.
+        checkpoint: path of the best checkpoint, relative to the run's folder; None before there is one.
+        scores: folder of the score files, relative to the run's folder; None before there are any.
+        peak_memory_bytes: largest peak of all attempts: ``host``, and ``cuda`` or None.
+        versions: versions of Python and of the packages that figures depend on.
+        git_commit: commit of the code, with ``-dirty`` if files differ from it; None outside a repository.
         command: arguments of the command line.
-        init_weights: what it started from by ``model.init_weights``; None for new weights, and in a record of an
-            earlier version.
-        selections: what is taken of its corpora, in words, by ``train``, ``train.NAME``, ``dev`` and the names of test
-            sets; those of which all trials are taken are absent.
+        init_weights: origin of the weights given by ``model.init_weights``; None for new weights, and in a record of
+            an earlier version.
+        selections: which trials of the corpora are used, in words, by ``train``, ``train.NAME``, ``dev`` and the names
+            of test sets; sets of which all trials are used are absent.
     """
 
     folder: Path
@@ -136,14 +136,14 @@ class RunRecord:
         return self.folder / "config.yaml"
 
     def is_configured(self, name: str, trials: TrialList) -> bool:
-        """Whether the run is configured with this set; true if an earlier version did not record that."""
+        """Whether the run is configured with this set; true if its record is of an earlier version without that."""
         if self.configured_sets is None:
             return True
         one = self.configured_sets.get(name)
         return one is not None and one.trials in (None, trials_hash(trials))
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of the file."""
+        """Return the content of the record's file."""
         fields = {name: value for name, value in vars(self).items() if name != "folder"}
         sets = {name: found._asdict() for name, found in self.sets.items()}
         of_run = self.configured_sets
@@ -153,10 +153,10 @@ class RunRecord:
 
 
 def read_record(folder: str | Path) -> RunRecord:
-    """The record in a run's folder.
+    """Read the record in a run's folder.
 
     Raises:
-        InputError: there is none, or it is damaged or of another format.
+        InputError: there is no record, or it is damaged or of another format.
     """
     path = Path(folder) / RECORD
     try:
@@ -188,7 +188,7 @@ def read_record(folder: str | Path) -> RunRecord:
 
 
 def find_records(paths: Iterable[str | Path]) -> list[RunRecord]:
-    """The records of runs, sorted by system, seed and folder, each once.
+    """Read the records of runs, each once, sorted by system, seed and folder.
 
     Args:
         paths: folders of runs, or folders with such folders anywhere below them.
@@ -209,7 +209,7 @@ def find_records(paths: Iterable[str | Path]) -> list[RunRecord]:
 
 
 def _check(record: RunRecord, path: Path) -> None:
-    """A damaged record must not be taken for another run: every field has the type that its class declares."""
+    """Check that every field has the type that its class declares, so that a damaged record is not used."""
     for name, kind in get_type_hints(RunRecord).items():
         value = getattr(record, name)
         if not _is(value, kind):
@@ -219,12 +219,12 @@ def _check(record: RunRecord, path: Path) -> None:
         if "\0" in value:
             raise InputError.at(path, f"is damaged: {name} is {value!r}, which has a NUL")
         sizes = [len(part.encode(errors="replace")) for part in Path(value).parts]
-        if sum(sizes) > 2_000 or max(sizes, default=0) > 255:  # no folder or file can be called so
+        if sum(sizes) > 2_000 or max(sizes, default=0) > 255:  # too long for a path
             raise InputError.at(path, f"is damaged: {name} is {value!r}")
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, with all that it holds; an int is a float too, a bool is not a number."""
+    """Whether a value and all values in it are of a type; an int counts as a float, a bool not as a number."""
     parts = get_args(kind)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in parts

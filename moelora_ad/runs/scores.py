@@ -1,4 +1,4 @@
-"""The scores of a set on disk: the score file with its provenance, and what an interrupted run had computed."""
+"""The scores of a set on disk: the score file with its provenance, and the scores of interrupted runs."""
 
 import contextlib
 import errno
@@ -42,20 +42,21 @@ class KnownScores(NamedTuple):
 
 
 class KeptScores:
-    """Where one set's scores are stored: ``NAME.csv``, its provenance ``NAME.json``, and while they are being computed
-    a hidden folder with a file of each process, to which it appends every batch. All of them name their origin; scores
-    of another origin are never used.
+    """The files with the scores of one set: ``NAME.csv``, its provenance ``NAME.json``, and while scores are being
+    computed a hidden folder with a file for each process, to which it appends every batch. All of them name the origin
+    of their scores; scores of another origin are never used.
 
     Args:
-        folder: of the score files.
-        name: of the set.
-        trials: all its trials.
-        origin: of the scores that are to be computed.
-        resumes: whether to reuse existing scores. A run that does not, one over a part of the trials, leaves nothing to
-            resume from, and replaces a score file of the same origin only if it has more scores.
+        folder: folder of the score files.
+        name: name of the set.
+        trials: all trials of the set.
+        origin: origin of the scores that are to be computed.
+        resumes: whether to reuse existing scores. A run that does not (over a part of the trials, or with predictions
+            in memory) leaves nothing to resume from, and replaces a score file of the same origin only if it has more
+            scores.
 
     Attributes:
-        known: scores that need not be computed again, none before `find`.
+        known: scores that need not be computed again; empty before `find`.
     """
 
     def __init__(self, folder: Path, name: str, trials: TrialList, origin: Origin, resumes: bool = True) -> None:
@@ -74,15 +75,15 @@ class KeptScores:
     # Existing scores
 
     def find(self) -> list[str]:
-        """Look for scores of the same origin; returns messages, one line each.
+        """Look for scores of the same origin; return messages, one line each.
 
         Raises:
-            InputError: a file cannot be read, or none can be written.
+            InputError: a file cannot be read, or the folder cannot be written to.
         """
         told: list[str] = []
         damaged: list[str] = []
         folder = self.path.parent
-        with self._reporting("written"):  # now rather than when all is computed
+        with self._reporting("written"):  # fail now rather than after all scores are computed
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
@@ -126,7 +127,7 @@ class KeptScores:
         return content if whole and "score_file_sha256" in content else None
 
     def _of_parts(self, told: list[str], damaged: list[str]) -> dict[int, float]:
-        """The scores left by interrupted runs, by index; useless files are removed."""
+        """The scores left by interrupted runs, by index; files of another origin are removed."""
         scores: dict[int, float] = {}
         for path in sorted(self._parts.glob("*.csv")):
             origin, lines, faults = _read_part(path)
@@ -141,7 +142,7 @@ class KeptScores:
         return {index: score for index, score in scores.items() if 0 <= index < len(self.trials)}
 
     def _changes(self, origin: Mapping[str, Any]) -> str:
-        """What differs from our origin, empty if nothing differs."""
+        """Describe what differs from the origin of the scores to compute; empty if nothing does."""
         names = [name for name in self.origin | dict(origin) if self.origin.get(name) != origin.get(name)]
         return f"different {', '.join(name.replace('_', ' ') for name in names)}" if names else ""
 
@@ -149,10 +150,10 @@ class KeptScores:
 
     def append(self, indices: Sequence[int], scores: Sequence[float]) -> None:
         """Store a batch of this process; a kill loses at most the batch that is being written. Scores that are not
-        finite, those of trials that could not be read among them, are left out: they are computed again.
+        finite, such as those of trials that could not be read, are left out and computed again by the next run.
 
         Raises:
-            InputError: the disk is full, or the like.
+            InputError: the scores cannot be written, for example because the disk is full.
         """
         if not self.resumes:
             return
@@ -168,20 +169,20 @@ class KeptScores:
                 data = data[os.write(self._part, data) :]
 
     def close(self) -> None:
-        """No more scores come from this process."""
+        """Close the file of this process, which appends no more scores."""
         if self._part is not None:
             os.close(self._part)
             self._part = None
 
     def finish(self, table: ScoreTable | None, indices: NDArray[np.int64], about: Mapping[str, Any]) -> None:
-        """Write the score file and its provenance; by one process, when all have closed.
+        """Write the score file and its provenance; call it in one process, after all processes have closed theirs.
 
-        A file that already has these scores, with what is now known of the trials, is left as it is.
+        A file that already has these scores and describes the same corpus is left as it is.
 
         Args:
-            table: the scores; None if no trial could be read, and then there is no score file.
-            indices: (n,) of its trials.
-            about: further fields of the provenance; ``corpus`` changes with what is known of the trials.
+            table: the scores; None if no trial could be read, which removes the score file.
+            indices: (n,) indices of the table's trials.
+            about: further fields of the provenance; ``corpus`` describes the corpus and its trials.
 
         Raises:
             InputError: a file cannot be written.
@@ -224,7 +225,7 @@ class KeptScores:
 
 _INDEX = re.compile(r"[0-9]{1,18}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")
-"""As Python writes a finite number."""
+"""A finite number as Python writes it."""
 
 
 def _line(index: int, score: float) -> str:
@@ -234,8 +235,8 @@ def _line(index: int, score: float) -> str:
 
 
 def _read_part(path: Path) -> tuple[dict[str, Any], dict[int, float], list[str]]:
-    """The origin and the scores in a part file, without what a kill left half written at its end, and what is wrong
-    with unusable lines, one text for each."""
+    """Return the origin and the scores in a part file, and what is wrong with unusable lines, one text for each. A line
+    at the end that a kill left half written is ignored."""
     header, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]
     try:
         origin = parse_json(header)

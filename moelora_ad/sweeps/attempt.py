@@ -1,4 +1,4 @@
-"""One start of fit for a run of a sweep."""
+"""One attempt at a run of a sweep: a process of fit."""
 
 import os
 import secrets
@@ -23,18 +23,18 @@ from moelora_ad.sweeps.run_folder import (
 from moelora_ad.sweeps.states import Status, status_of
 
 RUNNABLE = ("waiting", "cut off", "interrupted")
-_TAIL = 8192  # bytes of output in which the reason of a failure is looked for
+_TAIL = 8192  # bytes at the end of the output that are searched for the reason of a failure
 
 
 class Attempt:
-    """A process of fit that resumes the run; its output goes to ``output-ATTEMPT.log``.
+    """A process of fit that starts or resumes a run; its output goes to ``output-ATTEMPT.log``.
 
-    It holds the run's lock until it ends, even if this process is killed before. See `start`.
+    It holds the run's lock until it ends, even if the process of the sweep is killed before. See `start`.
 
     Args:
-        run: of a sweep.
-        lock: on the run.
-        own_session: whether signals for this process's group, like Ctrl-C, are kept from it.
+        run: a run of a sweep.
+        lock: file descriptor of the run's lock.
+        own_session: whether it is shielded from signals to the process group of the sweep, like Ctrl-C.
     """
 
     def __init__(self, run: PlannedRun, lock: int, own_session: bool = True) -> None:
@@ -53,7 +53,7 @@ class Attempt:
         self.output: Path = output_path(run.folder, self._notes.attempts)
         write_notes(run.folder, self._notes)
         command = fit_command(run)
-        # An agent of Weights & Biases has named its run already.
+        # A WANDB_RUN_ID in the environment has precedence: an agent of Weights & Biases has set it.
         variables = {"WANDB_RUN_ID": str(self._notes.wandb_run), **os.environ, **run.environment}
         with open(self.output, "ab") as output:
             output.write(f"$ {shlex.join(command)}\n".encode())
@@ -72,7 +72,7 @@ class Attempt:
         """Whether the process has ended; then its end is recorded and the lock is released.
 
         Args:
-            stopped: the process and its children were asked to end: then no exit code is a failure.
+            stopped: whether the process and its children were asked to end; then no exit code counts as a failure.
         """
         if self.process.poll() is None:
             return False
@@ -87,19 +87,19 @@ class Attempt:
         return True
 
     def stop(self, kill: bool = False) -> None:
-        """Ask the process to save a checkpoint and end; or end it."""
+        """Ask the process to save a checkpoint and end; with ``kill``, end it at once."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
 
 def fit_command(run: PlannedRun) -> list[str]:
-    """The command that runs it from where it is."""
+    """Return the command that starts a run, or resumes it from its newest checkpoint."""
     return [sys.executable, "-m", "moelora_ad", *run.arguments(resumable(run.folder))]
 
 
 def runs_now(status: Status, retry: bool) -> bool:
-    """Whether a run in this state is started: one that is waiting, was cut off or interrupted; or, with ``retry``, has
-    failed."""
+    """Whether a run in this state is to be started: if it is waiting, was cut off or interrupted; or, with ``retry``,
+    if it has failed."""
     return status.state in RUNNABLE or (retry and status.state == "failed")
 
 
@@ -107,7 +107,7 @@ def start(run: PlannedRun, retry: bool = False, own_session: bool = True) -> Att
     """Start fit for a run, if it should be started (see `runs_now`).
 
     Returns:
-        The status of the run if it is not started, or runs elsewhere.
+        The attempt; or the status of the run if it is not to be started, or is running already.
 
     Raises:
         InputError: something in the run's folder is damaged.
@@ -128,7 +128,7 @@ def start(run: PlannedRun, retry: bool = False, own_session: bool = True) -> Att
 
 
 def last_line(output: Path) -> str | None:
-    """The last line of an output with something in it."""
+    """Return the last line of an output that is not blank; None if there is none."""
     with open(output, "rb") as file:
         file.seek(max(0, output.stat().st_size - _TAIL))
         lines = file.read().decode(errors="replace").splitlines()

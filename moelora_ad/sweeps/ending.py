@@ -9,7 +9,7 @@ from moelora_ad.sweeps.states import Status
 
 
 def runs_table(runs: Sequence[PlannedRun], statuses: Sequence[Status]) -> TextTable:
-    """A row for each run, with the EER of each evaluated set in percent."""
+    """Return a table with a row for each run, and the EER of each evaluated set in percent."""
     records = [status.record for status in statuses]
     sets = list(dict.fromkeys(name for record in records if record is not None for name in record.sets))
     rows = []

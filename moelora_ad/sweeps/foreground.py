@@ -14,7 +14,7 @@ _PAUSE = 0.2  # seconds
 
 
 def run_alone(run: PlannedRun, retry: bool) -> int:
-    """Run it, and show its output, which is saved too; SIGTERM and Ctrl-C are passed on.
+    """Start a run and show its output, which is saved too; SIGTERM and Ctrl-C are passed on to it as SIGTERM.
 
     Returns:
         The exit code of fit (128 + the signal if one killed it); 0 if the run is already finished, 1 if it should not

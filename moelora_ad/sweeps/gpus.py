@@ -15,11 +15,11 @@ VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Gpus:
-    """The GPUs that runs may use, each run as many as it has ``trainer.devices``, and first those that nobody uses.
+    """The GPUs of this machine, assigned to runs: to each as many as its ``trainer.devices``, the least used first.
 
     Args:
-        runs: of a sweep.
-        jobs: how many run at once. A run that runs alone may use all there are, like ``fit`` without a sweep.
+        runs: runs of a sweep.
+        jobs: number of runs at once. A run that runs alone may use all GPUs, like ``fit`` without a sweep.
     """
 
     def __init__(self, runs: Sequence[PlannedRun], jobs: int) -> None:
@@ -29,14 +29,14 @@ class Gpus:
         self._wanted = {run.label: min(_devices(run), len(self._names)) for run in runs} if self._names else {}
 
     def warning(self) -> str | None:
-        """A line if runs have to share."""
+        """Return a warning of one line if runs have to share GPUs, else None."""
         count, each = len(self._names), max(self._wanted.values(), default=0)
         if self._jobs * each <= count:
             return None
         return f"{self._jobs} runs at once share {counted(count, 'GPU')}: --jobs {count // each} gives each run its own"
 
     def given_to(self, run: PlannedRun) -> PlannedRun:
-        """The run with its GPUs in its environment, until `take_back`."""
+        """Return the run with GPUs in its environment, which are assigned to it until `take_back`."""
         if not self._names:
             return run
         chosen = sorted(self._names, key=lambda name: self._users[name])[: self._wanted[run.label]]
@@ -44,17 +44,17 @@ class Gpus:
         return replace(run, environment={**run.environment, VARIABLE: ",".join(chosen)})
 
     def take_back(self, run: PlannedRun) -> None:
-        """Of a run that `given_to` gave, when it has ended."""
+        """Release the GPUs of a run that `given_to` returned, after it has ended."""
         if self._names:
             self._users.subtract(run.environment[VARIABLE].split(","))
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that a process with these variables sees, by their names in the variable: numbers, or UUIDs
-    of GPUs and MIG instances. As for CUDA, an invalid entry hides those behind it."""
+    """Return the GPUs that a process with these environment variables sees, by their names in ``CUDA_VISIBLE_DEVICES``:
+    numbers, or UUIDs of GPUs and MIG instances. As in CUDA, an invalid entry hides those after it."""
     given = environment.get(VARIABLE)
     if given is None:
-        import torch  # seconds, and only for this
+        import torch  # takes seconds, and is only needed here
 
         return [str(number) for number in range(torch.cuda.device_count())]
     names: list[str] = []
@@ -66,7 +66,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def _devices(run: PlannedRun) -> int:
-    """``trainer.devices`` of a run; 1 if it is not a number, or a file cannot be read, which its start will report."""
+    """``trainer.devices`` of a run; 1 if it is not a number. Unreadable files are skipped: fit reports them."""
     found = None
     for path in run.configs:
         try:

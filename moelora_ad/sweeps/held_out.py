@@ -9,16 +9,17 @@ from moelora_ad.sweeps.sweep import Sweep
 
 
 def attacks_of_training(sweep: Sweep, options: Mapping[str, str]) -> tuple[str, ...]:
-    """The attacks of the corpora that the sweep's common configuration trains on, by name.
+    """Return the names of the attacks in the corpora that the sweep's common configuration trains on, sorted.
 
     Args:
-        sweep: whose files describe the data.
-        options: of fit for every run, as texts.
+        sweep: the sweep, whose common files describe the data.
+        options: options of fit for every run, as texts.
 
     Raises:
-        InputError: the data cannot be read, or development lacks an attack, which then could not be tested.
+        InputError: the data cannot be read, it names no attack, or the development set lacks one of the attacks, which
+            could then not be tested.
     """
-    # What reads data takes seconds to import; a sweep that names its attacks answers at once.
+    # Imported here because it takes seconds, which a sweep that names its attacks does without.
     from moelora_ad.configuration.data import data_of
     from moelora_ad.configuration.trust import import_from_here
 
@@ -44,7 +45,7 @@ def attacks_of_training(sweep: Sweep, options: Mapping[str, str]) -> tuple[str, 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """The variables of the runs, for the block."""
+    """Set the environment variables of the runs within the ``with`` block."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:

@@ -12,10 +12,10 @@ from moelora_ad.evaluation.reports.text_table import TextTable, as_rich, blocks
 from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.states import State, Status
 
-# What a narrow screen shows first.
+# The order of the runs in the table by state: a low screen shows only the first ones.
 _FIRST: tuple[State, ...] = ("running", "failed", "differs", "cut off", "interrupted", "queued", "waiting", "finished")
 _AROUND = 5
-"""Lines of a block of the table that are not runs."""
+"""Lines of a block of the table that do not show runs."""
 _STYLES: dict[State, str] = {"running": "cyan", "finished": "green", "failed": "red", "differs": "red"}
 
 
@@ -23,9 +23,9 @@ class LiveView:
     """Statuses of the runs of a sweep, on standard error.
 
     Args:
-        runs: that are shown, in their order.
-        statuses: to begin with, by the runs' labels; they are in the table, and not reported as changes.
-        console: where; None for standard error.
+        runs: the runs to show, in their order.
+        statuses: initial statuses by the runs' labels; they are in the table, but not reported as changes.
+        console: where to write; None for standard error.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LiveView:
         self._live.stop()
 
     def show(self, run: PlannedRun, status: Status) -> None:
-        """Take in the status of a run."""
+        """Update the status of a run in the table, or print a line if it has changed and there is no terminal."""
         self.statuses[run.label] = status
         # A change of the time alone is not reported.
         told = cells(run, status)[:-1]
@@ -57,7 +57,7 @@ class LiveView:
             self.say(status_line(run, status))
 
     def say(self, line: str) -> None:
-        """A line for the reader, above the table."""
+        """Print a line, above the table if there is one."""
         self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> RenderableType:
@@ -73,13 +73,14 @@ class LiveView:
 
 
 def counts(statuses: Sequence[Status]) -> str:
-    """How many runs are in each state."""
+    """Return how many runs are in each state, in words."""
     states = [status.state for status in statuses]
     return ", ".join(f"{states.count(state)} {state}" for state in _FIRST if state in states)
 
 
 def cells(run: PlannedRun, status: Status) -> tuple[str, ...]:
-    """Run, state, epochs done, EER of the last and of the best validation in percent, time of all attempts."""
+    """Return the cells of a run's row: run, state, epochs done, EER of the last and of the best validation in percent,
+    time of all attempts."""
     record = status.record
     if record is None:
         return (run.label, status.state, "", "", "", "")
@@ -89,7 +90,7 @@ def cells(run: PlannedRun, status: Status) -> tuple[str, ...]:
 
 
 def status_line(run: PlannedRun, status: Status) -> str:
-    """One line about a run."""
+    """Return one line on the status of a run."""
     label, state, epochs, eer, best, time = cells(run, status)
     parts = [state]
     if status.record is not None:
@@ -98,6 +99,6 @@ def status_line(run: PlannedRun, status: Status) -> str:
 
 
 def clock_time(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Return a duration as hours, minutes and seconds (``1:02:03``)."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -15,16 +15,16 @@ _PAUSE = 0.25  # seconds between two looks at the processes
 
 
 def run_here(runs: Sequence[PlannedRun], jobs: int, retry: bool, view: LiveView) -> None:
-    """Run what is not finished, ``jobs`` at once, each on a GPU of its own (see `Gpus`); one that fails stops no other.
+    """Run all unfinished runs, ``jobs`` at once, each on its own GPUs (see `Gpus`); if one fails, the others continue.
 
     Args:
-        runs: in the order in which they start.
-        jobs: how many at once.
-        retry: try again what has failed.
-        view: gets every change.
+        runs: the runs in the order in which they start.
+        jobs: number of runs at once.
+        retry: whether to try failed runs again.
+        view: shows every change.
 
     Raises:
-        KeyboardInterrupt: the runs have been stopped; each has saved a checkpoint.
+        KeyboardInterrupt: on Ctrl-C; the runs were stopped, after saving checkpoints unless it was pressed again.
     """
     waiting = deque(runs)
     active: list[Attempt] = []
@@ -62,7 +62,7 @@ def _start(run: PlannedRun, retry: bool) -> Attempt | Status:
 
 
 def _stop(active: Sequence[Attempt], view: LiveView) -> None:
-    """Let the runs save and end; a second Ctrl-C ends them at once."""
+    """Ask the runs to save checkpoints and end, and wait for them; a second Ctrl-C ends them at once."""
     view.say(f"stopping {counted(len(active), 'run')}; once more to stop at once")
     kill = False
     for attempt in active:

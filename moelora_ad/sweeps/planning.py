@@ -1,4 +1,4 @@
-"""From a sweep to its runs, and from a run to its command line."""
+"""The runs of a sweep, and the command line of each."""
 
 import fnmatch
 import hashlib
@@ -25,13 +25,13 @@ class PlannedRun:
     """One run of a sweep.
 
     Attributes:
-        system: what is compared.
-        seed: of everything.
-        folder: of the run.
+        system: name of the system.
+        seed: seed of all random numbers.
+        folder: folder of the run.
         configs: configuration files of fit.
-        options: of fit, over those of the files.
-        environment: variables of the process.
-        wandb: arguments of a ``WandbLogger``; None for none.
+        options: options of fit, which override those of the files.
+        environment: environment variables of the process.
+        wandb: arguments of a ``WandbLogger``; None for no such logger.
     """
 
     system: str
@@ -47,10 +47,10 @@ class PlannedRun:
         return f"{self.system}/{self.folder.name}"
 
     def arguments(self, checkpoint: Path | None = None) -> list[str]:
-        """The command line of fit.
+        """Return the command line of fit.
 
         Args:
-            checkpoint: to resume from.
+            checkpoint: checkpoint to resume from; None to start from scratch.
         """
         configs = [word for path in self.configs for word in ("--config", path)]
         options = [f"--{name}={option_text(value)}" for name, value in self.options.items()]
@@ -78,7 +78,7 @@ class PlannedRun:
         return loggers
 
     def identity(self) -> dict[str, Any]:
-        """What the figures of the run depend on: a finished run with another identity is another run.
+        """Return what the figures of the run depend on; a finished run with another identity is a different run.
 
         Raises:
             InputError: a configuration file cannot be read.
@@ -92,10 +92,11 @@ class PlannedRun:
 
 
 def plan_runs(sweep: Sweep) -> list[PlannedRun]:
-    """Every run of the sweep: seed by seed, so that all systems have a figure early.
+    """Return every run of the sweep, seed by seed, so that all systems have results early.
 
     Raises:
-        InputError: two systems have one name, a name does not suit a folder, or the attacks to hold out cannot be read.
+        InputError: two systems have the same name, a name is not valid for a folder, or the attacks to hold out are set
+            twice or cannot be read.
     """
     systems: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
     names = _short_names(sweep.grid)
@@ -130,10 +131,10 @@ def _held_out(sweep: Sweep) -> tuple[str, ...] | tuple[None]:
 
 
 def choose(runs: Iterable[PlannedRun], patterns: Iterable[str]) -> list[PlannedRun]:
-    """The runs whose ``SYSTEM/seed_S`` or ``SYSTEM`` matches one of the patterns (``*``, ``?``, ``[...]``).
+    """Return the runs whose ``SYSTEM/seed_S`` or ``SYSTEM`` matches one of the patterns (``*``, ``?``, ``[...]``).
 
     Raises:
-        InputError: a pattern matches none.
+        InputError: a pattern matches no run.
     """
     runs, found = list(runs), set()
     for pattern in patterns:
@@ -153,13 +154,13 @@ def option_text(value: Any) -> str:
 
 
 def _short_names(options: Iterable[str]) -> dict[str, str]:
-    """The last part of each dotted name; the whole one where two share it."""
+    """Return the last part of each dotted name; the whole name where several have the same last part."""
     last = {option: option.rpartition(".")[2] for option in options}
     return {option: name if list(last.values()).count(name) == 1 else option for option, name in last.items()}
 
 
 def _digest(path: str) -> str:
-    """Of the content: comments and layout change nothing."""
+    """Return a hash of the content of a file that does not depend on comments and layout."""
     try:
         content = read_yaml(configuration_file(path))
     except OSError as error:

@@ -16,19 +16,19 @@ from moelora_ad.files import written_whole
 NOTES = "sweep.json"
 _LOCK = "sweep.lock"
 _FORMAT = 1
-_PATIENCE = 1.0  # seconds; a process that only checks holds a lock for an instant
+_PATIENCE = 1.0  # seconds to wait for a lock: a process that only checks it holds it for an instant
 
 
 @dataclass(frozen=True)
 class Notes:
-    """The last attempt at a run.
+    """What a sweep records of a run and its last attempt.
 
     Attributes:
-        identity: of the run (see `PlannedRun.identity`).
+        identity: identity of the run (see `PlannedRun.identity`).
         attempts: how often fit was started.
-        exit_code: of the last attempt; negative: killed by that signal; None: its end was not observed.
-        reason: the last line that it printed, if it failed.
-        wandb_run: name of the run at Weights & Biases, which all attempts share.
+        exit_code: exit code of the last attempt; negative: killed by that signal; None: its end was not observed.
+        reason: the last line that the attempt printed, if it failed.
+        wandb_run: id of the run at Weights & Biases, which all attempts share.
     """
 
     identity: dict[str, Any]
@@ -39,10 +39,10 @@ class Notes:
 
 
 def read_notes(folder: Path) -> Notes | None:
-    """The notes in a run's folder; None if no sweep has started it.
+    """Read the notes in a run's folder; None if no sweep has started the run.
 
     Raises:
-        InputError: they are damaged.
+        InputError: the notes are damaged.
     """
     path = folder / NOTES
     try:
@@ -59,7 +59,7 @@ def read_notes(folder: Path) -> Notes | None:
 
 
 def _check(notes: Notes) -> None:
-    """Raise `TypeError` if a field is not what it should be."""
+    """Raise `TypeError` if a field has the wrong type."""
     identity, text = notes.identity, (str, type(None))
     right = isinstance(identity, dict) and all(isinstance(identity[name], dict) for name in ("configs", "options"))
     right &= isinstance(notes.attempts, int) and isinstance(notes.exit_code, (int, type(None)))
@@ -75,10 +75,10 @@ def write_notes(folder: Path, notes: Notes) -> None:
 def take_lock(folder: Path) -> int | None:
     """Lock the run for as long as the returned file descriptor, or a process that inherited it, is open.
 
-    So a run whose sweep was killed still counts as running.
+    A run whose sweep was killed thus counts as running until its own process ends.
 
     Returns:
-        None if the run is already locked.
+        The file descriptor; None if the run is already locked.
 
     Raises:
         InputError: the file system has no locks.
@@ -95,7 +95,7 @@ def take_lock(folder: Path) -> int | None:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process of this machine, or of one that shares the file system and its locks, runs it now."""
+    """Whether the run is running now, on this machine or on one that shares the file system and its locks."""
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -117,14 +117,15 @@ def _locked(descriptor: int, kind: int, folder: Path) -> bool:
 
 
 def resumable(folder: Path) -> Path | None:
-    """The newest complete checkpoint to resume from: the last one, or the one that Lightning saves before SLURM ends or
-    requeues a job; None if there is none."""
+    """Return the newest complete checkpoint to resume from: the last one, or the one that Lightning saves before SLURM
+    ends or requeues a job; None if there is none."""
     found = [*folder.glob("checkpoints/last*.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]
     return max(filter(_is_whole, found), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """A file's directory is at its end; a sharded checkpoint's index is written last."""
+    """Whether a checkpoint is complete: a file has its zip directory at its end, and the index of a sharded checkpoint
+    is written last."""
     try:
         return (checkpoint / ".metadata").is_file() if checkpoint.is_dir() else zipfile.is_zipfile(checkpoint)
     except zipfile.BadZipFile:
@@ -132,12 +133,12 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def output_path(folder: Path, attempt: int) -> Path:
-    """Where an attempt's output goes."""
+    """Return the path of the file with an attempt's output."""
     return folder / f"output-{attempt}.log"
 
 
 def keep_metrics(folder: Path, attempt: int) -> None:
-    """Put aside the figures of an earlier attempt: Lightning's ``CSVLogger`` would delete them."""
+    """Rename ``metrics.csv`` of an earlier attempt, which Lightning's ``CSVLogger`` would delete."""
     metrics = folder / "metrics.csv"
     if metrics.exists():
         metrics.rename(folder / f"metrics-{attempt}.csv")

@@ -37,7 +37,8 @@ class Job(NamedTuple):
 
 
 def check_slurm() -> None:
-    """
+    """Check that jobs can be submitted from here.
+
     Raises:
         InputError: this is not a machine of a cluster, or submitit is not installed.
     """
@@ -49,17 +50,17 @@ def check_slurm() -> None:
 
 
 def run_on_cluster(sweep: Sweep, runs: Sequence[PlannedRun], retry: bool, view: LiveView) -> None:
-    """Submit what is not finished and not in the queue, then watch until all jobs have ended.
+    """Submit the runs that are neither finished nor in the queue, then watch until all jobs have ended.
 
     Args:
-        sweep: whose ``slurm`` has the resources of a job.
-        runs: of the sweep.
-        retry: submit again what has failed.
-        view: gets every change.
+        sweep: the sweep, whose ``slurm`` has the resources of a job.
+        runs: runs of the sweep.
+        retry: whether to submit failed runs again.
+        view: shows every change.
 
     Raises:
         InputError: SLURM does not answer, or refuses the job.
-        KeyboardInterrupt: only the watching ends.
+        KeyboardInterrupt: on Ctrl-C, which ends only the watching; the jobs continue.
     """
     with _submitting(sweep.folder):
         jobs, statuses = _read_jobs(sweep.folder), cluster_statuses(sweep, runs)
@@ -83,7 +84,7 @@ def run_on_cluster(sweep: Sweep, runs: Sequence[PlannedRun], retry: bool, view: 
 
 
 def cluster_statuses(sweep: Sweep, runs: Sequence[PlannedRun]) -> dict[str, Status]:
-    """How far each run is, by its label, with those in the queue.
+    """Return the status of each run by its label, including runs in the queue.
 
     Raises:
         InputError: SLURM does not answer, or something in a folder is damaged.
@@ -93,13 +94,13 @@ def cluster_statuses(sweep: Sweep, runs: Sequence[PlannedRun]) -> dict[str, Stat
 
 
 def run_task(run: PlannedRun, retry: bool) -> NoReturn:
-    """What a task of a job does: the same as a sweep on this machine, in one process of fit for each task.
+    """Run one run in a task of a job, like a sweep on this machine, with one process of fit for each task.
 
-    A requeued job runs this again and determines where to resume. SLURM signals every process of a job, the
-    workers of a DataLoader too, where Lightning's own handler for the time limit would save and requeue as well. So fit
-    ignores that signal, and is asked from here to save and end.
+    A requeued job calls this again, which then resumes from the newest checkpoint. SLURM signals every process of a
+    job, also the workers of a DataLoader, in which Lightning's own handler for the time limit would save and requeue as
+    well. So fit ignores that signal, and this process asks it to save and end.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which fit inherits
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited by fit
     first = int(os.environ.get("SLURM_PROCID", "0")) == 0
     begun = start(run, retry, own_session=False) if first else _join(run, retry)
     if isinstance(begun, Status):
@@ -123,7 +124,8 @@ def run_task(run: PlannedRun, retry: bool) -> NoReturn:
 
 
 def _join(run: PlannedRun, retry: bool) -> "subprocess.Popen[bytes] | Status":
-    """Fit in a task that is not the first of its job, which keeps the books; this one comes to the same decision."""
+    """Start fit in a task that is not the first of its job. Only the first one locks the run and writes its notes; the
+    others decide in the same way whether to start it."""
     status = status_of(run, running=False)
     if not runs_now(status, retry):
         return status
@@ -138,8 +140,8 @@ def _requeue() -> None:
 
 
 def _submit(sweep: Sweep, runs: Sequence[PlannedRun], retry: bool) -> dict[str, str]:
-    """One array job with a task for each run; returns the jobs' ids by the runs' labels."""
-    # Read when submitit is imported: the signal before the time limit is the one that Lightning waits for.
+    """Submit one array job with a task for each run; return the jobs' ids by the runs' labels."""
+    # submitit reads this when it is imported: the signal before the time limit is the one that Lightning waits for.
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -158,7 +160,7 @@ def _submit(sweep: Sweep, runs: Sequence[PlannedRun], retry: bool) -> dict[str, 
 
 
 def _parameters(sweep: Sweep) -> dict[str, Any]:
-    """For submitit's ``SlurmExecutor``, in its names."""
+    """Return the parameters of submitit's ``SlurmExecutor``, by its own names for them."""
     given = dict(sweep.slurm)
     if "tasks_per_node" in given:
         given["ntasks_per_node"] = given.pop("tasks_per_node")
@@ -166,14 +168,15 @@ def _parameters(sweep: Sweep) -> dict[str, Any]:
     srun = [*(given.pop("srun_args", None) or []), "--kill-on-bad-exit=1"]
     if "cpus_per_task" in given:  # srun does not take it from sbatch
         srun.append(f"--cpus-per-task={given['cpus_per_task']}")
-    if "time" not in given:  # submitit's default are five minutes
+    if "time" not in given:  # submitit's default is five minutes
         raise InputError.at(sweep.path, "slurm.time is missing: give the time limit of a job, like 24:00:00")
     given["time"] = _minutes(given["time"], sweep.path)
     return {"job_name": sweep.folder.name, **given, "additional_parameters": further, "srun_args": srun}
 
 
 def _minutes(time_limit: Any, path: Path) -> int:
-    """Of SLURM's time limits: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    """Return the minutes, rounded up, of a time limit in one of SLURM's forms: minutes, minutes:seconds,
+    hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
     days, dash, rest = str(time_limit).rpartition("-")
     try:
         parts = [int(part) for part in rest.split(":")]
@@ -187,7 +190,7 @@ def _minutes(time_limit: Any, path: Path) -> int:
 
 
 def _status(run: PlannedRun, folder: Path, job_id: str | None, queue: Mapping[str, Job]) -> Status:
-    """The state of a run: by the queue while its job is there, by its folder afterwards."""
+    """Return the status of a run: by the queue while its job is there, by its folder afterwards."""
     job = queue.get(job_id or "")
     if job is not None:
         record = readable_status_of(run, running=True).record
@@ -216,7 +219,7 @@ def _queue() -> dict[str, Job]:
 
 @contextmanager
 def _submitting(folder: Path) -> Iterator[None]:
-    """One sweep at a time submits runs into the folder."""
+    """Lock the folder of a sweep, so that only one process at a time submits runs into it."""
     lock = take_lock(folder)
     if lock is None:
         raise InputError(f"{folder}: another sweep is submitting runs just now: try again")

@@ -20,10 +20,10 @@ class Status:
     """The state of a run.
 
     Attributes:
-        state: "cut off" was killed; "differs" has figures of another configuration than the sweep's; "queued" is up
-            to SLURM.
-        reason: of a failure, in one line; for "queued" and "running" the job, if known.
-        record: of the run; None before there is one.
+        state: "cut off": the run was killed; "differs": it has figures of another configuration than the sweep's;
+            "queued": its job waits in SLURM's queue.
+        reason: why the run failed or differs, in one line; for "queued" and "running" the job, if known.
+        record: record of the run; None before there is one.
     """
 
     state: State
@@ -32,11 +32,11 @@ class Status:
 
 
 def status_of(run: PlannedRun, running: bool | None = None) -> Status:
-    """The state of a run by the content of its folder.
+    """Return the status of a run by the content of its folder.
 
     Args:
-        run: of a sweep.
-        running: whether it runs now, if the caller knows.
+        run: a run of a sweep.
+        running: whether it runs now; None to check its lock.
 
     Raises:
         InputError: a record, a note or a configuration file is damaged.
@@ -68,7 +68,7 @@ def status_of(run: PlannedRun, running: bool | None = None) -> Status:
 
 
 def readable_status_of(run: PlannedRun, running: bool | None = None) -> Status:
-    """`status_of`, but a damaged file in its folder makes a run a failed one: it does not stop the others."""
+    """`status_of`, except that a run with a damaged file in its folder is a failed run, which does not stop others."""
     try:
         return status_of(run, running)
     except InputError as error:
@@ -78,7 +78,7 @@ def readable_status_of(run: PlannedRun, running: bool | None = None) -> Status:
 def _record(run: PlannedRun) -> "RunRecord | None":
     if not (run.folder / "run.json").exists():
         return None
-    # It imports torch, which takes seconds; a sweep that has not begun answers at once.
+    # Imported here because it takes a second or two, which a sweep that has not begun does without.
     from moelora_ad.runs.record import read_record
 
     return read_record(run.folder)

@@ -15,18 +15,18 @@ from moelora_ad.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+=,-]*", re.ASCII)
 _OPTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*\+?", re.ASCII)
-# What a run gets from the sweep itself.
+# Options that the sweep sets itself for every run.
 _OURS = ("config", "seed_everything", "system", "ckpt_path", "trainer.default_root_dir", "trainer.logger")
 _WANDB = {"project": str, "entity": str, "offline": bool, "tags": list, "notes": str}
 
 
 @dataclass(frozen=True)
 class System:
-    """What is compared, a row of the results.
+    """A system to compare: a row of the results.
 
     Attributes:
         configs: configuration files of fit, after the common ones.
-        options: of fit, over those of the files.
+        options: options of fit, which override those of the files.
     """
 
     configs: tuple[str, ...] = ()
@@ -35,21 +35,21 @@ class System:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Systems times grid times held-out attacks times seeds.
+    """The description of a sweep, whose runs are all combinations of systems, grid, held-out attacks and seeds.
 
     Attributes:
-        path: of the file, as it was given: a packaged sweep may be given by its name.
-        folder: a run's folder is ``folder/SYSTEM/seed_S``.
+        path: path of the file as it was given: a packaged sweep may be given by its name.
+        folder: folder of the sweep; that of a run is ``folder/SYSTEM/seed_S``.
         configs: configuration files of every run, or names of packaged ones.
-        options: of fit for every run, by dotted name.
-        systems: by name.
+        options: options of fit for every run, by dotted name.
+        systems: the systems by name.
         grid: options and the values that each of them takes, crossed with the systems.
         leave_one_out: attacks that are held out in turn, crossed with the systems; empty for those of the training
-            corpora, None for none.
-        seeds: of everything.
-        environment: variables of every run.
-        wandb: arguments of a ``WandbLogger`` beside the ``CSVLogger``; None for none.
-        slurm: what submitit asks of the cluster, and lines of ``setup``.
+            corpora, None to hold none out.
+        seeds: seeds of all random numbers, one for each run of a system.
+        environment: environment variables of every run.
+        wandb: arguments of a ``WandbLogger`` beside the ``CSVLogger``; None for no such logger.
+        slurm: resources of a job, by submitit's names, and lines of ``setup``.
     """
 
     path: Path
@@ -66,10 +66,10 @@ class Sweep:
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """Read and check the description.
+    """Read and check the description of a sweep.
 
     Raises:
-        InputError: the file, the key, and what is wrong with it.
+        InputError: the file is missing or faulty; the message names the file, the key, and what is wrong with it.
     """
     path = Path(path)
     try:
@@ -100,7 +100,8 @@ def read_sweep(path: str | Path) -> Sweep:
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers as in YAML 1.2 (1e-3 is a number, the time 24:00:00 is not), and no key twice."""
+    """A loader of YAML with the numbers of YAML 1.2 (1e-3 is one, the time 24:00:00 is not), which refuses repeated
+    keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -124,7 +125,7 @@ _Loader.add_implicit_resolver(
 
 
 class _Reader:
-    """Checks the values of the file at ``path``; an error names the key."""
+    """Checks of the values in the file at ``path``; their errors name the key."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

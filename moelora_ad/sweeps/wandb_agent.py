@@ -1,4 +1,4 @@
-"""A sweep at Weights & Biases whose agents do the runs of ours."""
+"""The configuration of a sweep at Weights & Biases whose agents start the runs of a sweep of this package."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from moelora_ad.sweeps.sweep import Sweep
 
 
 def agent_configuration(sweep: Sweep, runs: Sequence[PlannedRun]) -> str:
-    """YAML for ``wandb sweep``: a grid over the runs; an agent calls ``sweep FILE --run=SYSTEM/seed_S``.
+    """Return YAML for ``wandb sweep``: a grid over the runs; an agent calls ``sweep FILE --run=SYSTEM/seed_S``.
 
     Raises:
-        InputError: the runs would log nothing to Weights & Biases.
+        InputError: the sweep has no ``wandb``, so that its runs would log nothing to Weights & Biases.
     """
     if sweep.wandb is None:
         raise InputError.at(sweep.path, "wandb is missing: name the project there, so that the runs log to it")

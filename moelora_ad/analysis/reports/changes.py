@@ -16,7 +16,7 @@ _TOO_KIND = "the intervals of deciding sets are those of the best of several exp
 
 
 def prune_report(pruning: Pruning) -> Report:
-    """The report of `prune_experts`."""
+    """Return the report of `prune_experts`."""
     tables, rows = [], []
     for one in pruning.rounds:
         lines = []
@@ -52,7 +52,7 @@ def prune_report(pruning: Pruning) -> Report:
 
 
 def merge_report(merging: Merging) -> Report:
-    """The report of `merge_experts`."""
+    """Return the report of `merge_experts`."""
     deciding = [name for name, change in merging.sets.items() if change.decides]
     tables = [_errors_table(name, errors) for name in deciding if (errors := merging.errors[name])]
     return Report(

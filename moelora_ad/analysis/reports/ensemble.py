@@ -16,7 +16,7 @@ from moelora_ad.runs.record import DEV
 
 
 def ensemble_report(analysis: EnsembleAnalysis) -> Report:
-    """The report of an analysis: the EER of every variant, and how far it is from the reference's."""
+    """Return the report of an analysis: the EER of every variant, and how far it is from the reference's."""
     rows: list[dict[str, Any]] = []
     tables, sentences, reference = [], [], analysis.reference
     for name, differences in analysis.differences.items():
@@ -54,7 +54,7 @@ def _sentence(name: str, variant: str, reference: str, difference: Difference) -
 
 
 def _figure(analysis: EnsembleAnalysis) -> Figure:
-    """A panel for each set, a dot for each variant."""
+    """Draw a panel for each set with a dot for each variant."""
     sets = analysis.differences
     variants = list(next(iter(sets.values())))
     figure = Figure(figsize=(2.2 + 2.6 * len(sets), 0.9 + 0.28 * len(variants)), layout="constrained")

@@ -14,7 +14,7 @@ from moelora_ad.evaluation.reports.text_table import TextTable
 
 
 def experts_report(analysis: ExpertAnalysis) -> Report:
-    """The report of an analysis: what the EER is without each expert."""
+    """Return the report of an analysis: the EER without each expert."""
     rows: list[dict[str, Any]] = []
     tables, by_attack = [], analysis.eers_by_attack
     for name, differences in analysis.differences.items():

@@ -21,14 +21,14 @@ class Report:
     """The report of an analysis.
 
     Attributes:
-        name: of the analysis, which its files are named after.
-        finding: what it shows, with figures; one line.
-        tables: for people.
-        rows: for programs, one figure or one thing measured a row, at full precision.
-        data: for programs, what rows cannot represent: plain JSON values at full precision; null for what is not
+        name: name of the analysis, which its files are named after.
+        finding: what the analysis shows, with numbers, in one line.
+        tables: tables for people.
+        rows: rows for programs, one measured value or item each, at full precision.
+        data: what rows cannot represent, for programs: plain JSON values at full precision; null for what is not
             finite.
-        figures: by name, each made when it is needed.
-        notes: on how to read it, a line each.
+        figures: functions that make a figure when it is needed, by name.
+        notes: notes on how to read the report, a line each.
     """
 
     name: str
@@ -47,8 +47,8 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
     NAME-FIGURE.png and .svg.
 
     Args:
-        report: of an analysis.
-        folder: made if it is missing.
+        report: report of an analysis.
+        folder: folder of the files, created if it is missing.
 
     Returns:
         The files.
@@ -86,7 +86,7 @@ def _as_json(report: Report) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Values of NumPy and PyTorch as those of Python; JSON has no NaN and no infinity."""
+    """Convert values of NumPy and PyTorch to Python; NaN and infinity, which JSON lacks, become None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

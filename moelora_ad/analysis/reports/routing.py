@@ -15,11 +15,11 @@ from moelora_ad.evaluation.reports.plots import MOST_BARS
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 LEVEL = 0.05
-"""p values up to here count as a dependence."""
+"""Largest p value that counts as a dependence."""
 
 
 def routing_report(analysis: RoutingAnalysis) -> Report:
-    """The report of an analysis: use of the experts by class, and its dependence on the classes."""
+    """Return the report of an analysis: the use of the experts by class, and its dependence on the classes."""
     sites, dependence = analysis.sites, analysis.dependence
     constant = int((analysis.leading == analysis.leading[0]).all(0).sum())
     notes = [
@@ -186,7 +186,7 @@ def _gates_figure(analysis: RoutingAnalysis) -> Figure:
 
 
 def _apart_figure(kind: str, analysis: RoutingAnalysis) -> Figure:
-    """How far the mean gates of each class are from those of all, at every site."""
+    """Draw how far the mean gates of each class are from those of all utterances, at every site."""
     apart = {name: of_class.deviation(analysis.overall) for name, of_class in _farthest(kind, analysis).items()}
     panels = analysis.grid.panels(np.stack(list(apart.values()), axis=1))  # (layers, classes) each
     return heatmaps(
@@ -201,7 +201,7 @@ def _apart_figure(kind: str, analysis: RoutingAnalysis) -> Figure:
 
 
 def _expert_figure(kind: str, analysis: RoutingAnalysis) -> Figure:
-    """Mean gates of each class less those of all, at the site that depends on the class most."""
+    """Draw the mean gates of each class less those of all utterances, at the site that depends on the class most."""
     site = int(analysis.dependence[kind].excess.argmax())
     groups = _farthest(kind, analysis)
     values = [of_class.mean_gate[site] - analysis.overall.mean_gate[site] for of_class in groups.values()]
@@ -217,7 +217,7 @@ def _expert_figure(kind: str, analysis: RoutingAnalysis) -> Figure:
 
 
 def _farthest(kind: str, analysis: RoutingAnalysis) -> dict[str, GateStatistics]:
-    """The classes in their order; of many those that are farthest from all."""
+    """Return the classes in their order; of many, those whose gates are farthest from those of all utterances."""
     groups = analysis.by_class[kind]
     order = sorted(groups, key=lambda name: -groups[name].deviation(analysis.overall).mean())[:MOST_BARS]
     return {name: of_class for name, of_class in groups.items() if name in order}

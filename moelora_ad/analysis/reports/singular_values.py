@@ -22,7 +22,7 @@ PUBLISHED = {"q_proj": LAST_LAYERS, "k_proj": LAST_LAYERS, "v_proj": THROUGHOUT,
 
 
 def singular_values_report(analysis: SingularValueAnalysis) -> Report:
-    """The report of an analysis: in which layers each projection's experts are active."""
+    """Return the report of an analysis: in which layers each projection's experts are active."""
     grid = analysis.grid
     num_layers = len(grid.layers)
     rows = [

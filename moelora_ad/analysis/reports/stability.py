@@ -18,7 +18,7 @@ from moelora_ad.runs.record import DEV
 
 
 def stability_report(analysis: StabilityAnalysis) -> Report:
-    """The report of an analysis: EERs, scores and, if there are gates, routing over seeds."""
+    """Return the report of an analysis: EERs, scores and, if there are gates, routing over seeds."""
     scores, routing = analysis.scores, analysis.routing
     rows: list[dict[str, Any]] = [
         {"what": "eer", "set": name, "seed": seed, "value": float(eer)}
@@ -117,7 +117,7 @@ def _routing_table(routing: RoutingStability, set_name: str) -> TextTable:
 
 
 def _eer_figure(scores: Mapping[str, ScoreStability], system: str) -> Figure:
-    """A dot for each seed, the mean, and one standard deviation to both sides."""
+    """Draw a dot for each seed, the mean, and one standard deviation to both sides."""
     figure = Figure(figsize=(5.2, 0.95 + 0.34 * len(scores)), layout="constrained")
     axes: Axes = figure.add_subplot()
     highest = 1.0

@@ -1,4 +1,4 @@
-"""A matrix of systems and attacks as a heatmap with its figures."""
+"""A matrix of systems and attacks as a heatmap with numbers."""
 
 import matplotlib
 import numpy as np
@@ -11,14 +11,14 @@ from moelora_ad.evaluation.reports.plots import GRID, PAPER, Plot, drawn, short_
 
 _CELL = 0.62, 0.34  # inches
 _LETTER = 0.075
-_DARK, _LIGHT = "#10151b", "#fefefe"  # not those of the page, which change with it
-_MEAN_APART = 0.25  # of a cell
-_ACROSS = 14  # cells of a band
+_DARK, _LIGHT = "#10151b", "#fefefe"  # of numbers in cells; the page's own colours change with its theme
+_MEAN_APART = 0.25  # gap before the mean, as a share of a cell
+_ACROSS = 14  # most cells in a band
 
 
 def attack_plot(matrix: AttackMatrix) -> Plot:
-    """A cell for each system and attack, in bands while there are many attacks, and one for the mean over attacks,
-    set off; EER in percent, by colour and in figures. A cell without runs is grey."""
+    """Draw a cell for each system and attack, in several bands if there are many attacks, and one for the mean over
+    attacks, set apart; the EER in percent is shown by colour and as a number. A cell without runs is grey."""
     values = np.array(
         [[_percent(matrix.cell(system, attack)) for attack in matrix.attacks] for system in matrix.systems]
     )
@@ -27,10 +27,10 @@ def attack_plot(matrix: AttackMatrix) -> Plot:
     columns = [short_name(attack) for attack in matrix.attacks]
     slanted = max(map(len, columns)) > 7
     rows, num = values.shape
-    across = -(-num // -(-num // _ACROSS))  # of bands as even as can be
+    across = -(-num // -(-num // _ACROSS))  # in bands that are as even as possible
     starts = range(0, num, across)
     left = _LETTER * max(map(len, names)) + 0.25
-    below = (_LETTER * max(map(len, columns)) if slanted else 0.2) + 0.12  # each band
+    below = (_LETTER * max(map(len, columns)) if slanted else 0.2) + 0.12  # room for the labels below each band
     width, height = (across + _MEAN_APART + 1) * _CELL[0], rows * _CELL[1]
     whole = left + width + 0.9, 0.12 + len(starts) * (height + below) + 0.23
     scale = Normalize(0.0, max(float(np.nanmax(values)), 1.0))
@@ -69,7 +69,7 @@ def _attacks_are(matrix: AttackMatrix) -> str:
 
 
 def _draw(axes: Axes, block: np.ndarray, first: float, scale: Normalize) -> None:
-    """Cells from the column at ``first`` on."""
+    """Draw a block of cells, from column ``first`` on."""
     rows, across = block.shape
     colours = matplotlib.colormaps["viridis"].with_extremes(bad=GRID)
     shown = np.ma.masked_invalid(block)

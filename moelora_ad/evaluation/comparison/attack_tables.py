@@ -15,7 +15,7 @@ from moelora_ad.runs.held_out import HELD_OUT
 
 
 def matrix_table(matrix: AttackMatrix) -> TextTable:
-    """A row for each system, a column for each attack; the lowest mean of a column is bold."""
+    """Return a table with a row for each system and a column for each attack; the lowest mean of a column is bold."""
     rows, numbers = [], []
     for system in matrix.systems:
         cells = [matrix.cell(system, attack) for attack in matrix.attacks]
@@ -30,13 +30,13 @@ def matrix_table(matrix: AttackMatrix) -> TextTable:
 
 
 def _lowest(values: Sequence[float | None]) -> list[int]:
-    """The rows of the lowest values as they are printed; none of one system alone."""
+    """Return the rows of the lowest value as printed; none if only one row has a value."""
     known = {row: round(100 * value, 2) for row, value in enumerate(values) if value is not None}
     return [row for row, value in known.items() if value == min(known.values())] if len(known) > 1 else []
 
 
 def matrix_notes(matrix: AttackMatrix) -> tuple[str, ...]:
-    """How the matrix is to be read."""
+    """Return notes on how to read the matrix."""
     if matrix.held_out:
         first = (
             "A column's attack had no part in training nor in the selection of the checkpoint, and neither had the "
@@ -77,8 +77,8 @@ MATRIX_ROW = (
 
 
 def matrix_rows(matrix: AttackMatrix) -> list[dict[str, Any]]:
-    """A row for each run, for mean and std over the seeds of each attack, and for the mean over attacks, with its
-    interval and the pooled standard deviation over the seeds of an attack; EERs are shares of 1, at full precision.
+    """Return a row for each run, for mean and std over the seeds of each attack, and for the mean over attacks, with
+    its interval and the pooled standard deviation over the seeds of an attack; EERs are shares of 1, at full precision.
     ``statistic`` is run, mean, std or mean_over_attacks."""
     rows: list[dict[str, Any]] = []
     for run in matrix.runs:
@@ -102,7 +102,7 @@ def matrix_rows(matrix: AttackMatrix) -> list[dict[str, Any]]:
 
 
 def matrices_json(matrices: Iterable[AttackMatrix]) -> str:
-    """The same rows of several matrices, and what they are about."""
+    """Return the rows of several matrices, and their description, as JSON."""
     content = {"moelora_ad": __version__, "matrices": [_content(matrix) for matrix in matrices]}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 

@@ -26,12 +26,12 @@ class ShownMatrix(NamedTuple):
 
 
 def write_matrices(shown: Sequence[ShownMatrix], folder: str | Path) -> list[Path]:
-    """Write attacks.csv and .json, at full precision, attacks.md and .tex, rounded, each of all matrices, and the
-    heatmap of each, attacks-SET.png and .svg; each file appears whole or not at all.
+    """Write all matrices to attacks.csv and .json, at full precision, and to attacks.md and .tex, rounded; and the
+    heatmap of each to attacks-SET.png and .svg. Each file appears whole or not at all.
 
     Args:
-        shown: The results; at least one.
-        folder: Made if it is missing.
+        shown: The matrices; at least one.
+        folder: The folder, created if it is missing.
 
     Returns:
         The files.

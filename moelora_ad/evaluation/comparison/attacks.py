@@ -1,4 +1,4 @@
-"""Systems times attacks, those of a test set or those held out: equal error rates, and means over attacks."""
+"""Equal error rates of systems on each attack of a test set, or on each held-out attack, and means over attacks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from moelora_ad.runs.record import DEV
 
 
 class AttackMean(NamedTuple):
-    """A system over attacks.
+    """The mean EER of a system over attacks.
 
     Args:
-        mean: Over attacks of the means over seeds, a share of 1.
-        interval: 95 %, Student's t over the attacks' means; None for one attack.
+        mean: Mean over attacks of the means over seeds, a share of 1.
+        interval: 95 % interval by Student's t over the attacks' means; None for one attack.
         seed_std: Standard deviation over the seeds of an attack, pooled over attacks; None for one seed each.
-        num_attacks: Over how many attacks.
+        num_attacks: Number of attacks.
     """
 
     mean: float
@@ -35,14 +35,14 @@ class AttackMean(NamedTuple):
 
 
 def over_attacks(eers: Sequence[Sequence[float]]) -> AttackMean:
-    """Mean over attacks, and its uncertainty for attacks like these.
+    """Return the mean over attacks, and its uncertainty for attacks like these.
 
-    Seeds are within attacks: an attack counts once, by the mean over its seeds, m_a, however many there are. Over A
+    Seeds are nested in attacks: an attack counts once, by the mean over its seeds, m_a, however many there are. Over A
     attacks the mean is M = mean(m_a), its 95 % interval M ± t(0.975; A - 1) sd(m_a) / sqrt(A), within [0, 1]. As the
     m_a differ by attack and by seed, the interval includes both.
 
     Args:
-        eers: Of each attack those of its seeds, shares of 1.
+        eers: The EERs of the seeds of each attack, shares of 1.
     """
     means = np.array([np.mean(of_seeds) for of_seeds in eers])
     mean, num = float(means.mean()), len(means)
@@ -56,7 +56,7 @@ def over_attacks(eers: Sequence[Sequence[float]]) -> AttackMean:
 
 
 class AttackRun(NamedTuple):
-    """A run against one attack: its system, and the EER of the bona fide trials against the attack's spoofs."""
+    """A run on one attack: its system, and the EER of the bona fide trials against the attack's spoofs."""
 
     system: str
     attack: str
@@ -69,13 +69,13 @@ class AttackRun(NamedTuple):
 
 @dataclass(frozen=True)
 class AttackMatrix:
-    """Systems times attacks.
+    """The EERs of systems on attacks.
 
     Args:
-        set_name: Of the test set.
-        runs: Sorted by system and attack.
-        held_out: Whether each run was trained without its attack, so that the set is another one for every attack.
-        num_unnamed: Spoofs of the set that name no attack.
+        set_name: Name of the test set.
+        runs: Runs on each attack, sorted by system and attack.
+        held_out: Whether each run was trained without its attack, so that the set differs from attack to attack.
+        num_unnamed: Number of spoofs of the set that name no attack.
     """
 
     set_name: str
@@ -100,25 +100,25 @@ class AttackMatrix:
 
     @cached_property
     def common(self) -> tuple[str, ...]:
-        """The attacks that every system has: means are over these, so that they compare."""
+        """The attacks that every system has: means are over these, so that they are comparable."""
         return tuple(one for one in self.attacks if all((system, one) in self._eers for system in self.systems))
 
     def cell(self, system: str, attack: str) -> SeedSummary | None:
-        """Over seeds; None if no run of the system has the attack."""
+        """Return the EER of a system on an attack over seeds; None if no run of the system has the attack."""
         values = self._eers.get((system, attack))
         return None if values is None else over_seeds(list(values.values()))
 
     def mean(self, system: str) -> AttackMean | None:
-        """Over the attacks of `common`; None if there is none."""
+        """Return the mean of a system over the attacks of `common`; None if there are none."""
         return over_attacks([[*self._eers[system, one].values()] for one in self.common]) if self.common else None
 
 
 def attack_matrices(comparison: Comparison) -> list[AttackMatrix]:
-    """One for each test set that names several attacks, and last that of the attacks which runs held out, if any did.
+    """Return a matrix for each test set that names several attacks, and last one of the attacks that runs held out.
 
     Raises:
-        InputError: Two runs held the same attack out and have system and seed in common, or an attack that was held out
-            has not the same trials in all runs.
+        InputError: Two runs of one system with the same seed held out the same attack, or a held-out attack does not
+            have the same trials in all runs.
     """
     of_sets = [_of_set(comparison, name) for name in comparison.sets if name != DEV]
     return [matrix for matrix in (*of_sets, _held_out(comparison.runs)) if matrix is not None]

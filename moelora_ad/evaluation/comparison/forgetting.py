@@ -1,5 +1,5 @@
-"""What a model has learned of a new attack and forgotten of the old ones: ways of training it further, each against the
-model before."""
+"""What further training of a model has gained on a new attack and lost on the old ones: each way of training is
+compared with the model before."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ from moelora_ad.evaluation.reports.text_table import TextTable, as_markdown
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.files import written_whole
 
-NAME = "extension"  # of the files
+NAME = "extension"  # stem of the files' names
 FORGETTING = "mean forgetting"
 _COLUMNS = ("way", "set", "kind", "eer_before", "eer_after", "change", "low", "high", "reason")
 
 
 @dataclass(frozen=True)
 class Change:
-    """The EER of one way against that of the model before, on a set or as a mean over the old ones.
+    """The EER after one way of training against that of the model before, on a set or as a mean over the old sets.
 
     Attributes:
-        way: what was done.
-        set_name: a set, or `FORGETTING`.
+        way: how the model was trained further.
+        set_name: name of the set, or `FORGETTING`.
         kind: "new", "old", or "mean" over the old sets.
-        eer: after (first) and before (second), and the paired 95 % interval of the difference; None if there is none.
-        reason: why there is none.
+        eer: EER after (first) and before (second), and the paired 95 % interval of the difference; None without scores.
+        reason: why there are no scores.
     """
 
     way: str
@@ -45,16 +45,16 @@ def changes(
     new: Sequence[str],
     options: FigureOptions | None = None,
 ) -> list[Change]:
-    """Every way against the model before, on every set, and in the mean over the old ones.
+    """Compare every way of training with the model before, on every set and in the mean over the old sets.
 
     Args:
         before: scores of the model before, by set.
-        ways: those after, of the same trials; or why there are none.
+        ways: scores after each way of training, by set, of the same trials; or the reason why there are none.
         new: sets of the new attack; the others are old.
-        options: of the bootstrap.
+        options: options of the bootstrap.
 
     Raises:
-        ScoreError: two systems do not have the same trials, or a set lacks a class.
+        ScoreError: scores before and after are of different trials, or a set lacks a class.
     """
     options = options or FigureOptions()
     found = []
@@ -76,7 +76,7 @@ def changes(
 
 
 def changes_table(found: Sequence[Change]) -> TextTable:
-    """For people: EER in percent, differences in points."""
+    """Return a table for people: EER in percent, differences in points."""
     rows: list[tuple[str, ...]] = []
     for number, one in enumerate(found):
         way = one.way if not number or found[number - 1].way != one.way else ""
@@ -93,12 +93,12 @@ def changes_table(found: Sequence[Change]) -> TextTable:
 
 
 def write_changes(found: Sequence[Change], folder: str | Path, about: Mapping[str, Any]) -> None:
-    """extension.json and .csv at full precision, extension.md rounded; each appears whole or not at all.
+    """Write extension.json and .csv at full precision, extension.md rounded; each appears whole or not at all.
 
     Args:
         found: the results.
-        folder: made if it is missing.
-        about: what was compared, plain values, for the JSON file.
+        folder: the folder, created if it is missing.
+        about: what was compared, as plain values, for the JSON file.
     """
     rows = [_row(one) for one in found]
     texts = {

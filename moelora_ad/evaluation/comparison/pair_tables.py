@@ -10,7 +10,7 @@ from moelora_ad.evaluation.metrics.seed_differences import LEVEL, MOST_SEEDS, se
 from moelora_ad.evaluation.reports.text_table import TextTable
 
 POINT = 0.01
-"""The difference whose number of seeds is given, a share of 1."""
+"""The difference, as a share of 1, for which the number of seeds is given."""
 _COLUMNS = (
     *("set", "EER % of A", "EER % of B", "A - B [95 %]", "effect size", "P(A better)"),
     *("p (Holm)", "seeds for 1 point"),
@@ -18,7 +18,7 @@ _COLUMNS = (
 
 
 def pair_tables(compared: ComparedPairs) -> list[TextTable]:
-    """A table for each pair, a row for each set and average; the last has the notes on all."""
+    """Return a table for each pair with a row for each set and average; the last table has the notes on all."""
     tables = []
     for place, (pair, figures) in enumerate(compared.figures.items()):
         rows = [(printable(column), *_cells(one)) for column, one in figures.items()]
@@ -61,7 +61,7 @@ def _seeds_needed(one: PairFigures) -> str:
 
 
 def _seeds_notes(figures: Mapping[str, PairFigures]) -> list[str]:
-    """Which seeds were compared, and how: once for all columns that have the same."""
+    """Return notes on which seeds were compared, and how: one for all columns with the same seeds."""
     columns: dict[SeedsOfPair, list[str]] = {}
     for column, one in figures.items():
         columns.setdefault(one.seeds, []).append(printable(column))
@@ -87,7 +87,7 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def how_compared(compared: ComparedPairs) -> tuple[str, ...]:
-    """How the tables are to be read."""
+    """Return notes on how to read the tables."""
     of_sets, of_averages = compared.tests
     families = [
         f"{counted(number, 'test')} on {what}"
@@ -116,7 +116,7 @@ PAIR_ROW = (
 
 
 def pair_rows(compared: ComparedPairs) -> list[dict[str, Any]]:
-    """A row for each pair and each set or average, at full precision; rates are shares of 1."""
+    """Return a row for each pair and each set or average, at full precision; rates are shares of 1."""
     rows = []
     for (first, second), figures in compared.figures.items():
         for column, one in figures.items():

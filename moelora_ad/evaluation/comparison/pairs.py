@@ -36,7 +36,7 @@ Show = Callable[[str, float, int], None]
 
 
 class SeedsOfPair(NamedTuple):
-    """The seeds of both systems whose runs are compared; paired, they are the same."""
+    """The seeds of both systems whose runs are compared; if paired, both have the same ones."""
 
     first: tuple[int, ...]
     second: tuple[int, ...]
@@ -45,12 +45,12 @@ class SeedsOfPair(NamedTuple):
 
 @dataclass(frozen=True)
 class PairFigures:
-    """Two systems on one set, or on an average over sets.
+    """The comparison of two systems on one set, or on an average over sets.
 
     Args:
-        seeds: Which runs are compared.
-        difference: Of their equal error rates.
-        corrected: The p value by Holm: over all pairs and sets, or over all pairs and averages.
+        seeds: The seeds of the compared runs.
+        difference: The difference of their equal error rates.
+        corrected: The p value corrected by Holm's method over all pairs and sets, or over all pairs and averages.
     """
 
     seeds: SeedsOfPair
@@ -63,10 +63,10 @@ class ComparedPairs:
     """The comparison of some pairs of systems.
 
     Args:
-        figures: By pair, and by set or average.
+        figures: The comparisons by pair, and by set or average.
         tests: How many p values were corrected together: of sets, and of averages.
-        options: Of the resamples.
-        notes: What a reader must know.
+        options: Options of the resamples.
+        notes: Notes for the reader.
     """
 
     figures: Mapping[Pair, Mapping[str, PairFigures]]
@@ -76,7 +76,7 @@ class ComparedPairs:
 
 
 def pairs_of(systems: Sequence[str], reference: str | None, every: Iterable[str]) -> list[Pair]:
-    """All pairs of some systems, and of every other one with a reference, each once."""
+    """Return all pairs of ``systems``, and of every other system with a reference, each once."""
     found = [*combinations(systems, 2)]
     if reference is not None:
         found += [(system, reference) for system in every if system != reference]
@@ -91,15 +91,16 @@ def compare_systems(
 ) -> ComparedPairs:
     """Compare systems set by set, and by the averages over sets.
 
-    Seeds that both systems have are paired, and no others are used; with fewer than two of them all seeds of both are,
-    unpaired. Every run of a set is judged on the trials that all of these runs have scored, and has the same resamples
-    of them. Sets are resampled separately, as if no two had trials in common.
+    Seeds that both systems have are paired, and no others are used; if fewer than two are in common, all seeds of both
+    are used, unpaired, unless both have only the same one. Every run on a set is evaluated on the trials that all runs
+    on it have scored, and on the same resamples of these. Sets are resampled separately, as if no two had trials in
+    common.
 
     Args:
         comparison: The runs.
-        pairs: Names of systems.
-        options: Resamples, their seed, and what is resampled together.
-        show: Called with the set that is read, and how many runs of how many are done.
+        pairs: Pairs of names of systems.
+        options: The number of resamples, their seed, and what is resampled together.
+        show: Called with the name of the set that is read, the number of runs that are done, and that of all runs.
 
     Raises:
         InputError: The systems of no pair have a test set in common, or a score file is faulty.
@@ -159,7 +160,7 @@ class _Resampled(NamedTuple):
 
 
 def _resampled(name: str, runs: Sequence[ScoredRun], options: FigureOptions) -> _Resampled:
-    """The equal error rates of runs on the trials of a set that all of them have scored."""
+    """Return the equal error rates of runs on the trials of a set that all of them have scored, and on resamples."""
     first, scores, notes = _scores(name, runs)
     clusters = clusters_of(first.trials, options.clusters)
     notes += clusters.notes
@@ -179,8 +180,8 @@ def _resampled(name: str, runs: Sequence[ScoredRun], options: FigureOptions) -> 
 
 
 def _scores(name: str, runs: Sequence[ScoredRun]) -> tuple[ScoreTable, NDArray[np.float64], list[str]]:
-    """The trials that all runs have scored, with the scores of the first, the scores (runs, trials) of all, and what
-    to report about it.
+    """Return the trials that all runs have scored with the scores of the first run, the scores (runs, trials) of all
+    runs, and notes.
 
     Raises:
         InputError: A trial has two labels, or the trials are of one class.
@@ -219,7 +220,7 @@ def _path(name: str, run: ScoredRun) -> str:
 
 
 def _seeds(comparison: Comparison, pair: Pair, column: str) -> SeedsOfPair | None:
-    """The seeds that are compared; None if one system has none."""
+    """Return the seeds to compare; None if a system has no run."""
     first, second = (set(comparison.eers(system, column)) for system in pair)
     if not first or not second:
         return None
@@ -235,7 +236,7 @@ def _figures(pair: Pair, seeds: SeedsOfPair, eers: Mapping[Key, float], variance
 
 
 def _corrected(found: dict[Pair, dict[str, PairFigures]], columns: Sequence[str]) -> int:
-    """Put in the corrected p values of all pairs in some columns; returns how many there are."""
+    """Set the corrected p values of all pairs in some columns; return their number."""
     tests = [
         (figures, column, one.difference.p_value)
         for figures in found.values()

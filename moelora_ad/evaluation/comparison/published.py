@@ -1,6 +1,6 @@
 """Published figures to show beside our own: table 1 of arXiv 2509.13878.
 
-A figure is shown only where it means the same: a system whose adaptation, backbone, number of trained parameters
+A figure is shown only where it means the same: for a system whose adaptation, backbone, number of trained parameters
 and training corpus are those of the paper, on a test set that the paper has.
 """
 
@@ -19,12 +19,12 @@ class PublishedRow:
     """A row of the paper's table.
 
     Args:
-        name: of the system.
-        trained_millions: trained parameters as printed there, in millions.
+        name: name of the system.
+        trained_millions: number of trained parameters as printed in the paper, in millions.
         trained: their exact number in our implementation; where the paper trains the whole backbone, it counts the
-            quantiser of fairseq and the vector of time masking as well, of which neither is ever called.
+            quantiser of fairseq and the vector of time masking as well, neither of which is ever used.
         mean_ood: mean EER over `OUT_OF_DOMAIN`, a share of 1.
-        eers: those known to us, by the paper's set, a share of 1.
+        eers: the EERs that are known to us, by the paper's set, as shares of 1.
     """
 
     name: str
@@ -50,7 +50,7 @@ _SEVEN = PublishedRow("MoE-LoRA 7 x r8 (dense or top-2: not known to us)", "12.8
 def published_row(
     configuration: Mapping[str, Any], trained: int, training_corpora: Sequence[str]
 ) -> PublishedRow | None:
-    """The paper's row of the system that a configuration describes; None if the paper has none.
+    """Return the paper's row of the system that a configuration describes; None if the paper has none.
 
     Args:
         configuration: a run's ``config.yaml``.
@@ -67,18 +67,18 @@ def published_row(
 
 
 def backbone_source(configuration: Mapping[str, Any]) -> str:
-    """Where the weights of a configuration's backbone come from."""
+    """Return where the weights of a configuration's backbone come from."""
     return str(_built(configuration["model"]["backbone"])[1].get("source", ""))
 
 
 def paper_set(corpus: str, splits: Sequence[str]) -> str | None:
-    """The paper's name of a test set; None if the paper does not have it.
+    """Return the paper's name of a test set; None if the paper does not have it.
 
     Args:
-        corpus: the name of the set's corpus.
-        splits: of its trials. The paper's sets are the evaluation parts.
+        corpus: name of the set's corpus.
+        splits: splits of its trials; the paper's sets are the evaluation parts.
     """
-    # The paper does not say which list of FakeAVCeleb's trials it takes; our corpus has the list in its name.
+    # The paper does not say which list of FakeAVCeleb's trials it uses; our corpus has the list in its name.
     name = "FakeAVCeleb" if corpus.startswith("FakeAVCeleb_") else corpus
     whole = set(splits) <= {"eval"}
     return name if whole and name in (TRAINING_CORPUS, *OUT_OF_DOMAIN) else None
@@ -131,7 +131,7 @@ def _is_noisy_top_k(gate: Mapping[str, Any]) -> bool:
 
 
 def _built(part: Any) -> tuple[str, Mapping[str, Any]]:
-    """The class (without its module) and the arguments of a part of a configuration."""
+    """Return the class (without its module) and the arguments of a part of a configuration."""
     if isinstance(part, str):
         return part.rpartition(".")[2], {}
     if not isinstance(part, dict):

@@ -23,15 +23,15 @@ class ScoredSet:
 
     Args:
         corpus: name of the corpus of its trials.
-        splits: of its trials.
+        splits: splits of its trials.
         eer: a share of 1.
-        num_bona_fide: trials.
-        num_spoof: trials.
+        num_bona_fide: number of bona fide trials.
+        num_spoof: number of spoofed trials.
         complete: whether every trial of the set has a score.
         trials: hash of ids and labels of the scored trials, in any order.
-        trial_list: hash of the whole list of trials, from the provenance; None if it is not there.
-        selection: what was taken of its corpus, in words; empty for all trials.
-        attacks: the bona fide trials against the spoofs of each attack, by its name.
+        trial_list: hash of the whole list of trials, from the provenance; None if it is not recorded.
+        selection: which trials of its corpus are used, in words; empty for all trials.
+        attacks: error rates of the bona fide trials against the spoofs of each attack, by its name.
     """
 
     corpus: str
@@ -65,7 +65,7 @@ class ScoredRun:
 
     @property
     def attack(self) -> str | None:
-        """The attack that it was trained and selected without."""
+        """The attack that the run was trained and selected without; None for an ordinary run."""
         return held_out_attack(self.configuration)
 
 
@@ -75,15 +75,15 @@ def read_runs(
     """Read the score files of finished runs.
 
     Args:
-        records: of the runs, in the order of `find_records`.
+        records: records of the runs, in the order of `find_records`.
         tick: called before each run with its folder.
 
     Returns:
         The finished runs that have scores, in the order given, and notes on what is left out or not complete.
 
     Raises:
-        InputError: a file is damaged, two runs of one system have the same seed or configurations that differ in more
-            than the seed, or runs have other trials in a set of the same name.
+        InputError: no run is left, a file is damaged, two runs of one system have the same seed or configurations that
+            differ in more than the seed, or runs have other trials in a set of the same name.
     """
     records = list(records)
     notes, usable = [], []
@@ -195,12 +195,12 @@ def _values(table: ScoreTable, name: str) -> tuple[str, ...]:
 
 
 def _check_trials(runs: Sequence[ScoredRun]) -> list[str]:
-    """Check that all runs have the same trials in a set; systems may have been selected on different ones."""
+    """Check that all runs have the same trials in a set; return notes on systems selected on different ones."""
     first: dict[tuple[str, str | None], ScoredRun] = {}
     notes = []
     for run in runs:
         for name, one in run.sets.items():
-            # Without each attack, selection has other trials.
+            # Runs without different attacks are selected on different trials.
             known = first.setdefault((name, run.attack if name == DEV else None), run)
             if not one.has_other_trials(known.sets[name]):
                 continue

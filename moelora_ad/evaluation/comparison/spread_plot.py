@@ -14,18 +14,18 @@ from moelora_ad.evaluation.reports.plots import BLUE, INK, ORANGE, Plot, drawn, 
 from moelora_ad.runs.record import DEV
 
 _WIDTH = 7.2  # inches, a page's text
-_HEIGHT = 1.7  # of a panel
+_HEIGHT = 1.7  # inches, of a panel
 _COLUMN = 0.19  # inches that a system needs at least
-_DOTS = 0.5  # width of the dots of a system, of the distance between two systems
+_DOTS = 0.5  # width of a system's dots, as a share of the distance between two systems
 
 
 def spread_plot(comparison: Comparison) -> Plot:
-    """A panel for each test set and ``macro_ood``, if that is of several, in it a dot for each seed of each system, its
-    mean and its standard deviation, and the paper's figure where there is one. Every panel has its own axis, which
-    begins at 0.
+    """Draw a panel for each test set, and for ``macro_ood`` if it is over several. For each system it has a dot for
+    each seed, the mean and the standard deviation, and the paper's figure where there is one. Every panel has its own
+    axis, which begins at 0.
 
     Args:
-        comparison: With the development set alone, that is shown.
+        comparison: The runs; if they have no other set, the development set is shown.
     """
     macro_ood = [MACRO_OOD] if len(comparison.averages.get(MACRO_OOD, ())) > 1 else []
     columns = [*(name for name in comparison.sets if name != DEV), *macro_ood] or [DEV]
@@ -34,7 +34,7 @@ def spread_plot(comparison: Comparison) -> Plot:
     down = -(-len(columns) // across)
     names = [short_name(system) for system in systems]
     with style():
-        room = 0.35 + 0.062 * max(map(len, names))  # for the names, upright
+        room = 0.35 + 0.062 * max(map(len, names))  # for the names, which are upright
         figure = Figure(figsize=(_WIDTH, _HEIGHT * down + room + 0.3), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False, sharex=True)
         for place, axes in enumerate(grid.flat):
@@ -44,7 +44,7 @@ def spread_plot(comparison: Comparison) -> Plot:
             _panel(axes, comparison, columns[place])
             axes.set_xticks(range(len(systems)), names, rotation=90, fontsize=8)
             axes.tick_params(axis="x", length=0, labelbottom=place + across >= len(columns))
-            if place < across * (down - 1):  # above a free place, which has room for names
+            if place < across * (down - 1):  # above a missing panel, which leaves room for names
                 for label in axes.get_xticklabels():
                     label.set_in_layout(False)
             if place % across == 0:

@@ -21,9 +21,9 @@ class Comparison:
 
     Args:
         runs: Sorted by system and seed.
-        own: Sets of the training corpus; ``macro_ood`` leaves them out. None for those whose corpus some run was
+        own: Sets of the training corpus, which ``macro_ood`` leaves out; None for the sets whose corpus some run was
             trained on.
-        notes: What a reader must know of the runs.
+        notes: Notes on the runs for the reader.
 
     Raises:
         InputError: A set has the name of an average.
@@ -61,7 +61,7 @@ class Comparison:
 
     @cached_property
     def averages(self) -> Mapping[str, tuple[str, ...]]:
-        """The sets of ``macro_ood`` and ``macro_all``: those that every run has, so that all means compare."""
+        """The sets of ``macro_ood`` and ``macro_all``: those that every run has, so that all means are comparable."""
         common = [name for name in self.sets if name != DEV and all(name in run.sets for run in self.runs)]
         others = [name for name in common if name not in self.own_sets]
         return {name: tuple(sets) for name, sets in ((MACRO_OOD, others), (MACRO_ALL, common)) if sets}
@@ -72,7 +72,7 @@ class Comparison:
         return (*self.sets, *self.averages)
 
     def scored_set(self, name: str) -> ScoredSet:
-        """A set as recorded by the first run that has it; its EER is that run's."""
+        """Return a set of the first run that has it, with that run's EER."""
         return self._of[name].sets[name]
 
     @cached_property
@@ -80,24 +80,25 @@ class Comparison:
         return {name: run for run in reversed(self.runs) for name in run.sets}
 
     def eer(self, run: ScoredRun, column: str) -> float | None:
-        """The EER of one run, a share of 1: of a set, or the mean over the sets of an average; None if it has none."""
+        """Return the EER of a run on a set, or its mean over the sets of an average, as a share of 1; None if the run
+        does not have the set."""
         if column in self.averages:
             return float(np.mean([run.sets[name].eer for name in self.averages[column]]))
         return run.sets[column].eer if column in run.sets else None
 
     def eers(self, system: str, column: str) -> dict[int, float]:
-        """The EER by seed, of the runs that have one."""
+        """Return the EERs by seed, of the runs that have one."""
         found = {run.record.seed: self.eer(run, column) for run in self.systems[system]}
         return {seed: value for seed, value in found.items() if value is not None}
 
     def summary(self, system: str, column: str) -> SeedSummary | None:
-        """Mean and spread over seeds; None if no run has the set."""
+        """Return the mean and spread over seeds; None if no run has the set."""
         values = self.eers(system, column)
         return over_seeds(list(values.values())) if values else None
 
     def best(self, column: str) -> frozenset[str]:
-        """The systems with the lowest mean as it is printed, in percent with two digits; none of one system, nor of the
-        development set."""
+        """Return the systems with the lowest mean as it is printed, in percent with two digits; none if there is only
+        one system, and none for the development set."""
         means = {
             system: f"{100 * found.mean:.2f}" for system in self.systems if (found := self.summary(system, column))
         }
@@ -106,7 +107,7 @@ class Comparison:
         return frozenset(system for system, mean in means.items() if float(mean) == min(map(float, means.values())))
 
     def published(self, system: str) -> PublishedRow | None:
-        """The paper's row of a system."""
+        """Return the paper's row of a system; None if the paper has none."""
         first = self.systems[system][0]
         if any(place.partition(".")[0] == "train" for place in first.record.selections):
             return None  # trained on a part of the corpus

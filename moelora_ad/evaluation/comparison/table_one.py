@@ -22,7 +22,7 @@ UNKNOWN = "?"
 
 
 class Cost(NamedTuple):
-    """What a run of a system costs, as a mean over its runs; None where no run has recorded it."""
+    """The cost of a run of a system, as a mean over its runs; memory is None if no run has recorded it."""
 
     seconds: float
     host_bytes: int | None
@@ -33,7 +33,8 @@ class Cost(NamedTuple):
 
 
 def table_one(comparison: Comparison) -> TextTable:
-    """A row for each system, the paper's row below it where there is one; the best means are bold."""
+    """Return a table with a row for each system, and the paper's row below it if there is one; the best means are
+    bold."""
     rows: list[Sequence[str]] = []
     bold = set()
     columns = comparison.columns
@@ -53,7 +54,7 @@ def table_one(comparison: Comparison) -> TextTable:
 
 
 def spread(summary: SeedSummary | None) -> str:
-    """Mean ± standard deviation in percent; the mean alone for one seed."""
+    """Return mean ± standard deviation in percent; the mean alone for one seed."""
     if summary is None:
         return ""
     mean = rounded("eer", summary.mean)
@@ -61,12 +62,12 @@ def spread(summary: SeedSummary | None) -> str:
 
 
 def millions(number: int) -> str:
-    """A number of parameters as the paper writes it, ``5.76 M``."""
+    """Return a number of parameters as the paper writes it, ``5.76 M``."""
     return f"{number / 1e6:.2f} M"
 
 
 def notes(comparison: Comparison) -> tuple[str, ...]:
-    """How the table is to be read."""
+    """Return notes on how to read the table."""
     found = [_seeds_sentence(comparison)]
     if len(comparison.systems) > 1:
         found.append("Bold (* in plain text): the lowest mean of a column, as printed")
@@ -120,7 +121,7 @@ def _heading(comparison: Comparison, column: str) -> str:
 
 
 def published_rows(comparison: Comparison) -> dict[str, PublishedRow]:
-    """The paper's rows by our system; none if no set is the paper's."""
+    """Return the paper's rows by our systems; none if no set is one of the paper's."""
     if not any(_paper_set(comparison, name) for name in comparison.sets):
         return {}
     rows = {system: comparison.published(system) for system in comparison.systems}
@@ -128,7 +129,8 @@ def published_rows(comparison: Comparison) -> dict[str, PublishedRow]:
 
 
 def published_eer(comparison: Comparison, row: PublishedRow, column: str) -> float | None:
-    """The paper's EER of one of its sets, or its mean over its sets out of domain where ours is over the same."""
+    """Return the paper's EER of a set, or its mean over the sets out of domain if ours is over the same sets; None if
+    the paper has none that is known to us."""
     if column == MACRO_OOD:
         return row.mean_ood if _is_papers_average(comparison) else None
     name = _paper_set(comparison, column) if column in comparison.sets else None
@@ -152,7 +154,7 @@ def _is_papers_average(comparison: Comparison) -> bool:
 
 
 def cost_table(comparison: Comparison) -> TextTable:
-    """What a run costs, as a mean over a system's runs."""
+    """Return a table with the cost of a run of each system, as a mean over its runs."""
     rows = []
     for system, runs in comparison.systems.items():
         cost = cost_of(runs)
@@ -163,7 +165,7 @@ def cost_table(comparison: Comparison) -> TextTable:
 
 
 def cost_of(runs: Iterable[ScoredRun]) -> Cost:
-    """Of the runs of a system."""
+    """Return the mean cost of the runs of a system."""
     records = [run.record for run in runs]
     peaks = [
         [peak for record in records if (peak := record.peak_memory_bytes.get(device)) is not None]
@@ -182,7 +184,8 @@ ROW = (
 
 
 def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each system, seed and set, and for mean and std over seeds; EERs are shares of 1, at full precision.
+    """Return a row for each system, seed and set, and for mean and std over seeds; EERs are shares of 1, at full
+    precision.
 
     ``statistic`` is run, mean, std or published; ``set`` may be an average.
     """
@@ -240,7 +243,7 @@ def _row(
 
 
 def comparison_json(comparison: Comparison, compared: ComparedPairs | None = None) -> str:
-    """The same rows, those of compared pairs, and what they are about."""
+    """Return the rows of a comparison, those of compared pairs, and their description, as JSON."""
     content = {
         "moelora_ad": __version__,
         "sets": {

@@ -31,12 +31,12 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
 
     results.csv has a row for each system, seed and set, and for their means, at full precision, results.json the same
     and its description; table.md and table.tex are the rounded tables; spread.png and .svg are the plot; report.html
-    has all in one page. Attacks that were held out, and test sets of several, add what `write_matrices` writes.
+    has all in one page. With held-out attacks, or test sets with several attacks, `write_matrices` adds its files.
 
     Args:
         comparison: The results.
-        folder: Made if it is missing.
-        compared: Pairs of its systems, if any; pairs.csv has them at full precision.
+        folder: The folder, created if it is missing.
+        compared: Compared pairs of its systems, if any; pairs.csv has them at full precision.
 
     Returns:
         The files.
@@ -72,7 +72,7 @@ def comparison_page(
     pairs: Sequence[TextTable] = (),
     attacks: Sequence[ShownMatrix] = (),
 ) -> str:
-    """The page; names come from files and are not trusted."""
+    """Return the HTML page of a comparison; names in it come from files and are not trusted."""
     systems, runs = len(comparison.systems), len(comparison.runs)
     sets = ", ".join(map(printable, comparison.sets))
     return template("results.html.j2").render(

@@ -1,1 +1,1 @@
-"""Scores -> figures: equal error rate, curve, costs, calibration, their intervals and averages."""
+"""The figures of scores: equal error rate, curve, costs, calibration, their intervals and averages."""

@@ -15,9 +15,9 @@ class MacroAverage(NamedTuple):
 
     Attributes:
         name: ``macro_all``, or ``macro_ood`` without the sets of the training corpus.
-        figure: Its name in `Figures`.
+        figure: The figure's name in `Figures`.
         value: The mean.
-        sets: Over which sets.
+        sets: The sets that it is over.
     """
 
     name: str
@@ -27,11 +27,11 @@ class MacroAverage(NamedTuple):
 
 
 def macro_averages(evaluations: Mapping[str, SetEvaluation], own: Collection[str]) -> list[MacroAverage]:
-    """``macro_ood`` and ``macro_all`` of every figure that all their sets have.
+    """Return ``macro_ood`` and ``macro_all`` of every figure that all their sets have.
 
     Args:
-        evaluations: The sets by name.
-        own: The sets of the training corpus; others are out of domain. Without any other set there is no ``macro_ood``.
+        evaluations: The evaluated sets by name.
+        own: The sets of the training corpus; all others are out of domain. Without others there is no ``macro_ood``.
     """
     others = {name: one for name, one in evaluations.items() if name not in own}
     averages = []
@@ -44,7 +44,7 @@ def macro_averages(evaluations: Mapping[str, SetEvaluation], own: Collection[str
 
 
 class SeedSummary(NamedTuple):
-    """One figure over several runs; ``std`` is that of a sample (n - 1), None for one run."""
+    """One figure over several runs; ``std`` is the standard deviation of a sample (n - 1), None for one run."""
 
     mean: float
     std: float | None
@@ -54,7 +54,7 @@ class SeedSummary(NamedTuple):
 
 
 def over_seeds(values: Sequence[float], higher_is_better: bool = False) -> SeedSummary:
-    """Mean, standard deviation, best and worst of a figure over runs.
+    """Return the mean, standard deviation, best and worst of a figure over runs.
 
     Raises:
         ScoreError: There is no value, or one is not finite.

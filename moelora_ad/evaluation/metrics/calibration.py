@@ -1,4 +1,4 @@
-"""Scores -> log-likelihood ratios, by a line fitted on development scores."""
+"""The calibration of scores: log-likelihood ratios by a line fitted on development scores."""
 
 import math
 import sys
@@ -22,12 +22,12 @@ class Calibration:
     """log-likelihood ratio = ``scale`` * score + ``offset``, natural logarithm; see `fit_calibration`.
 
     Args:
-        scale: Positive: the order of the scores stays.
-        offset: What a score of zero becomes.
+        scale: Positive, so that the order of the scores is kept.
+        offset: The log-likelihood ratio of a score of zero.
         fitted_on: The name of the development scores.
         num_bona_fide: How many of them are bona fide.
         num_spoof: How many of them are spoofs.
-        precision: That they were computed in, by Lightning's name; None if that is not known.
+        precision: The precision that they were computed in, by Lightning's name; None if it is not known.
 
     Raises:
         ScoreError: A field has another type, the scale is not positive and finite, the offset is not finite, or a
@@ -57,44 +57,44 @@ class Calibration:
                 raise ScoreError(f"calibration: {name} must be a positive whole number, not {value!r}")
 
     def apply(self, scores: ArrayLike) -> Floats:
-        """Log-likelihood ratios, of the shape of the scores."""
+        """Return log-likelihood ratios, of the shape of the scores."""
         return self.scale * np.asarray(scores, np.float64) + self.offset
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
+        """Return the fields, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Calibration":
-        """From what `as_dict` gave.
+        """Build a calibration from the result of `as_dict`.
 
         Raises:
             ScoreError: A field is missing, unknown or faulty.
         """
-        names = {field.name for field in fields(cls)} - {"precision"}  # which earlier ones lack
+        names = {field.name for field in fields(cls)} - {"precision"}  # absent from earlier files
         if not isinstance(content, Mapping) or set(content) - {"precision"} != names:
             raise ScoreError(f"calibration: needs the fields {', '.join(sorted(names))}, and no others")
         return cls(**content)
 
 
 def _is_finite_number(value: object) -> bool:
-    # Compared with the largest float, as JSON may have a whole number that no float can hold.
+    # A comparison with the largest float, as a whole number in JSON may be too large for a float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def fit_calibration(scores: ArrayLike, labels: ArrayLike, fitted_on: str) -> Calibration:
-    """Affine logistic calibration (Brümmer and du Preez, Computer Speech and Language 20, 2006).
+    """Fit an affine logistic calibration (Brümmer and du Preez, Computer Speech and Language 20, 2006).
 
-    The line that makes the mean cross-entropy of the two classes least, each class counting one half: so the prior
-    log-odds are zero, and the result is a log-likelihood ratio whatever the proportions of the development set. The
-    targets are (n + 1) / (n + 2) and 1 / (n + 2) with the n of each class (Platt, 1999; Lin et al., Machine Learning
-    68, 2007), which keeps the line finite for classes that do not overlap. They also let a single score far beyond all
-    others flatten it.
+    The line minimises the mean cross-entropy of the two classes, each of which counts one half: so the prior log-odds
+    are zero, and the result is a log-likelihood ratio whatever the proportions of the development set. The targets are
+    (n + 1) / (n + 2) and 1 / (n + 2) with the n of each class (Platt, 1999; Lin et al., Machine Learning 68, 2007),
+    which keeps the line finite for classes that do not overlap. They also let a single score far beyond all others
+    flatten the line.
 
     Args:
         scores: (n,) finite scores of a development set.
         labels: (n,) 1 for bona fide, 0 for spoof.
-        fitted_on: The name of that set.
+        fitted_on: The name of the development set.
 
     Raises:
         ScoreError: See `equal_error_rate`; or the scores are uninformative, or reversed.
@@ -117,7 +117,8 @@ def fit_calibration(scores: ArrayLike, labels: ArrayLike, fitted_on: str) -> Cal
 
 
 def _logistic_fit(values: Floats, targets: Floats, weights: Floats) -> tuple[float, float]:
-    """Slope and offset with the least weighted cross-entropy to targets strictly between 0 and 1 (Newton's method)."""
+    """Return the slope and offset with the least weighted cross-entropy to targets strictly between 0 and 1, by
+    Newton's method."""
     design = np.stack([values, np.ones_like(values)])
 
     def cross_entropy(line: Floats) -> float:
@@ -131,7 +132,7 @@ def _logistic_fit(values: Floats, targets: Floats, weights: Floats) -> tuple[flo
         gradient = design @ (weights * (probabilities - targets))
         hessian = (design * (weights * probabilities * (1 - probabilities))) @ design.T
         step = np.linalg.lstsq(hessian, gradient)[0]
-        # The loss is convex: a step that does not overshoot makes it less.
+        # The loss is convex: a step that does not overshoot reduces it.
         while (shorter := cross_entropy(line - step)) > loss and np.abs(step).max() > 1e-12:
             step = step / 2
         line, loss = line - step, shorter
@@ -141,7 +142,7 @@ def _logistic_fit(values: Floats, targets: Floats, weights: Floats) -> tuple[flo
 
 
 def probability_of_bona_fide(log_likelihood_ratios: ArrayLike, prior: float) -> Floats:
-    """The posterior probability of bona fide, of the shape of the ratios; 1e6 and more do not overflow.
+    """Return the posterior probability of bona fide, of the shape of the ratios; ratios beyond 1e6 do not overflow.
 
     Args:
         log_likelihood_ratios: Calibrated scores, natural logarithm.
@@ -158,7 +159,7 @@ def probability_of_bona_fide(log_likelihood_ratios: ArrayLike, prior: float) -> 
 
 
 def refuse_own_calibration(calibration_table: ScoreTable, reported_table: ScoreTable) -> None:
-    """A calibration fitted on trials that are reported would flatter actDCF and Cllr.
+    """Check that a calibration was not fitted on trials that are reported, which would flatter actDCF and Cllr.
 
     Raises:
         ScoreError: The two tables have `shared_trials`; the message has their number and the first.
@@ -172,8 +173,8 @@ def refuse_own_calibration(calibration_table: ScoreTable, reported_table: ScoreT
 
 
 def shared_trials(one: ScoreTable, other: ScoreTable) -> list[str]:
-    """The utterances of ``other`` that ``one`` has too, in the same corpus; if a corpus is not known, the utterance
-    decides."""
+    """Return the utterances of ``other`` that ``one`` has too, in the same corpus; where a corpus is not known, only
+    utterances are compared."""
     corpora = dict(_names(one))
     return [
         utterance
@@ -183,5 +184,5 @@ def shared_trials(one: ScoreTable, other: ScoreTable) -> list[str]:
 
 
 def _names(table: ScoreTable) -> Iterator[tuple[str, str | None]]:
-    """Utterance and corpus of each trial."""
+    """Return the utterance and corpus of each trial."""
     return zip(table.trials.columns.utterance, table.trials.column("corpus"), strict=True)

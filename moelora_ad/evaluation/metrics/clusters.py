@@ -1,4 +1,4 @@
-"""Which trials belong together: a bootstrap must draw them together, for they are far from independent."""
+"""Clusters of trials that a bootstrap must draw together, as they are far from independent."""
 
 from typing import Any, NamedTuple
 
@@ -10,12 +10,12 @@ from moelora_ad.errors import counted
 
 _SPEAKER_AND_ATTACK = ("speaker", "attack")
 _CLIP = ("source",)
-_SPARSE = 8  # times as many numbers as trials
+_SPARSE = 8  # numbers whose range is this many times their count are sorted
 _OF_CLIPS = "FakeAVCeleb"  # its videos are made from 500 clips, and it names no speakers
 
 
 class Clusters(NamedTuple):
-    """Of n trials.
+    """The clusters of n trials.
 
     Args:
         codes: (n,) the number of each trial's cluster, from 0 on without gaps.
@@ -27,7 +27,7 @@ class Clusters(NamedTuple):
 
 
 def default_clusters(trials: TrialList) -> NDArray[np.int64]:
-    """(n,) the number of each trial's cluster: by speaker and attack, or by source clip in FakeAVCeleb.
+    """Return the number (n,) of each trial's cluster: by speaker and attack, or by source clip in FakeAVCeleb.
 
     See `clusters_of`.
     """
@@ -35,14 +35,14 @@ def default_clusters(trials: TrialList) -> NDArray[np.int64]:
 
 
 def clusters_of(trials: TrialList, fields: tuple[str, ...] | None = None) -> Clusters:
-    """Trials of one corpus whose fields agree are a cluster.
+    """Group trials into clusters: trials of one corpus whose fields agree.
 
     A trial of which a field is unknown is a cluster of its own. Only the attack, which bona fide trials do not have,
-    may be missing beside a field that is known; so if no attack is known, a cluster is all of a speaker.
+    may be missing beside a field that is known; so if no attack is known, all trials of a speaker are a cluster.
 
     Args:
         trials: n trials, of one or several corpora.
-        fields: Of a trial; None for the speaker and the attack, but the source clip in FakeAVCeleb.
+        fields: Fields of a trial; None for the speaker and the attack, but the source clip in FakeAVCeleb.
     """
     if fields is not None:
         return _clusters(trials, [(np.ones(len(trials), bool), fields)])
@@ -52,7 +52,7 @@ def clusters_of(trials: TrialList, fields: tuple[str, ...] | None = None) -> Clu
 
 
 def _clusters(trials: TrialList, parts: list[tuple[NDArray[np.bool_], tuple[str, ...]]]) -> Clusters:
-    """Clusters by other fields in each part of the trials."""
+    """Group each part of the trials into clusters by its own fields."""
     codes = np.empty(len(trials), np.int64)
     start, notes = 0, []
     for part, fields in parts:
@@ -68,7 +68,7 @@ def _clusters(trials: TrialList, parts: list[tuple[NDArray[np.bool_], tuple[str,
 
 
 def without_gaps(codes: NDArray[Any]) -> NDArray[np.int64]:
-    """The place of each number (n,) among the different ones, ascending: as many from 0 on as there are."""
+    """Replace numbers (n,) by 0, 1, ... without gaps; equal numbers stay equal, and the order is kept."""
     if np.can_cast(codes.dtype, np.int64):
         codes = codes.astype(np.int64, copy=False)
         low, high = int(codes.min()), int(codes.max())
@@ -82,7 +82,8 @@ def without_gaps(codes: NDArray[Any]) -> NDArray[np.int64]:
 def _combinations(
     trials: TrialList, fields: tuple[str, ...], part: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """A number below m for each of the m trials of a part, the same where corpus and fields agree; and who is alone."""
+    """Return a number below m for each of the m trials of a part, the same where corpus and fields agree, and which
+    trials are clusters of their own."""
     combined = trials.column("corpus").codes[part].astype(np.int64)
     lacking, nothing = np.zeros(len(combined), bool), np.ones(len(combined), bool)
     for field in fields:

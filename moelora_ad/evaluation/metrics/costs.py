@@ -1,4 +1,4 @@
-"""What errors cost: the detection cost of ASVspoof 5, and the tandem detection costs of ASVspoof 2019 and 2021."""
+"""The costs of errors: the detection cost of ASVspoof 5, and the tandem detection costs of ASVspoof 2019 and 2021."""
 
 import math
 from abc import ABC, abstractmethod
@@ -38,12 +38,12 @@ class DetectionCosts:
 
     @property
     def weights(self) -> tuple[float, float]:
-        """Those of the miss rate and of the false alarm rate."""
+        """The weights of the miss rate and of the false alarm rate."""
         return self.miss * (1 - self.spoof_prior), self.false_alarm * self.spoof_prior
 
     @property
     def bayes_threshold(self) -> float:
-        """The log-likelihood ratio from which on it costs less to accept: -ln 1.9 with the defaults."""
+        """The log-likelihood ratio at and above which accepting costs less: -ln 1.9 with the defaults."""
         miss, false_alarm = self.weights
         return math.log(false_alarm) - math.log(miss)
 
@@ -52,10 +52,10 @@ _KINDS = ("target", "nontarget", "spoof")
 
 
 class AsvErrorRates(NamedTuple):
-    """A speaker verification (ASV) system at its own threshold; all in [0, 1].
+    """The error rates of a speaker verification (ASV) system at its own threshold; all in [0, 1].
 
-    Target speakers rejected (``miss``), other speakers accepted (``false_alarm``), and spoofs accepted
-    (``spoof_false_alarm``).
+    They are the shares of target speakers rejected (``miss``), other speakers accepted (``false_alarm``), and spoofs
+    accepted (``spoof_false_alarm``).
     """
 
     miss: float
@@ -72,17 +72,17 @@ class TandemWeights(NamedTuple):
 
 
 class TandemCosts(ABC):
-    """The tandem detection cost function (t-DCF), over that of the better of accepting all and rejecting all."""
+    """The tandem detection cost function (t-DCF), normalised by the lower cost of accepting all and rejecting all."""
 
     @abstractmethod
     def weights(self, asv: AsvErrorRates) -> TandemWeights:
-        """C0, C1 and C2 beside this ASV system."""
+        """Return C0, C1 and C2 of a detector beside this ASV system."""
 
     def checked_weights(self, asv: AsvErrorRates) -> TandemWeights:
-        """`weights`, with which a least cost is computed.
+        """Return `weights`, after a check that the normalised cost is defined with them.
 
         Raises:
-            ScoreError: The ASV system is so bad that a weight is not positive: the cost would not be defined.
+            ScoreError: The ASV system is so bad that a weight is negative, or the cost to normalise by not positive.
         """
         weights = self.weights(asv)
         if not (weights.miss >= 0 and weights.false_alarm >= 0 and weights.constant + min(weights[1:]) > 0):
@@ -148,12 +148,12 @@ def _check_costs(costs: DetectionCosts | TandemCosts2019 | TandemCosts2021) -> N
 
 
 def asv_error_rates(target: ArrayLike, nontarget: ArrayLike, spoof: ArrayLike) -> AsvErrorRates:
-    """The errors of an ASV system at the threshold of its equal error rate between target and non-target speakers.
+    """Return the error rates of an ASV system at the threshold of its EER between target and non-target speakers.
 
     As in the evaluation packages, a score at the threshold is accepted.
 
     Args:
-        target: Scores of the claimed speaker; higher is more the claimed speaker.
+        target: Scores of the claimed speaker; higher means more likely the claimed speaker.
         nontarget: Scores of other speakers.
         spoof: Scores of spoofs of the claimed speaker.
 
@@ -171,7 +171,7 @@ def asv_error_rates(target: ArrayLike, nontarget: ArrayLike, spoof: ArrayLike) -
 
 
 def read_asv_error_rates(path: str | Path, phase: str = "eval") -> AsvErrorRates:
-    """`asv_error_rates` of the ASV scores that ASVspoof hands out; without a header, separated by spaces.
+    """Return `asv_error_rates` of the ASV scores that ASVspoof publishes: no header, columns separated by spaces.
 
     - 2019, ``ASVspoof2019.LA.asv.eval.gi.trl.scores.txt``: ``A07 spoof -1.25``, the attack or the speaker, then
       ``target``, ``nontarget`` or ``spoof``, then the score.
@@ -180,7 +180,7 @@ def read_asv_error_rates(path: str | Path, phase: str = "eval") -> AsvErrorRates
 
     Args:
         path: The scores.
-        phase: The part of the trials of 2021: ``eval``, ``progress`` or ``hidden``. In 2019 a file is one part.
+        phase: The part of the trials of 2021: ``eval``, ``progress`` or ``hidden``. A file of 2019 has a single part.
 
     Raises:
         ScoreError: The file, or its ``trial_metadata.txt``, is faulty or has no scores of one of the three kinds.
@@ -199,7 +199,7 @@ def read_asv_error_rates(path: str | Path, phase: str = "eval") -> AsvErrorRates
 
 
 def _keyed_scores(path: str | Path, phase: str) -> Iterator[tuple[int, str, str]]:
-    """The line, key and score of each trial."""
+    """Return the line, key and score of each trial."""
     trials = _rows(path, ("source", "trial", "score"))
     if not trials or trials[0][2] in _KINDS:
         return ((line, key, score) for line, _, key, score in trials)
@@ -217,7 +217,7 @@ def _keyed_scores(path: str | Path, phase: str) -> Iterator[tuple[int, str, str]
 
 
 def _rows(path: str | Path, columns: tuple[str, ...]) -> list[tuple[Any, ...]]:
-    """All lines that are not blank: their numbers and their fields."""
+    """Return all lines that are not blank: their numbers and their fields."""
     return [
         row for block in read_lines(path, columns) for row in zip(block.lines, *block.columns.values(), strict=True)
     ]

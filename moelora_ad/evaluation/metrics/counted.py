@@ -1,4 +1,4 @@
-"""The figures that follow from how many trials lie on either side of a threshold, however trials are counted."""
+"""Figures that follow from how many trials lie on either side of a threshold; a trial may count several times."""
 
 import math
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ class CostResult(NamedTuple):
 
 
 class ErrorRates(NamedTuple):
-    """Both in [0, 1]: ``miss`` of the bona fide trials are rejected, ``false_alarm`` of the spoofs are accepted."""
+    """The shares of bona fide trials rejected (``miss``) and of spoofs accepted (``false_alarm``), in [0, 1]."""
 
     miss: float
     false_alarm: float
@@ -37,8 +37,8 @@ class CountedTrials(ABC):
     """Trials of two classes on a scale of scores; each may count once, several times, or not at all.
 
     Attributes:
-        num_bona_fide: How many there are, by their counts; at least one.
-        num_spoof: How many spoofs.
+        num_bona_fide: The number of bona fide trials, each as often as it counts; at least one.
+        num_spoof: The number of spoofs, likewise.
     """
 
     num_bona_fide: int
@@ -50,30 +50,31 @@ class CountedTrials(ABC):
 
     @abstractmethod
     def _errors(self, threshold: float) -> tuple[int, int]:
-        """How many bona fide trials are rejected, and how many spoofs accepted; not at a threshold of nan."""
+        """Return how many bona fide trials are rejected and how many spoofs accepted at a threshold, not nan."""
 
     @abstractmethod
     def _least_cost(self, miss: float, false_alarm: float) -> CostResult:
-        """The least of ``miss * miss rate + false_alarm * false alarm rate``; the weights are not negative."""
+        """Return the least of ``miss * miss rate + false_alarm * false alarm rate``; the weights are not negative."""
 
     @property
     @abstractmethod
     def _groups(self) -> tuple[Counts, Counts]:
-        """How many bona fide trials and spoofs each group has, (g,) each, in ascending order of the scores. What is in
-        one group is of one score, or of one class; no group is empty."""
+        """The numbers of bona fide trials and of spoofs, (g,) each, in groups in ascending order of the scores. The
+        trials of a group all have one score, or are all of one class; no group is empty."""
 
     @abstractmethod
     def _softplus(self) -> tuple[float, float]:
         """The mean of ln(1 + e^-s) over bona fide trials, and of ln(1 + e^s) over spoofs."""
 
     def min_dcf(self, costs: DetectionCosts = ASVSPOOF_5) -> CostResult:
-        """The least detection cost over all thresholds, over that of accepting or rejecting all (ASVspoof 5)."""
+        """Return the least detection cost over all thresholds, normalised by the lower cost of accepting all and
+        rejecting all (ASVspoof 5)."""
         miss, false_alarm = costs.weights
         cost, threshold = self._least_cost(miss, false_alarm)
         return CostResult(cost / min(miss, false_alarm), threshold)
 
     def act_dcf(self, costs: DetectionCosts = ASVSPOOF_5) -> float:
-        """The detection cost at ``costs.bayes_threshold``, normalised as in `min_dcf` (ASVspoof 5).
+        """Return the detection cost at ``costs.bayes_threshold``, normalised as in `min_dcf` (ASVspoof 5).
 
         Meaningful for log-likelihood ratios (natural logarithm), that is after a calibration.
         """
@@ -82,14 +83,14 @@ class CountedTrials(ABC):
         return (miss * rates.miss + false_alarm * rates.false_alarm) / min(miss, false_alarm)
 
     def min_tdcf(self, asv: AsvErrorRates, costs: TandemCosts2019 | TandemCosts2021 = ASVSPOOF_2021) -> CostResult:
-        """The least tandem detection cost over all thresholds, normalised (ASVspoof 2019 and 2021).
+        """Return the least tandem detection cost over all thresholds, normalised (ASVspoof 2019 and 2021).
 
         Args:
-            asv: The errors of the speaker verification system beside it.
+            asv: The error rates of the speaker verification system beside the detector.
             costs: The form of 2019 or that of 2021.
 
         Raises:
-            ScoreError: The ASV system is so bad that a weight of the cost is not positive.
+            ScoreError: The ASV system is so bad that the normalised cost is not defined.
         """
         weights = costs.checked_weights(asv)
         cost, threshold = self._least_cost(weights.miss, weights.false_alarm)
@@ -106,17 +107,18 @@ class CountedTrials(ABC):
         return bona_fide / bits + spoof / bits
 
     def min_cllr(self) -> float:
-        """`cllr` after the monotone map of the scores that makes it least, by pooling adjacent violators."""
+        """Return `cllr` after the monotone map of the scores that minimises it, by pooling adjacent violators."""
         return pooled_cllr(*self._groups)
 
     def auc(self) -> float:
-        """The area under the receiver operating characteristic: the share of pairs ranked correctly, ties half."""
+        """Return the area under the receiver operating characteristic: the share of pairs of a bona fide trial and a
+        spoof that are ranked correctly; ties count one half."""
         bona_fide, spoof = self._groups
         twice_right = bona_fide * (2 * (spoof.cumsum() - spoof) + spoof)
         return int(twice_right.sum()) / (2 * self.num_bona_fide * self.num_spoof)
 
     def error_rates(self, threshold: float) -> ErrorRates:
-        """The rates at a threshold; a trial is accepted if its score is at or above it.
+        """Return the error rates at a threshold; a trial is accepted if its score is at or above it.
 
         Raises:
             ScoreError: The threshold is not a number.
@@ -125,12 +127,12 @@ class CountedTrials(ABC):
         return ErrorRates(missed / self.num_bona_fide, accepted_spoofs / self.num_spoof)
 
     def accuracy(self, threshold: float) -> float:
-        """The share of all trials that are classified correctly at a threshold; raises what `error_rates` raises."""
+        """Return the share of all trials classified correctly at a threshold; raises what `error_rates` raises."""
         trials = self.num_bona_fide + self.num_spoof
         return (trials - sum(self._errors(threshold))) / trials
 
     def figure(self, name: str, options: FigureOptions) -> float:
-        """A figure by its name in `Figures`, made as the options say, which must define it."""
+        """Return a figure by its name in `Figures`; the options set how it is computed, and must define it."""
         if name == "eer":
             return self.equal_error_rate().eer
         if name == "min_tdcf":
@@ -147,11 +149,11 @@ class CountedTrials(ABC):
 
 
 def pooled_cllr(bona_fide: Counts, spoof: Counts) -> float:
-    """The Cllr after the monotone map of the scores that makes it least, found by pooling adjacent violators.
+    """Return the Cllr after the monotone map of the scores that minimises it, found by pooling adjacent violators.
 
     Args:
-        bona_fide: (n,) how many bona fide trials have each score, ascending.
-        spoof: (n,) how many spoofs; no score is without trials.
+        bona_fide: (n,) how many bona fide trials have each score, in ascending order of the scores.
+        spoof: (n,) how many spoofs have it; every score has a trial.
     """
     trials = bona_fide + spoof
     blocks = isotonic_regression(bona_fide / trials, weights=trials).blocks[:-1]

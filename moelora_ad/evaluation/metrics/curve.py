@@ -35,15 +35,15 @@ class OperatingPoints(NamedTuple):
 
 
 def least_cost(costs: Callable[[Counts], tuple[Floats, Floats]], last: int) -> tuple[float, int]:
-    """The least cost of the operating points 0 ... ``last``, and the first point that has it.
+    """Return the least cost of the operating points 0 ... ``last``, and the first point that has it.
 
     Args:
-        costs: What the misses and what the false alarms cost at some points: from one point to the next, the first only
-            rise and the second only fall.
-        last: At least 1.
+        costs: Returns the cost of the misses and that of the false alarms at some points; from one point to the next,
+            the first never falls and the second never rises.
+        last: The number of the last point, at least 1.
     """
-    # Between two points, the misses of the first and the false alarms of the last bound what lies between. A few points
-    # so rule out nearly all others.
+    # The misses at one point and the false alarms at a later one bound the cost of all points between from below. So a
+    # few points rule out nearly all others.
     stride = math.isqrt(last)
     some = np.append(np.arange(0, last, stride), last)
     misses, false_alarms = costs(some)
@@ -57,8 +57,8 @@ def least_cost(costs: Callable[[Counts], tuple[Floats, Floats]], last: int) -> t
 class ScoreCurve(CountedTrials):
     """Scores of both classes, each sorted once. Tied scores are accepted or rejected together.
 
-    A trial is accepted as bona fide if its score is at or above a threshold; only the threshold of
-    `equal_error_rate` is itself rejected, as in ASVspoof's packages.
+    A trial is accepted as bona fide if its score is at or above a threshold; only a score at the threshold of
+    `equal_error_rate` is rejected, as in ASVspoof's packages.
 
     Args:
         scores: (n,) finite; higher is more bona fide.
@@ -81,7 +81,7 @@ class ScoreCurve(CountedTrials):
         return equal_error_rate_of_sorted(self._bona_fide, self._spoof)
 
     def operating_points(self) -> OperatingPoints:
-        """The rates at all distinct scores, and at infinity: every operating point there is."""
+        """Return the rates at all distinct scores and at infinity, which are all operating points."""
         thresholds = np.append(np.unique(np.concatenate([self._bona_fide, self._spoof])), np.inf)
         missed, rejected = self._bona_fide.searchsorted(thresholds), self._spoof.searchsorted(thresholds)
         return OperatingPoints(thresholds, missed / self.num_bona_fide, (self.num_spoof - rejected) / self.num_spoof)
@@ -104,17 +104,18 @@ class ScoreCurve(CountedTrials):
         return CostResult(cost, float(threshold))
 
     def _candidates(self, places: Counts) -> tuple[Counts, Counts]:
-        """The bona fide trials missed and the spoofs accepted at some of the thresholds that can have the least cost.
+        """Return the bona fide trials missed and the spoofs accepted at ``places`` among the thresholds that can have
+        the least cost.
 
-        Rejecting more pays only if it rejects another spoof, and accepting more only if it accepts another bona fide
+        A higher threshold pays only if it rejects another spoof, and a lower one only if it accepts another bona fide
         trial: the thresholds at the scores of the smaller class, and one beyond them, are enough. Within a run of ties
-        all counts but one are too high, which cannot make a least cost.
+        all counts but one are too high, so that those cannot have the least cost.
         """
-        if self.num_bona_fide < self.num_spoof:  # reject all below the bona fide score of that place; at last, all
+        if self.num_bona_fide < self.num_spoof:  # place i rejects all below bona fide score i, the last one all
             scores = self._bona_fide.take(places, mode="clip")
             accepted_spoofs = self.num_spoof - self._spoof.searchsorted(scores)
             return places, np.where(places < self.num_bona_fide, accepted_spoofs, 0)
-        # Reject nothing, or all up to and including the spoof's score before that place.
+        # Place 0 rejects nothing, place i all up to and including spoof score i - 1.
         missed = self._bona_fide.searchsorted(self._spoof.take(places - 1, mode="clip"), "right")
         return np.where(places > 0, missed, 0), self.num_spoof - places
 
@@ -123,8 +124,8 @@ class ScoreCurve(CountedTrials):
 
     @cached_property
     def _groups(self) -> tuple[Counts, Counts]:
-        """The distinct scores of the smaller class with the ties of the larger class, and what the larger class has
-        between them."""
+        """One group for each distinct score of the smaller class, with the ties of the larger class, and one for the
+        trials of the larger class between two of them."""
         few, many = self._bona_fide, self._spoof
         if swapped := len(few) > len(many):
             few, many = many, few
@@ -138,7 +139,7 @@ class ScoreCurve(CountedTrials):
 
 
 def _mean_softplus(values: Floats) -> float:
-    """The mean of ln(1 + e^x), with an error of 1e-15 at most beside that of its size."""
+    """Return the mean of ln(1 + e^x), with an absolute error of at most 1e-15 beside the relative one of rounding."""
     # ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|), which cannot overflow. One logarithm of a product of 64 such numbers,
     # none of them above 2, is faster than 64 logarithms.
     factors = 1 + np.exp(-np.abs(values))
@@ -147,12 +148,13 @@ def _mean_softplus(values: Floats) -> float:
 
 
 def min_dcf(scores: ArrayLike, labels: ArrayLike, costs: DetectionCosts = ASVSPOOF_5) -> CostResult:
-    """`ScoreCurve.min_dcf` of scores (n,) and labels (n,), 1 for bona fide and 0 for spoof; so are those below."""
+    """Return `ScoreCurve.min_dcf` of scores (n,) and labels (n,), 1 for bona fide and 0 for spoof."""
     return ScoreCurve(scores, labels).min_dcf(costs)
 
 
 def act_dcf(scores: ArrayLike, labels: ArrayLike, costs: DetectionCosts = ASVSPOOF_5) -> float:
-    """`ScoreCurve.act_dcf`; the scores must be log-likelihood ratios, that is calibrated."""
+    """Return `ScoreCurve.act_dcf` of scores (n,) and labels (n,), 1 for bona fide and 0 for spoof; the scores must be
+    log-likelihood ratios, that is calibrated."""
     return ScoreCurve(scores, labels).act_dcf(costs)
 
 
@@ -162,25 +164,28 @@ def min_tdcf(
     asv: AsvErrorRates,
     costs: TandemCosts2019 | TandemCosts2021 = ASVSPOOF_2021,
 ) -> CostResult:
-    """`ScoreCurve.min_tdcf`; for ``asv`` see `asv_error_rates` and `read_asv_error_rates`."""
+    """Return `ScoreCurve.min_tdcf` of scores (n,) and labels (n,), 1 for bona fide and 0 for spoof; for ``asv`` see
+    `asv_error_rates` and `read_asv_error_rates`."""
     return ScoreCurve(scores, labels).min_tdcf(asv, costs)
 
 
 def cllr(scores: ArrayLike, labels: ArrayLike) -> float:
-    """`ScoreCurve.cllr`; the scores must be log-likelihood ratios, that is calibrated."""
+    """Return `ScoreCurve.cllr` of scores (n,) and labels (n,), 1 for bona fide and 0 for spoof; the scores must be
+    log-likelihood ratios, that is calibrated."""
     return ScoreCurve(scores, labels).cllr()
 
 
 def min_cllr(scores: ArrayLike, labels: ArrayLike) -> float:
-    """`ScoreCurve.min_cllr`."""
+    """Return `ScoreCurve.min_cllr` of scores (n,) and labels (n,), 1 for bona fide and 0 for spoof."""
     return ScoreCurve(scores, labels).min_cllr()
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """`ScoreCurve.auc`."""
+    """Return `ScoreCurve.auc` of scores (n,) and labels (n,), 1 for bona fide and 0 for spoof."""
     return ScoreCurve(scores, labels).auc()
 
 
 def accuracy(scores: ArrayLike, labels: ArrayLike, threshold: float) -> float:
-    """`ScoreCurve.accuracy`; a trial is accepted if its score is at or above the threshold."""
+    """Return `ScoreCurve.accuracy` of scores (n,) and labels (n,), 1 for bona fide and 0 for spoof; a trial is accepted
+    if its score is at or above the threshold."""
     return ScoreCurve(scores, labels).accuracy(threshold)

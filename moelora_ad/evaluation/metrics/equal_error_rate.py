@@ -11,18 +11,18 @@ from moelora_ad.errors import InputError, counted
 
 
 class ScoreError(InputError):
-    """Scores or labels of which no figure can be computed."""
+    """Scores or labels from which a figure cannot be computed."""
 
 
 class EqualErrorRateResult(NamedTuple):
-    """``eer`` in [0, 1]; a trial is accepted as bona fide if its score is above ``threshold``."""
+    """An ``eer`` in [0, 1] and its ``threshold``: a trial is accepted as bona fide if its score is above it."""
 
     eer: float
     threshold: float
 
 
 def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRateResult:
-    """The rate at which misses (bona fide rejected) and false alarms (spoof accepted) are closest to equal.
+    """Return the rate at which misses (bona fide rejected) and false alarms (spoof accepted) are closest to equal.
 
     Of all thresholds that separate the scores differently, the lowest one with the least |miss rate - false alarm rate|
     is taken, and the mean of the two rates reported. Without tied scores this is the figure of the ASVspoof evaluation
@@ -41,13 +41,13 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRateResu
 
 
 def sorted_by_class(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The bona fide and the spoofed scores, each ascending; raises what `equal_error_rate` raises."""
+    """Return the bona fide and the spoofed scores, each ascending; raises what `equal_error_rate` raises."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ScoreError(f"scores and labels must be two lists of one length, not {scores.shape} and {labels.shape}")
     is_bona_fide, is_spoof = labels == 1, labels == 0
     known = is_bona_fide | is_spoof
-    # Two sorts of the classes, and no permutation, take a third of the time of one argsort of all.
+    # Two sorts of the classes, without a permutation, take a third of the time of one argsort of all scores.
     sides = scores.compress(is_bona_fide), scores.compress(is_spoof)
     for side in sides:
         side.sort()
@@ -62,7 +62,7 @@ def check_classes(num_bona_fide: int, num_spoof: int) -> None:
     """Check that both classes have a trial.
 
     Raises:
-        ScoreError: One has none.
+        ScoreError: A class has none.
     """
     if not (num_bona_fide and num_spoof):
         found = f"{num_bona_fide} bona fide and {num_spoof} spoof"
@@ -82,7 +82,7 @@ def _refuse(scores: NDArray[np.float64], odd_labels: NDArray[np.generic]) -> Non
 
 
 def equal_error_rate_of_sorted(bona_fide: NDArray[np.float64], spoof: NDArray[np.float64]) -> EqualErrorRateResult:
-    """`equal_error_rate` of two ascending arrays, neither empty, in a time that is logarithmic in their lengths."""
+    """Return `equal_error_rate` of two ascending arrays, neither empty, in time logarithmic in their lengths."""
 
     def rates(threshold: float) -> tuple[float, float]:
         accepted_spoofs = len(spoof) - int(spoof.searchsorted(threshold, "right"))
@@ -92,8 +92,8 @@ def equal_error_rate_of_sorted(bona_fide: NDArray[np.float64], spoof: NDArray[np
         miss, false_alarm = rates(threshold)
         return miss >= false_alarm
 
-    # Miss rate - false alarm rate rises with the threshold, from -1 to 1: it is closest to zero at the first score
-    # where it is not negative, or at the score before.
+    # Miss rate - false alarm rate rises with the threshold from -1 to 1: it is closest to zero at the first score at
+    # which it is not negative, or at the score before.
     sides = (bona_fide, spoof)
     above = min(_first(misses_prevail, side) for side in sides)
     before = [float(side[place - 1]) for side in sides if (place := int(side.searchsorted(above))) > 0]
@@ -105,6 +105,6 @@ def equal_error_rate_of_sorted(bona_fide: NDArray[np.float64], spoof: NDArray[np
 
 
 def _first(holds: Callable[[float], bool], ascending: NDArray[np.float64]) -> float:
-    """The lowest value at which ``holds``, or infinity; it holds at all higher values too."""
+    """Return the lowest value for which ``holds`` is true, or infinity; it must be true for all higher values too."""
     place = bisect.bisect_left(range(len(ascending)), True, key=lambda i: holds(float(ascending[i])))
     return float(ascending[place]) if place < len(ascending) else np.inf

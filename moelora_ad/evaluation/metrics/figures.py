@@ -22,7 +22,7 @@ _FEW_CLUSTERS = 10
 
 @dataclass(frozen=True)
 class _Trials:
-    """What figures are made of: arrays of one length (n,)."""
+    """The arrays that figures are computed from, all of one length (n,)."""
 
     scores: NDArray[np.float64]
     labels: NDArray[np.int8]
@@ -30,7 +30,7 @@ class _Trials:
     sets: NDArray[np.int64] | None = None
 
     def figures(self, options: FigureOptions, with_intervals: tuple[str, ...] | None = None) -> Figures:
-        """The figures, and intervals for those named or for all."""
+        """Compute the figures, with intervals for those named in ``with_intervals``, or for all."""
         curve = ScoreCurve(self.scores, self.labels)
         intervals = {}
         if options.resamples:
@@ -45,7 +45,7 @@ class _Trials:
         )
 
     def eer_interval(self, overall: Figures, options: FigureOptions) -> Interval:
-        """That of the figures; made now if they have none."""
+        """Return the interval of the EER; if the figures have none, compute it now."""
         if "eer" in overall.intervals:
             return overall.intervals["eer"]
         some = replace(options, resamples=FigureOptions.resamples)
@@ -57,12 +57,12 @@ class _Trials:
 
 
 def evaluate_set(name: str, table: ScoreTable, options: FigureOptions | None = None) -> SetEvaluation:
-    """All figures of a set.
+    """Compute all figures of a set.
 
     Args:
-        name: Of the set.
-        table: Its scores; every trial needs a label.
-        options: How the figures are made.
+        name: The name of the set.
+        table: The scores of the set; every trial needs a label.
+        options: How the figures are computed.
 
     Raises:
         ScoreError: Trials have no label, one class is missing, or no t-DCF is defined beside the ASV system.
@@ -90,17 +90,17 @@ def evaluate_set(name: str, table: ScoreTable, options: FigureOptions | None = N
 
 
 def pooled(tables: Mapping[str, ScoreTable], options: FigureOptions | None = None) -> SetEvaluation:
-    """All sets as one, each trial with the same weight; sets are resampled separately.
+    """Evaluate all sets as one, each trial with the same weight; sets are resampled separately.
 
     Args:
         tables: The scores by set; every trial needs a label.
-        options: How the figures are made.
+        options: How the figures are computed.
 
     Returns:
         The set ``pooled``, without attacks, codecs and speakers.
 
     Raises:
-        ScoreError: As of `evaluate_set`, but one set may have a single class; or there is no set.
+        ScoreError: See `evaluate_set`, except that one set may have a single class; or there is no set.
     """
     options = options or FigureOptions()
     if not tables:
@@ -134,7 +134,7 @@ def _check_labels(name: str, table: ScoreTable) -> None:
 
 
 def _groups(table: ScoreTable, column: str) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Each known value of a field with the trials it is compared on, in the order of the names."""
+    """Yield each known value of a field, sorted, with a mask of the trials that its figures are computed from."""
     found = table.trials.column(column)
     is_bona_fide = table.labels == 1
     present = set(np.unique(found.codes[~is_bona_fide] if column == "attack" else found.codes).tolist())

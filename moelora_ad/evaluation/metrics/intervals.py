@@ -17,26 +17,26 @@ from moelora_ad.evaluation.metrics.options import FigureOptions
 from moelora_ad.evaluation.metrics.resampling import ResampledCurve, Strata
 from moelora_ad.evaluation.score_table import ScoreTable
 
-_MOST_THREADS = 8  # more only wait for the memory
+_MOST_THREADS = 8  # more threads only wait for the memory
 _BLOCK = 20  # resamples that a thread makes in a row, two at a time
 _LIMITS = (2.5, 97.5)
 
 
 class Interval(NamedTuple):
-    """The limits of the middle 95 %."""
+    """The limits of a 95 % interval."""
 
     low: float
     high: float
 
 
 class Difference(NamedTuple):
-    """A figure of two systems on the same trials.
+    """A figure of two systems on the same trials, and its difference.
 
     Attributes:
-        first: The first system's.
-        second: The second system's.
+        first: The first system's figure.
+        second: The second system's figure.
         difference: First - second.
-        interval: Of the difference; if 0 is inside, no difference is shown at 95 %.
+        interval: The 95 % interval of the difference; if it includes 0, no difference is shown.
     """
 
     first: float
@@ -54,7 +54,8 @@ def bootstrap(
     sets: ArrayLike | None = None,
     threads: int | None = None,
 ) -> dict[str, Interval]:
-    """95 % percentile intervals of figures (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+    """Return 95 % percentile intervals of figures (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    chapter 13).
 
     Whole clusters of trials are drawn with replacement, since the trials of a speaker or an attack are not independent.
     The same seed gives the same intervals, whatever the number of threads.
@@ -63,14 +64,14 @@ def bootstrap(
         scores: (n,) finite; higher is more bona fide.
         labels: (n,) 1 for bona fide, 0 for spoof.
         clusters: (n,) any numbers, the same for trials that belong together; see `default_clusters`.
-        options: How the figures are made, how many resamples, and the seed.
-        figures: The names of figures; None for all that the options define.
+        options: How the figures are computed, the number of resamples, and their seed.
+        figures: The names of the figures; None for all that the options define.
         sets: (n,) any numbers, the same for trials of one set, if several are pooled. Each set is resampled separately.
         threads: None for as many as there are processors, eight at most.
 
     Raises:
-        ScoreError: The lengths differ, one of the reasons of `equal_error_rate`, the options do not define a figure, or
-            there are no resamples.
+        ScoreError: The lengths differ, scores or labels are faulty (see `equal_error_rate`), the options do not define
+            a figure, or there are no resamples.
     """
     options = options or FigureOptions()
     _check_resamples(options)
@@ -87,14 +88,14 @@ def bootstrap(
 def compare(
     first: ScoreTable, second: ScoreTable, options: FigureOptions | None = None, threads: int | None = None
 ) -> dict[str, Difference]:
-    """Every figure of two systems on the same trials, and the interval of the difference.
+    """Return every figure of two systems on the same trials, and the interval of the difference.
 
     Both systems have the same resamples, so what makes a resample easy or hard for both does not widen the interval.
 
     Args:
         first: Scores of one system.
-        second: Scores of the other one, in any order.
-        options: How the figures are made; there must be resamples.
+        second: Scores of the other system, in any order.
+        options: How the figures are computed; there must be resamples.
         threads: See `bootstrap`.
 
     Raises:
@@ -114,17 +115,17 @@ def mean_difference(
     options: FigureOptions | None = None,
     threads: int | None = None,
 ) -> Difference:
-    """The mean over sets of a figure of two systems, and the interval of its difference; each set is resampled
+    """Return the mean over sets of a figure of two systems, and the interval of its difference; each set is resampled
     separately.
 
     Args:
         pairs: The scores of both systems on each set.
-        figure: Its name.
-        options: As for `compare`.
+        figure: The name of the figure.
+        options: See `compare`.
         threads: See `bootstrap`.
 
     Raises:
-        ScoreError: See `compare`, of any of the sets; or there is none.
+        ScoreError: See `compare`, for any of the sets; or there is no set.
     """
     if not pairs:
         raise ScoreError("the mean over an empty list of sets is not defined")
@@ -141,7 +142,7 @@ def mean_difference(
 def _compared(
     first: ScoreTable, second: ScoreTable, names: tuple[str, ...], options: FigureOptions, threads: int | None
 ) -> tuple[list[list[float]], NDArray[np.float64]]:
-    """Figures of both, and the differences (resamples, figures) of those of the same resamples."""
+    """Return the figures of both systems, and their differences (resamples, figures) in resamples that both share."""
     _check_resamples(options)
     others = second.scores[_places(first, second)]
     values, strata = _checked(first.scores, first.labels, clusters_of(first.trials, options.clusters).codes)
@@ -154,10 +155,10 @@ def _compared(
 def resampled_eers(
     scores: NDArray[np.float64], labels: ArrayLike, clusters: ArrayLike, options: FigureOptions
 ) -> NDArray[np.float64]:
-    """(n, resamples) the equal error rates of the scores (n, trials) of several runs, all with the same resamples.
+    """Return the EERs (n, resamples) of the scores (n, trials) of several runs, all with the same resamples.
 
     Raises:
-        ScoreError: One of the reasons of `equal_error_rate`, or there are no resamples.
+        ScoreError: Scores or labels are faulty (see `equal_error_rate`), or there are no resamples.
     """
     _check_resamples(options)
     drawn = []
@@ -192,9 +193,9 @@ def _resampled(
     options: FigureOptions,
     threads: int | None,
 ) -> NDArray[np.float64]:
-    """(curves, resamples, figures); all curves have the same resamples."""
+    """Return resampled figures (curves, resamples, figures); all curves have the same resamples."""
 
-    drawn = np.empty((len(curves), options.resamples + 1, len(names)))  # of an odd number, one more is drawn
+    drawn = np.empty((len(curves), options.resamples + 1, len(names)))  # drawn in pairs: one more if odd
 
     def draw(start: int) -> None:
         for number in range(start, min(start + _BLOCK, options.resamples), 2):
@@ -208,13 +209,13 @@ def _resampled(
 
 
 def _intervals(drawn: NDArray[np.float64]) -> list[Interval]:
-    """Of figures (resamples, figures)."""
+    """Return the interval of each of the figures (resamples, figures)."""
     low, high = np.percentile(drawn, _LIMITS, axis=0).tolist()
     return [Interval(*limits) for limits in zip(low, high, strict=True)]
 
 
 def _places(first: ScoreTable, second: ScoreTable) -> NDArray[np.int64]:
-    """Where in the second table the trials of the first one are."""
+    """Return the places in the second table of the trials of the first one."""
     wanted, found = list(_utterances(first)), list(_utterances(second))
     numbers = {utterance: number for number, utterance in enumerate(found)}
     known = set(wanted)

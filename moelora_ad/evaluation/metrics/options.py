@@ -1,4 +1,4 @@
-"""How figures are made."""
+"""Options of figures: which ones are computed, and how."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,17 +13,18 @@ FIGURES = ("eer", "min_dcf", "auc", "min_cllr", "act_dcf", "cllr", "accuracy", "
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What figures are made, and how.
+    """Which figures are computed, and how.
 
     Args:
-        costs: Of minDCF and actDCF.
+        costs: The costs of minDCF and actDCF.
         calibrated: Whether the scores are log-likelihood ratios, so that actDCF and Cllr have a meaning.
-        threshold: Where the accuracy is taken; a trial is accepted if its score is at or above it.
-        resamples: Of the bootstrap; 0 for no intervals.
-        seed: Of the bootstrap; the same seed gives the same intervals.
+        threshold: The threshold of the accuracy: a trial is accepted if its score is at or above it.
+        resamples: The number of resamples of the bootstrap; 0 for no intervals.
+        seed: The seed of the bootstrap; the same seed gives the same intervals.
         clusters: The fields of a trial whose combinations are resampled together; None for `default_clusters`.
-        asv: The speaker verification system beside the detector, for min t-DCF; it is not resampled.
-        tandem: The form of t-DCF.
+        asv: The error rates of the speaker verification system beside the detector, for min t-DCF; they are not
+            resampled.
+        tandem: The form of t-DCF and its costs.
 
     Raises:
         ScoreError: Resamples or seed are negative, the threshold is not finite, or a field is unknown.

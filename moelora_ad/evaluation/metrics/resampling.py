@@ -20,12 +20,12 @@ class Strata:
 
     Clusters of only bona fide trials, of only spoofs and of both are drawn separately, each kind as often as it occurs:
     so both classes are in every resample, and their proportion stays about what it is by design. For the same reason
-    the sets of a pool are drawn separately.
+    pooled sets are drawn separately.
 
     Args:
         labels: (n,) 1 for bona fide, 0 for spoof.
         clusters: (n,) any numbers, the same for trials that belong together.
-        sets: (n,) the number of each trial's set; None for a single set. A cluster is of one set.
+        sets: (n,) the number of each trial's set; None for a single set. All trials of a cluster are of one set.
     """
 
     def __init__(self, labels: Integers, clusters: Counts, sets: Counts | None = None) -> None:
@@ -37,14 +37,14 @@ class Strata:
             of_cluster = np.empty(len(kinds), np.int64)
             of_cluster[codes] = sets
             kinds = kinds + 4 * of_cluster
-        # Clusters are numbered kind by kind, so that the draws of the kinds only need to be put in a row.
+        # Clusters are numbered kind by kind, so that the draws of the kinds only need to be concatenated.
         numbers = np.empty(len(kinds), np.int64)
         numbers[np.argsort(kinds, kind="stable")] = np.arange(len(kinds))
         self.clusters: Counts = numbers[codes]
         self.sizes: list[int] = np.unique(kinds, return_counts=True)[1].tolist()
 
     def draw(self, seed: int, number: int) -> Counts:
-        """(k,) how often each of the ``clusters`` is in a resample; the same for the same seed and number."""
+        """Return how often (k,) each of the ``clusters`` is in a resample; the same for the same seed and number."""
         generator = np.random.default_rng((seed, number))
         drawn = [np.bincount(generator.integers(size, size=size), minlength=size) for size in self.sizes]
         return np.concatenate(drawn)
@@ -57,7 +57,7 @@ class ResampledCurve:
         scores: (n,) finite; higher is more bona fide.
         labels: (n,) 1 for bona fide, 0 for spoof; both occur.
         clusters: (n,) the number of each trial's cluster, from 0 to k - 1.
-        options: How the figures are made.
+        options: How the figures are computed.
     """
 
     def __init__(self, scores: Floats, labels: Integers, clusters: Counts, options: FigureOptions) -> None:
@@ -67,13 +67,13 @@ class ResampledCurve:
         self.scores = scores[is_bona_fide], scores[~is_bona_fide]
         self.clusters = clusters[is_bona_fide], clusters[~is_bona_fide]
         self.largest_cluster = int(np.bincount(clusters).max())
-        # Operating points: how many trials of each class are rejected, at first none, then with each distinct score.
+        # Operating points: how many trials of each class are rejected; first none, then one more distinct score each.
         lasts = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
         bona_fide = np.append(0, is_bona_fide.cumsum()[lasts])
         spoof = np.append(0, lasts + 1) - bona_fide
         self.points = bona_fide, spoof
         self.thresholds = np.append(-np.inf, scores[lasts])
-        # Costs and areas need only those between which the class changes.
+        # Costs and areas need only the corners: the points at which the class of the trials changes.
         adds_bona_fide, adds_spoof = np.diff(bona_fide) > 0, np.diff(spoof) > 0
         mixed = adds_bona_fide & adds_spoof
         corner = np.ones(len(bona_fide), bool)
@@ -81,21 +81,21 @@ class ResampledCurve:
         self.corners = bona_fide[corner], spoof[corner], self.thresholds[corner]
 
     def figures(self, names: tuple[str, ...], counts: Counts) -> list[float]:
-        """Figures by their names in `Figures`, for trials that occur as often as their clusters.
+        """Return figures by their names in `Figures`, for trials that occur as often as their clusters.
 
         Args:
-            names: Of the figures wanted.
+            names: The names of the figures.
             counts: (k,) how often each cluster occurs; each class must have a trial.
         """
         return self.figures_of_two(names, counts, counts)[0]
 
     def figures_of_two(self, names: tuple[str, ...], first: Counts, second: Counts) -> list[list[float]]:
-        """`figures` of each of two resamples, whose trials are counted in one go.
+        """Return `figures` of each of two resamples, whose trials are counted together.
 
         Args:
-            names: Of the figures wanted.
-            first: (k,) how often each cluster occurs in the one.
-            second: (k,) how often in the other.
+            names: The names of the figures.
+            first: (k,) how often each cluster occurs in the first resample.
+            second: (k,) how often each cluster occurs in the second.
         """
         in_halves = int(max(first.sum(), second.sum())) * self.largest_cluster < 2**31
         terms = np.empty((len(first), 2), np.int32 if in_halves else np.int64)
@@ -108,7 +108,8 @@ class ResampledCurve:
 
     @cached_property
     def softplus(self) -> tuple[Floats, Floats]:
-        """What each cluster adds to the mean of ln(1 + e^-s) over bona fide, and of ln(1 + e^s) over spoofs."""
+        """What each cluster adds to the mean of ln(1 + e^-s) over bona fide trials, and to that of ln(1 + e^s) over
+        spoofs, without resampling: (k,) each."""
         num_clusters = 1 + max(int(side.max()) for side in self.clusters)
         added: list[Floats] = []
         for sign, scores, clusters in zip((-1, 1), self.scores, self.clusters, strict=True):
@@ -134,7 +135,7 @@ class _Resample(CountedTrials):
             return missed / self.num_bona_fide, (self.num_spoof - rejected) / self.num_spoof
 
         # Miss rate - false alarm rate rises from -1 to 1: it is closest to zero where it first is not negative, or at
-        # the point before. Points at which nothing counts have the rates of the point before and change nothing.
+        # the point before. Points whose trials count zero times have the rates of the point before and change nothing.
         below, above = 0, len(points_spoof) - 1
         while above - below > 1:
             middle = (below + above) // 2
@@ -159,7 +160,7 @@ class _Resample(CountedTrials):
 
     @cached_property
     def _groups(self) -> tuple[Counts, Counts]:
-        """What lies between corners, where it has trials in this resample."""
+        """The trials between two corners as one group, if this resample has any there."""
         missed, rejected, _ = self.curve.corners
         bona_fide, spoof = (
             np.diff(self.bona_fide[missed].astype(np.int64)),
@@ -169,18 +170,19 @@ class _Resample(CountedTrials):
         return bona_fide.take(some), spoof.take(some)
 
     def _softplus(self) -> tuple[float, float]:
-        """From what the clusters add, whose shares are of the number of trials that there are without resampling."""
+        """Sum what the clusters add without resampling, and scale it to the numbers of resampled trials."""
         bona_fide, spoof = (float(self.counts @ added) for added in self.curve.softplus)
         of_bona_fide, of_spoof = (len(scores) for scores in self.curve.scores)
         return bona_fide * of_bona_fide / self.num_bona_fide, spoof * of_spoof / self.num_spoof
 
 
 def _running(counts: Integers, clusters: Counts) -> Integers:
-    """(n + 1, 2) of two resamples: how many trials are among the first i of n, each counted as often as its cluster.
+    """Return running counts (n + 1, 2) of two resamples: how many trials are among the first i of n, each counted as
+    often as its cluster.
 
     Args:
-        counts: (k, 2) how often each cluster occurs. Two of 32 bits are added up in one go, as the halves of a number;
-            no sum may then take more than 31 bits.
+        counts: (k, 2) how often each cluster occurs. Two counts of 32 bits are summed together, as the halves of a
+            number of 64 bits; no sum may then take more than 31 bits.
         clusters: (n,) the number of each trial's cluster.
     """
     terms = counts.view(np.int64)

@@ -1,25 +1,27 @@
-"""Whether a system is better than another one, whatever their seeds and the trials: one interval for both.
+"""Whether a system is better than another one: an interval of their difference for other seeds and other trials.
 
 The EER of a run varies with its seed and with the trials that it is tested on, and all runs are tested on the same
 trials: more seeds reduce the first part, but not the second. This is the design of studies in which several
-readers read the same cases, and it is judged as they are: readers are seeds, cases are clusters of trials.
+readers read the same cases, and it is analysed as they are: readers are seeds, cases are clusters of trials.
 
-With d_i the difference of two systems with seed i, and their mean over n seeds,
+With d_i the difference of two systems with seed i, and the mean of d_i over n seeds,
 
     variance of the mean = s² / n + max(0, c)
 
 where s² is the variance of d_i over seeds, and c the covariance of d_i and d_j over other trials, mean over all i != j,
 from resamples of clusters that all runs share (Obuchowski and Rockette, Communications in Statistics - Simulation and
 Computation 24, 1995; their F of two tests is the square of this t). What trials do to each d_i alone is within s², so
-it counts once. Of k clusters, resamples show but the share (k - 1) / k of their variance, which is made good. Student's
-t has the degrees of freedom of such a sum (Satterthwaite, Biometrics Bulletin 2, 1946): n - 1 of the first part, as
-Hillis (Statistics in Medicine 26, 2007) has it, and k - 1 of the second, k the clusters of the class that has fewer.
+it counts once. With k clusters, resamples show only the share (k - 1) / k of their variance, which is corrected.
+Student's t has the degrees of freedom of such a sum (Satterthwaite, Biometrics Bulletin 2, 1946): n - 1 for the first
+part, as in Hillis (Statistics in Medicine 26, 2007), and k - 1 for the second, k being the number of clusters of the
+class that has fewer.
 
-`python benchmarks/comparison_coverage.py` measures how often 95 % intervals have the true difference inside, where that
-is known. Of 1,000 simulated comparisons each, of 3, 5 and 10 seeds: with moderate spread over seeds and over 20 + 40
-clusters of trials 93.9, 94.1 and 96.8 %; with 8 + 24 clusters 96.1, 95.8 and 95.2 %; with little spread over seeds
-94.7, 95.4 and 96.3 %; with so much of it that EERs are far from normal 92.3, 93.5 and 96.1 %. A hierarchical bootstrap,
-which resamples seeds, has 81.5, 86.3 and 93.0 % in the last case: three or five seeds are too few to draw from.
+`python benchmarks/comparison_coverage.py` measures how often 95 % intervals include the true difference, where it is
+known. In 1,000 simulated comparisons each, with 3, 5 and 10 seeds, they do in 93.9, 94.1 and 96.8 % with moderate
+spread over seeds and over 20 + 40 clusters of trials; in 96.1, 95.8 and 95.2 % with 8 + 24 clusters; in 94.7, 95.4 and
+96.3 % with little spread over seeds; and in 92.3, 93.5 and 96.1 % with so much of it that EERs are far from normal. A
+hierarchical bootstrap, which resamples seeds, has 81.5, 86.3 and 93.0 % in the last case: three or five seeds are too
+few to draw from.
 """
 
 import math
@@ -40,30 +42,31 @@ Floats = NDArray[np.float64]
 
 
 class Variance(NamedTuple):
-    """An estimated variance and its degrees of freedom; infinity if it is known."""
+    """An estimated variance and its degrees of freedom, which are infinite if the variance is known."""
 
     value: float
     df: float = math.inf
 
 
 class SeedDifference(NamedTuple):
-    """A figure of one system less that of another one; a share of 1, and negative if the first has less.
+    """The difference of a figure between two systems, a share of 1; it is negative if the first system's is lower.
 
     Args:
         first: Mean over the first system's seeds.
-        second: Mean over the second system's.
+        second: Mean over the second system's seeds.
         difference: First - second.
-        interval: 95 %, for other seeds and other trials; None if the variation of the difference is unknown.
-        effect_size: The difference in standard deviations over seeds, mean of both systems (root mean square), with
-            Hedges' correction for few seeds (Journal of Educational Statistics 6, 1981); None for one seed, and without
-            any spread.
-        probability: That the first has less: Student's t about the difference, which is the posterior of a Bayesian
-            without prior knowledge (Benavoli et al., Journal of Machine Learning Research 18, 2017, section 3). None
+        interval: 95 % interval for other seeds and other trials; None if the variation of the difference is unknown.
+        effect_size: The difference in standard deviations over seeds (root mean square of both systems), with Hedges'
+            correction for few seeds (Journal of Educational Statistics 6, 1981); None for one seed, and without any
+            spread.
+        probability: The probability that the first system's figure is lower: Student's t about the difference, which is
+            the posterior of a Bayesian without prior knowledge (Benavoli et al., Journal of Machine Learning Research
+            18, 2017, section 3). None without an interval.
+        p_value: The probability of a difference at least as large, to either side, if the systems did not differ. None
             without an interval.
-        p_value: That a difference at least as large, to either side, is chance. None without an interval.
-        seeds: How many of the first and of the second system.
-        of_one_seed: The variance of the difference of one seed of each; None if a system has a single one.
-        of_trials: The variance over other trials.
+        seeds: The numbers of seeds of the first and of the second system.
+        of_one_seed: The variance of the difference with one seed of each system; None if a system has a single one.
+        of_trials: The variance of the difference over other trials.
     """
 
     first: float
@@ -79,14 +82,14 @@ class SeedDifference(NamedTuple):
 
 
 def seed_difference(first: Floats, second: Floats, is_paired: bool, of_trials: Variance) -> SeedDifference:
-    """The difference of two systems over seeds and trials.
+    """Return the difference of two systems over seeds and trials.
 
     Args:
-        first: (n,) the figure of each seed.
-        second: (m,) of the other system.
+        first: (n,) the figure of each seed of the first system.
+        second: (m,) the figure of each seed of the second system.
         is_paired: Whether the two have the same seeds, in the same order: what a seed makes harder for both then does
             not widen the interval.
-        of_trials: See `variance_of_trials`; of an average over sets `mean_variance` of theirs.
+        of_trials: See `variance_of_trials`; for an average over sets, the `mean_variance` of those of the sets.
     """
     mean, seeds = float(first.mean() - second.mean()), (len(first), len(second))
     of_one_seed, parts = None, [of_trials]
@@ -111,16 +114,17 @@ def seed_difference(first: Floats, second: Floats, is_paired: bool, of_trials: V
 
 
 def variance_of_trials(first: Floats, second: Floats, is_paired: bool, num_clusters: int) -> Variance:
-    """The variance over other trials of the difference of two systems, however many seeds there are.
+    """Return the variance over other trials of the difference of two systems, however many seeds there are.
 
     Args:
         first: (n, B) the figure of each seed in every resample of the trials; all runs have the same resamples.
-        second: (m, B) of the other system.
+        second: (m, B) the same of the other system.
         is_paired: Whether the two have the same seeds, in the same order.
-        num_clusters: Those of the class that has fewer.
+        num_clusters: The number of clusters of the class that has fewer.
 
     Returns:
-        If one of the systems has one seed, all that other trials would change, as a single seed cannot separate that.
+        The variance that seeds share; if a system has a single seed, the whole variance over trials, as the share
+        cannot be separated then.
     """
     n, m = len(first), len(second)
     if min(n, m) == 1:
@@ -135,23 +139,23 @@ def variance_of_trials(first: Floats, second: Floats, is_paired: bool, num_clust
 
 
 def mean_variance(parts: Sequence[Variance]) -> Variance:
-    """Of the mean of independent figures."""
+    """Return the variance of the mean of independent figures."""
     number = len(parts)
     return _sum([Variance(part.value / number**2, part.df) for part in parts])
 
 
 def seeds_needed(found: SeedDifference, difference: float) -> int | None:
-    """How many seeds of each system would show a difference: with a power of 80 % at a level of 5 %, two-sided.
+    """Return how many seeds of each system would show a difference with a power of 80 % at a level of 5 %, two-sided.
 
     The power is that of Student's t with its noncentral distribution; variances are taken as estimated, so a
     number that rests on few seeds is rough.
 
     Args:
-        found: Of at least two seeds of each system.
-        difference: A share of 1, above 0.
+        found: The comparison of at least two seeds of each system.
+        difference: The difference to show, a share of 1, above 0.
 
     Returns:
-        None if no number suffices: the variance over trials is too large, and seeds do not reduce it.
+        The number of seeds; None if none suffices, as seeds do not reduce the variance over trials, which is too large.
     """
     of_one = found.of_one_seed
     assert of_one is not None
@@ -172,7 +176,7 @@ def seeds_needed(found: SeedDifference, difference: float) -> int | None:
 
 
 def holm(p_values: Floats) -> Floats:
-    """p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    """Return p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
     order = np.argsort(p_values)
     steps = p_values[order] * np.arange(len(p_values), 0, -1)
     corrected = np.empty_like(p_values)
@@ -193,14 +197,14 @@ def _power(difference: float, variance: Variance) -> float:
 
 
 def _sum(parts: Sequence[Variance]) -> Variance:
-    """Satterthwaite's approximation."""
+    """Return the sum of independent variances, with Satterthwaite's approximation of its degrees of freedom."""
     total = sum(part.value for part in parts)
     spread = sum(part.value**2 / part.df for part in parts)
     return Variance(total, total**2 / spread if spread else math.inf)
 
 
 def _shared(covariance: Floats) -> float:
-    """The mean of what is not on the diagonal."""
+    """Return the mean of the entries off the diagonal."""
     n = len(covariance)
     return float(covariance.sum() - np.trace(covariance)) / (n * (n - 1))
 

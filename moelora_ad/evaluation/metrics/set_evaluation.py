@@ -8,11 +8,11 @@ from moelora_ad.evaluation.metrics.intervals import Interval
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of some trials; all rates in [0, 1], and None for what is not requested or not defined.
+    """Figures of some trials; all rates are in [0, 1], and figures that are not requested or not defined are None.
 
     Args:
-        num_bona_fide: Bona fide trials.
-        num_spoof: Spoofed trials.
+        num_bona_fide: Number of bona fide trials.
+        num_spoof: Number of spoofed trials.
         eer: See `equal_error_rate`.
         eer_threshold: A trial is accepted if its score is above it.
         min_dcf: See `ScoreCurve.min_dcf`.
@@ -20,10 +20,10 @@ class Figures:
         min_cllr: In bits; see `ScoreCurve.min_cllr`.
         act_dcf: See `ScoreCurve.act_dcf`; None unless the scores are declared calibrated.
         cllr: In bits; see `ScoreCurve.cllr`; None unless the scores are declared calibrated.
-        threshold: Where the accuracy is taken.
+        threshold: The threshold of the accuracy.
         accuracy: See `ScoreCurve.accuracy`.
         min_tdcf: See `ScoreCurve.min_tdcf`.
-        intervals: Of 95 %, by the figure's name; empty if there are no resamples.
+        intervals: 95 % intervals by the figure's name; empty if there are no resamples.
     """
 
     num_bona_fide: int
@@ -46,11 +46,11 @@ class SetEvaluation:
     """The figures of a set.
 
     Args:
-        name: Of the set.
-        overall: All trials.
-        attacks: By attack: all bona fide trials against its spoofs.
-        codecs: By codec: its bona fide trials against its spoofs.
-        speakers: By group, for example ``gender: female``: its bona fide trials against its spoofs.
+        name: The name of the set.
+        overall: Figures of all trials.
+        attacks: Figures by attack: all bona fide trials against its spoofs.
+        codecs: Figures by codec: its bona fide trials against its spoofs.
+        speakers: Figures by group, for example ``gender: female``: its bona fide trials against its spoofs.
         notes: What a reader of the figures must know, one sentence each.
     """
 

@@ -31,14 +31,14 @@ class _Gathered(Metric):
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def _append(self, name: str, values: Tensor) -> None:
-        # Where they are: moving each batch of them would mean waiting for it.
+        # The values stay on their device: moving each batch would mean waiting for it.
         getattr(self, name).append(values.detach().to(self._state_type(name)))
 
     def _joined(self, name: str) -> Tensor:
         return dim_zero_cat(getattr(self, name)).cpu()
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        # A process without data must bring an empty tensor of the right type to the gathering, or the others hang.
+        # A process without data must contribute an empty tensor of the right type, or the others hang.
         for name in self.lists:
             if len(getattr(self, name)) == 0:
                 self._append(name, torch.empty(0))
@@ -47,7 +47,7 @@ class _Gathered(Metric):
 
 
 class LabelledScores(_Gathered):
-    """The scores and labels of all batches and processes, of trials without a known list."""
+    """The scores and labels of all batches and processes, for trials that are not listed beforehand."""
 
     scores: list[Tensor]
     labels: list[Tensor]
@@ -63,7 +63,7 @@ class LabelledScores(_Gathered):
         self._append("labels", labels)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Scores (n,) and labels (n,), float64."""
+        """Return scores (n,) and labels (n,), float64."""
         return self._joined("scores"), self._joined("labels")
 
 
@@ -77,7 +77,7 @@ class _ScoreFigure(LabelledScores):
     higher_is_better = False
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The figure over all that was added, a scalar.
+        """Return the figure over all scores that were added, a scalar.
 
         Raises:
             ScoreError: see `equal_error_rate`.
@@ -133,7 +133,7 @@ class MinTandemDetectionCost(_ScoreFigure):
     """`ScoreCurve.min_tdcf`, the least normalised tandem detection cost, over batches and processes.
 
     Args:
-        asv: The errors of the speaker verification system.
+        asv: The error rates of the speaker verification system.
         costs: The form of 2019 or, if not given, that of 2021.
     """
 
@@ -209,10 +209,11 @@ class TrialScores(_Gathered):
         self._append("scores", scores)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Indices (n,) int64, ascending, and their scores (n,) float64, both on the CPU.
+        """Return indices (n,) int64, ascending, and their scores (n,) float64, both on the CPU.
 
         Raises:
-            RuntimeError: A trial was scored twice, or is missing in a complete run; the message says how many.
+            RuntimeError: A trial was scored twice, or is missing in a complete run; the message has their numbers. Or
+                an index is not that of a trial.
         """
         indices, order = self._joined("indices").sort()
         outside = int(((indices < 0) | (indices >= self.num_trials)).sum())
@@ -228,14 +229,14 @@ class TrialScores(_Gathered):
         return indices, self._joined("scores")[order]
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        # A private name of torchmetrics, which makes scalars of results with one element: a set of one trial must stay
-        # a list, also after unpickling, when torchmetrics wraps its methods again.
+        # This overrides a private method of torchmetrics, which turns results with one element into scalars: a set of
+        # one trial must stay a list, also after unpickling, when torchmetrics wraps its methods again.
         wrapped = super()._wrap_compute(compute)
         return functools.wraps(compute)(lambda: tuple(value.reshape(-1) for value in wrapped()))
 
 
 class TrialFailures(_Gathered):
-    """Why trials could not be read, from batches in any order and on any process.
+    """The reasons why trials could not be read, from batches in any order and on any process.
 
     Example:
         >>> metric = TrialFailures()
@@ -257,14 +258,14 @@ class TrialFailures(_Gathered):
         return torch.int64 if name == "indices" else torch.uint8
 
     def update(self, failures: Sequence[tuple[int, str]]) -> None:
-        """Add trials' indices, each with the reason, which is one line."""
+        """Add the indices of trials, each with the reason in one line."""
         if failures:
             text = "".join(f"{reason}\n" for _, reason in failures)
             self._append("indices", torch.tensor([index for index, _ in failures]))
             self._append("reasons", torch.tensor(list(text.encode())))
 
     def compute(self) -> dict[int, str]:
-        """The reasons by index, ascending; of a trial that was added twice, the last one counts."""
+        """Return the reasons by index, ascending; for a trial that was added twice, the last reason."""
         if not len(self.indices):
             return {}
         reasons = bytes(self._joined("reasons").tolist()).decode().split("\n")

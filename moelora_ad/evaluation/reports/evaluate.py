@@ -1,4 +1,4 @@
-"""What the command evaluate computes, from files or from scores in memory."""
+"""The evaluation that the command evaluate reports, of files or of scores in memory."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ class FaultyFiles(InputError):
     """Score files that cannot be evaluated.
 
     Attributes:
-        lines: one for each.
+        lines: one message for each file.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -82,7 +82,7 @@ def evaluate(
     cluster: Sequence[str] | None = None,
     progress: Callable[[int], AbstractContextManager[Tick]] = _silent,
 ) -> Results:
-    """Figures of scores with their 95 % intervals, averages and notes: all that the command evaluate reports.
+    """Compute figures of scores with their 95 % intervals, averages and notes: all that the command evaluate reports.
 
     ``evaluate("scores.csv", "key.txt").overall.eer`` is the EER of a file, ``evaluate(RUN).sets["in_domain"]`` has the
     figures of a set of a run, and ``evaluate(scores, labels)`` takes arrays.
@@ -93,21 +93,21 @@ def evaluate(
         key: Where the labels are if scores lack them: the path of a key, its trials, or for an array the labels (n,),
             1 for bona fide and 0 for spoof.
         compare: Score files, or folders of them, of two systems on the same trials.
-        names: Of the sets, one for each score file; those of the files if not given.
-        phase: Of a key of ASVspoof 2021, or list of FakeAVCeleb, see `read_key`.
-        format_in: Of the score files, see ``FORMATS``; detected if not given.
-        allow_partial: Use the trials that scores and key both have.
-        own: Sets of the training corpus; ``macro_ood`` leaves them out.
-        average: Sets to average and pool; those that their run is configured with if not given.
-        calibrated: The scores are log-likelihood ratios, so that actDCF and Cllr have a meaning.
+        names: Names of the sets, one for each score file; by default the names of the files.
+        phase: Phase of a key of ASVspoof 2021, or list of FakeAVCeleb, see `read_key`.
+        format_in: Format of the score files, see ``FORMATS``; detected by default.
+        allow_partial: Whether to use the trials that both scores and key have if they differ.
+        own: Sets of the training corpus, which ``macro_ood`` leaves out.
+        average: Sets to average and pool; by default those that their run is configured with.
+        calibrated: Whether the scores are log-likelihood ratios, so that actDCF and Cllr have a meaning.
         calibration: Development scores to fit a calibration on, which is applied to ``scores``.
-        threshold: Where the accuracy is taken.
+        threshold: Threshold of the accuracy.
         asv: Official scores of a speaker verification system, for min t-DCF.
         tandem: The form of t-DCF.
-        resamples: Of the bootstrap; 0 for no intervals.
-        seed: Of the bootstrap.
+        resamples: Number of resamples of the bootstrap; 0 for no intervals.
+        seed: Seed of the bootstrap.
         cluster: Fields whose combinations are resampled together; None for `default_clusters`.
-        progress: Called with the number of steps; returns a function that is called before each.
+        progress: Called with the number of steps; returns a context with a function that is called before each step.
 
     Raises:
         PathError: A path does not exist, or a named set does not exist.
@@ -168,7 +168,7 @@ def evaluate(
 
 
 def _in_memory(scores: Any, key: Any) -> tuple[Mapping[str, ScoreTable] | None, Place | TrialList | None]:
-    """Scores in memory, by set, None for those of files; and the key, if it is not labels of an array."""
+    """Return scores in memory by set, or None for scores in files; and the key, unless it is the labels of an array."""
     if isinstance(scores, ScoreTable):
         return {_ONE: scores}, key
     if isinstance(scores, Mapping):
@@ -191,7 +191,7 @@ def _in_memory(scores: Any, key: Any) -> tuple[Mapping[str, ScoreTable] | None, 
 def _read_all(
     reader: ScoreReader, found: Sequence[ScoreFile], tables: Mapping[str, ScoreTable] | None
 ) -> dict[ScoreFile, Labelled]:
-    """Every file, or a line for each that is faulty; those in memory are in ``tables``."""
+    """Read all scores, those in memory from ``tables``; `FaultyFiles` has a line for each faulty file."""
     labelled, faults = {}, []
     for file in found:
         try:
@@ -221,5 +221,5 @@ def _named(given: Any) -> str:
 
 
 def _listed(key: TrialList) -> list[str]:
-    """Its corpora and splits."""
+    """Return the corpora and splits of a key."""
     return [name for field in ("corpus", "split") for name in key.column(field).values if name]

@@ -1,4 +1,4 @@
-"""Score files -> everything that is reported of them."""
+"""The evaluation of score files: everything that is reported of them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ from moelora_ad.evaluation.score_files.paths import Pair, ScoreFile
 from moelora_ad.evaluation.score_table import ScoreTable
 
 Tick = Callable[[str], None]
-"""Called before each piece of work with what it is."""
+"""Called before each piece of work with its description."""
 
 
 def calibrated_scores(
     found: Mapping[ScoreFile, ScoreTable], development: ScoreTable, path: str | Path
 ) -> tuple[Calibration, dict[ScoreFile, ScoreTable]]:
-    """A calibration fitted on development scores, and the scores that it makes of others.
+    """Fit a calibration on development scores, and apply it to other scores.
 
     Raises:
         ScoreError: A file shares trials with the development scores, or those allow no calibration.
@@ -44,12 +44,12 @@ def evaluate_files(
     raw: Mapping[ScoreFile, ScoreTable] | None = None,
     tick: Tick = lambda what: None,
 ) -> tuple[EvaluatedFile, ...]:
-    """The figures of each file.
+    """Compute the figures of each file.
 
     Args:
         found: The scores, calibrated or not.
-        options: How the figures are made.
-        raw: The scores before a calibration.
+        options: How the figures are computed.
+        raw: The scores before the calibration, if there was one.
         tick: Called before each file.
     """
     evaluated = []
@@ -72,12 +72,12 @@ def summarise_runs(
     tick: Tick = lambda what: None,
     averaged: Collection[str] = (),
 ) -> dict[str, RunSummary]:
-    """Averages and the pool of each run that has several sets.
+    """Compute the averages and the pool of each run that has several sets.
 
     Args:
-        files: With their figures.
-        own: The sets of the training corpus; without them there is no average out of domain.
-        options: How the figures are made.
+        files: Score files with their figures.
+        own: The sets of the training corpus; if none is named, there is no average out of domain.
+        options: How the figures are computed.
         tick: Called before each run.
         averaged: The sets to average; empty for those that their run is configured with.
     """
@@ -102,7 +102,7 @@ def compare_pairs(
     options: FigureOptions,
     tick: Tick = lambda what: None,
 ) -> tuple[SetComparison, ...]:
-    """Two systems, set by set.
+    """Compare two systems set by set.
 
     Raises:
         ScoreError: The two have scores of different trials.
@@ -122,7 +122,7 @@ def compare_pairs(
 
 
 def conclusion(systems: tuple[str, str], eer: Difference) -> str:
-    """What a difference of equal error rates shows, in a sentence."""
+    """Return a sentence on what a difference of equal error rates shows."""
     low, high = sorted((abs(100 * eer.interval.low), abs(100 * eer.interval.high)))
     if eer.interval.low > 0 or eer.interval.high < 0:
         better, worse = systems if eer.difference < 0 else systems[::-1]
@@ -139,7 +139,7 @@ def all_notes(
     runs: Mapping[str, RunSummary],
     comparisons: Sequence[SetComparison],
 ) -> list[str]:
-    """Notes from reading and evaluating; sentences that several files share are given once."""
+    """Return the notes from reading and evaluating; sentences that several files share are given once."""
     places: dict[str, dict[str, None]] = {}
     for file in files:
         for note in file.evaluation.notes:

@@ -1,7 +1,7 @@
 """Heatmaps: panels of cells side by side, which share a scale of colours.
 
-Panels side by side are drawn in one pair of axes, and nothing is laid out by matplotlib: it takes its time
-for both, and a training run waits.
+Panels side by side are drawn in one pair of axes and placed without matplotlib's layout engine: many axes and
+automatic layouts are slow, and a training run waits for its heatmaps.
 """
 
 import textwrap
@@ -22,13 +22,13 @@ Panels = Mapping[str, NDArray[np.float64]]
 
 # Inches.
 _CELL = 0.15, 0.2  # least width and height of a cell
-_LOWEST = 0.9  # of a band
-_WIDEST = 13.0  # all panels of a band
+_LOWEST = 0.9  # least height of a band
+_WIDEST = 13.0  # largest width of all panels of a band
 _LETTER, _TITLE_LETTER = 0.075, 0.083
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.45, 1.15, 0.5, 0.3
 _BETWEEN, _BETWEEN_TITLED = 0.13, 0.75
 
-_MOST_ROWS = 50  # that are named
+_MOST_ROWS = 50  # rows that are named, at most
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Band:
     Args:
         panels: (rows, columns) each, by title; NaN stays grey.
         values_are: label of the colours.
-        scale: of the colours.
-        colours: a colour map of matplotlib.
-        ticks: marks of the scale and their labels; those of matplotlib if there are none.
+        scale: scale of the colours.
+        colours: name of a colour map of matplotlib.
+        ticks: marks of the scale and their labels; if empty, those of matplotlib.
     """
 
     panels: Panels
@@ -62,18 +62,18 @@ def heatmaps(
     diverging: bool = False,
     title: str = "",
 ) -> Figure:
-    """Panels with one scale of colours, side by side while there is room.
+    """Draw panels with one scale of colours, side by side as far as there is room.
 
     Args:
         panels: (rows, columns) each, by title; NaN stays grey.
-        rows: names.
-        columns: names.
+        rows: names of the rows.
+        columns: names of the columns.
         rows_are: label of the vertical axis.
         columns_are: label of each horizontal axis.
         values_are: label of the colours.
-        limits: of the colours; None for 0 (or minus the largest, if diverging) to the largest value.
-        diverging: whether the middle of the colours has a meaning, as 0 of a difference does.
-        title: above all panels.
+        limits: limits of the colours; None for 0 (or minus the largest, if diverging) to the largest value.
+        diverging: whether the middle of the colours has a meaning, as 0 has for a difference.
+        title: title above all panels.
     """
     largest = largest_of(*(np.abs(panel) for panel in panels.values()))
     scale = Normalize(*(limits or (-largest if diverging else 0.0, largest)))
@@ -88,7 +88,7 @@ def heatmaps(
 
 
 def largest_of(*panels: NDArray[np.float64]) -> float:
-    """The largest finite value, to scale colours by; 1 if none is above 0."""
+    """Return the largest finite value, to scale colours by; 1 if none is above 0."""
     values = np.concatenate([panel.ravel() for panel in panels])
     return float(values[np.isfinite(values)].max(initial=0.0)) or 1.0
 
@@ -103,16 +103,16 @@ def banded_heatmaps(
     title: str = "",
     most_columns: int = 30,
 ) -> Figure:
-    """Bands of panels, one below the other, each with a scale of its own.
+    """Draw bands of panels, one below the other, each with a scale of its own.
 
     Args:
-        bands: a band with the same panels as the one above does not name them again.
-        rows: names, those of all panels.
-        columns: names, those of all panels.
+        bands: the bands; one with the same panels as the band above does not name them again.
+        rows: names of the rows of all panels.
+        columns: names of the columns of all panels.
         rows_are: label of the vertical axes.
         columns_are: label of the horizontal axes.
-        title: above all panels.
-        most_columns: that are named in a panel.
+        title: title above all panels.
+        most_columns: how many columns of a panel are named, at most.
     """
     every = {name: panel for band in bands for name, panel in band.panels.items()}
     panel_width, band_height = _panel_width(every, columns, most_columns), max(_CELL[1] * len(rows), _LOWEST)
@@ -152,7 +152,7 @@ def _left(rows: Sequence[str]) -> float:
 
 
 def _panel_width(panels: Panels, columns: Sequence[str], most_columns: int) -> float:
-    """Of the widest panel, with the gap of a column behind it."""
+    """Return the width of every panel, so that all titles fit, with a gap of one column behind it."""
     named = min(len(columns), most_columns) / len(columns)
     cell = max(_CELL[0], named * min(0.055 * max(map(len, columns)) + 0.14, 0.6))
     return max(cell * (len(columns) + 1), 1.0, *(_TITLE_LETTER * len(short_name(name)) for name in panels))
@@ -172,7 +172,7 @@ def _draw(axes: Axes, band: Band, rows: Sequence[str], num_columns: int) -> None
 
 
 def _starts(band: Band, num_columns: int) -> range:
-    """Where each panel begins; between two there is an empty column."""
+    """Return the column at which each panel begins; between two panels there is an empty column."""
     return range(0, len(band.panels) * (num_columns + 1), num_columns + 1)
 
 

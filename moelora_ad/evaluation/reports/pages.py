@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: their templates, and plots as parts of them."""
+"""HTML pages without external files: their templates, and plots as parts of them."""
 
 import re
 
@@ -12,11 +12,11 @@ DARK_LINES = ("#6cb4f5", "#ff9a52", "#3ccfa0", "#e58fc4", "#d8c74a", "#62d3ec", 
 
 
 def inline_svg(svg: str, prefix: str) -> Markup:
-    """A plot as a part of a page: its ids apart from other plots', its colours the page's own.
+    """Return a plot as a part of a page: its ids differ from those of other plots, and its colours are the page's own.
 
     Args:
         svg: What matplotlib wrote, with all text escaped.
-        prefix: Unique on the page; letters, digits, ``_``, ``-`` and ``.``.
+        prefix: Prefix of the ids, unique on the page; of letters, digits, ``_``, ``-`` and ``.``.
     """
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     view = re.search(r'viewBox="[^"]*"', svg)
@@ -35,7 +35,7 @@ def _with_names(style: str, names: dict[str, str]) -> str:
 
 
 def template(name: str) -> jinja2.Template:
-    """A page's template of the folder beside this module, which may extend others there."""
+    """Load the template of a page from the folder beside this module; it may extend other templates there."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("moelora_ad.evaluation.reports"),
         autoescape=True,

@@ -57,13 +57,13 @@ _STYLE = {
 
 
 class Plot(NamedTuple):
-    """A drawing in both forms; the SVG's words are text."""
+    """A drawing as PNG and as SVG; words in the SVG are text."""
 
     png: bytes
     svg: str
 
     def write(self, stem: Path) -> list[Path]:
-        """Write ``stem`` with .png and with .svg, each whole or not at all; returns both paths."""
+        """Write ``stem`` with .png and with .svg, each whole or not at all; return both paths."""
         paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
         for path, content in zip(paths, (self.png, self.svg.encode()), strict=True):
             with written_whole(path) as unfinished:
@@ -72,13 +72,13 @@ class Plot(NamedTuple):
 
 
 def det_plot(curves: Mapping[str, ScoreCurve]) -> Plot:
-    """Detection error trade-off: miss against false alarm rate on probit axes, each curve's EER marked.
+    """Draw detection error trade-off (DET) curves: miss against false alarm rate on probit axes, with marks at the EER.
 
     Martin et al., "The DET curve in assessment of detection task performance", Eurospeech 1997. The axes go down to
     half of what one trial of the rarer class is worth in the largest set, at least to 10 % and at most to 0.005 %.
 
     Args:
-        curves: By the name in the legend.
+        curves: The curves by the name in the legend.
     """
     rates = {name: curve.equal_error_rate().eer for name, curve in curves.items()}
     largest = max(min(curve.num_bona_fide, curve.num_spoof) for curve in curves.values())
@@ -109,15 +109,15 @@ def det_plot(curves: Mapping[str, ScoreCurve]) -> Plot:
 
 
 def histogram_plot(scores: ArrayLike, labels: ArrayLike, thresholds: Mapping[str, float]) -> Plot:
-    """How the scores of bona fide and of spoof trials are distributed, and thresholds among them.
+    """Draw histograms of the scores of bona fide and of spoof trials, with thresholds.
 
-    Each class is a share of its own trials, so that a rare class is seen as well. Scores outside the middle 99.8 % of
-    all count in the outermost bins.
+    Each bin has a share of the trials of its class, so that a rare class is seen as well. Scores outside the middle
+    99.8 % of all count in the outermost bins.
 
     Args:
         scores: (n,) finite.
         labels: (n,) 1 for bona fide, 0 for spoof.
-        thresholds: By name.
+        thresholds: Thresholds to mark, by name.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     low, high = np.quantile(scores, (0.001, 0.999))
@@ -146,11 +146,11 @@ def histogram_plot(scores: ArrayLike, labels: ArrayLike, thresholds: Mapping[str
 
 
 def bars_plot(groups: Mapping[str, Figures], overall: float | None = None) -> Plot:
-    """The EER of each group with its 95 % interval, the highest above; of many groups the ``MOST_BARS`` highest.
+    """Draw the EER of each group with its 95 % interval, the highest on top; at most the ``MOST_BARS`` highest.
 
     Args:
-        groups: By name.
-        overall: The EER of all, drawn as a line.
+        groups: Figures of the groups by name.
+        overall: The EER of all trials, drawn as a line.
     """
     ordered = by_eer(groups)
     names = list(ordered)[:MOST_BARS]
@@ -176,7 +176,7 @@ def bars_plot(groups: Mapping[str, Figures], overall: float | None = None) -> Pl
 
 
 def _staircase(x: NDArray[np.float64], y: NDArray[np.float64], least: float) -> tuple[NDArray, NDArray]:
-    """The curve on probit axes, without points too close to distinguish."""
+    """Return a curve on probit axes, without points that are too close to distinguish."""
     x, y = (ndtri(np.clip(rates, least, 1 - least)) for rates in (x, y))
     cells = np.stack([np.round(x * 150), np.round(y * 150)])
     keep = np.append(True, (cells[:, 1:] != cells[:, :-1]).any(axis=0))
@@ -185,7 +185,7 @@ def _staircase(x: NDArray[np.float64], y: NDArray[np.float64], least: float) -> 
 
 
 def _spread(ticks: list[float]) -> list[float]:
-    """Ticks whose labels do not touch."""
+    """Return ticks whose labels do not touch."""
     kept: list[float] = []
     room = (ndtri(ticks[-1]) - ndtri(ticks[0])) / 12
     for tick in ticks:
@@ -199,23 +199,23 @@ def _nearest_tick(x: float) -> float:
 
 
 def short_name(name: str) -> str:
-    """A name that has room beside a plot."""
+    """Return a name, shortened if it is too long to stand beside a plot."""
     name = printable(name)
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """How every plot looks, whatever a user's own style is; a figure is made and drawn within."""
+    """Set the style of all plots, whatever the user's own style is; figures are made and drawn within the block."""
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # boxes in the PNG; the SVG has the text
         yield
 
 
 def drawn(figure: Figure) -> Plot:
-    """A figure in both forms, without anything that changes from one time to the next."""
+    """Return a figure as PNG and SVG, without anything that changes from one time to the next."""
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    # Trailing spaces in the paths' data help nobody.
+    # Remove trailing spaces in the data of paths.
     return Plot(png.getvalue(), re.sub(r"[ \t]+\n", "\n", svg.getvalue()))

@@ -1,4 +1,4 @@
-"""Results as one HTML page that needs nothing else: no network, no script."""
+"""Results as one HTML page that needs no other files, no network and no scripts."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -66,7 +66,7 @@ class _Chart:
 
 
 def plots(results: Results, tick: Callable[[str], None] = lambda what: None) -> list[NamedPlot]:
-    """Every plot: DET curves, histograms, and bars of attacks, codecs and speaker groups.
+    """Draw every plot: DET curves, histograms, and bars of attacks, codecs and speaker groups.
 
     Args:
         results: The evaluation.
@@ -104,17 +104,17 @@ def plots(results: Results, tick: Callable[[str], None] = lambda what: None) -> 
 
 
 def number_of_plots(results: Results) -> int:
-    """How many `plots` makes."""
+    """Return how many plots `plots` makes."""
     bars = sum(len(groups_of(file)) for file in results.files)
     return bool(results.files) + len(results.comparisons) + len(results.files) + bars
 
 
 def report_page(results: Results, drawn: Iterable[NamedPlot]) -> str:
-    """The page.
+    """Return the HTML page of results.
 
     Args:
         results: The evaluation; its names come from files and are not trusted.
-        drawn: What `plots` made of them.
+        drawn: The plots that `plots` made of the results.
     """
     drawn = list(drawn)
     runs = list(dict.fromkeys(file.run for file in results.files))
@@ -151,7 +151,8 @@ def report_page(results: Results, drawn: Iterable[NamedPlot]) -> str:
 
 
 def cards(results: Results) -> list[Card]:
-    """The headline: averages and the pooled EER of several sets, the figures of one, or the differences of a pair."""
+    """Return the headline figures: averages and the pooled EER of several sets, the figures of a single set, or the
+    differences of two systems."""
     if not results.files:
         return [
             Card(

@@ -29,14 +29,14 @@ class EvaluatedFile:
     """One score file and its figures.
 
     Args:
-        set_name: The set it has scores of.
-        run: Which run or seed made it; empty if there is only one.
+        set_name: The name of its set.
+        run: The run or seed that made it; empty if there is only one.
         path: The file; None for scores in memory.
         table: Its scores, after the calibration if there is one.
         evaluation: Its figures.
-        before: Its figures before the calibration.
-        provenance: The content of the JSON file beside it, laid out for reading.
-        of_run: Whether its run is configured with the set; only then is it averaged, unless requested.
+        before: The costs before the calibration; None without a calibration.
+        provenance: The content of the JSON file beside it, as indented text; None without such a file.
+        of_run: Whether its run is configured with the set; other sets are averaged only on request.
     """
 
     set_name: str
@@ -55,7 +55,7 @@ class EvaluatedFile:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """All sets of one run together."""
+    """The averages over all sets of one run, and the figures of all sets pooled."""
 
     averages: tuple[MacroAverage, ...]
     pooled: SetEvaluation
@@ -67,9 +67,9 @@ class SetComparison:
 
     Args:
         set_name: The set.
-        differences: By figure; ``difference`` is the first system's figure less the second's.
+        differences: Differences by figure; ``difference`` is the first system's figure less the second's.
         sentences: What is shown at 95 %, in plain words.
-        tables: The scores of both.
+        tables: The scores of both systems.
         notes: What a reader of the intervals must know.
     """
 
@@ -82,15 +82,15 @@ class SetComparison:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that is reported.
+    """The results of an evaluation: everything that is reported.
 
     Args:
-        files: In the order of the command line.
-        runs: By run; empty for one set alone.
-        comparisons: One for each set.
+        files: The score files, in the order of the command line.
+        runs: Averages and pooled sets by run; empty for a single set.
+        comparisons: The comparison of two systems on each set.
         systems: Names of the two compared systems.
-        calibration: What was applied to the scores.
-        options: How the figures were made, for the report.
+        calibration: The calibration that was applied to the scores; None if none was.
+        options: How the figures were computed, for the report.
         notes: What a reader must know, one sentence each.
     """
 
@@ -112,14 +112,14 @@ class Results:
         """The figures of all trials of the only set.
 
         Raises:
-            ValueError: There are several; `sets` has them.
+            ValueError: There are several sets, which `sets` has, or none.
         """
         if len(self.files) != 1:
             raise ValueError(f"there are {len(self.files)} sets: take one of {', '.join(map(repr, self.sets))} by sets")
         return self.files[0].evaluation.overall
 
     def over_runs(self) -> dict[tuple[str, str], SeedSummary]:
-        """By set (or average) and figure, for all that more than one run has."""
+        """Return summaries over runs, by set (or average) and figure, of all figures that more than one run has."""
         values: dict[tuple[str, str], list[float]] = {}
         for file in self.files:
             for figure, value in figure_values(file.evaluation.overall).items():
@@ -137,13 +137,13 @@ class Results:
 
 
 def figure_values(figures: Figures) -> dict[str, float]:
-    """The figures that are defined, by name."""
+    """Return the figures that are defined, by name."""
     found = {name: getattr(figures, name) for name in FIGURES}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def averages_by_name(averages: Iterable[MacroAverage]) -> dict[str, list[MacroAverage]]:
-    """The averages of each name, of several figures."""
+    """Group the averages of several figures by the name of the average."""
     found: dict[str, list[MacroAverage]] = {}
     for average in averages:
         found.setdefault(average.name, []).append(average)

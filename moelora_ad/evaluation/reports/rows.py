@@ -14,7 +14,8 @@ from moelora_ad.evaluation.reports.results import Results, averages_by_name, fig
 
 
 def figure_rows(results: Results) -> list[dict[str, Any]]:
-    """Everything at full precision, a row for each set, each part of it, each average and each summary over runs.
+    """Return everything at full precision: a row for each set, each part of it, each average and each summary over
+    runs.
 
     ``part`` says what a row is of: all, attack, codec, speaker, pooled, macro_all, macro_ood, or mean, std, best or
     worst over runs; ``group`` has the name of an attack, codec or speaker group, or the sets of an average.
@@ -59,7 +60,7 @@ def _flat(figures: Figures) -> dict[str, Any]:
 
 
 def difference_rows(results: Results) -> list[dict[str, Any]]:
-    """Every figure of every compared set at full precision."""
+    """Return a row for every figure of every compared set, at full precision."""
     first, second = results.systems
     rows = []
     for comparison in results.comparisons:
@@ -88,7 +89,7 @@ FIGURE_ROW = [
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows under a header; what a row lacks is empty, numbers have their full precision."""
+    """Return rows under a header as CSV; missing values are empty, and numbers have full precision."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -103,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def as_json(results: Results) -> str:
-    """The same rows, and how they were made."""
+    """Return the rows of figures and of differences, and how they were computed, as JSON."""
     content = {
         "options": dict(results.options),
         "calibration": asdict(results.calibration) if results.calibration else None,

@@ -24,7 +24,7 @@ _MORE = "… and {} more in figures.csv"
 
 
 def rounded(figure: str, value: float | None, interval: Interval | None = None) -> str:
-    """A figure for people, rates in percent, with its interval if there is one; empty if it is not defined."""
+    """Return a figure for people, rates in percent, with its interval if there is one; empty if it is not defined."""
     if value is None:
         return ""
     text = _number(figure, value)
@@ -36,11 +36,11 @@ def _number(figure: str, value: float) -> str:
 
 
 def tables(results: Results, most_groups: int | None = None) -> list[TextTable]:
-    """Every table that has a row.
+    """Return every table that has a row.
 
     Args:
         results: The evaluation.
-        most_groups: How many attacks, codecs or speaker groups of a set are listed, those with the highest EER first.
+        most_groups: How many attacks, codecs or speaker groups of a set are listed at most, the highest EER first.
     """
     found = [sets_table(results), over_runs_table(results), calibration_table(results), comparison_table(results)]
     for file in results.files:
@@ -49,7 +49,8 @@ def tables(results: Results, most_groups: int | None = None) -> list[TextTable]:
 
 
 def sets_table(results: Results, brief: bool = False) -> TextTable:
-    """A row for each score file, each average and each pool; ``brief`` leaves out what does not fit on a terminal."""
+    """Return a table with a row for each score file, each average and each pool; ``brief`` leaves out what does not fit
+    on a terminal."""
     several = any(file.run for file in results.files)
     found = [file.evaluation.overall for file in results.files]
     figures = [name for name in FIGURES if any(getattr(one, name) is not None for one in found)]
@@ -87,7 +88,7 @@ def _cells(figures: Figures, names: Iterable[str], with_interval: Sequence[str])
 
 
 def over_runs_table(results: Results, figures: Sequence[str] = OVER_RUNS) -> TextTable:
-    """Mean, standard deviation, best and worst of each set that several runs have."""
+    """Return a table of mean, standard deviation, best and worst for each set that several runs have."""
     rows = [
         (printable(name), NAMES[figure], *(rounded(figure, value) for value in summary[:4]), str(summary.num))
         for (name, figure), summary in results.over_runs().items()
@@ -97,7 +98,8 @@ def over_runs_table(results: Results, figures: Sequence[str] = OVER_RUNS) -> Tex
 
 
 def group_tables(file: EvaluatedFile, most: int | None = None) -> dict[str, TextTable]:
-    """The attacks, codecs and speaker groups of one file, the highest EER first; empty tables are left out."""
+    """Return tables of the attacks, codecs and speaker groups of one file, the highest EER first; empty tables are left
+    out."""
     found = {}
     for kind, groups in groups_of(file).items():
         ordered = by_eer(groups)
@@ -118,19 +120,20 @@ def group_tables(file: EvaluatedFile, most: int | None = None) -> dict[str, Text
 
 
 def groups_of(file: EvaluatedFile) -> dict[str, Mapping[str, Figures]]:
-    """The parts of a set by what they are; kinds without any are left out."""
+    """Return the groups of a set by kind (attacks, codecs, speaker groups); kinds without groups are left out."""
     evaluation = file.evaluation
     kinds = {"attacks": evaluation.attacks, "codecs": evaluation.codecs, "speaker groups": evaluation.speakers}
     return {kind: groups for kind, groups in kinds.items() if groups}
 
 
 def by_eer(groups: Mapping[str, Figures]) -> dict[str, Figures]:
-    """The same groups, those with the highest EER first."""
+    """Sort groups by their EER, the highest first."""
     return dict(sorted(groups.items(), key=lambda group: (-group[1].eer, group[0])))
 
 
 def calibration_table(results: Results) -> TextTable:
-    """What the calibration did to the two figures that need it; no calibration makes the two minima smaller."""
+    """Return a table of the effect of the calibration on actDCF and Cllr, beside the minima that no calibration goes
+    below."""
     rows = []
     for file in results.files:
         if file.before is not None:
@@ -142,7 +145,7 @@ def calibration_table(results: Results) -> TextTable:
 
 
 def comparison_table(results: Results) -> TextTable:
-    """Two systems, figure by figure, and the interval of the difference."""
+    """Return a table of two systems, figure by figure, with the interval of the difference."""
     first, second = map(printable, results.systems)
     rows = [
         (

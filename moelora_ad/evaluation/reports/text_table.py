@@ -14,11 +14,12 @@ from rich.text import Text
 from moelora_ad.files import unused_name
 
 _WORDS = (24, 14, 10)
-"""Characters that a column of words has at least on a terminal: the first number with which one block is enough."""
+"""Least widths, in characters, of a column of words on a terminal: the first with which the table fits in one block is
+used."""
 _LEAST = 5
-"""Characters below which words do not go before numbers are broken."""
+"""Least width, in characters, of a column of words before columns of numbers are broken."""
 _HEADING = 16
-"""Characters of a heading's word that a column is made wide for."""
+"""Most characters of a word in a heading for which a column is widened."""
 _MARK = "*"
 
 
@@ -27,14 +28,14 @@ class TextTable:
     """A table for people.
 
     Args:
-        title: What is in it; a sentence without its full stop.
+        title: What the table shows, without a full stop.
         columns: Headings.
         rows: Cells, one for each column.
-        words: How many first columns are aligned to the left, and name a row; or which columns are aligned so. The
-            others are numbers, which are never broken if there is room for them.
-        notes: Lines below it.
+        words: The number of first columns that have words, are aligned to the left and name a row; or which columns
+            have words. The other columns have numbers, which are broken only if there is no room for them.
+        notes: Lines below the table.
         bold: The places (row, column) of cells in bold.
-        styles: By place, how the terminal shows a cell, in the words of rich.
+        styles: Styles of cells on a terminal, as rich names them, by place.
     """
 
     title: str
@@ -49,27 +50,27 @@ class TextTable:
         return (row, column) in self.bold
 
     def is_word(self, column: int) -> bool:
-        """Whether a column is aligned to the left."""
+        """Whether a column has words, aligned to the left."""
         return column < self.words if isinstance(self.words, int) else column in self.words
 
 
 def as_rich(table: TextTable) -> "FittedTable":
-    """For the terminal, at whatever width it has.
+    """Return a table for the terminal that adapts to its width.
 
     Nothing is cut. Headings and columns of words wrap; columns of numbers for which there is no room follow in further
-    blocks, below the same first columns. Where bold is not available, a star marks bold cells.
+    blocks, each with the same first columns. Where bold is not available, a star marks bold cells.
     """
     return FittedTable(table)
 
 
 def blocks(table: TextTable, width: int) -> int:
-    """Into how many blocks the terminal's form of a table falls at so many characters."""
+    """Return how many blocks a table takes on a terminal of so many characters."""
     return len(_groups(_Widths(table, ""), width))
 
 
 @dataclass(frozen=True)
 class FittedTable:
-    """What rich shows of a table, at the width that it is given."""
+    """A table that rich can show, fitted to the width that it is given."""
 
     table: TextTable
 
@@ -108,7 +109,7 @@ def _cell(table: TextTable, row: int, at: int, mark: str, width: int) -> Text:
 
 
 def _broken(text: str, width: int) -> str:
-    """Long names such as moe_lora_e3_r8 in lines that end behind the separators within them."""
+    """Break long names such as moe_lora_e3_r8 into lines that end after their separators."""
     words = re.split(r"(\s+)", text)
     return "".join(word if cell_len(word) <= width else _lines(word, width) for word in words)
 
@@ -127,7 +128,7 @@ class _Widths:
 
     Args:
         table: The table.
-        mark: What precedes bold cells.
+        mark: The mark before bold cells.
     """
 
     def __init__(self, table: TextTable, mark: str) -> None:
@@ -149,8 +150,9 @@ class _Widths:
         return min(self.natural[at], words) if self.is_word[at] else self.natural[at]
 
     def fitted(self, columns: Sequence[int], width: int) -> list[int]:
-        """Of the columns of a block: their own widths as far as there is room. Prose is wrapped first, numbers last."""
-        room = width - len(columns) - 1  # a space before each column and one behind the last
+        """Return the widths of the columns of a block: their preferred ones as far as there is room. Prose is wrapped
+        first, numbers last."""
+        room = width - len(columns) - 1  # a space before each column and one after the last
         found = {at: self.natural[at] for at in columns}
         words = [at for at in columns if self.is_word[at]]
         prose = [at for at in words if found[at] > _WORDS[0]]
@@ -160,7 +162,7 @@ class _Widths:
                 break
         found |= dict(zip(giving, _shrunk([found[at] for at in giving], room - others), strict=True))
         spare = room - sum(found.values())
-        for at in columns:  # headings in one line where there is room
+        for at in columns:  # keep headings in one line if there is room
             more = self.headings[at] - found[at]
             if 0 < more <= spare:
                 found[at], spare = self.headings[at], spare - more
@@ -168,7 +170,7 @@ class _Widths:
 
 
 def _shrunk(wanted: Sequence[int], room: int) -> list[int]:
-    """Widths that need no more room, the widest made less first; none becomes less than 1."""
+    """Reduce widths until they fit into the room, the widest first; none becomes less than 1."""
     limit = max(wanted, default=0)
     while limit > 1 and sum(min(wide, limit) for wide in wanted) > room:
         limit -= 1
@@ -181,7 +183,7 @@ def _shrunk(wanted: Sequence[int], room: int) -> list[int]:
 
 
 def _groups(widths: _Widths, width: int) -> list[list[int]]:
-    """The columns of each block."""
+    """Return the columns of each block."""
     every = list(range(widths.num))
     for words in _WORDS:
         if sum(widths.least(at, words) + 1 for at in every) < width:
@@ -204,7 +206,7 @@ def _groups(widths: _Widths, width: int) -> list[list[int]]:
 
 
 def as_markdown(table: TextTable) -> str:
-    """A GitHub table with its title and notes."""
+    """Return a table as GitHub Markdown, with its title and notes."""
 
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cells)} |"
@@ -220,9 +222,9 @@ def as_markdown(table: TextTable) -> str:
 
 
 def as_latex(table: TextTable, label: str | None = None) -> str:
-    """A floating table with the rules of booktabs, its title as caption, its notes below, and a label.
+    """Return a floating table with the rules of booktabs, its title as caption, its notes below, and a label.
 
-    It is made as narrow as the page if it is wider. See `latex_file` for a file of several.
+    A table wider than the page is scaled to its width. See `latex_file` for a file of several tables.
 
     Args:
         table: What to write.
@@ -257,7 +259,7 @@ def as_latex(table: TextTable, label: str | None = None) -> str:
 
 
 def latex_file(tables: Iterable[TextTable]) -> str:
-    """Several tables, no two with one label, and what packages they need."""
+    """Return a file of several tables with different labels, and a comment on the packages that they need."""
     taken: set[str] = set()
     texts = [as_latex(table, unused_name(_label(table), taken)) for table in tables]
     return "\n".join([r"% needs \usepackage{booktabs} and \usepackage{graphicx}", *texts])
@@ -273,7 +275,7 @@ def _latex_row(cells: Iterable[str]) -> str:
 
 def _markdown(text: str) -> str:
     text = text.replace("\n", " ")
-    if re.fullmatch(r"[\d\s.,\[\]+-]*", text):  # a number and its interval read better as they are
+    if re.fullmatch(r"[\d\s.,\[\]+-]*", text):  # numbers and intervals need no escapes
         return text
     return re.sub(r"([\\`*_{}\[\]<>|#$~&])", r"\\\1", text)
 
@@ -293,4 +295,4 @@ _LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
 def _latex(text: str) -> str:
     escaped = "".join(_LATEX.get(character, character) for character in text)
     escaped = re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)
-    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped  # or the row end before it would take it
+    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped  # else an argument of the row end

@@ -14,12 +14,13 @@ from moelora_ad.files import written_whole
 def write_results(results: Results, folder: str | Path, tick: Callable[[str], None] = lambda what: None) -> list[Path]:
     """Write tables, plots and the report; each file appears whole or not at all.
 
-    figures.csv has everything at full precision, figures.json the same and how it was made; figures.md and figures.tex
-    are rounded tables; comparison.csv is written for two systems; report.html has all in one page; plots: PNG, SVG.
+    figures.csv has everything at full precision, figures.json the same and how it was computed; figures.md and
+    figures.tex are rounded tables; comparison.csv is written for two systems; report.html has all in one page; plots
+    are PNG and SVG files.
 
     Args:
         results: The evaluation.
-        folder: Made if it is missing.
+        folder: The folder, created if it is missing.
         tick: Called before each plot.
 
     Returns:

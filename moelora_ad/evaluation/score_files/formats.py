@@ -36,7 +36,8 @@ FORMATS: dict[ScoreFormat, str] = {
     "asvspoof5": "tab-separated 'filename' and 'cm-score' with this header (ASVspoof 5, track 1)",
     "arena": "lines 'path score', CSV with spaces (Speech DF Arena)",
 }
-"""What `read_scores` reads and `write_scores` writes. None of these files has all of a trial's fields but the first."""
+"""The formats that `read_scores` reads and `write_scores` writes. Only files of the first have all fields of a
+trial."""
 
 _ASVSPOOF_5 = ("filename", "cm-score")
 
@@ -45,9 +46,9 @@ class Scores(NamedTuple):
     """Scores whose trials are known by their ids alone: join them with a key (`join_scores`).
 
     Attributes:
-        utterances: n ids; unique.
+        utterances: n unique ids.
         scores: (n,) finite.
-        num_failed: Further trials that the file lists with an error in place of a score.
+        num_failed: The number of further trials that the file lists with an error in place of a score.
     """
 
     utterances: Sequence[str]
@@ -66,8 +67,8 @@ def read_scores(path: str | Path, file_format: str | None = None) -> ScoreTable 
         A `ScoreTable` if the file has the trials' labels, else `Scores`.
 
     Raises:
-        ScoreError: The file is missing, faulty, of no known format, or not the one that the provenance beside it
-            records.
+        ScoreError: The file is missing or faulty, its format is unknown, or it is not the file that the provenance
+            beside it records.
     """
     refuse_changed(path)
     found = _read(path, file_format)
@@ -154,7 +155,7 @@ def _table(path: str | Path) -> ScoreTable | Scores:
         nothing = [""] * len(lines)
         whole = dict.fromkeys(COLUMNS, nothing) | named | {"label": columns[label]}
         return ScoreTable.from_columns(path, list(whole), lines, whole)
-    # The command score writes a file that it could not read with an error, and without a score.
+    # For audio that it could not read, the command score writes a row with an error and without a score.
     errors = columns.get("error", [""] * len(lines))
     scored = [bool(text) or not error for text, error in zip(named["score"], errors, strict=True)]
     utterances, texts = (list(compress(named[name], scored)) for name in ("utterance", "score"))

@@ -1,4 +1,4 @@
-"""Keys: the labels of trials that score files do not have, and the strict joining of both."""
+"""Keys, which have the labels that score files lack, and the strict joining of both."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -39,9 +39,9 @@ class Joined(NamedTuple):
 
     Attributes:
         table: The trials that both have, in the key's order.
-        num_missing: Trials of the key without a score.
-        num_extra: Scores of utterances that the key does not have.
-        note: How ids differ that were matched (see `match_ids`); None if they do not.
+        num_missing: The number of trials of the key without a score.
+        num_extra: The number of scores of utterances that the key does not have.
+        note: How matched ids differ (see `match_ids`); None if all are equal.
     """
 
     table: ScoreTable
@@ -56,12 +56,12 @@ def read_key(path: str | Path, phase: str | None = None) -> TrialList:
     Args:
         path: A protocol, key, manifest or other table. A protocol without a header that is not an official one
             is ``speaker utterance ... attack label ...`` or ``utterance label ...``.
-        phase: Which phase of an ASVspoof 2021 key: ``eval`` (None too), ``progress``, ``hidden`` or ``all``; or which
-            list of FakeAVCeleb: ``all`` (None too), ``a_vs_fake`` or ``a_vs_b``. Other keys have no parts.
+        phase: The phase of an ASVspoof 2021 key: ``eval`` (also for None), ``progress``, ``hidden`` or ``all``; or the
+            list of FakeAVCeleb: ``all`` (also for None), ``a_vs_fake`` or ``a_vs_b``. Other keys have no parts.
 
     Raises:
-        ScoreError: It is not a key, or has no such part.
-        ProtocolError: It is faulty.
+        ScoreError: The file is not a key, or the key has no such part.
+        ProtocolError: The key is faulty.
     """
     if phase is not None:
         _checked(phase, PHASES)
@@ -105,7 +105,7 @@ def _is_label(word: str) -> bool:
 
 
 def _lines(path: str | Path, num_fields: int, label: int) -> TrialList:
-    """A protocol without a header whose field number ``label`` has the labels."""
+    """Read a protocol without a header whose field number ``label`` has the labels."""
     names = [f"field {number}" for number in range(num_fields)]
     names[label] = "label"
     names[1 if label > 1 else 0] = "utterance"
@@ -138,13 +138,13 @@ def join_scores(scores: ScoreTable | Scores, trials: TrialList, allow_partial: b
     """Give scores the trials of a key or corpus, by utterance id (see `match_ids`).
 
     Args:
-        scores: Read from a file.
-        trials: Of the key.
-        allow_partial: Whether to use the trials that both have when they differ.
+        scores: The scores, read from a file.
+        trials: The trials of the key or corpus.
+        allow_partial: Whether to use the trials that both have if they differ.
 
     Raises:
-        ScoreError: Trials have no score or scores no trial (the message counts them and names the first), nothing is
-            left, or labels in the scores contradict the key.
+        ScoreError: Trials have no score or scores no trial (the message counts them and names the first ones), no trial
+            is left, or labels in the scores contradict the key.
     """
     utterances = scores.trials.columns.utterance if isinstance(scores, ScoreTable) else scores.utterances
     wanted, scored_ids = list(trials.columns.utterance), list(utterances)

@@ -13,7 +13,7 @@ from moelora_ad.evaluation.score_table import ScoreTable
 
 
 class Labelled(NamedTuple):
-    """Scores of labelled trials, and notes for a reader."""
+    """Scores of labelled trials, and notes for the reader."""
 
     table: ScoreTable
     notes: list[str]
@@ -34,18 +34,18 @@ class ScoreReader:
     allow_partial: bool = False
 
     def read(self, path: str | Path) -> Labelled:
-        """The scores of a file, every trial labelled, trials of both classes.
+        """Read the scores of a file; every trial has a label, and both classes have trials.
 
         Raises:
-            ScoreError: The file is faulty, has other trials than the key, or there are no labels.
+            ScoreError: The file is faulty or has other trials than the key, a label is unknown, or a class is missing.
         """
         return self.labelled(read_scores(path, self.file_format), path)
 
     def labelled(self, found: ScoreTable | Scores, path: str | Path) -> Labelled:
-        """The same for scores in memory; ``path`` is their name in errors.
+        """Give scores in memory their labels, as `read` does for a file; ``path`` is their name in errors.
 
         Raises:
-            ScoreError: As `read`.
+            ScoreError: See `read`.
         """
         notes = []
         if isinstance(found, Scores) and found.num_failed:

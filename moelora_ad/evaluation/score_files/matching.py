@@ -1,4 +1,4 @@
-"""Which score belongs to which trial of a key, if the two name a file differently."""
+"""The matching of scores to the trials of a key where the two name a file differently."""
 
 import os
 from collections import Counter
@@ -13,11 +13,11 @@ from moelora_ad.errors import counted
 
 
 class Matched(NamedTuple):
-    """Trials and their scores.
+    """The matches of trials and scores.
 
     Args:
         places: (n,) for each trial the index of its score, -1 if it has none. No score has two trials.
-        note: How ids differ that were matched; None if they do not.
+        note: How matched ids differ; None if all are equal.
     """
 
     places: NDArray[np.int64]
@@ -25,16 +25,16 @@ class Matched(NamedTuple):
 
 
 def match_ids(trials: Sequence[str], audio: Sequence[str], scores: Sequence[str]) -> Matched:
-    """Match ids that are the same, or that only one trial and one score can share.
+    """Match the ids of trials to those of scores: equal ids, and others if the match is unambiguous.
 
-    What has no partner by its id gets one by its file (the id of a score may be the path of the audio), and else by
-    what is left of both ids without the endings of audio files and, if no trial has a partner so far, without the
-    folders that only one of the two has: if no other trial and no other score has the same.
+    Ids without an equal one are matched by their files (the id of a score may be the path of the audio), then without
+    the endings of audio files and, if no two ids were equal, without the folders that only one of the two has. In each
+    of these ways, a trial and a score match only if no other trial and no other score has the same.
 
     Args:
-        trials: n ids of a key; unique.
-        audio: n places of their audio; may be empty.
-        scores: m ids of scores; unique.
+        trials: n unique ids of a key.
+        audio: n paths of their audio, which may be empty.
+        scores: m unique ids of scores.
     """
     place = {score: number for number, score in enumerate(scores)}
     pairing = _Pairing([place.get(trial, -1) for trial in trials], len(scores))
@@ -66,7 +66,7 @@ class _Pairing:
 
     Args:
         found: For each trial the index of its score, or -1.
-        num_scores: Of all trials.
+        num_scores: The number of scores.
     """
 
     def __init__(self, found: list[int], num_scores: int) -> None:
@@ -78,11 +78,11 @@ class _Pairing:
 
     @property
     def num_left(self) -> tuple[int, int]:
-        """Trials and scores without a match."""
+        """The numbers of trials and of scores without a match."""
         return self.found.count(-1), self._is_taken.count(0)
 
     def add(self, pairs: Iterable[tuple[int, int]]) -> list[int]:
-        """Match those of the pairs in which neither has a match yet; returns the trials."""
+        """Match the pairs in which neither has a match yet; return their trials."""
         new = []
         for trial, score in pairs:
             if self.found[trial] < 0 and not self._is_taken[score]:
@@ -96,7 +96,7 @@ def _parts(utterance: str) -> tuple[str, ...]:
 
 
 def _shared(ours: Sequence[object], theirs: Sequence[object]) -> Iterator[tuple[int, int]]:
-    """The places of what occurs once in either list."""
+    """Yield the places in both lists of each value that occurs exactly once in either; empty values are skipped."""
     counts = Counter(ours), Counter(theirs)
     place = {one: number for number, one in enumerate(theirs)}
     for number, one in enumerate(ours):

@@ -13,7 +13,7 @@ from moelora_ad.runs.record import DEV, RECORD, read_record
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 FAILED = ".failed"
 OWN_FILES = ("figures.csv", "comparison.csv")
-"""What evaluate writes itself; in a folder these are no scores."""
+"""Files that evaluate itself writes; in a folder they are not taken for score files."""
 
 
 class PathError(InputError):
@@ -21,8 +21,8 @@ class PathError(InputError):
 
 
 class ScoreFile(NamedTuple):
-    """A score file (None for scores in memory), the set it is of, and the run that made it (empty if there is
-    only one)."""
+    """A score file (None for scores in memory), the name of its set, and the run that made it (empty if there is only
+    one)."""
 
     path: Path | None
     set_name: str
@@ -30,7 +30,7 @@ class ScoreFile(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Its name in errors."""
+        """The name of the scores in errors."""
         return self.set_name if self.path is None else str(self.path)
 
 
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Two systems by the sets that both have."""
+    """Two systems, with their score files for each set."""
 
     systems: tuple[str, str] = ("", "")
     pairs: Sequence[Pair] = ()
@@ -57,18 +57,18 @@ class Compared(NamedTuple):
 
 
 def find_score_files(paths: Sequence[str], names: Sequence[str] = ()) -> ScoreFiles:
-    """The score files of files and folders.
+    """Find the score files in files, folders and runs.
 
     A set is named after its file; files of one name in several folders are several runs of the set. In a folder, lists
-    of failures and the development set, which a model was selected on, are left out. Of a run, the scores of its best
-    checkpoint are taken, or the newest if its record does not name that.
+    of failures and the development set, which a model was selected on, are left out. In the folder of a run, the scores
+    of the best checkpoint are used, or the newest ones if the run's record does not name any.
 
     Args:
         paths: Files, folders that have score files, or folders of runs.
-        names: Names of the sets instead of the files', one for each file.
+        names: Names of the sets instead of those of the files, one for each file.
 
     Raises:
-        PathError: A path does not exist, files are given twice, or names do not fit.
+        PathError: A path does not exist or has no scores, a file is given twice, or the names do not fit.
     """
     files: list[Path] = []
     notes = []
@@ -102,7 +102,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _of_run(run: Path) -> tuple[Path, list[str]]:
-    """The folder that has the scores of a run, and a note on the choice."""
+    """Return the folder that has the scores of a run, and a note on the choice."""
     try:
         best = read_record(run).score_folder if (run / RECORD).exists() else None
     except InputError as error:
@@ -140,7 +140,8 @@ def _has_scores(path: Path) -> bool:
 
 
 def _runs(files: Sequence[Path], sets: Sequence[str]) -> list[str]:
-    """What distinguishes files of one set: the parts of their folders' paths that differ, or else the files' names."""
+    """Name the runs of files by what distinguishes them: the parts of their folders' paths that differ, or else the
+    files' names."""
     if len(set(sets)) == len(sets):
         return [""] * len(sets)
     runs = _tell_apart([path.absolute().parent for path in files])
@@ -153,7 +154,7 @@ def _runs(files: Sequence[Path], sets: Sequence[str]) -> list[str]:
 
 
 def find_pairs(first: str, second: str) -> Compared:
-    """The score files of two systems: two files, or two folders with the same sets.
+    """Find the score files of two systems: two files, or two folders with the same sets.
 
     Raises:
         PathError: A path does not exist, or the folders have different sets.
@@ -173,7 +174,7 @@ def find_pairs(first: str, second: str) -> Compared:
 
 
 def _systems(first: Path, second: Path) -> tuple[str, str]:
-    """Names of two systems: by the records of their runs, or else by what differs in their paths."""
+    """Name two systems by the records of their runs, or else by what differs in their paths."""
     bare = [path.absolute().with_suffix("") if path.is_file() else path.absolute() for path in (first, second)]
     runs, apart = [_name_of_run(path.absolute()) for path in (first, second)], _tell_apart(bare)
     one, other = (run or name or path.name for run, name, path in zip(runs, apart, bare, strict=True))
@@ -184,7 +185,7 @@ def _systems(first: Path, second: Path) -> tuple[str, str]:
 
 
 def _name_of_run(path: Path) -> str | None:
-    """The system and the seed of the run that a folder or a score file is of; None if it is of none."""
+    """Return the system and seed of the run that a folder or score file belongs to; None if it belongs to no run."""
     for folder in (path, *path.parents)[:4]:  # RUN/scores/CHECKPOINT/SET.csv
         if (folder / RECORD).is_file():
             try:
@@ -196,7 +197,7 @@ def _name_of_run(path: Path) -> str | None:
 
 
 def _tell_apart(paths: Sequence[Path]) -> list[str]:
-    """For each path its parts without the common first and last ones; all may be empty."""
+    """Return each path without the first and last parts that all paths share; the rest may be empty."""
     parts = [path.parts for path in paths]
     start = _common(parts)
     end = _common([part[start:][::-1] for part in parts])
@@ -204,12 +205,12 @@ def _tell_apart(paths: Sequence[Path]) -> list[str]:
 
 
 def _common(parts: Sequence[Sequence[str]]) -> int:
-    """How many first parts all have in common."""
+    """Return how many leading parts all have in common."""
     return next((i for i, same in enumerate(zip(*parts, strict=False)) if len(set(same)) > 1), min(map(len, parts)))
 
 
 def failed_note(path: Path) -> str | None:
-    """How many trials the list of failures beside a score file has; None without such a list."""
+    """Return a note on the trials in the list of failures beside a score file; None if there are none."""
     beside = path.with_name(f"{path.stem}{FAILED}.csv")
     try:
         with open(beside, encoding="utf-8", newline="") as file:
