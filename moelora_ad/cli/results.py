@@ -12,6 +12,7 @@ from moelora_ad.cli.terminal import print_line, print_table, progress, step_prog
 from moelora_ad.errors import InputError
 
 if TYPE_CHECKING:
+    from moelora_ad.evaluation.comparison.attacks import AttackMatrix
     from moelora_ad.evaluation.comparison.pairs import ComparedPairs, Pair
     from moelora_ad.evaluation.comparison.systems import Comparison
 
@@ -23,14 +24,15 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     given = parser.parse_args(argv[1:])
     _check(parser, given)
     try:
-        comparison = _comparison(parser, given)
+        comparison, matrices = _comparison(parser, given)
+        pairs = _pairs(parser, given, comparison, matrices)
         compared = None
         try:
-            compared = _compared(comparison, given)
+            compared = _compared(comparison, pairs, given)
             if given.to is not None:
-                _write(comparison, compared, given.to)
+                _write(comparison, compared, pairs, given.to)
         finally:  # figures are shown even if a disk is full
-            _print(comparison, compared)
+            _print(comparison, matrices, compared, pairs)
         if given.to is not None:
             print_line(f"report: {Path(given.to, 'report.html')}")
     except InputError as error:
@@ -49,7 +51,7 @@ def _parser(program: str) -> OneLineArgumentParser:
         metavar="DIR",
         help="write results.*, table.md, .tex, attacks.* (systems x attacks), plots and report.html there",
     )
-    pairs = parser.add_argument_group("pairs of systems, over seeds and trials")
+    pairs = parser.add_argument_group("pairs of systems, over seeds and trials, and over attacks")
     add = pairs.add_argument
     add("--compare", nargs="+", default=(), metavar="SYSTEM", help="compare every pair of these, named as in the table")
     add("--against", metavar="SYSTEM", help="compare every other system with this one")
@@ -70,7 +72,8 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         parser.error(f"--resamples: {given.resamples} is too few to compare systems; leave it out for 1000")
 
 
-def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "Comparison":
+def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "tuple[Comparison, list[AttackMatrix]]":
+    from moelora_ad.evaluation.comparison.attacks import attack_matrices
     from moelora_ad.evaluation.comparison.scored_runs import read_runs
     from moelora_ad.evaluation.comparison.systems import Comparison
     from moelora_ad.runs.record import find_records
@@ -82,46 +85,76 @@ def _comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "
     strangers = sorted(set(given.own or ()) - set(comparison.sets))
     if strangers:
         parser.error(f"--own: no set is named {strangers[0]!r}; there are {', '.join(comparison.sets)}")
+    return comparison, attack_matrices(comparison)
+
+
+def _pairs(
+    parser: argparse.ArgumentParser,
+    given: argparse.Namespace,
+    comparison: "Comparison",
+    matrices: "Sequence[AttackMatrix]",
+) -> "list[Pair]":
+    """Return the pairs to compare: of systems, or of systems over the attacks that their runs held out."""
+    from moelora_ad.evaluation.comparison.pairs import pairs_of
+
+    groups = [*(matrix.systems for matrix in matrices if matrix.held_out), comparison.systems]
+    every = list(dict.fromkeys(system for group in groups for system in group))
     named = {"--compare": given.compare, "--against": () if given.against is None else (given.against,)}
     for option, systems in named.items():
         for system in systems:
-            if system not in comparison.systems:
-                parser.error(f"{option}: no system is named {system!r}; there are {', '.join(comparison.systems)}")
-    if given.against is not None and len(comparison.systems) == 1:
+            if system not in every:
+                parser.error(f"{option}: no system is named {system!r}; there are {', '.join(every)}")
+    chosen = list(dict.fromkeys(given.compare))
+    pairs = pairs_of(chosen, given.against, every)
+    compared = [pair for pair in pairs if any({*pair} <= {*group} for group in groups)]
+    for first, second in pairs:
+        if {first, second} <= {*chosen} and (first, second) not in compared:
+            alone, other = (first, second) if second in comparison.systems else (second, first)
+            parser.error(
+                f"--compare: {alone!r} has a held-out attack in each run, so it does not compare with {other!r}"
+            )
+    if given.against is not None and not compared:
         parser.error(f"--against: there is no system other than {given.against!r}")
-    return comparison
+    return compared
 
 
-def _compared(comparison: "Comparison", given: argparse.Namespace) -> "ComparedPairs | None":
-    if not given.compare and given.against is None:
+def _compared(comparison: "Comparison", pairs: "Sequence[Pair]", given: argparse.Namespace) -> "ComparedPairs | None":
+    pairs = [pair for pair in pairs if {*pair} <= {*comparison.systems}]
+    if not pairs:
         return None
-    from moelora_ad.evaluation.comparison.pairs import compare_systems, pairs_of
+    from moelora_ad.evaluation.comparison.pairs import compare_systems
     from moelora_ad.evaluation.metrics.options import FigureOptions
 
-    pairs: list[Pair] = pairs_of(list(dict.fromkeys(given.compare)), given.against, comparison.systems)
     options = FigureOptions(resamples=given.resamples, seed=given.seed, clusters=given.cluster)
     with progress() as show:
         return compare_systems(comparison, pairs, options, show)
 
 
-def _write(comparison: "Comparison", compared: "ComparedPairs | None", folder: str) -> None:
+def _write(comparison: "Comparison", compared: "ComparedPairs | None", pairs: "Sequence[Pair]", folder: str) -> None:
     from moelora_ad.evaluation.comparison.writing import write_comparison  # matplotlib takes a second
 
     try:
-        write_comparison(comparison, folder, compared)
+        write_comparison(comparison, folder, compared, pairs)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-def _print(comparison: "Comparison", compared: "ComparedPairs | None") -> None:
+def _print(
+    comparison: "Comparison",
+    matrices: "Sequence[AttackMatrix]",
+    compared: "ComparedPairs | None",
+    pairs: "Sequence[Pair]",
+) -> None:
+    from moelora_ad.evaluation.comparison.attack_pairs import compare_over_attacks, differences_table
     from moelora_ad.evaluation.comparison.attack_tables import matrix_table
-    from moelora_ad.evaluation.comparison.attacks import attack_matrices
     from moelora_ad.evaluation.comparison.pair_tables import pair_tables
     from moelora_ad.evaluation.comparison.table_one import table_one
 
-    found = [*map(matrix_table, attack_matrices(comparison)), table_one(comparison)]
+    found = [*map(matrix_table, matrices), table_one(comparison)]
+    found += [] if compared is None else pair_tables(compared)
+    found += [differences_table(*one) for one in compare_over_attacks(matrices, pairs)]
     said: set[str] = set()
-    for table in (*found, *([] if compared is None else pair_tables(compared))):
+    for table in found:
         print_table(replace(table, notes=[note for note in table.notes if note not in said]))
         said.update(table.notes)
     for note in comparison.notes:

@@ -25,8 +25,12 @@ def matrix_table(matrix: AttackMatrix) -> TextTable:
         rows.append((printable(system), *eers, "" if mean is None else rounded("eer", mean.mean, mean.interval)))
     bold = {(row, 1 + at) for at in range(len(matrix.attacks) + 1) for row in _lowest([line[at] for line in numbers])}
     heading = ("system", *map(printable, matrix.attacks), "mean [95 %]")
-    title = "the held-out attack" if matrix.held_out else f"each attack of {printable(matrix.set_name)}"
-    return TextTable(f"EER % on {title}", heading, rows, 1, matrix_notes(matrix), frozenset(bold))
+    return TextTable(f"EER % on {matrix_title(matrix)}", heading, rows, 1, matrix_notes(matrix), frozenset(bold))
+
+
+def matrix_title(matrix: AttackMatrix) -> str:
+    """Return the words for a matrix's attacks."""
+    return "the held-out attack" if matrix.held_out else f"each attack of {printable(matrix.set_name)}"
 
 
 def _lowest(values: Sequence[float | None]) -> list[int]:

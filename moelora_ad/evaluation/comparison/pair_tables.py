@@ -41,13 +41,14 @@ def _cells(one: PairFigures) -> tuple[str, ...]:
         f"{100 * found.second:.2f}",
         f"{100 * found.difference:+.2f}{low_high}",
         "" if found.effect_size is None else f"{found.effect_size:+.2f}",
-        _share(found.probability),
-        _share(one.corrected),
+        share(found.probability),
+        share(one.corrected),
         _seeds_needed(one),
     )
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """Return a probability as a cell of a table; empty if it is unknown."""
     if value is None:
         return ""
     return f"{value:.3f}" if 0.0005 <= value < 0.9995 or value in (0, 1) else "<0.001" if value < 0.5 else ">0.999"

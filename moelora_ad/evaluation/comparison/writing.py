@@ -4,10 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moelora_ad.errors import counted, printable
+from moelora_ad.evaluation.comparison.attack_pairs import (
+    DIFFERENCE_ROW,
+    compare_over_attacks,
+    difference_rows,
+    differences_table,
+)
 from moelora_ad.evaluation.comparison.attack_writing import ShownMatrix, write_matrices
 from moelora_ad.evaluation.comparison.attacks import attack_matrices
 from moelora_ad.evaluation.comparison.pair_tables import PAIR_ROW, pair_rows, pair_tables
-from moelora_ad.evaluation.comparison.pairs import ComparedPairs
+from moelora_ad.evaluation.comparison.pairs import ComparedPairs, Pair
 from moelora_ad.evaluation.comparison.spread_plot import spread_plot
 from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.evaluation.comparison.table_one import (
@@ -26,7 +32,9 @@ from moelora_ad.evaluation.reports.text_table import TextTable, as_markdown, lat
 from moelora_ad.files import written_whole
 
 
-def write_comparison(comparison: Comparison, folder: str | Path, compared: ComparedPairs | None = None) -> list[Path]:
+def write_comparison(
+    comparison: Comparison, folder: str | Path, compared: ComparedPairs | None = None, pairs: Sequence[Pair] = ()
+) -> list[Path]:
     """Write tables, the plot and the report; each file appears whole or not at all.
 
     results.csv has a row for each system, seed and set, and for their means, at full precision, results.json the same
@@ -37,22 +45,29 @@ def write_comparison(comparison: Comparison, folder: str | Path, compared: Compa
         comparison: The results.
         folder: The folder, created if it is missing.
         compared: Compared pairs of its systems, if any; pairs.csv has them at full precision.
+        pairs: Pairs to compare over attacks; attack_pairs.csv has them at full precision.
 
     Returns:
         The files.
     """
     folder = Path(folder)
     plot = spread_plot(comparison)
-    pairs = [] if compared is None else pair_tables(compared)
-    attacks = list(map(ShownMatrix.of, attack_matrices(comparison)))
-    listed = [table_one(comparison), *pairs]
+    matrices = attack_matrices(comparison)
+    attacks = list(map(ShownMatrix.of, matrices))
+    over_attacks = compare_over_attacks(matrices, pairs)
+    tables = [] if compared is None else pair_tables(compared)
+    tables += [differences_table(*one) for one in over_attacks]
+    listed = [table_one(comparison), *tables]
     texts = {
         "results.csv": as_csv(comparison_rows(comparison), ROW),
         "pairs.csv": None if compared is None else as_csv(pair_rows(compared), PAIR_ROW),
+        "attack_pairs.csv": None
+        if not over_attacks
+        else as_csv([row for one in over_attacks for row in difference_rows(*one)], DIFFERENCE_ROW),
         "results.json": comparison_json(comparison, compared),
         "table.md": "\n".join(map(as_markdown, listed)),
         "table.tex": latex_file(listed),
-        "report.html": comparison_page(comparison, plot, pairs, attacks),
+        "report.html": comparison_page(comparison, plot, tables, attacks),
     }
     written = plot.write(folder / "spread")
     if attacks:

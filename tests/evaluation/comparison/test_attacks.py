@@ -22,21 +22,6 @@ from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.runs.record import find_records
 
 MakeRun = Callable[..., Path]
-SETS = {"dev": "MiniLA", "held_out": "MiniLA", "out_of_domain": "MiniOOD"}
-
-
-def held_out(make_run: MakeRun, system: str, attack: str, seed: int, name: str | None = None, **changes) -> Path:
-    """Make the folder of a run with a held-out attack, named as a sweep names it."""
-    configuration = {"seed_everything": seed, "data": {"seed": seed, "held_out_attack": attack}}
-    name = name or f"{system}-without_{attack}"
-    selections = {"train": f"without {attack}", "dev": f"without {attack}"}
-    folder = make_run(name, seed, sets=SETS, configuration=configuration, selections=selections, **changes)
-    for kind in ("held_out", "dev"):  # each held-out attack has its own trial list
-        path = folder / f"scores/best/{kind}.json"
-        about = json.loads(path.read_text())
-        about["corpus"]["trial_list_sha256"] += attack
-        path.write_text(json.dumps(about))
-    return folder
 
 
 def eer_of(folder: Path) -> float:
@@ -90,9 +75,9 @@ def test_the_interval_covers_the_mean_of_all_attacks():
     assert abs(covered - 0.95) < 3 * np.sqrt(0.95 * 0.05 / 2_000)
 
 
-def test_a_matrix_of_score_files(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_matrix_of_score_files(held_out: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folders = {
-        (system, attack, seed): held_out(make_run, system, attack, seed)
+        (system, attack, seed): held_out(system, attack, seed)
         for system in ("lora", "moe")
         for attack in ("A01", "A02")
         for seed in (1, 2)
@@ -142,10 +127,12 @@ def test_a_matrix_of_score_files(make_run: MakeRun, tmp_path: Path, capsys: pyte
     assert all(f">{100 * mean:.2f}<" in svg for mean in means.values())
 
 
-def test_averages_over_sets_leave_the_held_out_set_out(make_run: MakeRun, tmp_path: Path, capsys, monkeypatch):
+def test_averages_over_sets_leave_the_held_out_set_out(
+    held_out: MakeRun, make_run: MakeRun, tmp_path: Path, capsys, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", "200")
-    held_out(make_run, "lora", "A01", 1)
-    held_out(make_run, "lora", "A02", 1)
+    held_out("lora", "A01", 1)
+    held_out("lora", "A02", 1)
     make_run("lora", 1)  # a run without a held-out attack
     assert run(["results", str(tmp_path / "runs")]) == 0
     printed = capsys.readouterr().out
@@ -157,8 +144,8 @@ def test_averages_over_sets_leave_the_held_out_set_out(make_run: MakeRun, tmp_pa
     assert len([line for line in lines if line[:1] == ["lora"]]) == 4
 
 
-def test_a_matrix_with_gaps(make_run: MakeRun):
-    folders = [held_out(make_run, "a", "A01", 1), held_out(make_run, "a", "A02", 1), held_out(make_run, "b", "A02", 1)]
+def test_a_matrix_with_gaps(held_out: MakeRun):
+    folders = [held_out("a", "A01", 1), held_out("a", "A02", 1), held_out("b", "A02", 1)]
     matrix = matrix_of(*folders)
     table = matrix_table(matrix)
     of_b = f"{100 * eer_of(folders[2]):.2f}"
@@ -172,12 +159,12 @@ def test_a_matrix_with_gaps(make_run: MakeRun):
     attack_plot(apart)
 
 
-def test_what_does_not_compare(make_run: MakeRun):
-    first = held_out(make_run, "lora", "A01", 1)
-    same = held_out(make_run, "lora", "A01", 1, name="lora")  # run by hand, under the system's own name
+def test_what_does_not_compare(held_out: MakeRun, make_run: MakeRun):
+    first = held_out("lora", "A01", 1)
+    same = held_out("lora", "A01", 1, name="lora")  # run by hand, under the system's own name
     with pytest.raises(InputError, match="are both system 'lora' without A01 with seed 1: name one of them"):
         matrix_of(first, same)
-    other = held_out(make_run, "moe", "A01", 1)
+    other = held_out("moe", "A01", 1)
     about = other / "scores/best/held_out.json"
     about.write_text(about.read_text().replace("MiniLA 60A01", "MiniLA 60 of others"))
     with pytest.raises(InputError, match="have other trials of the held-out attack A01"):
