@@ -51,8 +51,12 @@ def matrix_notes(matrix: AttackMatrix) -> tuple[str, ...]:
     found = [
         first,
         f"A figure is the mean over {_seeds(matrix)}. mean: over attacks, each of which counts once, by its mean over "
-        "seeds; its 95 % interval is Student's t over these means (attacks - 1 degrees of freedom), so it includes the "
-        "spread over attacks and that over seeds within them, but not the choice of trials",
+        "seeds; its 95 % interval is Student's t over these means (attacks - 1 degrees of freedom)",
+        "The interval of a mean over held-out attacks includes the spread over attacks and that over their seeds, "
+        "but not the choice of trials"
+        if matrix.held_out
+        else "The interval of a mean over the attacks of a set includes the spread over attacks, but neither what a "
+        "seed changes on all of them alike nor the choice of trials",
     ]
     if len(matrix.systems) > 1:
         found.append("Bold (* in plain text): the lowest mean of a column, as printed")

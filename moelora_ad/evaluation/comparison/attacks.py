@@ -37,9 +37,10 @@ class AttackMean(NamedTuple):
 def over_attacks(eers: Sequence[Sequence[float]]) -> AttackMean:
     """Return the mean over attacks, and its uncertainty for attacks like these.
 
-    Seeds are nested in attacks: an attack counts once, by the mean over its seeds, m_a, however many there are. Over A
-    attacks the mean is M = mean(m_a), its 95 % interval M ± t(0.975; A - 1) sd(m_a) / sqrt(A), within [0, 1]. As the
-    m_a differ by attack and by seed, the interval includes both.
+    An attack counts once, by the mean over its seeds, m_a, however many there are. Over A attacks the mean is
+    M = mean(m_a), its 95 % interval M ± t(0.975; A - 1) sd(m_a) / sqrt(A), within [0, 1]. Where each attack has runs of
+    its own, the m_a differ by attack and by seed, and the interval includes both. Where the same runs are on all
+    attacks, it does not include what a seed changes on all of them alike.
 
     Args:
         eers: The EERs of the seeds of each attack, shares of 1.
@@ -103,14 +104,18 @@ class AttackMatrix:
         """The attacks that every system has: means are over these, so that they are comparable."""
         return tuple(one for one in self.attacks if all((system, one) in self._eers for system in self.systems))
 
+    def eers(self, system: str, attack: str) -> Mapping[int, float]:
+        """Return the EERs of a system on an attack by seed; empty if no run of the system has the attack."""
+        return self._eers.get((system, attack), {})
+
     def cell(self, system: str, attack: str) -> SeedSummary | None:
         """Return the EER of a system on an attack over seeds; None if no run of the system has the attack."""
-        values = self._eers.get((system, attack))
-        return None if values is None else over_seeds(list(values.values()))
+        values = self.eers(system, attack)
+        return over_seeds(list(values.values())) if values else None
 
     def mean(self, system: str) -> AttackMean | None:
         """Return the mean of a system over the attacks of `common`; None if there are none."""
-        return over_attacks([[*self._eers[system, one].values()] for one in self.common]) if self.common else None
+        return over_attacks([[*self.eers(system, one).values()] for one in self.common]) if self.common else None
 
 
 def attack_matrices(comparison: Comparison) -> list[AttackMatrix]:

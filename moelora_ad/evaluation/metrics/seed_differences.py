@@ -98,7 +98,7 @@ def seed_difference(first: Floats, second: Floats, is_paired: bool, of_trials: V
         spreads = [float(side.var(ddof=1)) for side in sides]
         of_one_seed = sum(spreads)
         parts += [Variance(s / len(side), len(side) - 1) for s, side in zip(spreads, sides, strict=True)]
-    total = _sum(parts)
+    total = total_variance(parts)
     interval, probability, p_value = None, None, None
     if total.value > 0:
         error = math.sqrt(total.value)
@@ -141,7 +141,7 @@ def variance_of_trials(first: Floats, second: Floats, is_paired: bool, num_clust
 def mean_variance(parts: Sequence[Variance]) -> Variance:
     """Return the variance of the mean of independent figures."""
     number = len(parts)
-    return _sum([Variance(part.value / number**2, part.df) for part in parts])
+    return total_variance([Variance(part.value / number**2, part.df) for part in parts])
 
 
 def seeds_needed(found: SeedDifference, difference: float) -> int | None:
@@ -161,7 +161,7 @@ def seeds_needed(found: SeedDifference, difference: float) -> int | None:
     assert of_one is not None
 
     def suffices(seeds: int) -> bool:
-        total = _sum([Variance(of_one / seeds, seeds - 1), found.of_trials])
+        total = total_variance([Variance(of_one / seeds, seeds - 1), found.of_trials])
         return _power(difference, total) >= POWER
 
     few, many = 1, 2
@@ -196,7 +196,7 @@ def _power(difference: float, variance: Variance) -> float:
     return float(stats.nct.sf(beyond, variance.df, away))
 
 
-def _sum(parts: Sequence[Variance]) -> Variance:
+def total_variance(parts: Sequence[Variance]) -> Variance:
     """Return the sum of independent variances, with Satterthwaite's approximation of its degrees of freedom."""
     total = sum(part.value for part in parts)
     spread = sum(part.value**2 / part.df for part in parts)

@@ -37,6 +37,39 @@ def test_differences_over_attacks_are_a_paired_t_test():
     assert sorted(one.corrected for one in found) == pytest.approx([2 * small, max(2 * small, large)])
 
 
+def crossed(differences: np.ndarray) -> AttackDifference:
+    """The comparison of two systems whose EERs differ by (attacks, seeds) on a set."""
+    runs = [
+        AttackRun(system, f"A{attack}", seed, Path(), 0.3 + (value if system == "a" else 0.0), 1, 1)
+        for (attack, seed), value in np.ndenumerate(differences)
+        for system in ("a", "b")
+    ]
+    ((_, (found,)),) = compare_over_attacks([AttackMatrix("in_domain", runs)], [("a", "b")])
+    return found
+
+
+def test_seeds_on_all_attacks_add_their_own_variance():
+    differences = np.array([[0.01, 0.03], [0.02, 0.06], [-0.01, 0.01]])
+    found = crossed(differences)
+    over_attacks, over_seeds = differences.mean(1).var(ddof=1) / 3, differences.mean(0).var(ddof=1) / 2
+    df = (over_attacks + over_seeds) ** 2 / (over_attacks**2 / 2 + over_seeds**2 / 1)  # Satterthwaite
+    test = stats.t(df, loc=0.02, scale=np.sqrt(over_attacks + over_seeds))
+    assert found.mean == pytest.approx(0.02)
+    assert found.interval == pytest.approx(test.interval(0.95))
+    assert found.p_value == pytest.approx(2 * test.cdf(0.0))
+
+
+def test_the_interval_covers_the_difference_over_all_attacks_and_seeds():
+    """6 attacks and 5 seeds on all of them: 95 % or a little more, even if seeds matter more than attacks."""
+    draw = np.random.default_rng(1)
+    for of_attack, of_seed in ((0.02, 0.005), (0.005, 0.02)):
+        attacks, seeds = draw.normal(0, of_attack, (500, 6, 1)), draw.normal(0, of_seed, (500, 1, 5))
+        drawn = 0.01 + attacks + seeds + draw.normal(0, 0.005, (500, 6, 5))
+        intervals = [crossed(one).interval for one in drawn]
+        covered = np.mean([low <= 0.01 <= high for low, high in intervals])
+        assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / 500) < covered <= 0.99
+
+
 def test_one_attack_or_equal_differences_show_nothing():
     for by_attack in ({"A01": 0.1}, {"A01": 0.0, "A02": 0.0}, {"A01": 0.1, "A02": 0.1}):
         one = AttackDifference(("a", "b"), by_attack)

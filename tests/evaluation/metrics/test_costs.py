@@ -48,6 +48,22 @@ def test_costs_that_make_no_sense_are_refused(costs, wrong, told):
         costs(**wrong)
 
 
+@pytest.mark.parametrize("costs", [TandemCosts2019, TandemCosts2021])
+def test_the_three_priors_of_a_tandem_cost_sum_to_one(costs):
+    with pytest.raises(ScoreError, match=r"costs: .* must sum to 1, not 2.7$"):
+        costs(target_prior=0.9, nontarget_prior=0.9, spoof_prior=0.9)
+    with pytest.raises(ScoreError, match=r"must sum to 1, not 1.05$"):
+        costs(spoof_prior=0.1)
+    assert costs(target_prior=0.1, nontarget_prior=0.2, spoof_prior=0.7).spoof_prior == 0.7  # 0.1 + 0.2 + 0.7 < 1
+
+
+@pytest.mark.parametrize("rates", [(0.5, 0.5, 30.0), (2.0, 0.1, 0.3), (0.1, -0.1, 0.3), (math.nan, 0.1, 0.3)])
+@pytest.mark.parametrize("costs", [TandemCosts2019(), TandemCosts2021()])
+def test_asv_error_rates_in_percent_are_refused(rates, costs):
+    with pytest.raises(ScoreError, match=r"error rates of the ASV system must be in \[0, 1\], not in percent: "):
+        ScoreCurve([2.0, 0.5, 1.0, -1.0], [1, 1, 0, 0]).min_tdcf(AsvErrorRates(*rates), costs)
+
+
 def official_asv_error_rates(target, nontarget, spoof):
     """ASV error rates as ASVspoof defines them, at the lowest score with the least |rejected - accepted|.
 
@@ -109,9 +125,15 @@ def test_a_perfect_countermeasure_leaves_the_cost_of_the_asv_in_2021_and_nothing
     ],
 )
 def test_an_asv_system_without_a_tandem_cost(asv, costs):
-    with pytest.raises(ScoreError, match=r"no t-DCF beside this ASV system .* must be positive") as error:
+    told = r"no t-DCF beside this ASV system .* must not be negative, and C0 \+ min\(C1, C2\) must be positive"
+    with pytest.raises(ScoreError, match=told) as error:
         ScoreCurve([1.0, 0.0], [1, 0]).min_tdcf(asv, costs)
     assert "\n" not in str(error.value)
+
+
+def test_a_tandem_cost_may_have_a_weight_of_zero():
+    """C2 = 0 in the form of 2021: no spoof deceives the ASV system, so accepting all adds nothing to its own cost."""
+    assert ScoreCurve([1.0, 0.0], [1, 0]).min_tdcf(AsvErrorRates(0.1, 0.2, 0.0), TandemCosts2021()).cost == 1.0
 
 
 def asv_trials(num=300):

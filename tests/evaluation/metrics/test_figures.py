@@ -153,6 +153,21 @@ def test_few_clusters_are_noted() -> None:
     assert "all spoofs are in 4 clusters: intervals are rough, and rather too narrow" in notes
 
 
+def test_a_single_cluster_gives_figures_without_intervals_and_it_is_said() -> None:
+    options = FigureOptions(resamples=10, clusters=("speaker",))
+    table = made(speaker="the only one", codec=None)
+    found = evaluate_set("mini", table, options)
+    assert found == replace(evaluate_set("mini", table, NONE), notes=found.notes)
+    assert found.notes == [
+        "no intervals: the trials of each class are in a single cluster, so that resamples do not differ"
+    ]
+    assert pooled({"mini": table}, options).overall == found.overall
+    (note,) = [one for one in pooled({"mini": table}, options).notes if "interval" in one]
+    assert note == found.notes[0]
+    reversed_table = ScoreTable(table.trials, -table.scores)
+    assert evaluate_set("mini", reversed_table, options).notes[0].startswith("EER above 50 %")
+
+
 def test_reversed_scores_are_noted() -> None:
     table = made()
     found = evaluate_set("mini", ScoreTable(table.trials, -table.scores), NONE)

@@ -14,7 +14,7 @@ from moelora_ad.corpora.trial import Trial
 from moelora_ad.evaluation.metrics.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
-from moelora_ad.evaluation.metrics.intervals import bootstrap, compare
+from moelora_ad.evaluation.metrics.intervals import OneCluster, bootstrap, compare
 from moelora_ad.evaluation.metrics.options import FigureOptions
 from moelora_ad.evaluation.metrics.resampling import ResampledCurve, Strata
 from moelora_ad.evaluation.score_table import ScoreTable
@@ -216,6 +216,48 @@ def test_sets_of_a_pool_are_drawn_apart() -> None:
         assert [times[(sets == one) & (labels == kind)].sum() for one in range(3) for kind in (0, 1)] == [10] * 6
 
 
+SPEAKERS, HALVES = np.arange(400) % 20, np.repeat([0, 1], 200)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "sets"),
+    [
+        (SPEAKERS, np.where(HALVES, 0.2, 0.1)),  # not whole numbers
+        (SPEAKERS / 7, HALVES - 5),
+        (np.char.add("s", np.arange(10, 30).astype(str))[SPEAKERS], np.array(["a", "b"])[HALVES]),
+        (np.array([f"{10 + one}" for one in SPEAKERS], object), HALVES.astype(bool)),
+        (SPEAKERS + 100 * HALVES, HALVES),  # a cluster that occurs in two sets is two clusters
+    ],
+    ids=["fractions", "negative", "texts", "objects", "apart"],
+)
+def test_clusters_and_sets_may_be_named_by_any_numbers_and_texts(clusters: NDArray, sets: NDArray) -> None:
+    scores, labels = normal_scores(4)
+    scores, options = scores + 3 * HALVES, FigureOptions(resamples=30)
+    wanted = bootstrap(scores, labels, SPEAKERS + 20 * HALVES, options, ("eer",), HALVES)
+    assert wanted != bootstrap(scores, labels, SPEAKERS + 20 * HALVES, options, ("eer",))
+    assert bootstrap(scores, labels, clusters, options, ("eer",), sets) == wanted
+
+
+@pytest.mark.parametrize("unknown", [[1.0, math.nan, 2.0, 1.0], [1, None, 2, 1], ["a", None, "b", "a"]])
+@pytest.mark.parametrize("of", ["clusters", "sets"])
+def test_a_trial_without_a_cluster_or_set_is_refused(unknown: list, of: str) -> None:
+    given = {"clusters": [1, 2, 3, 4], "sets": [1, 1, 1, 1]} | {of: unknown}
+    with pytest.raises(ScoreError, match=f"^{of}: trial number 1 has none; give "):
+        bootstrap([1.0, 2.0, 3.0, 4.0], [1, 0, 1, 0], **given)
+
+
+@pytest.mark.parametrize("clusters", [[0, 0, 0, 0], [7, 8, 7, 8]])
+def test_resamples_that_cannot_differ_give_no_interval(clusters: list[int]) -> None:
+    """One cluster, or one of each class: every interval would have a width of 0, as if it were sure."""
+    scores, labels = [1.0, 2.0, 3.0, 0.0], [1, 0, 1, 0]
+    with pytest.raises(OneCluster, match="no interval: .* a single cluster"):
+        bootstrap(scores, labels, clusters)
+    trials = [Trial(f"u{i}", "", label=label, speaker=f"s{c}") for i, (label, c) in enumerate(zip(labels, clusters))]
+    first, second = ScoreTable(trials, scores), ScoreTable(trials, scores[::-1])
+    with pytest.raises(OneCluster, match="no interval: .* a single cluster"):
+        compare(first, second, FigureOptions(clusters=("speaker",)))
+
+
 def test_copies_of_a_trial_in_its_cluster_do_not_narrow_the_interval() -> None:
     scores, labels = normal_scores(3, 200)
     clusters = np.arange(200)
@@ -334,8 +376,10 @@ def test_faulty_trials_are_refused() -> None:
         bootstrap([1.0, 2.0], [1, 1], [0, 1])
     with pytest.raises(ScoreError, match="not finite"):
         bootstrap([1.0, np.nan], [1, 0], [0, 1])
-    with pytest.raises(ScoreError, match=r"2 trials need as many clusters, not an array of shape \(3,\)"):
+    with pytest.raises(ScoreError, match=r"^clusters: 2 trials need as many, not an array of shape \(3,\)"):
         bootstrap([1.0, 2.0], [1, 0], [0, 1, 2])
+    with pytest.raises(ScoreError, match=r"^sets: 2 trials need as many, not an array of shape \(2, 1\)"):
+        bootstrap([1.0, 2.0], [1, 0], [0, 1], sets=[[0], [1]])
 
 
 @pytest.mark.parametrize(

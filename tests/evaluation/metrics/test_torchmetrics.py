@@ -98,6 +98,15 @@ def test_equal_error_rate_takes_half_precision_with_gradients():
     assert not metric.scores[0].requires_grad
 
 
+@pytest.mark.parametrize(("scores", "labels"), [((3,), (2,)), ((2,), (3,)), ((2, 1), (2, 1)), ((), ())])
+def test_a_score_needs_a_label(scores, labels):
+    metric = EqualErrorRate()
+    metric.update(torch.tensor([1.0, 0.0]), torch.tensor([1, 0]))
+    with pytest.raises(ScoreError, match="one label for each score"):
+        metric.update(torch.zeros(scores), torch.zeros(labels))
+    assert metric.compute() == 0.0  # nothing of the batch was kept
+
+
 def test_equal_error_rate_refuses_as_the_function_does():
     metric = EqualErrorRate()
     metric.update(torch.tensor([1.0, 2.0]), torch.tensor([1, 1]))
