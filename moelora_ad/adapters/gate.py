@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moelora_ad.adapters.errors import AdapterError
+
 
 @dataclass(frozen=True)
 class GatePolicy:
@@ -22,7 +24,7 @@ class GatePolicy:
         order: "softmax_first" takes the softmax over all experts and keeps the k largest weights; "top_k_first" takes
             it over the k largest logits alone, whose weights then sum to 1.
         level: "token" decides for each token; "utterance" once for all tokens of a row, from the mean of their logits
-            (padding: see `valid_tokens`).
+            (padding: see `valid_tokens`). An input (B, width), such as that of a pooler, is B rows of one token.
         temperature: divides the logits, noise included.
         noise_mean: mean of fixed noise, one number for each expert. (One number for all of them would change nothing.)
         noise_std: standard deviation of fixed noise.
@@ -192,7 +194,11 @@ class Gate(nn.Module):
             logits: (..., T, N), or (..., T, 2 N) with the noise logits behind them: the input times ``rows()``.
 
         Returns:
-            (..., T, N) float32 weights, zero for experts that are not kept; (..., 1, N) if the level is utterance.
+            (..., T, N) float32 weights, zero for experts that are not kept; (..., 1, N) if the level is utterance. Of
+            logits (B, N), rows of one token, they are (B, N).
+
+        Raises:
+            AdapterError: the level is utterance, and the input is not of the shape that ``valid_tokens`` set.
         """
         scores = self.scores(logits)
         if not len(self.added):
@@ -230,15 +236,36 @@ class Gate(nn.Module):
         return scores if self.policy.temperature == 1.0 else scores / self.policy.temperature
 
     def _pooled(self, logits: Tensor) -> Tensor:
-        if self.policy.level == "token":
+        if self.policy.level == "token" or logits.dim() < 3:
             return logits
-        if self.valid is None:
+        valid = valid_of(logits, self.valid)
+        if valid is None:
             return logits.mean(dim=-2, keepdim=True)
-        valid = self.valid.unsqueeze(-1)
         return logits.where(valid, 0.0).sum(dim=-2, keepdim=True) / valid.sum(dim=-2, keepdim=True).clamp(min=1)
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, {self.policy}"
+
+
+def valid_of(values: Tensor, valid: Tensor | None) -> Tensor | None:
+    """Which values (..., B, T, N) are not of padding, as (B, T, 1); None for all, as for rows of one token: (B, N) and
+    (B, 1, N).
+
+    Args:
+        values: one vector for each token.
+        valid: (B, T) bool, see `valid_tokens`; None for all.
+
+    Raises:
+        AdapterError: the values are of other rows or tokens.
+    """
+    if valid is None or values.dim() < 3 or values.shape[-2] == 1:
+        return None
+    if values.shape[-3:-1] != valid.shape:
+        raise AdapterError(
+            f"valid_tokens were set for {tuple(valid.shape)} rows and tokens, but the input of a projection has "
+            f"{tuple(values.shape[-3:-1])}"
+        )
+    return valid.unsqueeze(-1)
 
 
 def valid_tokens(model: nn.Module, valid: Tensor | None) -> None:
@@ -246,7 +273,8 @@ def valid_tokens(model: nn.Module, valid: Tensor | None) -> None:
 
     Args:
         model: the model that contains the gates.
-        valid: (B, T) bool; None for all.
+        valid: (B, T) bool; None for all. Projections whose input is (B, width) or (B, 1, width), such as those behind a
+            pooling, are of whole rows, which all count.
     """
     for module in model.modules():
         if isinstance(module, Gate):

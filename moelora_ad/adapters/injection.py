@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def inject(
 
     A projection that occurs in several places is replaced in all of them by the same adapted one. In
     ``nn.TransformerEncoderLayer`` the fused path of inference, which reads weights without calling any projection, is
-    turned off.
+    turned off, and in ``nn.TransformerEncoder`` the nested tensors, which are for that path only.
 
     Args:
         model: any module that contains the projections.
@@ -60,15 +61,15 @@ def inject(
         The dotted paths of the replaced projections, in the model's order.
 
     Raises:
-        InjectionError: a target matches no ``nn.Linear``, or one whose weight the model reads without calling it; the
-            range is empty; or the model is already adapted.
+        InjectionError: there is no target; a target matches no ``nn.Linear``, or one whose weight the model reads
+            without calling it; the range is empty; ``build`` raised a ValueError; or the model is already adapted, or
+            itself a projection. The model is unchanged then.
     """
     if adapted := [name for name, _ in adapted_sites(model)]:
         raise InjectionError(f"the model is already adapted, first at {adapted[0]}: inject into a fresh model")
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    sites = _matches(model, list(linears), targets)
-    if layers is not None:
-        sites = _in_range(sites, layers)
+    sites = targeted_sites(model, targets, layers)
+    if "" in sites:
+        raise InjectionError("the model is itself a projection: adapt a module that contains it, as nn.Sequential does")
     for site in sites:
         if isinstance(model.get_submodule(site.rpartition(".")[0]), nn.MultiheadAttention):
             raise InjectionError(
@@ -77,17 +78,40 @@ def inject(
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(id(module), []).append(name)
+    made: dict[str, nn.Module] = {}  # all are built before the first is put in: after an error the model is as it was
     for site in sites:
-        linear = linears[site]
-        with linear.weight.device:  # the adapter is made where the projection is, the meta device included
-            projection = build(linear, site).train(linear.training)
-        for place in places[id(linear)]:
+        linear = cast(nn.Linear, model.get_submodule(site))
+        try:
+            with linear.weight.device:  # the adapter is made where the projection is, the meta device included
+                made[site] = build(linear, site).train(linear.training)
+        except ValueError as error:
+            if type(error) is not ValueError:  # an error of a kind of its own, such as an InputError, says enough
+                raise
+            raise InjectionError(f"{site}: {error}") from error
+    for site, projection in made.items():
+        for place in places[id(model.get_submodule(site))]:
             path, _, child = place.rpartition(".")
             parent = model.get_submodule(path)
             setattr(parent, child, projection)
             if isinstance(parent, nn.TransformerEncoderLayer):
                 parent.activation_relu_or_gelu = 0  # its fused path checks this first
+    projections = set(made.values())
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and not projections.isdisjoint(module.modules()):
+            module.use_nested_tensor = False
     return tuple(sites)
+
+
+def targeted_sites(model: nn.Module, targets: str | Sequence[str], layers: LayerRange | None = None) -> list[str]:
+    """The dotted paths of the projections, adapted already or not, that `inject` adapts; its arguments and errors."""
+    bases = {layer.base for _, layer in adapted_sites(model)}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | MoELoRALinear) and module not in bases
+    ]
+    sites = _matches(model, names, targets)
+    return sites if layers is None else _in_range(sites, layers)
 
 
 def _matches(model: nn.Module, names: list[str], targets: str | Sequence[str]) -> list[str]:
@@ -96,9 +120,16 @@ def _matches(model: nn.Module, names: list[str], targets: str | Sequence[str]) -
             sites = [*filter(bounded_pattern(targets), names)]
         except ValueError as error:
             raise InjectionError(f"targets: {error}") from None
+        if not sites and any(_ends_with(name, targets) for name in names):
+            raise InjectionError(
+                f"targets: {targets!r} is the end of paths, but one string is a regular expression for the whole path; "
+                f"give a list of names: [{targets}]"
+            )
         if not sites:
             raise InjectionError(f"targets: {targets!r} matches no linear layer; the model has {_known(names)}")
         return sites
+    if not targets:
+        raise InjectionError(f"targets is empty: name projections; the model has {_known(names)}")
     for target in targets:
         if not any(_ends_with(name, target) for name in names):
             raise InjectionError(f"targets: {target!r} matches no linear layer{_hint(model, names, target)}")

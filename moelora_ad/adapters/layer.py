@@ -26,7 +26,7 @@ class MoELoRALinear(nn.Module):
         owns_gate: False if the gate belongs to another projection that shares it: then it is a submodule of that one
             alone, and counted and saved there.
 
-    Shapes: x (..., in_features) -> (..., out_features).
+    Shapes: input, x, (..., in_features) -> (..., out_features).
 
     Raises:
         ValueError: experts, gate and base do not fit each other.
@@ -94,12 +94,12 @@ class MoELoRALinear(nn.Module):
     def out_features(self) -> int:
         return self.base.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear, which a model may call by keyword
         experts = self.lora_experts()
         rows: list[Tensor] = [expert.lora_A for expert in experts]
         up = torch.cat([expert.lora_B for expert in experts], dim=1)  # (out, N r)
         # The base may be of lower precision than its adapters; autocast handles that.
-        given = x if torch.is_autocast_enabled(x.device.type) else x.to(up.dtype)
+        given = input if torch.is_autocast_enabled(input.device.type) else input.to(up.dtype)
         if self.gate is None:
             low = functional.linear(given, rows[0])
         else:
@@ -107,7 +107,7 @@ class MoELoRALinear(nn.Module):
             down = functional.linear(given, torch.cat(rows + self.gate.rows()))  # (..., N r + N or 2 N)
             weights = self.gate(down[..., width:]).to(down.dtype)
             low = (down[..., :width].unflatten(-1, (-1, self.rank)) * weights.unsqueeze(-1)).flatten(-2)
-        base = self.base(x)
+        base = self.base(input)
         return torch.add(base, functional.linear(low, up).to(base.dtype), alpha=self.scaling)
 
     def extra_repr(self) -> str:

@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from moelora_ad.adapters.errors import AdapterError
+from moelora_ad.adapters.gate import valid_of
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.routing import Decision, watch_gates
 
@@ -135,8 +136,9 @@ def _sums_of(decision: Decision) -> Tensor:
     log = torch.log_softmax(scores, -1).masked_fill(probabilities == 0, 0.0)  # silenced experts: 0 log 0
     entropy = -(probabilities * log).sum(-1, keepdim=True)
     numbers = torch.cat([weights, selected, probabilities, z, entropy, torch.ones_like(z)], -1)
-    if decision.valid is not None and numbers.shape[-2] == decision.valid.shape[-1]:
-        numbers = numbers.where(decision.valid.unsqueeze(-1), 0.0)
+    valid = valid_of(numbers, decision.valid)
+    if valid is not None:
+        numbers = numbers.where(valid, 0.0)
     return numbers.flatten(0, -2).sum(0)
 
 

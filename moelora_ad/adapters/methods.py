@@ -4,18 +4,18 @@ A method is a small class that a configuration builds by its class path. A new m
 ``AdaptationMethod`` and needs no edit elsewhere.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
 
+from moelora_ad.adapters.checks import check_alpha, check_lora, check_low_rank, check_mixtures
 from moelora_ad.adapters.errors import AdapterError, InjectionError
 from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.extension import Extension
 from moelora_ad.adapters.gate import Gate, GatePolicy
-from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, adapter_modules, inject
+from moelora_ad.adapters.injection import Build, LayerRange, adapted_sites, adapter_modules, inject, targeted_sites
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.peft.files import load_lora, read_lora
@@ -23,6 +23,7 @@ from moelora_ad.adapters.protocol import AdaptationMethod
 from moelora_ad.adapters.sites import layer_of
 from moelora_ad.adapters.surgery import experts as surgery
 from moelora_ad.adapters.surgery import starting
+from moelora_ad.torch_internals import uncompiled
 
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -40,6 +41,9 @@ class _Ours(AdaptationMethod):
     def apart(self, encoder: nn.Module) -> Mapping[str, Iterable[nn.Parameter]]:
         gates = [module for _, module in adapter_modules(encoder) if isinstance(module, Gate)]
         return {"gate_noise": [gate.noise_weight for gate in gates if gate.noise_weight is not None]}
+
+    def check(self, encoder: nn.Module) -> None:
+        check_low_rank(encoder, ())
 
 
 class FrozenBackbone(_Ours):
@@ -97,20 +101,23 @@ class TopLayers(_Ours):
         return list(layers)[-self.num_layers :]
 
 
-def _check_alpha(alpha: float | None) -> None:
-    if alpha is not None and not (alpha > 0 and math.isfinite(alpha)):
-        raise ValueError(f"alpha is {alpha}: give a number above 0, or null for no scale")
-
-
 class _LowRank(_Ours):
     """Freezes the encoder and replaces each targeted projection by an adapted one."""
 
+    rank: int
+    alpha: float | None
     targets: str | Sequence[str]
     layers: LayerRange | None
 
     def adapt(self, encoder: nn.Module) -> tuple[str, ...]:
-        encoder.requires_grad_(False)
-        return inject(encoder, self.targets, self._builder(), self.layers)
+        pretrained = list(encoder.parameters())
+        sites = inject(encoder, self.targets, self._builder(), self.layers)
+        for parameter in pretrained:
+            parameter.requires_grad_(False)
+        return sites
+
+    def check(self, encoder: nn.Module) -> None:
+        check_low_rank(encoder, targeted_sites(uncompiled(encoder), self.targets, self.layers), self.rank, self.alpha)
 
     def after_surgery(self, encoder: nn.Module) -> AdaptationMethod:
         """A `LoRA`, of whatever rank, if every projection has one expert without a gate; else a method of mixtures."""
@@ -139,7 +146,8 @@ class LoRA(_LowRank):
         alpha: the update is scaled by alpha / rank; None for no scale.
         targets: see ``moelora_ad.adapters.inject``.
         layers: the layers to adapt; None for all.
-        init_from: folder of a trained LoRA to start from, see `read_lora`; None for a new one.
+        init_from: folder of a trained LoRA to start from, see `read_lora`; None for a new one. It is read by
+            ``initialise``, which ``fit`` calls: in a training loop of your own, call it after ``adapt``.
 
     Raises:
         ValueError: alpha is not above 0.
@@ -155,7 +163,7 @@ class LoRA(_LowRank):
         layers: LayerRange | None = None,
         init_from: str | None = None,
     ) -> None:
-        _check_alpha(alpha)
+        check_alpha(alpha)
         self.rank = rank
         self.alpha = alpha
         self.targets = targets
@@ -165,6 +173,10 @@ class LoRA(_LowRank):
     def initialise(self, encoder: nn.Module) -> None:
         if self.init_from is not None:
             load_lora(encoder, read_lora(self.init_from))
+
+    def check(self, encoder: nn.Module) -> None:
+        super().check(encoder)
+        check_lora(encoder)
 
     def _builder(self) -> Build:
         def build(base: nn.Linear, site: str) -> MoELoRALinear:
@@ -188,7 +200,8 @@ class MoELoRA(_LowRank):
             inputs of one width.
         auxiliary: weights of the auxiliary losses in training; None for no such losses.
         init_from: one folder of a trained LoRA, to start all experts from (`warm_start`); or N folders, one for each
-            expert (`mixture_of_loras`); see `read_lora`. None for new experts.
+            expert (`mixture_of_loras`); see `read_lora`. None for new experts. They are read by ``initialise``, which
+            ``fit`` calls: in a training loop of your own, call it after ``adapt``.
         perturbation: size of the perturbation when all experts start from one LoRA, see `warm_start`.
         freeze_experts: numbers of experts that are not trained.
         extend: add an expert to the mixture that ``model.init_weights`` names, see `Extension`; the other arguments are
@@ -233,7 +246,7 @@ class MoELoRA(_LowRank):
                 f"init_from names {len(init_from)} LoRAs: give one, or one for each of {num_experts} experts"
             )
         surgery.check_perturbation(perturbation)
-        _check_alpha(alpha)
+        check_alpha(alpha)
         if wrong := [number for number in freeze_experts if not 0 <= number < num_experts]:
             raise ValueError(f"freeze_experts: there is no expert {wrong[0]}, they are 0 to {num_experts - 1}")
         self.num_experts = num_experts
@@ -271,11 +284,8 @@ class MoELoRA(_LowRank):
             starting.mixture_of_loras(encoder, [read_lora(folder) for folder in self.init_from], freeze=False)
 
     def check(self, encoder: nn.Module) -> None:
-        for site, layer in adapted_sites(encoder):
-            if len(layer.experts) != self.num_experts:
-                raise AdapterError(f"{site} has {len(layer.experts)} experts, the method makes {self.num_experts}")
-            if layer.gate is None or layer.gate.policy != self.policy:
-                raise AdapterError(f"the gate of {site} follows another policy than the method's")
+        super().check(encoder)
+        check_mixtures(encoder, self.num_experts, self.policy, self.share_gate)
 
     def _mixture(self, encoder: nn.Module, count: int) -> AdaptationMethod:
         layers = [layer for _, layer in adapted_sites(encoder)]
@@ -287,15 +297,9 @@ class MoELoRA(_LowRank):
             for number in range(count)
             if not any(p.requires_grad for layer in layers for p in layer.experts[number].parameters())
         ]
-        changes = {
-            "num_experts": count,
-            "gate": policies.pop(),
-            "top_k": None,
-            "freeze_experts": frozen,
-            "extend": None,
-        }
+        changes = {"num_experts": count, "gate": policies.pop(), "freeze_experts": frozen}
         try:
-            return type(self)(**(self.init_args | changes | {"init_from": None}))
+            return type(self)(**(self.init_args | changes | {"top_k": None, "extend": None, "init_from": None}))
         except TypeError as error:  # a subclass with arguments of its own
             raise AdapterError(f"{type(self).__name__} needs its own _mixture: {error}") from None
 

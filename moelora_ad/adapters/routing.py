@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moelora_ad.adapters.errors import AdapterError
+from moelora_ad.adapters.gate import valid_of
 from moelora_ad.adapters.injection import adapted_sites, running_eagerly
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.torch_internals import is_within_backward
@@ -22,7 +23,8 @@ class Decision(NamedTuple):
     Attributes:
         site: dotted path of the adapted projection.
         layer: that projection.
-        inputs: (..., T, in_features), its input.
+        inputs: (..., T, in_features), its input; (B, in_features) are rows of one token, whose scores and weights are
+            (B, N).
         scores: (..., T, N) float32, the input of the softmax, without noise; (..., 1, N) for whole utterances.
         weights: (..., T, N) float32, the experts' weights; (..., 1, N) for whole utterances.
         valid: (B, T) bool, tokens that are not padding, as set by ``valid_tokens``; None for all.
@@ -37,9 +39,7 @@ class Decision(NamedTuple):
 
     def mean_weights(self) -> Tensor:
         """The experts' weights (..., N) float32 of each row: the mean over its tokens that are not padding."""
-        weights = self.weights.float()
-        of_tokens = self.valid is not None and weights.shape[-2] == self.valid.shape[-1]
-        return mean_over_tokens(weights, self.valid if of_tokens else None)
+        return mean_over_tokens(self.weights.float(), self.valid)
 
 
 @contextmanager
@@ -62,9 +62,9 @@ def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[N
         raise AdapterError("the model has no gates to watch: adapt it with MoELoRA")
     current: list[tuple[str, MoELoRALinear, Tensor]] = []  # the projection that calls its gate, which may be shared
 
-    def enter(name: str) -> Callable[[MoELoRALinear, tuple[Tensor, ...]], None]:
-        def note(layer: MoELoRALinear, arguments: tuple[Tensor, ...]) -> None:
-            current[:] = [(name, layer, arguments[0])]
+    def enter(name: str) -> Callable[[MoELoRALinear, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def note(layer: MoELoRALinear, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            current[:] = [(name, layer, arguments[0] if arguments else named["input"])]
 
         return note
 
@@ -75,7 +75,7 @@ def watch_gates(model: nn.Module, see: Callable[[Decision], None]) -> Iterator[N
         assert layer.gate is gate
         see(Decision(name, layer, inputs, layer.gate.scores(arguments[0]), weights, layer.gate.valid))
 
-    handles: list[Any] = [site.register_forward_pre_hook(enter(name)) for name, site in sites]
+    handles: list[Any] = [site.register_forward_pre_hook(enter(name), with_kwargs=True) for name, site in sites]
     for gate in {id(site.gate): site.gate for _, site in sites}.values():
         assert gate is not None
         handles.append(gate.register_forward_hook(decided))
@@ -240,14 +240,14 @@ def _numbers(decision: Decision) -> Tensor:
     norms = expert_norms(decision.layer, decision.inputs)
     if norms.shape != weights.shape:  # one decision for all tokens of an utterance
         norms = mean_over_tokens(norms, valid).unsqueeze(-2)
-        valid = None
     top1 = torch.zeros_like(weights).scatter_(-1, weights.argmax(-1, keepdim=True), 1.0)
     mass = weights.sum(-1, keepdim=True)
     entropy = torch.special.entr(weights / mass).sum(-1, keepdim=True)
     parts = [weights, top1, (weights > 0).float(), norms, entropy, mass, torch.ones_like(mass)]
     numbers = torch.cat(parts, -1)
-    if valid is not None:
-        numbers = numbers.where(valid.unsqueeze(-1), 0.0)  # padding may contain anything
+    kept = valid_of(numbers, valid)
+    if kept is not None:
+        numbers = numbers.where(kept, 0.0)  # padding may contain anything
     return numbers.to(_summed_in(numbers.device))
 
 
@@ -256,11 +256,14 @@ def _summed_in(device: torch.device) -> torch.dtype:
 
 
 def mean_over_tokens(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over tokens that are not padding: (..., T, N) -> (..., N); ``valid`` (..., T) as in a `Decision`."""
-    if valid is None:
+    """Mean over tokens that are not padding: (..., T, N) -> (..., N), rows of one token (B, N) as they are; ``valid``
+    as in a `Decision`."""
+    if values.dim() < 3:
+        return values
+    kept = valid_of(values, valid)
+    if kept is None:
         return values.mean(-2)
-    kept = values.where(valid.unsqueeze(-1), 0.0).sum(-2)
-    return kept / valid.sum(-1).unsqueeze(-1).clamp(min=1)
+    return values.where(kept, 0.0).sum(-2) / kept.sum(-2).clamp(min=1)
 
 
 def expert_norms(layer: MoELoRALinear, inputs: Tensor) -> Tensor:

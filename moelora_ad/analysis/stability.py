@@ -47,7 +47,7 @@ class ScoreStability(NamedTuple):
     def between(cls, tables: Sequence[ScoreTable]) -> "ScoreStability":
         """Compare tables of the same trials in the same order."""
         results = [table.equal_error_rate() for table in tables]
-        accepted = [table.scores > one.threshold for table, one in zip(tables, results, strict=True)]
+        accepted = [table.scores >= one.threshold for table, one in zip(tables, results, strict=True)]
         pairs = list(combinations(range(len(tables)), 2))
         ranks = [_spearman(tables[a].scores, tables[b].scores) for a, b in pairs]
         differ = [(accepted[a] != accepted[b]).mean() for a, b in pairs]

@@ -47,9 +47,10 @@ class UntrainedGates:
         """Let the drawn gates decide on the inputs of a decision of the model's gate."""
         gate = decision.layer.gate
         assert gate is not None
-        rows = self._rows[id(gate)] = self._rows[id(gate)].to(decision.inputs.device)
-        with torch.autocast(decision.inputs.device.type, enabled=False):
-            logits = functional.linear(decision.inputs.float(), rows).unflatten(-1, (self._draws, -1))
+        inputs = decision.inputs if decision.inputs.dim() > 2 else decision.inputs.unsqueeze(1)  # rows of one token
+        rows = self._rows[id(gate)] = self._rows[id(gate)].to(inputs.device)
+        with torch.autocast(inputs.device.type, enabled=False):
+            logits = functional.linear(inputs.float(), rows).unflatten(-1, (self._draws, -1))
             # forward and not a call, which would be watched; (D, B, T, N).
             weights = gate.forward(logits.movedim(-2, 0))
         self._weights[decision.site] = decision._replace(weights=weights).mean_weights()

@@ -53,6 +53,7 @@ class Detector(KeptModule):
         self.classifier = classifier(backbone.width)
         self._classifier_is_frozen = False
         self.train(self.training)
+        self.frozen_at_first = frozenset(self.frozen_tensors())
 
     @classmethod
     def from_public(

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
-from moelora_ad.adapters import Gate, GatePolicy, MoELoRA, valid_tokens
+from moelora_ad.adapters import AdapterError, Gate, GatePolicy, MoELoRA, valid_tokens
 from moelora_ad.models import Wav2Vec2Backbone
 
 ROWS, TOKENS, EXPERTS = 3, 5, 4
@@ -104,3 +105,32 @@ def test_policies_that_do_not_fit_the_experts(policy, message):
     for build in (lambda: Gate(8, EXPERTS, policy), lambda: MoELoRA(EXPERTS, 2, gate=policy)):
         with pytest.raises(ValueError, match=message):
             build()
+
+
+@pytest.mark.parametrize("rows", [3, 7])  # as many as tokens, too
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("level", ["token", "utterance"])
+def test_a_pooler_is_gated_for_each_row_alone(level, padded, rows):
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    bert, policy = BertModel(config).eval(), GatePolicy(noise="none", level=level)
+    MoELoRA(3, 2, gate=policy, targets=["dense"]).adapt(bert)
+    for name, parameter in bert.named_parameters():
+        if "lora_B" in name or "gate" in name:
+            torch.nn.init.normal_(parameter)
+    ids, mask = torch.randint(0, 30, (rows, 7)), torch.ones(rows, 7, dtype=torch.bool)
+    lengths = [7 - padded * (row % 3) for row in range(rows)]
+    for row, length in enumerate(lengths):
+        mask[row, length:] = False
+    valid_tokens(bert, mask if padded else None)
+    together = bert(ids, attention_mask=mask.long()).pooler_output
+    valid_tokens(bert, None)
+    alone = [bert(ids[i : i + 1, :length]).pooler_output for i, length in enumerate(lengths)]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_padding_of_another_shape_than_the_input_is_told():
+    gate = Gate(8, EXPERTS, GatePolicy(level="utterance"))
+    gate.valid = torch.ones(3, 5, dtype=torch.bool)
+    with pytest.raises(AdapterError, match=r"set for \(3, 5\) rows and tokens, but .* has \(3, 4\)"):
+        gate(torch.randn(3, 4, EXPERTS))

@@ -1,6 +1,7 @@
 """Injection into any model, and what each method trains."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -64,11 +65,29 @@ def test_a_regular_expression_must_match_the_whole_path():
         (["zzz"], "the model has k_proj, mlp, q_proj"),
         ("nothing", "'nothing' matches no linear layer; the model has k_proj, mlp, q_proj"),
         ("(", "'\\(' is not a regular expression"),
+        ("q_proj", r"one string is a regular expression for the whole path; give a list of names: \[q_proj\]"),
+        ([], "targets is empty: name projections; the model has k_proj, mlp, q_proj"),
     ],
 )
 def test_targets_that_match_nothing_are_refused_by_name(targets, message):
     with pytest.raises(InjectionError, match=message):
         LoRA(rank=2, targets=targets).adapt(model())
+
+
+@pytest.mark.parametrize("method", [LoRA(4, targets=["wide", "narrow"]), MoELoRA(2, 4, targets=["wide", "narrow"])])
+def test_after_a_failure_the_model_is_as_it_was(method):
+    adapted = nn.ModuleDict({"wide": nn.Linear(8, 8), "narrow": nn.Linear(8, 2)})
+    modules = dict(adapted.named_modules())
+    with pytest.raises(InjectionError, match=r"^narrow: rank is 4: a 8 -> 2 projection takes 1 to 2$"):
+        method.adapt(adapted)
+    assert dict(adapted.named_modules()) == modules
+    assert all(parameter.requires_grad for parameter in adapted.parameters())
+    assert LoRA(2, targets=["wide", "narrow"]).adapt(adapted) == ("wide", "narrow")
+
+
+def test_a_model_that_is_itself_a_projection_is_refused():
+    with pytest.raises(InjectionError, match="the model is itself a projection"):
+        LoRA(2, targets=".*").adapt(nn.Linear(4, 4))
 
 
 def test_a_model_is_adapted_once():
@@ -278,6 +297,22 @@ def test_the_fused_path_of_inference_does_not_pass_an_adapter_by():
         fused_off = trained_b(encoder)(x)
     assert not torch.allclose(fused_off, plain, atol=1e-2)
     torch.testing.assert_close(fused_off, encoder(x).detach())  # with gradients, PyTorch does not take the fused path
+
+
+@pytest.mark.parametrize("layers", [None, LayerRange(first=1)])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("make", [LoRA, partial(MoELoRA, 2)])
+def test_padded_rows_of_pytorchs_encoder_are_as_without_padding(make, grad, layers):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2).eval()
+    make(2, targets=["linear1"], layers=layers).adapt(encoder)
+    trained_b(encoder)
+    x, padding = torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    with torch.set_grad_enabled(grad):
+        together = encoder(x, src_key_padding_mask=padding)
+        torch.testing.assert_close(together[0, :3], encoder(x[:1, :3])[0])
+        torch.testing.assert_close(together[1], encoder(x[1:])[0])
 
 
 def test_a_projection_that_pytorchs_attention_only_reads_is_refused_by_name():

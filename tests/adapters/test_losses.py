@@ -188,6 +188,18 @@ def test_padding_does_not_count():
         torch.testing.assert_close(given[name], value)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("rows", [3, 5])
+def test_padding_has_no_part_in_what_is_behind_a_pooling(rows, policy):
+    block, x = adapted(policy), inputs(rows)[:, 0]
+    valid = torch.ones(rows, 5, dtype=torch.bool)
+    valid[:, 2:] = False
+    valid_tokens(block, valid)
+    given, _ = terms_of(block, x)
+    for name, value in written_out(block, x.unsqueeze(1), policy).items():
+        assert given[name].item() == pytest.approx(getattr(EVERY, name) * value, rel=1e-4), name
+
+
 def test_autocast_keeps_the_losses_in_full_precision():
     block, x = adapted(), inputs()
     full, _ = terms_of(block, x)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from moelora_ad.adapters import Gate, GatePolicy, LoRAExpert, MoELoRALinear
+from moelora_ad.adapters import Gate, GatePolicy, LoRAExpert, MoELoRA, MoELoRALinear, record_routing
 
 IN, OUT, RANK = 12, 20, 4
 
@@ -76,6 +76,23 @@ def test_output_and_all_gradients_equal_a_loop_over_experts(policy, training, mo
             assert mine is None or not mine.any()
         else:
             torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_a_model_may_call_a_projection_by_keyword():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.projection = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.projection(input=x)
+
+    model, x = Model().eval(), torch.randn(2, 3, 8)
+    before = model(x)
+    MoELoRA(2, 2, targets=["projection"]).adapt(model)
+    with record_routing(model) as routing:
+        assert torch.equal(model(x), before)
+    assert routing.sites()["projection"].num_decisions == 6
 
 
 def test_untrained_layer_is_the_base_bit_for_bit():

@@ -124,6 +124,20 @@ def test_tokens_without_a_batch():
     assert_equal(routing.sites()["0"], written_out(model[0], [x], POLICIES[1]))
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("rows", [3, TOKENS])
+@pytest.mark.parametrize("shape", [(WIDTH,), (1, WIDTH)], ids=["rows", "rows of one token"])
+def test_what_is_behind_a_pooling_decides_once_for_each_row(shape, rows, policy):
+    model, x = adapted(policy), utterances(rows)[:, 0]
+    valid = torch.ones(rows, TOKENS, dtype=torch.bool)
+    valid[:, 2:] = False
+    valid_tokens(model, valid)
+    with record_routing(model) as routing:
+        output = model(x.view(rows, *shape))
+    assert output.shape == (rows, *shape)
+    assert_equal(routing.sites()["0"], written_out(model[0], x.unsqueeze(1), policy))
+
+
 def test_labels_that_do_not_fit_the_batch_are_refused():
     model = adapted()
     with record_routing(model) as routing:

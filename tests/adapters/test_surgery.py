@@ -9,6 +9,7 @@ from torch import nn
 
 from moelora_ad.adapters import (
     AdapterError,
+    Extension,
     GatePolicy,
     LoRA,
     LoRAUpdate,
@@ -161,6 +162,15 @@ def test_a_warm_start_under_weights_that_do_not_sum_to_one_is_refused():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_warm_start_of_an_extended_mixture_is_refused():
+    model = base()
+    MoELoRA(2, RANK, targets=["up", "down"], extend=Extension()).adapt(model)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(AdapterError, match=r"0\.up has been extended: the weights of its experts sum to more than 1"):
+        warm_start(model, lora_updates(lora()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_mixture_of_loras_is_the_gated_sum_of_their_updates_and_trains_its_gates_alone():
     starts = [lora(seed, alpha) for seed, alpha in ((1, 4), (2, None), (3, 1))]
     model = mixture()
@@ -265,6 +275,18 @@ def test_some_expert_must_be_left_to_choose():
         pass
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_silent_expert_is_not_left_alone():
+    model = mixture()
+    drop_expert(model, 2)
+    set_logit_offset(model, 1, -torch.inf)
+    before = output(model)
+    with pytest.raises(AdapterError, match=r"0\.up: no expert would be left"):
+        drop_expert(model, 0)
+    assert torch.equal(output(model), before)
+    drop_expert(model, 1)
+    torch.testing.assert_close(output(model), before)
 
 
 @pytest.mark.parametrize("offset", [float("nan"), float("inf")])

@@ -147,8 +147,7 @@ def drop_expert(model: nn.Module, expert: int, sites: Collection[str] | None = N
     for site, gate in gates.items():
         if expert < len(gate.weight) == 1 and gate.added:
             raise AdapterError(f"{site}: expert {expert} cannot be dropped, since the others were added to it")
-        if gate.num_experts > 2:
-            _offsets(site, gate, [expert], -math.inf)
+        _offsets(site, gate, [expert], -math.inf)
     for layer in mixtures.values():
         layer.experts = nn.ModuleList([e for number, e in enumerate(layer.experts) if number != expert])
         if len(layer.experts) == 1:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moelora_ad.adapters.errors import AdapterError
 from moelora_ad.adapters.expert import LoRAExpert
+from moelora_ad.adapters.gate import valid_of
 from moelora_ad.adapters.injection import adapted_sites
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.peft.files import LoRAUpdate, check_sites, lora_updates
@@ -191,8 +192,9 @@ class StaticError:
                 mixed = (mix.unsqueeze(-1) * low).flatten(-2)
                 squares.append(((mixed @ gram) * mixed).sum(-1).double())
         numbers = torch.stack(squares, -1)
-        if decision.valid is not None:
-            numbers = numbers.where(decision.valid.unsqueeze(-1), 0.0)
+        valid = valid_of(numbers, decision.valid)
+        if valid is not None:
+            numbers = numbers.where(valid, 0.0)
         sums = numbers.flatten(0, -2).sum(0)
         self._sums[decision.site] = sums + self._sums.get(decision.site, 0.0)
 

@@ -49,6 +49,11 @@ def warm_start(
     for site, layer in mixtures.items():
         gate = gate_of(layer)
         policy = gate.policy
+        if policy.added:
+            raise AdapterError(
+                f"{site} has been extended: the weights of its experts sum to more than 1, so that the LoRA's update "
+                "would grow"
+            )
         if not (is_dense(gate) or policy.renormalise or policy.order == "top_k_first"):
             raise AdapterError(
                 f"{site}: the kept weights of a top-{policy.top_k} gate sum to less than 1, so that the LoRA's update "

@@ -41,7 +41,13 @@ from moelora_ad.models.saving.specification import describe, first_argument, wit
 
 
 class KeptModule(LoadedModule):
-    """The base of a detector that can be saved and loaded."""
+    """The base of a detector that can be saved and loaded.
+
+    Attributes:
+        frozen_at_first: names of `frozen_tensors` when the detector was built: those of any loaded one.
+    """
+
+    frozen_at_first: frozenset[str]
 
     def save_pretrained(self, folder: str | Path, with_backbone: bool | None = None) -> None:
         """Write ``config.json``, ``model.safetensors``, ``README.md`` and the encoder; each file is written atomically,
@@ -53,8 +59,8 @@ class KeptModule(LoadedModule):
                 `packing.MOST_WEIGHTS` weights. Without it, whoever loads the detector must have the encoder.
 
         Raises:
-            InputError: a part cannot be described, the experts are no longer those of ``adaptation``, the weights
-                are not finite float32, or a requested encoder cannot be packed.
+            InputError: a part cannot be described, the experts are no longer those of ``adaptation``, what is frozen
+                is no longer what was, the weights are not finite float32, or a requested encoder cannot be packed.
             OSError: a file cannot be written.
         """
         folder = Path(folder)
@@ -143,6 +149,12 @@ class KeptModule(LoadedModule):
             self.adaptation.check(self.backbone.encoder)
         except AdapterError as error:
             raise InputError(f"{error}: set the detector's adaptation to a method that makes its experts") from None
+        if changed := self.frozen_at_first ^ self.frozen_tensors().keys():
+            name = min(changed)
+            raise InputError(
+                f"the encoder's {name} was {'frozen' if name in self.frozen_at_first else 'trained'} when the detector "
+                "was built, and is no longer: set its requires_grad back, or let the adaptation change it"
+            )
         if not is_window(self.window):
             raise InputError(f"a detector of clips of {self.window:,} samples cannot be saved: give 0.1 s to an hour")
         return {

@@ -3,7 +3,22 @@
 import pytest
 import torch
 
-from moelora_ad.adapters import GatePolicy, MoELoRA, adapted_sites, add_expert, drop_expert, split_expert
+from moelora_ad.adapters import (
+    FrozenBackbone,
+    GatePolicy,
+    LayerRange,
+    LoRA,
+    LoRAUpdate,
+    MoELoRA,
+    adapted_sites,
+    add_expert,
+    drop_expert,
+    lora_updates,
+    merge,
+    merge_static_mixture,
+    put_loras,
+    split_expert,
+)
 from moelora_ad.errors import InputError
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 
@@ -56,3 +71,81 @@ def test_an_offset_that_is_no_silence_is_not_kept(offset, small_whisper, tmp_pat
     next(adapted_sites(detector))[1].gate.logit_offset[1] = offset
     with pytest.raises(InputError, match="logit_offset has values that are not finite"):
         detector.save_pretrained(tmp_path)
+
+
+def other_loras(encoder, rank, scaling):
+    put_loras(
+        encoder,
+        {
+            site: LoRAUpdate(u.lora_A[:rank], torch.randn_like(u.lora_B[:, :rank]), scaling)
+            for site, u in lora_updates(encoder).items()
+        },
+    )
+
+
+def static(encoder):
+    merge_static_mixture(encoder, {site: torch.ones(3) / 3 for site, _ in adapted_sites(encoder)})
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        (LoRA(2), lambda e: other_loras(e, 2, 5.0), r"k_proj has rank 2 and scaling 5, the method makes 2 and 1"),
+        (
+            LoRA(2, alpha=4),
+            lambda e: other_loras(e, 1, 2.0),
+            r"k_proj has rank 1 and scaling 2, the method makes 2 and 2",
+        ),
+        (LoRA(2), merge, r"k_proj has no adapter, as after a merge"),
+        (LoRA(2), lambda e: merge(e.layers[1]), r"layers\.1\.self_attn\..*k_proj has no adapter, as after a merge"),
+        (MoELoRA(3, 2), static, r"k_proj has no adapter, as after a merge"),
+    ],
+)
+def test_adapters_that_the_method_does_not_make_leave_an_earlier_model_alone(
+    method, change, message, small_whisper, tmp_path
+):
+    detector = Detector(WhisperBackbone(small_whisper), method, MeanPooling).eval()
+    detector.save_pretrained(tmp_path / "kept")
+    before = {path: path.read_bytes() for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+    change(detector.backbone.encoder)
+    with pytest.raises(InputError, match=message):
+        detector.save_pretrained(tmp_path / "kept")
+    assert {path: path.read_bytes() for path in (tmp_path / "kept").rglob("*") if path.is_file()} == before
+
+
+def test_what_was_unfrozen_after_the_detector_was_built_is_told(small_whisper, tmp_path):
+    detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling)
+    detector.backbone.encoder.layers[0].fc1.bias.requires_grad_(True)
+    with pytest.raises(InputError, match=r"layers\.0\.fc1\.bias was frozen when the detector was built"):
+        detector.save_pretrained(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "other", "message"),
+    [
+        (LoRA(2), FrozenBackbone(), "k_proj is adapted, the method leaves it as it is"),
+        (LoRA(2), LoRA(2, layers=LayerRange(first=1)), r"layers\.0\..* is adapted, the method leaves it as it is"),
+        (LoRA(2), LoRA(2, targets=["q_proj", "fc1"]), "fc1 has no adapter"),
+        (MoELoRA(3, 2), LoRA(2), "is a mixture of 3 experts, the method makes one LoRA"),
+        (MoELoRA(3, 2), MoELoRA(3, 2, alpha=6), "has rank 2 and scaling 1, the method makes 2 and 3"),
+        (MoELoRA(3, 2), MoELoRA(3, 2, share_gate=True), "share_gate is True, but gates are shared otherwise"),
+        (MoELoRA(3, 2, share_gate=True), MoELoRA(3, 2), "share_gate is False, but gates are shared otherwise"),
+    ],
+)
+def test_a_method_of_other_adapters_is_refused(method, other, message, small_whisper, tmp_path):
+    detector = Detector(WhisperBackbone(small_whisper), method, MeanPooling)
+    detector.adaptation = other
+    with pytest.raises(InputError, match=message):
+        detector.save_pretrained(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_other_loras_are_kept_with_the_method_that_makes_them(small_whisper, tmp_path):
+    detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling).eval()
+    other_loras(detector.backbone.encoder, 1, 1 / 3)
+    detector.adaptation = detector.adaptation.after_surgery(detector.backbone.encoder)
+    detector.save_pretrained(tmp_path / "kept")
+    waveforms = torch.randn(2, 8000)
+    with torch.no_grad():
+        assert torch.equal(Detector.from_pretrained(tmp_path / "kept")(waveforms), detector(waveforms))
