@@ -46,6 +46,8 @@ def test_every_name_is_what_its_module_has_and_checkers_of_types_see_it(package)
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     places = {alias.name: node.module for node in block.body for alias in node.names}
+    assert [ast.unparse(node) for node in block.orelse] == ["__getattr__, __dir__ = lazy_names(__name__)"]
+    assert not any(isinstance(node, ast.Assign) and "__getattr__" in ast.unparse(node) for node in tree.body)
     assert sorted(places) == sorted(module.__all__)
     assert {*module.__all__} <= {*dir(module)}
     for name, place in places.items():
@@ -103,6 +105,13 @@ def test_figures_of_arrays(drawn):
     assert moelora_ad.evaluate(torch.tensor(scores), torch.tensor(labels), resamples=50).overall == found.overall
 
 
+def test_the_threshold_of_the_eer_can_be_given_back(drawn):
+    for scores, labels in (drawn, ([0.0, 1.0], [0, 1])):
+        found = moelora_ad.evaluate(scores, labels, resamples=0).overall
+        again = moelora_ad.evaluate(scores, labels, resamples=0, threshold=found.eer_threshold).overall
+        assert again.accuracy == pytest.approx(1 - found.eer)  # there are as many spoofs as bona fide trials
+
+
 def test_figures_of_files_tables_and_the_verb_are_the_same(make_scores, tmp_path, lightning):
     tables = {"one": make_scores(1), "two": make_scores(2)}
     for name, table in tables.items():
@@ -145,11 +154,28 @@ def test_a_key_gives_labels_and_development_scores_a_calibration(make_scores, tm
         (np.array([0.0, np.nan]), np.array([0, 1]), InputError, "not finite"),
         (np.zeros(2), np.ones(2), InputError, "spoof"),
         ("nowhere.csv", None, PathError, "nowhere.csv: no such file or folder"),
+        ("nowhere.csv", np.ones(2), InputError, "a key of score files or tables must be a path or a TrialList"),
+        ([], [], InputError, "both classes, but there are 0 bona fide and 0 spoof"),
+        ([], None, InputError, "nothing to evaluate: give score files"),
+        ((), None, InputError, "nothing to evaluate: give score files"),
+        ({}, None, InputError, "nothing to evaluate: give score files"),
+        ({"a": np.zeros(2)}, None, InputError, "^a: scores by set must be of type ScoreTable, not ndarray"),
+        ({"a": np.zeros(2)}, np.array([0, 1]), InputError, "^a: scores by set must be of type ScoreTable, not ndarray"),
     ],
 )
 def test_what_cannot_be_evaluated_is_told(scores, key, error, told):
     with pytest.raises(error, match=told):
         moelora_ad.evaluate(scores, key)
+
+
+def test_a_key_that_does_not_fit_and_an_unknown_form_of_t_dcf_are_told(make_scores):
+    for scores in (make_scores(1), {"one": make_scores(1)}):
+        with pytest.raises(InputError, match="a key of score files or tables must be a path or a TrialList, not "):
+            moelora_ad.evaluate(scores, make_scores(1).labels)
+    with pytest.raises(InputError, match=r"^tandem: must be '2019' or '2021', not '2020'$"):
+        moelora_ad.evaluate(make_scores(1), tandem="2020")
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        moelora_ad.evaluate()
 
 
 # The function load

@@ -25,6 +25,7 @@ from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.equal_error_rate import (
     EqualErrorRateResult,
     ScoreError,
+    as_array,
     equal_error_rate,
     equal_error_rate_of_sorted,
 )
@@ -67,7 +68,7 @@ class ScoreTable:
 
     def __init__(self, trials: Iterable[Trial], scores: ArrayLike) -> None:
         trials = trials if isinstance(trials, TrialList) else TrialList(trials)
-        values = np.array(scores, np.float64)
+        values = np.array(as_array(scores), np.float64)
         if values.shape != (len(trials),):
             raise ScoreError(f"{len(trials)} trials need as many scores, not an array of shape {values.shape}")
         finite = np.isfinite(values)

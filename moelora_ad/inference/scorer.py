@@ -74,6 +74,8 @@ class Scorer:
         window = getattr(detector, "window", TRAINING_SAMPLES) if window is None else window
         if calibration is None and (kept := getattr(detector, "calibration", None)) is not None:
             calibration = Calibration.from_dict(kept)
+        if window < 1:
+            raise InputError(f"window: must be at least 1 sample, not {window}")
         self.hop = max(1, window // 2) if hop is None else hop
         if not 1 <= self.hop <= window:
             seconds = window / SAMPLE_RATE

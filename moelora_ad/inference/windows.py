@@ -64,7 +64,8 @@ def sound_of_array(values: object, rate: int, name: str) -> ArraySound:
             cannot be brought to 16 kHz.
     """
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
     array = np.asarray(values)
     if array.size == 0:
         raise AudioError(f"cannot use {name}: it has zero samples")

@@ -89,8 +89,8 @@ def test_repeated_utterances_and_empty_tables_are_refused():
 
 def test_equal_error_rate():
     trials = [Trial(f"u{i}", "", label) for i, label in enumerate([1, 1, 0, 0])]
-    assert ScoreTable(trials, [3.0, 1.0, 2.0, 0.0]).equal_error_rate() == (0.5, 1.0)
-    assert ScoreTable(trials, [3.0, 4.0, 2.0, 0.0]).equal_error_rate() == (0.0, 2.0)
+    assert ScoreTable(trials, [3.0, 1.0, 2.0, 0.0]).equal_error_rate() == (0.5, 2.0)
+    assert ScoreTable(trials, [3.0, 4.0, 2.0, 0.0]).equal_error_rate() == (0.0, 3.0)
     with pytest.raises(ScoreError, match="for example -1"):
         ScoreTable(TRIALS, [1.0, 2.0, 3.0]).equal_error_rate()
 

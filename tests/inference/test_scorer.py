@@ -112,6 +112,7 @@ def test_arrays_score_as_files_do(detector, tmp_path):
         "float64": whole / 32_768,
         "two channels": np.stack([whole, whole]),
         "tensor": torch.from_numpy(whole).float() / 32_768,
+        "float64 tensor": torch.from_numpy(whole / 32_768),
         "list": (whole / 32_768).tolist(),
     }
     for name, form in forms.items():
@@ -119,6 +120,11 @@ def test_arrays_score_as_files_do(detector, tmp_path):
     eight_bits = np.arange(0, 256, dtype=np.uint8).repeat(50)
     path = written(tmp_path / "b.wav", (eight_bits.astype(np.float64) - 128) / 128, subtype="PCM_U8")
     assert scorer(eight_bits).score == pytest.approx(scorer(path).score, abs=1e-6)
+
+
+def test_a_tensor_in_bfloat16_with_gradients_is_taken(detector):
+    scorer, sound = Scorer(detector, window=WINDOW), torch.from_numpy(noise(20_000)).bfloat16().requires_grad_()
+    assert scorer(sound).score == scorer(sound.detach().float()).score
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
@@ -311,6 +317,8 @@ def test_file_objects_and_archives(detector, tmp_path):
     [
         ({"hop": 0}, "hop: must be above 0"),
         ({"hop": 8_001}, "at most a window, 8000 samples"),
+        ({"window": 0}, "window: must be at least 1 sample, not 0"),
+        ({"window": -1, "hop": 1}, "window: must be at least 1 sample, not -1"),
         ({"batch_size": 0}, "batch size"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
@@ -318,7 +326,7 @@ def test_file_objects_and_archives(detector, tmp_path):
 )
 def test_values_out_of_range(detector, given_values, told):
     with pytest.raises(InputError, match=told):
-        Scorer(detector, window=WINDOW, **given_values)
+        Scorer(detector, **{"window": WINDOW} | given_values)
 
 
 def test_a_kept_model_brings_its_window_and_its_calibration(detector, tmp_path):

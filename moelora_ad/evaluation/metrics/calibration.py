@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from moelora_ad.errors import counted
-from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, sorted_by_class
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, as_array, sorted_by_class
 from moelora_ad.evaluation.score_table import ScoreTable
 
 Floats = NDArray[np.float64]
@@ -58,7 +58,7 @@ class Calibration:
 
     def apply(self, scores: ArrayLike) -> Floats:
         """Return log-likelihood ratios, of the shape of the scores."""
-        return self.scale * np.asarray(scores, np.float64) + self.offset
+        return self.scale * as_array(scores, np.float64) + self.offset
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
@@ -153,7 +153,7 @@ def probability_of_bona_fide(log_likelihood_ratios: ArrayLike, prior: float) -> 
     """
     if not 0 < prior < 1:
         raise ScoreError(f"the prior probability of bona fide must be between 0 and 1, not {prior}")
-    log_odds = np.asarray(log_likelihood_ratios, np.float64) + math.log(prior) - math.log1p(-prior)
+    log_odds = as_array(log_likelihood_ratios, np.float64) + math.log(prior) - math.log1p(-prior)
     odds_against = np.exp(-np.abs(log_odds))
     return np.where(log_odds >= 0, 1.0, odds_against) / (1 + odds_against)
 

@@ -51,6 +51,19 @@ def clusters_of(trials: TrialList, fields: tuple[str, ...] | None = None) -> Clu
     return _clusters(trials, [(of_clips, _CLIP), (~of_clips, _SPEAKER_AND_ATTACK)])
 
 
+def paired_clusters(trials: TrialList, labels: NDArray[np.int8], fields: tuple[str, ...] | None = None) -> Clusters:
+    """Return `clusters_of` trials, or single trials if the trials of each class are in one cluster, and a note says so.
+
+    Resamples of one cluster do not differ. A difference of two systems would have an interval of width 0, as if it were
+    sure; single trials give an interval for other utterances of the same speakers and attacks.
+    """
+    found = clusters_of(trials, fields)
+    if any(len(np.unique(found.codes[labels == label])) > 1 for label in (0, 1)):
+        return found
+    note = "the trials of each class are in one cluster, so trials are resampled one by one: no interval for others"
+    return Clusters(np.arange(len(trials)), [*found.notes, note])
+
+
 def _clusters(trials: TrialList, parts: list[tuple[NDArray[np.bool_], tuple[str, ...]]]) -> Clusters:
     """Group each part of the trials into clusters by its own fields."""
     codes = np.empty(len(trials), np.int64)

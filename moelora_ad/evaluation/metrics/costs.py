@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from moelora_ad.corpora.protocols.records import read_lines
 from moelora_ad.errors import counted
-from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, equal_error_rate
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, as_array, equal_error_rate
 from moelora_ad.evaluation.score_table import parse_scores
 
 
@@ -82,21 +82,29 @@ class TandemCosts(ABC):
         """Return `weights`, after a check that the normalised cost is defined with them.
 
         Raises:
-            ScoreError: The ASV system is so bad that a weight is negative, or the cost to normalise by not positive.
+            ScoreError: An error rate is not in [0, 1], or the ASV system is so bad that a weight is negative, or the
+                cost to normalise by not positive.
         """
+        if not all(0 <= rate <= 1 for rate in asv):
+            raise ScoreError(f"error rates of the ASV system must be in [0, 1], not in percent: {tuple(asv)}")
         weights = self.weights(asv)
         if not (weights.miss >= 0 and weights.false_alarm >= 0 and weights.constant + min(weights[1:]) > 0):
             rates = f"misses {asv.miss:.4f}, false alarms {asv.false_alarm:.4f}, spoofs {asv.spoof_false_alarm:.4f}"
             raise ScoreError(
                 f"no t-DCF beside this ASV system ({rates}): C1 = {weights.miss:.4g} and C2 = {weights.false_alarm:.4g}"
-                " must be positive; check whether its scores are of the right trials and not reversed"
+                f" must not be negative, and C0 + min(C1, C2) must be positive with C0 = {weights.constant:.4g}; check "
+                "whether its scores are of the right trials and not reversed"
             )
         return weights
 
 
 @dataclass(frozen=True)
 class TandemCosts2019(TandemCosts):
-    """The t-DCF of ASVspoof 2019 (its evaluation plan; Kinnunen et al., Odyssey 2018)."""
+    """The t-DCF of ASVspoof 2019 (its evaluation plan; Kinnunen et al., Odyssey 2018).
+
+    Raises:
+        ScoreError: A cost is not positive and finite, or the three priors are not between 0 and 1 with a sum of 1.
+    """
 
     target_prior: float = 0.9405
     nontarget_prior: float = 0.0095
@@ -118,7 +126,11 @@ class TandemCosts2019(TandemCosts):
 
 @dataclass(frozen=True)
 class TandemCosts2021(TandemCosts):
-    """The ASV-constrained t-DCF of ASVspoof 2021 (Kinnunen et al., IEEE/ACM TASLP 28, 2020)."""
+    """The ASV-constrained t-DCF of ASVspoof 2021 (Kinnunen et al., IEEE/ACM TASLP 28, 2020).
+
+    Raises:
+        ScoreError: See `TandemCosts2019`.
+    """
 
     target_prior: float = 0.9405
     nontarget_prior: float = 0.0095
@@ -145,12 +157,17 @@ def _check_costs(costs: DetectionCosts | TandemCosts2019 | TandemCosts2021) -> N
             raise ScoreError(f"costs: {field.name} must be between 0 and 1, not {value}")
         if not (0 < value < math.inf):
             raise ScoreError(f"costs: {field.name} must be positive, not {value}")
+    if not isinstance(costs, DetectionCosts):
+        total = costs.target_prior + costs.nontarget_prior + costs.spoof_prior
+        if not math.isclose(total, 1, abs_tol=1e-6):
+            raise ScoreError(f"costs: the priors of targets, non-targets and spoofs must sum to 1, not {total:.6g}")
 
 
 def asv_error_rates(target: ArrayLike, nontarget: ArrayLike, spoof: ArrayLike) -> AsvErrorRates:
     """Return the error rates of an ASV system at the threshold of its EER between target and non-target speakers.
 
-    As in the evaluation packages, a score at the threshold is accepted.
+    As in the evaluation packages, the threshold is the highest target or non-target score that the EER rejects, and a
+    score at it is accepted nevertheless.
 
     Args:
         target: Scores of the claimed speaker; higher means more likely the claimed speaker.
@@ -160,12 +177,13 @@ def asv_error_rates(target: ArrayLike, nontarget: ArrayLike, spoof: ArrayLike) -
     Raises:
         ScoreError: One of the three has no score, or one that is not finite.
     """
-    scores = [np.asarray(kind, np.float64) for kind in (target, nontarget, spoof)]
+    scores = [as_array(kind, np.float64) for kind in (target, nontarget, spoof)]
     for name, kind in zip(_KINDS, scores, strict=True):
         if kind.ndim != 1 or not len(kind) or not np.isfinite(kind).all():
             raise ScoreError(f"ASV scores: {name} needs a list of at least one score, all finite")
-    labels = np.repeat([1, 0], [len(scores[0]), len(scores[1])])
-    threshold = equal_error_rate(np.concatenate(scores[:2]), labels).threshold
+    both, labels = np.concatenate(scores[:2]), np.repeat([1, 0], [len(scores[0]), len(scores[1])])
+    rejected = both[both < equal_error_rate(both, labels).threshold]
+    threshold = rejected.max() if len(rejected) else both.min() - 0.001
     miss = float(np.mean(scores[0] < threshold))
     return AsvErrorRates(miss, float(np.mean(scores[1] >= threshold)), float(np.mean(scores[2] >= threshold)))
 

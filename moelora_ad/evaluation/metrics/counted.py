@@ -90,7 +90,8 @@ class CountedTrials(ABC):
             costs: The form of 2019 or that of 2021.
 
         Raises:
-            ScoreError: The ASV system is so bad that the normalised cost is not defined.
+            ScoreError: An error rate is not in [0, 1], or the ASV system is so bad that the normalised cost is not
+                defined.
         """
         weights = costs.checked_weights(asv)
         cost, threshold = self._least_cost(weights.miss, weights.false_alarm)

@@ -57,8 +57,7 @@ def least_cost(costs: Callable[[Counts], tuple[Floats, Floats]], last: int) -> t
 class ScoreCurve(CountedTrials):
     """Scores of both classes, each sorted once. Tied scores are accepted or rejected together.
 
-    A trial is accepted as bona fide if its score is at or above a threshold; only a score at the threshold of
-    `equal_error_rate` is rejected, as in ASVspoof's packages.
+    A trial is accepted as bona fide if its score is at or above a threshold.
 
     Args:
         scores: (n,) finite; higher is more bona fide.

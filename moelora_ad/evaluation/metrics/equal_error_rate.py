@@ -2,10 +2,10 @@
 
 import bisect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from moelora_ad.errors import InputError, counted
 
@@ -15,7 +15,8 @@ class ScoreError(InputError):
 
 
 class EqualErrorRateResult(NamedTuple):
-    """An ``eer`` in [0, 1] and its ``threshold``: a trial is accepted as bona fide if its score is above it."""
+    """An ``eer`` in [0, 1] and its ``threshold``, the lowest accepted score: a trial is accepted as bona fide if its
+    score is at or above it."""
 
     eer: float
     threshold: float
@@ -27,7 +28,8 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRateResu
     Of all thresholds that separate the scores differently, the lowest one with the least |miss rate - false alarm rate|
     is taken, and the mean of the two rates reported. Without tied scores this is the figure of the ASVspoof evaluation
     packages, digit for digit. Tied scores are accepted or rejected together, so a constant scorer has 0.5 (the
-    packages rank tied bona fide trials below tied spoofs, which reports 1.0).
+    packages rank tied bona fide trials below tied spoofs, which reports 1.0). The threshold is the lowest accepted
+    score; the packages name the score before it, the highest rejected one.
 
     Args:
         scores: (n,) finite; higher is more bona fide.
@@ -40,9 +42,17 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> EqualErrorRateResu
     return equal_error_rate_of_sorted(*sorted_by_class(scores, labels))
 
 
+def as_array(values: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """Return numbers as an array; a tensor may be on a GPU, have gradients, or be of a type that numpy lacks."""
+    if hasattr(values, "detach"):  # torch is not imported to ask for its type, as scores in files need none
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    return np.asarray(values, dtype)
+
+
 def sorted_by_class(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the bona fide and the spoofed scores, each ascending; raises what `equal_error_rate` raises."""
-    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    scores, labels = as_array(scores, np.float64), as_array(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ScoreError(f"scores and labels must be two lists of one length, not {scores.shape} and {labels.shape}")
     is_bona_fide, is_spoof = labels == 1, labels == 0
@@ -85,20 +95,18 @@ def equal_error_rate_of_sorted(bona_fide: NDArray[np.float64], spoof: NDArray[np
     """Return `equal_error_rate` of two ascending arrays, neither empty, in time logarithmic in their lengths."""
 
     def rates(threshold: float) -> tuple[float, float]:
-        accepted_spoofs = len(spoof) - int(spoof.searchsorted(threshold, "right"))
-        return int(bona_fide.searchsorted(threshold, "right")) / len(bona_fide), accepted_spoofs / len(spoof)
+        accepted_spoofs = len(spoof) - int(spoof.searchsorted(threshold))
+        return int(bona_fide.searchsorted(threshold)) / len(bona_fide), accepted_spoofs / len(spoof)
 
     def misses_prevail(threshold: float) -> bool:
         miss, false_alarm = rates(threshold)
         return miss >= false_alarm
 
-    # Miss rate - false alarm rate rises with the threshold from -1 to 1: it is closest to zero at the first score at
-    # which it is not negative, or at the score before.
+    # Miss rate - false alarm rate rises with the threshold, from -1 at the lowest score, which accepts all, to 1 at
+    # infinity: it is closest to zero at the first score at which it is not negative, or at the score before.
     sides = (bona_fide, spoof)
     above = min(_first(misses_prevail, side) for side in sides)
-    before = [float(side[place - 1]) for side in sides if (place := int(side.searchsorted(above))) > 0]
-    lowest = min(float(side[0]) for side in sides)
-    below = max(before) if before else min(lowest - 0.001, float(np.nextafter(lowest, -np.inf)))
+    below = max(float(side[place - 1]) for side in sides if (place := int(side.searchsorted(above))) > 0)
     candidates = [(below, rates(below)), (above, rates(above))]
     threshold, (miss, false_alarm) = min(candidates, key=lambda one: abs(one[1][0] - one[1][1]))
     return EqualErrorRateResult((miss + false_alarm) / 2, threshold)

@@ -10,7 +10,7 @@ from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.clusters import clusters_of
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
-from moelora_ad.evaluation.metrics.intervals import Interval, bootstrap
+from moelora_ad.evaluation.metrics.intervals import Interval, OneCluster, bootstrap
 from moelora_ad.evaluation.metrics.options import FigureOptions
 from moelora_ad.evaluation.metrics.set_evaluation import Figures, SetEvaluation
 from moelora_ad.evaluation.score_table import ScoreTable
@@ -32,9 +32,7 @@ class _Trials:
     def figures(self, options: FigureOptions, with_intervals: tuple[str, ...] | None = None) -> Figures:
         """Compute the figures, with intervals for those named in ``with_intervals``, or for all."""
         curve = ScoreCurve(self.scores, self.labels)
-        intervals = {}
-        if options.resamples:
-            intervals = bootstrap(self.scores, self.labels, self.clusters, options, with_intervals, self.sets)
+        intervals = self.intervals(options, with_intervals) if options.resamples else {}
         return Figures(
             num_bona_fide=curve.num_bona_fide,
             num_spoof=curve.num_spoof,
@@ -44,12 +42,20 @@ class _Trials:
             **{name: curve.figure(name, options) for name in options.figures},
         )
 
-    def eer_interval(self, overall: Figures, options: FigureOptions) -> Interval:
-        """Return the interval of the EER; if the figures have none, compute it now."""
-        if "eer" in overall.intervals:
-            return overall.intervals["eer"]
+    def intervals(self, options: FigureOptions, names: tuple[str, ...] | None) -> dict[str, Interval]:
+        """Return the intervals of figures; none if the trials of each class are in a single cluster."""
+        try:
+            return bootstrap(self.scores, self.labels, self.clusters, options, names, self.sets)
+        except OneCluster:
+            return {}
+
+    def surely_reversed(self, overall: Figures, options: FigureOptions) -> bool:
+        """Whether the EER is above chance, and its interval too, if there can be one; computes a missing interval."""
+        if overall.eer <= 0.5:
+            return False
         some = replace(options, resamples=FigureOptions.resamples)
-        return bootstrap(self.scores, self.labels, self.clusters, some, ("eer",), self.sets)["eer"]
+        interval = overall.intervals.get("eer") or self.intervals(some, ("eer",)).get("eer")
+        return interval is None or interval.low > 0.5
 
     def part(self, which: NDArray[np.bool_]) -> "_Trials":
         places = np.flatnonzero(which)  # three masks would take longer
@@ -146,13 +152,18 @@ def _groups(table: ScoreTable, column: str) -> Iterator[tuple[str, NDArray[np.bo
 
 def _notes(overall: Figures, options: FigureOptions, trials: _Trials, of_clusters: list[str]) -> list[str]:
     notes = []
-    if overall.eer > 0.5 and trials.eer_interval(overall, options).low > 0.5:
+    if trials.surely_reversed(overall, options):
         notes.append(
             f"EER above 50 % ({100 * overall.eer:.2f} %): the scores look reversed; a higher score must mean more "
             "bona fide"
         )
     if options.resamples:
         notes += of_clusters
+        if not overall.intervals:
+            notes.append(
+                "no intervals: the trials of each class are in a single cluster, so that resamples do not differ"
+            )
+            return notes
         for label, kind in ((1, "bona fide trials"), (0, "spoofs")):
             num = len(np.unique(trials.clusters[trials.labels == label]))
             if num < _FEW_CLUSTERS:

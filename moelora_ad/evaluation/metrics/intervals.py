@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from moelora_ad.corpora.protocols.columns import Texts
 from moelora_ad.errors import counted
-from moelora_ad.evaluation.metrics.clusters import clusters_of
-from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, sorted_by_class
+from moelora_ad.evaluation.metrics.clusters import paired_clusters, without_gaps
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, as_array, sorted_by_class
 from moelora_ad.evaluation.metrics.options import FigureOptions
 from moelora_ad.evaluation.metrics.resampling import ResampledCurve, Strata
 from moelora_ad.evaluation.score_table import ScoreTable
@@ -27,6 +27,10 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+class OneCluster(ScoreError):
+    """The clusters of trials are so few that all resamples are the same, so that there is no interval."""
 
 
 class Difference(NamedTuple):
@@ -63,15 +67,17 @@ def bootstrap(
     Args:
         scores: (n,) finite; higher is more bona fide.
         labels: (n,) 1 for bona fide, 0 for spoof.
-        clusters: (n,) any numbers, the same for trials that belong together; see `default_clusters`.
+        clusters: (n,) any numbers or texts, the same for trials that belong together; see `default_clusters`.
         options: How the figures are computed, the number of resamples, and their seed.
         figures: The names of the figures; None for all that the options define.
-        sets: (n,) any numbers, the same for trials of one set, if several are pooled. Each set is resampled separately.
+        sets: (n,) any numbers or texts, the same for trials of one set, if several are pooled. Each set is resampled
+            separately, and a cluster of two sets is two clusters.
         threads: None for as many as there are processors, eight at most.
 
     Raises:
-        ScoreError: The lengths differ, scores or labels are faulty (see `equal_error_rate`), the options do not define
-            a figure, or there are no resamples.
+        OneCluster: The trials of each class are in a single cluster, in every set.
+        ScoreError: The lengths differ, scores or labels are faulty (see `equal_error_rate`), a cluster or set is NaN or
+            None, the options do not define a figure, or there are no resamples.
     """
     options = options or FigureOptions()
     _check_resamples(options)
@@ -80,6 +86,7 @@ def bootstrap(
         if name not in options.figures:
             raise ScoreError(f"these options define no figure {name!r}, only {', '.join(options.figures)}")
     values, strata = _checked(scores, labels, clusters, sets)
+    _check_several(strata)
     curve = ResampledCurve(values[0], values[1], strata.clusters, options)
     drawn = _resampled([curve], names, strata, options, threads)[0]
     return dict(zip(names, _intervals(drawn), strict=True))
@@ -91,6 +98,7 @@ def compare(
     """Return every figure of two systems on the same trials, and the interval of the difference.
 
     Both systems have the same resamples, so what makes a resample easy or hard for both does not widen the interval.
+    Resampled are `paired_clusters`.
 
     Args:
         first: Scores of one system.
@@ -145,7 +153,8 @@ def _compared(
     """Return the figures of both systems, and their differences (resamples, figures) in resamples that both share."""
     _check_resamples(options)
     others = second.scores[_places(first, second)]
-    values, strata = _checked(first.scores, first.labels, clusters_of(first.trials, options.clusters).codes)
+    clusters = paired_clusters(first.trials, first.labels, options.clusters).codes
+    values, strata = _checked(first.scores, first.labels, clusters)
     curves = [ResampledCurve(scores, values[1], strata.clusters, options) for scores in (values[0], others)]
     drawn = _resampled(curves, names, strata, options, threads)
     once = np.ones(sum(strata.sizes), np.int64)
@@ -174,16 +183,36 @@ def _check_resamples(options: FigureOptions) -> None:
         raise ScoreError("an interval needs resamples; give 1000")
 
 
+def _check_several(strata: Strata) -> None:
+    if max(strata.sizes) == 1:
+        raise OneCluster(
+            "no interval: the trials of each class are in a single cluster, so that resamples do not differ; "
+            "choose smaller clusters, and leave the speaker empty where it is unknown"
+        )
+
+
 def _checked(
     scores: ArrayLike, labels: ArrayLike, clusters: ArrayLike, sets: ArrayLike | None = None
 ) -> tuple[tuple[NDArray[np.float64], NDArray[np.integer]], Strata]:
     sorted_by_class(scores, labels)
-    scores, labels, clusters = np.asarray(scores, np.float64), np.asarray(labels), np.asarray(clusters)
-    sets = None if sets is None else np.asarray(sets)
-    for codes in (clusters, sets):
-        if codes is not None and codes.shape != scores.shape:
-            raise ScoreError(f"{len(scores)} trials need as many clusters, not an array of shape {codes.shape}")
-    return (scores, labels), Strata(labels, clusters, sets)
+    scores, labels = as_array(scores, np.float64), as_array(labels)
+    codes = _numbered("clusters", clusters, len(scores))
+    of_sets = None if sets is None else _numbered("sets", sets, len(scores))
+    if of_sets is not None:
+        codes = codes + of_sets * (codes.max() + 1)
+    return (scores, labels), Strata(labels, codes, of_sets)
+
+
+def _numbered(what: str, given: ArrayLike, num_trials: int) -> NDArray[np.int64]:
+    """Number the different values from 0 on; NaN and None are none."""
+    values = as_array(given)
+    if values.shape != (num_trials,):
+        raise ScoreError(f"{what}: {num_trials} trials need as many, not an array of shape {values.shape}")
+    if values.dtype.kind not in "biuU":
+        for place, value in enumerate(values.tolist()):
+            if value is None or value != value:
+                raise ScoreError(f"{what}: trial number {place} has none; give trials without one a value of their own")
+    return without_gaps(values)
 
 
 def _resampled(

@@ -142,7 +142,7 @@ class _Resample(CountedTrials):
             miss, false_alarm = rates(middle)
             below, above = (below, middle) if miss >= false_alarm else (middle, above)
         point = min((below, above), key=lambda one: abs(rates(one)[0] - rates(one)[1]))
-        return EqualErrorRateResult(sum(rates(point)) / 2, float(self.curve.thresholds[point]))
+        return EqualErrorRateResult(sum(rates(point)) / 2, float(self.curve.thresholds[point + 1]))
 
     def _least_cost(self, miss: float, false_alarm: float) -> CostResult:
         bona_fide, spoof, thresholds = self.curve.corners

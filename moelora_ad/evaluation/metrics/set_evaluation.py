@@ -14,7 +14,7 @@ class Figures:
         num_bona_fide: Number of bona fide trials.
         num_spoof: Number of spoofed trials.
         eer: See `equal_error_rate`.
-        eer_threshold: A trial is accepted if its score is above it.
+        eer_threshold: The lowest score that is accepted at the equal error rate.
         min_dcf: See `ScoreCurve.min_dcf`.
         auc: See `ScoreCurve.auc`.
         min_cllr: In bits; see `ScoreCurve.min_cllr`.

@@ -12,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from moelora_ad.evaluation.metrics.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
 
 
 class _Gathered(Metric):
@@ -58,7 +59,13 @@ class LabelledScores(_Gathered):
         self._add_list("labels")
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Add a batch: scores (B,), higher is more bona fide; labels (B,), 1 for bona fide and 0 for spoof."""
+        """Add a batch: scores (B,), higher is more bona fide; labels (B,), 1 for bona fide and 0 for spoof.
+
+        Raises:
+            ScoreError: The two differ in length, or are no lists.
+        """
+        if scores.shape != labels.shape or scores.ndim != 1:
+            raise ScoreError(f"need one label for each score, not {tuple(labels.shape)} for {tuple(scores.shape)}")
         self._append("scores", scores)
         self._append("labels", labels)
 

@@ -13,7 +13,7 @@ from moelora_ad import __version__
 from moelora_ad.corpora.trial import Trial, TrialList
 from moelora_ad.errors import InputError, counted
 from moelora_ad.evaluation.metrics.costs import TandemCosts2019, TandemCosts2021, read_asv_error_rates
-from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
+from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError, as_array, check_classes
 from moelora_ad.evaluation.metrics.options import FigureOptions
 from moelora_ad.evaluation.provenance import partial_note, provenance_of
 from moelora_ad.evaluation.reports.evaluating import (
@@ -114,6 +114,8 @@ def evaluate(
         FaultyFiles: Files are faulty; all of them are reported.
         InputError: A key or a table is faulty, scores and key do not fit, or an option has no meaning.
     """
+    if tandem not in _TANDEM:
+        raise InputError(f"tandem: must be {' or '.join(map(repr, _TANDEM))}, not {tandem!r}")
     tables, labels = _in_memory(scores, key)
     if tables is None:
         places = [scores] if isinstance(scores, str | os.PathLike) else scores
@@ -121,6 +123,8 @@ def evaluate(
     else:
         found = ScoreFiles([ScoreFile(None, name, "") for name in tables], [])
     compared = find_pairs(os.fspath(compare[0]), os.fspath(compare[1])) if compare else Compared()
+    if not found.files and not compared.pairs:
+        raise InputError("nothing to evaluate: give score files, score tables by set, or arrays of scores and labels")
     for option, chosen in (("own", own), ("average", average)):
         if strangers := sorted(set(chosen) - {file.set_name for file in found.files}):
             raise PathError(f"--{option}: no set is named {strangers[0]!r}")
@@ -169,21 +173,27 @@ def evaluate(
 
 def _in_memory(scores: Any, key: Any) -> tuple[Mapping[str, ScoreTable] | None, Place | TrialList | None]:
     """Return scores in memory by set, or None for scores in files; and the key, unless it is the labels of an array."""
-    if isinstance(scores, ScoreTable):
-        return {_ONE: scores}, key
-    if isinstance(scores, Mapping):
-        return scores, key
-    of_files = [scores] if isinstance(scores, str | os.PathLike) else scores
-    if isinstance(of_files, list | tuple) and all(isinstance(place, str | os.PathLike) for place in of_files):
-        return None, key
-    values = np.asarray(scores)
-    if key is None or isinstance(key, str | os.PathLike | TrialList):
+    tables = {_ONE: scores} if isinstance(scores, ScoreTable) else scores if isinstance(scores, Mapping) else None
+    for name, table in (tables or {}).items():
+        if not isinstance(table, ScoreTable):
+            raise ScoreError(f"{name}: scores by set must be of type ScoreTable, not {type(table).__name__}")
+    has_labels = not (key is None or isinstance(key, str | os.PathLike | TrialList))
+    places = [scores] if isinstance(scores, str | os.PathLike) else scores
+    of_files = isinstance(places, list | tuple) and all(isinstance(place, str | os.PathLike) for place in places)
+    if tables is not None or (of_files and (places or not has_labels)):
+        if has_labels:
+            raise ScoreError(
+                f"a key of score files or tables must be a path or a TrialList, not of type {type(key).__name__}"
+            )
+        return tables, key
+    if not has_labels:
         raise ScoreError("an array of scores needs an array of labels as its key: 1 for bona fide, 0 for spoof")
-    labels = np.asarray(key)
+    values, labels = as_array(scores), as_array(key)
     if values.ndim != 1 or labels.shape != values.shape:
         raise ScoreError(f"scores {values.shape} and labels {labels.shape} must be two arrays of one length")
     if not np.isin(labels, (0, 1)).all():
         raise ScoreError("labels must be 1 for bona fide or 0 for spoof")
+    check_classes(int((labels == 1).sum()), int((labels == 0).sum()))
     trials = [Trial(str(number), "", label=int(label)) for number, label in enumerate(labels)]
     return {_ONE: ScoreTable(trials, values)}, None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moelora_ad.evaluation.metrics.averages import macro_averages
 from moelora_ad.evaluation.metrics.calibration import Calibration, fit_calibration, refuse_own_calibration
-from moelora_ad.evaluation.metrics.clusters import clusters_of
+from moelora_ad.evaluation.metrics.clusters import paired_clusters
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
 from moelora_ad.evaluation.metrics.figures import evaluate_set, pooled
@@ -116,7 +116,7 @@ def compare_pairs(
         except ScoreError as error:
             raise ScoreError(f"{pair.files[0].where} and {pair.files[1].where}: {error}") from None
         sentences = (f"{pair.set_name}: {conclusion(systems, differences['eer'])}",)
-        notes = tuple(clusters_of(first.trials, options.clusters).notes)
+        notes = tuple(paired_clusters(first.trials, first.labels, options.clusters).notes)
         comparisons.append(SetComparison(pair.set_name, differences, sentences, (first, second), notes))
     return tuple(comparisons)
 

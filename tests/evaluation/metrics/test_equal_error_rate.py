@@ -1,30 +1,46 @@
+import math
 import time
 
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moelora_ad.corpora import Trial
 from moelora_ad.errors import InputError
-from moelora_ad.evaluation import ScoreError, equal_error_rate
+from moelora_ad.evaluation import (
+    ScoreCurve,
+    ScoreError,
+    ScoreTable,
+    accuracy,
+    asv_error_rates,
+    bootstrap,
+    equal_error_rate,
+    evaluate,
+    fit_calibration,
+    min_dcf,
+    probability_of_bona_fide,
+)
 
 
 def brute_force(scores, labels):
-    """EER and threshold by definition: t rejects the scores <= t, and the first least |miss - false alarm| counts."""
+    """EER and threshold by definition: t accepts the scores >= t, and the first least |miss - false alarm| counts."""
     bona_fide = [s for s, label in zip(scores, labels, strict=True) if label == 1]
     spoof = [s for s, label in zip(scores, labels, strict=True) if label == 0]
     best = None
-    for t in [min(scores) - 0.001, *sorted(set(scores))]:
-        miss = sum(s <= t for s in bona_fide) / len(bona_fide)
-        false_alarm = sum(s > t for s in spoof) / len(spoof)
+    for t in [*sorted(set(scores)), math.inf]:
+        miss = sum(s < t for s in bona_fide) / len(bona_fide)
+        false_alarm = sum(s >= t for s in spoof) / len(spoof)
         if best is None or abs(miss - false_alarm) < best[0]:
             best = (abs(miss - false_alarm), (miss + false_alarm) / 2, t)
     return best[1:]
 
 
 def official(bona_fide, spoof):
-    """EER and threshold as in the ASVspoof packages, for scores without ties: one threshold after every score."""
+    """EER as in the ASVspoof packages, for scores without ties: one threshold after every score; and the next score,
+    as the packages name the highest rejected one."""
     labels = [1] * len(bona_fide) + [0] * len(spoof)
     ranked = sorted(zip([*bona_fide, *spoof], labels, strict=True), key=lambda pair: pair[0])
     misses, false_alarms = [0.0], [1.0]
@@ -35,19 +51,18 @@ def official(bona_fide, spoof):
         false_alarms.append((len(spoof) - rejected[0]) / len(spoof))
     gaps = [abs(miss - false_alarm) for miss, false_alarm in zip(misses, false_alarms, strict=True)]
     best = gaps.index(min(gaps))
-    thresholds = [ranked[0][0] - 0.001, *(score for score, _ in ranked)]
-    return (misses[best] + false_alarms[best]) / 2, thresholds[best]
+    return (misses[best] + false_alarms[best]) / 2, ranked[best][0]
 
 
 @pytest.mark.parametrize(
     ("bona_fide", "spoof", "eer", "threshold"),
     [
-        ([3, 4], [1, 2], 0.0, 2),  # separated classes
-        ([1, 2], [3, 4], 1.0, 2),  # classes in the wrong order
-        ([1, 3], [2, 4], 0.5, 2),
-        ([1, 4, 5, 6], [0, 2, 3, 7], 0.25, 3),
-        ([0], [0], 0.5, -0.001),  # one tied score: all trials accepted, or none
-        ([1, 2, 3], [0, 1, 0.5, -1], (0 + 1 / 4) / 2, 0.5),  # both rates jump at the tied score 1
+        ([3, 4], [1, 2], 0.0, 3),  # separated classes
+        ([1, 2], [3, 4], 1.0, 3),  # classes in the wrong order
+        ([1, 3], [2, 4], 0.5, 3),
+        ([1, 4, 5, 6], [0, 2, 3, 7], 0.25, 4),
+        ([0], [0], 0.5, 0),  # one tied score: all trials accepted, or none
+        ([1, 2, 3], [0, 1, 0.5, -1], (0 + 1 / 4) / 2, 1),  # both rates jump at the tied score 1
     ],
 )
 def test_by_hand(bona_fide, spoof, eer, threshold):
@@ -111,14 +126,18 @@ def test_only_the_order_of_the_scores_matters(pairs):
         assert equal_error_rate(scores, labels).eer == equal_error_rate(np.exp(scores / 10) - 5, labels).eer
 
 
-def test_the_threshold_gives_the_two_rates_that_were_averaged():
+@pytest.mark.parametrize("decimals", [0, 1, 15])
+def test_the_threshold_gives_the_two_rates_that_were_averaged(decimals):
     generator = np.random.default_rng(3)
     labels = np.repeat([1, 0], [300, 700])
-    scores = generator.normal(labels, 1.0)
+    scores = generator.normal(labels, 1.0).round(decimals)
     eer, threshold = equal_error_rate(scores, labels)
-    miss, false_alarm = (scores[labels == 1] <= threshold).mean(), (scores[labels == 0] > threshold).mean()
-    assert (miss + false_alarm) / 2 == pytest.approx(eer)
-    assert abs(miss - false_alarm) <= 1 / 300
+    miss, false_alarm = (scores[labels == 1] < threshold).mean(), (scores[labels == 0] >= threshold).mean()
+    assert (miss + false_alarm) / 2 == eer
+    assert decimals < 15 or abs(miss - false_alarm) <= 1 / 300
+    # Every other function that takes a threshold gives these rates too.
+    assert ScoreCurve(scores, labels).error_rates(threshold) == (miss, false_alarm)
+    assert accuracy(scores, labels, threshold) == pytest.approx(1 - 0.3 * miss - 0.7 * false_alarm)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -150,6 +169,24 @@ def test_other_faults_are_told(scores, labels, told):
     with pytest.raises(ScoreError, match=told) as error:
         equal_error_rate(scores, labels)
     assert isinstance(error.value, InputError)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_tensors_of_every_precision_are_taken_also_with_gradients(dtype):
+    scores, labels = torch.tensor([2.0, 0.5, 1.0, -1.0], dtype=dtype, requires_grad=True), torch.tensor([1, 1, 0, 0])
+    wanted = equal_error_rate([2.0, 0.5, 1.0, -1.0], [1, 1, 0, 0])
+    assert equal_error_rate(scores, labels) == equal_error_rate(scores, labels.to(dtype)) == wanted
+    assert min_dcf(scores, labels) == min_dcf([2.0, 0.5, 1.0, -1.0], [1, 1, 0, 0])
+    clusters = torch.arange(4).to(dtype)
+    assert bootstrap(scores, labels, clusters) == bootstrap(scores.tolist(), labels.tolist(), [0, 1, 2, 3])
+    assert evaluate(scores, labels, resamples=0).overall.eer == wanted.eer
+    assert asv_error_rates(scores, scores, scores) == asv_error_rates(*[scores.tolist()] * 3)
+    fitted = fit_calibration(scores, labels, "dev")
+    assert fitted == fit_calibration(scores.tolist(), labels.tolist(), "dev")
+    assert fitted.apply(scores).tolist() == fitted.apply(scores.tolist()).tolist()
+    assert probability_of_bona_fide(scores, 0.5).tolist() == probability_of_bona_fide(scores.tolist(), 0.5).tolist()
+    trials = [Trial(f"u{i}", "", label=label) for i, label in enumerate(labels.tolist())]
+    assert ScoreTable(trials, scores).equal_error_rate() == wanted
 
 
 def test_the_largest_test_set_takes_a_moment():

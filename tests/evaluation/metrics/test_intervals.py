@@ -14,7 +14,7 @@ from moelora_ad.corpora.trial import Trial
 from moelora_ad.evaluation.metrics.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
-from moelora_ad.evaluation.metrics.intervals import OneCluster, bootstrap, compare
+from moelora_ad.evaluation.metrics.intervals import Difference, OneCluster, bootstrap, compare
 from moelora_ad.evaluation.metrics.options import FigureOptions
 from moelora_ad.evaluation.metrics.resampling import ResampledCurve, Strata
 from moelora_ad.evaluation.score_table import ScoreTable
@@ -250,12 +250,24 @@ def test_a_trial_without_a_cluster_or_set_is_refused(unknown: list, of: str) -> 
 def test_resamples_that_cannot_differ_give_no_interval(clusters: list[int]) -> None:
     """One cluster, or one of each class: every interval would have a width of 0, as if it were sure."""
     scores, labels = [1.0, 2.0, 3.0, 0.0], [1, 0, 1, 0]
-    with pytest.raises(OneCluster, match="no interval: .* a single cluster"):
+    with pytest.raises(OneCluster, match="single cluster, so that resamples do not differ"):
         bootstrap(scores, labels, clusters)
-    trials = [Trial(f"u{i}", "", label=label, speaker=f"s{c}") for i, (label, c) in enumerate(zip(labels, clusters))]
-    first, second = ScoreTable(trials, scores), ScoreTable(trials, scores[::-1])
-    with pytest.raises(OneCluster, match="no interval: .* a single cluster"):
-        compare(first, second, FigureOptions(clusters=("speaker",)))
+
+
+def test_systems_on_single_clusters_are_compared_trial_by_trial() -> None:
+    draw = np.random.default_rng(3)
+    labels = np.arange(60) % 2
+    scores = draw.normal(labels, 1, (2, 60))
+
+    def compared(speakers: list[str]) -> Difference:
+        trials = [Trial(f"u{i}", "", label=int(labels[i]), speaker=speakers[i]) for i in range(60)]
+        first, second = (ScoreTable(trials, one) for one in scores)
+        return compare(first, second, FigureOptions(clusters=("speaker",), resamples=100))["eer"]
+
+    alone = compared([f"s{i}" for i in range(60)])
+    assert alone.interval.low < alone.interval.high
+    assert compared(["s"] * 60) == compared([f"s{label}" for label in labels]) == alone
+    assert compared([f"s{i % 4}" for i in range(60)]) != alone
 
 
 def test_copies_of_a_trial_in_its_cluster_do_not_narrow_the_interval() -> None:
