@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from moelora_ad.inference.scorer import Scorer
     from moelora_ad.models.detector import Detector
     from moelora_ad.training.detection_module import DetectionModule
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __version__ = "0.1.0"
 
@@ -46,5 +48,3 @@ __all__ = [
     "runs",
     "training",
 ]
-
-__getattr__, __dir__ = lazy_names(__name__)

@@ -11,7 +11,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     """``__getattr__`` and ``__dir__`` of a package that offers ``__all__``.
 
     The imports below ``if TYPE_CHECKING:`` in the package's ``__init__.py``, which type checkers read, say where each
-    name comes from; a name that is imported from the package itself is one of its modules.
+    name comes from; a name that is imported from the package itself is one of its modules. The two functions are set
+    below its ``else:``, as checkers take a package with a ``__getattr__`` to have any name.
 
     Args:
         package: the ``__name__`` of the package.

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from moelora_ad.adapters import FrozenBackbone
 from moelora_ad.audio import Segment, read_segment
 from moelora_ad.corpora import Manifest
+from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.inference.scorer import Scorer
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
@@ -296,6 +297,21 @@ def test_a_method_gives_losses_of_its_own(small_whisper, data, trainer, tmp_path
     assert logged["train/auxiliary/small_step"] > 0
     total = logged["train/loss_step"] + logged["train/auxiliary/small_step"]
     assert logged["train/total_loss_step"] == pytest.approx(total)
+
+
+@pytest.mark.parametrize(
+    ("term", "what"), [(torch.ones(2), r"of shape \(2,\)"), (0.5, "a float")], ids=["vector", "number"]
+)
+def test_a_loss_of_ones_own_that_is_no_scalar_is_told(term, what, small_whisper, data, trainer, tmp_path):
+    class Wrong(Small):
+        def terms(self):
+            return {"mine": term}
+
+    adaptation = method("bottleneck")
+    adaptation.auxiliary_losses = Wrong
+    module = DetectionModule(WhisperBackbone(small_whisper), adaptation, MeanPooling)
+    with pytest.raises(InputError, match=f"the auxiliary loss mine is {what}: terms"):
+        trainer(tmp_path, limit_val_batches=0).fit(module, datamodule=data())
 
 
 @pytest.mark.forks

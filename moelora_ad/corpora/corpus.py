@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from moelora_ad.corpora.selection import Selection, SelectionArguments, checked, in_words, kept, part_of
 from moelora_ad.corpora.trial import TrialList
+from moelora_ad.errors import InputError
 
 _SELECTS = "_takes_selection"  # marks functions that apply the selection
 
@@ -47,7 +48,8 @@ class Corpus(ABC):
 
     Every class takes the arguments of `SelectionArguments` besides its own, such as ``exclude_attacks=["A04"]``, and
     nothing needs to be written for it: what `trials` returns is filtered by them. An argument of the class's own with
-    one of these names stays its own. (A ``dataclass`` does not take them, as it gets its constructor too late.)
+    one of these names stays its own; a constructor with ``**options`` gets them among these, too. (A ``dataclass`` does
+    not take them, as it gets its constructor too late.)
     """
 
     name: str
@@ -92,7 +94,7 @@ def _taking_selection(init: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(init)
     own = signature.parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
-        return init  # it passes on the arguments that it does not know
+        return _with_what_it_keeps(init)
     kinds = {name: kind for name, kind in SelectionArguments.__annotations__.items() if name not in own}
     arguments = TypedDict("arguments", kinds, total=False)  # type: ignore[misc]
     arguments.__doc__ = SelectionArguments.__doc__
@@ -102,12 +104,28 @@ def _taking_selection(init: Callable[..., None]) -> Callable[..., None]:
         selection = {name: given.pop(name) for name in kinds if name in given}
         init(self, *args, **given)
         if selection:
-            Corpus.__init__(self, **selection)
+            Corpus.__init__(self, **{**self.selection, **selection})
 
     rest = inspect.Parameter("selection", inspect.Parameter.VAR_KEYWORD, annotation=Unpack[arguments])
     with_selection.__signature__ = signature.replace(parameters=[*own.values(), rest])  # type: ignore[attr-defined]
     setattr(with_selection, _SELECTS, True)
     with_selection.__annotations__ = {**init.__annotations__, "selection": Unpack[arguments]}
+    return with_selection
+
+
+def _with_what_it_keeps(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that takes any argument, and may not hand those of the selection on to `Corpus`."""
+
+    @functools.wraps(init)
+    def with_selection(self: Corpus, *args: Any, **given: Any) -> None:
+        init(self, *args, **given)
+        inits = [inspect.unwrap(vars(base)["__init__"]) for base in type(self).__mro__ if "__init__" in vars(base)]
+        own = {name for one in inits for name in inspect.signature(one).parameters}
+        left = SelectionArguments.__annotations__.keys() & given.keys() - own - self.selection.keys()
+        if left:
+            Corpus.__init__(self, **{**self.selection, **{name: given[name] for name in left}})
+
+    setattr(with_selection, _SELECTS, True)
     return with_selection
 
 
@@ -117,6 +135,8 @@ def _selecting(trials: Callable[[Corpus], TrialList]) -> Callable[[Corpus], Tria
     @functools.wraps(trials)
     def selected(self: Corpus) -> TrialList:
         found = trials(self)
+        if not isinstance(found, TrialList):
+            raise InputError(f"{type(self).__name__}.trials gives a {type(found).__name__}, not a TrialList")
         if not self.selection or type(self).trials is not selected:
             return found
         name = f"{self.name} {getattr(self, 'split', None) or ''}".strip()

@@ -98,11 +98,15 @@ class TrialList(Sequence[Trial]):
     They are stored in columns; a `Trial` is made on access.
 
     Raises:
-        InputError: There are no trials, or utterance ids occur more than once.
+        InputError: There are no trials, utterance ids occur more than once, or a field that is text has something else.
     """
 
     def __init__(self, trials: Iterable[Trial]) -> None:
         trials = list(trials)
+        for trial in trials:
+            if not (isinstance(trial.utterance, str) and isinstance(trial.audio, str)):
+                field = "utterance" if isinstance(trial.audio, str) else "audio"
+                raise _not_text(trial, field)
         utterances = [trial.utterance for trial in trials]
         if len(set(utterances)) < len(utterances):
             repeated = [utterance for utterance, count in Counter(utterances).items() if count > 1]
@@ -113,6 +117,8 @@ class TrialList(Sequence[Trial]):
             pool = CategoryPool()
             pool.extend(map(attrgetter(field), trials))
             texts.append(pool.packed())
+            if not all(value is None or isinstance(value, str) for value in texts[-1].values):
+                raise _not_text(next(t for t in trials if not isinstance(getattr(t, field), str | None)), field)
         self._columns = _not_empty(
             TrialColumns(
                 utterance=Texts.of(utterances),
@@ -189,6 +195,10 @@ class TrialList(Sequence[Trial]):
     @property
     def num_spoof(self) -> int:
         return int((self._columns.label == SPOOF).sum())
+
+
+def _not_text(trial: Trial, field: str) -> InputError:
+    return InputError(f"trial {trial.utterance!r}: its {field} is {getattr(trial, field)!r}: give text")
 
 
 def _not_empty(columns: TrialColumns) -> TrialColumns:

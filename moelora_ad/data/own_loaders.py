@@ -17,15 +17,17 @@ def as_batch(given: Any, labelled: bool) -> Batch:
 
     Args:
         given: a `Batch`, which is returned as it is; or waveforms (B, samples) of 16 kHz mono, floats with full scale
-            1, labels (B,), 1 for bona fide and 0 for spoof, and if rows are padded their lengths (B,), as a tuple, or a
-            dictionary with the keys ``waveforms``, ``labels`` and ``lengths``. Without labels the waveforms may stand
-            alone.
+            1, labels (B,), 1 for bona fide and 0 for spoof, and if rows are padded their lengths (B,), whole numbers of
+            samples, as a tuple, or a dictionary with the keys ``waveforms``, ``labels`` and ``lengths``. Without labels
+            the waveforms may stand alone.
         labelled: whether labels must be there.
 
     Raises:
-        InputError: ``given`` is none of these, shapes do not match, or a label is neither 0 nor 1.
+        InputError: ``given`` is none of these, shapes do not match, a label is neither 0 nor 1, or a length is not
+            within its row.
     """
     if isinstance(given, Batch):
+        _check_lengths(given.lengths, given.waveforms)
         return given
     parts = _parts(given)
     waveforms, labels, lengths = (_tensor(name, parts.get(name)) for name in ("waveforms", "labels", "lengths"))
@@ -41,8 +43,17 @@ def as_batch(given: Any, labelled: bool) -> Batch:
     for name, values in (("labels", labels), ("lengths", lengths)):
         if values is not None and values.shape != (len(waveforms),):
             raise _wrong(f"{name} are of shape {tuple(values.shape)}: give ({len(waveforms)},), one for each waveform")
+    _check_lengths(lengths, waveforms)
     trials = torch.arange(len(waveforms))
     return Batch(waveforms, None if lengths is None else lengths.long(), labels.long(), trials, [])
+
+
+def _check_lengths(lengths: Tensor | None, waveforms: Tensor) -> None:
+    if lengths is None or not len(lengths):
+        return
+    width, whole = waveforms.shape[1], not lengths.is_floating_point() and lengths.dtype != torch.bool
+    if not whole or not bool(((lengths >= 1) & (lengths <= width)).all()):
+        raise _wrong(f"lengths must be whole numbers from 1 to {width}, the width of a row, in samples")
 
 
 def _parts(given: Any) -> Mapping[str, Any]:

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from moelora_ad.evaluation.score_files.formats import Scores, read_scores, write_scores
     from moelora_ad.evaluation.score_files.keys import Joined, join_scores, read_key
     from moelora_ad.evaluation.score_table import ScoreTable
+else:
+    # Modules are imported on demand: figures of a score file need no torch, and a command's help needs none of these.
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "ActualDetectionCost",
@@ -104,6 +107,3 @@ __all__ = [
     "read_scores",
     "write_scores",
 ]
-
-# Modules are imported on demand: figures of a score file need no torch, and a command's help needs none of these.
-__getattr__, __dir__ = lazy_names(__name__)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from moelora_ad.inference.file_scores import FileFailure, FileScore, WindowScore
     from moelora_ad.inference.loading import load
     from moelora_ad.inference.scorer import Scorer
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = ["FileFailure", "FileScore", "Note", "Scorer", "WindowScore", "load"]
-
-__getattr__, __dir__ = lazy_names(__name__)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from moelora_ad.models.heads.raw_aasist import RawAASIST
     from moelora_ad.models.saving.onnx_export import export_onnx
     from moelora_ad.torch_internals import Constant
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "AASIST",
@@ -50,5 +52,3 @@ __all__ = [
     "export_onnx",
     "load_public_aasist",
 ]
-
-__getattr__, __dir__ = lazy_names(__name__)

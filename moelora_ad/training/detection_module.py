@@ -20,6 +20,7 @@ from moelora_ad.data.resuming import training_data
 from moelora_ad.data.score_origin import about
 from moelora_ad.data.trainer_state import (
     is_fast_dev_run,
+    is_limited,
     set_folder,
     shards_the_model,
     trainer_of,
@@ -36,7 +37,7 @@ from moelora_ad.training.callbacks.divergence import LossCheck
 from moelora_ad.training.checkpointed_module import CheckpointedModule
 from moelora_ad.training.compilation import compiled
 from moelora_ad.training.gradients import FirstSteps
-from moelora_ad.training.losses.loss_module import LossModule
+from moelora_ad.training.losses.loss_module import LossModule, shared_loss, weights_of_classes
 from moelora_ad.training.losses.tether import Tether
 from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
@@ -62,7 +63,7 @@ class DetectionModule(CheckpointedModule, LossModule):
             layers that are trained as a whole have the optimiser's.)
         gate_lr: learning rate of the gates.
         classifier_lr: learning rate of the classifier.
-        class_weights: weights of spoof and bona fide in the loss.
+        class_weights: weights of spoof and bona fide in the loss: numbers of at least 0, not both 0.
         loss: any module that computes losses (n,) of logits (n, 2) and labels (n,); None for the cross entropy. The
             loss of a batch is their mean, weighted by ``class_weights``.
         gradient_checkpointing: recompute the encoder's layers in the backward pass to save memory.
@@ -121,7 +122,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.init_weights = init_weights
         self.learning_rates = dict.fromkeys(self.detector.parameters_by_part(), adapter_lr)
         self.learning_rates |= {"gates": gate_lr, "classifier": classifier_lr, "backbone": None}
-        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        self.register_buffer("class_weights", weights_of_classes(class_weights), persistent=False)
         self.loss = loss or nn.CrossEntropyLoss(reduction="none")
         if any(parameter.requires_grad for parameter in self.loss.parameters()):
             name = type(self.loss).__name__
@@ -134,6 +135,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.train_failures: dict[int, str] = {}
         self._unlisted_failures: list[FailedTrial] = []
         self._sets: list[Evaluated] = []
+        self._dev_sums = torch.zeros(2)  # of the weighted losses, and of the weights
         self._compiled: CompiledDetector | None = None
         self._first_steps: FirstSteps | None = None
 
@@ -240,18 +242,24 @@ class DetectionModule(CheckpointedModule, LossModule):
         if self.loss_check is not None:
             self.loss_check.read()
         self._sets = evaluation_sets(self.trainer)
+        self._dev_sums = self.class_weights.new_zeros(2)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         with self._watching():
             logits = self(batch.waveforms, batch.lengths)
         self._sets[0].update(batch, logits)
-        loss = self._loss(logits, batch)
-        # Trials that could not be read, and idle passes, have weight 0.
-        self.log(f"{DEV}/loss", loss, on_epoch=True, batch_size=batch.num_read, sync_dist=True)
+        if len(batch.trials):  # not an idle pass
+            self._dev_sums = self._dev_sums + torch.stack(self._weighted(logits, batch))
 
     def on_validation_epoch_end(self) -> None:
         self._finish("", write=self.trainer.state.fn == "validate")
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+        if self.trainer.sanity_checking:
+            return
+        dev = self.evaluated[DEV]
+        if dev.num_scored and not dev.num_known:  # scores of earlier runs have no loss here
+            total, weight = self._dev_sums
+            self.log(f"{DEV}/loss", shared_loss(total, weight, {}).of_all, sync_dist=True)
+        if self.trainer.state.fn == "fit":
             self.validated = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
     def on_test_epoch_start(self) -> None:
@@ -288,9 +296,10 @@ class DetectionModule(CheckpointedModule, LossModule):
             figures = (self._write(part) if write else part.result()).figures()
             counts = figures.num_bona_fide, figures.num_spoof
             if part.name == DEV and not all(counts) and not figures.num_failed and not is_fast_dev_run(self.trainer):
-                raise InputError(
-                    f"{DEV} was scored in part, {counts[0]} bona fide and {counts[1]} spoof: raise the limit"
-                )
+                found = f"{counts[0]} bona fide and {counts[1]} spoof"
+                if is_limited(self.trainer):
+                    raise InputError(f"{DEV} was scored in part, {found}: raise trainer.limit_val_batches")
+                raise InputError(f"{DEV} has {found} trials: give it both classes, whose EER selects the checkpoint")
             self.evaluated[part.name] = figures
             if figures.eer is not None:
                 name = f"{prefix}{part.name}" if isinstance(part, SetScores) else part.name

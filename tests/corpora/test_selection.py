@@ -166,6 +166,28 @@ class HandingOn(Corpus):
         return TrialList(TRIALS)
 
 
+class Keeping(Plain):
+    """Keeps all arguments that it does not know for itself."""
+
+    def __init__(self, path: str, **options) -> None:
+        self.path, self.options = path, options
+
+
+class Adding(Given):
+    """Hands arguments on with something added."""
+
+    def __init__(self, **arguments) -> None:
+        left_out = [*arguments.pop("exclude_attacks", []), "A01"]
+        super().__init__(TRIALS, exclude_attacks=left_out, **arguments)
+
+
+class HandingOnItsOwn(Numbered):
+    """Hands on an argument of its base class that has the name of a selection's argument."""
+
+    def __init__(self, **arguments) -> None:
+        super().__init__(**arguments)
+
+
 class Mixin:
     """Gives a corpus its trials and its constructor without being a corpus."""
 
@@ -189,8 +211,32 @@ def test_any_class_can_be_confined():
     longer = Longer(exclude_attacks=["A01"])  # selects only once: a second time, A01 would be unknown
     assert ids(longer) == ids(longer) == ["u1", "u3", "u4", "u5", "u6"]
     assert longer.left_out == (1, 0, 1)
+    assert ids(Fixed(speakers=["s2"])) == ["u5"]
+    assert ids(Keeping("p", exclude_attacks=["A01"])) == ["u1", "u3", "u4", "u5"]
+    assert ids(Keeping("p", attacks=["A02"], speakers=None, encoding="utf-8")) == ["u1", "u3", "u5"]
+    assert ids(Adding(exclude_attacks=["A02"], speakers=["s2"])) == ["u4", "u5"]
+    assert Keeping("p", encoding="utf-8").options == {"encoding": "utf-8"}
+    own = HandingOnItsOwn(attacks=5, exclude_attacks=["A02"])
+    assert (own.attacks, ids(own)) == (5, ["u1", "u2", "u4", "u5"])
     own = Numbered(attacks=5, exclude_attacks=["A02"])
     assert (own.attacks, ids(own)) == (5, ["u1", "u2", "u4", "u5"])
+
+
+def test_a_class_that_keeps_its_arguments_is_told_of_names_that_are_not_there():
+    with pytest.raises(InputError, match="there is no attack 'A09'; it has A01, A02"):
+        Keeping("p", exclude_attacks=["A09"]).trials()
+
+
+@pytest.mark.parametrize("given", [TRIALS, tuple(TRIALS), None])
+def test_trials_that_are_no_trial_list_are_told(given):
+    class Listed(Corpus):
+        name = "Listed"
+
+        def trials(self):
+            return given
+
+    with pytest.raises(InputError, match=r"^Listed\.trials gives a (list|tuple|NoneType), not a TrialList"):
+        Listed().trials()
 
 
 def test_official_counts_are_those_of_the_whole(tmp_path: Path):

@@ -55,6 +55,17 @@ def test_a_trial_refuses_other_labels(label):
         Trial("u", "/a/u.flac", label)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("audio", Path("a.wav")), ("utterance", 5), ("audio", None), ("speaker", 7), ("codec", Path("b"))],
+)
+def test_what_is_no_text_is_told_with_its_trial(field, value):
+    spoilt = dataclasses.replace(trials(1)[0], **{field: value})
+    with pytest.raises(InputError) as error:
+        TrialList([*trials(0, 0)[1:], spoilt])
+    assert str(error.value) == f"trial {spoilt.utterance!r}: its {field} is {value!r}: give text"
+
+
 def test_the_list_is_a_sequence_in_its_order():
     given = trials(1, 0, None, 0)
     made = TrialList(iter(given))

@@ -23,6 +23,16 @@ def test_a_trials_score_is_the_mean_of_its_clips():
     assert trial_scores(logits, 4).tolist() == [1.0, 3.0, -2.0, 4.0]
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1), (4,), (4, 5, 2)])
+def test_what_are_no_two_logits_for_each_clip_is_refused(shape):
+    with pytest.raises(
+        InputError, match=r"^the head gives \(4.*for 4 clips, not \(4, 2\): two logits for each, spoof an"
+    ):
+        trial_scores(torch.zeros(shape), 4)
+    with pytest.raises(InputError, match=r"^the head gives "):
+        log_odds(torch.zeros(shape))
+
+
 def test_devices():
     assert usable_device("cpu") == torch.device("cpu")
     assert usable_device(torch.device("cpu")) == torch.device("cpu")

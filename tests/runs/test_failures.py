@@ -17,6 +17,7 @@ from moelora_ad.evaluation import ScoreTable, TrialFailures, equal_error_rate
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.runs.failures import write_failures
 from moelora_ad.training import Batch, DetectionModule
+from moelora_ad.training.losses.loss_module import weighted_mean
 from moelora_ad.training.scoring import SetScores
 
 
@@ -132,7 +133,10 @@ def test_failed_trials_have_no_part_in_training(model, data, trainer, tmp_path):
     rest = Batch(batch.waveforms[[0, 2]], None, batch.labels[[0, 2]], batch.trials[[0, 2]], [])
     with torch.no_grad():
         torch.testing.assert_close(
-            model._loss(model(batch.waveforms), batch), model._loss(model(rest.waveforms), rest), rtol=1e-5, atol=1e-6
+            weighted_mean(*model._weighted(model(batch.waveforms), batch)),
+            weighted_mean(*model._weighted(model(rest.waveforms), rest)),
+            rtol=1e-5,
+            atol=1e-6,
         )
 
 
@@ -144,7 +148,7 @@ def test_a_batch_of_failures_alone_gives_gradients_of_zero(model):
         torch.tensor([4, 5]),
         [FailedTrial(4, ""), FailedTrial(5, "")],
     )
-    loss = model._loss(model(batch.waveforms), batch)
+    loss = weighted_mean(*model._weighted(model(batch.waveforms), batch))
     assert loss.item() == 0
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.requires_grad]

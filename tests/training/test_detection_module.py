@@ -10,12 +10,14 @@ from torch.optim.lr_scheduler import StepLR
 
 from moelora_ad.adapters import AuxiliaryWeights, InjectionError, LoRA, MoELoRA, adapted_sites, watch_gates
 from moelora_ad.audio import RawBoost
+from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.data.dataset import FailedTrial
 from moelora_ad.data.samplers import Key
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
 from moelora_ad.training import Batch, DetectionModule, WarmupCosine
+from moelora_ad.training.losses.loss_module import weighted_mean
 
 
 def module(source, **arguments) -> DetectionModule:
@@ -62,7 +64,7 @@ def test_auxiliary_losses_are_added_and_logged_by_name(small_whisper, data, tmp_
     sums = torch.stack([d.weights.sum((0, 1)) for d in seen])
     importance = 0.5 * (sums.var(1, correction=0) / sums.mean(1) ** 2).mean()
     z = 0.25 * torch.stack([d.scores.logsumexp(-1).square().mean() for d in seen]).mean()
-    torch.testing.assert_close(loss, model._loss(logits, batch) + importance + z)
+    torch.testing.assert_close(loss, weighted_mean(*model._weighted(logits, batch)) + importance + z)
     assert logged["train/auxiliary/importance"] == [pytest.approx(float(importance), rel=1e-4)]
     assert logged["train/total_loss"] == [float(of_all)]
     assert set(logged) == {"train/loss", "train/total_loss", "train/auxiliary/importance", "train/auxiliary/z"}
@@ -93,7 +95,25 @@ def test_the_loss_weighs_spoof_and_bona_fide(small_whisper):
     weights = torch.tensor([0.1, 0.9])[labels]
     wanted = -(weights * logits.log_softmax(1)[range(6), labels]).sum() / weights.sum()
     batch = Batch(torch.zeros(6, 1), None, labels, torch.arange(6), [])
-    torch.testing.assert_close(model._loss(logits, batch), wanted)
+    torch.testing.assert_close(weighted_mean(*model._weighted(logits, batch)), wanted)
+
+
+def test_whole_numbers_are_weights_as_others_are(small_whisper):
+    logits, labels = torch.randn(6, 2), torch.tensor([0, 0, 0, 0, 1, 1])
+    batch = Batch(torch.zeros(6, 1), None, labels, torch.arange(6), [])
+    for weights in ((1, 1), [1, 1], (1.0, 1.0)):
+        found = weighted_mean(*module(small_whisper, class_weights=weights)._weighted(logits, batch))
+        torch.testing.assert_close(found, -logits.log_softmax(1)[range(6), labels].mean())
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0, 2.0, 3.0), (0.5,), (0.0, 0.0), (-1.0, 1.0), (1.0, float("nan")), (1.0, float("inf")), 0.5, "ab"]
+)
+def test_what_cannot_weigh_the_classes_is_refused(small_whisper, weights):
+    with pytest.raises(
+        InputError, match=r"^model\.class_weights is .*: give two finite numbers, those of spoof and bona"
+    ):
+        module(small_whisper, class_weights=weights)
 
 
 def test_fit_selects_by_dev_eer_and_tests_write_score_files(small_whisper, data, tmp_path, trainer):
@@ -113,6 +133,19 @@ def test_fit_selects_by_dev_eer_and_tests_write_score_files(small_whisper, data,
         logits = model.eval()(batch.waveforms)
     wanted = (logits[:, 1] - logits[:, 0]).double().numpy()
     assert ScoreTable.read(scores / "in_domain.csv").scores[: len(wanted)] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_dev_loss_is_logged_only_if_the_whole_set_was_scored(small_whisper, data, tmp_path, trainer):
+    model = module(small_whisper)
+    (first,) = trainer(tmp_path).validate(model, datamodule=data(), verbose=False)
+    (again,) = trainer(tmp_path).validate(model, datamodule=data(), verbose=False)  # finds all scores
+    assert first.keys() == {"dev/eer", "dev/loss"}
+    assert again == {"dev/eer": first["dev/eer"]}
+    source = data()
+    source.read_trials("validate")
+    source.trials_by_set["dev"] = TrialList([Trial(f"u{i}", str(tmp_path / f"{i}.wav"), i % 2) for i in range(4)])
+    (none,) = trainer(tmp_path / "unreadable").validate(model, datamodule=source, verbose=False)
+    assert (model.evaluated["dev"].num_failed, none) == (4, {})
 
 
 def test_a_checkpoint_is_small_strict_and_holds_no_code(small_whisper, data, tmp_path, trainer):
@@ -213,11 +246,23 @@ def test_a_loss_of_ones_own_is_a_weighted_mean_over_the_trials_that_could_be_rea
     logits = torch.randn(4, 2)
     each = -logits.log_softmax(1)[torch.arange(4), batch.labels]
     wanted = 3 * (0.25 * each[0] + 0.75 * each[1] + 0.75 * each[3]) / 1.75
-    torch.testing.assert_close(model._loss(logits, batch), wanted)
+    torch.testing.assert_close(weighted_mean(*model._weighted(logits, batch)), wanted)
     logits[2] = torch.nan  # a trial that could not be read
-    torch.testing.assert_close(model._loss(logits, batch), wanted)
+    torch.testing.assert_close(weighted_mean(*model._weighted(logits, batch)), wanted)
     standard = module(small_whisper, class_weights=(0.25, 0.75))
-    torch.testing.assert_close(3 * standard._loss(logits, batch), wanted)
+    torch.testing.assert_close(3 * weighted_mean(*standard._weighted(logits, batch)), wanted)
+
+
+def test_a_head_with_other_than_two_logits_stops_the_first_step(small_whisper, data, trainer, tmp_path):
+    class Three(MeanPooling):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.output = torch.nn.Linear(width, 3)
+
+    run = trainer(tmp_path)
+    with pytest.raises(InputError, match=r"^the head gives \(4, 3\) for 4 clips, not \(4, 2\)"):
+        run.fit(module(small_whisper, classifier=Three), datamodule=data())
+    assert run.global_step == 0
 
 
 def test_losses_that_cannot_be_shared_out_are_refused(small_whisper, data, trainer, tmp_path):

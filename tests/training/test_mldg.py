@@ -25,6 +25,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
 from moelora_ad.training import MLDG, Batch, DetectionModule, WarmupCosine
 from moelora_ad.training.batch_norm import SyncedBatchNorm
+from moelora_ad.training.losses.loss_module import weighted_mean
 from moelora_ad.training.mldg import attacks_of, split, trials_of_part
 
 ALPHA, BETA, LR = 0.5, 0.7, 0.1
@@ -179,7 +180,7 @@ def test_without_meta_test_it_is_ordinary_training_on_meta_train(small_whisper, 
     _, meta_train, state = recorder.parts[0]
     optimizer = torch.optim.SGD(before.parameters(), lr=LR)
     torch.set_rng_state(state)
-    before._loss(before(meta_train.waveforms), meta_train).backward()
+    weighted_mean(*before._weighted(before(meta_train.waveforms), meta_train)).backward()
     optimizer.step()
     for name, parameter in trained(before).items():
         torch.testing.assert_close(trained(model)[name], parameter, rtol=1e-6, atol=1e-7)

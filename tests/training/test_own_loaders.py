@@ -85,6 +85,20 @@ def test_fit_validate_test_and_predict_with_tuples(module, trainer, tones, tmp_p
     assert (own.evaluated["test"].eer, own.evaluated["test"].num_scored) == (None, 20)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_the_dev_loss_is_that_of_the_whole_set_however_it_is_cut(module, trainer, tones, tmp_path, batch_size):
+    own = module(class_weights=(0.1, 0.9))
+    with torch.no_grad():
+        own.detector.classifier.output.bias.copy_(torch.tensor([0.0, 2.0]))  # the classes' losses differ
+        in_order = tones.tensors[1].argsort()
+        waveforms, labels = (part[in_order] for part in tones.tensors)
+        logits = own.eval()(waveforms)
+    wanted = torch.nn.functional.cross_entropy(logits, labels, torch.tensor([0.1, 0.9]))
+    loader = DataLoader(TensorDataset(waveforms, labels), batch_size=batch_size)
+    (validated,) = trainer(tmp_path).validate(own, loader, verbose=False)
+    assert validated["dev/loss"] == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_another_data_module_will_do(module, trainer, tones, tmp_path):
     class Tones(LightningDataModule):
         def train_dataloader(self) -> DataLoader:
@@ -117,8 +131,13 @@ def test_what_does_not_work_is_told(module, trainer, tones, tmp_path):
     with pytest.raises(InputError, match=r"^a batch of your DataLoader: it has no labels"):
         trainer(tmp_path).fit(module(), DataLoader(tones.tensors[0], batch_size=6), loader)
     bona_fide = TensorDataset(tones.tensors[0], torch.ones(20))
-    with pytest.raises(InputError, match=r"^dev was scored in part, 20 bona fide and 0 spoof"):
+    with pytest.raises(InputError, match=r"^dev has 20 bona fide and 0 spoof trials: give it both classes"):
         trainer(tmp_path).fit(module(), loader, DataLoader(bona_fide, batch_size=6))
+    in_part = TensorDataset(tones.tensors[0], (torch.arange(20) < 6).long())
+    with pytest.raises(
+        InputError, match=r"^dev was scored in part, 6 bona fide and 0 spoof: raise trainer\.limit_val_ba"
+    ):
+        trainer(tmp_path, limit_val_batches=1).fit(module(), loader, DataLoader(in_part, batch_size=6))
     spoilt = TensorDataset(tones.tensors[0].index_fill(0, torch.tensor([1]), torch.nan), tones.tensors[1])
     with pytest.raises(InputError, match=r"because the audio of trial 1 is not finite"):
         trainer(tmp_path).fit(module(), DataLoader(spoilt, batch_size=6), loader)
@@ -165,6 +184,17 @@ def test_lengths_and_whole_batches_are_kept():
         ((WAVEFORMS, ["bonafide", "spoof", "spoof"]), r"labels are not a tensor"),
         ({"waveforms": WAVEFORMS, "label": LABELS}, r"it has the key 'label'; give \(waveforms, labels"),
         ({"labels": LABELS}, r"waveforms are missing"),
+        *(
+            (
+                (WAVEFORMS, LABELS, torch.tensor(lengths)),
+                r"lengths must be whole numbers from 1 to 8, the width of a row",
+            )
+            for lengths in ([8, 4, 0], [8, 4, -1], [8, 9, 4], [1.0, 0.5, 0.25], [1.0, 1.0, 1.0], [True, True, True])
+        ),
+        (
+            Batch(WAVEFORMS, torch.tensor([8, 9, 4]), LABELS, torch.arange(3), []),
+            r"lengths must be whole numbers from 1 to 8",
+        ),
         ((1, 2, 3, 4), r"it is a tuple; give"),
         ("text", r"waveforms are not a tensor|it is a str"),
     ],

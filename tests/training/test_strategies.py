@@ -96,13 +96,18 @@ def trained(experiment, write_config, tmp_path):
     return run
 
 
+def dev_losses(run: Path) -> list[float]:
+    with (run / "version_0" / "metrics.csv").open() as file:
+        return [float(row["dev/loss"]) for row in csv.DictReader(file) if row["dev/loss"]]
+
+
 @pytest.fixture(params=["cpu", pytest.param("gpus", marks=pytest.mark.gpu(2))])
 def accelerator(request) -> str:
     """The CPU, or two GPUs."""
     return request.getfixturevalue("gpu").type if request.param == "gpus" else "cpu"
 
 
-def test_two_processes_train_as_one_with_the_doubled_batch(trained, experiment, accelerator):
+def test_two_processes_train_as_one_with_the_doubled_batch(trained, experiment, accelerator, tmp_path):
     """DDP with AASIST's batch statistics, one gate for each layer, an auxiliary loss and unequal class weights."""
     experiment["model"]["classifier"] = "on_cpu.Undropped"
     # A bias before batch normalisation has only rounding errors as its gradient; Adam would make full steps of it.
@@ -115,6 +120,9 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained, experiment, 
     error = 1e-10 if accelerator == "cpu" else 1e-5  # the gates' float32 softmax sums in another order
     for one, two in zip(losses, of_two, strict=True):
         assert two == pytest.approx(one, rel=error)
+    of_dev = dev_losses(tmp_path / "runs" / "None")
+    assert of_dev
+    assert dev_losses(tmp_path / "runs" / "DDPStrategy") == pytest.approx(of_dev, rel=error)
     assert weights_of_two.keys() == weights.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(weights_of_two[name].cpu(), tensor.cpu(), rtol=error, atol=error, msg=name)

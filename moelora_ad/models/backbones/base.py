@@ -46,7 +46,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             tensors' names there, and the class of the encoder alone, as which a saved detector stores it; else None.
 
     Raises:
-        InputError: the encoder has no such layer.
+        InputError: ``hidden_states`` is none of these, or the encoder has no such layer.
     """
 
     encoder: nn.Module
@@ -67,10 +67,15 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         self.hidden_states = hidden_states
         self.layer_weights: nn.Parameter | None = None
         layers = self.layers()
+        if type(hidden_states) not in (int, list) and hidden_states not in ("last", "weighted", "all"):
+            raise InputError(
+                f"hidden_states is {hidden_states!r}: give 'last', 'weighted', 'all', the number of a layer, or a list "
+                "of such numbers"
+            )
         beside = list(range(len(layers) + 1)) if hidden_states == "all" else hidden_states
         self._beside = beside if isinstance(beside, list) else []
         if isinstance(beside, list):
-            if not beside or not all(0 <= number <= len(layers) for number in beside):
+            if not beside or not all(type(number) is int and 0 <= number <= len(layers) for number in beside):
                 raise InputError(f"hidden_states is {beside}: a list of numbers from 0 to {len(layers)}")
             del layers[max(beside) :]
             self.width = len(beside) * width

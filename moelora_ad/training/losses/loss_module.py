@@ -1,6 +1,7 @@
 """The loss of a batch, or of each of the parts that meta-learning splits it into."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from moelora_ad.adapters import AuxiliaryTerms
 from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
 from moelora_ad.models import Detector
+from moelora_ad.models.scores import check_logits
 from moelora_ad.training.losses.tether import Tether
 
 
@@ -28,6 +30,32 @@ class SharedLoss(NamedTuple):
     own: Tensor
     of_all: Tensor
     parts: Mapping[str, Tensor]
+
+
+def weights_of_classes(given: Sequence[float]) -> Tensor:
+    """The weights of spoof and bona fide in the loss, (2,).
+
+    Raises:
+        InputError: they are not two numbers of at least 0, or both are 0.
+    """
+    try:
+        weights = [float(weight) for weight in given]
+    except (TypeError, ValueError):  # not numbers
+        weights = []
+    if len(weights) != 2 or not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise InputError(
+            f"model.class_weights is {given!r}: give two finite numbers, those of spoof and bona fide, "
+            "neither below 0 and not both 0"
+        )
+    return torch.tensor(weights)
+
+
+def _scalars(terms: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.dim():
+            what = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
+            raise InputError(f"the auxiliary loss {name} is {what}: terms() must give scalar tensors")
+    return terms
 
 
 def weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
@@ -90,7 +118,7 @@ class LossModule(LightningModule):
         """
         with nullcontext() if self.auxiliary is None else self.auxiliary.watch(self.detector.backbone.encoder):
             logits = self(batch.waveforms, batch.lengths)
-        terms = {} if self.auxiliary is None else self.auxiliary.terms()
+        terms = {} if self.auxiliary is None else _scalars(self.auxiliary.terms())
         named = {f"auxiliary/{name}": term for name, term in terms.items()}
         if self.tether is not None:
             named["tether"] = self.tether.term(self.detector, batch, logits)
@@ -103,14 +131,9 @@ class LossModule(LightningModule):
             self.log(f"{prefix}{name}", value, prog_bar=shown, on_step=True, on_epoch=True, batch_size=1)
         return loss
 
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of this process alone; 0 for an idle pass."""
-        if not len(batch.trials):
-            return 0.0 * logits.sum()
-        return weighted_mean(*self._weighted(logits, batch))
-
     def _weighted(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sums of the weighted losses and of the weights, over the clips of trials that could be read."""
+        check_logits(logits, len(batch.waveforms))
         clips = len(logits) // len(batch.trials)
         labels = batch.labels.where(batch.read, 0).repeat_interleave(clips)
         weights = self.class_weights[labels].where(batch.read.repeat_interleave(clips), 0.0)

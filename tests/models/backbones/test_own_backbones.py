@@ -101,6 +101,14 @@ def test_hidden_states_are_those_of_the_layers():
         Plain(4)
 
 
+@pytest.mark.parametrize("given", ["weigthed", "mean", "", None, 2.0, (1, 2), True, [True], [1.0], ["1"], [], [4]])
+def test_what_are_no_hidden_states_is_refused(given):
+    with pytest.raises(
+        InputError, match=r"^hidden_states is .*: (give 'last', 'weighted', 'all'|a list of numbers from)"
+    ):
+        Plain(given)
+
+
 def test_layers_that_give_something_else_are_told():
     TimeFirst("last")(waveforms(3))
     with pytest.raises(InputError, match=r"layer 0 of TimeFirst gives \(20, 3, 16\), not .* = \(3, 20, 16\)"):
