@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from moelora_ad.adapters import LoRA
 from moelora_ad.cli.saved_models import calibrate as calibrate_command
@@ -18,6 +19,8 @@ from moelora_ad.corpora import Trial
 from moelora_ad.evaluation.metrics.calibration import Calibration
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
+from moelora_ad.models.saving import onnx_export
+from moelora_ad.models.saving.packaged import packaged_models
 
 
 @pytest.fixture
@@ -115,6 +118,9 @@ def test_mistakes_change_nothing(model, calibrate, tmp_path):
     code, _, error = calibrate(good, "--model", tmp_path / "nowhere")
     assert code == 2
     assert "cannot be read" in error
+    code, _, error = calibrate(good, "--model", "mini")
+    assert code == 2
+    assert "mini is a packaged model, which stays as it is: moelora-ad export --checkpoint mini --to MODEL" in error
 
 
 def test_figures_for_the_card(tmp_path):
@@ -142,7 +148,7 @@ def test_figures_for_the_card(tmp_path):
         figures_of_sets([dev, tmp_path / "other" / "dev.csv"], None, None)
 
 
-def test_an_onnx_file_beside_it_gets_the_calibration_too(model, calibrate, tmp_path):
+def test_an_onnx_file_beside_it_gets_the_calibration_too(model, calibrate, tmp_path, monkeypatch):
     scores = score_file(tmp_path / "dev.csv")
     value = onnx.helper.make_tensor_value_info("waveforms", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["waveforms"], ["logits"])], "g", [value], [])
@@ -156,7 +162,93 @@ def test_an_onnx_file_beside_it_gets_the_calibration_too(model, calibrate, tmp_p
     assert stored is not None
     assert facts["window"] == "4000"
     assert json.loads(facts["calibration"]) == stored
+    before = (model / "config.json").read_bytes()
+    other = score_file(tmp_path / "other.csv", seed=1)
+    with monkeypatch.context() as patch:  # as if onnx were not installed
+        patch.setattr(onnx_export.importlib.util, "find_spec", lambda _name: None)
+        code, printed, error = calibrate(other, "--model", model)
+    assert (code, printed) == (1, "")
+    assert "nothing is stored: changing an ONNX file needs the package onnx: pip install" in error
+    assert (model / "config.json").read_bytes() == before
     (model / "model.onnx").write_bytes(b"damaged")
-    code, _, error = calibrate(scores, "--model", model)
-    assert code == 2
+    code, _, error = calibrate(other, "--model", model)
+    assert code == 1
     assert "model.onnx: is not a readable ONNX file" in error
+    assert (model / "config.json").read_bytes() == before
+
+
+def test_scores_of_another_model_are_refused(lightning, experiment, write_config, tmp_path):
+    model, other, scores = tmp_path / "mini", tmp_path / "other", tmp_path / "scores"
+    shutil.copytree(packaged_models()["mini"], model)
+    detector = Detector.from_pretrained(model)
+    with torch.no_grad():  # one weight of one expert
+        next(tensor for name, tensor in detector.named_parameters() if "lora_A" in name)[0, 0] += 1e-3
+    detector.save_pretrained(other)
+    experiment["data"]["test"] = {"held_out": experiment["data"]["val"]}
+    config = write_config(experiment)
+    for verb in ("validate", "test"):
+        code, _, error = lightning(verb, "--config", config, "--ckpt_path", model, "--score_folder", scores)
+        assert code == 0, error
+    code, printed, error = lightning("calibrate", scores / "dev.csv", "--model", model)
+    assert (code, error) == (0, "")
+    assert "note:" not in printed
+    code, printed, error = lightning("calibrate", scores / "held_out.csv", "--model", model)
+    assert code == 0, error
+    assert "held_out.csv is of a test set: report no calibrated figures" in printed
+    before = (other / "config.json").read_bytes()
+    refused = [
+        ("calibrate", scores / "dev.csv", "--model", other),
+        ("export", "--checkpoint", other, "--to", tmp_path / "again", "--calibrate", scores / "dev.csv"),
+        ("export", "--checkpoint", other, "--to", tmp_path / "again", "--scores", scores / "dev.csv"),
+    ]
+    for command in refused:
+        code, printed, error = lightning(*command)
+        assert (code, printed, error.count("\n")) == (2, "", 1)
+        assert "dev.csv: are scores of another model" in error
+    assert (other / "config.json").read_bytes() == before
+    assert not (tmp_path / "again").exists()
+    code, printed, _ = lightning("export", "--checkpoint", model, "--to", tmp_path / "again", *refused[1][-2:])
+    assert (code, "note:" in printed) == (0, False)
+    # Nothing is known of a copy, nor of a model that cannot be loaded here.
+    shutil.copy(scores / "dev.csv", tmp_path / "copy.csv")
+    code, printed, _ = lightning("calibrate", tmp_path / "copy.csv", "--model", other)
+    assert code == 0
+    assert "note: whether this model made the scores in" in printed
+    assert "no copy.json beside them records it" in printed
+    detector.save_pretrained(tmp_path / "apart", with_backbone=False)
+    code, printed, _ = lightning("calibrate", scores / "dev.csv", "--model", tmp_path / "apart")
+    assert code == 0
+    assert "is not known" in printed
+
+
+def test_the_scores_of_a_test_set_are_told(model, calibrate, tmp_path):
+    _, printed, _ = calibrate(score_file(tmp_path / "scores.csv", "eval"), "--model", model)
+    assert "scores.csv is of a test set: report no calibrated figures (actDCF, Cllr) on its trials" in printed
+    assert "test set" not in calibrate(score_file(tmp_path / "dev.csv"), "--model", model)[1]
+
+
+def test_a_table_of_scores_and_labels_is_enough(model, calibrate, tmp_path):
+    whole = score_file(tmp_path / "dev.csv")
+    assert calibrate(whole, "--model", model)[0] == 0
+    wanted = Detector.from_pretrained(model).calibration
+    table = ScoreTable.read(whole)
+    words = np.where(table.labels == 1, "bonafide", "spoof")
+    rows = zip(table.trials.columns.utterance, words, map(repr, table.scores.tolist()), strict=True)
+    (tmp_path / "own.csv").write_text("utterance,label,score\n" + "".join(f"{','.join(row)}\n" for row in rows))
+    code, _, error = calibrate(tmp_path / "own.csv", "--model", model)
+    assert code == 0, error
+    assert Detector.from_pretrained(model).calibration == wanted | {"fitted_on": "own.csv"}
+    assert figures_of_sets([tmp_path / "own.csv"], None, None)[0]["figures"]["EER"]["value"] == pytest.approx(
+        table.equal_error_rate().eer
+    )
+    # The command score writes the scale of its scores too.
+    for scale, expected in (("log_odds", 0), ("llr", 2)):
+        lines = (tmp_path / "own.csv").read_text().splitlines()
+        scaled = [f"{lines[0]},scale", *(f"{line},{scale}" for line in lines[1:])]
+        (tmp_path / "scaled.csv").write_text("\n".join(scaled))
+        code, _, error = calibrate(tmp_path / "scaled.csv", "--model", model)
+        assert (code, "calibrated already (column 'scale' has llr)" in error) == (expected, expected == 2)
+    (tmp_path / "bare.csv").write_text("utterance,score\na,1\nb,2\n")
+    code, _, error = calibrate(tmp_path / "bare.csv", "--model", model)
+    assert code == 2
+    assert "has scores but no labels: add a column 'label' with bonafide or spoof" in error

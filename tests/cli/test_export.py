@@ -96,7 +96,16 @@ def test_an_exported_model_gives_the_logits_of_its_run(run, export, tmp_path):
     assert loaded.calibration is None
     text = (tmp_path / "model" / "README.md").read_text()
     assert "- training: MiniLA train" in text
-    assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")[0] == 0  # a second export overwrites it
+    assert "replaced" not in printed
+    # A second export replaces it, and its calibration.
+    code, printed, _ = export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
+    assert code == 0
+    assert "replaced the model that was there (MoELoRA)\n" in printed
+    loaded.calibration = {"scale": 1.0, "offset": 0.0}
+    loaded.save_pretrained(tmp_path / "model")
+    code, printed, _ = export("--checkpoint", run.checkpoint, "--to", tmp_path / "model")
+    assert code == 0
+    assert "replaced the model that was there (MoELoRA), and its calibration\n" in printed
 
 
 @pytest.mark.parametrize(
@@ -221,6 +230,13 @@ def test_the_card_tells_the_figures_of_the_run(run, export, make_run, make_score
     assert "note: the model card has no figures: " in printed
 
 
+def test_a_packaged_model_is_exported_by_its_name(export, tmp_path):
+    code, _, error = export("--checkpoint", "mini", "--to", tmp_path / "model")
+    assert code == 0, error
+    sums = [load(source).state_dict() for source in ("mini", tmp_path / "model")]
+    assert all(torch.equal(sums[1][name], tensor) for name, tensor in sums[0].items())
+
+
 def test_a_model_is_exported_again(run, export, tmp_path, small_whisper):
     """A second export can add the encoder, for example; the rest of the model stays the same."""
     assert export("--checkpoint", run.checkpoint, "--to", tmp_path / "first", "--without-backbone")[0] == 0
@@ -307,6 +323,10 @@ def test_mistakes_are_one_line(run, export, tmp_path):
         return line
 
     assert "is not a file" in error(tmp_path / "absent.ckpt")
+    assert f"give a checkpoint of a run, {run.folder}/checkpoints/NAME.ckpt" in error(run.folder)
+    best = run.checkpoint.with_name("best.ckpt")
+    best.touch()
+    assert f"give a checkpoint of a run, {best}" in error(run.folder)
     assert "is not a checkpoint" in error(run.folder / "config.yaml")
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(run.checkpoint.read_bytes()[:-100])

@@ -11,6 +11,7 @@ import yaml
 
 import moelora_ad.sweeps.local
 from moelora_ad.adapters import AdaptationMethod, Extension, LoRA, MoELoRA, adapted_sites
+from moelora_ad.cli.saved_models import extend as extend_command
 from moelora_ad.cli.saved_models import extension_runs
 from moelora_ad.cli.saved_models.extension_runs import Options, adaptations, configurations, read_data
 from moelora_ad.configuration.data import data_of
@@ -18,6 +19,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, compare
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 from moelora_ad.models.saving.specification import describe, maker
+from moelora_ad.sweeps.run_folder import Notes, write_notes
 from moelora_ad.sweeps.states import readable_status_of
 
 PROJECT = Path(__file__).parents[2]
@@ -69,7 +71,7 @@ def in_this_process(monkeypatch):
 
 
 def test_a_model_is_extended_and_the_table_tells_what_came_of_it(
-    lightning, model, data_file, tmp_path, in_this_process, capsys
+    lightning, model, data_file, tmp_path, in_this_process, monkeypatch
 ):
     to, runs = tmp_path / "extended", tmp_path / "runs"
     quiet = tmp_path / "quiet.yaml"
@@ -114,6 +116,21 @@ def test_a_model_is_extended_and_the_table_tells_what_came_of_it(
     assert code == 0
     assert "left out by --alone" in printed
     assert "epoch" not in printed.partition("EER % before")[0].rpartition("scores:")[2].replace("/epoch", "")
+    assert "replaced the model that was there (MoELoRA)\n" in printed
+    # The table is shown even if it cannot be written.
+    (tmp_path / "extended_report" / "extension.md").unlink()
+    (tmp_path / "extended_report" / "extension.md").mkdir()
+    code, printed, error = lightning(*command, "--config", quiet, "--alone")
+    assert (code, "extension.md: Is a directory" in error) == (1, True)
+    assert "EER % before and after" in printed
+    # A run of other settings is refused before anything is trained.
+    notes = Notes({"system": "extended", "seed": 1, "configs": {"other.yaml": "0"}, "options": {}}, exit_code=0)
+    write_notes(runs / "extended" / "seed_1", notes)
+    monkeypatch.setattr(moelora_ad.sweeps.local, "run_here", None)
+    code, printed, error = lightning(*command, "--config", quiet)
+    assert (code, printed, error.count("\n")) == (2, "", 1)
+    assert "extended: differs: " in error
+    assert f"see {runs}/extended/seed_1, or give another --to, or other --runs" in error
 
 
 def test_with_an_encoder_in_bfloat16(lightning, model, data_file, tmp_path, in_this_process):
@@ -148,9 +165,26 @@ def test_what_a_file_lacks_is_one_line(lightning, model, data_file, tmp_path, ex
     assert "--few: 0 is below 1" in refusal(data_file(), "--few", 0)
     assert "--start: must be above 0 and below 1, not 1.0" in refusal(data_file(), "--start", 1)
     assert "--tether: must be 0 or more, not -1.0" in refusal(data_file(), "--tether", -1)
+    assert "--report: " in refusal(data_file(), "--report", other)
+    assert "other.yaml is not a folder" in refusal(data_file(), "--report", other)
+    assert "did you mean extend/new_attack?" in refusal("new_attack")
     code, _, error = lightning("extend", model, "--data", data_file(), "--to", model)
     assert code == 2
     assert "is the model that is extended" in error
+
+
+def test_packaged_configurations_have_names(model, lightning, tmp_path, monkeypatch):
+    """What is given to the runs is the file of that name; nothing is scored or trained here."""
+    planned = []
+    monkeypatch.setattr(extend_command, "_score_before", lambda run, *_: planned.append(run) or 3)
+    to, runs = tmp_path / "to", tmp_path / "runs"
+    more = ("--config", "mini/float32", "--runs", runs)
+    code, _, error = lightning("extend", model, "--data", "extend/new_attack", "--to", to, *more)
+    assert (code, error) == (3, "")
+    folder = PROJECT / "experiments"
+    assert planned[0].configs == (str(runs / "extended.yaml"), str(folder / "mini" / "float32.yaml"))
+    wanted = yaml.safe_load((folder / "extend" / "new_attack.yaml").read_text())["data"]["test"]
+    assert yaml.safe_load((runs / "extended.yaml").read_text())["data"]["test"].keys() == wanted.keys()
 
 
 def test_without_old_data_the_old_model_holds_it(model, data_file, experiment):

@@ -161,3 +161,10 @@ def test_training_starts_from_it(model, experiment, write_config, lightning, tmp
     assert len(kept) == 4
     for name, tensor in kept.items():
         assert torch.equal(state[f"detector.{name}"], tensor), name
+
+
+def test_a_run_of_ours_is_exported_instead(run_of_experiment, lightning, tmp_path):
+    for source in (run_of_experiment, run_of_experiment / "checkpoints" / "best.ckpt"):
+        code, _, error = lightning("import", source, "--to", tmp_path / "to")
+        assert (code, error.count("\n")) == (2, 1)
+        assert "not a saved model; moelora-ad export --checkpoint" in error

@@ -19,7 +19,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     if not names_configuration(rest):
         parser.error("give the configuration of a training run with --config")
     if own.seconds is not None and not 0 < own.seconds < 3_600:
-        parser.error(f"--seconds is {own.seconds:g}: give the length of a clip")
+        parser.error(f"--seconds: must be above 0 and below 3,600, not {own.seconds:g}")
     from moelora_ad.cli.lightning_cli.inspection import inspect_model
 
     return inspect_model(rest, own, parser.prog)

@@ -1,11 +1,13 @@
 """The command calibrate: make a model's scores log-likelihood ratios."""
 
-from collections.abc import Sequence
+import copy
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moelora_ad.cli.arguments import OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from moelora_ad.evaluation.metrics.calibration import Calibration
     from moelora_ad.evaluation.reports.text_table import TextTable
     from moelora_ad.evaluation.score_table import ScoreTable
+    from moelora_ad.models import Detector
+
+_TEST_SPLITS = {"eval", "evaluation", "test", "testing"}
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
@@ -23,26 +28,37 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         epilog="Calibrate on data that you report nothing on: never on a test set.",
     )
     parser.add_argument(
-        "scores", metavar="DEV_SCORES.csv", help="raw scores of the model on a development set, as validate writes them"
+        "scores",
+        metavar="DEV_SCORES.csv",
+        help="raw scores of the model on a development set, as validate writes them; or any table that has utterance, "
+        "label and score",
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
-    add_allow(parser)  # as for other commands on models; no class is built here
+    add_allow(parser)
     arguments = parser.parse_args(argv[1:])
     from moelora_ad.cli.terminal import print_table
-    from moelora_ad.evaluation.score_table import ScoreTable
     from moelora_ad.models.saving.files import ONNX, read_config, store_calibration
+    from moelora_ad.models.saving.packaged import packaged_models
 
+    if not Path(arguments.model).is_dir() and arguments.model in packaged_models():
+        copied = f"{program} export --checkpoint {arguments.model} --to MODEL"
+        parser.error(f"--model: {arguments.model} is a packaged model, which stays as it is: {copied} makes a copy")
     try:
         config = read_config(arguments.model)
-        table = ScoreTable.read(arguments.scores)
+        table = labelled(arguments.scores)
+        notes = notes_on(arguments.scores, table, lambda: _loaded(arguments))
         calibration = fitted(table, arguments.scores)
-        store_calibration(arguments.model, calibration.as_dict())
-        if (exported := Path(arguments.model) / ONNX).is_file():
+    except InputError as error:
+        parser.error(str(error))
+    try:
+        if (exported := Path(arguments.model) / ONNX).is_file():  # first: it is what may fail
             from moelora_ad.models.saving import onnx_export
 
             onnx_export.store_calibration(exported, calibration.as_dict())
+        store_calibration(arguments.model, calibration.as_dict())
     except InputError as error:
-        parser.error(str(error))
+        print(f"{parser.prog}: error: nothing is stored: {error}", file=sys.stderr)
+        return FAILED
     counts = f"{calibration.num_bona_fide:,} bona fide and {calibration.num_spoof:,} spoof"
     print(f"{calibration.fitted_on}: {counts}; the figures are on the scores that it was fitted on")
     print_table(_table(table, calibration))
@@ -51,12 +67,105 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
             f"note: these are scores in {calibration.precision}; the model was evaluated in {judged}: give score one "
             "of the two with --precision"
         )
+    for note in notes:
+        print(note)
     replaced = ", replacing another one" if config["calibration"] else ""
     print(
         f"stored in {arguments.model}{replaced}: log-likelihood ratio = {calibration.scale:.6g} * score "
         f"{calibration.offset:+.6g}"
     )
     return 0
+
+
+def _loaded(arguments: Any) -> "Detector":
+    from moelora_ad.models import Detector
+
+    return Detector.from_pretrained(arguments.model, allow=arguments.allow)
+
+
+def labelled(path: str | Path) -> "ScoreTable":
+    """Read the scores of a file that has the labels too, in any format that evaluate takes.
+
+    Raises:
+        ScoreError: the file is missing or faulty, or has no labels.
+    """
+    from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
+    from moelora_ad.evaluation.score_files.formats import read_scores
+    from moelora_ad.evaluation.score_table import ScoreTable
+
+    found = read_scores(path)
+    if not isinstance(found, ScoreTable):
+        raise ScoreError.at(path, "has scores but no labels: add a column 'label' with bonafide or spoof")
+    return found
+
+
+def notes_on(path: str | Path, table: "ScoreTable", model: "Callable[[], Detector]") -> list[str]:
+    """Check that a model made the scores that its calibration is fitted on; return notes for the user.
+
+    Args:
+        path: the score file.
+        table: its scores.
+        model: gives the model; called only if it is known which weights made the scores.
+
+    Raises:
+        InputError: another model made them, or they are calibrated already.
+    """
+    if _is_calibrated(path):
+        raise InputError.at(path, "its scores are calibrated already (column 'scale' has llr): raw scores are needed")
+    notes = []
+    unknown = check_model(path, model)
+    if unknown:
+        notes.append(f"note: whether this model made the scores in {path} is not known: {unknown}")
+    if _is_test_set(path, table):
+        notes.append(f"note: {path} is of a test set: report no calibrated figures (actDCF, Cllr) on its trials")
+    return notes
+
+
+def check_model(path: str | Path, model: "Callable[[], Detector]") -> str | None:
+    """Check that the weights recorded beside the scores are those of the model; return why that cannot be known."""
+    from moelora_ad.models.precision import ROUNDED, round_frozen
+    from moelora_ad.models.saving.checkpoints import PREFIX
+    from moelora_ad.models.saving.files import short, tensors_hash
+
+    wanted = _origin(path).get("weights")
+    if not isinstance(wanted, str):
+        return f"no {Path(path).with_suffix('.json').name} beside them records it"
+    try:
+        detector = model()
+        if (precision := precision_of(path)) in ROUNDED:  # the weights were hashed as they were used
+            detector = copy.deepcopy(detector)
+            round_frozen(detector, precision)
+    except InputError as error:
+        return str(error)
+    found = tensors_hash({f"{PREFIX}{name}": tensor for name, tensor in detector.state_dict().items()})
+    if found == wanted:
+        return None
+    raise InputError.at(
+        path,
+        f"are scores of another model: its weights have the SHA-256 {short(wanted)}, those of this model "
+        f"{short(found)}; moelora-ad validate --config RUN/config.yaml --ckpt_path MODEL scores with this one",
+    )
+
+
+def _is_calibrated(path: str | Path) -> bool:
+    """Whether a table that the command score wrote has log-likelihood ratios; other files do not say."""
+    from moelora_ad.evaluation.score_table import read_score_columns
+    from moelora_ad.inference.output import LLR
+
+    try:
+        _, _, columns = read_score_columns(path)
+    except InputError:  # no table, but scores in another format
+        return False
+    return LLR in columns.get("scale", ())
+
+
+def _is_test_set(path: str | Path, table: "ScoreTable") -> bool:
+    """Whether scores are of a test set, by the split of a trial or by what their provenance records."""
+    from moelora_ad.runs.record import DEV
+
+    recorded = _provenance(path)
+    tested = recorded.get("verb") == "test" and recorded.get("set") != DEV
+    return tested or any(str(split).lower() in _TEST_SPLITS for split in set(table.trials.column("split")))
 
 
 def fitted(table: "ScoreTable", path: str | Path) -> "Calibration":
@@ -74,16 +183,26 @@ def fitted(table: "ScoreTable", path: str | Path) -> "Calibration":
 def precision_of(path: str | Path) -> str | None:
     """The precision that the scores in a file were computed in, from the provenance beside it; None if there is none,
     or that of other scores."""
+    precision = _origin(path).get("precision")
+    return precision if isinstance(precision, str) else None
+
+
+def _origin(path: str | Path) -> dict[str, Any]:
+    """What the scores in a file depend on, from the provenance beside it; empty if that is not known."""
+    origin = _provenance(path).get("origin")
+    return origin if isinstance(origin, dict) else {}
+
+
+def _provenance(path: str | Path) -> dict[str, Any]:
+    """The provenance beside a score file; empty if there is none, or that of other scores."""
     from moelora_ad.evaluation.provenance import read_provenance
     from moelora_ad.files import file_hash
 
     try:
         provenance = read_provenance(Path(path))
-        of_these = provenance["score_file_sha256"] == file_hash(Path(path))
-        precision = provenance["origin"]["precision"]
-    except (OSError, KeyError, TypeError):
-        return None
-    return precision if of_these and isinstance(precision, str) else None
+        return provenance if provenance.get("score_file_sha256") == file_hash(Path(path)) else {}
+    except OSError:
+        return {}
 
 
 def figures_of_sets(
@@ -103,7 +222,6 @@ def figures_of_sets(
     from moelora_ad.evaluation.metrics.calibration import shared_trials
     from moelora_ad.evaluation.metrics.figures import evaluate_set
     from moelora_ad.evaluation.metrics.options import FigureOptions
-    from moelora_ad.evaluation.score_table import ScoreTable
     from moelora_ad.models.saving.card import card_result
 
     names = [Path(path).stem for path in paths]
@@ -111,7 +229,7 @@ def figures_of_sets(
         raise InputError(f"{len(names)} score files, but {twice[0]!r} names more than one: rename them")
     results = []
     for name, path in zip(names, paths, strict=True):
-        table = ScoreTable.read(path)
+        table = labelled(path)
         calibrated = calibration is not None and (fitted_on is None or not shared_trials(fitted_on, table))
         if calibration is not None:
             table = table.with_scores(calibration.apply(table.scores))
@@ -124,7 +242,7 @@ def _named(path: str | Path, table: "ScoreTable") -> str:
     """A description of a score file that stays true when it is moved: its name, its corpora and splits."""
     fields = zip(table.trials.column("corpus"), table.trials.column("split"), strict=True)
     parts = sorted({" ".join(filter(None, pair)) for pair in set(fields)})
-    return f"{Path(path).name} ({', '.join(parts)})"
+    return f"{Path(path).name} ({', '.join(parts)})" if any(parts) else Path(path).name
 
 
 def _table(table: "ScoreTable", calibration: "Calibration") -> "TextTable":

@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,8 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
             new_folder(to)
     except InputError as error:
         parser.error(str(error))
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        parser.error(f"--report: {folder} is not a folder")
     try:
         report, changed = computed(work, keywords)
         try:
@@ -72,6 +75,7 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
         finally:  # what was computed is not lost because another folder cannot be written
             if changed is not None:
                 changed.save_pretrained(to)
+                _tell_next(parser.prog.rpartition(" ")[0], to, changed)
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
@@ -80,8 +84,10 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
     if changed is None:
         print(f"{parser.prog}: error: nothing is written: see above", file=sys.stderr)
         return FAILED
-    program = parser.prog.rpartition(" ")[0]
+    return 0
+
+
+def _tell_next(program: str, to: str, changed: "Changed") -> None:
     if changed.detector.calibration is None:
         print_line(f"calibrate it: {program} calibrate DEV_SCORES.csv --model {quote(to)}")
     print_line(f"next: {program} score FILES --model {quote(to)}")
-    return 0

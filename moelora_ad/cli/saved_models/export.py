@@ -24,9 +24,10 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         "--checkpoint",
         required=True,
         metavar="PATH",
-        help="checkpoint of a run, best the one that fit names at its end; or the folder of a model",
+        help="checkpoint of a run, best the one that fit names at its end; or a model: its folder, or a packaged "
+        "one's name",
     )
-    parser.add_argument("--to", required=True, metavar="DIR", help="folder of the model; made if it is not there")
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder of the model; one that is there is replaced")
     parser.add_argument(
         "--config", action="append", metavar="FILE", help="configuration of the run (default: RUN/config.yaml)"
     )
@@ -63,20 +64,25 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 
 def _export(program: str, arguments: argparse.Namespace) -> int:
     from moelora_ad.models.precision import SINGLE
-    from moelora_ad.models.saving.files import ONNX
+    from moelora_ad.models.saving.files import CONFIG, ONNX, read_config
 
     folder = Path(arguments.to)
     check_target(folder, arguments.onnx)
+    before = read_config(folder) if (folder / CONFIG).is_file() else None
     detector = _detector(arguments)
     about = dict(detector.about or {}) | (_told(arguments.about) if arguments.about else {})
     scores, note = _scores(arguments)
+    notes = []
     if arguments.calibrate or scores:
-        from moelora_ad.cli.saved_models.calibrate import figures_of_sets, fitted
-        from moelora_ad.evaluation.score_table import ScoreTable
+        from moelora_ad.cli.saved_models.calibrate import check_model, figures_of_sets, fitted, labelled, notes_on
 
-        development = ScoreTable.read(arguments.calibrate) if arguments.calibrate else None
-        calibration = None if development is None else fitted(development, arguments.calibrate)
-        if calibration is not None:
+        for path in arguments.scores or ():
+            check_model(path, lambda: detector)
+        development = calibration = None
+        if arguments.calibrate:
+            development = labelled(arguments.calibrate)
+            notes = notes_on(arguments.calibrate, development, lambda: detector)
+            calibration = fitted(development, arguments.calibrate)
             detector.calibration = calibration.as_dict()
         try:
             about["results"] = figures_of_sets(scores, calibration, development)
@@ -90,8 +96,11 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     (folder / ONNX).unlink(missing_ok=True)  # that of a model that is overwritten
     detector.save_pretrained(folder, arguments.with_backbone)
     failure = _onnx_failure(detector, folder) if arguments.onnx else None
-    if note:
-        print(note)
+    for line in [*filter(None, [note]), *notes]:
+        print(line)
+    if before is not None:
+        kind = before["adaptation"]["class_path"].rpartition(".")[2]
+        print(f"replaced the model that was there ({kind}){', and its calibration' if before['calibration'] else ''}")
     _tell(program, folder, detector)
     if arguments.onnx and not failure and detector.precision not in (None, SINGLE):
         print(f"{ONNX} computes in {SINGLE}: its scores differ slightly from those of the run")
@@ -105,12 +114,20 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
     from moelora_ad.data.data_module import corpora_in_words
     from moelora_ad.models import Detector
     from moelora_ad.models.saving.files import CONFIG
+    from moelora_ad.models.saving.packaged import found_model
+    from moelora_ad.runs.checkpoints import best_checkpoint
 
-    source = Path(arguments.checkpoint)
+    source = Path(found_model(arguments.checkpoint))
     if (source / CONFIG).is_file():
         if arguments.config:
             raise InputError(f"--config: {source} is a model, which has a configuration of its own")
         return Detector.from_pretrained(source, backbone=arguments.backbone, allow=arguments.allow)
+    if source.is_dir():
+        try:
+            best = best_checkpoint(source)
+        except InputError:
+            best = source / "checkpoints" / "NAME.ckpt"
+        raise InputError(f"--checkpoint: {source} is a folder, and no model: give a checkpoint of a run, {best}")
     state = detector_state(arguments.checkpoint)
     configs = arguments.config or [config_beside(arguments.checkpoint)]
     run = build_from_configs(configs, state, arguments.checkpoint, arguments.backbone, arguments.allow)

@@ -51,8 +51,8 @@ def _parser(program: str) -> OneLineArgumentParser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="the folder of a model, its id on the hub, or the name of a packaged one")
-    add("--data", required=True, metavar="FILE", help="the new attack, and what to test on; see below")
-    add("--to", required=True, metavar="DIR", help="folder of the new model; made if it is not there")
+    add("--data", required=True, metavar="FILE", help="the new attack, and the test sets: a file as below, or a name")
+    add("--to", required=True, metavar="DIR", help="folder of the new model; one that is there is replaced")
     add("--few", type=int, metavar="N", help="draw N spoofs and N bona fide trials of what is new (default: all)")
     add("--seed", type=int, default=1, help="fixes what is drawn, weights and order (default: 1)")
     training = parser.add_argument_group("training")
@@ -72,7 +72,7 @@ def _parser(program: str) -> OneLineArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="a configuration that changes those of the runs; may be repeated",
+        help="a configuration, or a packaged one's name, that changes those of the runs; may be repeated",
     )
     add("--jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
     add("--retry", action="store_true", help="try again what has failed")
@@ -97,17 +97,20 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         parser.error(f"--start: must be above 0 and below 1, not {given.start}")
     if given.tether is not None and not (given.tether >= 0 and math.isfinite(given.tether)):
         parser.error(f"--tether: must be 0 or more, not {given.tether}")
-    for path in (given.data, *given.config):
-        if not Path(path).is_file():
-            parser.error(f"no such file: {path}")
+    if _report_folder(given).exists() and not _report_folder(given).is_dir():
+        parser.error(f"--report: {_report_folder(given)} is not a folder")
 
 
 def _extend(given: argparse.Namespace, program: str) -> int:
     from moelora_ad.cli.lightning_cli.model_folder import model_parts, segment_of
     from moelora_ad.cli.saved_models.export import check_target
     from moelora_ad.cli.saved_models.extension_runs import EXTENDED, Options, configurations, read_data
+    from moelora_ad.configuration.packaged import configuration_file
     from moelora_ad.models.saving.loading import folder_of
 
+    given.data, *given.config = map(configuration_file, (given.data, *given.config))
+    if missing := [path for path in (given.data, *given.config) if not Path(path).is_file()]:
+        raise InputError(f"no such file: {missing[0]}")
     target, model = Path(given.to), folder_of(given.model)
     check_target(target)
     if target.resolve() == model.resolve():
@@ -120,6 +123,7 @@ def _extend(given: argparse.Namespace, program: str) -> int:
     made = configurations(model, parts, config["precision"], data, options)
     folder = Path(given.runs) if given.runs else Path("runs", "extend", target.absolute().name)
     runs = _planned(made if not given.alone else {EXTENDED: made[EXTENDED]}, folder, given)
+    _refuse_in_vain(runs, given.retry)
     code = _score_before(runs[0], model, folder / "before", program)
     if code:
         return code
@@ -154,6 +158,18 @@ def _planned(made: Mapping[str, object], folder: Path, given: argparse.Namespace
     return runs
 
 
+def _refuse_in_vain(runs: "Sequence[PlannedRun]", retry: bool) -> None:
+    """Stop before anything is trained if a run would be refused at the end: one of other settings, or the extension
+    itself, if it has failed and is not to be tried again."""
+    from moelora_ad.cli.saved_models.extension_runs import EXTENDED
+    from moelora_ad.sweeps.states import readable_status_of
+
+    for run in runs:
+        status = readable_status_of(run)
+        if status.state == "differs" or (status.state == "failed" and run.system == EXTENDED and not retry):
+            raise InputError(_failure(runs, run.system, status))
+
+
 def _score_before(run: "PlannedRun", model: Path, to: Path, program: str) -> int:
     """Score the test sets with the model as it is; existing scores are not computed again."""
     from moelora_ad.cli import fit
@@ -177,7 +193,7 @@ def _train(runs: "Sequence[PlannedRun]", given: argparse.Namespace) -> "dict[str
 def _failure(runs: "Sequence[PlannedRun]", name: str, status: "Status") -> str:
     run = next(run for run in runs if run.system == name)
     why = f": {status.reason}" if status.reason else ""
-    remedies = {"failed": "then give --retry", "differs": "or give other --runs"}
+    remedies = {"failed": "then give --retry", "differs": "or give another --to, or other --runs"}
     what = remedies.get(status.state, "the same command resumes it")
     return f"{name}: {status.state}{why}; see {run.folder}, {what}"
 
@@ -215,11 +231,15 @@ def _report(
         else:
             ways[words] = _scores(status.record.score_folder, sets)
     found = changes(_scores(before, sets), ways, [name for name in sets if is_new(name)])
-    folder = Path(given.report) if given.report else Path(f"{Path(given.to)}_report")
+    print_table(changes_table(found))  # first: it is not lost if the folder cannot be written
+    folder = _report_folder(given)
     about = {name: value for name, value in vars(given).items() if value not in (None, [], False)}
     write_changes(found, folder, about | {"model": str(model)})
-    print_table(changes_table(found))
     print_line(f"report: {folder}")
+
+
+def _report_folder(given: argparse.Namespace) -> Path:
+    return Path(given.report) if given.report else Path(f"{Path(given.to)}_report")
 
 
 def _scores(folder: Path, sets: Sequence[str]) -> "dict[str, ScoreTable]":

@@ -65,8 +65,11 @@ def _import(program: str, arguments: argparse.Namespace) -> None:
         raise InputError(f"--attention-heads: must be at least 1, not {arguments.attention_heads}")
     from moelora_ad.audio import SAMPLE_RATE
     from moelora_ad.models.detector import Detector
+    from moelora_ad.models.saving.files import of_a_run
     from moelora_ad.models.saving.public.importing import read_public
 
+    if (told := of_a_run(Path(arguments.source))) is not None:
+        raise InputError(told)
     public = read_public(
         arguments.source,
         revision=arguments.revision,

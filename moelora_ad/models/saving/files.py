@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
 from moelora_ad.files import file_hash, written_whole
 from moelora_ad.models.saving.card import model_card
+from moelora_ad.models.saving.packaged import packaged_models
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -56,6 +58,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         config = read_json(path)
     except OSError as error:
+        if (told := of_a_run(Path(folder))) is not None:
+            raise InputError(told) from None
         raise InputError.at(path, f"cannot be read: {error.strerror}; is this a saved detector?") from None
     if not isinstance(config, dict) or "format" not in config or "backbone" not in config:
         raise InputError.at(path, "is not of a detector that moelora-ad saved; make one with moelora-ad export")
@@ -163,6 +167,11 @@ def downloaded(source: str, revision: str | None) -> Path:
         InputError: the files are not available, or see `read_config`.
     """
     path = Path(source)
+    if path.is_file():
+        raise InputError(of_a_run(path) or f"model {source}: is a file, not the folder of a model")
+    if "/" not in source:
+        known = ", ".join(packaged_models())
+        raise InputError(f"model {source}: no such folder, and no packaged model (moelora-ad models has them: {known})")
     if path.is_absolute() or source.count("/") != 1 or source.startswith("."):
         raise InputError(f"model {source}: no such folder")
     with downloading(f"model {source}: no such folder"):
@@ -172,6 +181,18 @@ def downloaded(source: str, revision: str | None) -> Path:
         for name in read_config(folder)["backbone_files"] or ():
             hf_hub_download(source, name, revision=revision)
     return folder
+
+
+def of_a_run(path: Path) -> str | None:
+    """What a path is, if it is the folder or a checkpoint of a run, and how a model is made of it; None if it is
+    neither."""
+    name, checkpoint, run = "a checkpoint", path, path.absolute().parent.parent
+    if path.is_dir():
+        name, checkpoint, run = "the folder of a run", path / "checkpoints" / "NAME.ckpt", path
+    if not (run / "config.yaml").is_file() or checkpoint.parent.absolute().name != "checkpoints":
+        return None
+    made = f"moelora-ad export --checkpoint {quote(str(checkpoint))} --to MODEL"
+    return f"{path}: is {name}, not a saved model; {made} makes one"
 
 
 @contextmanager

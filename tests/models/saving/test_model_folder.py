@@ -449,8 +449,19 @@ def test_places_that_are_no_model(tmp_path, monkeypatch):
     assert "config.json: cannot be read" in refusal(tmp_path)
     assert "no such folder" in refusal(tmp_path / "nothing")
     assert "not available from the hub" in refusal("nobody/nothing")
-    assert "no such folder" in refusal("nothing")
+    told = "model Mini: no such folder, and no packaged model (moelora-ad models has them: mini)"
+    assert refusal("Mini") == told
     assert "is for the hub" in refusal(tmp_path, revision="main")
+
+
+def test_a_run_in_the_place_of_a_model_is_told_what_makes_one(run_of_experiment, tmp_path):
+    checkpoint = run_of_experiment / "checkpoints" / "best.ckpt"
+    made = "not a saved model; moelora-ad export --checkpoint"
+    advice = f"{run_of_experiment}: is the folder of a run, {made} {run_of_experiment}/checkpoints/NAME.ckpt --to MODEL"
+    assert refusal(run_of_experiment).startswith(advice)
+    assert refusal(checkpoint).startswith(f"{checkpoint}: is a checkpoint, {made} {checkpoint} --to MODEL")
+    (tmp_path / "file").touch()
+    assert refusal(tmp_path / "file") == f"model {tmp_path / 'file'}: is a file, not the folder of a model"
 
 
 def test_a_device_that_is_not_there(model):
