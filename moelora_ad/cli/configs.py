@@ -10,9 +10,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.console import Console
-
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.terminal import print_line, print_table
 from moelora_ad.configuration.packaged import (
     DATA,
     configuration_file,
@@ -22,7 +21,8 @@ from moelora_ad.configuration.packaged import (
     packaged_folder,
 )
 from moelora_ad.configuration.trust import add_allow
-from moelora_ad.errors import InputError
+from moelora_ad.errors import InputError, printable
+from moelora_ad.evaluation.reports.text_table import TextTable
 from moelora_ad.files import UNFINISHED, written_whole
 
 _EXAMPLES = """examples:
@@ -37,6 +37,8 @@ _KINDS = {
     "sweep": "sweeps: moelora-ad sweep NAME",
     "data": "data that experiments name: configs copy NAME",
 }
+
+_USES = {"sweep": "sweep", "overlay": "fit --config quickstart --config"}
 
 
 def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
@@ -68,32 +70,40 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     validate.add_argument(
         "names", metavar="NAME", nargs="*", help="files or names (default: every packaged one, each on its own)"
     )
+    validate.add_argument("--config", metavar="NAME", action="append", help="the same as NAME, as fit takes it")
     add_allow(validate)
     given = parser.parse_args(argv[1:])
     try:
         if given.action == "list":
             return _list(given.json)
         if given.action == "show":
-            sys.stdout.write(Path(_known(given.name)).read_text(encoding="utf-8"))
+            sys.stdout.write(_known(given.name).read_text(encoding="utf-8"))
             return 0
         if given.action == "copy":
             return _copy(given, program)
-        for name in given.names:
+        if given.names and given.config:
+            raise InputError("name the configurations either as NAME or with --config: their order matters")
+        names = given.names or given.config or []
+        for name in names:
             configuration_file(name)
     except InputError as error:
         parser.error(str(error))
-    return _validate([given.names] if given.names else [[name] for name in packaged_configurations()], given.allow)
+    return _validate([names] if names else [[name] for name in packaged_configurations()], given.allow)
 
 
-def _known(name: str) -> str:
+def _known(name: str) -> Path:
     """The file of a configuration.
 
     Raises:
-        InputError: there is no configuration of that name.
+        InputError: there is no configuration of that name, or the file is none.
     """
     if name in DATA:
         raise InputError(f"{name} is a folder of data, {packaged_data()[name]}; 'configs copy {name}' copies it")
-    return configuration_file(name)
+    path = Path(configuration_file(name))
+    if path.is_dir():
+        raise InputError.at(path, "is a folder, not a configuration; 'configs list' has the names of all")
+    kind(path)  # reports what is not YAML
+    return path
 
 
 def _list(json_path: str | None) -> int:
@@ -105,15 +115,10 @@ def _list(json_path: str | None) -> int:
     if json_path == "-":
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
-    console = Console(highlight=False, width=None if Console().is_terminal else 240)
-    width = max(len(row["name"]) for row in rows)
     for one, title in _KINDS.items():
-        console.print(title, style="bold", markup=False)
-        for row in rows:
-            if row["kind"] == one:
-                line = f"  {row['name']:{width}}  {row['what']}"
-                console.print(line, no_wrap=True, overflow="ellipsis", markup=False)
-    console.print(f"folder: {packaged_folder()}", markup=False, soft_wrap=True)
+        of_kind = [(row["name"], printable(row["what"])) for row in rows if row["kind"] == one]
+        print_table(TextTable(title, ("", ""), of_kind, 2))
+    print_line(f"folder: {packaged_folder()}")
     if json_path is not None:
         with written_whole(json_path) as unfinished:
             unfinished.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -134,7 +139,7 @@ def _first_sentence(path: Path) -> str:
 
 def _copy(given: Namespace, program: str) -> int:
     data = packaged_data().get(given.name)
-    source = Path(_known(given.name)) if data is None else data
+    source = _known(given.name) if data is None else data
     target = Path(given.to or source.name)
     if data is None and target.is_dir():
         target /= source.name
@@ -149,9 +154,8 @@ def _copy(given: Namespace, program: str) -> int:
         return 0
     with written_whole(target) as unfinished_file:
         unfinished_file.write_bytes(source.read_bytes())
-    verb = "sweep" if kind(source) == "sweep" else "fit --config"
     print(f"copied {given.name} to {target}")
-    print(f"next: {program} {verb} {shlex.quote(str(target))}")
+    print(f"next: {program} {_USES.get(kind(source) or '', 'fit --config')} {shlex.quote(str(target))}")
     return 0
 
 

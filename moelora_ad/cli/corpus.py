@@ -26,12 +26,12 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser = OneLineArgumentParser(prog=f"{program} corpus", description=__doc__)
     verbs = parser.add_subparsers(dest="action", required=True, metavar="{list,check}")
     listing = verbs.add_parser("list", help="every corpus class, with its class_path")
-    listing.add_argument("--json", metavar="FILE", help="write the list there, as JSON")
+    listing.add_argument("--json", metavar="FILE", help="write the list there; - for standard output")
     check = verbs.add_parser("check", help="trials against official counts, audio of every trial, a sample decoded")
     check.add_argument("--config", action="append", required=True, help="as for fit; only the part 'data' is used")
     check.add_argument("--samples", type=int, default=100, help="files to decode of each corpus (default: 100)")
     check.add_argument("--all", action="store_true", help="decode every file")
-    check.add_argument("--json", metavar="FILE", help="write all findings there, as JSON")
+    check.add_argument("--json", metavar="FILE", help="write all findings there; - for standard output")
     add_allow(check)
     arguments = parser.parse_args(argv[1:])
     if arguments.action == "list":
@@ -66,6 +66,9 @@ def _list(json_path: str | None) -> int:
     from moelora_ad.corpora.selection import SelectionArguments
 
     rows = listed_corpora()
+    if json_path == "-":
+        _write(json_path, rows)
+        return 0
     listed = [(row["class_path"].rpartition(".")[2], row["what"], row["init_args"], row["trials"]) for row in rows]
     columns = ("CLASS", "what", "init_args", "official trials")
     print_table(TextTable("corpora: class_path moelora_ad.corpora.CLASS", columns, listed, len(columns)))
@@ -126,6 +129,12 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
                 yield index
 
         reports = {place: check_corpus(corpus, samples, shown) for place, corpus in found.items()}
+    off = sum(bool(report.problems) for report in reports.values())
+    code = FAILED if off else 0
+    content = {place: report.as_dict() for place, report in reports.items()}
+    if json_path == "-":
+        _write(json_path, content)
+        return code
     print_table(_counts(reports))
     print_table(_audio(reports))
     console = Console()
@@ -137,11 +146,10 @@ def _check(found: "dict[str, Corpus]", samples: int | None, json_path: str | Non
             console.print(f"{place} ({report.name}): {problem}", style="red", markup=False, soft_wrap=True)
         for reason in list(report.undecodable.values())[1:_LISTED]:
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
-    off = sum(bool(report.problems) for report in reports.values())
     of = counted(len(reports), "corpus", "corpora")
     console.print("no problems found" if not off else f"{off} of {of} {'has' if off == 1 else 'have'} problems")
-    _write(json_path, {place: report.as_dict() for place, report in reports.items()})
-    return FAILED if off else 0
+    _write(json_path, content)
+    return code
 
 
 def _counts(reports: "dict[str, CorpusReport]") -> TextTable:
@@ -166,7 +174,9 @@ def _audio(reports: "dict[str, CorpusReport]") -> TextTable:
 
 
 def _write(path: str | None, content: Any) -> None:
-    if path is None:
-        return
-    with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    if path == "-":
+        print(text)
+    elif path is not None:
+        with written_whole(path) as unfinished:
+            unfinished.write_text(f"{text}\n", encoding="utf-8")

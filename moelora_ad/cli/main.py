@@ -42,7 +42,7 @@ VERBS = {
     "merge": ("a mixture's experts as one LoRA, where that loses little enough", "saved_models.merge"),
     "calibrate": ("make a model's scores log-likelihood ratios", "saved_models.calibrate"),
     "sweep": ("train a grid of systems and seeds, here or on a SLURM cluster", "sweep"),
-    "configs": ("list, show, copy or check the configurations that come with the package", "configs"),
+    "configs": ("list, show, copy or validate the configurations that come with the package", "configs"),
     "corpus": ("list the corpora, or check those of a configuration", "corpus"),
 }
 

@@ -59,7 +59,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="write the scores there instead of standard output, as they come, and in a .json beside what they are of",
+        help="write the scores there instead of standard output (-), as they come, and in a .json beside what they are "
+        "of",
     )
     parser.add_argument(
         "--resume",
@@ -90,6 +91,8 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error(f"--num-workers: must be at least 0, not {arguments.num_workers}")
     if arguments.timeline is not None and os.path.exists(arguments.timeline) and not os.path.isdir(arguments.timeline):
         parser.error(f"--timeline: {arguments.timeline} is not a folder; name the files first, or write --timeline=DIR")
+    if arguments.output == "-":
+        arguments.output = None
     if arguments.output is not None and os.path.isdir(arguments.output):
         parser.error(f"--output: {arguments.output} is a folder; name a file")
     if arguments.output is not None and os.path.exists(arguments.output) and not os.path.isfile(arguments.output):

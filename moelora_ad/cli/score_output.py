@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from moelora_ad import __version__
 from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.terminal import progress
 from moelora_ad.data.workers import starved
-from moelora_ad.errors import InputError, counted
+from moelora_ad.errors import InputError, counted, printable
 from moelora_ad.files import file_hash, written_whole
 from moelora_ad.formats import left_out_note
 from moelora_ad.inference.batches.pieces import OPTION
@@ -41,6 +42,7 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
     """Score the inputs and write the results as the arguments say; returns the exit code."""
     decision = DecisionRule.of(scorer.calibration is not None, arguments.prior, arguments.threshold)
     total = len(found.sounds) + len(found.problems)
+    replaces = arguments.output is not None and not arguments.resume and os.path.exists(arguments.output)
     code, stop = 0, None
     with ExitStack() as stack:
         sink = _Sink(arguments, decision, scorer, stack)
@@ -76,9 +78,22 @@ def score_all(found: AudioSources, scorer: Scorer, arguments: argparse.Namespace
         sink.close()
     if stop is not None:
         raise stop
+    if not code:
+        _tell_files(arguments, replaces)
     if failed := len(found.problems) + sink.failed:
         print(f"{failed} of {total} inputs could not be scored", file=sys.stderr)
     return code or (FAILED if failed else 0)
+
+
+def _tell_files(arguments: argparse.Namespace, replaces: bool) -> None:
+    """Print where the results are: on standard error if the rows are on standard output, for programs to read."""
+    stream = sys.stderr if arguments.output is None and arguments.format != "table" else sys.stdout
+    if arguments.output is not None:
+        form = "" if arguments.format != "table" else " (a table for people; .csv and .jsonl have rows for programs)"
+        earlier = "; it replaces an earlier file" if replaces else ""
+        print(f"scores: {printable(arguments.output)}{form}{earlier}", file=stream)
+    if arguments.timeline is not None:
+        print(f"timeline: {printable(os.path.join(arguments.timeline, 'index.html'))}", file=stream)
 
 
 class _Sink:

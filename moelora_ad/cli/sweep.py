@@ -49,7 +49,9 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
                 if given.slurm
                 else {run.label: readable_status_of(run) for run in chosen}
             )
-            return _show_plan(chosen, statuses, given.retry)
+            _show_plan(chosen, statuses, given.retry, program)
+            print(f"# to check keys and values first: {program} configs validate {shlex.quote(given.sweep)}")
+            return 0
         if given.run is not None:
             return run_alone(chosen[0], given.retry)
         return _run(sweep, chosen, given, program)
@@ -125,7 +127,7 @@ def _run(sweep: Sweep, runs: Sequence[PlannedRun], given: argparse.Namespace, pr
     return FAILED if bad else 0
 
 
-def _show_plan(runs: Sequence[PlannedRun], statuses: Mapping[str, Status], retry: bool) -> int:
+def _show_plan(runs: Sequence[PlannedRun], statuses: Mapping[str, Status], retry: bool, program: str) -> None:
     """Print each run's command line, ready to be copied; runs that will not start are comments."""
     for run in runs:
         status = statuses[run.label]
@@ -133,10 +135,10 @@ def _show_plan(runs: Sequence[PlannedRun], statuses: Mapping[str, Status], retry
             checkpoint = resumable(run.folder)
             print(f"# {printable(status_line(run, status))}{f'; resumes from {checkpoint}' if checkpoint else ''}")
             variables = [f"{name}={value}" for name, value in run.environment.items()]
-            print(shlex.join([*(["env", *variables] if variables else []), "lightning", *run.arguments(checkpoint)]))
+            before = ["env", *variables] if variables else []
+            print(shlex.join([*before, *program.split(), *run.arguments(checkpoint)]))
         else:
             print(f"# {printable(_line(run, status))}; does not run")
-    return 0
 
 
 def _line(run: PlannedRun, status: Status) -> str:

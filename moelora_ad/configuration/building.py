@@ -97,7 +97,7 @@ def build_from_configs(
         _check_dry(
             lambda: instantiate(parser, Namespace(model=parsed.model), paths, allow, groups=False).model,
             state,
-            f"--checkpoint: {checkpoint}",
+            checkpoint,
         )
         built = instantiate(parser, parsed, paths, allow)
         detector = Detector(built.model.backbone, built.model.adaptation, built.model.classifier)
@@ -206,6 +206,6 @@ def load_weights(detector: Detector, state: dict[str, Tensor], path: str) -> Non
     Raises:
         InputError: the tensors do not fit the detector.
     """
-    check_fit(state, detector, f"--checkpoint: {path}")
+    check_fit(state, detector, path)
     tell_other_architecture(_checkpoint(path), detector)
     detector.load_state_dict(state, strict=False)

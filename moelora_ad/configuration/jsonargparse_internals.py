@@ -8,7 +8,7 @@ from jsonargparse import _typehints
 from jsonargparse._common import parsing_settings
 from jsonargparse._util import import_object, resolved_import_paths
 
-__all__ = ["begin_anew", "resolved_import_paths", "settings_restored"]
+__all__ = ["begin_anew", "parser_of", "resolved_import_paths", "settings_restored"]
 # resolved_import_paths: by class, the path that is written for it instead of the shortest one it can be imported from.
 
 
@@ -40,3 +40,8 @@ def begin_anew(kind: type) -> None:
         keep_common(parser_or_action, prev_val, value)
 
     _typehints.discard_init_args_on_class_path_change = discard
+
+
+def parser_of(command: str, parser: Any) -> Any:
+    """The parser of one of the commands of a parser."""
+    return parser._subcommands_action.choices[command]

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from moelora_ad import documents
 from moelora_ad.adapters import LoRA, MoELoRA
-from moelora_ad.configuration.jsonargparse_internals import begin_anew, resolved_import_paths
-from moelora_ad.configuration.packaged import configuration_file, with_packaged_paths
+from moelora_ad.configuration.jsonargparse_internals import begin_anew, parser_of, resolved_import_paths
+from moelora_ad.configuration.packaged import configuration_file, kind, with_packaged_paths
 from moelora_ad.corpora.corpus import Corpus
 from moelora_ad.errors import InputError, printable, shortened
 from moelora_ad.models.saving.specification import not_found, outside_code
@@ -55,7 +55,13 @@ class _ConfigurationFile(ActionConfigFile):
 
 class OneLineParser(LightningArgumentParser):
     """Lightning's parser, but options are never abbreviated, packaged configurations can be given by name, and a
-    mistake is reported in one line on standard error, with its file and the nearest known name, and exit code 2."""
+    mistake is reported in one line on standard error, with its file and the nearest known name, and exit code 2.
+
+    Attributes:
+        more_options: options that are taken before this parser sees the command line; they may be meant, too.
+    """
+
+    more_options: Collection[str] = ()
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         is_module = Path(sys.argv[0]).parts[-2:] == ("moelora_ad", "__main__.py")
@@ -79,8 +85,11 @@ class OneLineParser(LightningArgumentParser):
         self._file = str(cfg_path)
         self.files.append(self._file)
         try:
-            if not isinstance(documents.read_yaml(cfg_path), dict):
+            content = documents.read_yaml(cfg_path)
+            if not isinstance(content, dict):
                 self.error("is not a configuration, which has the keys model, data, trainer and others")
+            if "systems" in content:
+                self.error("describes a sweep, and not one run: give it to the command sweep")
         except (OSError, InputError) as error:
             self.error(str(error).removeprefix(f"{cfg_path}: "))
         try:
@@ -92,8 +101,11 @@ class OneLineParser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         message = "\n".join(map(printable, shortened(message).splitlines()))  # a message may quote a faulty file
-        verb = self.prog.replace(" [options]", "")
         parser = getattr(ex, "subcommand_parser", self)  # the parser of the command that does not know a key
+        if lacks := re.match(r"the following arguments are required: ((\w+)\.model\..+)", message):
+            parser = parser_of(lacks[2], self)
+            message = _incomplete(lacks[1].replace(f"{lacks[2]}.", ""), parser.files)
+        verb = parser.prog.replace(" [options]", "")
         key = re.match(r"(\w+(?:\.\w+)+): ", message)  # messages on values that have been read begin with a key
         place = f"{self._file}: " if self._file else _file_with(key[1], parser) if key else ""
         self.exit(2, f"{verb}: error: {place}{explain(message, parser)}\n")
@@ -127,7 +139,7 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         return f"{where}{not_found(found[1])}"
     # Messages of argparse, jsonargparse and Python, with the nearest name: an option, a key, an argument, a class.
     if found := re.search(r"unrecognized arguments: --([\w.]+)", message):
-        return "unknown option --" + _unknown(found[1], _options(parser), "{}")
+        return "unknown option " + _unknown(found[1], _options(parser), "--{}")
     if found := re.search(r"(Subcommand|Group) '([\w.]+)' does not accept option '([^']+)'", message):
         name = found[3] if found[1] == "Subcommand" else f"{found[2]}.{found[3]}"
         return f"{_file_with(name, parser)}unknown key " + _unknown(name, _options(parser), "{!r}")
@@ -144,10 +156,23 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     if found := re.search(r"Subtypes: \[(.*)\]\n(?s:.*)Given value: (?!Namespace)(.*)", message):
         choices = _choices(found[1])
         place = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-        told = f"{found[2][:_SHOWN]!r} is not one of: {', '.join(choices)}{_nearest(found[2], choices)}"
+        # A value merged of two configurations holds jsonargparse's own objects.
+        value = "what the configurations give together" if "Namespace(" in found[2] else repr(found[2][:_SHOWN])
+        told = f"{value} is not one of: {', '.join(choices)}{_nearest(found[2], choices)}"
         return f"{place}: {told}" if place else told
     line = re.sub(rf"(Got value: .{{{_SHOWN}}}).+", r"\1...", line)
     return re.sub(r'Parser key "([^"]+)":', r"\1:", line)
+
+
+def _incomplete(names: str, files: Sequence[str]) -> str:
+    """The message about what a command line and its configurations lack."""
+    if not files:
+        advice = "give an experiment's with --config, such as quickstart or RUN/config.yaml"
+    elif any(kind(file) == "experiment" for file in files):
+        advice = f"add it to {files[-1]}"
+    else:
+        advice = f"{', '.join(files)} only changes an experiment: name one before it, such as --config quickstart"
+    return f"the configuration has no {names}; {advice}"
 
 
 def _file_with(key: str, parser: LightningArgumentParser) -> str:
@@ -187,7 +212,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _options(parser: LightningArgumentParser) -> set[str]:
     """Option names and the groups that they belong to (``model``, ``trainer``, ...)."""
-    return {"print_config", *parser.get_defaults().keys(branches=True)}
+    return {"print_config", *getattr(parser, "more_options", ()), *parser.get_defaults().keys(branches=True)}
 
 
 def _unknown(name: str, known: set[str], form: str) -> str:
@@ -201,9 +226,9 @@ def _unknown(name: str, known: set[str], form: str) -> str:
     elsewhere = sorted(one for one in known if one.rpartition(".")[2] == parts[depth - 1])
     shown = form.format(above + parts[depth - 1])
     if near := _equally_near(parts[depth - 1], [one[len(above) :] for one in beside]):
-        return f"{shown}; did you mean {' or '.join(repr(above + one) for one in near)}?"
+        return f"{shown}; did you mean {' or '.join(form.format(above + one) for one in near)}?"
     if elsewhere:
-        return f"{shown}; did you mean {elsewhere[0]!r}?"
+        return f"{shown}; did you mean {form.format(elsewhere[0])}?"
     return f"{shown}; {above[:-1] or 'the command'} has {', '.join(one[len(above) :] for one in beside)}"
 
 

@@ -107,7 +107,7 @@ def _compare(report: CorpusReport) -> None:
 
 
 def _look_for_audio(report: CorpusReport, trials: TrialList, progress: Progress) -> None:
-    total = len(trials)
+    total, first = len(trials), ""
     for index in progress(range(total), f"{report.name}: looking for audio", total):
         trial = trials[index]
         try:
@@ -117,9 +117,10 @@ def _look_for_audio(report: CorpusReport, trials: TrialList, progress: Progress)
             return
         if not there:
             report.missing.append(trial.utterance)
+            first = first or trial.audio
     if report.missing:
         present = f"{total:,} expected, {total - len(report.missing):,} found"
-        report.problems.append(f"audio: {present}, {len(report.missing):,} missing, first {report.missing[0]}")
+        report.problems.append(f"audio: {present}, {len(report.missing):,} missing, first {first}")
 
 
 def _decode(report: CorpusReport, trials: TrialList, most: int | None, progress: Progress) -> None:

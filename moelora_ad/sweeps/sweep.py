@@ -80,6 +80,8 @@ def read_sweep(path: str | Path) -> Sweep:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
     reader = _Reader(path)
     names = [one.name for one in fields(Sweep) if one.name != "path"]
+    if isinstance(content, dict) and content and not {*names} & content.keys():
+        raise InputError.at(path, f"is not a sweep, which has {', '.join(names)}; a configuration is for fit --config")
     top = reader.mapping(content, "the file", names)
     for needed in ("folder", "configs", "systems", "seeds"):
         if needed not in top:

@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from moelora_ad.analysis import Report
+from moelora_ad.analysis.reports.report import decimals
 from moelora_ad.cli import analyze as analyze_command
 from moelora_ad.evaluation.reports.text_table import TextTable
 
@@ -77,6 +78,11 @@ def test_an_interrupted_analysis(analysis, run_verb):
     assert (code, err) == (130, "moelora-ad analyze: interrupted\n")
 
 
+def test_zero_has_no_sign():
+    values = (-1e-9, np.float64(-0.00004), -0.00006, 0.00006, -2.0)
+    assert [decimals(value, 4) for value in values] == ["0.0000", "0.0000", "-0.0001", "0.0001", "-2.0000"]
+
+
 def test_help_names_every_analysis(run_verb):
     for arguments in ((), ("--help",)):
         code, printed, _ = run_verb(analyze_command, *arguments)
@@ -86,6 +92,8 @@ def test_help_names_every_analysis(run_verb):
         code, printed, _ = run_verb(analyze_command, name, "--help")
         assert code == 0
         assert "--to DIR" in printed
+        if analyze_command.ANALYSES[name].reads_audio:  # in every precision that score and serve compute in
+            assert "--precision {32-true,16-mixed,bf16-mixed,16-true,bf16-true,bf16,tf32}" in " ".join(printed.split())
 
 
 def test_too_little_memory_is_told_in_a_line(analysis, run_verb):

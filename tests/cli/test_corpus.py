@@ -82,6 +82,19 @@ def test_one_corpus_that_is_off_does_not_hide_another(run, tmp_path):
     assert len(report["test.broken"]["undecodable"]) == 1
 
 
+def test_json_on_standard_output_is_all_that_is_printed(run, tmp_path):
+    config(tmp_path, one=manifest(tmp_path, "one"), none=tmp_path / "none.csv")
+    code, out, err = run("check", "--config", "c.yaml", "--json", "-")
+    assert (code, err) == (1, "")
+    run("check", "--config", "c.yaml", "--json", "r.json")
+    assert json.loads(out) == json.loads((tmp_path / "r.json").read_text())
+    code, out, err = run("list", "--json", "-")
+    assert (code, err) == (0, "")
+    run("list", "--json", "l.json")
+    assert json.loads(out) == json.loads((tmp_path / "l.json").read_text())
+    assert not (tmp_path / "-").exists()
+
+
 def test_configurations_compose(run, tmp_path):
     first = config(tmp_path, "a.yaml", one=manifest(tmp_path, "one"))
     second = tmp_path / "b.yaml"

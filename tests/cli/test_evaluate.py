@@ -122,6 +122,7 @@ def test_two_systems_are_compared_on_the_same_trials(
     evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (runs / f"seed{seed}/scores" for seed in (1, 2))
+    assert evaluate(first, "--resamples", 0, "--to", tmp_path / "to") == 0  # its figures.csv does not stay
     assert evaluate("--compare", first, second, "--resamples", 50, "--to", tmp_path / "to") == 0
     printed = capsys.readouterr().out
     rows = {(row["set"], row["figure"]): row for row in rows_of(tmp_path / "to/comparison.csv")}
@@ -336,7 +337,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
         (("S", "--own", "in_domian"), "no set is named 'in_domian'"),
         (("S", "--cluster", "speaker,attac"), "no field 'attac'"),
         (("S", "--names", "a"), "1 name for 2 score files"),
-        (("S", "--resamples", "-1"), "-1 is negative"),
+        (("S", "--resamples", "-1"), "-1 is too few"),
+        (("--compare", "S", "S", "--resamples", "1"), "--resamples: 1 is too few for an interval; give 20 or more"),
         (("S", "--resamples", "many"), "many"),
         (("S", "--threshold", "nan"), "not finite"),
         (("S", "--tandem", "2019"), "--tandem needs --asv"),

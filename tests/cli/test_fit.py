@@ -19,6 +19,8 @@ import yaml
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.training import DetectionModule
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
 
 def error_line(printed: str) -> str:
     """The one error line on standard error; a traceback fails the test."""
@@ -171,9 +173,9 @@ def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightnin
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.gate_rl", "1"], "unknown option --model.gate_rl; did you mean 'model.gate_lr'?"),
-        (["--trainer.epochs", "3"], "did you mean 'trainer.max_epochs' or 'trainer.min_epochs'?"),
-        (["--max_epochs", "3"], "unknown option --max_epochs; did you mean 'trainer.max_epochs'?"),
+        (["--model.gate_rl", "1"], "unknown option --model.gate_rl; did you mean --model.gate_lr?"),
+        (["--trainer.epochs", "3"], "did you mean --trainer.max_epochs or --trainer.min_epochs?"),
+        (["--max_epochs", "3"], "unknown option --max_epochs; did you mean --trainer.max_epochs?"),
         (["--data.dev.path", "x.csv"], "unknown option --data.dev; data has augment_before_crop, batch_size, "),
         (
             ["--model.adaptation.init_args.rnk", "4"],
@@ -184,7 +186,7 @@ def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightnin
         (["--model.adaptation.init_args.rank", "0"], "rank is 0: a 32 -> 32 projection takes 1 to 32"),
         (["--model.adaptation.init_args.targets", "[q_prj]"], "did you mean 'q_proj'?"),
         (["--model.backbone.init_args.source", "./nowhere"], "backbone ./nowhere: no such folder"),
-        (["--trainer.max_epoch", "1"], "did you mean 'trainer.max_epochs'?"),
+        (["--trainer.max_epoch", "1"], "did you mean --trainer.max_epochs?"),
         (["--data.batch_size", "0"], "a batch size of 0 is too small"),
         (["--data.train_weights", "{a: 1}"], "data.train_weights needs data.train to be several corpora with names"),
         (["--data.eval_segment", "moelora_ad.audio.FullUterance"], "did you mean 'FullUtterance'?"),
@@ -216,6 +218,26 @@ def test_a_wrong_key_in_yaml_gets_the_nearest_name(lightning, experiment, write_
     code, _, err = lightning("fit", "--config", write_config(experiment))
     assert message in error_line(err)
     assert code == 2
+
+
+def test_too_little_configuration_is_told_with_what_to_do(lightning, experiment, write_config):
+    lora, sweep = (EXPERIMENTS / name for name in ("adapters/lora_r8.yaml", "sweeps/quickstart.yaml"))
+    adaptation = experiment["model"].pop("adaptation")
+    partial = write_config(experiment)
+    parts = "model.backbone, model.adaptation, model.classifier"
+    for verb, arguments, told in (
+        ("fit", (), f"the configuration has no {parts}; give an experiment's with --config, such as quickstart "),
+        ("test", (), f"the configuration has no {parts}; give an experiment's with --config, such as quickstart "),
+        ("fit", ("--config", "adapters/lora_r8"), f"model.classifier; {lora} only changes an experiment: name one "),
+        ("fit", ("--config", partial), f"the configuration has no model.adaptation; add it to {partial}"),
+        ("fit", ("--config", "sweeps/quickstart"), f"{sweep}: describes a sweep, and not one run: give it to the "),
+    ):
+        code, out, err = lightning(verb, *arguments)
+        assert (code, out) == (2, "")
+        assert error_line(err).startswith(f"lightning {verb}: error: ")
+        assert told in error_line(err)
+    whole = ("--config", partial, f"--model.adaptation={json.dumps(adaptation)}")
+    assert lightning("fit", *whole, "--print_config")[0] == 0
 
 
 def damage_missing_protocol(manifest: Path) -> str:

@@ -271,7 +271,10 @@ def test_what_cannot_be_counted_is_one_line(experiment, write_config, lightning,
         ([], "give the configuration of a training run with --config"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", "CONFIG", "--model.adaptation.init_args.rnk", "3"], "did you mean 'rank'?"),
-        (["--config", "CONFIG", "--seconds", "0"], "--seconds is 0"),
+        (["--config", "CONFIG", "--second", "1"], "unknown option --second; did you mean --seconds?"),
+        (["--config", "adapters/lora_r8"], "lora_r8.yaml only changes an experiment: name one before it, such as "),
+        (["--config", "CONFIG", "--seconds", "0"], "--seconds: must be above 0 and below 3,600, not 0"),
+        (["--config", "CONFIG", "--seconds", "1e9"], "--seconds: must be above 0 and below 3,600, not 1e+09"),
         (["--config", "CONFIG", "--format", "xml"], "invalid choice: 'xml'"),
     ],
 )
@@ -282,6 +285,12 @@ def test_a_mistake_is_one_line(experiment, write_config, lightning, arguments, t
     assert err.startswith("lightning inspect: error: ")
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_an_experiment_needs_no_seed(experiment, write_config, lightning):
+    del experiment["seed_everything"]
+    code, _, err = lightning("inspect", "--config", write_config(experiment))
+    assert (code, err) == (0, "")
 
 
 def test_targets_that_do_not_fit_are_failed_work(experiment, write_config, lightning):

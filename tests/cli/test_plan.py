@@ -75,7 +75,9 @@ def test_mistakes_are_one_line(experiment, write_config, planned, tmp_path):
     for arguments, code, told in (
         ((), 2, "--config"),
         (("--config", config, "--steps", "1"), 2, "--steps is 1"),
-        (("--config", config, "--data.batchsize", "3"), 2, "did you mean 'data.batch_size'?"),
+        (("--config", config, "--step", "3"), 2, "unknown option --step; did you mean --steps?"),
+        (("--config", "adapters/lora_r8"), 2, "name one before it, such as --config quickstart"),
+        (("--config", config, "--data.batchsize", "3"), 2, "did you mean --data.batch_size?"),
         (("--config", config, "--data.batch_size", "40"), 1, "lower data.batch_size"),
         (("--config", config, "--trainer.limit_val_batches", "0"), 1, "limit_val_batches"),
     ):

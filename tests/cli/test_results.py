@@ -257,6 +257,24 @@ def test_pairs_are_printed_and_written(
     assert "Holm over 4 tests on sets" in printed
 
 
+def test_nothing_of_an_earlier_call_stays_beside_its_results(results: Call, make_run: MakeRun, tmp_path: Path) -> None:
+    """What a call writes into the folder of another one is what it writes into a new folder."""
+    first = [make_run(system, 1) for system in ("a", "b")]
+    other, of_one_attack = (make_run(system, 1, sets={"elsewhere": "MiniLA"}) for system in ("c", "d"))
+    path = of_one_attack / "scores/best/elsewhere.csv"
+    path.write_text(path.read_text().replace("A2", "A1"))
+    to = tmp_path / "to"
+    assert results(*first, "--compare", "a", "b", "--resamples", 20, "--to", to) == 0
+    assert {"pairs.csv", "attack_pairs.csv", "attacks-in_domain.svg"} <= {path.name for path in to.iterdir()}
+    (to / "attacks-mine.svg").write_text("by hand, without the PNG that we write beside it")
+    for runs, has_attacks in ((other, True), (of_one_attack, False)):
+        new = tmp_path / f"new_{runs.parent.name}"
+        assert results(runs, "--to", to) == results(runs, "--to", new) == 0
+        names = {path.name for path in new.iterdir()}
+        assert ("attacks.csv" in names) == has_attacks
+        assert {path.name for path in to.iterdir()} == names | {"attacks-mine.svg"}
+
+
 def test_unfinished_runs_are_told(
     results: Call, make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,7 +308,8 @@ def test_names_from_files_do_nothing_on_a_page(results: Call, make_run: MakeRun,
         (("runs", "--against", "lora"), "--against: there is no system other than 'lora'"),
         (("runs", "--compare", "lora"), "--compare: name at least two systems"),
         (("runs", "--compare", "lora", "moe"), "--compare: no system is named 'moe'; there are lora"),
-        (("runs", "--compare", "a", "b", "--resamples", "1"), "--resamples: 1 is too few"),
+        (("runs", "--compare", "a", "b", "--resamples", "19"), "--resamples: 19 is too few for an interval; give 20"),
+        (("runs", "--compare", "a", "b", "--resamples", "0"), "--resamples: 0 is too few to compare systems"),
         (("runs", "--cluster", "voice"), "--cluster: no field 'voice'"),
         (("runs", "--to", "file"), "--to: file is not a folder"),
     ],

@@ -87,7 +87,7 @@ def test_a_row_for_each_file_with_all_that_is_said(score, sounds, models):
 def test_json_lines_and_csv_have_the_same_content(score, sounds):
     _, as_csv, _ = score(".", "gone.wav", "--format", "csv")
     code, as_json, _ = score(".", "gone.wav", "--output", "out.jsonl")
-    assert (code, as_json) == (1, "")
+    assert (code, as_json) == (1, "scores: out.jsonl\n")
     rows = [json.loads(line) for line in (sounds / "out.jsonl").read_text().splitlines()]
     assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == records(as_csv)
     assert rows[-1]["path"] == "gone.wav"
@@ -126,8 +126,25 @@ def test_a_table_for_a_person(score, sounds):
     said = " ".join(out.split())
     assert "score: log-likelihood ratio of bona fide against spoof" in said
     assert "at a prior of 0.3; verdict: bona fide from a score of 0.847 on" in said
-    assert score("long.flac", "short.wav", "--prior", "0.3", "--output", "table.txt")[1] == ""
+    _, told, _ = score("long.flac", "short.wav", "--prior", "0.3", "--output", "table.txt")
+    assert told == "scores: table.txt (a table for people; .csv and .jsonl have rows for programs)\n"
     assert "0:02.5" in (sounds / "table.txt").read_text()
+
+
+def test_the_end_tells_where_everything_is(score, sounds):
+    code, out, err = score("short.wav", "--output", "a.csv", "--timeline", "pages")
+    assert (code, out, err) == (0, "scores: a.csv\ntimeline: pages/index.html\n", "")
+    assert (sounds / "pages" / "index.html").is_file()
+    assert score("short.wav", "--output", "a.csv")[1] == "scores: a.csv; it replaces an earlier file\n"
+    assert score("short.wav", "--output", "a.csv", "--resume")[1] == "scores: a.csv\n"
+    _, out, err = score("short.wav", "--timeline")
+    assert (out.splitlines()[-1], err) == ("timeline: timeline/index.html", "")
+    # Rows for programs stay alone on standard output.
+    rows = score("short.wav", "--format", "csv")[1]
+    for more in ((), ("--output", "-")):
+        _, out, err = score("short.wav", *more, "--format", "csv", "--timeline=pages")
+        assert (out, err) == (rows, "timeline: pages/index.html\n")
+    assert not (sounds / "-").exists()
 
 
 def test_names_reach_neither_the_terminal_nor_the_lines_as_commands(score, sounds):

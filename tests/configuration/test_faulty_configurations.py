@@ -47,6 +47,16 @@ def test_the_file_and_the_place(content, told, lightning, experiment, write_conf
         assert re.search(f"error: {re.escape(str(faulty))}: .*{told}", err)
 
 
+def test_a_class_over_classes_by_name_is_told_in_words(lightning, experiment, write_config):
+    train = experiment["data"]["train"]
+    experiment["data"]["train"] = {"a": train}
+    faulty = {"class_path": train["class_path"], "init_args": {"pth": "x.csv"}}
+    configs = write_config(experiment), write_config({"data": {"train": faulty}}, "faulty.yaml")
+    code, _, err = lightning("fit", "--config", configs[0], "--config", configs[1])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "data.train: what the configurations give together is not one of: Corpus, dict[str, Corpus], null" in err
+
+
 def test_an_option_is_not_blamed_on_a_file(lightning, experiment, write_config):
     config = write_config(experiment)
     code, _, err = lightning("fit", "--config", config, "--trainer.max_epochs", "abc")

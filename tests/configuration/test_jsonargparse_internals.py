@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser, _typehints, set_parsing_settings
 
-from moelora_ad.configuration.jsonargparse_internals import begin_anew, settings_restored
+from moelora_ad.configuration.jsonargparse_internals import begin_anew, parser_of, settings_restored
 
 
 def refusal() -> str:
@@ -78,3 +78,9 @@ def test_one_kind_begins_anew_and_others_keep_what_classes_share(monkeypatch):
     ):
         assert (found.animal.class_path, found.animal.init_args.name) == (f"{__name__}.Dog", "none")
         assert (found.plant.class_path, found.plant.init_args.name) == (f"{__name__}.Moss", "Rose")
+
+
+def test_the_parser_of_a_command():
+    above, of_command = ArgumentParser(), ArgumentParser()
+    above.add_subcommands().add_subcommand("draw", of_command)
+    assert parser_of("draw", above) is of_command

@@ -63,7 +63,7 @@ def test_what_is_off_is_named(corpus, tmp_path, monkeypatch):
     assert report.problems[:3] == [
         "trials: 9 expected, 8 found",
         "spoof: 7 expected, 6 found",
-        f"audio: 8 expected, 7 found, 1 missing, first {SPEECH[2].stem}",
+        f"audio: 8 expected, 7 found, 1 missing, first {tmp_path / SPEECH[2].name}",
     ]
     assert re.match(rf"decoding: 1 of 7 files cannot be read; the first: .*{SPEECH[5].name}", report.problems[3])
     assert report.missing == [SPEECH[2].stem]

@@ -111,7 +111,7 @@ def test_ctrl_c_saves_and_another_sweep_leaves_a_running_run_alone(tmp_path, wri
     assert "1 interrupted" in err
     assert record(run)["state"] == "interrupted"
     code, out, _ = sweep(path, "--dry-run")
-    told, line = out.splitlines()
+    told, line, _ = out.splitlines()
     assert "interrupted" in told
     assert shlex.split(line)[-1] == f"--ckpt_path={run / 'checkpoints' / 'last-interrupted.ckpt'}"
     saved = torch.load(run / "checkpoints" / "last-interrupted.ckpt", weights_only=True)

@@ -207,11 +207,12 @@ def test_the_lines_of_a_dry_run_are_commands_of_fit(tmp_path, write_sweep, comma
     )
     code, out, err = command(path, "--dry-run")
     assert (code, err) == (0, "")
+    assert out.splitlines()[-1].endswith(f"first: moelora-ad configs validate {path}")
     assert not (tmp_path / "runs").exists()
     lines = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
     assert len(lines) == 2
     for words, system in zip(lines, ("moe-lr=0.001", "lora-lr=0.001"), strict=True):
-        place = words.index("lightning")
+        place = words.index("moelora-ad")
         assert words[0] == "env"
         code, printed, err = lightning(*words[place + 1 :], "--print_config")
         assert code == 0, err

@@ -117,6 +117,12 @@ def test_mistakes_are_one_line(read, old, new, told):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["quickstart", "adapters/lora_r8"])
+def test_a_configuration_of_fit_is_no_sweep(name):
+    with pytest.raises(InputError, match=rf"^{name}: is not a sweep, .* a configuration is for fit --config$"):
+        read_sweep(name)
+
+
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_sweep(tmp_path / "absent.yaml")

@@ -37,6 +37,8 @@ NAMES = sorted({*PRECISIONS} - {"16-true"})  # precisions in which training work
 class _Parser(OneLineParser):
     """Reads the configuration of fit, and reports a mistake in it under this command's name."""
 
+    more_options = ("seconds", "format", "allow")
+
     def exit(self, status: int = 0, message: str | None = None) -> Any:
         super().exit(status, message and message.replace(" fit: error:", " inspect: error:", 1))
 
@@ -99,7 +101,7 @@ def inspect_model(arguments: list[str], own: Arguments, program: str) -> int:
 def _built(arguments: list[str], allow: Collection[str]) -> DetectionCommand:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with dry_build(MOST_OF_DETECTOR), _quiet():
-        return _Model(allow, seed_everything_default=False, parser_class=_Parser, args=["fit", *arguments])
+        return _Model(allow, parser_class=_Parser, args=["fit", *arguments])
 
 
 @contextmanager

@@ -39,6 +39,8 @@ NEVER = 2**31
 class _Parser(OneLineParser):
     """Reads the configuration of fit, and reports a mistake in it under this command's name."""
 
+    more_options = ("steps", "format", "allow")
+
     def exit(self, status: int = 0, message: str | None = None) -> Any:
         super().exit(status, message and message.replace(" fit: error:", " plan: error:", 1))
 

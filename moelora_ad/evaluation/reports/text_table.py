@@ -17,9 +17,9 @@ _WORDS = (24, 14, 10)
 """Least widths, in characters, of a column of words on a terminal: the first with which the table fits in one block is
 used."""
 _LEAST = 5
-"""Least width, in characters, of a column of words before columns of numbers are broken."""
+"""Least width, in characters, of a column of words before words are broken."""
 _HEADING = 16
-"""Most characters of a word in a heading for which a column is widened."""
+"""Most characters of a word for which a column is widened."""
 _MARK = "*"
 
 
@@ -57,8 +57,9 @@ class TextTable:
 def as_rich(table: TextTable) -> "FittedTable":
     """Return a table for the terminal that adapts to its width.
 
-    Nothing is cut. Headings and columns of words wrap; columns of numbers for which there is no room follow in further
-    blocks, each with the same first columns. Where bold is not available, a star marks bold cells.
+    Nothing is cut. Headings and columns of words wrap, within words only if there is no other way; columns of numbers
+    for which there is no room follow in further blocks, each with the same first columns. Where bold is not available,
+    a star marks bold cells.
     """
     return FittedTable(table)
 
@@ -90,7 +91,7 @@ class FittedTable:
             )
             fitted = dict(zip(columns, widths.fitted(columns, options.max_width), strict=True))
             for at, wide in fitted.items():
-                heading = Text(table.columns[at])
+                heading = Text(_broken(table.columns[at], wide))
                 made.add_column(heading, justify=_side(table, at), overflow="fold", width=wide)
             for row in range(len(table.rows)):
                 made.add_row(*(_cell(table, row, at, mark, wide) for at, wide in fitted.items()))
@@ -109,18 +110,22 @@ def _cell(table: TextTable, row: int, at: int, mark: str, width: int) -> Text:
 
 
 def _broken(text: str, width: int) -> str:
-    """Break long names such as moe_lora_e3_r8 into lines that end after their separators."""
+    """Break long names such as moe_lora_e3_r8 or layers.2.k_proj into lines that end after their separators."""
     words = re.split(r"(\s+)", text)
     return "".join(word if cell_len(word) <= width else _lines(word, width) for word in words)
 
 
 def _lines(name: str, width: int) -> str:
     lines = [""]
-    for part in re.findall(r"[^_/-]*[_/-]+|[^_/-]+", name):
+    for part in _parts(name):
         if lines[-1] and cell_len(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
+
+
+def _parts(name: str) -> list[str]:
+    return re.findall(r"[^_/.-]*[_/.-]+|[^_/.-]+", name)
 
 
 class _Widths:
@@ -137,7 +142,8 @@ class _Widths:
         self.is_word = [table.is_word(at) for at in places]
         self.num_first = next((at for at in places if not self.is_word[at]), self.num)  # columns that name a row
         self.headings = [cell_len(heading) for heading in table.columns]
-        self.natural = []
+        self.natural: list[int] = []
+        self.whole: list[int] = []  # least widths with which no word is broken
         for at in places:
             heading = max(map(cell_len, table.columns[at].split()), default=0)
             lengths = [min(heading, _HEADING), 1]
@@ -145,22 +151,31 @@ class _Widths:
                 marked = cell_len(mark) if table.is_bold(row, at) else 0
                 lengths.append(marked + max(map(cell_len, cells[at].split("\n"))))
             self.natural.append(max(lengths))
+            cells = " ".join(row[at] for row in table.rows).split()
+            if self.is_word[at]:
+                cells = [part for word in cells for part in _parts(word)]
+            parts = [part for word in table.columns[at].split() for part in _parts(word)]
+            longest = max(map(cell_len, [*cells, *parts]), default=0)
+            self.whole.append(min(max(longest, _LEAST), _HEADING, self.natural[at]))
 
     def least(self, at: int, words: int) -> int:
-        return min(self.natural[at], words) if self.is_word[at] else self.natural[at]
+        return min(self.natural[at], max(words, self.whole[at])) if self.is_word[at] else self.natural[at]
 
     def fitted(self, columns: Sequence[int], width: int) -> list[int]:
         """Return the widths of the columns of a block: their preferred ones as far as there is room. Prose is wrapped
-        first, numbers last."""
+        first, then other words, then numbers at their spaces; words and numbers are broken last."""
         room = width - len(columns) - 1  # a space before each column and one after the last
         found = {at: self.natural[at] for at in columns}
         words = [at for at in columns if self.is_word[at]]
         prose = [at for at in words if found[at] > _WORDS[0]]
-        for giving, least in ((prose, _WORDS[1]), (words, _LEAST), (columns, 1)):
+        for giving, least in ((prose, _WORDS[1]), (words, 1), (columns, 1)):
             others = sum(found[at] for at in columns if at not in giving)
-            if others + sum(min(found[at], least) for at in giving) <= room:
+            floors = [min(found[at], max(least, self.whole[at])) for at in giving]
+            if others + sum(floors) <= room:
                 break
-        found |= dict(zip(giving, _shrunk([found[at] for at in giving], room - others), strict=True))
+        else:
+            found, floors = {at: self.whole[at] for at in columns}, [1] * len(columns)
+        found |= dict(zip(giving, _shrunk([found[at] for at in giving], floors, room - others), strict=True))
         spare = room - sum(found.values())
         for at in columns:  # keep headings in one line if there is room
             more = self.headings[at] - found[at]
@@ -169,16 +184,17 @@ class _Widths:
         return [found[at] for at in columns]
 
 
-def _shrunk(wanted: Sequence[int], room: int) -> list[int]:
-    """Reduce widths until they fit into the room, the widest first; none becomes less than 1."""
-    limit = max(wanted, default=0)
-    while limit > 1 and sum(min(wide, limit) for wide in wanted) > room:
+def _shrunk(wanted: Sequence[int], floors: Sequence[int], room: int) -> list[int]:
+    """Reduce widths until they fit into the room, the widest first; none becomes less than its floor."""
+    limit = max(wanted, default=0) + 1
+    found = [*wanted]
+    while limit > 1 and sum(found) > room:
         limit -= 1
-    found = [min(wide, limit) for wide in wanted]
+        found = [max(min(wide, limit), floor) for wide, floor in zip(wanted, floors, strict=True)]
     left = room - sum(found)  # less than the number of columns at the limit
     for at, wide in enumerate(wanted):
-        if left > 0 and found[at] < wide:
-            found[at], left = found[at] + 1, left - 1
+        if left > 0 and found[at] == limit < wide:
+            found[at], left = limit + 1, left - 1
     return found
 
 
