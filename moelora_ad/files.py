@@ -7,7 +7,7 @@ import io
 import itertools
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -52,6 +52,20 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         if full or getattr(error, "filename", None) == str(unfinished):
             error.filename = str(path)  # type: ignore[attr-defined]
         raise
+
+
+def write_texts(folder: Path, texts: Mapping[str, str | None]) -> list[Path]:
+    """Write files by their names in a folder, each whole or not at all, and return their paths; a file whose text is
+    None is removed, so that none of an earlier call stays beside the others."""
+    written = []
+    for name, text in texts.items():
+        if text is None:
+            (folder / name).unlink(missing_ok=True)
+            continue
+        with written_whole(folder / name) as unfinished:
+            unfinished.write_text(text, encoding="utf-8", newline="")
+        written.append(folder / name)
+    return written
 
 
 def remove_abandoned(folder: Path, pattern: str = f"{UNFINISHED}*.tmp") -> None:

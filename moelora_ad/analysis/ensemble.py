@@ -17,12 +17,13 @@ from torch import Tensor
 from moelora_ad.adapters import LoRAUpdate, adapted_sites, lora_updates, record_routing, static_mixture
 from moelora_ad.adapters.surgery.merging import with_loras
 from moelora_ad.analysis.gates import gated_sites
-from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
 from moelora_ad.analysis.scoring import check_both_classes, eer_difference, scores_of_variants, sets_to_score
 from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
+from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
 from moelora_ad.runs.record import DEV
 
 SCORES, WEIGHTS = "scores averaged", "weights averaged"
@@ -80,7 +81,7 @@ def analyze_ensemble(
         runs: folders of at least two runs of LoRAs, or checkpoints in them.
         against: a run of a mixture.
         sets: "dev", "train" or test sets of the runs; None for all test sets of the first.
-        resamples: number of resamples of the bootstrap.
+        resamples: number of resamples of the bootstrap, at least 20.
         seed: seed of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
@@ -92,7 +93,7 @@ def analyze_ensemble(
     """
     if len(runs) < 2:
         raise InputError("an ensemble needs at least two LoRA runs")
-    check_positive("resamples", resamples)
+    check_least("resamples", resamples, LEAST_RESAMPLES)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     first = load_trained(runs[0], backbone, allow)
     names = sets_to_score(first, sets)

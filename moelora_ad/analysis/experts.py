@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moelora_ad.adapters import adapted_sites, knocked_out
 from moelora_ad.analysis.gates import require_gates
-from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
 from moelora_ad.analysis.scoring import (
     Variant,
     check_both_classes,
@@ -26,6 +26,7 @@ from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
+from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
 
 BASE = "all experts"
 
@@ -120,7 +121,7 @@ def analyze_experts(
         run: folder of a run of a mixture, or a checkpoint in it.
         sets: "dev", "train" or test sets of the run; None for all test sets.
         keep_gates: keep the gates' weights as they are; otherwise the softmax is over the experts that remain.
-        resamples: number of resamples of the bootstrap.
+        resamples: number of resamples of the bootstrap, at least 20.
         seed: seed of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
@@ -130,7 +131,7 @@ def analyze_experts(
     Raises:
         InputError: the model has no gates, a set lacks a class, or audio cannot be read.
     """
-    check_positive("resamples", resamples)
+    check_least("resamples", resamples, LEAST_RESAMPLES)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     trained = load_trained(run, backbone, allow)
     number_of_experts(trained)

@@ -19,10 +19,11 @@ from moelora_ad.adapters import (
 )
 from moelora_ad.analysis.changes import DATA, Changed, Cost, Done, Original, SetChange, allowed, check_margin, listed
 from moelora_ad.analysis.gates import gated_sites
-from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
 from moelora_ad.analysis.trained import TrainedDetector
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
+from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
 from moelora_ad.models.detector import Detector
 from moelora_ad.models.saving.specification import without_source
 from moelora_ad.runs.record import DEV
@@ -88,7 +89,7 @@ def merge_experts(
         decide_on: the deciding sets, which also give the mean gates. The other sets are scored afterwards.
         tolerance: points of EER that may be lost.
         into_weights: merge the LoRA into the encoder's weights, which are then saved with the model.
-        resamples: number of resamples of the bootstrap.
+        resamples: number of resamples of the bootstrap, at least 20.
         seed: seed of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
@@ -100,7 +101,7 @@ def merge_experts(
         InputError: there is nothing to merge, or it cannot be saved; there is no such set, a set lacks a class, or
             audio cannot be read.
     """
-    check_positive("resamples", resamples)
+    check_least("resamples", resamples, LEAST_RESAMPLES)
     check_margin("tolerance", tolerance)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     original = Original(model, data, decide_on, backbone, revision, allow)

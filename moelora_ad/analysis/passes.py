@@ -20,14 +20,14 @@ def silent(what: str, done: float, total: int) -> None:
     """The `Progress` that shows nothing."""
 
 
-def check_positive(name: str, number: int) -> None:
-    """Check that a number is at least 1.
+def check_least(name: str, number: int, least: int = 1) -> None:
+    """Check that a number is at least ``least``.
 
     Raises:
-        InputError: the number is below 1.
+        InputError: the number is smaller.
     """
-    if number < 1:
-        raise InputError(f"{name}: must be at least 1, not {number}")
+    if number < least:
+        raise InputError(f"{name}: must be at least {least}, not {number}")
 
 
 class AudioPasses:
@@ -56,7 +56,7 @@ class AudioPasses:
         progress: Progress = silent,
     ) -> None:
         if batch_size is not None:
-            check_positive("batch size", batch_size)
+            check_least("batch size", batch_size)
         self.device = usable_device(device)
         self.progress = progress
         self.notes: list[str] = []

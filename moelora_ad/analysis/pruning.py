@@ -12,10 +12,11 @@ import torch
 from moelora_ad.adapters import AdapterError, drop_expert, knocked_out
 from moelora_ad.analysis.changes import DATA, Changed, Cost, Done, Original, SetChange, allowed, check_margin, listed
 from moelora_ad.analysis.experts import BASE, number_of_experts
-from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
 from moelora_ad.analysis.scoring import Variant, eer_difference, scores_of_variants
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
+from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
 from moelora_ad.models.detector import Detector
 from moelora_ad.runs.record import DEV
 
@@ -120,7 +121,7 @@ def prune_experts(
         decide_on: the deciding sets. The other sets are scored after the decision, and are unseen until then.
         margin: points of EER that may be lost.
         dry_run: stop after the decision: no other set is scored, nothing is changed.
-        resamples: number of resamples of the bootstrap.
+        resamples: number of resamples of the bootstrap, at least 20.
         seed: seed of the bootstrap.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
@@ -131,7 +132,7 @@ def prune_experts(
     Raises:
         InputError: the model has no gates, there is no such set, a set lacks a class, or audio cannot be read.
     """
-    check_positive("resamples", resamples)
+    check_least("resamples", resamples, LEAST_RESAMPLES)
     check_margin("margin", margin)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     original = Original(model, data, decide_on, backbone, revision, allow)

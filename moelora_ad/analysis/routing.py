@@ -14,12 +14,13 @@ from moelora_ad.adapters import Decision, RoutingRecord, adapted_sites
 from moelora_ad.adapters.sites import SiteGrid
 from moelora_ad.analysis.dependence import Dependence, counted_information, dependence, entropy
 from moelora_ad.analysis.gates import GateStatistics, require_gates, watched
-from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
 from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
 from moelora_ad.analysis.untrained_gates import UntrainedGates
 from moelora_ad.corpora import TrialList
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF
 from moelora_ad.data.dataset import Batch
+from moelora_ad.evaluation.metrics.least import LEAST_PERMUTATIONS
 from moelora_ad.runs.record import DEV
 
 
@@ -120,8 +121,8 @@ def analyze_routing(
     Args:
         run: folder of a run, or a checkpoint in it.
         set: "dev", "train" or a test set of the run.
-        permutations: number of permutations of the classes, at least 1; see `dependence`.
-        draws: number of draws of untrained gates; 0 for none.
+        permutations: number of permutations of the classes, at least 19; see `dependence`.
+        draws: number of draws of untrained gates, at least 19; 0 for none.
         seed: seed of the permutations, and of the untrained gates.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
@@ -131,7 +132,9 @@ def analyze_routing(
     Raises:
         InputError: there is no such run or set, the model has no gates, or audio cannot be read.
     """
-    check_positive("permutations", permutations)
+    check_least("permutations", permutations, LEAST_PERMUTATIONS)
+    if draws:
+        check_least("draws", draws, LEAST_PERMUTATIONS)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     trained = load_trained(run, backbone, allow)
     sites = require_gates(trained)

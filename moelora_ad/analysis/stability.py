@@ -14,11 +14,12 @@ from scipy.stats import spearmanr
 from moelora_ad.adapters.sites import SiteGrid
 from moelora_ad.analysis.expert_matching import Agreement, agreement, aligned
 from moelora_ad.analysis.gates import gated_sites, watched
-from moelora_ad.analysis.passes import AudioPasses, Progress, check_positive, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
 from moelora_ad.analysis.trained import load_trained, trials_of
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, SeedSummary, over_seeds
 from moelora_ad.evaluation.comparison.scored_runs import ScoredRun, read_runs
+from moelora_ad.evaluation.metrics.least import LEAST_PERMUTATIONS
 from moelora_ad.runs.record import DEV, RunRecord, find_records
 
 
@@ -122,7 +123,7 @@ def analyze_stability(
     Args:
         runs: folders of runs of one system, or folders above them.
         set: the set on which routing is compared: "dev", "train" or a test set.
-        permutations: number of permutations of the utterances, at least 1; see `agreement`.
+        permutations: number of permutations of the utterances, at least 19; see `agreement`.
         seed: seed of the permutations.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
@@ -133,7 +134,7 @@ def analyze_stability(
         InputError: there are not two finished runs of one system, their files are damaged or of other trials, or audio
             cannot be read.
     """
-    check_positive("permutations", permutations)
+    check_least("permutations", permutations, LEAST_PERMUTATIONS)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     scored, notes = _runs(runs)
     records = [run.record for run in scored]

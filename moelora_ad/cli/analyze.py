@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from moelora_ad.cli.arguments import FAILED, USAGE, OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, USAGE, OneLineArgumentParser, add_precision
 from moelora_ad.cli.terminal import print_line, print_table, progress
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError, printable
+from moelora_ad.evaluation.metrics.least import LEAST_PERMUTATIONS, LEAST_RESAMPLES
 
 if TYPE_CHECKING:
     from moelora_ad.analysis import Report
@@ -146,7 +147,10 @@ def _routing_arguments(parser: Parser) -> None:
     parser.add_argument("--set", metavar="NAME", help="dev, train or a test set (default: dev)")
     _add_permutations(parser, 1000)
     parser.add_argument(
-        "--draws", type=_whole(0), metavar="N", help="untrained gates to compare with, 0 for none (default: 99)"
+        "--draws",
+        type=_whole(LEAST_PERMUTATIONS, or_none=True),
+        metavar="N",
+        help=f"untrained gates to compare with, {LEAST_PERMUTATIONS} or more, 0 for none (default: 99)",
     )
     add_passes(parser)
 
@@ -193,7 +197,7 @@ def _ensemble(keywords: Keywords) -> "Report":
 
 def _stability_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "runs", nargs="+", type=_existing, metavar="RUN", help="folders of runs of one system, or folders above them"
+        "runs", nargs="+", type=_folder, metavar="RUN", help="folders of runs of one system, or folders above them"
     )
     parser.add_argument(
         "--set",
@@ -239,12 +243,14 @@ def _add_sets(parser: Parser) -> None:
 
 
 def _add_permutations(parser: Parser, default: int) -> None:
-    parser.add_argument("--permutations", type=_whole(1), metavar="N", help=f"default: {default}")
+    least = LEAST_PERMUTATIONS
+    parser.add_argument("--permutations", type=_whole(least), metavar="N", help=f"{least} or more (default: {default})")
     parser.add_argument("--seed", type=_whole(0), help="seed of the permutations (default: 1)")
 
 
 def add_bootstrap(parser: Parser) -> None:
-    parser.add_argument("--resamples", type=_whole(1), metavar="N", help="default: 1000")
+    least = LEAST_RESAMPLES
+    parser.add_argument("--resamples", type=_whole(least), metavar="N", help=f"{least} or more (default: 1000)")
     parser.add_argument("--seed", type=_whole(0), help="seed of the bootstrap (default: 1)")
 
 
@@ -263,12 +269,7 @@ def add_passes(parser: Parser) -> None:
         "--workers", type=_whole(0), metavar="N", help="processes that read audio (default: as the run had)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
-    parser.add_argument(
-        "--precision",
-        type=_precision,
-        metavar="NAME",
-        help="precision of the models (default: that of each one's evaluation)",
-    )
+    add_precision(parser)
 
 
 def _existing(text: str) -> str:
@@ -278,23 +279,22 @@ def _existing(text: str) -> str:
     return text
 
 
-def _precision(text: str) -> str:
-    from moelora_ad.models.precision_names import PRECISIONS
-
-    if text not in PRECISIONS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(PRECISIONS)}")
+def _folder(text: str) -> str:
+    """The type of an argument that is the folder of a run or one above runs."""
+    if not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text}: no such folder; give the folders of runs, or folders above them")
     return text
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number, at least ``least``."""
+def _whole(least: int, or_none: bool = False) -> Callable[[str], int]:
+    """The type of an option that is a whole number, at least ``least``; 0 is allowed too with ``or_none``."""
 
     def parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if number < least:
+        if number < least and not (or_none and number == 0):
             raise argparse.ArgumentTypeError(f"{number} is less than {least}")
         return number
 

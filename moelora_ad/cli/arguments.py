@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
+from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
 from moelora_ad.models.precision_names import CHOICES
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ def new_folder(to: str) -> Path:
     return folder
 
 
-def add_resamples(parser: Any, default: str = "default: 1000") -> None:
-    """Add the options of a bootstrap to a parser, or to a group of one."""
+def add_resamples(parser: Any, none: str = "") -> None:
+    """Add the options of a bootstrap to a parser, or to a group of one; ``none`` says what 0 resamples mean."""
     add = parser.add_argument
-    add("--resamples", type=int, default=1000, metavar="N", help=f"resamples of the bootstrap ({default})")
+    told = f"resamples of the bootstrap, {LEAST_RESAMPLES} or more (default: 1000{none})"
+    add("--resamples", type=int, default=1000, metavar="N", help=told)
     add(
         "--cluster",
         type=words,
@@ -61,8 +63,8 @@ def check_resamples(parser: argparse.ArgumentParser, given: argparse.Namespace) 
     """Check the options of `add_resamples`; a mistake ends the program."""
     from moelora_ad.corpora.trial import TEXT_FIELDS
 
-    if given.resamples < 0:
-        parser.error(f"--resamples: {given.resamples} is negative")
+    if given.resamples < LEAST_RESAMPLES and given.resamples != 0:
+        parser.error(f"--resamples: {given.resamples} is too few for an interval; give {LEAST_RESAMPLES} or more")
     if given.seed < 0:
         parser.error(f"--seed: {given.seed} is negative")
     for field in given.cluster or ():
@@ -96,13 +98,18 @@ def add_scorer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=16, help="windows at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, if there is one)")
+    add_precision(parser)
+    add_allow(parser)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--precision`` of the commands that compute with trained models."""
     parser.add_argument(
         "--precision",
         choices=CHOICES,
         help="precision of the encoder (default: that of the model's evaluation); bf16 is bf16-mixed, and "
         "tf32 is 32-true with the faster products of GPUs since Ampere",
     )
-    add_allow(parser)
 
 
 def check_scorer(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -79,7 +79,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add("--threshold", type=float, metavar="T", help="accuracy at this (calibrated) score")
     add("--asv", metavar="FILE", help="official scores of a speaker verification system, for min t-DCF")
     add("--tandem", choices=("2019", "2021"), help="the year's form of t-DCF (default: 2021)")
-    add_resamples(figures, "default: 1000; 0: no intervals")
+    add_resamples(figures, "; 0: no intervals")
     return parser
 
 

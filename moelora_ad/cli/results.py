@@ -68,7 +68,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     if given.compare and len(set(given.compare)) < 2:
         parser.error("--compare: name at least two systems; --against compares one with all others")
     check_resamples(parser, given)
-    if given.resamples < 2 and (given.compare or given.against is not None):
+    if not given.resamples and (given.compare or given.against is not None):
         parser.error(f"--resamples: {given.resamples} is too few to compare systems; leave it out for 1000")
 
 

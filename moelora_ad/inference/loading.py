@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from moelora_ad.configuration.building import Built, build_from_configs, config_beside, detector_state, load_weights
+from moelora_ad.configuration.building import Built, build_from_configs, detector_state, load_weights
 from moelora_ad.configuration.files import read_configuration
 from moelora_ad.errors import InputError
 from moelora_ad.inference.onnx import SUFFIX
@@ -17,6 +17,8 @@ from moelora_ad.models.saving.files import CONFIG
 from moelora_ad.models.saving.packaged import found_model
 from moelora_ad.runs.checkpoints import best_checkpoint
 from moelora_ad.runs.record import RECORD
+
+_GIVE = "give the folder of a run, or a checkpoint in it"
 
 
 class LoadedRun(NamedTuple):
@@ -70,7 +72,7 @@ def load(
         )
     if revision is not None:
         raise InputError(f"{source} is a local path: revision {revision!r} is for the hub")
-    if path.is_dir() and not any((path / name).exists() for name in (RECORD, "config.yaml", "checkpoints")):
+    if path.is_dir() and not _looks_like_run(path):
         raise InputError(f"{path}: is neither the folder of a run nor that of a model, which has {CONFIG}")
     built, _, config = load_run(path, place, allow)
     detector = built.detector
@@ -90,13 +92,22 @@ def load_run(path: str | os.PathLike[str], backbone: str | None = None, allow: C
         InputError: there is no such run, it has no checkpoint, or configuration and checkpoint do not fit.
     """
     path = Path(path)
+    if path.is_dir() and not _looks_like_run(path):
+        what = "the folder of a model, not" if (path / CONFIG).exists() else "not the folder"
+        raise InputError(f"{path}: is {what} of a run, which has config.yaml and checkpoints; {_GIVE}")
     checkpoint = best_checkpoint(path) if path.is_dir() else path
     if not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no such checkpoint; give the folder of a run, or a file in its checkpoints")
-    config = Path(config_beside(str(checkpoint)))
-    state = detector_state(str(checkpoint))
+        raise InputError(f"{checkpoint}: no such checkpoint; {_GIVE}")
+    config = checkpoint.absolute().parent.parent / "config.yaml"
+    if not config.is_file():
+        raise InputError(f"{checkpoint}: is no checkpoint of a run, as there is no {config}; {_GIVE}")
+    state = detector_state(str(checkpoint), "checkpoint")
     built = build_from_configs([str(config)], state, str(checkpoint), backbone, allow)
     load_weights(built.detector, state, str(checkpoint))
     (built.detector.window, built.detector.fill), built.detector.precision = built.clips, built.precision
     built.detector.eval()
     return LoadedRun(built, checkpoint, config)
+
+
+def _looks_like_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (RECORD, "config.yaml", "checkpoints"))

@@ -1,6 +1,7 @@
 """The record of every training run: its settings, its progress, its results."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,8 @@ def read_record(folder: str | Path) -> RunRecord:
         raise InputError(f"{folder}: no {RECORD}: it is not the folder of a run") from None
     except OSError as error:
         raise InputError.at(path, f"cannot be read: {error.strerror}") from None
+    except InputError as error:
+        raise InputError(f"{error}; the record is damaged: move it away to leave the run out, or resume it") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError.at(path, f"is not a record of a run in format {FORMAT}")
     try:
@@ -194,18 +197,25 @@ def find_records(paths: Iterable[str | Path]) -> list[RunRecord]:
         paths: folders of runs, or folders with such folders anywhere below them.
 
     Raises:
-        InputError: a path is not a folder or has no run, or a record is damaged.
+        InputError: a path is not a folder or has no run, a folder cannot be read, or a record is damaged.
     """
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"{path}: no such folder: give the folder of a run, or one above runs")
-        found = sorted(file.parent for file in path.rglob(RECORD))
+        found = _folders_of_runs(path)
         if not found:
             raise InputError(f"{path}: no run in it or below it: none has a {RECORD}")
         folders |= {folder.resolve(): folder for folder in found}
     records = [read_record(folder) for folder in folders.values()]
     return sorted(records, key=lambda record: (record.system, record.seed, str(record.folder)))
+
+
+def _folders_of_runs(path: Path) -> list[Path]:
+    def refuse(reason: OSError) -> None:  # averages over the other runs would look complete
+        raise InputError(f"{reason.filename}: cannot be read: {reason.strerror}; name the runs to use one by one")
+
+    return sorted(Path(place) for place, _, names in os.walk(path, onerror=refuse) if RECORD in names)
 
 
 def _check(record: RunRecord, path: Path) -> None:

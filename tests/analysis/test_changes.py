@@ -238,6 +238,17 @@ def test_a_run_has_its_own_corpora(run_of_experiment):
     assert about["history"][0].startswith("pruned from the run run, seed 1: expert ")
 
 
+def test_a_report_that_cannot_be_written_hides_nothing_of_the_model_that_is(idle, corpora, run_verb, tmp_path):
+    to, report = tmp_path / "pruned", tmp_path / "told"
+    for ending in ("json", "csv", "md"):
+        (report / f"prune.{ending}").mkdir(parents=True)
+    code, out, err = run_verb(prune_command, idle, "--data", corpora["data"], "--to", to, "--report", report, *FEW)
+    assert code == 1
+    assert "told: cannot be written: Is a directory" in err
+    assert f"next: moelora-ad score FILES --model {to}" in out
+    assert len(next(layer for _, layer in adapted_sites(load(to))).experts) == 2
+
+
 @pytest.mark.parametrize("verb", [prune_command, merge_command])
 def test_mistakes_are_told_in_a_line(verb, idle, corpora, small_whisper, run_verb, tmp_path):
     given = ("--data", corpora["data"], "--to", tmp_path / "to")
@@ -256,7 +267,9 @@ def test_mistakes_are_told_in_a_line(verb, idle, corpora, small_whisper, run_ver
         ((idle, *given, "--decide-on", "nothing"), 1, "has no set 'nothing': choose from elsewhere, dev"),
         ((idle, "--data", tmp_path / "spoofs.yaml", "--to", tmp_path / "to"), 1, "data.val is not given"),
         ((idle, *given, "--data", tmp_path / "spoofs.yaml"), 1, "spoofs has no bona fide trials"),
+        ((idle, *given, "--report", tmp_path / "there" / "file"), 2, "file is not a folder"),
         ((idle, *given, option, "-1"), 2, "'-1' is not a number of points"),
+        ((idle, *given, "--resamples", "1"), 2, "--resamples: 1 is less than 20"),
         ((tmp_path / "lora", *given), 1, gates),
         ((tmp_path / "nowhere", *given), 1, "no such folder"),
     ):

@@ -169,6 +169,10 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
     assert passes["scores averaged"] == 2
     assert passes["weights averaged"] == 1
     assert all(f"{variant} on other: " in analysis.finding for variant in ("weights averaged", "scores averaged"))
+    note = "mixture with constant gates: the mean gates of dev for every token"
+    assert note in analysis.notes
+    alone = ensemble.analyze_ensemble([fitted["lora", 1], "second"], resamples=20, seed=1, **READING)
+    assert note not in ensemble_report(alone).notes
 
 
 @pytest.mark.gpu
@@ -180,7 +184,7 @@ def test_analyses_on_a_gpu_are_those_on_the_cpu(fitted, gpu, monkeypatch):
     for device in (torch.device("cpu"), gpu):
         mixture, lora = fitted["mixture", 1], fitted["lora", 1]
         given = {"resamples": 10, "device": device}
-        used = routing.analyze_routing(mixture, permutations=3, device=device)
+        used = routing.analyze_routing(mixture, permutations=19, device=device)
         alone = experts.analyze_experts(mixture, **given)
         seeds = itertools.count(1)
         both = ensemble.analyze_ensemble([lora, lora], against=mixture, **given)

@@ -36,17 +36,17 @@ def judged(fitted, tmp_path_factory):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_scores_are_those_of_the_run(fitted, judged, precision):
     folder, expected = judged("mixture", precision)
-    analysis = analyze_experts(folder, resamples=5, **HERE)
+    analysis = analyze_experts(folder, resamples=20, **HERE)
     np.testing.assert_allclose(analysis.scores["other"]["all experts"].scores, expected, rtol=1e-6, atol=1e-6)
     assert analysis.notes == (f"computed in {precision}, as the model was evaluated; --precision sets another one",)
     assert experts_report(analysis).notes[-1] == analysis.notes[0]
 
     # The precision makes a difference and can be chosen; there is no note where it is the run's own.
-    single = analyze_experts(folder, resamples=5, precision="32-true", **HERE)
+    single = analyze_experts(folder, resamples=20, precision="32-true", **HERE)
     assert 1e-5 < np.abs(single.scores["other"]["all experts"].scores - expected).max() < 0.1
     (note,) = single.notes
     assert note.startswith(f"computed in 32-true; the model was evaluated in {precision}")
-    plain = analyze_experts(fitted["mixture", 1], resamples=5, **HERE)
+    plain = analyze_experts(fitted["mixture", 1], resamples=20, **HERE)
     assert plain.notes == ()
     for variant, table in plain.scores["other"].items():
         np.testing.assert_array_equal(single.scores["other"][variant].scores, table.scores)
@@ -57,7 +57,7 @@ def test_averaged_weights_are_not_rounded_into_the_encoder(judged, fitted):
     folder, expected = judged("lora", "bf16-true")
     shutil.copytree(folder, folder.parent / "again")
     (folder.parent / "again" / "run.json").unlink()  # without this file, the run is named after its folder
-    analysis = analyze_ensemble([folder, folder.parent / "again"], sets=["other"], resamples=5, **HERE)
+    analysis = analyze_ensemble([folder, folder.parent / "again"], sets=["other"], resamples=20, **HERE)
     scores = analysis.scores["other"]
     assert analysis.members == ("lora, seed 1", "again, seed 1")
     for variant in (*analysis.members, "scores averaged", "weights averaged"):
@@ -66,7 +66,7 @@ def test_averaged_weights_are_not_rounded_into_the_encoder(judged, fitted):
 
 def test_routing_in_half_precision(judged, fitted):
     folder, _ = judged("mixture", "bf16-mixed")
-    half, single = (analyze_routing(run, permutations=1, **HERE) for run in (folder, fitted["mixture", 1]))
+    half, single = (analyze_routing(run, permutations=19, **HERE) for run in (folder, fitted["mixture", 1]))
     assert half.notes
     difference = np.abs(half.overall.mean_gate - single.overall.mean_gate).max()
     assert 0 < difference < 0.02
@@ -74,12 +74,13 @@ def test_routing_in_half_precision(judged, fitted):
 
 
 def test_mistakes(fitted):
-    with pytest.raises(InputError, match="resamples: must be at least 1, not 0"):
-        analyze_experts(fitted["mixture", 1], resamples=0)
+    with pytest.raises(InputError, match="resamples: must be at least 20, not 19"):
+        analyze_experts(fitted["mixture", 1], resamples=19)
     for given, words in (
         ({"precision": "64-true"}, "precision: '64-true' is not one of"),
         ({"batch_size": 0}, "batch size: must be at least 1, not 0"),
-        ({"permutations": 0}, "permutations: must be at least 1, not 0"),
+        ({"permutations": 18}, "permutations: must be at least 19, not 18"),
+        ({"draws": 18}, "draws: must be at least 19, not 18"),
         ({"device": "abacus"}, "device 'abacus' cannot be used"),
     ):
         with pytest.raises(InputError, match=words):

@@ -36,7 +36,7 @@ def test_nothing_heavy_is_imported_before_it_is_used():
 
 def test_routing(fitted, tmp_path):
     told = Told()
-    result = analysis.analyze_routing(fitted["mixture", 1], set="other", permutations=3, progress=told, **HERE)
+    result = analysis.analyze_routing(fitted["mixture", 1], set="other", permutations=19, progress=told, **HERE)
     num_sites, num_trials = 8, 36  # 2 layers of 4 projections; 4 utterances of each of 8 attacks, and 4 bona fide
     assert (result.system, result.set, result.num_experts) == ("mixture", "other", 3)
     assert len(result.sites) == num_sites
@@ -60,9 +60,9 @@ def test_routing(fitted, tmp_path):
     assert told[0] == ("mixture, seed 1", 0, num_trials)
     assert [entry for entry in told if entry[1] == entry[2]] == [
         ("mixture, seed 1", num_trials, num_trials),
-        ("permutations", 9, 9),
+        ("permutations", 57, 57),
     ]
-    assert [done for what, done, _ in told if what == "permutations"] == list(range(1, 10))
+    assert [done for what, done, _ in told if what == "permutations"] == list(range(1, 58))
     files = analysis.write_report(analysis.routing_report(result), tmp_path)
     assert {path.name for path in files} >= {"routing.json", "routing.csv", "routing.md", "routing-gates.png"}
 
@@ -100,7 +100,7 @@ def test_singular_values_and_stability(fitted):
     values = analysis.analyze_singular_values(fitted["lora", 1])
     assert values.largest.shape == (2, 4, 1)
     assert values.late_to_early.keys() == values.active_in.keys() == {*values.grid.projections}
-    stability = analysis.analyze_stability([fitted["mixture", 1].parent], permutations=2, **HERE)
+    stability = analysis.analyze_stability([fitted["mixture", 1].parent], permutations=19, **HERE)
     assert stability.seeds == [1, 2]
     assert stability.scores["other"].eers.shape == (2,)
     assert stability.routing.agreement.similarity.shape == (1, 8)

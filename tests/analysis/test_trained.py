@@ -22,7 +22,7 @@ def run(lightning, experiment, write_config, tmp_path):
     return tmp_path / "runs" / "tiny" / "version_0"
 
 
-def test_the_scores_are_those_of_the_run(run):
+def test_the_scores_are_those_of_the_run(run, tmp_path):
     trained = load_trained(run)
     assert (trained.name, trained.seed, trained.folder) == ("mixture", 7, run)
     assert not trained.detector.training
@@ -46,13 +46,22 @@ def test_the_scores_are_those_of_the_run(run):
     again = load_trained(run)
     assert (again.checkpoint, again.name) == (best, run.name)
     (best.parent / "another.ckpt").write_bytes(best.read_bytes())
+    (run / "scores" / "plot.png").write_bytes(b"no checkpoint")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    advice = "give the folder of a run, or a checkpoint in it"
     for given, words in (
         (run, "2 checkpoints to choose from"),
-        (run / "checkpoints" / "none.ckpt", "no such checkpoint"),
-        (run / "config.yaml", "no configuration"),
+        (run / "checkpoints" / "none.ckpt", f"no such checkpoint; {advice}"),
+        (run / "config.yaml", f"config.yaml: is no checkpoint of a run, as there is no .*; {advice}"),
+        (run / "scores" / "plot.png", "^checkpoint: .*plot.png is not a checkpoint"),
+        (run / "checkpoints", f"checkpoints: is not the folder of a run, which has config.yaml .*; {advice}"),
+        (run.parent, f"tiny: is not the folder of a run, .*; {advice}"),
+        (tmp_path / "model", f"model: is the folder of a model, not of a run, .*; {advice}"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=words) as error:
             load_trained(given)
+        assert "--" not in str(error.value)  # there is no option to name a checkpoint or a configuration
     with pytest.raises(InputError, match="no set 'other': choose from in_domain, out_of_domain, dev, train"):
         trials_of(trained, "other")
 

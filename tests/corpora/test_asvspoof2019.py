@@ -53,9 +53,22 @@ def test_the_files_are_read_when_trials_is_called(tmp_path):
     corpus = ASVspoof2019Protocol("Mini", tmp_path / "later.txt", tmp_path)
     with pytest.raises(ProtocolError) as error:
         corpus.trials()
-    assert only_line(error) == f"{tmp_path / 'later.txt'}: no such file; check the path in the configuration"
+    assert only_line(error) == f"{tmp_path / 'later.txt'}: no such file; check the path"
     (tmp_path / "later.txt").write_text(LINES)
     assert len(corpus.trials()) == 3
+
+
+def test_a_relative_path_that_is_missing_is_told_with_the_folder_it_was_seen_from(tmp_path, monkeypatch):
+    """The configuration of a run has paths as they were given where it was trained; it may be read elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    seen = f"(seen from {tmp_path}; paths of a run count from the folder that it was trained in); check the path"
+    with pytest.raises(ProtocolError) as error:
+        ASVspoof2019Protocol("Mini", "later.txt", "data").trials()
+    assert only_line(error).startswith(f"later.txt: no such file {seen}")
+    with pytest.raises(StorageError) as error:
+        ASVspoof2019("data/LA", "dev").trials()
+    assert only_line(error).startswith("data/LA: ")
+    assert f"(seen from {tmp_path};" in only_line(error)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Records of runs: written records are read, and damaged ones are reported in one line."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,7 @@ def test_runs_are_found_below_folders_each_once_and_in_order(tmp_path):
     ("content", "words"),
     [
         ("{", "is not JSON"),
+        ("", "the record is damaged: move it away to leave the run out, or resume it"),
         ("[]", "is not a record of a run in format 1"),
         (json.dumps(CONTENT | {"format": 2}), "is not a record of a run in format 1"),
         (json.dumps({k: v for k, v in CONTENT.items() if k != "seed"}), "'seed'"),
@@ -197,3 +200,22 @@ def test_folders_without_runs_are_refused(tmp_path):
         find_records([tmp_path / "none"])
     with pytest.raises(InputError, match=r"it is not the folder of a run"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize("closed", ["", "seed_3", "seed_3/checkpoints"])
+def test_a_folder_that_cannot_be_read_is_refused_and_not_left_out(tmp_path, monkeypatch, closed):
+    """Tests may run as root, who can read all folders: listing this one fails as it does for others."""
+    for seed in (1, 2, 3):
+        write(tmp_path / f"seed_{seed}" / "checkpoints", seed=seed)
+        write(tmp_path / f"seed_{seed}", seed=seed)
+    shut, scandir = tmp_path / closed, os.scandir
+
+    def scan(path="."):
+        if Path(path) == shut:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(InputError) as error:
+        find_records([tmp_path])
+    assert str(error.value).startswith(f"{shut}: cannot be read: Permission denied")

@@ -30,6 +30,8 @@ def ensemble_report(analysis: EnsembleAnalysis) -> Report:
                 sentences.append(_sentence(name, variant, reference, difference))
         columns = ("variant", "forward passes", "EER %", f"to {reference}", "95 %")
         tables.append(TextTable(f"EER % on {name}", columns, lines))
+    has_constant = any(STATIC in differences for differences in analysis.differences.values())
+    constant = [f"{STATIC}: the mean gates of {DEV} for every token"] if has_constant else []
     return Report(
         name="ensemble",
         finding="; ".join(sentences),
@@ -39,7 +41,7 @@ def ensemble_report(analysis: EnsembleAnalysis) -> Report:
         figures={"eer": partial(_figure, analysis)},
         notes=[
             "weights averaged: the mean of the updates, exactly, and of the classifiers, which were trained separately",
-            f"{STATIC}: the mean gates of {DEV} for every token",
+            *constant,
             bootstrap_note(analysis.resamples),
             *analysis.notes,
         ],

@@ -40,6 +40,11 @@ class Report:
     notes: Sequence[str] = ()
 
 
+def decimals(value: float, number: int) -> str:
+    """Return a value rounded to a number of decimals; one that is rounded to zero has no sign."""
+    return f"{round(value, number) + 0.0:.{number}f}"
+
+
 def write_report(report: Report, folder: str | Path) -> list[Path]:
     """Write a report; each file appears whole or not at all.
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moelora_ad.analysis.gates import GateStatistics
-from moelora_ad.analysis.reports.report import Report
+from moelora_ad.analysis.reports.report import Report, decimals
 from moelora_ad.analysis.routing import RoutingAnalysis
 from moelora_ad.evaluation.reports.heatmaps import heatmaps
 from moelora_ad.evaluation.reports.plots import MOST_BARS
@@ -55,20 +55,20 @@ def routing_report(analysis: RoutingAnalysis) -> Report:
 def _finding(kind: str, analysis: RoutingAnalysis) -> str:
     one = analysis.dependence[kind]
     most = int(one.excess.argmax())
-    amount = f"{one.excess.mean():.3f} bits above chance"
+    amount = f"{decimals(one.excess.mean(), 3)} bits above chance"
     if one.p_value > LEVEL:
         return f"no sign that experts depend on the {kind} ({amount}, p = {one.p_value:.2g})"
     limit = min(np.log2(analysis.num_experts), analysis.classes[kind].entropy)
     finding = (
         f"experts depend on the {kind}: mean mutual information {amount} of at most {limit:.2f} "
-        f"(p = {one.p_value:.2g}), most at {analysis.sites[most]} ({one.excess[most]:.3f})"
+        f"(p = {one.p_value:.2g}), most at {analysis.sites[most]} ({decimals(one.excess[most], 3)})"
     )
     if kind not in analysis.untrained:
         return finding
     without = analysis.untrained[kind].mean() - one.by_chance.mean()
     p = analysis.p_untrained(kind)
     shown = "more than" if p <= LEVEL else "which is not shown to be more than"
-    return f"{finding}, {shown} that of untrained gates ({without:.3f}, p = {p:.2g})"
+    return f"{finding}, {shown} that of untrained gates ({decimals(without, 3)}, p = {p:.2g})"
 
 
 def _use_table(analysis: RoutingAnalysis) -> TextTable:
@@ -94,7 +94,7 @@ def _dependence_table(analysis: RoutingAnalysis) -> TextTable:
         classes = analysis.classes[kind]
         numbers = f"{classes.counts.sum():,}", str((classes.counts > 0).sum())
         control = [f"{analysis.untrained[kind].mean():.4f}", f"{analysis.p_untrained(kind):.2g}"] if untrained else []
-        bits = (f"{mean:.4f}" for mean in means)
+        bits = (decimals(mean, 4) for mean in means)
         rows.append((kind, analysis.sites[most], *numbers, *bits, f"{one.p_value:.2g}", *control))
     names = ("by", "most at", "utterances", "classes", "information", "excess", "there", "p")
     columns = (*names, "untrained", "p (trained)") if untrained else names
@@ -111,7 +111,7 @@ def _layer_table(analysis: RoutingAnalysis) -> TextTable:
         tests = [
             text
             for one in analysis.dependence.values()
-            for text in (f"{one.excess[at].mean():.4f}", f"{one.p_values[number]:.2g}")
+            for text in (decimals(one.excess[at].mean(), 4), f"{one.p_values[number]:.2g}")
         ]
         rows.append((layer, *(f"{mean:.3f}" for mean in means), *tests))
     tested = [text for kind in analysis.dependence for text in (f"{kind} bits", "p (Holm)")]

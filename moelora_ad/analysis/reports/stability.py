@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from moelora_ad.analysis.reports.report import Report
+from moelora_ad.analysis.reports.report import Report, decimals
 from moelora_ad.analysis.stability import RoutingStability, ScoreStability, StabilityAnalysis
 from moelora_ad.evaluation.reports.heatmaps import heatmaps
 from moelora_ad.evaluation.reports.plots import BLUE, INK, short_name
@@ -85,10 +85,11 @@ def _finding(analysis: StabilityAnalysis) -> str:
     if analysis.routing is None:
         return finding
     agreement = analysis.routing.agreement
+    similarity, by_chance = (decimals(one.mean(), 2) for one in (agreement.similarity, agreement.by_chance))
     sign = "agree" if agreement.p_value <= 0.05 else "do not agree more than by chance"
     return (
-        f"{finding}; with experts matched, the gates of two seeds {sign}: r = {agreement.similarity.mean():.2f} on "
-        f"{analysis.set} ({agreement.by_chance.mean():.2f} by chance, p = {agreement.p_value:.2g})"
+        f"{finding}; with experts matched, the gates of two seeds {sign}: r = {similarity} on "
+        f"{analysis.set} ({by_chance} by chance, p = {agreement.p_value:.2g})"
     )
 
 
@@ -107,7 +108,7 @@ def _sets_table(scores: Mapping[str, ScoreStability]) -> TextTable:
 
 def _routing_table(routing: RoutingStability, set_name: str) -> TextTable:
     def row(name: str, at: NDArray[np.intp]) -> tuple[str, ...]:
-        return (name, *(f"{values[at].mean():.3f}" for values in _by_site(routing).values()))
+        return (name, *(decimals(values[at].mean(), 3) for values in _by_site(routing).values()))
 
     grid = routing.grid
     rows = [row(layer, grid.in_layer(layer)) for layer in grid.layers]

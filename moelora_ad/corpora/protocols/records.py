@@ -9,7 +9,7 @@ from itertools import accumulate, chain, compress, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moelora_ad.corpora.storage.files import open_file
+from moelora_ad.corpora.storage.files import open_file, seen_from
 from moelora_ad.documents import DocumentError, parse_json
 from moelora_ad.errors import InputError
 
@@ -33,7 +33,7 @@ def read_bytes(path: str | Path, error: type[InputError]) -> bytes:
         with open(file, "rb") if isinstance(file, str) else file as opened:
             data = opened.read(_MOST_BYTES + 1)
     except FileNotFoundError:
-        raise error.at(path, "no such file; check the path in the configuration") from None
+        raise error.at(path, f"no such file{seen_from(path)}; check the path") from None
     except OSError as reason:
         raise error.at(path, f"cannot be read: {reason.strerror}") from None
     if len(data) > _MOST_BYTES:

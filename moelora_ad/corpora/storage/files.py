@@ -85,7 +85,14 @@ def first_of(root: str | Path, names: tuple[str, ...], hint: str) -> str:
         if exists(place := joined(located(root), name)):
             return place
     looked = f"{names[0]} does not exist" if len(names) == 1 else f"neither {' nor '.join(names)} exists"
-    raise StorageError(f"{root}: {looked}; {hint}")
+    raise StorageError(f"{root}: {looked}{seen_from(root)}; {hint}")
+
+
+def seen_from(place: str | Path) -> str:
+    """Words for the message that a place does not exist: what a relative path was taken to be relative to."""
+    if os.path.isabs(os.path.expandvars(os.path.expanduser(place))) or _is_url(str(place)):
+        return ""
+    return f" (seen from {os.getcwd()}; paths of a run count from the folder that it was trained in)"
 
 
 def is_in_archive(place: str) -> bool:
@@ -148,7 +155,8 @@ def _files(folder: str) -> Iterator[str]:
             found = True
             yield from archive.files(inside)
     if not found:
-        raise StorageError(f"no such folder: {folder}")
+        what = "file" if folder.endswith("!") else "folder"  # an archive, or a pattern of them
+        raise StorageError(f"no such {what}: {folder.removesuffix('!')}")
 
 
 def _local_files(folder: str) -> Iterator[str]:

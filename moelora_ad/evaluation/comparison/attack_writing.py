@@ -10,7 +10,7 @@ from moelora_ad.evaluation.comparison.attacks import AttackMatrix
 from moelora_ad.evaluation.reports.plots import Plot
 from moelora_ad.evaluation.reports.rows import as_csv
 from moelora_ad.evaluation.reports.text_table import TextTable, as_markdown, latex_file
-from moelora_ad.files import unused_name, written_whole
+from moelora_ad.files import unused_name, write_texts
 
 
 class ShownMatrix(NamedTuple):
@@ -27,10 +27,11 @@ class ShownMatrix(NamedTuple):
 
 def write_matrices(shown: Sequence[ShownMatrix], folder: str | Path) -> list[Path]:
     """Write all matrices to attacks.csv and .json, at full precision, and to attacks.md and .tex, rounded; and the
-    heatmap of each to attacks-SET.png and .svg. Each file appears whole or not at all.
+    heatmap of each to attacks-SET.png and .svg. Each file appears whole or not at all; those of an earlier call that
+    are not written again are removed.
 
     Args:
-        shown: The matrices; at least one.
+        shown: The matrices; without any, files are only removed.
         folder: The folder, created if it is missing.
 
     Returns:
@@ -38,18 +39,18 @@ def write_matrices(shown: Sequence[ShownMatrix], folder: str | Path) -> list[Pat
     """
     folder = Path(folder)
     tables = [one.table for one in shown]
-    texts = {
+    texts: dict[str, str | None] = {
         "attacks.csv": as_csv([row for one in shown for row in matrix_rows(one.matrix)], MATRIX_ROW),
         "attacks.json": matrices_json(one.matrix for one in shown),
         "attacks.md": "\n".join(map(as_markdown, tables)),
         "attacks.tex": latex_file(tables),
     }
-    written = []
+    written: list[Path] = []
     taken: set[str] = set()
     for one in shown:
         written += one.heatmap.write(folder / unused_name(f"attacks-{one.matrix.set_name}", taken))
-    for name, text in texts.items():
-        with written_whole(folder / name) as unfinished:
-            unfinished.write_text(text, encoding="utf-8", newline="")
-        written.append(folder / name)
-    return written
+    for heatmap in {*folder.glob("attacks-*.svg")} - {*written}:
+        if (beside := heatmap.with_suffix(".png")).exists():  # we write both
+            beside.unlink()
+            heatmap.unlink()
+    return written + write_texts(folder, texts if shown else dict.fromkeys(texts))

@@ -29,7 +29,7 @@ from moelora_ad.evaluation.reports.plots import LINES, Plot
 from moelora_ad.evaluation.reports.rows import as_csv
 from moelora_ad.evaluation.reports.tables import rounded
 from moelora_ad.evaluation.reports.text_table import TextTable, as_markdown, latex_file
-from moelora_ad.files import written_whole
+from moelora_ad.files import write_texts
 
 
 def write_comparison(
@@ -40,6 +40,7 @@ def write_comparison(
     results.csv has a row for each system, seed and set, and for their means, at full precision, results.json the same
     and its description; table.md and table.tex are the rounded tables; spread.png and .svg are the plot; report.html
     has all in one page. With held-out attacks, or test sets with several attacks, `write_matrices` adds its files.
+    Files of an earlier call that this one does not write are removed.
 
     Args:
         comparison: The results.
@@ -69,16 +70,7 @@ def write_comparison(
         "table.tex": latex_file(listed),
         "report.html": comparison_page(comparison, plot, tables, attacks),
     }
-    written = plot.write(folder / "spread")
-    if attacks:
-        written += write_matrices(attacks, folder)
-    for name, text in texts.items():
-        if text is None:
-            continue
-        with written_whole(folder / name) as unfinished:
-            unfinished.write_text(text, encoding="utf-8", newline="")
-        written.append(folder / name)
-    return written
+    return plot.write(folder / "spread") + write_matrices(attacks, folder) + write_texts(folder, texts)
 
 
 def comparison_page(

@@ -104,7 +104,7 @@ def evaluate(
         threshold: Threshold of the accuracy.
         asv: Official scores of a speaker verification system, for min t-DCF.
         tandem: The form of t-DCF.
-        resamples: Number of resamples of the bootstrap; 0 for no intervals.
+        resamples: Number of resamples of the bootstrap, at least 20; 0 for no intervals.
         seed: Seed of the bootstrap.
         cluster: Fields whose combinations are resampled together; None for `default_clusters`.
         progress: Called with the number of steps; returns a context with a function that is called before each step.

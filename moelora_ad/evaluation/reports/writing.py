@@ -8,7 +8,7 @@ from moelora_ad.evaluation.reports.results import Results
 from moelora_ad.evaluation.reports.rows import DIFFERENCE_ROW, FIGURE_ROW, as_csv, as_json, difference_rows, figure_rows
 from moelora_ad.evaluation.reports.tables import tables
 from moelora_ad.evaluation.reports.text_table import as_markdown, latex_file
-from moelora_ad.files import written_whole
+from moelora_ad.files import write_texts
 
 
 def write_results(results: Results, folder: str | Path, tick: Callable[[str], None] = lambda what: None) -> list[Path]:
@@ -16,7 +16,7 @@ def write_results(results: Results, folder: str | Path, tick: Callable[[str], No
 
     figures.csv has everything at full precision, figures.json the same and how it was computed; figures.md and
     figures.tex are rounded tables; comparison.csv is written for two systems; report.html has all in one page; plots
-    are PNG and SVG files.
+    are PNG and SVG files. A figures.csv or comparison.csv of an earlier call that is not written again is removed.
 
     Args:
         results: The evaluation.
@@ -37,10 +37,4 @@ def write_results(results: Results, folder: str | Path, tick: Callable[[str], No
         "figures.tex": latex_file(listed),
         "report.html": report_page(results, drawn),
     }
-    written = [plot_file for one in drawn for plot_file in one.plot.write(folder / one.stem)]
-    for name, text in texts.items():
-        if text is not None:
-            with written_whole(folder / name) as unfinished:
-                unfinished.write_text(text, encoding="utf-8", newline="")
-            written.append(folder / name)
-    return written
+    return [path for one in drawn for path in one.plot.write(folder / one.stem)] + write_texts(folder, texts)

@@ -148,13 +148,13 @@ def test_clusters_that_are_asked_for_are_used() -> None:
 
 
 def test_few_clusters_are_noted() -> None:
-    notes = evaluate_set("mini", made(speaker="the only one"), FigureOptions(resamples=10)).notes
+    notes = evaluate_set("mini", made(speaker="the only one"), FigureOptions(resamples=20)).notes
     assert "all bona fide trials are in 1 cluster: intervals are rough, and rather too narrow" in notes
     assert "all spoofs are in 4 clusters: intervals are rough, and rather too narrow" in notes
 
 
 def test_a_single_cluster_gives_figures_without_intervals_and_it_is_said() -> None:
-    options = FigureOptions(resamples=10, clusters=("speaker",))
+    options = FigureOptions(resamples=20, clusters=("speaker",))
     table = made(speaker="the only one", codec=None)
     found = evaluate_set("mini", table, options)
     assert found == replace(evaluate_set("mini", table, NONE), notes=found.notes)
@@ -208,7 +208,7 @@ def test_a_set_of_one_class_is_refused_but_not_in_a_pool() -> None:
     spoofs, bona_fide = (ScoreTable(*one_class(made(), label)) for label in (0, 1))
     with pytest.raises(ScoreError, match="both classes"):
         evaluate_set("spoofs", spoofs, NONE)
-    found = pooled({"spoofs": spoofs, "bona fide": bona_fide}, FigureOptions(resamples=10))
+    found = pooled({"spoofs": spoofs, "bona fide": bona_fide}, FigureOptions(resamples=20))
     assert plain(found.overall) == by_hand(made(), lambda trial: True)
     with pytest.raises(ScoreError, match="no set to pool"):
         pooled({}, NONE)
@@ -227,6 +227,6 @@ def test_a_pool_is_all_trials_at_once() -> None:
 
 
 def test_notes_of_a_pool_name_the_set() -> None:
-    found = pooled({"one": made(1, speaker=None), "two": made(2)}, FigureOptions(resamples=10))
+    found = pooled({"one": made(1, speaker=None), "two": made(2)}, FigureOptions(resamples=20))
     (note,) = found.notes
     assert note.startswith("one: no trial has a known speaker")
