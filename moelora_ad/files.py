@@ -54,6 +54,20 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def files_below(folder: str | Path) -> Iterator[Path]:
+    """Every file in a folder and the folders in it.
+
+    Raises:
+        OSError: one of the folders cannot be read; `Path.rglob` would leave it out.
+    """
+
+    def refuse(reason: OSError) -> None:
+        raise reason
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(place, name) for name in names)
+
+
 def write_texts(folder: Path, texts: Mapping[str, str | None]) -> list[Path]:
     """Write files by their names in a folder, each whole or not at all, and return their paths; a file whose text is
     None is removed, so that none of an earlier call stays beside the others."""

@@ -1,6 +1,7 @@
 """Small real encoders and corpora, a tiny experiment on real speech, verbs run in this process, small score tables."""
 
 import csv
+import errno
 import importlib.util
 import json
 import logging
@@ -445,3 +446,20 @@ def shown_tables(monkeypatch: pytest.MonkeyPatch) -> list[TextTable]:
 
     monkeypatch.setattr(FittedTable, "__rich_console__", seen)
     return found
+
+
+@pytest.fixture
+def shut(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """A function that makes a folder unreadable: listing it fails as for a user without permission, even for root."""
+
+    def close(folder: Path) -> None:
+        scandir = os.scandir
+
+        def scan(path: Any = ".") -> Any:
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", scan)
+
+    return close

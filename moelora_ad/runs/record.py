@@ -1,7 +1,6 @@
 """The record of every training run: its settings, its progress, its results."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 from moelora_ad.corpora import TrialList
 from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
+from moelora_ad.files import files_below
 
 RECORD = "run.json"
 FORMAT = 1
@@ -203,19 +203,16 @@ def find_records(paths: Iterable[str | Path]) -> list[RunRecord]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"{path}: no such folder: give the folder of a run, or one above runs")
-        found = _folders_of_runs(path)
+        try:
+            found = sorted(file.parent for file in files_below(path) if file.name == RECORD)
+        except OSError as error:  # averages over the other runs would look complete
+            reason = f"cannot be read: {error.strerror}; name the runs to use one by one"
+            raise InputError.at(error.filename, reason) from None
         if not found:
             raise InputError(f"{path}: no run in it or below it: none has a {RECORD}")
         folders |= {folder.resolve(): folder for folder in found}
     records = [read_record(folder) for folder in folders.values()]
     return sorted(records, key=lambda record: (record.system, record.seed, str(record.folder)))
-
-
-def _folders_of_runs(path: Path) -> list[Path]:
-    def refuse(reason: OSError) -> None:  # averages over the other runs would look complete
-        raise InputError(f"{reason.filename}: cannot be read: {reason.strerror}; name the runs to use one by one")
-
-    return sorted(Path(place) for place, _, names in os.walk(path, onerror=refuse) if RECORD in names)
 
 
 def _check(record: RunRecord, path: Path) -> None:

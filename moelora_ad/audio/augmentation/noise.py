@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moelora_ad.audio.augmentation.base import Augmentation, check_limits
 from moelora_ad.audio.decoding import AudioError, read_audio
 from moelora_ad.audio.segments import Segment, read_segment
+from moelora_ad.files import files_below
 from moelora_ad.formats import left_out_note, sounds_among
 
 MOST_DECIBELS = 100.0
@@ -92,7 +93,10 @@ class RoomResponse(Augmentation):
 def _audio_files(folder: str | os.PathLike[str]) -> list[Path]:
     if not os.path.isdir(folder):
         raise AudioError.at(folder, "no such folder; it should hold recordings for augmentation")
-    files, others = sounds_among(str(path) for path in Path(folder).rglob("*") if path.is_file())
+    try:
+        files, others = sounds_among(str(path) for path in files_below(folder) if path.is_file())
+    except OSError as error:
+        raise AudioError.at(error.filename, f"cannot be read: {error.strerror}") from None
     if not files:
         raise AudioError.at(
             folder, f"no audio file in this folder; {left_out_note(others) if others else 'it is empty'}"

@@ -8,6 +8,7 @@ from shlex import quote
 from typing import NamedTuple
 
 from moelora_ad.errors import InputError, counted, printable
+from moelora_ad.files import files_below
 from moelora_ad.runs.record import DEV, RECORD, read_record
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
@@ -110,7 +111,7 @@ def _of_run(run: Path) -> tuple[Path, list[str]]:
     if best is not None and best.is_dir() and any(map(_has_scores, best.iterdir())):
         return best, [f"{run}: the scores of its best checkpoint, {best}"]
     newest: dict[Path, float] = {}
-    for path in (run / "scores").rglob("*"):
+    for path in files_below(run / "scores") if (run / "scores").is_dir() else ():
         if _has_scores(path):
             newest[path.parent] = max(path.stat().st_mtime, newest.get(path.parent, 0))
     if not newest:

@@ -161,6 +161,13 @@ def test_the_folder_is_looked_at_on_first_use_only(noises, build):
     assert [file.name for file in early.files] == ["a.wav"]
 
 
+def test_recordings_that_cannot_be_listed_are_not_left_out(noises, shut):
+    write(noises / "later" / "a.wav", noise(500))
+    shut(noises / "later")
+    with pytest.raises(AudioError, match="later: cannot be read: Permission denied"):
+        AdditiveNoise(noises)(noise(100), generator())
+
+
 @pytest.mark.parametrize("build", [AdditiveNoise, RoomResponse])
 def test_a_folder_without_audio_is_one_line(tmp_path, build):
     for folder, named in [(tmp_path / "none", "no such folder"), (tmp_path, "no audio file in this folder")]:

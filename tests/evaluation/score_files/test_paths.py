@@ -82,6 +82,15 @@ def test_a_folder_of_runs_points_to_the_verb_for_them(tmp_path: Path, make_run: 
         find_score_files([str(tmp_path / "runs")])
 
 
+def test_scores_that_cannot_be_listed_are_not_taken_for_none(
+    tmp_path: Path, make_run: Callable[..., Path], shut: Callable[[Path], None]
+) -> None:
+    run = make_run("lora", 1, scores=None)
+    shut(run / "scores/best")
+    with pytest.raises(PathError, match="seed_1: cannot be read: Permission denied"):
+        find_score_files([str(run)])
+
+
 def test_a_run_whose_record_names_no_scores_gives_the_newest(tmp_path: Path, make_run: Callable[..., Path]) -> None:
     run = make_run("lora", 1, scores=None)
     (file, *_), notes = find_score_files([str(run)])
