@@ -26,6 +26,7 @@ from moelora_ad.data.trainer_state import (
     score_folder,
 )
 from moelora_ad.files import file_hash
+from moelora_ad.models.saving.checkpoints import PREFIX
 from moelora_ad.models.saving.files import tensors_hash
 from moelora_ad.runs.scores import KeptScores
 
@@ -117,7 +118,8 @@ def _common_origin(trainer: Trainer) -> dict[str, str]:
     state = trainer.strategy.lightning_module_state_dict()
     if not trainer.is_global_zero:
         return {}
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    # A loss may have tensors, too, which scores do not depend on.
+    tensors = {name: one for name, one in state.items() if name.startswith(PREFIX) and isinstance(one, Tensor)}
     parts = (detector.backbone, detector.adaptation, detector.classifier)
     backend: str | None = getattr(trainer.lightning_module, "backend", None)
     return ({} if backend is None else {"compiled": backend}) | {

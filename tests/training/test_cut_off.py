@@ -130,6 +130,14 @@ def test_another_model_or_other_batches_are_scored_anew(test, model, tmp_path, c
         assert test("x", **arguments) == []
 
 
+def test_scores_do_not_depend_on_the_loss(test, model, tmp_path):
+    test("x")
+    other = model(0)
+    other.loss = torch.nn.CrossEntropyLoss(torch.tensor([1.0, 9.0]), reduction="none")
+    assert any(name.startswith("loss.") for name in other.state_dict())  # its weights are a tensor of the module
+    assert test("x", trained=other) == []
+
+
 def test_another_recording_under_the_same_id_is_scored_anew(test, data, tmp_path):
     test("x")
     manifest = Path(data().test["in_domain"].path)
