@@ -54,7 +54,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def files_below(folder: str | Path) -> Iterator[Path]:
+def files_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Every file in a folder and the folders in it.
 
     Raises:
