@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from moelora_ad.cli.arguments import FAILED, USAGE, OneLineArgumentParser, add_precision
+from moelora_ad.cli.arguments import FAILED, USAGE, OneLineArgumentParser, add_precision, check_folder
 from moelora_ad.cli.terminal import print_line, print_table, progress
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError, printable
@@ -59,8 +59,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser.add_argument("--to", metavar="DIR", help=f"write {name}.json, .csv, .md and the figures there")
     keywords = vars(parser.parse_args(arguments[1:]))
     folder = keywords.pop("to", None)
-    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
-        parser.error(f"--to: {folder} is not a folder")
+    check_folder(parser, "--to", folder)
     try:
         return _analyze(analysis, keywords, folder)
     except InputError as error:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,6 +44,12 @@ def new_folder(to: str) -> Path:
     if (folder.exists() or folder.is_symlink()) and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"--to: {folder} already exists: give a new or empty folder")
     return folder
+
+
+def check_folder(parser: argparse.ArgumentParser, option: str, folder: str | Path | None) -> None:
+    """Refuse a file where an option names a folder to write to, before any work is done."""
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        parser.error(f"{option}: {folder} is not a folder")
 
 
 def add_resamples(parser: Any, none: str = "") -> None:

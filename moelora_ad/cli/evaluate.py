@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, add_resamples, check_resamples, words
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, add_resamples, check_folder, check_resamples, words
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.score_files.formats import FORMATS
 from moelora_ad.evaluation.score_files.keys import PHASES
@@ -99,8 +99,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         parser.error("--compare needs resamples; leave out --resamples 0")
     if given.threshold is not None and not math.isfinite(given.threshold):
         parser.error(f"--threshold: {given.threshold} is not finite")
-    if given.to is not None and Path(given.to).exists() and not Path(given.to).is_dir():
-        parser.error(f"--to: {given.to} is not a folder")
+    check_folder(parser, "--to", given.to)
     for option in ("key", "calibration", "asv"):
         path = getattr(given, option)
         if path is not None and not Path(path).is_file():

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, add_resamples, check_resamples
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, add_resamples, check_folder, check_resamples
 from moelora_ad.cli.terminal import print_line, print_table, progress, step_progress
 from moelora_ad.errors import InputError
 
 if TYPE_CHECKING:
+    from moelora_ad.evaluation.comparison.attack_pairs import OverAttacks
     from moelora_ad.evaluation.comparison.attacks import AttackMatrix
     from moelora_ad.evaluation.comparison.pairs import ComparedPairs, Pair
     from moelora_ad.evaluation.comparison.systems import Comparison
@@ -23,16 +24,19 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     parser = _parser(f"{program} results")
     given = parser.parse_args(argv[1:])
     _check(parser, given)
+    from moelora_ad.evaluation.comparison.attack_pairs import compare_over_attacks
+
     try:
         comparison, matrices = _comparison(parser, given)
         pairs = _pairs(parser, given, comparison, matrices)
+        over_attacks = compare_over_attacks(matrices, pairs)
         compared = None
         try:
             compared = _compared(comparison, pairs, given)
             if given.to is not None:
-                _write(comparison, compared, pairs, given.to)
+                _write(comparison, given.to, matrices, compared, over_attacks)
         finally:  # figures are shown even if a disk is full
-            _print(comparison, matrices, compared, pairs)
+            _print(comparison, matrices, compared, over_attacks)
         if given.to is not None:
             print_line(f"report: {Path(given.to, 'report.html')}")
     except InputError as error:
@@ -63,8 +67,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     for path in given.runs:
         if not Path(path).is_dir():
             parser.error(f"{path}: no such folder: give the folder of a run, or one above runs")
-    if given.to is not None and Path(given.to).exists() and not Path(given.to).is_dir():
-        parser.error(f"--to: {given.to} is not a folder")
+    check_folder(parser, "--to", given.to)
     if given.compare and len(set(given.compare)) < 2:
         parser.error("--compare: name at least two systems; --against compares one with all others")
     check_resamples(parser, given)
@@ -130,11 +133,17 @@ def _compared(comparison: "Comparison", pairs: "Sequence[Pair]", given: argparse
         return compare_systems(comparison, pairs, options, show)
 
 
-def _write(comparison: "Comparison", compared: "ComparedPairs | None", pairs: "Sequence[Pair]", folder: str) -> None:
+def _write(
+    comparison: "Comparison",
+    folder: str,
+    matrices: "Sequence[AttackMatrix]",
+    compared: "ComparedPairs | None",
+    over_attacks: "OverAttacks",
+) -> None:
     from moelora_ad.evaluation.comparison.writing import write_comparison  # matplotlib takes a second
 
     try:
-        write_comparison(comparison, folder, compared, pairs)
+        write_comparison(comparison, folder, matrices, compared, over_attacks)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
 
@@ -143,16 +152,16 @@ def _print(
     comparison: "Comparison",
     matrices: "Sequence[AttackMatrix]",
     compared: "ComparedPairs | None",
-    pairs: "Sequence[Pair]",
+    over_attacks: "OverAttacks",
 ) -> None:
-    from moelora_ad.evaluation.comparison.attack_pairs import compare_over_attacks, differences_table
+    from moelora_ad.evaluation.comparison.attack_pairs import differences_table
     from moelora_ad.evaluation.comparison.attack_tables import matrix_table
     from moelora_ad.evaluation.comparison.pair_tables import pair_tables
     from moelora_ad.evaluation.comparison.table_one import table_one
 
     found = [*map(matrix_table, matrices), table_one(comparison)]
     found += [] if compared is None else pair_tables(compared)
-    found += [differences_table(*one) for one in compare_over_attacks(matrices, pairs)]
+    found += [differences_table(*one) for one in over_attacks]
     said: set[str] = set()
     for table in found:
         print_table(replace(table, notes=[note for note in table.notes if note not in said]))

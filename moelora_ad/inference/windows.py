@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from moelora_ad.audio import SAMPLE_RATE, AudioError
@@ -12,6 +11,7 @@ from moelora_ad.audio.notes import Note
 from moelora_ad.audio.quality import ChannelMeter
 from moelora_ad.audio.segments import Clip, repeated
 from moelora_ad.audio.streaming import check_rate, resampled
+from moelora_ad.evaluation.metrics.equal_error_rate import as_array
 
 ENVELOPE_POINTS = 1_000
 _FULL_SCALE = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}
@@ -63,10 +63,7 @@ def sound_of_array(values: object, rate: int, name: str) -> ArraySound:
         AudioError: The array is empty, has other dimensions, another type, NaN or infinite samples, or a rate that
             cannot be brought to 16 kHz.
     """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
-    array = np.asarray(values)
+    array = as_array(values)
     if array.size == 0:
         raise AudioError(f"cannot use {name}: it has zero samples")
     if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[0] > array.shape[1]):

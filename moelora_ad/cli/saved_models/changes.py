@@ -4,12 +4,11 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
 from moelora_ad.cli.analyze import Keywords, add_bootstrap, add_passes, computed, tell
-from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, new_folder
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, check_folder, new_folder
 from moelora_ad.cli.terminal import print_line
 from moelora_ad.errors import InputError
 
@@ -66,8 +65,7 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
             new_folder(to)
     except InputError as error:
         parser.error(str(error))
-    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
-        parser.error(f"--report: {folder} is not a folder")
+    check_folder(parser, "--report", folder)
     try:
         report, changed = computed(work, keywords)
         try:

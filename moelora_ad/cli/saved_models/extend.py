@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, check_folder
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError, printable
 
@@ -97,8 +97,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         parser.error(f"--start: must be above 0 and below 1, not {given.start}")
     if given.tether is not None and not (given.tether >= 0 and math.isfinite(given.tether)):
         parser.error(f"--tether: must be 0 or more, not {given.tether}")
-    if _report_folder(given).exists() and not _report_folder(given).is_dir():
-        parser.error(f"--report: {_report_folder(given)} is not a folder")
+    check_folder(parser, "--report", _report_folder(given))
 
 
 def _extend(given: argparse.Namespace, program: str) -> int:

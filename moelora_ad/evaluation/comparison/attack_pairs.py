@@ -12,7 +12,7 @@ from scipy import stats
 from moelora_ad.errors import printable
 from moelora_ad.evaluation.comparison.attack_tables import matrix_title
 from moelora_ad.evaluation.comparison.attacks import AttackMatrix
-from moelora_ad.evaluation.comparison.pair_tables import share
+from moelora_ad.evaluation.comparison.pair_tables import points, share
 from moelora_ad.evaluation.comparison.pairs import Pair
 from moelora_ad.evaluation.metrics.intervals import Interval
 from moelora_ad.evaluation.metrics.seed_differences import LEVEL, Variance, holm, total_variance
@@ -73,9 +73,11 @@ class AttackDifference:
         return found if found.value else None
 
 
-def compare_over_attacks(
-    matrices: Iterable[AttackMatrix], pairs: Sequence[Pair]
-) -> list[tuple[AttackMatrix, list[AttackDifference]]]:
+OverAttacks = Sequence[tuple[AttackMatrix, Sequence[AttackDifference]]]
+"""Matrices, each with the differences of pairs that it has."""
+
+
+def compare_over_attacks(matrices: Iterable[AttackMatrix], pairs: Sequence[Pair]) -> OverAttacks:
     """Return each matrix that has pairs of systems, with their differences; p values are corrected over all of them."""
     found = [(matrix, [one for pair in pairs if (one := _difference(matrix, pair))]) for matrix in matrices]
     p_values = [one.p_value for _, differences in found for one in differences if one.p_value is not None]
@@ -105,9 +107,8 @@ def differences_table(matrix: AttackMatrix, differences: Sequence[AttackDifferen
     """Return a table with a row for each pair and a column for each attack; a mean with p below 0.05 is bold."""
     rows = []
     for one in differences:
-        points = [f"{100 * one.by_attack[attack]:+.2f}" if attack in one.by_attack else "" for attack in matrix.attacks]
-        low_high = "" if one.interval is None else " [{:+.2f}, {:+.2f}]".format(*(100 * end for end in one.interval))
-        rows.append((*map(printable, one.pair), *points, f"{100 * one.mean:+.2f}{low_high}", share(one.corrected)))
+        cells = [points(one.by_attack[attack], None) if attack in one.by_attack else "" for attack in matrix.attacks]
+        rows.append((*map(printable, one.pair), *cells, points(one.mean, one.interval), share(one.corrected)))
     shown = {row for row, one in enumerate(differences) if one.corrected is not None and one.corrected < LEVEL}
     heading = ("A", "B", *map(printable, matrix.attacks), "mean [95 %]", "p (Holm)")
     title = f"A - B in points of EER, on {matrix_title(matrix)}"

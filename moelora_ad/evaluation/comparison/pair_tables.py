@@ -6,6 +6,7 @@ from typing import Any
 
 from moelora_ad.errors import counted, printable
 from moelora_ad.evaluation.comparison.pairs import ComparedPairs, PairFigures, SeedsOfPair
+from moelora_ad.evaluation.metrics.intervals import Interval
 from moelora_ad.evaluation.metrics.seed_differences import LEVEL, MOST_SEEDS, seeds_needed
 from moelora_ad.evaluation.reports.text_table import TextTable
 
@@ -34,17 +35,21 @@ def pair_tables(compared: ComparedPairs) -> list[TextTable]:
 
 def _cells(one: PairFigures) -> tuple[str, ...]:
     found = one.difference
-    interval = found.interval
-    low_high = "" if interval is None else " [{:+.2f}, {:+.2f}]".format(*(100 * end for end in interval))
     return (
         f"{100 * found.first:.2f}",
         f"{100 * found.second:.2f}",
-        f"{100 * found.difference:+.2f}{low_high}",
+        points(found.difference, found.interval),
         "" if found.effect_size is None else f"{found.effect_size:+.2f}",
         share(found.probability),
         share(one.corrected),
         _seeds_needed(one),
     )
+
+
+def points(difference: float, interval: Interval | None) -> str:
+    """Return a difference of rates and its interval as a cell of a table, in percentage points."""
+    low_high = "" if interval is None else " [{:+.2f}, {:+.2f}]".format(*(100 * end for end in interval))
+    return f"{100 * difference:+.2f}{low_high}"
 
 
 def share(value: float | None) -> str:

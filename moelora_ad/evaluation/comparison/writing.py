@@ -6,14 +6,14 @@ from pathlib import Path
 from moelora_ad.errors import counted, printable
 from moelora_ad.evaluation.comparison.attack_pairs import (
     DIFFERENCE_ROW,
-    compare_over_attacks,
+    OverAttacks,
     difference_rows,
     differences_table,
 )
 from moelora_ad.evaluation.comparison.attack_writing import ShownMatrix, write_matrices
-from moelora_ad.evaluation.comparison.attacks import attack_matrices
+from moelora_ad.evaluation.comparison.attacks import AttackMatrix
 from moelora_ad.evaluation.comparison.pair_tables import PAIR_ROW, pair_rows, pair_tables
-from moelora_ad.evaluation.comparison.pairs import ComparedPairs, Pair
+from moelora_ad.evaluation.comparison.pairs import ComparedPairs
 from moelora_ad.evaluation.comparison.spread_plot import spread_plot
 from moelora_ad.evaluation.comparison.systems import Comparison
 from moelora_ad.evaluation.comparison.table_one import (
@@ -33,7 +33,11 @@ from moelora_ad.files import write_texts
 
 
 def write_comparison(
-    comparison: Comparison, folder: str | Path, compared: ComparedPairs | None = None, pairs: Sequence[Pair] = ()
+    comparison: Comparison,
+    folder: str | Path,
+    matrices: Sequence[AttackMatrix],
+    compared: ComparedPairs | None = None,
+    over_attacks: OverAttacks = (),
 ) -> list[Path]:
     """Write tables, the plot and the report; each file appears whole or not at all.
 
@@ -45,17 +49,17 @@ def write_comparison(
     Args:
         comparison: The results.
         folder: The folder, created if it is missing.
+        matrices: Its systems and attacks, see `attack_matrices`.
         compared: Compared pairs of its systems, if any; pairs.csv has them at full precision.
-        pairs: Pairs to compare over attacks; attack_pairs.csv has them at full precision.
+        over_attacks: Pairs compared over attacks, see `compare_over_attacks`; attack_pairs.csv has them at full
+            precision.
 
     Returns:
         The files.
     """
     folder = Path(folder)
     plot = spread_plot(comparison)
-    matrices = attack_matrices(comparison)
     attacks = list(map(ShownMatrix.of, matrices))
-    over_attacks = compare_over_attacks(matrices, pairs)
     tables = [] if compared is None else pair_tables(compared)
     tables += [differences_table(*one) for one in over_attacks]
     listed = [table_one(comparison), *tables]

@@ -46,7 +46,10 @@ def as_array(values: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """Return numbers as an array; a tensor may be on a GPU, have gradients, or be of a type that numpy lacks."""
     if hasattr(values, "detach"):  # torch is not imported to ask for its type, as scores in files need none
         values = values.detach().cpu()
-        values = (values.double() if values.is_floating_point() else values).numpy()
+        try:
+            values = values.numpy()
+        except TypeError:  # numpy has no bfloat16
+            values = values.float().numpy()
     return np.asarray(values, dtype)
 
 
