@@ -1,4 +1,4 @@
-"""The sides that benchmarks/gpu.py compares on a GPU, checked here with a small encoder."""
+"""What benchmarks/gpu.py compares on a GPU, and operations.py counts without one, checked with a small encoder."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from moelora_ad.corpora import ASVspoof2019
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 gpu_data = pytest.importorskip("gpu_data")
 gpu_sides = pytest.importorskip("gpu_sides")
+operations = pytest.importorskip("operations")
 
 
 @pytest.fixture
@@ -52,3 +53,21 @@ def test_the_made_corpus_has_the_official_layout(tmp_path):
     trials = ASVspoof2019(tmp_path, "train").trials()
     assert (trials.num_bona_fide, trials.num_spoof) == (48, 48)
     assert all(Path(trial.audio).is_file() for trial in trials)
+
+
+def test_operations_and_their_bytes_are_counted_and_views_are_not():
+    a, b, c = torch.ones(3, 4), torch.ones(4, 5), torch.ones(5, 3)
+    with operations.Operations() as counted:
+        torch.addmm(c.t(), a, b)
+        a.view(12)[2:].relu_()
+    assert counted.count == {"addmm": 1, "relu_": 1}
+    assert counted.moved == {"addmm": 4 * (15 + 12 + 20 + 15), "relu_": 4 * (10 + 10)}
+
+
+def test_a_mixtures_step_moves_less_than_a_lora_of_peft_and_asks_for_less_than_a_loop(source):
+    clips, samples = 8, 32_000  # long enough for activations to outweigh weights
+    ours, peft, loop = (
+        operations.step(side, clips, source, samples) for side in (gpu_sides.OURS, gpu_sides.PEFT, gpu_sides.LOOP)
+    )
+    assert ours.moved.total() < peft.moved.total() < loop.moved.total()
+    assert peft.count.total() < ours.count.total() < loop.count.total()

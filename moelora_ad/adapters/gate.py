@@ -200,18 +200,19 @@ class Gate(nn.Module):
         Raises:
             AdapterError: the level is utterance, and the input is not of the shape that ``valid_tokens`` set.
         """
-        scores = self.scores(logits)
+        clean, *noisy = logits.float().split(self.num_experts, dim=-1)
+        scores = self.scores(clean)
         if not len(self.added):
-            return self._mixed(scores, logits)
+            return self._mixed(scores, *noisy)
         mixed = self.weight.shape[0]
-        return torch.cat([self._mixed(scores[..., :mixed], logits), torch.sigmoid(scores[..., mixed:])], dim=-1)
+        return torch.cat([self._mixed(scores[..., :mixed], *noisy), torch.sigmoid(scores[..., mixed:])], dim=-1)
 
-    def _mixed(self, scores: Tensor, logits: Tensor) -> Tensor:
+    def _mixed(self, scores: Tensor, noise_logits: Tensor | None = None) -> Tensor:
         """Weights of the experts that share a softmax."""
         policy = self.policy
-        if policy.noise == "learned" and logits.shape[-1] > self.num_experts:
-            spread = functional.softplus(self._pooled(logits[..., self.num_experts :].float()))
-            scores = scores + torch.randn_like(scores) * (spread / policy.temperature)
+        if noise_logits is not None:
+            spread = functional.softplus(self._pooled(noise_logits))
+            scores = torch.addcmul(scores, torch.randn_like(scores), spread, value=1 / policy.temperature)
         elif policy.noise == "fixed" and self.is_noisy:
             assert policy.noise_std is not None
             noise = torch.randn_like(scores) * policy.noise_std

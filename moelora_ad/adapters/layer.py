@@ -96,19 +96,28 @@ class MoELoRALinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear, which a model may call by keyword
         experts = self.lora_experts()
-        rows: list[Tensor] = [expert.lora_A for expert in experts]
         up = torch.cat([expert.lora_B for expert in experts], dim=1)  # (out, N r)
-        # The base may be of lower precision than its adapters; autocast handles that.
-        given = input if torch.is_autocast_enabled(input.device.type) else input.to(up.dtype)
+        device = input.device.type
+        if torch.is_autocast_enabled(device):  # which would cast the input for the base and again for the experts
+            input = input.to(torch.get_autocast_dtype(device))
+            up = up.to(input.dtype)
+        # The base may be of lower precision than its adapters, which are added in theirs.
+        low = self._low(experts, input.to(up.dtype)).reshape(-1, up.shape[1])
+        base = self.base(input.reshape(-1, input.shape[-1]))
+        # In place: a sum in new memory would read and write all of the output once more.
+        output = base.to(up.dtype).addmm_(low, up.t(), alpha=self.scaling).to(base.dtype)
+        return output.view(*input.shape[:-1], up.shape[0])
+
+    def _low(self, experts: Sequence[LoRAExpert], input: Tensor) -> Tensor:
+        """The low-rank activations of all experts, weighted by the gate, (..., N r)."""
+        rows: list[Tensor] = [expert.lora_A for expert in experts]
         if self.gate is None:
-            low = functional.linear(given, rows[0])
-        else:
-            width = up.shape[1]
-            down = functional.linear(given, torch.cat(rows + self.gate.rows()))  # (..., N r + N or 2 N)
-            weights = self.gate(down[..., width:]).to(down.dtype)
-            low = (down[..., :width].unflatten(-1, (-1, self.rank)) * weights.unsqueeze(-1)).flatten(-2)
-        base = self.base(input)
-        return torch.add(base, functional.linear(low, up).to(base.dtype), alpha=self.scaling)
+            return functional.linear(input, rows[0])
+        width = self.rank * len(rows)
+        down = functional.linear(input, torch.cat(rows + self.gate.rows()))  # (..., N r + N or 2 N)
+        low, logits = down.split([width, down.shape[-1] - width], dim=-1)
+        weights = self.gate(logits).to(low.dtype)
+        return (low.unflatten(-1, (-1, self.rank)) * weights.unsqueeze(-1)).flatten(-2)
 
     def extra_repr(self) -> str:
         return f"num_experts={len(self.experts)}, rank={self.rank}, scaling={self.scaling:g}"

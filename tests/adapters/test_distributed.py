@@ -1,7 +1,5 @@
 """Adapted layers under DDP and FSDP: two CPU processes get the gradients of one process with the whole batch."""
 
-import os
-import socket
 from functools import partial
 
 import pytest
@@ -31,10 +29,9 @@ def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model(x).square().mean()
 
 
-def one_step(rank: int, port: int, wrap: str, path: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def one_step(rank: int, meeting: str, wrap: str, path: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     model = adapted()
     wrapped = DistributedDataParallel(model) if wrap == "ddp" else fully_shard(model, mesh=_mesh())
     loss(wrapped, inputs()[rank * 3 : rank * 3 + 3]).backward()
@@ -52,11 +49,9 @@ def _mesh() -> torch.distributed.DeviceMesh:
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp"])
 def test_two_processes_have_the_gradients_of_one(wrap, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     path = str(tmp_path / "gradients.pt")
-    torch.multiprocessing.spawn(partial(one_step, port=port, wrap=wrap, path=path), nprocs=2)
+    step = partial(one_step, meeting=str(tmp_path / "meeting"), wrap=wrap, path=path)
+    torch.multiprocessing.spawn(step, nprocs=2)
     model = adapted()
     loss(model, inputs()).backward()
     given = torch.load(path, weights_only=True)

@@ -1,8 +1,6 @@
 """Auxiliary losses against their formulas written out, and under checkpointing, autocast and distributed training."""
 
 import math
-import os
-import socket
 from functools import partial
 from itertools import combinations
 
@@ -261,10 +259,9 @@ def test_senseless_weights_are_refused(arguments):
         AuxiliaryWeights(**arguments)
 
 
-def one_step(rank: int, port: int, path: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def one_step(rank: int, meeting: str, path: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     block = adapted(POLICIES[1])
     losses, wrapped = AuxiliaryLosses(EVERY), DistributedDataParallel(block)
     with losses.watch(block):
@@ -279,11 +276,8 @@ def one_step(rank: int, port: int, path: str) -> None:
 
 
 def test_two_processes_have_the_losses_and_gradients_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     path = str(tmp_path / "found.pt")
-    torch.multiprocessing.spawn(partial(one_step, port=port, path=path), nprocs=2)
+    torch.multiprocessing.spawn(partial(one_step, meeting=str(tmp_path / "meeting"), path=path), nprocs=2)
     found = torch.load(path, weights_only=True)
     block = adapted(POLICIES[1])
     terms, output = terms_of(block, inputs())

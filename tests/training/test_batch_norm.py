@@ -1,7 +1,5 @@
 """Batch normalisation over two processes, against PyTorch's own on both batches in one."""
 
-import os
-import socket
 from functools import partial
 
 import pytest
@@ -59,10 +57,9 @@ def results(layer: nn.Module, x: torch.Tensor, share: float) -> dict[str, torch.
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
-def one_process(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def one_process(rank: int, meeting: str, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     found = {}
     for name in LAYERS:
         layer, x = made(name)
@@ -79,11 +76,8 @@ def one_process(rank: int, port: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def of_both(tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(partial(one_process, port=port, folder=str(folder)), nprocs=2)
+    torch.multiprocessing.spawn(partial(one_process, meeting=str(folder / "meeting"), folder=str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,6 +1,5 @@
 """Trained parameters without a gradient are reported, except those of layers that are skipped at random."""
 
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +15,9 @@ from moelora_ad.training.gradients import check_gradients
 
 
 @pytest.fixture
-def one_process():
+def one_process(tmp_path):
     """A process group of this process alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 

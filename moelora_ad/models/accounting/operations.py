@@ -69,9 +69,14 @@ def plain_loss(detector: Detector, batch: Tensor) -> Tensor:
 @contextmanager
 def _counted() -> Iterator[FlopCounterMode]:
     """Count operations within the block, with attention by plain products: not every device counts fused kernels."""
-    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward, torch.ops.aten.addmm_: _product_in_place}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         yield counter
+
+
+def _product_in_place(output: Any, first: Any, second: Any, **_: Any) -> int:
+    """Operations of a product that is added to a tensor in place, which PyTorch has no formula for."""
+    return 2 * prod(first) * second[1]
 
 
 def _convolution_backward(grad: Any, inputs: Any, weight: Any, *rest: Any, **_: Any) -> int:

@@ -2,9 +2,7 @@
 
 import copy
 import csv
-import os
 import re
-import socket
 from functools import partial
 from pathlib import Path
 
@@ -291,10 +289,9 @@ def take_steps(detector: Detector, wrapped: nn.Module, rows: slice) -> dict[str,
     return {name: tensor for name, tensor in detector.state_dict().items() if name in trained}
 
 
-def train_with_others(rank: int, port: int, sources: dict[str, str], path: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def train_with_others(rank: int, meeting: str, sources: dict[str, str], path: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     found = {}
     for name, source in sources.items():
         for number in range(len(shared_methods())):
@@ -310,11 +307,10 @@ def train_with_others(rank: int, port: int, sources: dict[str, str], path: str) 
 
 def test_two_processes_train_every_backbone_as_one_does_with_the_whole_batch(request, tmp_path):
     sources = {name: str(request.getfixturevalue(f"small_{name}")) for name in CLASSES}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     path = str(tmp_path / "trained.pt")
-    torch.multiprocessing.spawn(partial(train_with_others, port=port, sources=sources, path=path), nprocs=2)
+    torch.multiprocessing.spawn(
+        partial(train_with_others, meeting=str(tmp_path / "meeting"), sources=sources, path=path), nprocs=2
+    )
     found = torch.load(path, weights_only=True)
     for name, source in sources.items():
         for number in range(len(shared_methods())):
