@@ -1,6 +1,8 @@
 """All uses of what has no public name in PyTorch, each with a test."""
 
+import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +10,15 @@ from torch._dynamo.exc import TorchDynamoException as CompilerError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 __all__ = [
     "BatchNorm",
     "CompilerError",
     "Constant",
     "FakeTensorMode",
+    "WatchedLoader",
     "check_dimensions",
     "forget_compilation",
     "is_within_backward",
@@ -23,6 +28,9 @@ __all__ = [
 # FakeTensorMode: tensors with a device but no content, on which a real model runs; on the meta device it could not, as
 # code asks for devices. BatchNorm: all kinds of batch normalisation, and the one forward that they share.
 # CompilerError: what torch.compile raises where it cannot compile.
+
+Row = TypeVar("Row", covariant=True)
+_WATCH_SECONDS = 5.0
 
 
 def is_within_backward() -> bool:
@@ -77,3 +85,27 @@ class Constant(nn.Module):
         without_content = self.tensor.is_meta
         self.tensor = torch.empty_like(self.tensor, device=device) if without_content else self.tensor.to(device)
         return self
+
+
+class WatchedLoader(DataLoader[Row]):
+    """A ``DataLoader`` that asks every few seconds whether its workers live, even with a ``timeout``.
+
+    PyTorch asks once then, when the time is over. Until then it relies on the system's signal of a worker's end, which
+    is lost if it comes while this thread cannot raise an error, or to a program whose main thread does other work.
+    """
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        if not (self.num_workers and self.timeout):
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return _WatchedIterator(self)
+
+
+class _WatchedIterator(_MultiProcessingDataLoaderIter):
+    def _get_data(self) -> Any:
+        end = time.monotonic() + self._timeout
+        while (left := end - time.monotonic()) > 0:
+            is_there, data = self._try_get_data(min(left, _WATCH_SECONDS))  # raises an error if a worker is gone
+            if is_there:
+                return data
+        raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")

@@ -1,15 +1,21 @@
 """The private names of PyTorch that the package uses: what they must do."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import Dataset
 
 from moelora_ad.torch_internals import (
     BatchNorm,
     CompilerError,
     Constant,
     FakeTensorMode,
+    WatchedLoader,
     check_dimensions,
     forget_compilation,
     is_within_backward,
@@ -127,3 +133,36 @@ def test_what_the_compiler_raises():
     layer.compile(backend=backend)
     with pytest.raises(CompilerError, match="ZeroDivisionError"):
         layer(torch.zeros(1, 2))
+
+
+class Slow(Dataset):
+    """Row 0 names the process that reads; the next one comes late."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        time.sleep(index * self.seconds)
+        return os.getpid()
+
+
+@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_a_worker_whose_end_is_not_told_is_missed_before_the_timeout(pinned):
+    rows = iter(WatchedLoader(Slow(3_600), batch_size=None, num_workers=1, timeout=3_600, pin_memory=pinned))
+    worker = next(rows)
+    told = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as if the signal had been lost
+    try:
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"DataLoader worker .*exited unexpectedly"):
+            next(rows)
+    finally:
+        signal.signal(signal.SIGCHLD, told)
+
+
+def test_rows_that_do_not_come_end_a_loader_after_its_timeout():
+    rows = iter(WatchedLoader(Slow(2), batch_size=None, num_workers=1, timeout=0.5))
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 0\.5 seconds"):
+        list(rows)

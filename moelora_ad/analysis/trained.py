@@ -4,8 +4,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from torch.utils.data import DataLoader
-
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.data_module import TRAIN, AudioDeepfakeDataModule
 from moelora_ad.data.dataset import Batch, TrialDataset
@@ -16,6 +14,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.inference.loading import load_run
 from moelora_ad.models import Detector
 from moelora_ad.runs.record import DEV, RECORD, read_record
+from moelora_ad.torch_internals import WatchedLoader
 
 
 class TrainedDetector(NamedTuple):
@@ -97,7 +96,8 @@ def batches(
     size = batch_size or data.eval_batch_size
     dataset = TrialDataset(trials, data.eval_segment, data.seed)
     sampler = EvaluationBatches(len(trials), size)
-    loader = DataLoader(dataset, sampler=sampler, **data.reading(dataset, sampler, size, again=False, workers=workers))
+    reading = data.reading(dataset, sampler, size, again=False, workers=workers)
+    loader = WatchedLoader(dataset, sampler=sampler, **reading)
     batch: Batch
     try:
         with end_of_workers_awaited(alone=True):

@@ -22,6 +22,7 @@ from moelora_ad.data.workers import PREFETCHED, SILENT_SECONDS, begin_worker, ch
 from moelora_ad.errors import InputError
 from moelora_ad.runs.record import DEV
 from moelora_ad.runs.scores import KeptScores
+from moelora_ad.torch_internals import WatchedLoader
 
 TRAIN = "train"
 
@@ -204,7 +205,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
     def _evaluation_loaders(self, again: bool) -> list[DataLoader[Batch]]:
         rank, world_size = self._place()
         self.kept = kept_scores(self.trainer)
-        loaders = []
+        loaders: list[DataLoader[Batch]] = []
         for name, trials in self.eval_trials.items():
             # Rows of one length need no order by length.
             lengths = self._lengths_of(name, trials) if self.eval_segment.samples is None else None
@@ -215,7 +216,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
                 kept.known = kept.known.without(batches.trials)
             dataset = TrialDataset(trials, self.eval_segment, self.seed, on_error=self._on_error)
             loaders.append(
-                DataLoader(
+                WatchedLoader(
                     dataset,
                     sampler=batches,
                     **self.reading(dataset, batches, self.eval_batch_size, again),
@@ -237,7 +238,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
     def reading(
         self, dataset: TrialDataset, batches: Sized, batch_size: int, again: bool, workers: int | None = None
     ) -> dict[str, Any]:
-        """Arguments of a ``DataLoader`` that reads a set once, or again in every epoch. The workers of a set that is
+        """Arguments of a `WatchedLoader` that reads a set once, or again in every epoch. The workers of a set that is
         read once end with it, before those of the next set start.
 
         Args:

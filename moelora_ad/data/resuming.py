@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
 
 from moelora_ad.corpora import Corpus, TrialList
 from moelora_ad.data.dataset import Batch
@@ -13,12 +12,13 @@ from moelora_ad.data.shares import by_name
 from moelora_ad.errors import InputError, counted
 from moelora_ad.lightning_internals import accumulates, validation_is_due
 from moelora_ad.runs.record import trials_hash
+from moelora_ad.torch_internals import WatchedLoader
 
 TRAINING_DATA = "training_data"  # key in a checkpoint
 CUT_OFF, VALIDATION, BATCHES = "cut_off", "validation", "batches"
 
 
-class TrainingLoader(DataLoader[Batch]):
+class TrainingLoader(WatchedLoader[Batch]):
     """Leaves out the batches of an epoch that an interrupted run has trained on.
 
     Lightning asks for the iterator before it has loaded the counters of a checkpoint, so nothing is read, and no worker
@@ -27,7 +27,7 @@ class TrainingLoader(DataLoader[Batch]):
     Args:
         trainer: counts the batches; None for all batches of each epoch.
         sampler: makes the batches.
-        arguments: those of ``DataLoader``.
+        arguments: those of ``DataLoader``, see `WatchedLoader`.
     """
 
     sampler: TrainingBatches

@@ -20,6 +20,7 @@ from moelora_ad.data.workers import (
 )
 from moelora_ad.errors import InputError
 from moelora_ad.inference.sounds import DecodedSound, Opened, named_sound
+from moelora_ad.torch_internals import WatchedLoader
 
 OPTION = "--num-workers"
 _FEW = 64  # fewer files are scored in less time than it takes to start a process
@@ -180,7 +181,7 @@ def _read_by_workers(places: list[str], cutting: Cutting, workers: int) -> Itera
 
 
 def _loader(share: Sequence[tuple[int, list[str]]], cutting: Cutting) -> DataLoader[Piece]:
-    return DataLoader(
+    return WatchedLoader(
         _Share(share, cutting),
         batch_size=None,
         num_workers=1,
