@@ -42,19 +42,21 @@ def agreement(
         advance: called after each permutation with the number done.
     """
     standard = [standardised(one) for one in gates]
-    observed = _similarities(standard)
+    observed = similarities(standard)
     generator = np.random.default_rng(seed)
     exceeded, total = 0, np.zeros(observed.shape[1])
     for number in range(1, permutations + 1):
         shuffled = [one[:, generator.permutation(one.shape[1])] for one in standard]
-        by_chance = _similarities(shuffled)
+        by_chance = similarities(shuffled)
         exceeded += bool(by_chance.mean() >= observed.mean() - 1e-12)
         total += by_chance.mean(0)
         advance(number)
     return Agreement(observed, total / permutations, (1 + exceeded) / (1 + permutations), permutations)
 
 
-def _similarities(standard: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+def similarities(standard: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Return the mean correlation (pairs, S) of matched experts for every two models, of gates (S, n, N) as
+    `standardised` returns them."""
     return np.array([matched(correlations(*pair))[1] for pair in combinations(standard, 2)])
 
 

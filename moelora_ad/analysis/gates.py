@@ -57,7 +57,7 @@ def watched(
     trials: TrialList,
     passes: AudioPasses,
     before: Callable[[Batch], None] = lambda batch: None,
-    see: Callable[[Decision], None] = lambda decision: None,
+    see: Callable[[Decision], None] | None = None,
 ) -> Iterator[WatchedBatch]:
     """Pass the trials through the encoder and watch its gates; the classifier is not needed.
 
@@ -76,7 +76,8 @@ def watched(
 
     def note(decision: Decision) -> None:
         weights[decision.site] = decision.mean_weights()
-        see(decision)
+        if see is not None:
+            see(decision)
 
     backbone = trained.detector.backbone
     with watch_gates(backbone.encoder, note):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moelora_ad.adapters import Decision, RoutingRecord, adapted_sites
+from moelora_ad.adapters import Decision, RoutingRecord
 from moelora_ad.adapters.sites import SiteGrid
 from moelora_ad.analysis.dependence import Dependence, counted_information, dependence, entropy
 from moelora_ad.analysis.gates import GateStatistics, require_gates, watched
@@ -198,9 +198,7 @@ def _watch(
         clips = len(batch.waveforms) // len(batch.trials)
         record.label([str(group) for group in joint[batch.trials.numpy()].repeat(clips)])
 
-    encoder, control = trained.detector.backbone.encoder, None
-    if draws and not any(len(layer.gate.added) for _, layer in adapted_sites(encoder) if layer.gate is not None):
-        control = UntrainedGates(encoder, sites, draws, seed, combined.shape[1])
+    control = UntrainedGates.of(trained.detector.backbone.encoder, sites, draws, seed)
 
     def see(decision: Decision) -> None:
         record.add(decision)
@@ -208,10 +206,16 @@ def _watch(
             control.see(decision)
 
     leading = np.zeros((len(trials), len(sites)), np.int8)
+    counts: NDArray[np.int64] | None = None  # (draws, S, groups, N) utterances in which an untrained expert leads
     for batch, weights in watched(trained, trials, passes, before=label, see=see):
         leading[batch.trials.numpy()] = weights.argmax(-1)
         if control is not None:
-            control.count(joint[batch.trials.numpy()])
+            if counts is None:
+                counts = np.zeros((draws, len(sites), combined.shape[1], weights.shape[-1]), np.int64)
+            drawn, by_site = np.ogrid[:draws, : len(sites)]
+            leaders = control.weights(len(batch.trials)).argmax(-1)  # (draws, B, S)
+            for number, group in enumerate(joint[batch.trials.numpy()]):
+                np.add.at(counts, (drawn, by_site, group, leaders[:, number]), 1)
     by_class = {
         kind: {
             name: GateStatistics.of(record, [str(group) for group in np.flatnonzero(codes == number)], sites)
@@ -222,7 +226,7 @@ def _watch(
     }
     untrained = {}
     for (kind, one), codes in zip(classes.items(), combined, strict=True):
-        if control is not None and one.are_several:
+        if counts is not None and one.are_several:
             members = codes == np.arange(len(one.names))[:, None]  # (classes, groups)
-            untrained[kind] = counted_information(np.einsum("cg,dsgn->dscn", members, control.counts))
+            untrained[kind] = counted_information(np.einsum("cg,dsgn->dscn", members, counts))
     return GateStatistics.of(record, record.groups, sites), by_class, leading, untrained

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from moelora_ad.adapters.sites import SiteGrid
-from moelora_ad.analysis.expert_matching import Agreement, agreement, aligned
+from moelora_ad.analysis.expert_matching import Agreement, agreement, aligned, similarities, standardised
 from moelora_ad.analysis.gates import gated_sites, watched
 from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
 from moelora_ad.analysis.trained import load_trained, trials_of
+from moelora_ad.analysis.untrained_gates import UntrainedGates
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, SeedSummary, over_seeds
 from moelora_ad.evaluation.comparison.scored_runs import ScoredRun, read_runs
@@ -70,17 +71,26 @@ class RoutingStability(NamedTuple):
         agreement: agreement of matched experts.
         spread: (S,) standard deviation over runs of a matched expert's mean gate, mean over experts.
         unmatched_spread: (S,) the same for experts with the same number instead of matched ones.
+        untrained: (draws, S) similarity of matched experts with gates before training, on the same inputs, mean over
+            pairs; see `UntrainedGates`. No draws for mixtures with experts that were added later.
     """
 
     sites: Sequence[str]
     agreement: Agreement
     spread: NDArray[np.float64]
     unmatched_spread: NDArray[np.float64]
+    untrained: NDArray[np.float64]
 
     @property
     def grid(self) -> SiteGrid:
         """Layers and projections of the sites."""
         return SiteGrid(self.sites)
+
+    @property
+    def p_untrained(self) -> float:
+        """The p value of the trained gates: the probability that gates before training agree as much."""
+        as_much = self.untrained.mean(1) >= self.agreement.similarity.mean() - 1e-12
+        return float((1 + as_much.sum()) / (1 + len(self.untrained)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +119,7 @@ def analyze_stability(
     *,
     set: str = DEV,
     permutations: int = 100,
+    draws: int = 19,
     seed: int = 1,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -124,7 +135,9 @@ def analyze_stability(
         runs: folders of runs of one system, or folders above them.
         set: the set on which routing is compared: "dev", "train" or a test set.
         permutations: number of permutations of the utterances, at least 19; see `agreement`.
-        seed: seed of the permutations.
+        draws: number of draws of untrained gates, at least 19; 0 for none. Their weights for all utterances are in
+            memory, draws times as many as those of the runs' own gates.
+        seed: seed of the permutations, and of the untrained gates.
         batch_size: as for `moelora_ad.analysis.passes.AudioPasses`, like ``workers``, ``device``, ``precision`` and
             ``progress``.
         backbone: where the encoder is, if not where the runs found it.
@@ -135,6 +148,8 @@ def analyze_stability(
             cannot be read.
     """
     check_least("permutations", permutations, LEAST_PERMUTATIONS)
+    if draws:
+        check_least("draws", draws, LEAST_PERMUTATIONS)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     scored, notes = _runs(runs)
     records = [run.record for run in scored]
@@ -142,10 +157,12 @@ def analyze_stability(
     if not shared:
         raise InputError("the runs have no set in common that all of them have scores of")
     scores = {name: ScoreStability.between(_scores(records, name)) for name in shared}
-    sites, gates = _gates(records, set, passes, backbone, allow)
+    sites, gates, untrained = _gates(records, set, passes, draws, seed, backbone, allow)
     routing = None
     if gates:
-        routing = routing_of(gates, sites, permutations, seed, lambda n: progress("permutations", n, permutations))
+        routing = routing_of(
+            gates, sites, permutations, seed, lambda n: progress("permutations", n, permutations), untrained
+        )
     else:
         notes.append("the models have no gates, so there is no routing to compare")
     seeds = [record.seed for record in records]
@@ -178,18 +195,26 @@ def _scores(records: Sequence[RunRecord], name: str) -> list[ScoreTable]:
 
 
 def _gates(
-    records: Sequence[RunRecord], set_name: str, passes: AudioPasses, backbone: str | None, allow: Collection[str]
-) -> tuple[list[str], list[NDArray[np.float32]]]:
-    """Return the sites of the gates, and mean weights (n, S, N) of each run; both are empty without gates."""
+    records: Sequence[RunRecord],
+    set_name: str,
+    passes: AudioPasses,
+    draws: int,
+    seed: int,
+    backbone: str | None,
+    allow: Collection[str],
+) -> tuple[list[str], list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Return the sites of the gates, mean weights (n, S, N) of each run, and those (draws, n, S, N) of untrained gates
+    with the run's inputs; all are empty without gates."""
     gates: list[NDArray[np.float32]] = []
+    untrained: list[NDArray[np.float32]] = []
     sites: list[str] = []
     utterances: list[str] = []
-    for record in records:  # one model in memory at a time
+    for number, record in enumerate(records):  # one model in memory at a time
         trained = load_trained(record.folder, backbone, allow)
         own = gated_sites(trained)
         if not gates:
             if not own:
-                return [], []
+                return [], [], []
             sites = own
         trials = trials_of(trained, set_name)
         listed = list(trials.columns.utterance)
@@ -197,12 +222,20 @@ def _gates(
         if own != sites or listed != utterances:
             what = f"other trials in {set_name}" if own == sites else "gates at other sites"
             raise InputError(f"{record.folder} has {what} than {records[0].folder}, so their routing does not compare")
-        gates.append(np.concatenate([weights for _, weights in watched(trained, trials, passes)]))
+        control = UntrainedGates.of(trained.detector.backbone.encoder, sites, draws, seed + number)
+        own_weights, drawn_weights = [], []
+        for batch, weights in watched(trained, trials, passes, see=control.see if control else None):
+            own_weights.append(weights)
+            if control is not None:
+                drawn_weights.append(control.weights(len(batch.trials)))
+        gates.append(np.concatenate(own_weights))
+        if drawn_weights:
+            untrained.append(np.concatenate(drawn_weights, axis=1))
         if gates[-1].shape != gates[0].shape:
             raise InputError(
                 f"{record.folder} has {gates[-1].shape[-1]} experts and {records[0].folder} has {gates[0].shape[-1]}"
             )
-    return sites, gates
+    return sites, gates, untrained
 
 
 def routing_of(
@@ -211,12 +244,19 @@ def routing_of(
     permutations: int,
     seed: int,
     advance: Callable[[int], None] = lambda done: None,
+    untrained: Sequence[NDArray[np.float32]] = (),
 ) -> RoutingStability:
-    """Compare gates (n, S, N) of several models on the same utterances; arguments as for `agreement`."""
+    """Compare gates (n, S, N) of several models on the same utterances; arguments as for `agreement`.
+
+    Args:
+        untrained: for each model, the weights (draws, n, S, N) of untrained gates.
+    """
+    drawn = [similarities([standardised(one) for one in models]).mean(0) for models in zip(*untrained, strict=True)]
     by_number = [one.mean(0, dtype=np.float64) for one in gates]
     return RoutingStability(
         sites,
         agreement(gates, permutations, seed, advance),
         np.std(aligned(gates), axis=0, ddof=1).mean(1),
         np.std(by_number, axis=0, ddof=1).mean(1),
+        np.array(drawn).reshape(len(drawn), len(sites)),
     )

@@ -1,4 +1,4 @@
-"""The control of a routing analysis: how much gates depend on the class of an utterance before they are trained."""
+"""The control of analyses of routing: what gates decide before they are trained."""
 
 from collections.abc import Sequence
 
@@ -23,13 +23,9 @@ class UntrainedGates:
         sites: S dotted paths of the projections that have a gate.
         draws: D, how often each gate is drawn.
         seed: seed of the drawn weights.
-        num_groups: G, how many groups of utterances are counted separately.
-
-    Attributes:
-        counts: (D, S, G, N) number of utterances of each group for which an expert has the largest mean weight.
     """
 
-    def __init__(self, encoder: nn.Module, sites: Sequence[str], draws: int, seed: int, num_groups: int) -> None:
+    def __init__(self, encoder: nn.Module, sites: Sequence[str], draws: int, seed: int) -> None:
         layers = dict(adapted_sites(encoder))
         gates = {id(gate): gate for site in sites if (gate := layers[site].gate) is not None}
         with torch.random.fork_rng(devices=[]):
@@ -40,8 +36,12 @@ class UntrainedGates:
             }
         self._sites, self._draws = sites, draws
         self._weights: dict[str, Tensor] = {}
-        num_experts = next(iter(gates.values())).num_experts
-        self.counts = np.zeros((draws, len(sites), num_groups, num_experts), np.int64)
+
+    @classmethod
+    def of(cls, encoder: nn.Module, sites: Sequence[str], draws: int, seed: int) -> "UntrainedGates | None":
+        """Gates drawn for an encoder; None without draws, and for a mixture with experts that were added later."""
+        added = any(len(layer.gate.added) for _, layer in adapted_sites(encoder) if layer.gate is not None)
+        return None if added or not draws else cls(encoder, sites, draws, seed)
 
     def see(self, decision: Decision) -> None:
         """Let the drawn gates decide on the inputs of a decision of the model's gate."""
@@ -55,10 +55,7 @@ class UntrainedGates:
             weights = gate.forward(logits.movedim(-2, 0))
         self._weights[decision.site] = decision._replace(weights=weights).mean_weights()
 
-    def count(self, groups: NDArray[np.integer]) -> None:
-        """Count the leading experts of the utterances in the last pass, by the groups (B,) of these."""
-        rows = torch.stack([self._weights[site] for site in self._sites], dim=1)  # (D, S, B C, N)
-        leading = rows.unflatten(2, (len(groups), -1)).mean(3).argmax(-1).cpu().numpy()
-        draws, sites = np.ogrid[: leading.shape[0], : leading.shape[1]]
-        for utterance, group in enumerate(groups):
-            np.add.at(self.counts, (draws, sites, group, leading[:, :, utterance]), 1)
+    def weights(self, utterances: int) -> NDArray[np.float32]:
+        """(D, B, S, N) mean weights of the experts for each of the B utterances of the last pass."""
+        rows = torch.stack([self._weights[site] for site in self._sites], dim=2)  # (D, B C, S, N)
+        return rows.unflatten(1, (utterances, -1)).mean(2).cpu().numpy()

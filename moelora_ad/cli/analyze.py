@@ -144,13 +144,7 @@ def _singular_values(keywords: Keywords) -> "Report":
 def _routing_arguments(parser: Parser) -> None:
     parser.add_argument("run", type=_existing, metavar="RUN", help="folder of a run, or a checkpoint in it")
     parser.add_argument("--set", metavar="NAME", help="dev, train or a test set (default: dev)")
-    _add_permutations(parser, 1000)
-    parser.add_argument(
-        "--draws",
-        type=_whole(LEAST_PERMUTATIONS, or_none=True),
-        metavar="N",
-        help=f"untrained gates to compare with, {LEAST_PERMUTATIONS} or more, 0 for none (default: 99)",
-    )
+    _add_tests(parser, permutations=1000, draws=99)
     add_passes(parser)
 
 
@@ -203,7 +197,7 @@ def _stability_arguments(parser: Parser) -> None:
         metavar="NAME",
         help="set whose routing is compared: dev, train or a test set (default: dev)",
     )
-    _add_permutations(parser, 100)
+    _add_tests(parser, permutations=100, draws=19)
     add_passes(parser)
 
 
@@ -241,10 +235,18 @@ def _add_sets(parser: Parser) -> None:
     )
 
 
-def _add_permutations(parser: Parser, default: int) -> None:
+def _add_tests(parser: Parser, permutations: int, draws: int) -> None:
     least = LEAST_PERMUTATIONS
-    parser.add_argument("--permutations", type=_whole(least), metavar="N", help=f"{least} or more (default: {default})")
-    parser.add_argument("--seed", type=_whole(0), help="seed of the permutations (default: 1)")
+    parser.add_argument(
+        "--permutations", type=_whole(least), metavar="N", help=f"{least} or more (default: {permutations})"
+    )
+    parser.add_argument(
+        "--draws",
+        type=_whole(least, or_none=True),
+        metavar="N",
+        help=f"untrained gates to compare with, {least} or more, 0 for none (default: {draws})",
+    )
+    parser.add_argument("--seed", type=_whole(0), help="seed of the permutations and the draws (default: 1)")
 
 
 def add_bootstrap(parser: Parser) -> None:

@@ -3,13 +3,15 @@
 import hashlib
 import json
 import shutil
+from itertools import count
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
-from moelora_ad.adapters import record_routing
+from moelora_ad.adapters import adapted_sites, record_routing
+from moelora_ad.analysis import stability
 from moelora_ad.analysis.stability import ScoreStability, routing_of
 from moelora_ad.analysis.trained import batches, load_trained, trials_of
 from moelora_ad.cli import analyze as analyze_command
@@ -46,7 +48,39 @@ def test_the_verb_on_two_seeds(fitted, run_verb, tmp_path):
     spread = np.std(means, axis=0, ddof=1).mean()
     assert content["routing"]["spread_of_mean_gate_unmatched"] == pytest.approx(spread, abs=1e-5)
     assert -1 <= content["routing"]["similarity"] <= 1
+    assert content["routing"]["draws"] == 19
+    assert 1 / 20 <= content["routing"]["p_untrained"] <= 1
+    of_sites = [row["value"] for row in content["rows"] if row["what"] == "similarity_untrained"]
+    assert content["routing"]["similarity_untrained"] == pytest.approx(np.mean(of_sites))
+    assert "untrained" in printed
     assert (tmp_path / "stability-routing.png").stat().st_size > 1000
+
+
+def test_without_draws_nothing_is_said_of_untrained_gates(fitted, run_verb, tmp_path):
+    arguments = [fitted["mixture", 1].parent, "--permutations", 19, "--draws", 0, "--to", tmp_path]
+    code, printed, _ = run_verb(analyze_command, "stability", *arguments)
+    assert code == 0
+    assert "untrained" not in printed + (tmp_path / "stability.json").read_text()
+
+
+def test_gates_that_nothing_has_trained_agree_as_untrained_ones_do(fitted, monkeypatch):
+    """Both models' own gates are drawn anew, so that only their inputs make them agree."""
+    load, seeds = stability.load_trained, count()
+
+    def untrained(*arguments):
+        trained = load(*arguments)
+        torch.manual_seed(next(seeds))
+        for _, layer in adapted_sites(trained.detector.backbone.encoder):
+            layer.gate.reset_parameters()
+        return trained
+
+    monkeypatch.setattr(stability, "load_trained", untrained)
+    runs = [fitted["mixture", 1], fitted["mixture", 2]]
+    found = [stability.analyze_stability(runs, permutations=19, draws=99, workers=0).routing for _ in range(6)]
+    assert 0.2 < np.mean([one.p_untrained for one in found]) < 0.8
+    own = np.mean([one.agreement.similarity.mean() for one in found])
+    drawn = found[0].untrained.mean(1)
+    assert own == pytest.approx(drawn.mean(), abs=3 * drawn.std() / len(found) ** 0.5)
 
 
 def test_models_without_gates_are_compared_by_scores_alone(fitted, run_verb, tmp_path):
@@ -84,6 +118,26 @@ def test_the_spread_of_matched_experts_forgets_their_numbers():
     means = gates.mean(0)
     expected = np.std([means, means[:, [2, 0, 1]]], axis=0, ddof=1).mean(1)
     np.testing.assert_allclose(found.unmatched_spread, expected, atol=1e-6)
+
+
+def test_gates_are_compared_with_draws_of_untrained_ones():
+    """Two gates share half of their variance, so r = 0.5; untrained ones share a fifth, all of it, or nothing."""
+    generator = np.random.default_rng(3)
+
+    def pair(share: float) -> np.ndarray:
+        """(2, n, S, 2) weights of two experts at one site."""
+        common, own = generator.normal(size=(1, 5_000, 1)), generator.normal(size=(2, 5_000, 1))
+        first = share**0.5 * common + (1 - share) ** 0.5 * own
+        return np.stack([first, -first], -1).astype(np.float32)
+
+    trained = list(pair(0.5))
+    for share, p in ((0.2, 1 / 20), (1.0, 1.0), (0.0, 1 / 20)):
+        untrained = np.stack([pair(share) for _ in range(19)], axis=1)  # of each model, (draws, n, S, N)
+        found = routing_of(trained, ["layers.0.q"], 19, 1, untrained=list(untrained))
+        assert found.agreement.similarity.mean() == pytest.approx(0.5, abs=0.03)
+        np.testing.assert_allclose(found.untrained, np.full((19, 1), share), atol=0.06)
+        assert found.p_untrained == pytest.approx(p)
+    assert routing_of(trained, ["layers.0.q"], 19, 1).untrained.shape == (0, 1)
 
 
 def test_mistakes(fitted, run_verb, tmp_path):

@@ -15,6 +15,9 @@ from moelora_ad.evaluation.reports.rows import as_csv
 from moelora_ad.evaluation.reports.text_table import TextTable, as_markdown
 from moelora_ad.files import written_whole
 
+LEVEL = 0.05
+"""Largest p value of a finding that counts as shown."""
+
 
 @dataclass(frozen=True)
 class Report:

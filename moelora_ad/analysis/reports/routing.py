@@ -8,14 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moelora_ad.analysis.gates import GateStatistics
-from moelora_ad.analysis.reports.report import Report, decimals
+from moelora_ad.analysis.reports.report import LEVEL, Report, decimals
 from moelora_ad.analysis.routing import RoutingAnalysis
 from moelora_ad.evaluation.reports.heatmaps import heatmaps
 from moelora_ad.evaluation.reports.plots import MOST_BARS
 from moelora_ad.evaluation.reports.text_table import TextTable
-
-LEVEL = 0.05
-"""Largest p value that counts as a dependence."""
 
 
 def routing_report(analysis: RoutingAnalysis) -> Report:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from moelora_ad.analysis.reports.report import Report, decimals
+from moelora_ad.analysis.reports.report import LEVEL, Report, decimals
 from moelora_ad.analysis.stability import RoutingStability, ScoreStability, StabilityAnalysis
 from moelora_ad.evaluation.reports.heatmaps import heatmaps
 from moelora_ad.evaluation.reports.plots import BLUE, INK, short_name
@@ -46,16 +46,23 @@ def stability_report(analysis: StabilityAnalysis) -> Report:
         figures["routing"] = partial(_routing_figure, routing, analysis.set, analysis.system)
         notes.append(
             "similarity: correlation over utterances between the mean weights of experts of two seeds, matched one to "
-            "one at each site so that it is largest; by chance: the same with utterances in other orders. Untrained "
-            "gates agree more than by chance, too, as what they see is alike"
+            "one at each site so that it is largest; by chance: the same with utterances in other orders"
         )
+        if draws := len(routing.untrained):
+            notes.append(
+                f"untrained: gates as they are before training, {draws:,} draws, on the same inputs; they agree more "
+                "than by chance, too, as what they see is alike. p (trained) is how often they agree as much as the "
+                "trained ones"
+            )
     return Report("stability", _finding(analysis), tables, rows, data, figures, notes)
 
 
 def _by_site(routing: RoutingStability) -> dict[str, NDArray[np.float64]]:
+    untrained = {"similarity_untrained": routing.untrained.mean(0)} if len(routing.untrained) else {}
     return {
         "similarity": routing.agreement.similarity.mean(0),
         "similarity_by_chance": routing.agreement.by_chance,
+        **untrained,
         "spread_of_mean_gate": routing.spread,
         "spread_of_mean_gate_unmatched": routing.unmatched_spread,
     }
@@ -67,6 +74,7 @@ def _routing_data(routing: RoutingStability, set_name: str) -> dict[str, Any]:
         "set": set_name,
         "p": agreement.p_value,
         "permutations": agreement.permutations,
+        **({"p_untrained": routing.p_untrained, "draws": len(routing.untrained)} if len(routing.untrained) else {}),
         **{name: float(values.mean()) for name, values in _by_site(routing).items()},
         "similarity_of_pairs": agreement.similarity.mean(1),
     }
@@ -86,11 +94,17 @@ def _finding(analysis: StabilityAnalysis) -> str:
         return finding
     agreement = analysis.routing.agreement
     similarity, by_chance = (decimals(one.mean(), 2) for one in (agreement.similarity, agreement.by_chance))
-    sign = "agree" if agreement.p_value <= 0.05 else "do not agree more than by chance"
-    return (
-        f"{finding}; with experts matched, the gates of two seeds {sign}: r = {similarity} on "
+    sign = "agree" if agreement.p_value <= LEVEL else "do not agree more than by chance"
+    finding += (
+        f"; with experts matched, the gates of two seeds {sign}: r = {similarity} on "
         f"{analysis.set} ({by_chance} by chance, p = {agreement.p_value:.2g})"
     )
+    if agreement.p_value > LEVEL or not len(analysis.routing.untrained):
+        return finding
+    p = analysis.routing.p_untrained
+    compared = "more than" if p <= LEVEL else "which is not shown to be more than"
+    untrained = decimals(analysis.routing.untrained.mean(), 2)
+    return f"{finding}, {compared} untrained gates ({untrained}, p = {p:.2g})"
 
 
 def _sets_table(scores: Mapping[str, ScoreStability]) -> TextTable:
@@ -113,7 +127,9 @@ def _routing_table(routing: RoutingStability, set_name: str) -> TextTable:
     grid = routing.grid
     rows = [row(layer, grid.in_layer(layer)) for layer in grid.layers]
     rows.append(row("all", np.arange(len(routing.sites))))
-    columns = ("layer", "similarity", "by chance", "std of mean gate", "unmatched")
+    names = {"similarity": "similarity", "similarity_by_chance": "by chance", "similarity_untrained": "untrained"}
+    names |= {"spread_of_mean_gate": "std of mean gate", "spread_of_mean_gate_unmatched": "unmatched"}
+    columns = ("layer", *(names[what] for what in _by_site(routing)))
     return TextTable(f"Routing over seeds on {set_name}, mean over sites", columns, rows)
 
 
@@ -140,14 +156,17 @@ def _eer_figure(scores: Mapping[str, ScoreStability], system: str) -> Figure:
 
 
 def _routing_figure(routing: RoutingStability, set_name: str, system: str) -> Figure:
-    values, grid = (routing.agreement.similarity.mean(0), routing.agreement.by_chance), routing.grid
+    values = {"matched": routing.agreement.similarity.mean(0), "by chance": routing.agreement.by_chance}
+    grid = routing.grid
+    if len(routing.untrained):
+        values["untrained"] = routing.untrained.mean(0)
     return heatmaps(
-        {name: grid.grid(one) for name, one in zip(("matched", "by chance"), values, strict=True)},
+        {name: grid.grid(one) for name, one in values.items()},
         grid.layers,
         grid.projections,
         rows_are="layer",
         columns_are="",
         values_are="correlation",
-        limits=(min(0.0, *(float(one.min()) for one in values)), 1.0),
+        limits=(min(0.0, *(float(one.min()) for one in values.values())), 1.0),
         title=f"Gates of two seeds of {short_name(system)} on {set_name}",
     )
