@@ -39,9 +39,9 @@ from moelora_ad.runs.record import DEV, RECORD, read_record
 DATA = str | Path | Sequence[str | Path] | AudioDeepfakeDataModule | None
 """Corpora: configurations with a part ``data``, of which later ones change earlier ones; a data module; or None for the
 corpora of the run that the model comes from."""
-_UNCHANGED = 1e-4
-"""Change of a score in log-odds below which the score counts as unchanged: another order of the same sums changes it by
-some 1e-6."""
+_UNCHANGED = 0.01
+"""Change of a log-likelihood ratio in nats, 1 % of the odds, that a calibration outlives: another order of the same sums
+changes it by some 1e-6, and by some 1e-3 in half precision."""
 
 
 class SetChange(NamedTuple):
@@ -256,7 +256,8 @@ class Original:
         ]
         detector.about = about
         notes = []
-        if detector.calibration is not None and any(one.largest > _UNCHANGED for one in sets.values()):
+        largest = max((one.largest for one in sets.values()), default=0.0)
+        if detector.calibration is not None and largest * abs(detector.calibration["scale"]) > _UNCHANGED:
             detector.calibration = None
             notes.append("the calibration was fitted on other scores and is removed: these are not calibrated")
         return Changed(detector, packs, notes)
