@@ -183,7 +183,7 @@ def test_analyses_on_a_gpu_are_those_on_the_cpu(fitted, gpu, monkeypatch):
     found = []
     for device in (torch.device("cpu"), gpu):
         mixture, lora = fitted["mixture", 1], fitted["lora", 1]
-        given = {"resamples": 10, "device": device}
+        given = {"resamples": 20, "device": device}
         used = routing.analyze_routing(mixture, permutations=19, device=device)
         alone = experts.analyze_experts(mixture, **given)
         seeds = itertools.count(1)
