@@ -24,6 +24,7 @@ __all__ = [
     "is_within_backward",
     "uncompiled",
     "undoes_scaling",
+    "without_scaling",
 ]
 # FakeTensorMode: tensors with a device but no content, on which a real model runs; on the meta device it could not, as
 # code asks for devices. BatchNorm: all kinds of batch normalisation, and the one forward that they share.
@@ -41,6 +42,12 @@ def is_within_backward() -> bool:
 def undoes_scaling(optimizer: Optimizer) -> bool:
     """Whether an optimiser (a fused one) divides gradients by the scale of ``16-mixed`` in its own step."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def without_scaling(optimizer: Optimizer) -> None:
+    """Tell that gradients are not scaled: Lightning then clips those of a fused optimiser, too."""
+    if undoes_scaling(optimizer):
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -108,4 +115,6 @@ class _WatchedIterator(_MultiProcessingDataLoaderIter):
             is_there, data = self._try_get_data(min(left, _WATCH_SECONDS))  # raises an error if a worker is gone
             if is_there:
                 return data
+            if self._pin_memory and not self._pin_memory_thread.is_alive():
+                raise RuntimeError("Pin memory thread exited unexpectedly")
         raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")

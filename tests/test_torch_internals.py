@@ -21,6 +21,7 @@ from moelora_ad.torch_internals import (
     is_within_backward,
     uncompiled,
     undoes_scaling,
+    without_scaling,
 )
 
 
@@ -51,6 +52,8 @@ def test_an_optimiser_that_undoes_scaling_steps_with_a_scaled_gradient(fused):
     scaler.step(optimizer)
     assert undoes_scaling(optimizer) == fused
     assert seen == [[24.0 if fused else 3.0] * 2]
+    without_scaling(optimizer)
+    assert not undoes_scaling(optimizer)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ class MoELoRALinear(nn.Module):
 
     (arXiv 2509.13878, section 2.) One expert without a gate is exactly LoRA. All experts are computed by two matrix
     products, whatever their number: x meets [A_1; ...; A_N; W_g; W_noise] in the first, and the N r low-rank
-    activations, weighted by the gate, meet [B_1, ..., B_N] in the second.
+    activations, weighted by the gate, meet [B_1, ..., B_N] in the second, which adds them to the output of the base in
+    place: a hook on ``base`` that keeps its output must copy it.
 
     Args:
         base: the projection to adapt. The caller decides whether it is frozen.

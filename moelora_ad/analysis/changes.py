@@ -40,8 +40,8 @@ DATA = str | Path | Sequence[str | Path] | AudioDeepfakeDataModule | None
 """Corpora: configurations with a part ``data``, of which later ones change earlier ones; a data module; or None for the
 corpora of the run that the model comes from."""
 _UNCHANGED = 0.01
-"""Change of a log-likelihood ratio in nats, 1 % of the odds, that a calibration outlives: another order of the same sums
-changes it by some 1e-6, and by some 1e-3 in half precision."""
+"""Change of a log-likelihood ratio in nats, 1 % of the odds, that a calibration outlives: another order of the same
+sums changes it by some 1e-6, and by some 1e-3 in half precision."""
 
 
 class SetChange(NamedTuple):

@@ -1,8 +1,8 @@
 """The precisions of a detector's computation, by Lightning's names. Heads and scores are float32 in all of them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import torch
 
@@ -50,11 +50,24 @@ def round_frozen(detector: Detector, precision: str, option: str = "precision") 
 def tf32_allowed(is_allowed: bool) -> Iterator[None]:
     """Set, within the block, whether products and convolutions of a GPU may round float32 to TF32, of 10 bits, whatever
     the caller has set: PyTorch does so in convolutions by default. Without TF32, scores of all devices agree."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    # PyTorch has two settings of it, and the older one cannot be read where the two contradict each other.
+    cuda, cudnn = cast(Any, torch.backends.cuda), cast(Any, torch.backends.cudnn)  # incomplete in PyTorch's stubs
+    backends = cuda.matmul, cudnn.conv, cudnn.rnn
+    of_backends, convolutions, products = [one.fp32_precision for one in backends], None, None
+    with suppress(RuntimeError):
+        convolutions = torch.backends.cudnn.allow_tf32
+    with suppress(RuntimeError):
+        products = torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = is_allowed
     torch.set_float32_matmul_precision("high" if is_allowed else "highest")
+    for one in backends:
+        one.fp32_precision = "tf32" if is_allowed else "ieee"
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        for one, precision in zip(backends, of_backends, strict=True):
+            one.fp32_precision = precision

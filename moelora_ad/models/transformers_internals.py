@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 
@@ -14,3 +15,8 @@ def freeze_front_end(front_end: Any) -> None:
     """Freeze the convolutions of Wav2Vec 2.0, HuBERT or WavLM, which otherwise need gradients of their input in
     training, for the sake of gradient checkpointing. (``HubertModel`` lacks the public method that the others have.)"""
     front_end._freeze_parameters()
+
+
+def position_buckets(attention: Any, distances: Tensor) -> Tensor:
+    """The rows of ``rel_attn_embed`` of a ``WavLMAttention`` for the distances (T, T) between frames."""
+    return attention._relative_positions_bucket(distances)

@@ -74,10 +74,11 @@ def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbon
     model._trainer = SimpleNamespace(global_step=0, world_size=1, strategy=None)
     model.loss_check = LossCheck(model.trainer)
     kept = SimpleNamespace(known=SimpleNamespace(indices=torch.empty(0).numpy(), scores=torch.empty(0).numpy()))
-    part = SetScores("x", TrialList([Trial("a", ""), Trial("b", "")]), complete=True, device="meta", kept=kept)
-    unlisted = UnlistedScores("x", device="meta")
     waveforms, labels, trials = torch.zeros(2, 16_000), torch.tensor([0, 1]), torch.tensor([0, 1])
     with fake_gpu(model) as waits:
+        part = SetScores("x", TrialList([Trial("a", ""), Trial("b", "")]), complete=True, device="cuda", kept=kept)
+        unlisted = UnlistedScores("x", device="cuda")
+        waits.found.clear()  # moving empty metrics, once for a set
         batch = Batch(waveforms, None, labels, trials, []).to("cuda")
         assert (batch.waveforms.device.type, batch.trials.device.type) == ("cuda", "cpu")
         loss = model.train().training_step(batch, 0)
@@ -86,7 +87,11 @@ def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbon
             logits = model.eval()(batch.waveforms, batch.lengths)
         part.update(batch, logits)
         unlisted.update(batch, logits)
-    assert not waits.found
+        found = list(waits.found)
+        # At the end of a set they are waited for, and those of an earlier run are on the CPU.
+        for scores in (part.scores, unlisted.scores):
+            assert scores._joined("scores").shape == (2,)
+    assert not found
 
 
 def test_what_would_wait_is_found(fake_gpu):

@@ -52,6 +52,21 @@ def fit(small_wav2vec2, small_whisper, data, trainer, tmp_path):
     return run
 
 
+@pytest.mark.parametrize(
+    "precision", [{}, {"precision": "bf16-mixed"}, {"plugins": FrozenHalfPrecision("bf16-true")}], ids=str
+)
+def test_gradients_are_clipped_before_the_step_of_a_fused_optimizer(small_whisper, data, trainer, tmp_path, precision):
+    """A step of plain SGD is the clipped gradient; on a GPU optimisers are fused without being asked to be."""
+    module = DetectionModule(
+        WhisperBackbone(small_whisper), LoRA(2), MeanPooling, optimizer=partial(torch.optim.SGD, lr=1.0, fused=True)
+    )
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    given = {"gradient_clip_val": 1e-3, "max_steps": 1, "limit_val_batches": 0}
+    trainer(tmp_path, **precision, **given).fit(module, datamodule=data())
+    steps = [new.detach() - old for new, old in zip(module.parameters(), before, strict=True) if new.requires_grad]
+    assert torch.stack([step.norm() for step in steps]).norm() == pytest.approx(1e-3, rel=1e-2)
+
+
 @pytest.mark.parametrize("kind", ["whisper", "wav2vec2"])
 def test_losses_of_every_precision_are_close_and_every_adapter_learns(fit, kind, device):
     fit = partial(fit, accelerator=device.type)

@@ -206,7 +206,8 @@ def test_kill_9_on_a_gpu_and_the_same_command_again(experiment, tmp_path, gpu):
     experiment["model"]["classifier"] = "moelora_ad.models.AASIST"
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(experiment))
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    places = (str(tmp_path), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
 
     def run(name: str, *more: str) -> tuple[int, str]:
         logger = ("--trainer.logger.init_args.version", name)

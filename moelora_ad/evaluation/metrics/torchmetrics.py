@@ -36,14 +36,21 @@ class _Gathered(Metric):
         getattr(self, name).append(values.detach().to(self._state_type(name)))
 
     def _joined(self, name: str) -> Tensor:
-        return dim_zero_cat(getattr(self, name)).cpu()
+        return self._in_one(name).cpu()
+
+    def _in_one(self, name: str) -> Tensor:
+        # Values may be of several devices: scores of an earlier run are on the CPU, those of this one on a GPU.
+        values = getattr(self, name)
+        if isinstance(values, list) and len({one.device for one in values}) > 1:
+            values = [one.to(self.device) for one in values]
+        return dim_zero_cat(values)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         # A process without data must contribute an empty tensor of the right type, or the others hang.
         for name in self.lists:
             if len(getattr(self, name)) == 0:
                 self._append(name, torch.empty(0))
-            setattr(self, name, [dim_zero_cat(getattr(self, name)).to(self.device)])
+            setattr(self, name, [self._in_one(name).to(self.device)])
         super().sync(*args, **kwargs)
 
 

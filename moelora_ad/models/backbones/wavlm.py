@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import WavLMConfig, WavLMModel
@@ -10,6 +11,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from moelora_ad.models.backbones.base import HiddenStates
 from moelora_ad.models.backbones.waveform import LARGE, Normalization, WaveformBackbone
+from moelora_ad.models.transformers_internals import position_buckets
 
 WAVLM_LARGE = "microsoft/wavlm-large"
 
@@ -45,6 +47,13 @@ class CallingWavLMAttention(WavLMAttention):
         dropout = self.dropout if self.training else 0.0
         attended = functional.scaled_dot_product_attention(query, key, value, bias, dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(-2)), None
+
+    def compute_bias(self, query_length: int, key_length: int) -> Tensor:
+        """The bias (heads, queries, keys) of relative positions, made on the model's device: before version 5.24,
+        transformers makes it on the CPU, and a GPU waits for the copy."""
+        device = self.rel_attn_embed.weight.device
+        distances = torch.arange(key_length, device=device) - torch.arange(query_length, device=device).unsqueeze(1)
+        return self.rel_attn_embed(position_buckets(self, distances)).permute(2, 0, 1)
 
 
 class WavLMBackbone(WaveformBackbone):

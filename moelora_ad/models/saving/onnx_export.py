@@ -14,7 +14,7 @@ from moelora_ad.audio import SAMPLE_RATE, ScoredClips
 from moelora_ad.errors import InputError
 from moelora_ad.files import written_whole
 from moelora_ad.models.detector import Detector
-from moelora_ad.models.precision import SINGLE
+from moelora_ad.models.precision import SINGLE, tf32_allowed
 from moelora_ad.models.saving.files import LABELS, MIN_WINDOW, tensors_hash
 
 MOST_BYTES = 2_000_000_000
@@ -105,7 +105,7 @@ def _logits(detector: Detector, lengths: Sequence[int]) -> list[Checked]:
     made = []
     for samples in lengths:
         clips = 0.1 * torch.randn(3, samples, generator=generator)
-        with torch.no_grad():
+        with torch.no_grad(), tf32_allowed(False):
             made.append((clips, detector(clips.to(device)).cpu()))
     return made
 
