@@ -35,8 +35,9 @@ class Scorer:
     """Scores files and arrays with a detector.
 
     A sound is cut into windows of the length that the detector was evaluated on; they overlap, and the last one ends
-    where the sound ends. A shorter sound is repeated. A score is the mean of its windows' log-odds: a sound of at most
-    one window has the score that `moelora-ad test` gives it in the same precision.
+    where the sound ends. A sound shorter than the detector's ``fill`` is repeated up to it; between that and a window
+    it is scored as it is. A score is the mean of its windows' log-odds: a sound of at most one window has the score
+    that `moelora-ad test` gives it in the same precision.
 
     Args:
         detector: Detector, or any other module that computes logits (B, 2) of waveforms (B, samples); it is put in

@@ -69,6 +69,16 @@ def checkpoint_of(run: Path | None, which: str, verb: str) -> str:
     return str(path)
 
 
+def run_to_continue(checkpoint: str | None) -> Path | None:
+    """Return the absolute folder of the run that continues from a checkpoint, one that the run has saved for this:
+    ``last.ckpt``, ``last-interrupted.ckpt`` and the like. None for other checkpoints, from which another run branches.
+    """
+    if checkpoint is None or not Path(checkpoint).name.startswith(LAST):
+        return None
+    above = Path(checkpoint).absolute().parent
+    return above.parent if above.name == _FOLDER and (above.parent / RECORD).is_file() else None
+
+
 def best_checkpoint(run: Path) -> Path:
     """Return the best checkpoint of a run by its record; if that names none, the only one in the run's folder.
 

@@ -32,6 +32,20 @@ def check_free(folder: Path, resumes: bool, config: bytes) -> None:
     )
 
 
+def keep_metrics(folder: Path, attempt: int) -> None:
+    """Rename ``metrics.csv`` of an earlier attempt, which Lightning's ``CSVLogger`` would delete."""
+    metrics = folder / "metrics.csv"
+    if metrics.exists():
+        metrics.rename(folder / f"metrics-{attempt}.csv")
+
+
+def restore_metrics(folder: Path, attempt: int) -> None:
+    """Undo `keep_metrics`."""
+    kept = folder / f"metrics-{attempt}.csv"
+    if kept.exists():
+        kept.replace(folder / "metrics.csv")
+
+
 def shown(path: str | Path) -> str:
     """Return a path relative to the current folder, or the absolute path if it is not below it."""
     relative = os.path.relpath(path)

@@ -13,7 +13,6 @@ from moelora_ad.errors import printable
 from moelora_ad.sweeps.planning import PlannedRun
 from moelora_ad.sweeps.run_folder import (
     Notes,
-    keep_metrics,
     output_path,
     read_notes,
     resumable,
@@ -49,7 +48,6 @@ class Attempt:
             reason=None,
             wandb_run=earlier.wandb_run or secrets.token_hex(4),
         )
-        keep_metrics(run.folder, earlier.attempts)
         self.output: Path = output_path(run.folder, self._notes.attempts)
         write_notes(run.folder, self._notes)
         command = fit_command(run)

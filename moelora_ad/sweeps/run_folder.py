@@ -135,10 +135,3 @@ def _is_whole(checkpoint: Path) -> bool:
 def output_path(folder: Path, attempt: int) -> Path:
     """Return the path of the file with an attempt's output."""
     return folder / f"output-{attempt}.log"
-
-
-def keep_metrics(folder: Path, attempt: int) -> None:
-    """Rename ``metrics.csv`` of an earlier attempt, which Lightning's ``CSVLogger`` would delete."""
-    metrics = folder / "metrics.csv"
-    if metrics.exists():
-        metrics.rename(folder / f"metrics-{attempt}.csv")

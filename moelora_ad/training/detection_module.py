@@ -70,9 +70,9 @@ class DetectionModule(CheckpointedModule, LossModule):
         meta_learning: ``MLDG`` trains for attacks that are not in the training set; None for ordinary training.
         tether: ``Tether`` keeps the detector's scores near those at the start of training; None for no such term.
         freeze_classifier: train the adaptation alone; the classifier and the backbone's layer weights stay as they are.
-        init_weights: a model (its folder or hub id) or a checkpoint to start from: its weights are taken as far as they
-            fit by name and shape, and the others are listed. Data, optimiser and schedule are new. See
-            `initial_weights`.
+        init_weights: a model (its folder or hub id), a checkpoint, or a run's folder (its best checkpoint) to start
+            from: the weights are taken as far as they fit by name and shape, and the others are listed. Data, optimiser
+            and schedule are new.
         compile: compile the encoder's layers and the classifier, each on its own, by ``torch.compile``; a string names
             its backend. What cannot be compiled runs eagerly, and the reason is printed.
 

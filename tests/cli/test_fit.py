@@ -55,11 +55,13 @@ def test_an_attack_held_out(lightning, experiment, write_config, tmp_path, caplo
     assert provenance["corpus"]["selection"].startswith("A05 against bona fide trials")
     assert provenance["configuration"]["data"]["held_out_attack"] == "A05"
     # Resuming with all attacks would be another training.
+    files = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     code, _, err = lightning(
         "fit", "--config", run / "config.yaml", "--data.held_out_attack", "null", "--ckpt_path", "last"
     )
     assert code != 0
     assert "resumes the same training, but the checkpoint was trained on train (9 trials)" in error_line(err)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == files  # the run is as it was
     code, out, err = lightning("results", run)
     assert code == 0, err
     assert "(set held_out: development's)" in out

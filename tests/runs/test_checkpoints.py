@@ -57,6 +57,45 @@ def test_without_a_run_the_line_says_what_a_checkpoint_is(lightning, experiment,
     assert "the configuration is not that of a run with checkpoints (RUN/checkpoints/NAME.ckpt)" in error_line(err)
 
 
+def test_a_run_continues_in_its_folder_with_its_record_its_best_checkpoint_and_its_metrics(
+    lightning, run, tmp_path, monkeypatch
+):
+    """The second epoch is made worse than the first, so that the best checkpoint is the earlier one."""
+    before, config, metrics = read_record(run), (run / "config.yaml").read_text(), (run / "metrics.csv").read_text()
+    longer = ("--trainer.max_epochs", before.max_epochs + 1)
+
+    def worse(self, name, value, *given, **named):
+        return log(self, name, value + 1.0 if name == "dev/eer" else value, *given, **named)
+
+    log = DetectionModule.log
+    monkeypatch.setattr(DetectionModule, "log", worse)
+    code, _, err = lightning("fit", "--config", run / "config.yaml", "--ckpt_path", "last", *longer)
+    assert code == 0, err
+    assert "note:" not in err
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+    after = read_record(run)
+    assert (after.attempts, after.max_epochs, after.state) == (2, before.max_epochs + 1, "finished")
+    assert after.checkpoint == before.checkpoint
+    assert (run / "metrics-1.csv").read_text() == metrics
+    assert (run / "metrics.csv").is_file()
+    changed = config.replace(f"max_epochs: {before.max_epochs}", f"max_epochs: {before.max_epochs + 1}")
+    assert (run / "config.yaml").read_text() == changed
+
+
+def test_what_branches_from_a_run_leaves_it_alone(lightning, run):
+    files = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    best, last = read_record(run).checkpoint_path, run / "checkpoints" / "last.ckpt"
+    longer = ("--config", run / "config.yaml", "--trainer.max_epochs", 9, "--trainer.max_steps", 5)
+    assert lightning("fit", *longer, "--ckpt_path", best)[0] == 0
+    code, _, err = lightning("fit", *longer, "--ckpt_path", last, "--trainer.logger.init_args.name", "other")
+    assert code == 0
+    assert "note: this continues " in err
+    assert "the best checkpoint is chosen among the epochs that come" in err
+    assert files == {path: path.read_bytes() for path in files}
+    assert (run.with_name("version_1") / "run.json").is_file()
+    assert (run.parents[1] / "other" / "version_0" / "run.json").is_file()
+
+
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_best_and_last_are_those_of_the_run(lightning, run, which, tmp_path):
     code, _, err = lightning(
@@ -99,7 +138,8 @@ def test_a_logger_of_a_given_version_names_the_run_too(lightning, experiment, wr
 
 def test_a_run_that_went_on_from_a_checkpoint_is_not_tested_by_that_one(lightning, run):
     config, last = run / "config.yaml", run / "checkpoints" / "last.ckpt"
-    assert lightning("fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs", 3)[0] == 0
+    longer = ("--trainer.max_epochs", 3, "--trainer.logger.init_args.version", 1)
+    assert lightning("fit", "--config", config, "--ckpt_path", last, *longer)[0] == 0
     resumed = run.with_name("version_1")
     assert yaml.safe_load((resumed / "config.yaml").read_text())["ckpt_path"] is None
     code, _, err = lightning("test", "--config", resumed / "config.yaml")

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from moelora_ad.errors import InputError
+from moelora_ad.runs.folder import keep_metrics, restore_metrics
 from moelora_ad.runs.record import RunRecord
 from moelora_ad.sweeps.planning import PlannedRun
-from moelora_ad.sweeps.run_folder import Notes, is_running, keep_metrics, resumable, take_lock, write_notes
+from moelora_ad.sweeps.run_folder import Notes, is_running, resumable, take_lock, write_notes
 from moelora_ad.sweeps.states import status_of
 
 RECORD = RunRecord(
@@ -176,3 +177,5 @@ def test_figures_of_earlier_attempts_are_kept(tmp_path):
     (tmp_path / "metrics.csv").write_text("b")
     keep_metrics(tmp_path, 2)
     assert [(tmp_path / f"metrics-{number}.csv").read_text() for number in (1, 2)] == ["a", "b"]
+    restore_metrics(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics-1.csv", "metrics.csv"]

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from moelora_ad.adapters import AdapterError
 from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.lightning_cli.model_folder import is_model, with_model
+from moelora_ad.cli.lightning_cli.resuming import in_its_folder, note_other_folder
 from moelora_ad.cli.lightning_cli.run_config import SaveRunConfig
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, import_from_here, imports_limited
@@ -52,6 +53,7 @@ SILENCED = (
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # TrainingBatches resumes
     ".*The dirpath has changed from.*",  # a test of an earlier run's checkpoint
+    ".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",  # a run that continues keeps its files
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen layers are in eval mode on purpose
     ".*It is recommended to use `self.log\\('(routing|train)/.*sync_dist=True.*",  # all processes have the same
     ".*The `srun` command is available on your system but is not used.*",
@@ -219,7 +221,7 @@ class DetectionCommand(LightningCLI):
         with self._usage_errors():
             data = self._data()
         self._read_trials(data)  # missing files are reported before a backbone is fetched and built
-        with self._usage_errors():
+        with self._usage_errors(), in_its_folder(self.given, self.verb == "fit"):
             super().instantiate_classes()
         self.datamodule = data
         self.model.configuration = {part: self.configuration.get(part) for part in ("model", "data")}
@@ -274,10 +276,11 @@ class DetectionCommand(LightningCLI):
 
     def fit(self, **arguments: Any) -> None:
         """Train; then score the development set and every test set with the best checkpoint."""
+        note_other_folder(self.trainer, checkpoint := arguments.get("ckpt_path"))
         try:
             with (
                 explain_interruptions(self.trainer, self.datamodule),
-                self.recorder.no_folder_of_a_failed_start(self.trainer),
+                self.recorder.nothing_of_a_failed_start(self.trainer, resumes=checkpoint is not None),
                 self.interruption.listening(),
             ):
                 self.trainer.fit(**arguments, weights_only=True)
@@ -286,21 +289,21 @@ class DetectionCommand(LightningCLI):
                 stop.args = (f"saved {shlex.quote(saved)}; give it as --ckpt_path to continue",)
             raise
         except ValueError as error:
-            if arguments.get("ckpt_path") != HPC or "no HPC checkpoint" not in str(error):
+            if checkpoint != HPC or "no HPC checkpoint" not in str(error):
                 raise
             self.verb_parser.error(f"--ckpt_path {HPC}: there is none in {self.trainer.default_root_dir}")
         if is_fast_dev_run(self.trainer):
             return
-        checkpoint = self._checkpoint()
+        best = self._checkpoint()
         tested = self.given.test_after_fit and not shards_the_model(self.trainer)
         if tested:
-            evaluation = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": checkpoint}
+            evaluation = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": best}
             self.validate(**evaluation)
             if self.datamodule.test:
                 self.test(**evaluation)
         self.recorder.finish(self.trainer, tested)
         if self.trainer.is_global_zero:
-            print_fit(self.trainer, self.model, checkpoint, tested, self.recorder.record)
+            print_fit(self.trainer, self.model, best, tested, self.recorder.record)
 
     def validate(self, **arguments: Any) -> None:
         with explain_interruptions(self.trainer, self.datamodule), no_empty_folder(self.trainer):

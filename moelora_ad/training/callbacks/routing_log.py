@@ -38,8 +38,8 @@ class RoutingLog(Callback):
 
     Every validation of a fit gives, for each adapted projection, mean weight, top-1 share, output norm and largest
     singular value of each expert, and entropy, effective number of experts and load balance of the gate (see
-    `SiteFigures`). They are computed on the development set in evaluation mode, without the gate's noise, over all
-    processes, and written as follows:
+    `adapters.SiteRouting`). They are computed on the development set in evaluation mode, without the gate's noise, over
+    all processes, and written as follows:
 
     - all of them to ``RUN/routing/epoch03.json``, and as heatmaps to ``RUN/routing/epoch03.png``, which W&B and
       TensorBoard get as ``routing/heatmaps`` (named ``epoch03-step51`` for a validation within an epoch);
@@ -51,8 +51,8 @@ class RoutingLog(Callback):
     ``gradients/gates``, ``gradients/experts`` and, over all projections, ``gradients/expert_I``. With strategies that
     shard parameters (FSDP, DeepSpeed) each process has only a part of them, and no gradient norms are logged.
 
-    When one expert takes more than 95 % of the decisions (`SiteFigures.collapsed_to`) in more than half of the
-    projections, a warning is printed on standard error.
+    When one expert takes more than 95 % of the decisions, with a mean weight nearer to 1 than to 1 / N, in more than
+    half of the projections, a warning is printed on standard error.
 
     Args:
         most_batches: maximum number of batches to watch. Of a larger development set every n-th batch is watched, the

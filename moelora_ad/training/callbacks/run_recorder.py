@@ -26,6 +26,7 @@ from moelora_ad.data.shares import by_name
 from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory, score_folder
 from moelora_ad.errors import printable
 from moelora_ad.files import written_whole
+from moelora_ad.runs.folder import keep_metrics, restore_metrics
 from moelora_ad.runs.record import (
     DEV,
     RECORD,
@@ -106,17 +107,32 @@ class RunRecorder(Callback):
         self._first_step = trainer.global_step
 
     @contextmanager
-    def no_folder_of_a_failed_start(self, trainer: Trainer) -> Iterator[None]:
-        """Remove the folder of the run if a fit within the block ends with an error before its first step is done,
-        unless the folder existed before."""
-        folder = run_directory(trainer) if trainer.is_global_zero else None
-        is_new = folder is not None and not folder.exists()
+    def nothing_of_a_failed_start(self, trainer: Trainer, resumes: bool) -> Iterator[None]:
+        """Undo what a fit within the block has written if it ends with an error before its first step is done: a new
+        folder is removed, and a finished run that was to continue stays as it was.
+
+        Args:
+            trainer: before the fit.
+            resumes: whether the fit resumes from a checkpoint.
+        """
+        folder = run_directory(trainer)
+        is_new, earlier = not folder.exists(), read_record(folder) if (folder / RECORD).is_file() else None
+        finished = earlier is not None and earlier.state == "finished"
+        kept = {path: path.read_bytes() for path in (folder / RECORD, folder / "config.yaml") if finished}
+        if trainer.is_global_zero and earlier is not None and (resumes or not finished):
+            keep_metrics(folder, earlier.attempts)
         try:
             yield
         except BaseException:
             has_trained = self._first_step is not None and trainer.global_step > self._first_step
-            if folder is not None and is_new and not has_trained:
-                shutil.rmtree(folder, ignore_errors=True)
+            if trainer.is_global_zero and not has_trained:
+                if is_new:
+                    shutil.rmtree(folder, ignore_errors=True)
+                for path, content in kept.items():
+                    with written_whole(path) as unfinished:
+                        unfinished.write_bytes(content)
+                if earlier is not None and finished and resumes:
+                    restore_metrics(folder, earlier.attempts)
             raise
 
     # Every process takes part, although one writes: some of Lightning's figures are computed by all of them together.
