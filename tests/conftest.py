@@ -86,10 +86,20 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="session")
 def fake_gpu() -> Callable[..., AbstractContextManager[Any]]:
     """The function ``fake_gpu`` of fake_gpu.py."""
-    spec = importlib.util.spec_from_file_location("fake_gpu", Path(__file__).with_name("fake_gpu.py"))
+    return _module("fake_gpu").fake_gpu
+
+
+@pytest.fixture(scope="session")
+def far() -> Any:
+    """The module far_device.py."""
+    return _module("far_device")
+
+
+def _module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.fake_gpu
+    return module
 
 
 @pytest.fixture(scope="session")

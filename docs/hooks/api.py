@@ -46,13 +46,31 @@ def _index() -> str:
         lines.append(f"| `moelora_ad.{name}` | [`{package}`]({package.rpartition('.')[2]}.md) |")
     lines += ["", "| Package | Names |", "|---|---|"]
     for name in packages():
-        listed = ", ".join(f"`{one}`" for one in importlib.import_module(name).__all__)
+        listed = ", ".join(f"`{one}`" for one in _names(name))
         lines.append(f"| [`{name}`]({name.rpartition('.')[2]}.md) | {listed} |")
     return "\n".join(lines) + "\n"
 
 
+def _names(package: str) -> list[str]:
+    return importlib.import_module(package).__all__
+
+
 def _page(package: str) -> str:
     parts = [f"# {package}\n", f"::: {package}\n    options: {{members: false, show_root_heading: false}}\n"]
-    for name in importlib.import_module(package).__all__:
-        parts.append(f"::: {package}.{name}\n")
+    for name in _names(package):
+        inherited = _inherited(getattr(importlib.import_module(package), name))
+        options = f"    options: {{inherited_members: {inherited}}}\n" if inherited else ""
+        parts.append(f"::: {package}.{name}\n{options}")
     return "\n".join(parts)
+
+
+def _inherited(value: object) -> list[str]:
+    """The documented methods that a class has from classes of this package that are on no page. Its other bases are
+    named in its entry, and their methods are in theirs, or in the documentation of another package."""
+    shown = [getattr(importlib.import_module(name), one) for name in packages() for one in _names(name)]
+    bases = [base for base in getattr(value, "__mro__", ())[1:] if base.__module__.startswith("moelora_ad.")]
+    hidden = [base for base in bases if base not in shown]
+    elsewhere = {name for base in bases if base in shown for name in vars(base)}
+    found = {name: None for base in hidden for name in vars(base) if getattr(getattr(base, name), "__doc__", None)}
+    methods = [name for name in found if callable(getattr(value, name)) or isinstance(getattr(value, name), property)]
+    return [name for name in methods if not name.startswith("_") and name not in elsewhere]

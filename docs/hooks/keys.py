@@ -16,7 +16,7 @@ PAGE = "reference/keys.md"
 PARTS = {
     "model": "The detector, its loss and its optimiser.",
     "data": "The corpora and how batches are made of them.",
-    "checkpoint": "Which checkpoints are written: those of Lightning's `ModelCheckpoint`.",
+    "checkpoint": "Lightning's `ModelCheckpoint`; with `save_last` true, `last.ckpt` is saved after every epoch.",
     "early_stopping": "When training stops early: Lightning's `EarlyStopping`.",
     "trainer": "Lightning's `Trainer`.",
     "": "The run.",

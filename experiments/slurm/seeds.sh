@@ -36,7 +36,7 @@ logger="{\"class_path\": \"lightning.pytorch.loggers.CSVLogger\", \"init_args\":
 # SLURM sends the signal before the time limit to every process, the workers of a DataLoader too. So fit ignores it, and
 # its main process alone is told to save and end; 75 then says that there is more to do.
 task='
-  (trap "" USR1; exec lightning "$@") &
+  (trap "" USR1; exec moelora-ad "$@") &
   fit=$!
   trap "up=1; kill -TERM $fit" USR1
   wait $fit && exit 0 || code=$?
