@@ -77,10 +77,33 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     return GPU_TESTS_ON
 
 
-@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+_GPU = pytest.param("gpu", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["cpu", _GPU])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU, and a GPU, for a test that holds on both."""
     return request.getfixturevalue("gpu") if request.param == "gpu" else torch.device("cpu")
+
+
+@pytest.fixture(params=["far", _GPU])
+def elsewhere(request: pytest.FixtureRequest, far: Any) -> Iterator[torch.device]:
+    """A device that is not the CPU: one with a memory of its own on any machine, and a GPU."""
+    if request.param == "gpu":
+        yield request.getfixturevalue("gpu")
+    else:
+        with far.device() as device:
+            yield device
+
+
+@pytest.fixture(params=["cpu", "far", _GPU])
+def everywhere(request: pytest.FixtureRequest, far: Any) -> Iterator[torch.device]:
+    """The CPU, and the devices of `elsewhere`."""
+    if request.param == "far":
+        with far.device() as device:
+            yield device
+    else:
+        yield request.getfixturevalue("gpu") if request.param == "gpu" else torch.device("cpu")
 
 
 @pytest.fixture(scope="session")

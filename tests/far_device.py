@@ -117,6 +117,7 @@ def device() -> Iterator[torch.device]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "autocast", Autocast)
+        patch.setattr(torch, "inference_mode", torch.no_grad)  # its tensors cannot be wrapped
         patch.setattr(torch, "is_autocast_enabled", lambda *given: is_enabled(*(near(one) for one in given)))
         patch.setattr(torch, "get_autocast_dtype", lambda name: dtype(near(name)))
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=FAR): made on the CPU, then moved

@@ -45,15 +45,15 @@ def written_out(policy, logits, noise_logits, noise, training):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("training", [True, False])
-def test_weights_are_those_of_the_formula(policy, training, device, monkeypatch):
+def test_weights_are_those_of_the_formula(policy, training, everywhere, monkeypatch):
     torch.manual_seed(0)
-    gate = Gate(8, EXPERTS, policy).train(training).to(device)
+    gate = Gate(8, EXPERTS, policy).train(training).to(everywhere)
     logits, spread, noise = torch.randn(3, ROWS, TOKENS, EXPERTS)
     if policy.level == "utterance":
         noise = noise[:, :1]
     monkeypatch.setattr(torch, "randn_like", lambda x: noise.to(x))
     both = training and policy.noise == "learned"
-    given = gate((torch.cat([logits, spread], -1) if both else logits).to(device)).cpu()
+    given = gate((torch.cat([logits, spread], -1) if both else logits).to(everywhere)).cpu()
     parts = (tensor.tolist() for tensor in (logits, spread, noise))
     wanted = [written_out(policy, *row, training) for row in zip(*parts, strict=True)]
     torch.testing.assert_close(given, torch.tensor(wanted))

@@ -98,9 +98,9 @@ def written_out(block: Block, x: torch.Tensor, policy: GatePolicy) -> dict[str, 
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_every_loss_is_its_equation(policy, device):
-    block = adapted(policy).to(device)
-    given, _ = terms_of(block, inputs().to(device))
+def test_every_loss_is_its_equation(policy, everywhere):
+    block = adapted(policy).to(everywhere)
+    given, _ = terms_of(block, inputs().to(everywhere))
     sum(given.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in block.parameters() if parameter.requires_grad)
     wanted = written_out(block.cpu(), inputs(), policy)

@@ -78,10 +78,10 @@ def assert_equal(routing, wanted):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_figures_are_those_of_the_definitions(policy, device):
-    model, x = adapted(policy).to(device), utterances(4)
+def test_figures_are_those_of_the_definitions(policy, everywhere):
+    model, x = adapted(policy).to(everywhere), utterances(4)
     with record_routing(model) as routing:
-        model(x[:3].to(device)), model(x[3:].to(device))
+        model(x[:3].to(everywhere)), model(x[3:].to(everywhere))
     model.cpu()
     assert list(routing.sites()) == ["0", "2"]
     assert_equal(routing.sites()["0"], written_out(model[0], x, policy))
@@ -89,12 +89,12 @@ def test_figures_are_those_of_the_definitions(policy, device):
     assert torch.equal(routing.mean_gates()["2"], routing.sites()["2"].mean_gate)
 
 
-def test_groups_are_apart_and_add_up(device):
-    model, x, labels = adapted().to(device), utterances(6), ["A01", "A02", "A01", "-", "A02", "A03"]
+def test_groups_are_apart_and_add_up(everywhere):
+    model, x, labels = adapted().to(everywhere), utterances(6), ["A01", "A02", "A01", "-", "A02", "A03"]
     with record_routing(model) as routing:
         for start in (0, 2, 4):
             routing.label(labels[start : start + 2])
-            model(x[start : start + 2].to(device))
+            model(x[start : start + 2].to(everywhere))
     model.cpu()
     assert routing.groups == ("A01", "A02", "-", "A03")
     for group in routing.groups:
@@ -106,13 +106,13 @@ def test_groups_are_apart_and_add_up(device):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_padding_is_not_counted(policy, device):
-    model, x = adapted(policy).to(device), utterances(2)
+def test_padding_is_not_counted(policy, everywhere):
+    model, x = adapted(policy).to(everywhere), utterances(2)
     valid = torch.tensor([[True] * TOKENS, [True] * 3 + [False] * 2])
     x[~valid] = torch.nan
-    valid_tokens(model, valid.to(device))
+    valid_tokens(model, valid.to(everywhere))
     with record_routing(model) as routing:
-        model(x.to(device))
+        model(x.to(everywhere))
     valid_tokens(model.cpu(), None)
     assert_equal(routing.sites()["0"], written_out(model[0], [x[0], x[1, :3]], policy))
 

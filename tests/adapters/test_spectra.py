@@ -21,9 +21,9 @@ def layer():
     return layer
 
 
-def test_singular_values_are_those_of_the_whole_update(layer, device):
+def test_singular_values_are_those_of_the_whole_update(layer, everywhere):
     whole = torch.stack([5 / RANK * e.lora_B.double() @ e.lora_A.double() for e in layer.experts])
-    torch.testing.assert_close(singular_values(layer.to(device)).cpu(), torch.linalg.svdvals(whole)[:, :RANK])
+    torch.testing.assert_close(singular_values(layer.to(everywhere)).cpu(), torch.linalg.svdvals(whole)[:, :RANK])
 
 
 def test_a_new_expert_has_none():
@@ -32,8 +32,8 @@ def test_a_new_expert_has_none():
 
 
 @pytest.mark.parametrize("side", ["input", "output"])
-def test_angles_are_those_of_scipy(layer, side, device):
-    given = principal_angles(layer.to(device), side).cpu()
+def test_angles_are_those_of_scipy(layer, side, everywhere):
+    given = principal_angles(layer.to(everywhere), side).cpu()
     layer.cpu()
     assert given.shape == (EXPERTS, EXPERTS, RANK)
     for i, one in enumerate(layer.experts):

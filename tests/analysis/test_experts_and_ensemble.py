@@ -175,13 +175,12 @@ def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):
     assert note not in ensemble_report(alone).notes
 
 
-@pytest.mark.gpu
-def test_analyses_on_a_gpu_are_those_on_the_cpu(fitted, gpu, monkeypatch):
+def test_analyses_elsewhere_are_those_on_the_cpu(fitted, elsewhere, monkeypatch):
     """Routing, removed experts, averaged LoRAs (one run under two names), and a mixture with constant gates."""
     original, seeds = ensemble.load_trained, itertools.count(1)
     monkeypatch.setattr(ensemble, "load_trained", lambda *given: original(*given)._replace(seed=next(seeds)))
     found = []
-    for device in (torch.device("cpu"), gpu):
+    for device in (torch.device("cpu"), elsewhere):
         mixture, lora = fitted["mixture", 1], fitted["lora", 1]
         given = {"resamples": 20, "device": device}
         used = routing.analyze_routing(mixture, permutations=19, device=device)

@@ -254,12 +254,11 @@ def test_scores_are_computed_in_full_precision_whatever_the_caller_has_set(detec
     assert torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.gpu
-def test_cpu_and_gpu_give_the_same_scores(detector, gpu):
+def test_all_devices_give_the_same_scores(detector, elsewhere):
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
     sounds = [noise(size, size) for size in (100, 8_000, 50_000)]
     on_cpu = [Scorer(detector, window=WINDOW, device="cpu")(sound).score for sound in sounds]
-    on_gpu = [Scorer(detector, window=WINDOW, device=gpu)(sound).score for sound in sounds]
+    on_gpu = [Scorer(detector, window=WINDOW, device=elsewhere)(sound).score for sound in sounds]
     detector.cpu()
     np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-4)
 

@@ -50,7 +50,7 @@ def run(small_whisper, data, trainer, tmp_path, far):
         where = Where()
         given = {"callbacks": [RunRecorder(), RoutingLog(), saved, where], "max_epochs": 2, "gradient_clip_val": 1.0}
         if is_far:
-            given |= {"accelerator": "auto", "devices": "auto", "strategy": far.strategy(), "inference_mode": False}
+            given |= {"accelerator": "auto", "devices": "auto", "strategy": far.strategy()}
         with far.device() if is_far else nullcontext():
             build = trainer(folder, **given)
             build.fit(module, datamodule=data(), ckpt_path=checkpoint, weights_only=True)

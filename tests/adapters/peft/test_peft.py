@@ -202,9 +202,9 @@ def test_updates_of_other_projections_are_refused_and_nothing_changes(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_merge_is_exact_and_is_undone_bit_for_bit(dtype, device):
-    inputs = torch.arange(8, device=device).reshape(2, 4)
-    model = trained(bert(), LoRA(3, alpha=4, targets=["query", "dense"])).to(device, dtype)
+def test_a_merge_is_exact_and_is_undone_bit_for_bit(dtype, everywhere):
+    inputs = torch.arange(8, device=everywhere).reshape(2, 4)
+    model = trained(bert(), LoRA(3, alpha=4, targets=["query", "dense"])).to(everywhere, dtype)
     before, state = output(model, inputs), copy.deepcopy(model.state_dict())
     merged = merge(model)
     assert not list(adapted_sites(model))
