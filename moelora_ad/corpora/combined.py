@@ -16,7 +16,7 @@ class Joined(Corpus):
     """Several corpora as one, such as a development set of old and new attacks.
 
     Args:
-        corpora: The corpora by name; the names become prefixes of their utterances' ids, see `joined_trials`.
+        corpora: The corpora by name; the names become prefixes of their utterances' ids, as in ``NAME/ID``.
     """
 
     def __init__(self, corpora: dict[str, Corpus]) -> None:

@@ -42,7 +42,7 @@ class FileScore:
         windows: Scores of the windows, at least one; ``score`` is their mean.
         envelope: (n, 2) lowest and highest sample of n stretches of ``envelope_step`` seconds.
         notes: What makes the score unreliable, or is unusual about the file; see `audio.quality`. They change no score.
-        reason: Why there is no verdict, see `no_verdict`: the score is meaningless then. None if there is one.
+        reason: Why there is no verdict; the score is meaningless then. None if there is one.
         notice: The model's notice, shown with every score, such as that it is a demonstration; None if it has none.
     """
 
