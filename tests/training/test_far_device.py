@@ -67,8 +67,7 @@ def read_scores(text: bytes) -> list[float]:
     return [float(row["score"]) for row in csv.DictReader(text.decode().splitlines())]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("meta_learning", [None, MLDG()], ids=["plain", "mldg"])
+@pytest.mark.parametrize(("method", "meta_learning"), [*((name, None) for name in METHODS), ("mixture", MLDG())])
 def test_weights_and_scores_are_those_of_the_cpu(run, method, meta_learning):
     """With plain SGD: AdamW makes large steps of the rounding of small gradients."""
     given = {"head": MeanPooling, "optimizer": partial(torch.optim.SGD, lr=0.1), "meta_learning": meta_learning}

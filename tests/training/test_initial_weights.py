@@ -241,11 +241,11 @@ def test_fit_by_a_command_records_it_and_goes_on_without_it(model, experiment, w
     code, out, err = lightning(*continuing)
     assert code == 0, err
     assert "model.init_weights" not in out
-    record = read_record(run.with_name("version_1"))
-    assert record.epoch == 2
+    record = read_record(run)
+    assert (record.epoch, record.attempts) == (2, 2)
     assert record.init_weights is not None
     assert record.init_weights._asdict() == wanted
     code, _, err = lightning(*arguments)
     assert (code, err.count("\n")) == (1, 1)
     assert f"model.init_weights: {model}: no such folder or file" in err
-    assert not (tmp_path / "runs" / "tiny" / "version_2").exists()
+    assert not (tmp_path / "runs" / "tiny" / "version_1").exists()

@@ -148,10 +148,9 @@ def test_the_vector_of_time_masking_is_trained_where_it_is_used_and_kept_either_
 # On a GPU
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("name", "method"), COMBINATIONS)
-def test_a_training_step_elsewhere_has_the_cpus_loss_and_gradients(
-    name, method, request, elsewhere, same_noise, assert_near
-):
+def test_a_training_step_on_a_gpu_has_the_cpus_loss_and_gradients(name, method, request, gpu, same_noise, assert_near):
     """In float32, each of the encoder's ten or so products and normalisations adds a few roundings of 2^-24."""
     source, padded = request.getfixturevalue(f"small_{name}"), torch.tensor([6_000, 6_000, 5_000, 6_000])
     torch.manual_seed(1)
@@ -159,7 +158,7 @@ def test_a_training_step_elsewhere_has_the_cpus_loss_and_gradients(
         Detector(CLASSES[name](source, hidden_states="weighted"), (METHODS | VARIANTS)[method], AttentiveStatistics)
     )
     found: list[dict[str, torch.Tensor]] = []
-    for device in (torch.device("cpu"), elsewhere):
+    for device in (torch.device("cpu"), gpu):
         twin = copy.deepcopy(detector).to(device).train()
         with same_noise():
             logits = twin(waveforms().to(device), padded.to(device))
