@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
-from moelora_ad.data.trainer_state import run_directory
+from moelora_ad.data.trainer_state import is_fast_dev_run, run_directory
 from moelora_ad.runs.checkpoints import run_to_continue
 from moelora_ad.runs.folder import shown
 
@@ -40,7 +40,9 @@ def in_its_folder(given: Namespace, trains: bool) -> Iterator[None]:
 def note_other_folder(trainer: Trainer, checkpoint: str | None) -> None:
     """Say so if a fit does not continue a run in that run's folder."""
     folder, continued = run_directory(trainer), run_to_continue(checkpoint)
-    if trainer.is_global_zero and continued is not None and continued != folder.absolute():
+    if not trainer.is_global_zero or is_fast_dev_run(trainer):
+        return
+    if continued is not None and continued != folder.absolute():
         print(
             f"note: this continues {shown(continued)} in another folder, {shown(folder)}: the best checkpoint is "
             "chosen among the epochs that come",

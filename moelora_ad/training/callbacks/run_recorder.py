@@ -118,7 +118,8 @@ class RunRecorder(Callback):
         folder = run_directory(trainer)
         is_new, earlier = not folder.exists(), read_record(folder) if (folder / RECORD).is_file() else None
         finished = earlier is not None and earlier.state == "finished"
-        kept = {path: path.read_bytes() for path in (folder / RECORD, folder / "config.yaml") if finished}
+        files = [folder / name for name in (RECORD, "config.yaml")] if finished else []
+        kept = {path: path.read_bytes() for path in files if path.is_file()}
         if trainer.is_global_zero and earlier is not None and (resumes or not finished):
             keep_metrics(folder, earlier.attempts)
         try:
