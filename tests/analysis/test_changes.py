@@ -271,7 +271,8 @@ def test_mistakes_are_told_in_a_line(verb, idle, corpora, small_whisper, run_ver
         ((idle, *given, option, "-1"), 2, "'-1' is not a number of points"),
         ((idle, *given, "--resamples", "1"), 2, "--resamples: 1 is less than 20"),
         ((tmp_path / "lora", *given), 1, gates),
-        ((tmp_path / "nowhere", *given), 1, "no such folder"),
+        ((tmp_path / "nowhere", *given), 2, "no such folder"),
+        ((idle, "--data", tmp_path / "nowhere.yaml", "--to", tmp_path / "to"), 2, "nowhere.yaml: no such file"),
     ):
         found, _, err = run_verb(verb, *arguments)
         assert (found, words in err) == (code, True), err

@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,7 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
     try:
         if to is not None:
             new_folder(to)
+        _check_inputs(keywords)
     except InputError as error:
         parser.error(str(error))
     check_folder(parser, "--report", folder)
@@ -83,6 +85,19 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
         print(f"{parser.prog}: error: nothing is written: see above", file=sys.stderr)
         return FAILED
     return 0
+
+
+def _check_inputs(keywords: Keywords) -> None:
+    """Check that the model and the configurations are there, before anything is loaded."""
+    from moelora_ad.configuration.packaged import configuration_file
+    from moelora_ad.models.saving.files import downloaded
+    from moelora_ad.models.saving.packaged import found_model
+
+    if not Path(model := found_model(keywords["model"])).exists():
+        downloaded(str(model), keywords.get("revision"))
+    for given in keywords.get("data", ()):
+        if not Path(configuration_file(given)).is_file():
+            raise InputError(f"--data: {given}: no such file")
 
 
 def _tell_next(program: str, to: str, changed: "Changed") -> None:
