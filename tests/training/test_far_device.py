@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from moelora_ad.adapters import AuxiliaryWeights, FullFineTuning, GatePolicy, LoRA, MoELoRA, TopLayers
 from moelora_ad.models import AASIST, MeanPooling, WhisperBackbone
-from moelora_ad.training import MLDG, DetectionModule
+from moelora_ad.training import MLDG, DetectionModule, Tether
 from moelora_ad.training.callbacks.routing_log import RoutingLog
 from moelora_ad.training.callbacks.run_recorder import RunRecorder
 
@@ -40,7 +40,7 @@ class Where(Callback):
 
 @pytest.fixture
 def run(small_whisper, data, trainer, tmp_path, far):
-    """Fits and tests a detector near or far; returns its weights, its scores' bytes and its record."""
+    """Fits and tests a detector near or far; returns its weights, its score files and its folder."""
 
     def made(is_far: bool, method: str, head=AASIST, checkpoint: str | None = None, **arguments):
         torch.manual_seed(0)
@@ -67,10 +67,14 @@ def read_scores(text: bytes) -> list[float]:
     return [float(row["score"]) for row in csv.DictReader(text.decode().splitlines())]
 
 
-@pytest.mark.parametrize(("method", "meta_learning"), [*((name, None) for name in METHODS), ("mixture", MLDG())])
-def test_weights_and_scores_are_those_of_the_cpu(run, method, meta_learning):
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [*((name, {}) for name in METHODS), ("mixture", {"meta_learning": MLDG()}), ("lora", {"tether": Tether()})],
+    ids=[*METHODS, "mldg", "tether"],
+)
+def test_weights_and_scores_are_those_of_the_cpu(run, method, arguments):
     """With plain SGD: AdamW makes large steps of the rounding of small gradients."""
-    given = {"head": MeanPooling, "optimizer": partial(torch.optim.SGD, lr=0.1), "meta_learning": meta_learning}
+    given = {"head": MeanPooling, "optimizer": partial(torch.optim.SGD, lr=0.1)} | arguments
     (near, near_scores, _), (away, far_scores, _) = (run(is_far, method, **given) for is_far in (False, True))
     torch.testing.assert_close(away, near, rtol=1e-4, atol=1e-5)
     assert near_scores.keys() == far_scores.keys()
