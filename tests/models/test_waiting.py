@@ -64,8 +64,9 @@ class Late:
         return self._tensor
 
 
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("backbone", "method"), EACH_ONCE)
-def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbone, method):
+def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbone, method, half):
     monkeypatch.setattr(divergence, "HostCopy", Late)
     monkeypatch.setattr("moelora_ad.training.scoring.HostCopy", Late)
     source = request.getfixturevalue(f"small_{backbone}")
@@ -81,10 +82,12 @@ def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbon
         waits.found.clear()  # moving empty metrics, once for a set
         batch = Batch(waveforms, None, labels, trials, []).to("cuda")
         assert (batch.waveforms.device.type, batch.trials.device.type) == ("cuda", "cpu")
-        loss = model.train().training_step(batch, 0)
+        with torch.autocast("cuda", half, enabled=half is not None):
+            loss = model.train().training_step(batch, 0)
+            with torch.no_grad():
+                logits = model.eval()(batch.waveforms, batch.lengths)
         assert loss.device.type == "cuda"
-        with torch.no_grad():
-            logits = model.eval()(batch.waveforms, batch.lengths)
+        assert loss.dtype == logits.dtype == torch.float32
         part.update(batch, logits)
         unlisted.update(batch, logits)
         found = list(waits.found)
