@@ -35,7 +35,7 @@ from pathlib import Path
 
 import torch
 from gpu_data import asvspoof2019, linked, loader, tested_rate
-from gpu_sides import FULL, LOOP, OURS, PEFT, SMALL, TrainingStep, module, no_waiting
+from gpu_sides import FULL, LOOP, OURS, PEFT, SMALL, XLSR_53, TrainingStep, module, no_waiting
 from torch.profiler import ProfilerActivity
 from transformers import Wav2Vec2Config
 
@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     card = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"
     print(f"{card}; torch {torch.__version__}; {len(os.sched_getaffinity(0))} cores")
     with tempfile.TemporaryDirectory() as name:
-        source = "facebook/wav2vec2-large-xlsr-53"  # its configuration is known, and its weights are not loaded
+        source = XLSR_53
         if given.rehearse:
             source = name
             Wav2Vec2Config(**SMALL).save_pretrained(name)

@@ -16,6 +16,7 @@ from moelora_ad.models.transformers_internals import freeze_front_end
 from moelora_ad.training import DetectionModule
 
 OURS, PEFT, LOOP, FULL = "MoE-LoRA 3 x r8 dense", "peft LoRA r8", "loop over experts", "full fine-tuning"
+XLSR_53 = "facebook/wav2vec2-large-xlsr-53"  # its configuration is known, and its weights are not loaded
 SMALL = {
     "hidden_size": 64,
     "num_hidden_layers": 2,

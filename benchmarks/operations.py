@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from gpu_sides import METHODS, OURS, PEFT, module
+from gpu_sides import METHODS, OURS, PEFT, XLSR_53, module
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +28,6 @@ from torch.utils._pytree import tree_leaves
 from moelora_ad.audio import TRAINING_SAMPLES
 from moelora_ad.torch_internals import FakeTensorMode
 
-XLSR_53 = "facebook/wav2vec2-large-xlsr-53"  # its configuration is known, and its weights are not loaded
 NO_WORK = ("detach", "_unsafe_view", "_reshape_alias", "empty", "empty_like", "empty_strided", "new_empty_strided")
 
 

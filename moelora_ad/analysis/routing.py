@@ -206,13 +206,12 @@ def _watch(
             control.see(decision)
 
     leading = np.zeros((len(trials), len(sites)), np.int8)
-    counts: NDArray[np.int64] | None = None  # (draws, S, groups, N) utterances in which an untrained expert leads
+    # (draws, S, groups, N) utterances in which an untrained expert leads
+    counts = np.zeros((draws, len(sites), combined.shape[1], control.num_experts if control else 0), np.int64)
+    drawn, by_site = np.ogrid[:draws, : len(sites)]
     for batch, weights in watched(trained, trials, passes, before=label, see=see):
         leading[batch.trials.numpy()] = weights.argmax(-1)
         if control is not None:
-            if counts is None:
-                counts = np.zeros((draws, len(sites), combined.shape[1], weights.shape[-1]), np.int64)
-            drawn, by_site = np.ogrid[:draws, : len(sites)]
             leaders = control.weights(len(batch.trials)).argmax(-1)  # (draws, B, S)
             for number, group in enumerate(joint[batch.trials.numpy()]):
                 np.add.at(counts, (drawn, by_site, group, leaders[:, number]), 1)
@@ -226,7 +225,7 @@ def _watch(
     }
     untrained = {}
     for (kind, one), codes in zip(classes.items(), combined, strict=True):
-        if counts is not None and one.are_several:
+        if control is not None and one.are_several:
             members = codes == np.arange(len(one.names))[:, None]  # (classes, groups)
             untrained[kind] = counted_information(np.einsum("cg,dsgn->dscn", members, counts))
     return GateStatistics.of(record, record.groups, sites), by_class, leading, untrained

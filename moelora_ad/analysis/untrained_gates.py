@@ -23,6 +23,9 @@ class UntrainedGates:
         sites: S dotted paths of the projections that have a gate.
         draws: D, how often each gate is drawn.
         seed: seed of the drawn weights.
+
+    Attributes:
+        num_experts: N, the same at all sites.
     """
 
     def __init__(self, encoder: nn.Module, sites: Sequence[str], draws: int, seed: int) -> None:
@@ -34,6 +37,7 @@ class UntrainedGates:
                 key: Gate(gate.weight.shape[1], draws * gate.num_experts, GatePolicy(noise="none")).weight.detach()
                 for key, gate in gates.items()
             }
+        self.num_experts = next(iter(gates.values())).num_experts
         self._sites, self._draws = sites, draws
         self._weights: dict[str, Tensor] = {}
 

@@ -92,6 +92,18 @@ def configuration_file(given: str | Path) -> str:
     raise InputError(f"{text}: no such file, and no packaged configuration of that name; {hint}")
 
 
+def existing_configuration(given: str | Path) -> str:
+    """The path of a configuration as `configuration_file` finds it, after a check that it is a file.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = configuration_file(given)
+    if not os.path.isfile(path):
+        raise InputError.at(given, "no such file")
+    return path
+
+
 def with_packaged_paths(value: Any) -> Any:
     """Replace each path in a value of a configuration, also within lists and mappings, that leads into `DATA` and is
     not in the current folder, by the package's own. Other paths stay: they may say where something is written."""

@@ -1,6 +1,5 @@
 """The description of a sweep: a YAML file that names systems, options and seeds."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from moelora_ad.configuration.packaged import configuration_file
+from moelora_ad.configuration.packaged import configuration_file, existing_configuration
 from moelora_ad.documents import read_yaml
 from moelora_ad.errors import InputError
 
@@ -168,8 +167,7 @@ class _Reader:
         paths = tuple(self.text(path, key) for path in self.list(value, key))
         for path in paths:
             try:
-                if not os.path.isfile(configuration_file(path)):
-                    raise InputError(f"{path}, and there is no such file")
+                existing_configuration(path)
             except InputError as error:
                 raise self.error(key, f"names {error} (seen from {Path.cwd()})") from None
         return paths

@@ -116,7 +116,7 @@ def test_score_gives_what_test_gives_in_every_precision(call, experiment, write_
         assert (f"note: scored in {told}" in err) == (precision != "32-true")
         effective = "bf16-mixed" if precision == "16-mixed" else precision
         assert calibrate_command.precision_of(folder / "in_domain.csv") == effective
-        exported = partial(Detector.from_pretrained, model)
+        exported = calibrate_command.WeightsOf(partial(Detector.from_pretrained, model))
         assert calibrate_command.check_model(folder / "in_domain.csv", exported) is None
         of_precision[precision] = np.array(list(wanted.values()))
     # The precisions do give different scores.

@@ -46,7 +46,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     try:
         config = read_config(arguments.model)
         table = labelled(arguments.scores)
-        notes = notes_on(arguments.scores, table, lambda: _loaded(arguments))
+        notes = notes_on(arguments.scores, table, WeightsOf(lambda: _loaded(arguments)))
         calibration = fitted(table, arguments.scores)
     except InputError as error:
         parser.error(str(error))
@@ -99,13 +99,45 @@ def labelled(path: str | Path) -> "ScoreTable":
     return found
 
 
-def notes_on(path: str | Path, table: "ScoreTable", model: "Callable[[], Detector]") -> list[str]:
+class WeightsOf:
+    """The hashes of a model's weights as evaluations record them: each precision's is computed once.
+
+    Args:
+        model: gives the model; called when a hash is asked for.
+    """
+
+    def __init__(self, model: "Callable[[], Detector]") -> None:
+        self._model = model
+        self._hashes: dict[str | None, str] = {}
+
+    def hash(self, precision: str | None) -> str:
+        """The hash of the weights as they are used in a precision, which may round the frozen ones.
+
+        Raises:
+            InputError: the model cannot be loaded, or not be used in the precision.
+        """
+        from moelora_ad.models.precision import ROUNDED, round_frozen
+        from moelora_ad.models.saving.checkpoints import PREFIX
+        from moelora_ad.models.saving.files import tensors_hash
+
+        rounded = precision if precision in ROUNDED else None
+        if rounded not in self._hashes:
+            detector = self._model()
+            if rounded is not None:
+                detector = copy.deepcopy(detector)
+                round_frozen(detector, rounded)
+            state = detector.state_dict()
+            self._hashes[rounded] = tensors_hash({f"{PREFIX}{name}": tensor for name, tensor in state.items()})
+        return self._hashes[rounded]
+
+
+def notes_on(path: str | Path, table: "ScoreTable", weights: WeightsOf) -> list[str]:
     """Check that a model made the scores that its calibration is fitted on; return notes for the user.
 
     Args:
         path: the score file.
         table: its scores.
-        model: gives the model; called only if it is known which weights made the scores.
+        weights: those of the model; hashed only if it is known which weights made the scores.
 
     Raises:
         InputError: another model made them, or they are calibrated already.
@@ -113,7 +145,7 @@ def notes_on(path: str | Path, table: "ScoreTable", model: "Callable[[], Detecto
     if _is_calibrated(path):
         raise InputError.at(path, "its scores are calibrated already (column 'scale' has llr): raw scores are needed")
     notes = []
-    unknown = check_model(path, model)
+    unknown = check_model(path, weights)
     if unknown:
         notes.append(f"note: whether this model made the scores in {path} is not known: {unknown}")
     if _is_test_set(path, table):
@@ -121,23 +153,17 @@ def notes_on(path: str | Path, table: "ScoreTable", model: "Callable[[], Detecto
     return notes
 
 
-def check_model(path: str | Path, model: "Callable[[], Detector]") -> str | None:
+def check_model(path: str | Path, weights: WeightsOf) -> str | None:
     """Check that the weights recorded beside the scores are those of the model; return why that cannot be known."""
-    from moelora_ad.models.precision import ROUNDED, round_frozen
-    from moelora_ad.models.saving.checkpoints import PREFIX
-    from moelora_ad.models.saving.files import short, tensors_hash
+    from moelora_ad.models.saving.files import short
 
     wanted = _origin(path).get("weights")
     if not isinstance(wanted, str):
         return f"no {Path(path).with_suffix('.json').name} beside them records it"
     try:
-        detector = model()
-        if (precision := precision_of(path)) in ROUNDED:  # the weights were hashed as they were used
-            detector = copy.deepcopy(detector)
-            round_frozen(detector, precision)
+        found = weights.hash(precision_of(path))
     except InputError as error:
         return str(error)
-    found = tensors_hash({f"{PREFIX}{name}": tensor for name, tensor in detector.state_dict().items()})
     if found == wanted:
         return None
     raise InputError.at(

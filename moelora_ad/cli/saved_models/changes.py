@@ -89,15 +89,14 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
 
 def _check_inputs(keywords: Keywords) -> None:
     """Check that the model and the configurations are there, before anything is loaded."""
-    from moelora_ad.configuration.packaged import configuration_file
+    from moelora_ad.configuration.packaged import existing_configuration
     from moelora_ad.models.saving.files import downloaded
     from moelora_ad.models.saving.packaged import found_model
 
     if not Path(model := found_model(keywords["model"])).exists():
         downloaded(str(model), keywords.get("revision"))
     for given in keywords.get("data", ()):
-        if not Path(configuration_file(given)).is_file():
-            raise InputError(f"--data: {given}: no such file")
+        existing_configuration(given)
 
 
 def _tell_next(program: str, to: str, changed: "Changed") -> None:

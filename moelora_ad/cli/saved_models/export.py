@@ -74,14 +74,22 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     scores, note = _scores(arguments)
     notes = []
     if arguments.calibrate or scores:
-        from moelora_ad.cli.saved_models.calibrate import check_model, figures_of_sets, fitted, labelled, notes_on
+        from moelora_ad.cli.saved_models.calibrate import (
+            WeightsOf,
+            check_model,
+            figures_of_sets,
+            fitted,
+            labelled,
+            notes_on,
+        )
 
+        weights = WeightsOf(lambda: detector)
         for path in arguments.scores or ():
-            check_model(path, lambda: detector)
+            check_model(path, weights)
         development = calibration = None
         if arguments.calibrate:
             development = labelled(arguments.calibrate)
-            notes = notes_on(arguments.calibrate, development, lambda: detector)
+            notes = notes_on(arguments.calibrate, development, weights)
             calibration = fitted(development, arguments.calibrate)
             detector.calibration = calibration.as_dict()
         try:

@@ -104,12 +104,10 @@ def _extend(given: argparse.Namespace, program: str) -> int:
     from moelora_ad.cli.lightning_cli.model_folder import model_parts, segment_of
     from moelora_ad.cli.saved_models.export import check_target
     from moelora_ad.cli.saved_models.extension_runs import EXTENDED, Options, configurations, read_data
-    from moelora_ad.configuration.packaged import configuration_file
+    from moelora_ad.configuration.packaged import existing_configuration
     from moelora_ad.models.saving.loading import folder_of
 
-    given.data, *given.config = map(configuration_file, (given.data, *given.config))
-    if missing := [path for path in (given.data, *given.config) if not Path(path).is_file()]:
-        raise InputError(f"no such file: {missing[0]}")
+    given.data, *given.config = map(existing_configuration, (given.data, *given.config))
     target, model = Path(given.to), folder_of(given.model)
     check_target(target)
     if target.resolve() == model.resolve():
