@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from moelora_ad.float64 import float64_or_float32
+
 __all__ = [
     "BatchNorm",
     "CompilerError",
@@ -72,7 +74,8 @@ def check_dimensions(layer: BatchNorm, values: Tensor) -> None:
 
 class Constant(nn.Module):
     """A tensor of a front end, such as a filter bank: it moves with the model from device to device, but keeps its
-    precision. A buffer would be cast with the model, by ``nn.Module.to`` and by strategies that cast all buffers.
+    precision. A buffer would be cast with the model, by ``nn.Module.to`` and by strategies that cast all buffers. In
+    float64 it stays on the CPU where a device has none, see `in_float64`.
 
     Args:
         tensor: the tensor, of any shape.
@@ -88,7 +91,9 @@ class Constant(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constant":
         super()._apply(fn, recurse)
-        device = fn(self.tensor.new_empty(0)).device
+        device = fn(torch.empty(0, device=self.tensor.device)).device
+        if self.tensor.dtype == torch.float64 != float64_or_float32(device):
+            device = torch.device("cpu")
         without_content = self.tensor.is_meta
         self.tensor = torch.empty_like(self.tensor, device=device) if without_content else self.tensor.to(device)
         return self

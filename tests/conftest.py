@@ -171,7 +171,20 @@ def whisper_tiny() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def same_weights() -> Callable[[], AbstractContextManager[None]]:
+    """Seeds PyTorch in a block, so that a model that is made there is the same in any order of tests."""
+
+    @contextmanager
+    def drawn() -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+
+    return drawn
+
+
+@pytest.fixture(scope="session")
+def small_wav2vec2(tmp_path_factory: pytest.TempPathFactory, same_weights) -> Path:
     """A saved Wav2Vec2 checkpoint of XLSR's kind, small and random, with the dropouts that checkpoints turn on."""
     folder = tmp_path_factory.mktemp("wav2vec2")
     config = Wav2Vec2Config(
@@ -188,13 +201,14 @@ def small_wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
     )
-    Wav2Vec2Model(config).save_pretrained(folder)
+    with same_weights():
+        Wav2Vec2Model(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def small_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_whisper(tmp_path_factory: pytest.TempPathFactory, same_weights) -> Path:
     """A saved whole Whisper model, encoder and decoder, small and random."""
     folder = tmp_path_factory.mktemp("whisper")
     config = WhisperConfig(
@@ -211,8 +225,7 @@ def small_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
         decoder_start_token_id=1,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same weights in any order of tests
+    with same_weights():
         WhisperModel(config).save_pretrained(folder)
     return folder
 

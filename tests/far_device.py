@@ -1,5 +1,5 @@
 """A device with a memory of its own, on any machine: real numbers, forward and backward passes, and an error wherever
-tensors of two devices meet, as a GPU gives it."""
+tensors of two devices meet, as a GPU gives it, or a number is in float64, as Apple's GPUs give it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +12,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
+
+from moelora_ad import float64
 
 FAR = torch.device("lazy", 0)  # a name that PyTorch knows, and whose backward pass needs no driver
 _COPIES = ("_to_copy", "copy_")
@@ -87,6 +89,8 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
     result = func(*inner["args"], **inner["kwargs"])
     if not is_far:
         return result
+    if any(getattr(leaf, "dtype", None) in (torch.float64, torch.complex128) for leaf in tree_leaves(result)):
+        raise TypeError(f"{name}: {FAR} has no float64")
     wrapped = tree_map(lambda leaf: FarTensor(leaf) if isinstance(leaf, Tensor) else leaf, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
@@ -116,6 +120,7 @@ def device() -> Iterator[torch.device]:
             super().__init__(near(device_type), *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(float64, "LACKING", frozenset({FAR.type}))
         patch.setattr(torch, "autocast", Autocast)
         patch.setattr(torch, "inference_mode", torch.no_grad)  # its tensors cannot be wrapped
         patch.setattr(torch, "is_autocast_enabled", lambda *given: is_enabled(*(near(one) for one in given)))

@@ -12,6 +12,7 @@ from moelora_ad.adapters.errors import AdapterError
 from moelora_ad.adapters.gate import valid_of
 from moelora_ad.adapters.injection import adapted_sites, running_eagerly
 from moelora_ad.adapters.layer import MoELoRALinear
+from moelora_ad.float64 import float64_or_float32
 from moelora_ad.torch_internals import is_within_backward
 
 ALL = ""  # the group of utterances that no label was given for
@@ -200,7 +201,7 @@ class RoutingRecord:
         for name, site in adapted_sites(model):
             if site.gate is not None:
                 device = site.gate.weight.device
-                nothing = torch.zeros(1, 4 * len(site.experts) + 3, dtype=_summed_in(device), device=device)
+                nothing = torch.zeros(1, 4 * len(site.experts) + 3, dtype=float64_or_float32(device), device=device)
                 own[name] = self._sums.get(name, nothing).to(device).sum(0)
         together = total(torch.cat(list(own.values()))).split([len(sums) for sums in own.values()])
         self._rows = {ALL: 0}
@@ -248,11 +249,7 @@ def _numbers(decision: Decision) -> Tensor:
     kept = valid_of(numbers, valid)
     if kept is not None:
         numbers = numbers.where(kept, 0.0)  # padding may contain anything
-    return numbers.to(_summed_in(numbers.device))
-
-
-def _summed_in(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # mps lacks float64
+    return numbers.to(float64_or_float32(numbers.device))
 
 
 def mean_over_tokens(values: Tensor, valid: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from moelora_ad.adapters.layer import MoELoRALinear
+from moelora_ad.float64 import in_float64
 
 
 @torch.no_grad()
@@ -43,11 +44,8 @@ def principal_angles(layer: MoELoRALinear, side: Literal["input", "output"] = "o
 
 
 def _matrices(layer: MoELoRALinear) -> tuple[Tensor, Tensor]:
-    """All A_i^T, (N, in_features, r), and all B_i, (N, out_features, r), in float64; those of mps, which lacks it, on
-    the CPU."""
+    """All A_i^T, (N, in_features, r), and all B_i, (N, out_features, r), see `in_float64`."""
     experts = layer.lora_experts()
     downs = torch.stack([expert.lora_A.T for expert in experts])
     ups = torch.stack([expert.lora_B for expert in experts])
-    if ups.device.type == "mps":
-        downs, ups = downs.cpu(), ups.cpu()
-    return downs.double(), ups.double()
+    return in_float64(downs), in_float64(ups)

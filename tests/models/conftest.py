@@ -32,24 +32,29 @@ CONVOLUTIONAL = {
 
 
 @pytest.fixture(scope="session")
-def small_hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_hubert(tmp_path_factory: pytest.TempPathFactory, same_weights) -> Path:
     folder = tmp_path_factory.mktemp("hubert")
-    HubertModel(HubertConfig(**SMALL, **CONVOLUTIONAL)).save_pretrained(folder)
+    with same_weights():
+        HubertModel(HubertConfig(**SMALL, **CONVOLUTIONAL)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def small_wavlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_wavlm(tmp_path_factory: pytest.TempPathFactory, same_weights) -> Path:
     folder = tmp_path_factory.mktemp("wavlm")
-    WavLMModel(WavLMConfig(**SMALL, **CONVOLUTIONAL, num_buckets=16, max_bucket_distance=40)).save_pretrained(folder)
+    with same_weights():
+        WavLMModel(WavLMConfig(**SMALL, **CONVOLUTIONAL, num_buckets=16, max_bucket_distance=40)).save_pretrained(
+            folder
+        )
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def small_wav2vec2_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_wav2vec2_bert(tmp_path_factory: pytest.TempPathFactory, same_weights) -> Path:
     folder = tmp_path_factory.mktemp("wav2vec2_bert")
-    Wav2Vec2BertModel(Wav2Vec2BertConfig(**SMALL)).save_pretrained(folder)
+    with same_weights():
+        Wav2Vec2BertModel(Wav2Vec2BertConfig(**SMALL)).save_pretrained(folder)
     SeamlessM4TFeatureExtractor().save_pretrained(folder)
     return folder

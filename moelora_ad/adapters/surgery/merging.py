@@ -13,6 +13,7 @@ from moelora_ad.adapters.injection import adapted_sites
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.peft.files import LoRAUpdate, check_sites, lora_updates
 from moelora_ad.adapters.routing import Decision, watch_gates
+from moelora_ad.float64 import float64_or_float32, in_float64
 
 
 @torch.no_grad()
@@ -142,8 +143,9 @@ def _merged_linear(layer: MoELoRALinear, update: LoRAUpdate) -> nn.Linear:
     base = layer.base
     with torch.device("meta"):
         merged = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None)
-    delta = update.scaling * (update.lora_B.double() @ update.lora_A.double())
-    weight = (base.weight.double() + delta.to(base.weight.device)).to(base.weight.dtype)
+    delta = update.scaling * (in_float64(update.lora_B) @ in_float64(update.lora_A))
+    exact = in_float64(base.weight)
+    weight = (exact + delta.to(exact.device)).to(base.weight)
     merged.weight = nn.Parameter(weight, requires_grad=base.weight.requires_grad)
     merged.bias = base.bias
     return merged.train(layer.training)
@@ -190,7 +192,7 @@ class StaticError:
             squares = []
             for mix in (weights - gates, weights):
                 mixed = (mix.unsqueeze(-1) * low).flatten(-2)
-                squares.append(((mixed @ gram) * mixed).sum(-1).double())
+                squares.append(((mixed @ gram) * mixed).sum(-1).to(float64_or_float32(mixed.device)))
         numbers = torch.stack(squares, -1)
         valid = valid_of(numbers, decision.valid)
         if valid is not None:

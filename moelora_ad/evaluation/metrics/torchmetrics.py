@@ -13,6 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 from moelora_ad.evaluation.metrics.costs import AsvErrorRates, DetectionCosts, TandemCosts2019, TandemCosts2021
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
+from moelora_ad.float64 import float64_or_float32
 
 
 class _Gathered(Metric):
@@ -28,8 +29,8 @@ class _Gathered(Metric):
         self.lists += (name,)
 
     def _state_type(self, name: str) -> torch.dtype:
-        # Apple's GPU has no float64; nothing is lost there, as its scores are float32 at most.
-        return torch.float32 if self.device.type == "mps" else torch.float64
+        # Nothing is lost in float32: of a device without float64, scores are float32 at most.
+        return float64_or_float32(self.device)
 
     def _append(self, name: str, values: Tensor) -> None:
         # The values stay on their device: moving each batch would mean waiting for it.

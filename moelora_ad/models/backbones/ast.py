@@ -11,6 +11,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.errors import InputError
+from moelora_ad.float64 import in_float64
 from moelora_ad.models.backbones.base import Backbone, HiddenStates
 from moelora_ad.models.backbones.pretrained import (
     check_json,
@@ -93,8 +94,9 @@ class ASTBackbone(Backbone):
             frames = waveforms.float()[:, places]  # (B, windows, WINDOW)
             frames = frames - frames.mean(dim=2, keepdim=True)
             frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
-            real, imaginary = (frames.double() @ self.transform(device)).chunk(2, dim=2)
-            powers = (real.square() + imaginary.square()).float()
+            frames = in_float64(frames)
+            real, imaginary = (frames @ self.transform(frames.device)).chunk(2, dim=2)
+            powers = (real.square() + imaginary.square()).float().to(device)
             return (powers @ self.mel_filters(device)).clamp(min=FLOOR).log()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from moelora_ad.errors import InputError
+from moelora_ad.float64 import in_float64
 from moelora_ad.models.backbones.base import Backbone, HiddenStates
 from moelora_ad.models.backbones.pretrained import (
     is_meta,
@@ -138,20 +139,21 @@ class LogMel(nn.Module):
             raise InputError(
                 f"a clip of {samples} samples is shorter than the {SHORTEST} of one frame of Wav2Vec2-BERT"
             )
+        exact = in_float64(waveforms)
         if lengths is None:
-            lengths = torch.full((rows,), samples, device=waveforms.device)
-        spectra = (waveforms.double().unfold(1, WINDOW, HOP) @ self.spectrum(waveforms.device)).unflatten(-1, (2, -1))
+            lengths = torch.full((rows,), samples, device=exact.device)
+        spectra = (exact.unfold(1, WINDOW, HOP) @ self.spectrum(exact.device)).unflatten(-1, (2, -1))
         powers = spectra.square().sum(dim=-2)  # (B, windows, FFT // 2 + 1)
-        bands = (powers @ self.filters(waveforms.device)).clamp(min=torch.finfo(torch.float32).eps).log()
-        windows = _windows(lengths)
+        bands = (powers @ self.filters(exact.device)).clamp(min=torch.finfo(torch.float32).eps).log()
+        windows = _windows(lengths.to(exact.device))
         valid = (torch.arange(bands.shape[1], device=bands.device) < windows.unsqueeze(1)).unsqueeze(-1)
         count = windows[:, None, None].clamp(min=STACKED)  # fewer make no frame
         mean = bands.where(valid, 0.0).sum(dim=1, keepdim=True) / count
         centred = (bands - mean).where(valid, 0.0)
         variance = centred.square().sum(dim=1, keepdim=True) / (count - 1)
-        normalised = (centred / (variance + 1e-7).sqrt()).float()
-        frames = bands.shape[1] // STACKED
-        return normalised[:, : frames * STACKED].reshape(rows, frames, STACKED * BANDS), windows // STACKED
+        normalised = (centred / (variance + 1e-7).sqrt()).to(waveforms.device, torch.float32)
+        frames, valid_frames = bands.shape[1] // STACKED, (windows // STACKED).to(waveforms.device)
+        return normalised[:, : frames * STACKED].reshape(rows, frames, STACKED * BANDS), valid_frames
 
 
 def _windows(lengths: Tensor) -> Tensor:

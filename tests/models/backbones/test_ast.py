@@ -52,6 +52,15 @@ def test_rows_of_a_padded_batch_are_what_they_are_alone(source):
         torch.testing.assert_close(together[1], backbone(clips[1:, :5_000])[0][0])
 
 
+@torch.no_grad()
+def test_frames_elsewhere_are_those_on_the_cpu(source, elsewhere):
+    backbone = ASTBackbone(source).eval()
+    wanted, _ = backbone(waveforms())
+    found, _ = backbone.to(elsewhere)(waveforms().to(elsewhere))
+    assert found.device.type == elsewhere.type
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "method", [FullFineTuning(), TopLayers(1), LoRA(2, targets=ATTENTION), MoELoRA(2, 2, targets=ATTENTION)]
 )
