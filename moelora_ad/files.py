@@ -1,7 +1,6 @@
 """Atomic writing of files, unused names, hashes, and a file object that reads another one."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import itertools
@@ -11,6 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    raise ImportError("moelora_ad runs on Linux and macOS; on Windows, run it in WSL") from None
 
 UNFINISHED = ".unfinished-"  # how the names of files that are being written begin
 

@@ -57,6 +57,12 @@ def test_every_name_is_what_its_module_has_and_checkers_of_types_see_it(package)
             assert getattr(module, name) is getattr(import_module(place), name)
 
 
+def test_a_system_without_locks_of_files_is_told_where_it_runs():
+    program = "import sys; sys.modules['fcntl'] = None; import moelora_ad.files"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "ImportError: moelora_ad runs on Linux and macOS; on Windows, run it in WSL"
+
+
 def test_an_unknown_name_is_told_with_a_near_one():
     with pytest.raises(
         AttributeError, match=r"^module 'moelora_ad' has no attribute 'Scorrer'; did you mean 'Scorer'\?$"
