@@ -46,3 +46,10 @@ def test_the_lowest_versions_are_the_bounds():
 def test_libraries_that_are_used_by_private_names_have_an_upper_bound():
     for name in USED_BY_PRIVATE_NAMES:
         assert any(one.operator == "<" for one in requirements()[name].specifier), name
+
+
+def test_who_installs_pytorch_first_gets_a_version_that_is_kept():
+    [bound] = [one.version for one in requirements()["torch"].specifier if one.operator == "<"]
+    for name in ("README.md", "docs/start/install.md", "Dockerfile"):
+        text = (TESTS.parent / name).read_text(encoding="utf-8")
+        assert re.findall(r"install .*\btorch(?!audio)(?:>=[\d.]+,)?(<[\d.]+)?", text) == [f"<{bound}"], name
