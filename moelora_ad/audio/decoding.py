@@ -27,7 +27,7 @@ class AudioReader:
     Channels are averaged and other rates resampled. libsndfile decodes, or FFmpeg if libsndfile refuses the file or
     would trust a wrong header; FFmpeg reads the whole file first. Samples that a container declares to be the codec's
     padding are left out. A file that is cut short is an error if more than 0.1 s is missing; raw AAC and live
-    recordings have no declared length. All files that were joined one behind the other are decoded.
+    recordings have no declared length. Joined files are all decoded; what else is behind the declared sound is noted.
 
     Args:
         source: A path, or a binary file object that can seek, which is closed in the end: FLAC, WAV, Ogg, MP3, M4A, the
@@ -133,7 +133,7 @@ class AudioReader:
             return "its header has no length"
         self._sound = sound
         if sound.frames == 0:
-            raise AudioError(f"cannot use {self.name}: it has zero samples")
+            raise AudioError(f"cannot use {self.name}: its header says that it has zero samples")
         check_rate(self.name, int(sound.samplerate))
         return ""
 

@@ -15,7 +15,7 @@ TRAINING_SAMPLES = 64_600
 """4.0375 s at 16 kHz, the field's length since RawNet2 (Tak et al., ICASSP 2021)."""
 
 SHORTEST = 1_600
-"""0.1 s. Encoders need a few frames: `FullUtterance` repeats what is shorter."""
+"""0.1 s. Encoders need a few frames: what is shorter is repeated, even if it is then padded."""
 
 Clip = NDArray[np.float32]
 
@@ -55,7 +55,7 @@ class Segment(Excerpt):
         samples: Length in 16 kHz samples.
         position: Where a longer utterance is cut: its ``first`` samples, its ``centre``, or a ``random`` place.
         short: ``repeat`` repeats a shorter utterance until it is that long; with ``pad`` the batch pads it with zeros
-            and gives its length.
+            and gives its length, which is `SHORTEST` at least.
 
     Raises:
         InputError: ``samples`` is not positive, or ``position`` or ``short`` is unknown.
@@ -86,7 +86,8 @@ class Segment(Excerpt):
     def fill(self, clip: Clip) -> Clip:
         """Bring ``clip`` (n,) to (samples,): cut at the end if it is long, repeated whole if it is short, unless the
         batch is to pad it."""
-        return clip[: self.samples] if self.short == "pad" else repeated(clip, self.samples)
+        least = min(self.samples, SHORTEST) if self.short == "pad" else self.samples
+        return repeated(clip, least) if len(clip) < least else clip[: self.samples]
 
     def read(self, sound: AudioReader, generator: np.random.Generator | None = None) -> list[Clip]:
         """See `Excerpt.read`; no more is decoded than needed."""

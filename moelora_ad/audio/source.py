@@ -2,7 +2,8 @@
 
 import io
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, cast
 
 from moelora_ad.errors import InputError
@@ -47,13 +48,23 @@ class AudioSource:
         if not isinstance(self._source, str | os.PathLike):
             self._source.close()
 
-    def opened(self) -> AbstractContextManager[BinaryIO]:
-        """The source, open for reading at its first byte."""
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """The source, open for reading at its first byte.
+
+        Raises:
+            AudioError: The storage fails, now or within the block.
+        """
         source = self._source
-        if isinstance(source, str | os.PathLike):
-            return open(source, "rb")
-        source.seek(0)
-        return nullcontext(source)
+        try:
+            if isinstance(source, str | os.PathLike):
+                with open(source, "rb") as file:
+                    yield file
+            else:
+                source.seek(0)
+                yield source
+        except OSError as reason:
+            raise AudioError(f"cannot read {self._name}: {reason_of(reason)}") from None
 
     def for_libsndfile(self) -> Source | bytes:
         source = self._source

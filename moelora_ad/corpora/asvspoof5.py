@@ -33,7 +33,8 @@ class ASVspoof5(Corpus):
     spoof).
 
     Args:
-        root: The folder that has ``ASVspoof5.train.tsv`` and its like, and the folders of audio.
+        root: The folder that has the folders of audio, and ``ASVspoof5.train.tsv`` and its like, which may be in a
+            folder ``ASVspoof5_protocols``.
         split: Which part.
     """
 
@@ -46,7 +47,8 @@ class ASVspoof5(Corpus):
     def trials(self) -> TrialList:
         """See `Corpus.trials`."""
         root = located(self.root)
-        path = first_of(root, (f"ASVspoof5.{_PROTOCOLS[self.split]}.tsv",), "put ASVspoof5_protocols.tar.gz there")
+        name = f"ASVspoof5.{_PROTOCOLS[self.split]}.tsv"
+        path = first_of(root, (name, f"ASVspoof5_protocols/{name}"), "put ASVspoof5_protocols.tar.gz there")
         return read_asvspoof5_protocol(path, joined(root, _AUDIO[self.split]), self.split)
 
     def official_counts(self) -> ClassCounts:

@@ -17,12 +17,14 @@ class Few(Corpus):
         rest: Take all the other trials instead, to test on them.
 
     Raises:
-        InputError: ``num`` is below 1.
+        InputError: ``num`` is below 1, or ``seed`` below 0.
     """
 
     def __init__(self, corpus: Corpus, num: int, seed: int = 1, rest: bool = False) -> None:
         if num < 1:
             raise InputError(f"Few: num is {num}: draw one trial of each class at least")
+        if seed < 0:
+            raise InputError(f"Few: seed is {seed}: give 0 or more")
         self.name = corpus.name
         self.corpus = corpus
         self.num = num
@@ -36,4 +38,8 @@ class Few(Corpus):
         drawn = np.zeros(len(trials), bool)
         for label in (BONA_FIDE, SPOOF):
             drawn[generator.permutation(np.flatnonzero(trials.labels == label))[: self.num]] = True
-        return trials.select(np.flatnonzero(drawn != self.rest))
+        chosen = np.flatnonzero(drawn != self.rest)
+        if not len(chosen):
+            why = f"num {self.num} takes all of its trials" if self.rest else "none of its trials has a label"
+            raise InputError(f"Few: {self.name} has no trial to take: {why}")
+        return trials.select(chosen)

@@ -24,7 +24,7 @@ class DFADD(FolderedCorpus):
     audio = ("",)
     levels = ("attack", "split")
     bona_fide = "DATASET_VCTK_BONAFIDE"
-    speaker_ends = "_"
+    speaker = "[^_]*"
 
     def __init__(self, root: str | Path, split: Literal["train", "valid", "test"]) -> None:
         super().__init__(root)
@@ -51,14 +51,17 @@ class FakeOrReal(FolderedCorpus):
 class HABLA(FolderedCorpus):
     """HABLA (Tamayo Flórez et al., Interspeech 2023): Latin American Spanish, real, converted and synthetic.
 
+    As in the publishers' list, the speaker of converted speech is the one whose speech was converted.
+
     Args:
         root: The folder ``FinalDataset_16khz``, which has ``Real``, ``CycleGAN`` and so on, or one that contains it.
     """
 
     name = "HABLA"
     audio = ("FinalDataset_16khz", "")
-    levels = ("attack", "", "speaker")
+    levels = ("attack",)
     bona_fide = "Real"
+    speaker = r"[a-z]{3}_\d+"  # in the name, as not all attacks have a folder for it: CycleGAN-vem_02484_0099...
 
     def official_counts(self) -> ClassCounts:
         """See `Corpus.official_counts`."""
@@ -76,7 +79,7 @@ class LibriSeVoc(FolderedCorpus):
     audio = ("LibriSeVoc", "")
     levels = ("attack",)
     bona_fide = "gt"
-    speaker_ends = "_"
+    speaker = "[^_]*"
 
     def official_counts(self) -> ClassCounts:
         """See `Corpus.official_counts`."""

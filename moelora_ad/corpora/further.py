@@ -1,5 +1,6 @@
 """Two readers for further public sets, whose files are in a list or sorted into folders; class attributes say how."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -33,7 +34,7 @@ class ListedCorpus(Corpus):
     label: ClassVar[str | None] = "label"
     """The column of labels; if there is none, trials without an attack are bona fide."""
     unknown: ClassVar[str | None] = None
-    """The value of an unknown label in the column of labels; None if labels are always known."""
+    """An unknown label in the column of labels, in lower case; None if labels are always known."""
     no_attack: ClassVar[str] = "-"
     """The value of bona fide trials in the column of attacks."""
     part: ClassVar[str | None] = None
@@ -66,7 +67,7 @@ class ListedCorpus(Corpus):
     def _labels(self, block: Block, fields: dict[str, Sequence[str]]) -> Sequence[str]:
         if self.label is None:
             return ["spoof" if attack else "bonafide" for attack in fields["attack"]]
-        return ["" if word == self.unknown else word for word in block.columns[self.label]]
+        return ["" if word.lower() == self.unknown else word for word in block.columns[self.label]]
 
     def _blocks(self, path: str) -> Iterator[Block]:
         if self.columns:
@@ -99,8 +100,9 @@ class FolderedCorpus(Corpus):
     """The label of all trials, unless a level of folders is the label or ``bona_fide`` determines it."""
     bona_fide: ClassVar[str | None] = None
     """The folder of attacks that holds the bona fide trials; all other trials are spoofs."""
-    speaker_ends: ClassVar[str | None] = None
-    """The text behind the speaker's id, with which file names begin; None if they do not."""
+    speaker: ClassVar[str | None] = None
+    """The regular expression of the speaker's id, whose first match in a file's name is taken; None if names have no
+    such id."""
 
     split: str | None = None
 
@@ -139,11 +141,12 @@ class FolderedCorpus(Corpus):
                 wanted = "/".join(level or "..." for level in self.levels)
                 raise ProtocolError.at(joined(folder, name), f"is not in folders {wanted}; is root right?")
             row = dict(zip(self.levels, above, strict=False))
-            if self.speaker_ends is not None:
-                row["speaker"] = file.partition(self.speaker_ends)[0]
+            if self.speaker is not None:
+                found = re.search(self.speaker, file)
+                row["speaker"] = found[0] if found else ""
             if self.split is None or row.get("split", self.split) == self.split:
                 rows.append((name, row))
-        known = [*filter(None, self.levels), *(() if self.speaker_ends is None else ("speaker",))]
+        known = [*filter(None, self.levels), *(() if self.speaker is None else ("speaker",))]
         fields: dict[str, Sequence[str]] = {field: [row[field] for _, row in rows] for field in known}
         return [name for name, _ in rows], fields
 

@@ -106,7 +106,7 @@ class DeepfakeEval2024(ListedCorpus):
     audio = ("audio-data",)
     file = "Filename"
     label = "Ground Truth"
-    unknown = "Unknown"
+    unknown = "unknown"
     part = "Finetuning Set"
 
     def __init__(self, root: str | Path, split: Literal["train", "test"] | None = None) -> None:
@@ -121,14 +121,15 @@ class ASVspoofLaundered(ListedCorpus):
     71,237 utterances. Layout: the README of its data set; the spelling of the names is the publishers'.
 
     Args:
-        root: The folder ``ASVspoofLauneredDatabase``, which has ``flac`` and ``protocols``, or one that contains it.
+        root: The folder ``ASVspoofLauneredDatabase``, which has ``protocols`` and ``flac``, or a ``flac`` in a folder
+            for each laundering, or one that contains it.
         split: Which laundering.
     """
 
     name = "ASVspoofLaundered"
     top = "ASVspoofLauneredDatabase"
     listing = "protocols/ASVspoofLauneredDatabase_{split}.txt"
-    audio = ("flac",)
+    audio = ("{split}/flac", "flac")
     ending = ".flac"
     columns = ("speaker", "file", "attack", "label", "laundering", "strength")
     fields: ClassVar[dict[str, str]] = {"speaker": "speaker", "attack": "attack", "codec": "strength"}

@@ -101,8 +101,9 @@ class Folder(Corpus):
         if others:
             warnings.warn(f"{folder}: {left_out_note(others)}", stacklevel=3)  # the warning names the caller of trials
         collector = Collector(folder, unlabelled=True)
-        collector.add(range(len(files)), files, ["-"] * len(files), corpus=self.name)
-        return collector.trials(before=joined(folder, ""))
+        audio = [joined(folder, file) for file in files]
+        collector.add(range(len(files)), files, ["-"] * len(files), audio, corpus=self.name)
+        return collector.trials()
 
 
 def without_audio_ending(path: str) -> str:

@@ -60,7 +60,7 @@ class AudioDeepfakeDataModule(LightningDataModule):
         eval_trials: trials of the sets of the present stage, by the set's name.
 
     Raises:
-        InputError: a name, a batch size or a weight is not valid; from ``setup``: see `read_trials`.
+        InputError: a name, a number or a weight is not valid; from ``setup``: see `read_trials`.
     """
 
     def __init__(
@@ -90,9 +90,13 @@ class AudioDeepfakeDataModule(LightningDataModule):
                 raise InputError(
                     f"data.test: {name!r} cannot name a test set: it names a score file; 'dev' and 'train' are taken"
                 )
-        for size in (batch_size, eval_batch_size or 1):
+        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        for size in (batch_size, eval_batch_size):
             if size < 1:
                 raise InputError(f"data: a batch size of {size} is too small")
+        for name, number in (("num_workers", num_workers), ("seed", seed)):
+            if number < 0:
+                raise InputError(f"data.{name} is {number}: give 0 or more")
         check_shares(train, train_weights)
         test = test or {}
         if held_out_attack is not None:
@@ -101,13 +105,19 @@ class AudioDeepfakeDataModule(LightningDataModule):
         self.val = val
         self.test = test
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+        self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.multiprocessing_context = multiprocessing_context
         self.train_weights = train_weights
         self.class_balanced = class_balanced
         self.train_segment = train_segment or Segment()
         self.eval_segment = eval_segment or Segment()
+        for use, excerpt in (("train_segment", self.train_segment), ("eval_segment", self.eval_segment)):
+            if excerpt.samples is not None and excerpt.samples < SHORTEST:
+                raise InputError(
+                    f"data.{use}: {excerpt.samples} samples are too few for an encoder: give {SHORTEST} or more "
+                    "(16000 are a second)"
+                )
         self.train_augmentation = train_augmentation
         self.augment_before_crop = augment_before_crop
         self.train_on_error = train_on_error

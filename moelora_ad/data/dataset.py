@@ -15,6 +15,7 @@ from moelora_ad.corpora import Trial
 from moelora_ad.corpora.storage.files import StorageError, open_file
 from moelora_ad.data.samplers import Key
 from moelora_ad.data.workers import is_out_of_files
+from moelora_ad.errors import InputError
 
 OnError = Literal["raise", "report"]
 
@@ -127,6 +128,7 @@ class TrialDataset(Dataset[Batch]):
         Raises:
             AudioError: audio cannot be read and ``on_error`` is "raise".
             StorageError: likewise.
+            InputError: the augmentation cannot read a recording that it needs, whatever ``on_error`` is.
         """
         clips: list[Clip] = []
         labels: list[int] = []
@@ -156,12 +158,19 @@ class TrialDataset(Dataset[Batch]):
         generator = keyed_generator(self.seed, key.epoch, name)
         with AudioReader(open_file(trial.audio), trial.audio) as sound:
             if self.augmentation is not None and self.augment_whole:
-                changed = _Changed(self.augmentation(sound.read(0, sound.length), generator), sound.name)
+                changed = _Changed(_augmented(self.augmentation, sound.read(0, sound.length), generator), sound.name)
                 return self.excerpt.read(cast(AudioReader, changed), generator)
             clips = self.excerpt.read(sound, generator)
         if self.augmentation is None:
             return clips
-        return [self.augmentation(clip, generator) for clip in clips]
+        return [_augmented(self.augmentation, clip, generator) for clip in clips]
+
+
+def _augmented(augmentation: Augmentation, clip: Clip, generator: np.random.Generator) -> Clip:
+    try:
+        return augmentation(clip, generator)
+    except (AudioError, StorageError) as error:  # a recording of noise, which is no fault of the trial
+        raise InputError(str(error)) from None
 
 
 def padded(clips: Sequence[Clip], samples: int | None) -> tuple[Tensor, Tensor | None]:

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import re
+import resource
 import struct
 import subprocess
 import sys
@@ -146,6 +147,26 @@ def test_a_file_without_permission(tmp_path):
     (tmp_path / "a.flac").chmod(0)
     with pytest.raises(AudioError, match="no permission to read it"):
         read_audio(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("read", [read_audio, audio_length])
+def test_a_file_that_the_system_does_not_open(tmp_path, read):
+    soundfile.write(tmp_path / "a.wav", noise(100), 16_000)
+    read(tmp_path / "a.wav")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(AudioError) as error:
+            read(tmp_path / "a.wav")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert only_line(error).startswith(f"cannot read {tmp_path / 'a.wav'}: [Errno 24] Too many open files")
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/class/net/lo/speed"), reason="Linux has it, without a speed to tell")
+def test_a_file_that_opens_and_cannot_be_read():
+    with pytest.raises(AudioError, match=r"^cannot read /sys/class/net/lo/speed: \[Errno \d+\] "):
+        read_audio("/sys/class/net/lo/speed")
 
 
 class Unreadable(io.BytesIO):

@@ -27,6 +27,23 @@ def test_of_a_class_with_fewer_all_are_taken():
         Few(Listed(), 0)
 
 
+class Unlabelled(Corpus):
+    name = "Unlabelled"
+
+    def trials(self) -> TrialList:
+        return TrialList([Trial("u", "/u.flac")])
+
+
+def test_a_draw_that_leaves_nothing_is_told():
+    assert len(Few(Listed(), 19, rest=True).trials()) == 1
+    with pytest.raises(InputError, match="Few: Listed has no trial to take: num 20 takes all of its trials"):
+        Few(Listed(), 20, rest=True).trials()
+    with pytest.raises(InputError, match="Few: Unlabelled has no trial to take: none of its trials has a label"):
+        Few(Unlabelled(), 1).trials()
+    with pytest.raises(InputError, match="Few: seed is -1"):
+        Few(Listed(), 1, seed=-1)
+
+
 def test_corpora_joined_where_one_is_wanted():
     joined = Joined({"all": Listed(), "few": Few(Listed(), 1)})
     assert joined.name == "Listed"

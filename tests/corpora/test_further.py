@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelora_ad import corpora
+from moelora_ad.audio import keyed_generator
 from moelora_ad.corpora import ProtocolError, StorageError
 from moelora_ad.corpora.storage.files import open_file
 from moelora_ad.errors import InputError
+from moelora_ad.evaluation import ScoreTable
 
 
 def write(path, text=""):
@@ -59,8 +61,9 @@ def test_codecfake_unpacked_beside_its_archives_in_parts(tmp_path):
     assert open_file(trial.audio) == str(audio)
 
 
-def test_deepfake_eval_2024(tmp_path):
-    rows = ["Filename,Ground Truth,Finetuning Set", "a.mp3,Real,Train", "b.mp3,Fake,Test", "c.mp3,Unknown,Test"]
+@pytest.mark.parametrize("unknown", ["Unknown", "unknown"])
+def test_deepfake_eval_2024(tmp_path, unknown):
+    rows = ["Filename,Ground Truth,Finetuning Set", "a.mp3,Real,Train", "b.mp3,Fake,Test", f"c.mp3,{unknown},Test"]
     write(tmp_path / "audio-metadata-publish.csv", "\n".join(rows))
     trials = corpora.DeepfakeEval2024(tmp_path).trials()
     assert values(trials, "label", "split") == [(1, "Train"), (0, "Test"), (None, "Test")]
@@ -72,11 +75,13 @@ def test_deepfake_eval_2024(tmp_path):
 
 
 @pytest.mark.parametrize("top", ["", "ASVspoofLauneredDatabase"])
-def test_asvspoof_laundered(tmp_path, top):
+@pytest.mark.parametrize("audio", ["flac", "Filtering/flac"])
+def test_asvspoof_laundered(tmp_path, top, audio):
     lines = "LA_0039 LA_E_1_lpf_7000 A11 spoof Filtering lpf_7000\nLA_1 LA_E_2_lpf_7000 - bonafide Filtering lpf_7000\n"
     write(tmp_path / top / "protocols/ASVspoofLauneredDatabase_Filtering.txt", lines)
+    write(tmp_path / top / audio / "LA_E_1_lpf_7000.flac")
     first, second = corpora.ASVspoofLaundered(tmp_path, "Filtering").trials()
-    assert first.audio == str(tmp_path / top / "flac/LA_E_1_lpf_7000.flac")
+    assert first.audio == str(tmp_path / top / audio / "LA_E_1_lpf_7000.flac")
     assert (first.label, first.attack, first.codec, first.speaker) == (0, "A11", "lpf_7000", "LA_0039")
     assert (second.label, second.attack) == (1, None)
 
@@ -107,8 +112,17 @@ def test_a_laundered_set_has_every_setting_once():
         ),
         (
             corpora.HABLA,
-            ["CycleGAN/Peru-Chile/pem_1-clf_2/a.wav", "Real/Chile/clf_2/b.wav", "TTS/Chile/TTS-clf_2/deep/c.wav"],
-            {"label": [0, 1, 0], "attack": ["CycleGAN", None, "TTS"], "speaker": ["pem_1-clf_2", "clf_2", "TTS-clf_2"]},
+            [
+                "CycleGAN/Peru-Chile/pem_01-clf_02/CycleGAN-pem_01_0099-clf_02_0202.wav",
+                "Real/Chile/clf_02/clf_02_0079.wav",
+                "TTS-VC/TTS-Diff/Peru-Chile/TTS-Diff-pem_01_0099_TTS-clf_02_1.wav",
+                "TTS/Chile/TTS-clf_02_0079.wav",
+            ],
+            {
+                "label": [0, 1, 0, 0],
+                "attack": ["CycleGAN", None, "TTS-VC", "TTS"],
+                "speaker": ["pem_01", "clf_02", "pem_01", "clf_02"],
+            },
         ),
         (
             corpora.MLAAD,
@@ -135,6 +149,22 @@ def test_sets_in_folders(tmp_path, make, files, wanted):
     assert {field: [getattr(trial, field) for trial in trials] for field in wanted} == wanted
     with pytest.raises(StorageError):
         make(tmp_path / "nowhere").trials()
+
+
+def test_a_name_that_is_not_utf_8_gets_an_id_that_is(tmp_path):
+    for name in (b"gt/1_caf\xe9.wav", b"caf\xe9/2_x.wav"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "wb").close()
+    trials, in_folder = (list(make(tmp_path).trials()) for make in (corpora.LibriSeVoc, corpora.Folder))
+    ids = ["caf\\udce9/2_x.wav", "gt/1_caf\\udce9.wav"]
+    assert [trial.utterance for trial in trials] == [trial.utterance for trial in in_folder] == ids
+    assert [trial.attack for trial in trials] == ["caf\\udce9", None]
+    for trial in [*trials, *in_folder]:
+        assert os.path.exists(trial.audio)
+        keyed_generator(1, 0, trial.utterance)
+    ScoreTable(trials, [1.5, -2.0]).write(tmp_path / "scores.csv")
+    assert [trial.utterance for trial in ScoreTable.read(tmp_path / "scores.csv").trials] == ids
 
 
 def test_only_the_split_asked_for_is_taken(tmp_path):

@@ -1,6 +1,7 @@
 import csv
 import io
 import itertools
+import zipfile
 
 import pytest
 from hypothesis import given, settings
@@ -159,6 +160,15 @@ def test_a_split_without_lines_names_those_there_are(tmp_path):
     text = "path,split\na.wav,dev\nb.wav,eval\nc.wav,\n"
     assert told(tmp_path, text, split="test") == ", column 'split': no line has the split 'test'; it has 'dev', 'eval'"
     assert told(tmp_path, "path\na.wav\n", split="test").endswith("no line has the split 'test'; it has none")
+
+
+def test_an_archive_in_place_of_a_manifest_is_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "calls.zip", "w") as archive:
+        archive.writestr("in/list.csv", "path\na.wav\n")
+    with pytest.raises(ProtocolError, match=r"calls\.zip: an archive or .*, not a file; a file in it is .*\.zip!/NAME"):
+        Manifest(tmp_path / "calls.zip").trials()
+    (trial,) = Manifest(f"{tmp_path}/calls.zip!/in/list.csv").trials()
+    assert trial.audio == f"{tmp_path}/calls.zip!/in/a.wav"
 
 
 def test_a_missing_manifest_is_named(tmp_path):

@@ -95,8 +95,9 @@ def test_asvspoof2021_faults(tmp_path):
         ASVspoof2021DF(tmp_path, keys=keys).trials()
 
 
-def test_asvspoof5(tmp_path):
-    write(tmp_path / "ASVspoof5.dev.track_1.tsv", V5)
+@pytest.mark.parametrize("folder", ["", "ASVspoof5_protocols"])
+def test_asvspoof5(tmp_path, folder):
+    write(tmp_path / folder / "ASVspoof5.dev.track_1.tsv", V5)
     first, second = ASVspoof5(tmp_path, "dev").trials()
     assert first.audio == str(tmp_path / "flac_D/D_0000000169.flac")
     assert (first.label, first.attack, first.codec, first.gender) == (0, "A14", None, "F")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from lightning.pytorch import Callback
 
 from moelora_ad.adapters import LoRA
-from moelora_ad.audio import Crops, FullUtterance, RawBoost, Segment, keyed_generator, read_audio
+from moelora_ad.audio import AdditiveNoise, Crops, FullUtterance, RawBoost, Segment, keyed_generator, read_audio
 from moelora_ad.corpora import Manifest, Trial, TrialList
 from moelora_ad.data.dataset import padded
 from moelora_ad.data.samplers import Key
@@ -177,6 +178,32 @@ def test_an_utterance_is_augmented_whole_before_the_crop_if_asked_for(data, posi
     assert not torch.equal(cropped_first.train_dataloader().dataset[keys].waveforms, batch.waveforms)
 
 
+@pytest.mark.parametrize("before_crop", [False, True])
+def test_noise_that_cannot_be_read_is_no_fault_of_the_trials(data, tmp_path, before_crop):
+    noise = AdditiveNoise(tmp_path / "musan")
+    source = data(train_on_error="report", train_augmentation=noise, augment_before_crop=before_crop)
+    source.setup("fit")
+    with pytest.raises(InputError, match="musan: no such folder; it should hold recordings"):
+        source.train_dataloader().dataset[[Key(0, 0)]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "a batch size of 0 is too small"),
+        ({"eval_batch_size": 0}, "a batch size of 0 is too small"),
+        ({"eval_batch_size": -2}, "a batch size of -2 is too small"),
+        ({"num_workers": -1}, "data.num_workers is -1: give 0 or more"),
+        ({"seed": -1}, "data.seed is -1: give 0 or more"),
+        ({"train_segment": Segment(4)}, "data.train_segment: 4 samples are too few for an encoder: give 1600 or more"),
+        ({"eval_segment": Crops(2, 1_599)}, "data.eval_segment: 1599 samples are too few for an encoder"),
+    ],
+)
+def test_numbers_that_are_too_small_are_refused(data, arguments, message):
+    with pytest.raises(InputError, match=message):
+        data(**arguments)
+
+
 # Scores of whole utterances and of several crops
 
 
@@ -231,6 +258,22 @@ def test_score_gives_unrepeated_utterances_the_scores_of_test(data, wav2vec2, tm
     trials = source.test["in_domain"].trials()
     found = {trial.utterance: scorer(trial.audio).score for trial in trials}
     assert [found[name] for name in wanted] == pytest.approx(list(wanted.values()), abs=1e-5)
+
+
+@pytest.mark.parametrize("evaluation", [FullUtterance(), Segment(8_000, short="pad"), Crops(2, 8_000, short="pad")])
+def test_utterances_without_a_frame_of_the_encoder_get_their_scores(data, wav2vec2, tmp_path, trainer, evaluation):
+    files = {samples: tmp_path / f"{samples}.wav" for samples in (1, 100, 399, 1_599, 4_000)}
+    for samples, path in files.items():
+        soundfile.write(path, np.random.default_rng(samples).uniform(-0.5, 0.5, samples), 16_000)
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in files.values()))
+    source = data(test={"brief": Manifest(tmp_path / "list.csv")}, eval_segment=evaluation)
+    model = wav2vec2()
+    trainer(tmp_path).predict(model, datamodule=source, return_predictions=False)
+    found = ScoreTable.read(tmp_path / "scores" / "brief.csv").scores
+    detector = model.detector
+    _, detector.fill = source.scored_clips
+    scorer = Scorer(detector, window=8_000, device="cpu")
+    assert list(found) == pytest.approx([scorer(path).score for path in files.values()], abs=1e-5)
 
 
 def test_batches_of_whole_utterances_come_longest_first(data):

@@ -62,6 +62,7 @@ class Collector:
         Raises:
             ProtocolError: A label is not valid.
         """
+        utterance = _writable(utterance)
         try:
             self._labels.append(np.fromiter(map(self._label_of.__getitem__, label), np.int8, len(label)))
         except ValueError:
@@ -76,7 +77,7 @@ class Collector:
             if values is None or isinstance(values, str):
                 pool.repeat(values, len(lines))
             else:
-                pool.extend(values)
+                pool.extend(_writable(values))
 
     def trials(self, before: str | None = None, after: str = "") -> TrialList:
         """All trials that were added; if ``before`` is given, their audio is ``before``, utterance id and ``after``.
@@ -113,3 +114,12 @@ class Collector:
                 self._label_of[word]
             except ValueError as error:
                 raise ProtocolError.at(self._path, str(error), line=line, column="label") from None
+
+
+def _writable(texts: Sequence[str]) -> Sequence[str]:
+    """Texts that a score file can have, which is UTF-8: other bytes of files' names are written as in ``\\udce9``."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return [text.encode(errors="backslashreplace").decode() for text in texts]
+    return texts

@@ -28,8 +28,11 @@ class ProtocolError(InputError):
 
 def read_bytes(path: str | Path, error: type[InputError]) -> bytes:
     """The content of a file, which may be in an archive or remote (see `storage`)."""
+    place = str(path)
+    if place.endswith("!"):
+        raise error.at(place[:-1], f"an archive or a folder of archives, not a file; a file in it is {place}/NAME")
     try:
-        file = open_file(str(path))
+        file = open_file(place)
         with open(file, "rb") if isinstance(file, str) else file as opened:
             data = opened.read(_MOST_BYTES + 1)
     except FileNotFoundError:

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import stat
 import sys
 import tarfile
@@ -38,6 +39,7 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 2**31
 """Size of the largest archive member that is opened. A member that claims more is a fault or an attack."""
 _IN_MEMORY = 16 * 2**20  # members up to this size are read at once: far faster than by pieces
+_IS_UTF_8 = 0x800  # flag of a member's name in a zip archive
 _SEEK_POINTS = 2**21  # bytes of decompressed data between two; each takes up to 32 KiB in the index
 _WORTH_A_WORD = 200 * 10**6  # bytes of an archive whose indexing is announced
 
@@ -140,25 +142,26 @@ class ZipArchive(Archive):
             self._zip = zipfile.ZipFile(file)
         except Exception as reason:  # zipfile raises many kinds of errors for a damaged directory
             raise StorageError(f"{location}: not a readable zip archive: {_reason(reason)}") from None
+        self._members = {_zip_name(info): info for info in self._zip.infolist()}
 
     def has(self, name: str) -> bool:
         """See `Archive.has`."""
-        return name in self._zip.NameToInfo or name in self._folders
+        return name in self._members or name in self._folders
 
     @cached_property
     def _folders(self) -> set[str]:
         # Not every zip archive has entries for folders.
-        return {str(folder) for name in self._zip.NameToInfo for folder in PurePosixPath(name).parents}
+        return {str(folder) for name in self._members for folder in PurePosixPath(name).parents}
 
     def files(self, below: str) -> Iterator[str]:
         """See `Archive.files`."""
         start = f"{below}/" if below else ""
-        for name, info in self._zip.NameToInfo.items():
+        for name, info in self._members.items():
             if name.startswith(start) and not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
                 yield name.removeprefix(start)
 
     def _size(self, name: str) -> int:
-        info = self._zip.NameToInfo.get(name)
+        info = self._members.get(name)
         if info is None or info.is_dir():
             self._refuse(name, "a folder")
         if stat.S_ISLNK(info.external_attr >> 16):
@@ -166,7 +169,17 @@ class ZipArchive(Archive):
         return info.file_size
 
     def _opened(self, name: str) -> IO[bytes]:
-        return self._zip.open(name)
+        return self._zip.open(self._members[name])
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The name of a member, as a path from the top: without ``./`` or ``/``, which some programs put before it."""
+    name = info.filename
+    if not info.flag_bits & _IS_UTF_8:
+        # The programs of Linux and macOS write UTF-8 without this flag; `zipfile` then decodes it as code page 437.
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return re.sub(r"^(\.?/)+", "", name)
 
 
 class TarArchive(Archive):

@@ -44,7 +44,7 @@ def located(root: str | Path) -> str:
         if protocol not in ("zip", "tar"):
             raise StorageError(f"{place}: only zip:// and tar:// can stand before ::, not {protocol}://")
         return f"{container}!/{name}".rstrip("/")
-    return f"{place}!" if place.lower().endswith(SUFFIXES) or _archives_in(place) else place
+    return f"{place}!" if not _is_folder(place) or _archives_in(place) else place
 
 
 def joined(place: str, name: str) -> str:
@@ -70,9 +70,8 @@ def exists(place: str) -> bool:
     container, inside = _split(place)
     if inside is None:
         return bool(_remote(place, "exists"))
-    if _is_folder(container) and exists(joined(container, inside)):
-        return True
-    return any(archive.has(_checked(place, inside)) for archive in _archives(container, inside))
+    is_outside = _is_folder(container) and exists(joined(container, inside))
+    return is_outside or any(archive.has(_checked(place, inside)) for archive in _archives(container, inside))
 
 
 def first_of(root: str | Path, names: tuple[str, ...], hint: str) -> str:
@@ -161,11 +160,18 @@ def _files(folder: str) -> Iterator[str]:
 
 def _local_files(folder: str) -> Iterator[str]:
     def refuse(reason: OSError) -> None:
-        raise StorageError(f"{folder}: cannot be read: {reason.strerror}") from None
+        hint = "" if os.path.isdir(folder) else f"; give a folder, or an archive ({', '.join(SUFFIXES)})"
+        raise StorageError(f"{folder}: cannot be read: {reason.strerror}{hint}") from None
 
-    for place, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(Path(os.path.abspath(place), name))]
         below = Path(os.path.relpath(place, folder))
         yield from ((below / name).as_posix() for name in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it is in: following it, the same files would be found again and again."""
+    return folder.is_symlink() and any(folder.samefile(above) for above in folder.parents)
 
 
 def _is_url(place: str) -> bool:
@@ -173,7 +179,7 @@ def _is_url(place: str) -> bool:
 
 
 def _is_plain(place: str) -> bool:
-    return not _is_url(place) and not (place.endswith("!") or _INSIDE in place)
+    return not _is_url(place) and (not (place.endswith("!") or _INSIDE in place) or os.path.exists(place))
 
 
 def _split(place: str) -> tuple[str, str | None]:
@@ -191,10 +197,7 @@ def _checked(place: str, inside: str) -> str:
 
 
 def _is_folder(container: str) -> bool:
-    return not container.lower().endswith(SUFFIXES)
-
-
-# Archives
+    return not container.lower().endswith(SUFFIXES) or os.path.isdir(container)
 
 
 class _OpenArchives:
@@ -253,7 +256,7 @@ def _archives_in(container: str) -> Sequence[str]:
         return _remote_archives(container)
     try:
         if not _is_folder(container):
-            return [container] if os.path.exists(container) else _by_size(glob.glob(container))
+            return [container] if os.path.exists(container) else _by_size(filter(os.path.exists, glob.glob(container)))
         return _archives_in_folder(container, os.stat(container).st_mtime_ns)
     except OSError:  # no such folder, so there are no archives in it
         return ()
@@ -271,7 +274,12 @@ def _by_size(paths: Iterable[str]) -> Sequence[str]:
 
 def _opened(location: str, version: str) -> Archive:
     def file() -> IO[bytes]:
-        return _remote(location, "open") if _is_url(location) else open(location, "rb")
+        if _is_url(location):
+            return cast(IO[bytes], _remote(location, "open"))
+        try:
+            return open(location, "rb")
+        except OSError as reason:
+            raise StorageError(f"{location}: cannot be read: {reason.strerror}") from None
 
     if location.lower().endswith(".zip"):
         return ZipArchive(location, file())
@@ -286,9 +294,6 @@ def _version(location: str) -> str:
     except OSError as reason:
         raise StorageError(f"{location}: cannot be read: {reason.strerror}") from None
     return f"{status.st_size} {status.st_mtime_ns}"
-
-
-# Remote places
 
 
 def _remote(url: str, operation: Literal["open", "ukey", "exists", "find", "ls"]) -> Any:

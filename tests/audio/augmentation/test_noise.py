@@ -168,6 +168,14 @@ def test_recordings_that_cannot_be_listed_are_not_left_out(noises, shut):
         AdditiveNoise(noises)(noise(100), generator())
 
 
+def test_links_to_folders_are_followed_once(noises, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chosen")
+    (folder / "musan").symlink_to(noises / "street")
+    (folder / "again").symlink_to(noises / "street")
+    (noises / "street" / "above").symlink_to(folder)
+    assert AdditiveNoise(folder).files == [folder / "again" / "C.WAV", folder / "again" / "a.wav"]
+
+
 @pytest.mark.parametrize("build", [AdditiveNoise, RoomResponse])
 def test_a_folder_without_audio_is_one_line(tmp_path, build):
     for folder, named in [(tmp_path / "none", "no such folder"), (tmp_path, "no audio file in this folder")]:

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import resource
 import struct
 import sys
 import tarfile
@@ -102,6 +103,13 @@ def test_parts_are_one_tree(tmp_path):
     assert not exists(joined(located(tmp_path / "flac_E_*.tar"), "eval.tsv"))
 
 
+@pytest.mark.parametrize("root", ["", "part_*.tar"])
+def test_a_part_that_is_a_dead_link_hides_no_other(tmp_path, root):
+    pack(tmp_path / "part_a.tar", {"x.wav": b"sound"})
+    (tmp_path / "part_b.tar").symlink_to("nowhere")
+    assert audio_files(located(tmp_path / root)) == ["x.wav"]
+
+
 def test_what_is_unpacked_needs_no_archive(tmp_path, cache):
     pack(tmp_path / "LA.tar", speech())
     unpacked = tmp_path / "LA/flac" / SPEECH[0].name
@@ -140,6 +148,58 @@ def test_places(tmp_path):
         located("rar://x::y.rar")
     with pytest.raises(StorageError, match=r"neither a nor b exists; unpack it"):
         first_of(tmp_path, ("a", "b"), "unpack it")
+
+
+@pytest.mark.parametrize("name", ["LA.zip", "LA.tar.gz", "LA!", "LA!/of 2019"])
+def test_a_folder_that_is_named_like_an_archive_or_a_place_in_one(tmp_path, name):
+    for file, data in speech(f"{name}/flac").items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(data)
+    root = located(tmp_path / name)
+    assert audio_files(root) == sorted(speech("flac"))
+    assert {file: content(joined(root, file)) for file in speech("flac")} == speech("flac")
+    assert exists(joined(root, "flac"))
+    assert not exists(joined(root, "none"))
+
+
+def test_a_link_to_a_folder_that_it_is_in_is_not_followed(tmp_path):
+    (tmp_path / "set/a/b").mkdir(parents=True)
+    (tmp_path / "set/a/b/x.wav").touch()
+    (tmp_path / "set/latest").symlink_to(".")
+    (tmp_path / "set/a/above").symlink_to("../..")
+    (tmp_path / "set/a/b/c").symlink_to("../../d")  # d is in c, and c, seen from d, in d
+    (tmp_path / "set/d").mkdir()
+    (tmp_path / "set/d/y.wav").touch()
+    (tmp_path / "set/d/e").symlink_to("../a")
+    assert audio_files(str(tmp_path / "set")) == [
+        "a/b/c/y.wav", "a/b/x.wav", "d/e/b/x.wav", "d/y.wav"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_names_in_a_zip_are_utf_8_whether_or_not_they_say_so(tmp_path, says_so):
+    files = {"ä b/\u65e5\u672c.wav": b"1", "plain.wav": b"2", "caf\u00e9.txt": b"3"}
+    data = bytearray(pack(tmp_path / "a.zip", files).read_bytes())
+    if not says_so:  # as Info-ZIP and macOS write it: the flag is bit 11
+        for signature, flag in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):
+            start = -1
+            while (start := data.find(signature, start + 1)) >= 0:
+                data[start + flag] &= ~8
+        (tmp_path / "a.zip").write_bytes(data)
+        assert {info.flag_bits & 0x800 for info in zipfile.ZipFile(tmp_path / "a.zip").infolist()} == {0}
+    root = located(tmp_path / "a.zip")
+    assert audio_files(root) == ["plain.wav", "ä b/\u65e5\u672c.wav"]
+    assert {name: content(joined(root, name)) for name in files} == files
+    assert exists(joined(root, "ä b"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("before", ["./", "/", ".//"])
+def test_what_some_programs_put_before_names_is_left_out(tmp_path, form, before):
+    root = located(pack(tmp_path / f"a.{form}", {f"{before}gt/1_2.wav": b"sound", f"{before}.x/y.wav": b"more"}))
+    assert audio_files(root) == [".x/y.wav", "gt/1_2.wav"]
+    assert content(joined(root, "gt/1_2.wav")) == b"sound"
+    assert exists(joined(root, "gt"))
 
 
 # The index
@@ -366,6 +426,26 @@ def test_what_is_no_archive_is_told(tmp_path, form, data):
     archive.write_bytes(data)
     with pytest.raises(StorageError, match=rf"a\.{form}: not a readable \w+ archive"):
         exists(joined(located(archive), "x"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_archive_that_the_system_does_not_open_is_told(tmp_path, form):
+    place = f"{pack(tmp_path / f'a.{form}', {'x.wav': b'sound'})}!/x.wav"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(StorageError, match=rf"a\.{form}: cannot be read: Too many open files"):
+            open_file(place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert content(place) == b"sound"
+
+
+def test_an_archive_of_another_kind_is_told(tmp_path):
+    with tarfile.open(tmp_path / "a.tar.bz2", "w:bz2") as archive:
+        archive.add(SPEECH[0], "a.flac")
+    with pytest.raises(StorageError, match=r"a\.tar\.bz2: cannot be read: Not a directory; give a folder, or .*\.zip"):
+        audio_files(located(tmp_path / "a.tar.bz2"))
 
 
 @pytest.mark.parametrize("form", FORMS)
