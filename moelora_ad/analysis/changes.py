@@ -17,7 +17,7 @@ import torch
 from moelora_ad.adapters import AdapterError
 from moelora_ad.analysis.passes import AudioPasses
 from moelora_ad.analysis.scoring import check_both_classes, eer_difference, scores_of_variants
-from moelora_ad.analysis.trained import TrainedDetector, trials_of
+from moelora_ad.analysis.trained import RequestError, TrainedDetector, trials_of
 from moelora_ad.audio import SAMPLE_RATE, ScoredClips, Segment
 from moelora_ad.configuration.building import config_beside
 from moelora_ad.configuration.data import data_of
@@ -185,12 +185,12 @@ class Original:
         elif not isinstance(data, AudioDeepfakeDataModule):
             data = self._read([data] if isinstance(data, str | Path) else data, detector)
         if data is None:
-            raise InputError(f"{source} is a model, which has no corpora: name them with --data FILE")
+            raise RequestError(f"{source} is a model, which has no corpora: name them with --data FILE")
         self.trained = self.with_data(detector, data)
         named = [decide_on] if isinstance(decide_on, str) else dict.fromkeys(decide_on)
         self.deciding = {name: self._trials(name) for name in named}
         if not self.deciding:
-            raise InputError("decide_on names no set: the change must be decided on one")
+            raise RequestError("decide_on names no set: the change must be decided on one")
         left = [name for name in ([DEV] if data.val else []) + [*data.test] if name not in self.deciding]
         self.others = {name: self._trials(name) for name in left}
 
@@ -203,7 +203,7 @@ class Original:
         try:
             detector.adaptation = detector.adaptation.after_surgery(detector.backbone.encoder)
         except AdapterError as error:
-            raise InputError(f"{self._source}: cannot be changed: {error}") from None
+            raise RequestError(f"{self._source}: cannot be changed: {error}") from None
 
     def again(self) -> Detector:
         """Load a fresh copy of the model, in float32 on the CPU."""
@@ -269,7 +269,7 @@ class Original:
 
     def _trials(self, name: str) -> TrialList:
         if name == DEV and self.trained.data.val is None:
-            raise InputError("data.val is not given: it decides, unless --decide-on names other sets")
+            raise RequestError("data.val is not given: it decides, unless --decide-on names other sets")
         trials = trials_of(self.trained, name)
         check_both_classes(trials, name)
         return trials

@@ -19,11 +19,11 @@ from moelora_ad.adapters.surgery.merging import with_loras
 from moelora_ad.analysis.gates import gated_sites
 from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
 from moelora_ad.analysis.scoring import check_both_classes, eer_difference, scores_of_variants, sets_to_score
-from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
-from moelora_ad.errors import InputError
+from moelora_ad.analysis.trained import RequestError, TrainedDetector, load_trained, trials_of
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
 from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
+from moelora_ad.float64 import in_float64
 from moelora_ad.runs.record import DEV
 
 SCORES, WEIGHTS = "scores averaged", "weights averaged"
@@ -89,14 +89,17 @@ def analyze_ensemble(
         allow: packages besides ours whose classes the runs' configurations may name.
 
     Raises:
-        InputError: there are not two LoRA runs, their parts differ, a set lacks a class, or audio cannot be read.
+        RequestError: there are not two LoRA runs, their parts differ, or a run has no such set.
+        InputError: a set lacks a class, or audio cannot be read.
     """
     if len(runs) < 2:
-        raise InputError("an ensemble needs at least two LoRA runs")
+        raise RequestError("an ensemble needs at least two LoRA runs")
     check_least("resamples", resamples, LEAST_RESAMPLES)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     first = load_trained(runs[0], backbone, allow)
     names = sets_to_score(first, sets)
+    if against is not None:  # before hours of work
+        _check_mixture(load_trained(against, backbone, allow), names)
     scored = _Scores({name: {} for name in names}, passes, runs[0])
     updates, classifiers = [], []
     for path in runs:  # one model in memory at a time
@@ -138,16 +141,21 @@ class _Scores:
             check_both_classes(trials, name)
             others = next(iter(by_variant.values())).trials if by_variant else trials
             if list(trials.columns.utterance) != list(others.columns.utterance):
-                raise InputError(f"{trained.folder} has other trials in {name} than {self._first}")
+                raise RequestError(f"{trained.folder} has other trials in {name} than {self._first}")
             if variant in by_variant:
-                raise InputError(f"{trained.folder}: a run of {variant} is given twice")
+                raise RequestError(f"{trained.folder}: a run of {variant} is given twice")
             words = f"{variant} on {name}"
             by_variant |= scores_of_variants(trained, trials, {variant: nullcontext}, self.passes, words)
 
 
-def _add_mixture(mixture: TrainedDetector, scored: _Scores) -> None:
+def _check_mixture(mixture: TrainedDetector, sets: Sequence[str]) -> None:
     if not gated_sites(mixture):
-        raise InputError(f"--against: {mixture.folder} has no gates; give a run that was adapted with MoELoRA")
+        raise RequestError(f"--against: {mixture.folder} has no gates; give a run that was adapted with MoELoRA")
+    for name in (*sets, DEV):
+        trials_of(mixture, name)
+
+
+def _add_mixture(mixture: TrainedDetector, scored: _Scores) -> None:
     encoder = mixture.detector.backbone.encoder
     scored.add(mixture, MIXTURE)
     with record_routing(encoder) as routing:
@@ -166,7 +174,7 @@ def averaged(
     detector = trained.detector
     before = {name: tensor.clone() for name, tensor in detector.classifier.state_dict().items()}
     mean = {
-        name: torch.stack([state[name].double() for state in classifiers]).mean(0).to(tensor.dtype)
+        name: torch.stack([in_float64(state[name]) for state in classifiers]).mean(0).to(tensor)
         for name, tensor in before.items()
     }
     detector.classifier.load_state_dict(mean)
@@ -190,7 +198,7 @@ def mean_updates(updates: Sequence[Mapping[str, LoRAUpdate]]) -> dict[str, LoRAU
 def _updates(trained: TrainedDetector) -> dict[str, LoRAUpdate]:
     encoder = trained.detector.backbone.encoder
     if gated_sites(trained) or not list(adapted_sites(encoder)):
-        raise InputError(f"{trained.folder} is not a run of a LoRA; give a mixture with --against")
+        raise RequestError(f"{trained.folder} is not a run of a LoRA; give a mixture with --against")
     return {
         site: LoRAUpdate(one.lora_A.detach().cpu(), one.lora_B.detach().cpu(), one.scaling)
         for site, one in lora_updates(encoder).items()
@@ -215,6 +223,6 @@ def _check_alike(
     same = (same_backbone, updates[0].keys() == updates[-1].keys(), shapes[0] == shapes[1])
     for part, alike in zip(("backbone", "adapted projections", "classifier"), same, strict=True):
         if not alike:
-            raise InputError(
+            raise RequestError(
                 f"{trained.folder} has another {part} than {first.folder}: their weights cannot be averaged"
             )

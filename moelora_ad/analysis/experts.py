@@ -22,8 +22,7 @@ from moelora_ad.analysis.scoring import (
     scores_of_variants,
     sets_to_score,
 )
-from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
-from moelora_ad.errors import InputError
+from moelora_ad.analysis.trained import RequestError, TrainedDetector, load_trained, trials_of
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.intervals import Difference
 from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
@@ -129,7 +128,8 @@ def analyze_experts(
         allow: packages besides ours whose classes the run's configuration may name.
 
     Raises:
-        InputError: the model has no gates, a set lacks a class, or audio cannot be read.
+        RequestError: there is no such run or set, or the model has no gates.
+        InputError: a set lacks a class, or audio cannot be read.
     """
     check_least("resamples", resamples, LEAST_RESAMPLES)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
@@ -158,13 +158,13 @@ def number_of_experts(trained: TrainedDetector) -> int:
     """Return how many experts a mixture has at each projection.
 
     Raises:
-        InputError: the model has no gates, or projections have different numbers of experts.
+        RequestError: the model has no gates, or projections have different numbers of experts.
     """
     require_gates(trained)
     sites = adapted_sites(trained.detector.backbone.encoder)
     counts = {len(layer.experts) for _, layer in sites if layer.gate is not None}
     if len(counts) > 1:
-        raise InputError(f"{trained.folder}: projections have {sorted(counts)} experts: there is no common numbering")
+        raise RequestError(f"{trained.folder}: projections have {sorted(counts)} experts: there is no common numbering")
     return counts.pop()
 
 

@@ -17,10 +17,9 @@ from moelora_ad.adapters import (
     watch_gates,
 )
 from moelora_ad.analysis.passes import AudioPasses
-from moelora_ad.analysis.trained import TrainedDetector
+from moelora_ad.analysis.trained import RequestError, TrainedDetector
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.dataset import Batch
-from moelora_ad.errors import InputError
 
 
 def gated_sites(trained: TrainedDetector) -> list[str]:
@@ -32,11 +31,11 @@ def require_gates(trained: TrainedDetector) -> list[str]:
     """Return the dotted paths of the projections that have a gate, after a check that there are some.
 
     Raises:
-        InputError: the model has no gates.
+        RequestError: the model has no gates.
     """
     sites = gated_sites(trained)
     if not sites:
-        raise InputError(f"{trained.folder}: the model has no gates; give a run that was adapted with MoELoRA")
+        raise RequestError(f"{trained.folder}: the model has no gates; give a run that was adapted with MoELoRA")
     return sites
 
 

@@ -20,8 +20,7 @@ from moelora_ad.adapters import (
 from moelora_ad.analysis.changes import DATA, Changed, Cost, Done, Original, SetChange, allowed, check_margin, listed
 from moelora_ad.analysis.gates import gated_sites
 from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
-from moelora_ad.analysis.trained import TrainedDetector
-from moelora_ad.errors import InputError
+from moelora_ad.analysis.trained import RequestError, TrainedDetector
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
 from moelora_ad.models.detector import Detector
@@ -135,21 +134,21 @@ def _check_mergeable(trained: TrainedDetector, into_weights: bool) -> None:
     sites = dict(adapted_sites(detector.backbone.encoder))
     if not sites:
         name = type(detector.adaptation).__name__
-        raise InputError(f"{where}: nothing to merge: the method is {name}, and there is no LoRA and no mixture")
+        raise RequestError(f"{where}: nothing to merge: the method is {name}, and there is no LoRA and no mixture")
     if into_weights:
         if not without_source(type(detector.backbone)):
             name = type(detector.backbone).__name__
-            raise InputError(
+            raise RequestError(
                 f"{where}: cannot be merged into the weights: {name} is not built without a source (let it be None by "
                 "default, or add an argument pretrained)"
             )
         return
     if not gated_sites(trained):
-        raise InputError(f"{where}: is already one LoRA, without gates; --into-weights merges it into the encoder")
+        raise RequestError(f"{where}: is already one LoRA, without gates; --into-weights merges it into the encoder")
     for site, layer in sites.items():
         rank, most = len(layer.experts) * layer.rank, min(layer.in_features, layer.out_features)
         if rank > most:
-            raise InputError(f"{where}: one LoRA of rank {rank} is too large for {site}: use --into-weights")
+            raise RequestError(f"{where}: one LoRA of rank {rank} is too large for {site}: use --into-weights")
 
 
 def _mean_gates(original: Original, passes: AudioPasses) -> dict[str, Tensor]:

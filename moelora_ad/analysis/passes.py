@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from moelora_ad.analysis.trained import TrainedDetector, batches
+from moelora_ad.analysis.trained import TrainedDetector, batches, requested
 from moelora_ad.corpora import TrialList
 from moelora_ad.data.dataset import Batch
 from moelora_ad.errors import InputError
@@ -57,7 +57,8 @@ class AudioPasses:
     ) -> None:
         if batch_size is not None:
             check_least("batch size", batch_size)
-        self.device = usable_device(device)
+        with requested():
+            self.device = usable_device(device)
         self.progress = progress
         self.notes: list[str] = []
         self._batch_size = batch_size
@@ -78,7 +79,8 @@ class AudioPasses:
             InputError: a file cannot be read, or the precision is not available.
         """
         detector = trained.detector
-        precision, notes = chosen_precision(self._precision, detector, None, self.device, "computed")
+        with requested():
+            precision, notes = chosen_precision(self._precision, detector, None, self.device, "computed")
         self.notes += [note for note in notes if note not in self.notes]
         detector.to(self.device)
         if precision in ROUNDED:

@@ -14,13 +14,12 @@ from moelora_ad.adapters import Decision, RoutingRecord
 from moelora_ad.adapters.sites import SiteGrid
 from moelora_ad.analysis.dependence import Dependence, counted_information, dependence, entropy
 from moelora_ad.analysis.gates import GateStatistics, require_gates, watched
-from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
+from moelora_ad.analysis.passes import AudioPasses, Progress, silent
 from moelora_ad.analysis.trained import TrainedDetector, load_trained, trials_of
-from moelora_ad.analysis.untrained_gates import UntrainedGates
+from moelora_ad.analysis.untrained_gates import UntrainedGates, check_tests
 from moelora_ad.corpora import TrialList
 from moelora_ad.corpora.trial import BONA_FIDE, SPOOF
 from moelora_ad.data.dataset import Batch
-from moelora_ad.evaluation.metrics.least import LEAST_PERMUTATIONS
 from moelora_ad.runs.record import DEV
 
 
@@ -130,11 +129,10 @@ def analyze_routing(
         allow: packages besides ours whose classes the run's configuration may name.
 
     Raises:
-        InputError: there is no such run or set, the model has no gates, or audio cannot be read.
+        RequestError: there is no such run or set, or the model has no gates.
+        InputError: audio cannot be read.
     """
-    check_least("permutations", permutations, LEAST_PERMUTATIONS)
-    if draws:
-        check_least("draws", draws, LEAST_PERMUTATIONS)
+    check_tests(permutations, draws)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     trained = load_trained(run, backbone, allow)
     sites = require_gates(trained)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelora_ad.analysis.passes import AudioPasses
-from moelora_ad.analysis.trained import TrainedDetector
+from moelora_ad.analysis.trained import RequestError, TrainedDetector
 from moelora_ad.corpora import TrialList
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable
@@ -38,7 +38,7 @@ def scores_of_variants(
         for name, variant in variants.items():
             with variant():
                 logits = trained.detector(batch.waveforms, batch.lengths)
-            scores[name].append(trial_scores(logits, len(batch.trials)).double().cpu().numpy())
+            scores[name].append(trial_scores(logits, len(batch.trials)).cpu().double().numpy())
     return {name: ScoreTable(trials, np.concatenate(parts)) for name, parts in scores.items()}
 
 
@@ -67,11 +67,11 @@ def sets_to_score(trained: TrainedDetector, sets: Sequence[str] | None) -> list[
     """Return the requested sets, or all test sets of the run.
 
     Raises:
-        InputError: none was requested, and the run has no test set.
+        RequestError: none was requested, and the run has no test set.
     """
     names = list(sets or trained.data.test)
     if not names:
-        raise InputError(f"{trained.folder} has no test set: name one by --set")
+        raise RequestError(f"{trained.folder} has no test set: name one by --set")
     return names
 
 

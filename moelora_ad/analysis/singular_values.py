@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from moelora_ad.adapters import adapted_sites, singular_values
 from moelora_ad.adapters.sites import SiteGrid
-from moelora_ad.analysis.trained import load_trained
-from moelora_ad.errors import InputError
+from moelora_ad.analysis.trained import RequestError, load_trained
 
 FACTOR = 2.0
 """Least ratio between late and early layers that counts as a difference."""
@@ -62,12 +61,12 @@ def analyze_singular_values(
         allow: packages besides ours whose classes the run's configuration may name.
 
     Raises:
-        InputError: there is no such run, or its model has no low-rank adapters.
+        RequestError: there is no such run, or its model has no low-rank adapters.
     """
     trained = load_trained(run, backbone, allow)
     values = {site: singular_values(layer).numpy() for site, layer in adapted_sites(trained.detector.backbone.encoder)}
     if not values:
-        raise InputError(f"{run}: the model has no LoRA and no experts, so there are no updates to analyse")
+        raise RequestError(f"{run}: the model has no LoRA and no experts, so there are no updates to analyse")
     return SingularValueAnalysis(trained.name, values)
 
 

@@ -14,13 +14,12 @@ from scipy.stats import spearmanr
 from moelora_ad.adapters.sites import SiteGrid
 from moelora_ad.analysis.expert_matching import Agreement, agreement, aligned, similarities, standardised
 from moelora_ad.analysis.gates import gated_sites, watched
-from moelora_ad.analysis.passes import AudioPasses, Progress, check_least, silent
-from moelora_ad.analysis.trained import load_trained, trials_of
-from moelora_ad.analysis.untrained_gates import UntrainedGates
+from moelora_ad.analysis.passes import AudioPasses, Progress, silent
+from moelora_ad.analysis.trained import RequestError, load_trained, requested, trials_of
+from moelora_ad.analysis.untrained_gates import UntrainedGates, check_tests
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, SeedSummary, over_seeds
 from moelora_ad.evaluation.comparison.scored_runs import ScoredRun, read_runs
-from moelora_ad.evaluation.metrics.least import LEAST_PERMUTATIONS
 from moelora_ad.runs.record import DEV, RunRecord, find_records
 
 
@@ -144,18 +143,16 @@ def analyze_stability(
         allow: packages besides ours whose classes the runs' configurations may name.
 
     Raises:
-        InputError: there are not two finished runs of one system, their files are damaged or of other trials, or audio
-            cannot be read.
+        RequestError: there are not two finished runs of one system, or their routing does not compare.
+        InputError: their files are damaged or of other trials, or audio cannot be read.
     """
-    check_least("permutations", permutations, LEAST_PERMUTATIONS)
-    if draws:
-        check_least("draws", draws, LEAST_PERMUTATIONS)
+    check_tests(permutations, draws)
     passes = AudioPasses(batch_size, workers, device, precision, progress)
     scored, notes = _runs(runs)
     records = [run.record for run in scored]
     shared = [name for name in scored[0].sets if all(name in run.sets for run in scored)]
     if not shared:
-        raise InputError("the runs have no set in common that all of them have scores of")
+        raise RequestError("the runs have no set in common that all of them have scores of")
     scores = {name: ScoreStability.between(_scores(records, name)) for name in shared}
     sites, gates, untrained = _gates(records, set, passes, draws, seed, backbone, allow)
     routing = None
@@ -170,14 +167,15 @@ def analyze_stability(
 
 
 def _runs(paths: Sequence[str | Path]) -> tuple[list[ScoredRun], list[str]]:
-    records = find_records(paths)
+    with requested():
+        records = find_records(paths)
     systems = sorted({record.system for record in records})
     if len(systems) > 1:
-        raise InputError(f"these are runs of {len(systems)} systems, {', '.join(systems)}: name those of one")
+        raise RequestError(f"these are runs of {len(systems)} systems, {', '.join(systems)}: name those of one")
     runs, notes = read_runs(records)
     if len(runs) < 2:
         hint = f"; {notes[0]}" if notes else ""
-        raise InputError(f"stability needs at least two finished runs of a system, there is one{hint}")
+        raise RequestError(f"stability needs at least two finished runs of a system, there is one{hint}")
     return runs, notes
 
 
@@ -221,7 +219,9 @@ def _gates(
         utterances = utterances or listed
         if own != sites or listed != utterances:
             what = f"other trials in {set_name}" if own == sites else "gates at other sites"
-            raise InputError(f"{record.folder} has {what} than {records[0].folder}, so their routing does not compare")
+            raise RequestError(
+                f"{record.folder} has {what} than {records[0].folder}, so their routing does not compare"
+            )
         control = UntrainedGates.of(trained.detector.backbone.encoder, sites, draws, seed + number)
         own_weights, drawn_weights = [], []
         for batch, weights in watched(trained, trials, passes, see=control.see if control else None):
@@ -232,7 +232,7 @@ def _gates(
         if drawn_weights:
             untrained.append(np.concatenate(drawn_weights, axis=1))
         if gates[-1].shape != gates[0].shape:
-            raise InputError(
+            raise RequestError(
                 f"{record.folder} has {gates[-1].shape[-1]} experts and {records[0].folder} has {gates[0].shape[-1]}"
             )
     return sites, gates, untrained

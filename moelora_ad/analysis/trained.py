@@ -1,6 +1,7 @@
 """Trained models and the batches of a corpus, for the analyses."""
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,20 @@ from moelora_ad.inference.loading import load_run
 from moelora_ad.models import Detector
 from moelora_ad.runs.record import DEV, RECORD, read_record
 from moelora_ad.torch_internals import WatchedLoader
+
+
+class RequestError(InputError):
+    """What was asked for cannot be done, whatever the audio: there is no such run, set or device, or runs do not suit
+    the analysis. The command line takes it for a usage error."""
+
+
+@contextmanager
+def requested() -> Iterator[None]:
+    """Within the block, an `InputError` is a mistake in what was asked for, and becomes a `RequestError`."""
+    try:
+        yield
+    except InputError as error:
+        raise RequestError(str(error)) from None
 
 
 class TrainedDetector(NamedTuple):
@@ -46,9 +61,10 @@ def load_trained(path: str | Path, backbone: str | None = None, allow: Collectio
         allow: packages besides ours whose classes the run's configuration may name.
 
     Raises:
-        InputError: there is no such run, it has no checkpoint, or its checkpoint and configuration do not fit.
+        RequestError: there is no such run, it has no checkpoint, or its checkpoint and configuration do not fit.
     """
-    built, checkpoint, config = load_run(path, backbone, allow)
+    with requested():
+        built, checkpoint, config = load_run(path, backbone, allow)
     folder = config.parent
     name = read_record(folder).system if (folder / RECORD).exists() else folder.name
     return TrainedDetector(built.detector, built.data, name, built.data.seed, checkpoint, folder)
@@ -58,7 +74,8 @@ def trials_of(trained: TrainedDetector, set_name: str) -> TrialList:
     """Return the trials of one of the run's sets: "train", "dev", or a test set by its name.
 
     Raises:
-        InputError: the run has no such set, or its corpus cannot be read.
+        RequestError: the run has no such set.
+        InputError: its corpus cannot be read.
     """
     data = trained.data
     corpora = dict(data.test)
@@ -68,7 +85,7 @@ def trials_of(trained: TrainedDetector, set_name: str) -> TrialList:
     if len(training) == 1:
         (corpora[TRAIN],) = training.values()
     if set_name not in corpora:
-        raise InputError(f"{trained.folder} has no set {set_name!r}: choose from {', '.join(corpora)}")
+        raise RequestError(f"{trained.folder} has no set {set_name!r}: choose from {', '.join(corpora)}")
     return corpora[set_name].trials()
 
 

@@ -10,6 +10,19 @@ from torch.nn import functional
 
 from moelora_ad.adapters import Decision, GatePolicy, adapted_sites
 from moelora_ad.adapters.gate import Gate
+from moelora_ad.analysis.passes import check_least
+from moelora_ad.evaluation.metrics.least import LEAST_PERMUTATIONS
+
+
+def check_tests(permutations: int, draws: int) -> None:
+    """Check the numbers of permutations and of draws of untrained gates; no draws are enough, too.
+
+    Raises:
+        InputError: a number is too small for a p value of 0.05.
+    """
+    check_least("permutations", permutations, LEAST_PERMUTATIONS)
+    if draws:
+        check_least("draws", draws, LEAST_PERMUTATIONS)
 
 
 class UntrainedGates:

@@ -60,8 +60,12 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     keywords = vars(parser.parse_args(arguments[1:]))
     folder = keywords.pop("to", None)
     check_folder(parser, "--to", folder)
+    from moelora_ad.analysis.trained import RequestError  # it imports torch
+
     try:
         return _analyze(analysis, keywords, folder)
+    except RequestError as error:
+        parser.error(str(error))
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED
@@ -82,14 +86,18 @@ def computed(work: Callable[[Keywords], Made], keywords: Keywords, reads_audio: 
         reads_audio: whether ``work`` takes a device and a progress.
 
     Raises:
+        RequestError: there is no such device, or the function raises it.
         InputError: there is too little memory, or the function raises it.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from moelora_ad.analysis.trained import requested
     from moelora_ad.models.devices import is_out_of_memory, usable_device
 
     with progress() as show:
         if reads_audio:
-            keywords |= {"device": usable_device(keywords.get("device"), "--device:"), "progress": show}
+            with requested():
+                device = usable_device(keywords.get("device"), "--device:")
+            keywords |= {"device": device, "progress": show}
         try:
             return work(keywords)
         except (MemoryError, RuntimeError) as error:

@@ -68,7 +68,7 @@ def _parser(program: str) -> OneLineArgumentParser:
     add("--allow-partial", action="store_true", help="use the trials that scores and key both have, and say how many")
     add("--names", type=words, default=(), metavar="A,B", help="names of the sets, one for each score file")
     add("--own", nargs="+", default=(), metavar="SET", help="sets of the training corpus; macro_ood leaves them out")
-    add("--average", nargs="+", default=(), metavar="SET", help="sets to average and pool (default: those of the run)")
+    add("--average", nargs="+", default=(), metavar="SET", help="sets to average and pool (default: the test sets)")
     figures = parser.add_argument_group("figures")
     add = figures.add_argument
     scale = figures.add_mutually_exclusive_group()

@@ -94,6 +94,23 @@ def refuse_other_number(path: str | Path, number: int) -> None:
         )
 
 
+def refuse_other_model(calibration_path: str | Path, path: str | Path) -> None:
+    """Check that a calibration was fitted on scores of the model that made other scores, if both are recorded beside
+    the scores.
+
+    Raises:
+        ScoreError: They are of different weights, in the same precision.
+    """
+    fitted, reported = (read_provenance(Path(one)).get("origin") for one in (calibration_path, path))
+    if not (isinstance(fitted, dict) and isinstance(reported, dict)):
+        return
+    weights = [fitted.get("weights"), reported.get("weights")]
+    # Some precisions round the weights, so that their hash does not tell models apart.
+    same_precision = fitted.get("precision") == reported.get("precision")
+    if same_precision and None not in weights and weights[0] != weights[1]:
+        raise ScoreError.at(path, f"is of another model than {calibration_path}: a calibration is for one model")
+
+
 def partial_note(path: Path, number: int) -> str | None:
     """Return a note if the provenance beside ``number`` scores records that other trials of the set have no score."""
     recorded = read_provenance(path)

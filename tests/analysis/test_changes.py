@@ -261,16 +261,16 @@ def test_mistakes_are_told_in_a_line(verb, idle, corpora, small_whisper, run_ver
     option = "--margin" if verb is prune_command else "--tolerance"
     gates = "the model has no gates" if verb is prune_command else "is already one LoRA, without gates"
     for arguments, code, words in (
-        ((idle, "--to", tmp_path / "to"), 1, "is a model, which has no corpora: name them with --data FILE"),
+        ((idle, "--to", tmp_path / "to"), 2, "is a model, which has no corpora: name them with --data FILE"),
         ((idle, "--data", corpora["data"]), 2, "--to DIR is needed: the folder of the changed model"),
         ((idle, "--data", corpora["data"], "--to", tmp_path / "there"), 2, "already exists"),
-        ((idle, *given, "--decide-on", "nothing"), 1, "has no set 'nothing': choose from elsewhere, dev"),
-        ((idle, "--data", tmp_path / "spoofs.yaml", "--to", tmp_path / "to"), 1, "data.val is not given"),
+        ((idle, *given, "--decide-on", "nothing"), 2, "has no set 'nothing': choose from elsewhere, dev"),
+        ((idle, "--data", tmp_path / "spoofs.yaml", "--to", tmp_path / "to"), 2, "data.val is not given"),
         ((idle, *given, "--data", tmp_path / "spoofs.yaml"), 1, "spoofs has no bona fide trials"),
         ((idle, *given, "--report", tmp_path / "there" / "file"), 2, "file is not a folder"),
         ((idle, *given, option, "-1"), 2, "'-1' is not a number of points"),
         ((idle, *given, "--resamples", "1"), 2, "--resamples: 1 is less than 20"),
-        ((tmp_path / "lora", *given), 1, gates),
+        ((tmp_path / "lora", *given), 2, gates),
         ((tmp_path / "nowhere", *given), 2, "no such folder"),
         ((idle, "--data", tmp_path / "nowhere.yaml", "--to", tmp_path / "to"), 2, "nowhere.yaml: no such file"),
     ):

@@ -96,7 +96,7 @@ def test_averaged_weights_are_those_of_a_dense_merge(fitted):
     assert abs(averaged - before).max() > 1e-3
 
 
-def test_the_verbs(fitted, run_verb, tmp_path):
+def test_the_verbs(fitted, run_verb, tmp_path, monkeypatch):
     mixture, lora = fitted["mixture", 1], fitted["lora", 1]
     code, out, _ = run_verb(analyze_command, "experts", mixture, "--resamples", 50, "--to", tmp_path)
     assert code == 0
@@ -108,18 +108,22 @@ def test_the_verbs(fitted, run_verb, tmp_path):
     assert base["eer"] == pytest.approx(ScoreTable.read(path).equal_error_rate().eer)
     assert (tmp_path / "experts-other.png").stat().st_size > 1000
     code, _, err = run_verb(analyze_command, "experts", lora)
-    assert code == 1
+    assert code == 2
     assert "the model has no gates" in err
     code, _, err = run_verb(analyze_command, "ensemble", lora, mixture)
-    assert code == 1
+    assert code == 2
     assert "is not a run of a LoRA; give a mixture with --against" in err
     code, _, err = run_verb(analyze_command, "ensemble", lora)
-    assert code == 1
+    assert code == 2
     assert "at least two LoRA runs" in err
     last = lora / "checkpoints" / "last.ckpt"
     code, _, err = run_verb(analyze_command, "ensemble", lora, last)
-    assert code == 1
+    assert code == 2
     assert "given twice" in err
+    monkeypatch.setattr(ensemble, "scores_of_variants", None)  # the mixture is checked before any audio is read
+    code, _, err = run_verb(analyze_command, "ensemble", lora, last, "--against", lora)
+    assert code == 2
+    assert "has no gates; give a run that was adapted with MoELoRA" in err
 
 
 def test_an_ensemble_of_two_seeds_against_a_mixture(fitted, monkeypatch):

@@ -197,15 +197,19 @@ def test_the_verb_on_a_trained_mixture(fitted, run_verb, tmp_path):
 def test_mistakes(fitted, run_verb):
     run = fitted["mixture", 1]
     for arguments, expected, words in (
-        (("routing", fitted["lora", 1]), 1, "has no gates; give a run that was adapted with MoELoRA"),
-        (("routing", run, "--set", "tset"), 1, "no set 'tset': choose from other, dev, train"),
+        (("routing", fitted["lora", 1]), 2, "has no gates; give a run that was adapted with MoELoRA"),
+        (("routing", run, "--set", "tset"), 2, "no set 'tset': choose from other, dev, train"),
+        (("experts", run, "--set", "dev", "tset"), 2, "no set 'tset': choose from other, dev, train"),
+        (("ensemble", fitted["lora", 1], run, "--set", "tset"), 2, "no set 'tset': choose from other, dev, train"),
+        (("stability", run.parent, "--set", "tset"), 2, "no set 'tset': choose from other, dev, train"),
+        (("singular-values", run / "scores"), 2, "scores: is not the folder of a run"),
         (("routing", run, "--permutations", "18"), 2, "--permutations: 18 is less than 19"),
         (("stability", run, "--permutations", "5"), 2, "--permutations: 5 is less than 19"),
         (("experts", run, "--resamples", "1"), 2, "--resamples: 1 is less than 20"),
         (("routing", run, "--draws", "-1"), 2, "--draws: -1 is less than 19"),
         (("routing", run, "--draws", "18"), 2, "--draws: 18 is less than 19"),
         (("routing", run, "--precision", "bf15-mixed"), 2, "--precision: invalid choice: 'bf15-mixed' (choose from"),
-        (("routing", run, "--device", "abacus"), 1, "--device: 'abacus' cannot be used"),
+        (("routing", run, "--device", "abacus"), 2, "--device: 'abacus' cannot be used"),
         (("routing", run / "none"), 2, "no such folder or file"),
         (("stability", run / "none"), 2, "none: no such folder; give the folders of runs, or folders above them"),
         (("stability", run / "config.yaml"), 2, "config.yaml: no such folder; give the folders of runs"),

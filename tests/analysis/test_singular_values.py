@@ -77,5 +77,5 @@ def test_models_that_say_nothing():
 def test_a_model_without_updates_is_a_mistake(fitted, run_verb, monkeypatch):
     monkeypatch.setattr("moelora_ad.analysis.singular_values.adapted_sites", lambda encoder: iter(()))
     code, _, err = run_verb(analyze_command, "singular-values", fitted["lora", 1])
-    assert code == 1
+    assert code == 2
     assert "no LoRA and no experts" in err

@@ -97,6 +97,45 @@ def test_figures_are_those_of_the_scores_in_every_form(
     assert all((to / f"{stem}.png").read_bytes()[:4] == b"\x89PNG" for stem in stems)
 
 
+def test_neither_the_development_set_nor_a_held_out_attack_is_averaged(
+    evaluate: Evaluate, runs: Path, tmp_path: Path, make_scores: Callable[..., ScoreTable], capsys
+) -> None:
+    scores, to = runs / "seed1/scores", tmp_path / "to"
+    make_scores(40, "Out", shift=0.0).write(scores / "held_out.csv")
+    of_run = {"set": "held_out", "set_of_run": True, "configuration": {"data": {"held_out_attack": "A04"}}}
+    (scores / "held_out.json").write_text(json.dumps(of_run))
+    names = ("in_domain", "out_of_domain", "held_out", "dev")
+    files = [scores / f"{name}.csv" for name in names]
+    eers = [ScoreTable.read(file).equal_error_rate().eer for file in files]
+
+    def averaged(*options: object) -> dict[str, tuple[str, float]]:
+        assert evaluate(*files, "--own", "in_domain", "--resamples", 0, "--to", to, *options) == 0
+        rows = [row for row in rows_of(to / "figures.csv") if row["part"].startswith("macro")]
+        return {row["part"]: (row["group"], float(row["eer"])) for row in rows}
+
+    found = averaged()
+    assert found == {
+        "macro_all": ("in_domain + out_of_domain", pytest.approx(np.mean(eers[:2]))),
+        "macro_ood": ("out_of_domain", eers[1]),
+    }
+    printed = capsys.readouterr().out
+    assert "dev: models are selected on the development set: in no average unless --average names it" in printed
+    assert "held_out: development's trials of the attack that its run held out: in no average" in printed
+    assert averaged("--average", *names)["macro_all"] == (" + ".join(names), pytest.approx(np.mean(eers)))
+    of_run["configuration"] = {"data": {"held_out_attack": None}}  # a test set of this name
+    (scores / "held_out.json").write_text(json.dumps(of_run))
+    assert averaged()["macro_ood"] == ("out_of_domain + held_out", pytest.approx(np.mean(eers[1:3])))
+
+
+@pytest.mark.parametrize("name", ["macro_ood", "macro_all", "pooled"])
+def test_a_set_with_the_name_of_an_average_is_refused(evaluate: Evaluate, runs: Path, capsys, name: str) -> None:
+    """Over runs it would be summed up with the average."""
+    files = [runs / f"seed1/scores/{one}_domain.csv" for one in ("in", "out_of")]
+    assert evaluate(*files, "--names", f"{name},other", "--resamples", 0) == 2
+    assert f"a set is named {name!r}, like an average: give other --names" in one_line(capsys)
+    assert evaluate(files[0], "--names", name, "--resamples", 0) == 0  # alone, there is no average
+
+
 def test_the_same_input_gives_the_same_bytes(evaluate: Evaluate, runs: Path, tmp_path: Path) -> None:
     for to in ("a", "b"):
         assert evaluate(runs / "seed1/scores/in_domain.csv", "--resamples", 20, "--to", tmp_path / to) == 0
@@ -134,9 +173,13 @@ def test_two_systems_are_compared_on_the_same_trials(
         assert float(row["difference"]) == pytest.approx(one - other, abs=1e-12)
         assert float(row["difference_low"]) <= float(row["difference_high"])
         assert f"{name}: " in printed
+    assert "clusters" not in printed
     assert not (tmp_path / "to/figures.csv").exists()
     page = (tmp_path / "to/report.html").read_text()
     assert "seed1 against seed2" in page
+    assert evaluate("--compare", first, second, "--resamples", 20, "--cluster", "codec") == 0
+    printed = capsys.readouterr().out
+    assert "in_domain; out_of_domain: all bona fide trials are in 2 clusters: intervals are rough" in printed
 
 
 def test_a_system_is_no_better_than_itself(evaluate: Evaluate, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,6 +240,25 @@ def test_a_set_is_never_calibrated_on_itself(
     assert evaluate(path, "--calibration", path, "--to", tmp_path / "to") == 1
     assert str(path) in one_line(capsys)
     assert not (tmp_path / "to").exists()
+
+
+def test_a_calibration_of_another_model_is_refused(
+    evaluate: Evaluate, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores, dev = runs / "seed1/scores/in_domain.csv", runs / "seed1/scores/dev.csv"
+
+    def call(of_dev: dict[str, str], of_scores: dict[str, str]) -> int:
+        for path, origin in ((dev, of_dev), (scores, of_scores)):
+            path.with_suffix(".json").write_text(json.dumps({"origin": origin}))
+        return evaluate(scores, "--calibration", dev, "--resamples", 0)
+
+    one, other = ({"weights": weights, "precision": "32-true"} for weights in ("a", "b"))
+    assert call(one, other) == 1
+    assert f"{scores}: is of another model than {dev}: a calibration is for one model" in one_line(capsys)
+    assert call(one, one) == 0
+    # Weights that are rounded in another precision have another hash, and before there were hashes none was recorded.
+    assert call(one, other | {"precision": "bf16-true"}) == 0
+    assert call(one, {}) == 0
 
 
 def test_scores_without_labels_need_a_key(

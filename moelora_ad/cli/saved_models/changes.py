@@ -68,6 +68,8 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
     except InputError as error:
         parser.error(str(error))
     check_folder(parser, "--report", folder)
+    from moelora_ad.analysis.trained import RequestError  # it imports torch
+
     try:
         report, changed = computed(work, keywords)
         try:
@@ -76,6 +78,8 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
             if changed is not None:
                 changed.save_pretrained(to)
                 _tell_next(parser.prog.rpartition(" ")[0], to, changed)
+    except RequestError as error:
+        parser.error(str(error))
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return FAILED

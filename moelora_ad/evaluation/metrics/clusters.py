@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from moelora_ad.corpora.trial import TrialList
 from moelora_ad.errors import counted
 
+_FEW = 10
 _SPEAKER_AND_ATTACK = ("speaker", "attack")
 _CLIP = ("source",)
 _SPARSE = 8  # numbers whose range is this many times their count are sorted
@@ -59,9 +60,26 @@ def paired_clusters(trials: TrialList, labels: NDArray[np.int8], fields: tuple[s
     """
     found = clusters_of(trials, fields)
     if any(len(np.unique(found.codes[labels == label])) > 1 for label in (0, 1)):
-        return found
+        return found._replace(notes=[*found.notes, *few_clusters_notes(found.codes, labels)])
     note = "the trials of each class are in one cluster, so trials are resampled one by one: no interval for others"
     return Clusters(np.arange(len(trials)), [*found.notes, note])
+
+
+def few_clusters_notes(codes: NDArray[np.int64], labels: NDArray[np.int8]) -> list[str]:
+    """Return a note for each class whose trials are in so few clusters that intervals are rough.
+
+    Args:
+        codes: (n,) the number of each trial's cluster.
+        labels: (n,) 1 for bona fide, 0 for spoof.
+    """
+    numbers = (
+        (kind, len(np.unique(codes[labels == label]))) for label, kind in ((1, "bona fide trials"), (0, "spoofs"))
+    )
+    return [
+        f"all {kind} are in {counted(number, 'cluster')}: intervals are rough, and rather too narrow"
+        for kind, number in numbers
+        if number < _FEW
+    ]
 
 
 def _clusters(trials: TrialList, parts: list[tuple[NDArray[np.bool_], tuple[str, ...]]]) -> Clusters:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelora_ad.errors import counted
-from moelora_ad.evaluation.metrics.clusters import clusters_of
+from moelora_ad.evaluation.metrics.clusters import clusters_of, few_clusters_notes
 from moelora_ad.evaluation.metrics.curve import ScoreCurve
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
 from moelora_ad.evaluation.metrics.intervals import Interval, OneCluster, bootstrap
@@ -17,7 +17,6 @@ from moelora_ad.evaluation.score_table import ScoreTable
 
 _OF_GROUPS = ("eer", "min_dcf")  # the figures of attacks, codecs and speakers that have intervals
 _SPEAKER_FIELDS = ("gender", "language", "race")
-_FEW_CLUSTERS = 10
 
 
 @dataclass(frozen=True)
@@ -164,10 +163,7 @@ def _notes(overall: Figures, options: FigureOptions, trials: _Trials, of_cluster
                 "no intervals: the trials of each class are in a single cluster, so that resamples do not differ"
             )
             return notes
-        for label, kind in ((1, "bona fide trials"), (0, "spoofs")):
-            num = len(np.unique(trials.clusters[trials.labels == label]))
-            if num < _FEW_CLUSTERS:
-                notes.append(f"all {kind} are in {counted(num, 'cluster')}: intervals are rough, and rather too narrow")
+        notes += few_clusters_notes(trials.clusters, trials.labels)
     return notes
 
 

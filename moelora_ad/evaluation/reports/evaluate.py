@@ -39,6 +39,7 @@ from moelora_ad.evaluation.score_files.paths import (
 from moelora_ad.evaluation.score_table import ScoreTable
 
 _TANDEM = {"2019": TandemCosts2019, "2021": TandemCosts2021}
+_AVERAGES = ("macro_ood", "macro_all", "pooled")
 _ONE = "scores"  # the set of an array or a single table
 
 Place = str | os.PathLike[str]
@@ -98,7 +99,8 @@ def evaluate(
         format_in: Format of the score files, see ``FORMATS``; detected by default.
         allow_partial: Whether to use the trials that both scores and key have if they differ.
         own: Sets of the training corpus, which ``macro_ood`` leaves out.
-        average: Sets to average and pool; by default those that their run is configured with.
+        average: Sets to average and pool; by default those that their run is configured with, but neither the
+            development set nor that of a held-out attack.
         calibrated: Whether the scores are log-likelihood ratios, so that actDCF and Cllr have a meaning.
         calibration: Development scores to fit a calibration on, which is applied to ``scores``.
         threshold: Threshold of the accuracy.
@@ -110,7 +112,7 @@ def evaluate(
         progress: Called with the number of steps; returns a context with a function that is called before each step.
 
     Raises:
-        PathError: A path does not exist, or a named set does not exist.
+        PathError: A path does not exist, a named set does not exist, or a set has the name of an average.
         FaultyFiles: Files are faulty; all of them are reported.
         InputError: A key or a table is faulty, scores and key do not fit, or an option has no meaning.
     """
@@ -125,6 +127,9 @@ def evaluate(
     compared = find_pairs(os.fspath(compare[0]), os.fspath(compare[1])) if compare else Compared()
     if not found.files and not compared.pairs:
         raise InputError("nothing to evaluate: give score files, score tables by set, or arrays of scores and labels")
+    taken = [file.set_name for file in found.files if file.set_name in _AVERAGES]
+    if taken and len(found.files) > 1:
+        raise PathError(f"a set is named {taken[0]!r}, like an average: give other --names")
     for option, chosen in (("own", own), ("average", average)):
         if strangers := sorted(set(chosen) - {file.set_name for file in found.files}):
             raise PathError(f"--{option}: no set is named {strangers[0]!r}")
@@ -149,7 +154,7 @@ def evaluate(
         files = evaluate_files(read, options, raw, tick)
         runs = summarise_runs(files, own, options, tick, average)
         comparisons = compare_pairs(compared.pairs, labelled, compared.systems, options, tick)
-    notes = (*found.notes, *compared.notes, *all_notes(labelled, files, runs, comparisons))
+    notes = tuple(dict.fromkeys((*found.notes, *compared.notes, *all_notes(labelled, files, runs, comparisons))))
     told = {
         "moelora_ad": __version__,
         "calibrated": options.calibrated,

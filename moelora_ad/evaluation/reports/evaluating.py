@@ -11,11 +11,13 @@ from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
 from moelora_ad.evaluation.metrics.figures import evaluate_set, pooled
 from moelora_ad.evaluation.metrics.intervals import Difference, compare
 from moelora_ad.evaluation.metrics.options import FigureOptions
-from moelora_ad.evaluation.provenance import provenance_of
+from moelora_ad.evaluation.provenance import provenance_of, read_provenance, refuse_other_model
 from moelora_ad.evaluation.reports.results import EvaluatedFile, RunSummary, SetComparison, Uncalibrated
 from moelora_ad.evaluation.score_files.labelled import Labelled
 from moelora_ad.evaluation.score_files.paths import Pair, ScoreFile
 from moelora_ad.evaluation.score_table import ScoreTable
+from moelora_ad.runs.held_out import HELD_OUT, held_out_attack
+from moelora_ad.runs.record import DEV
 
 Tick = Callable[[str], None]
 """Called before each piece of work with its description."""
@@ -27,13 +29,16 @@ def calibrated_scores(
     """Fit a calibration on development scores, and apply it to other scores.
 
     Raises:
-        ScoreError: A file shares trials with the development scores, or those allow no calibration.
+        ScoreError: A file shares trials with the development scores or is of another model, or those allow no
+            calibration.
     """
     for file, table in found.items():
         try:
             refuse_own_calibration(development, table)
         except ScoreError as error:
             raise ScoreError(f"{file.where}: {error}") from None
+        if file.path is not None:
+            refuse_other_model(path, file.path)
     calibration = fit_calibration(development.scores, development.labels, Path(path).name)
     return calibration, {file: table.with_scores(calibration.apply(table.scores)) for file, table in found.items()}
 
@@ -60,9 +65,26 @@ def evaluate_files(
         if raw is not None:
             curve = ScoreCurve(raw[file].scores, raw[file].labels)
             before = Uncalibrated(curve.act_dcf(options.costs), curve.cllr())
-        text, _, of_run = (None, None, True) if file.path is None else provenance_of(file.path)
-        evaluated.append(EvaluatedFile(file.set_name, file.run, file.path, table, evaluation, before, text, of_run))
+        text = None if file.path is None else provenance_of(file.path).text
+        apart = why_in_no_average(file.path, file.set_name)
+        evaluated.append(EvaluatedFile(file.set_name, file.run, file.path, table, evaluation, before, text, apart))
     return tuple(evaluated)
+
+
+def why_in_no_average(path: Path | None, set_name: str) -> str:
+    """Return why a set is in no average over sets unless it is asked for; empty if it is in the averages.
+
+    Args:
+        path: The score file; None for scores in memory.
+        set_name: The name of the set.
+    """
+    recorded = {} if path is None else read_provenance(path)
+    if DEV in (set_name, recorded.get("set")):
+        return "models are selected on the development set"
+    configuration = recorded.get("configuration")
+    if recorded.get("set") == HELD_OUT and isinstance(configuration, dict) and held_out_attack(configuration):
+        return "development's trials of the attack that its run held out"
+    return "not a set that its run is configured with" if recorded.get("set_of_run") is False else ""
 
 
 def summarise_runs(
@@ -79,11 +101,11 @@ def summarise_runs(
         own: The sets of the training corpus; if none is named, there is no average out of domain.
         options: How the figures are computed.
         tick: Called before each run.
-        averaged: The sets to average; empty for those that their run is configured with.
+        averaged: The sets to average; empty for those that `why_in_no_average` has nothing against.
     """
     runs: dict[str, dict[str, EvaluatedFile]] = {}
     for file in files:
-        if file.set_name in averaged if averaged else file.of_run:
+        if file.set_name in averaged if averaged else not file.apart:
             runs.setdefault(file.run, {})[file.set_name] = file
     summaries = {}
     for run, sets in runs.items():
@@ -153,8 +175,8 @@ def all_notes(
             places.setdefault(note, {})[comparison.set_name] = None
     if len(files) > 1:
         for file in files:
-            if not file.of_run:
-                note = "not a set that its run is configured with: in no average unless --average names it"
+            if file.apart:
+                note = f"{file.apart}: in no average unless --average names it"
                 places.setdefault(note, {})[file.title] = None
     told = {f"{file.set_name}: {note}" for file in files for note in file.evaluation.notes}
     for run, summary in runs.items():

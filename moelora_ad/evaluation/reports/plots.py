@@ -90,7 +90,7 @@ def det_plot(curves: Mapping[str, ScoreCurve]) -> Plot:
         axes: Axes = figure.add_subplot()
         for number, (name, curve) in enumerate(curves.items()):
             points = curve.operating_points()
-            x, y = _staircase(points.false_alarm, points.miss, low / 2)
+            x, y = _staircase(points.false_alarm, points.miss, low / 2, max(1 - low / 2, (1 + high) / 2))
             colour, dash = LINES[number % len(LINES)], _DASHES[number // len(LINES) % len(_DASHES)]
             label = f"{short_name(name)} ({rounded('eer', rates[name])} %)"
             axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, label=label)
@@ -119,7 +119,8 @@ def histogram_plot(scores: ArrayLike, labels: ArrayLike, thresholds: Mapping[str
         labels: (n,) 1 for bona fide, 0 for spoof.
         thresholds: Thresholds to mark, by name.
     """
-    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    scores = np.clip(np.asarray(scores, np.float64), -1e300, 1e300)  # differences of larger numbers overflow
+    labels = np.asarray(labels)
     low, high = np.quantile(scores, (0.001, 0.999))
     if not high - low > 1e-9 * max(abs(low), abs(high)):
         margin = max(0.5, 1e-6 * abs(low))
@@ -175,9 +176,9 @@ def bars_plot(groups: Mapping[str, Figures], overall: float | None = None) -> Pl
         return drawn(figure)
 
 
-def _staircase(x: NDArray[np.float64], y: NDArray[np.float64], least: float) -> tuple[NDArray, NDArray]:
-    """Return a curve on probit axes, without points that are too close to distinguish."""
-    x, y = (ndtri(np.clip(rates, least, 1 - least)) for rates in (x, y))
+def _staircase(x: NDArray[np.float64], y: NDArray[np.float64], least: float, most: float) -> tuple[NDArray, NDArray]:
+    """Return a curve on probit axes from ``least`` to ``most``, without points that are too close to distinguish."""
+    x, y = (ndtri(np.clip(rates, least, most)) for rates in (x, y))
     cells = np.stack([np.round(x * 150), np.round(y * 150)])
     keep = np.append(True, (cells[:, 1:] != cells[:, :-1]).any(axis=0))
     keep[-1] = True

@@ -36,7 +36,7 @@ class EvaluatedFile:
         evaluation: Its figures.
         before: The costs before the calibration; None without a calibration.
         provenance: The content of the JSON file beside it, as indented text; None without such a file.
-        of_run: Whether its run is configured with the set; other sets are averaged only on request.
+        apart: Why the set is averaged only on request; empty for other sets.
     """
 
     set_name: str
@@ -46,7 +46,7 @@ class EvaluatedFile:
     evaluation: SetEvaluation
     before: Uncalibrated | None = None
     provenance: str | None = None
-    of_run: bool = True
+    apart: str = ""
 
     @property
     def title(self) -> str:

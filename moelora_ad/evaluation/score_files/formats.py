@@ -111,10 +111,12 @@ def write_scores(table: ScoreTable, path: str | Path, file_format: ScoreFormat) 
     elif file_format == "arena":
         audio = table.trials.columns.audio
         rows = [(place or name, score) for place, name, score in zip(audio, names, scores, strict=True)]
-    if file_format != "arena":
-        for row in rows:
-            if any(not field or field.split() != [field] for field in row):
-                raise ScoreError(f"{path}: {row[0]!r} has spaces or is empty, which {file_format} cannot represent")
+    parts = str.splitlines if file_format == "arena" else str.split
+    refused = '"' if file_format in ("asvspoof2019", "asvspoof2021") else "\n"  # not all who read these know quoting
+    for row in rows:
+        if any(parts(field) != [field] or refused in field for field in row):
+            what = "has spaces, quotation marks or line breaks, or is empty"
+            raise ScoreError(f"{path}: {row[0]!r} {what}, which {file_format} cannot represent")
     with written_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(rows)
 

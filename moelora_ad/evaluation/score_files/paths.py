@@ -11,7 +11,7 @@ from moelora_ad.errors import InputError, counted, printable
 from moelora_ad.files import files_below
 from moelora_ad.runs.record import DEV, RECORD, read_record
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".txt")
 FAILED = ".failed"
 OWN_FILES = ("figures.csv", "comparison.csv")
 """Files that evaluate itself writes; in a folder they are not taken for score files."""
@@ -137,7 +137,7 @@ def _of_folder(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _has_scores(path: Path) -> bool:
     own = path.name in OWN_FILES or path.stem.endswith(FAILED) or path.name.startswith(".")
-    return path.suffix in SUFFIXES and not own and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not own and path.is_file()
 
 
 def _runs(files: Sequence[Path], sets: Sequence[str]) -> list[str]:

@@ -85,6 +85,16 @@ def test_det_curve_has_the_error_rates_on_probit_axes() -> None:
     assert distance[inside].max() < 0.02
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_det_of_scores_that_separate_the_classes_is_a_mark_in_a_corner(sign: int) -> None:
+    labels = np.arange(30) % 2
+    plot = det_plot({"one": ScoreCurve(sign * (10.0 * labels + 0.01 * np.arange(30)), labels)})
+    diagonal = max((line for line in lines(plot, "#dfe3e8") if np.ptp(line, 0).min() > 0), key=len)
+    low, high = diagonal.min(0) + 0.1, diagonal.max(0) - 0.1
+    points = np.concatenate(lines(plot, LINES[0]))
+    assert not ((points > low) & (points < high)).all(1).any()  # all rates are 0 or 1
+
+
 @pytest.mark.parametrize(
     ("scores", "labels"),
     [
@@ -92,6 +102,7 @@ def test_det_curve_has_the_error_rates_on_probit_axes() -> None:
         ([3.0, -3.0], [1, 0]),
         ([-3.0, 3.0], [1, 0]),
         ([1e6, -1e6, 1e300, 0.0], [1, 0, 1, 0]),
+        ([1.7e308, -1.7e308, 1e308], [1, 0, 0]),
         ([1e-300, 2e-300, 0.0], [1, 0, 0]),
     ],
 )

@@ -147,6 +147,12 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
     for name in ("asvspoof2021", "asvspoof5"):
         with pytest.raises(ScoreError, match="'a b' has spaces"):
             write_scores(table, tmp_path / "x", name)
+    for path in ("a\nb.wav", "a\r.wav"):
+        with pytest.raises(ScoreError, match="line breaks, or is empty, which arena cannot represent"):
+            write_scores(ScoreTable([Trial("c", path)], [1.0]), tmp_path / "x", "arena")
+    for name in ("asvspoof2019", "asvspoof2021"):
+        with pytest.raises(ScoreError, match=f"'a\"' has .*quotation marks.* which {name} cannot represent"):
+            write_scores(ScoreTable([Trial('a"', "", 1)], [1.0]), tmp_path / "x", name)
     with pytest.raises(ScoreError, match="needs a label"):
         write_scores(table, tmp_path / "x", "asvspoof2019")
     with pytest.raises(ScoreError, match=r"\.csv, \.tsv or \.parquet"):

@@ -22,15 +22,15 @@ def made(folder: Path, *names: str) -> Path:
 def test_a_folder_has_sets_and_says_what_it_leaves_out(tmp_path: Path) -> None:
     folder = made(
         tmp_path / "scores",
-        *("b.csv", "a.tsv", "c.parquet", "d.txt", "dev.csv"),
+        *("b.csv", "a.tsv", "c.parquet", "d.txt", "e.jsonl", "f.CSV", "dev.csv"),
         *("a.failed.csv", "a.json", ".hidden.csv", "figures.csv", "comparison.csv", "report.html"),
     )
     found = find_score_files([str(folder)])
-    assert [(file.set_name, file.run) for file in found.files] == [("a", ""), ("b", ""), ("c", ""), ("d", "")]
+    assert [(file.set_name, file.run) for file in found.files] == [(name, "") for name in "abcdef"]
     (note,) = found.notes
     assert f"{folder / 'dev'} is left out" in note
     named = find_score_files([str(folder), str(folder / "dev.csv")])
-    assert [file.set_name for file in named.files] == ["a", "b", "c", "d", "dev"]
+    assert [file.set_name for file in named.files] == [*"abcdef", "dev"]
 
 
 def test_a_folder_without_scores_points_to_the_one_that_has_them(tmp_path: Path) -> None:
