@@ -5,6 +5,7 @@ own; whatever else has ``requires_grad`` is what the method trains of the encode
 from the pretrained encoder again whenever a trained one is loaded.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -42,7 +43,8 @@ class AdaptationMethod(RemembersArguments, ABC):
     model.
 
     Attributes:
-        initial_arguments: names of arguments that only say how training starts; a saved detector does not need them.
+        initial_arguments: names of arguments that only say how training starts, each with a default; a saved detector
+            does not have them.
         training_arguments: names of arguments that affect training only, not what is computed afterwards.
         casts_inputs: whether the method's modules, which stay in float32, take inputs of half precision. If not, an
             encoder whose frozen tensors are in half precision runs under autocast.
@@ -274,6 +276,13 @@ class Ownership:
         known = dict(self._encoder.named_modules(remove_duplicate=False))
         if unknown := [site for site in self.sites if site not in known]:
             raise AdapterError(f"{_name(method)}: adapt returned {unknown[0]!r}, which is not a module of the encoder")
+        parameters = inspect.signature(type(method)).parameters
+        for name in method.initial_arguments:
+            if name not in parameters or parameters[name].default is inspect.Parameter.empty:
+                raise AdapterError(
+                    f"{_name(method)}: its initial_arguments have {name!r}, which is not an argument with a default: a "
+                    "saved model leaves it out"
+                )
         self.trained(method)
 
 

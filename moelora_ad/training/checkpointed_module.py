@@ -30,12 +30,13 @@ from moelora_ad.models.saving.checkpoints import (
     tell_other_architecture,
 )
 from moelora_ad.runs.record import InitialWeights
-from moelora_ad.training.callbacks.divergence import LossCheck, check_weights
+from moelora_ad.training.callbacks.divergence import LossCheck, check_start, check_weights
 from moelora_ad.training.initial_weights import OPTION, load_initial_weights
 from moelora_ad.training.losses.tether import Tether
 
 INIT_WEIGHTS = "init_weights"  # keys of a checkpoint
 TETHER = "tether"
+UNAVERAGED = "current_model_state"  # of Lightning's WeightAveraging, beside the average in "state_dict"
 Module = TypeVar("Module", bound="CheckpointedModule")
 
 
@@ -125,12 +126,16 @@ class CheckpointedModule(LightningModule):
                 raise InputError(
                     f"{OPTION} is not given: {min(continued)} and others stay as an earlier training left them"
                 )
+            kept = self.detector.kept_names()
+            check_start({name: tensor for name, tensor in self.detector.state_dict().items() if name in kept})
         except (AdapterError, InputError) as error:
             self.start_error = error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = {f"{PREFIX}{name}" for name in self.detector.kept_names()}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        kept |= {name for name, _ in self.named_buffers() if not name.startswith(PREFIX)}  # of a loss that learns
+        for key in {"state_dict", UNAVERAGED} & checkpoint.keys():
+            checkpoint[key] = {name: tensor for name, tensor in checkpoint[key].items() if name in kept}
         trainer = trainer_of(self)
         if trainer is not None:
             if self.loss_check is not None and not trainer.interrupted:  # if so, other processes may have ended
@@ -147,7 +152,8 @@ class CheckpointedModule(LightningModule):
                 checkpoint[CUT_OFF] = cut_off(trainer, self.validated)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+        given = checkpoint["state_dict"].items()
+        state = {name.removeprefix(PREFIX): tensor for name, tensor in given if name.startswith(PREFIX)}
         trainer = trainer_of(self)
         is_whole = trainer is None or not shards_the_model(trainer)
         check_fit(state, self.detector, "the checkpoint", shapes=is_whole)
@@ -165,4 +171,9 @@ class CheckpointedModule(LightningModule):
                 if not checkpoint.get(CUT_OFF, {VALIDATION: True})[VALIDATION]:
                     loops = checkpoint["loops"]["fit_loop"]
                     self.validated = loops["epoch_loop.batch_progress"]["total"]["ready"]
+            if UNAVERAGED in checkpoint:
+                if trainer.state.fn != "fit":  # the callback would evaluate these weights, not the average
+                    checkpoint[UNAVERAGED] = checkpoint["state_dict"]
+                own = self.state_dict()  # the callback loads the frozen weights, too
+                checkpoint |= {key: own | checkpoint[key] for key in ("state_dict", UNAVERAGED)}
             redo_what_was_cut_off(checkpoint, by_steps=trainer.max_steps != -1)

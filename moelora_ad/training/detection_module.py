@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.corpora import TrialList
@@ -179,9 +179,13 @@ class DetectionModule(CheckpointedModule, LossModule):
         if self.schedule is None:
             return optimizer
         if isinstance(self.schedule, WarmupCosine):
-            scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+            scheduler = self.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-        return [optimizer], [{"scheduler": self.schedule(optimizer), "interval": "epoch", "monitor": f"{DEV}/eer"}]
+        chosen, every = self.schedule(optimizer), 1
+        if isinstance(chosen, ReduceLROnPlateau):  # it watches a figure that only epochs with a validation have
+            every = self.trainer.check_val_every_n_epoch or 1
+        watched = {"interval": "epoch", "frequency": every, "monitor": f"{DEV}/eer"}
+        return [optimizer], [{"scheduler": chosen, **watched}]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         data = known_data(self.trainer)

@@ -289,9 +289,17 @@ def test_a_contradiction_is_one_line(encoder):
         def parts(self, encoder):
             return {"scales": [nn.Parameter(torch.ones(1))]}
 
+    class Needed(Method):
+        initial_arguments = ("change",)  # without a default
+
+    class Unknown(Method):
+        initial_arguments = ("init_from",)
+
     for method, told in (
         (Taken(biases), "Taken: the name 'classifier' is taken"),
         (Outside(biases), "Outside: its part 'scales' has a parameter that is not in the encoder"),
+        (Needed(biases), "Needed: its initial_arguments have 'change', which is not an argument with a default"),
+        (Unknown(biases), "Unknown: its initial_arguments have 'init_from', which is not an argument with"),
         (Method(lambda _: ["layers.9"]), "Method: adapt returned 'layers.9', which is not a module of the encoder"),
     ):
         with pytest.raises(AdapterError, match=told):

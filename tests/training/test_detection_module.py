@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.optim.lr_scheduler import StepLR
 
 from moelora_ad.adapters import AuxiliaryWeights, InjectionError, LoRA, MoELoRA, adapted_sites, watch_gates
@@ -46,6 +46,41 @@ def test_warm_up_and_cosine_reach_zero_at_the_end(small_whisper, data, tmp_path,
     run.fit(model, datamodule=data())
     assert [rates[0] for rates in seen] == pytest.approx([0, 0.001 / 3, 0.002 / 3, 0.001, 0.00075, 0.00025])
     assert [rates[1] for rates in seen] == pytest.approx([10 * rates[0] for rates in seen])
+
+
+def test_warm_up_and_cosine_without_an_end_are_refused(small_whisper, data, tmp_path, trainer):
+    model = module(small_whisper, schedule=WarmupCosine())
+    with pytest.raises(InputError, match=r"WarmupCosine needs an end: set trainer\.max_epochs or"):
+        trainer(tmp_path, max_epochs=-1, max_time="00:01:00:00").fit(model, datamodule=data())
+
+
+def test_a_schedule_that_watches_dev_waits_for_its_validation(small_whisper, data, tmp_path, trainer):
+    seen = []
+
+    class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            seen.append((run.current_epoch, float(metrics)))
+            super().step(metrics)
+
+    model = module(small_whisper, schedule=Plateau)
+    run = trainer(tmp_path, max_epochs=4, check_val_every_n_epoch=2, callbacks=[ModelCheckpoint(monitor=None)])
+    run.fit(model, datamodule=data())
+    assert [epoch for epoch, _ in seen] == [1, 3]
+    assert seen[-1][1] == float(run.callback_metrics["dev/eer"])
+
+
+class Near(MeanPooling):
+    """A head with a mask that is in its state."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+
+
+def test_tensors_that_could_not_be_saved_are_named_before_training(small_whisper, data, tmp_path, trainer):
+    model = module(small_whisper, classifier=Near)
+    with pytest.raises(InputError, match=r"^classifier\.mask is not finite before training, .* persistent=False$"):
+        trainer(tmp_path).fit(model, datamodule=data())
 
 
 def test_auxiliary_losses_are_added_and_logged_by_name(small_whisper, data, tmp_path, trainer):
@@ -171,16 +206,34 @@ def test_a_checkpoint_is_small_strict_and_holds_no_code(small_whisper, data, tmp
             trainer(tmp_path).test(other, datamodule=data(), ckpt_path=path, weights_only=True, verbose=False)
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small_whisper, data, tmp_path, trainer):
+class Learning(torch.nn.Module):
+    """A loss that follows the mean of earlier losses in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        if self.training:
+            self.mean.lerp_(losses.detach().mean(), 0.1)
+        return losses * (1 + self.mean)
+
+
+@pytest.mark.parametrize("loss", [None, Learning])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small_whisper, data, tmp_path, trainer, loss):
+    def made():
+        return module(small_whisper, adaptation=LoRA(2), schedule=WarmupCosine(0.25), loss=loss and loss())
+
     def fit(folder, epochs, path=None):
         seed_everything(4)
-        model = module(small_whisper, adaptation=LoRA(2), schedule=WarmupCosine(0.25))
+        model = made()
         run = trainer(folder, max_epochs=epochs, callbacks=[ModelCheckpoint(save_last=True, dirpath=folder)])
         run.fit(model, datamodule=data(), ckpt_path=path, weights_only=True)
         return model.state_dict()
 
     whole = fit(tmp_path / "whole", 3)
-    model = module(small_whisper, adaptation=LoRA(2), schedule=WarmupCosine(0.25))
+    model = made()
     run = trainer(tmp_path / "cut", max_epochs=3, callbacks=[ModelCheckpoint(save_last=True, dirpath=tmp_path / "cut")])
 
     def stop_after_two() -> None:
@@ -194,6 +247,34 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(small_whisp
     resumed = fit(tmp_path / "cut", 3, tmp_path / "cut" / "last.ckpt")
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
+
+
+def test_lightnings_average_of_weights_is_saved_without_the_encoder_resumed_and_tested(
+    small_whisper, data, tmp_path, trainer
+):
+    def fit(folder, epochs, path=None):
+        seed_everything(4)
+        model = module(small_whisper, adaptation=LoRA(2), adapter_lr=0.05)
+        callbacks = [EMAWeightAveraging(decay=0.5), ModelCheckpoint(save_last=True, dirpath=folder)]
+        run = trainer(folder, max_epochs=epochs, callbacks=callbacks)
+        run.fit(model, datamodule=data(), ckpt_path=path, weights_only=True)
+        return run, model
+
+    last = tmp_path / "cut" / "last.ckpt"
+    fit(tmp_path / "cut", 1)
+    saved = torch.load(last, weights_only=True)
+    average, unaveraged = saved["state_dict"], saved["current_model_state"]
+    assert average.keys() == unaveraged.keys()
+    assert not any("conv1" in name for name in average)
+    assert not all(torch.equal(unaveraged[name], tensor) for name, tensor in average.items())
+    _, whole = fit(tmp_path / "whole", 2)
+    run, resumed = fit(tmp_path / "cut", 2, last)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    for evaluate in (run.validate, run.test):
+        evaluate(resumed, datamodule=data(), ckpt_path=last, weights_only=True, verbose=False)
+        own, kept = resumed.state_dict(), torch.load(last, weights_only=True)["state_dict"]
+        assert all(torch.equal(own[name], tensor) for name, tensor in kept.items())
 
 
 def test_adapters_that_the_model_bypasses_stop_the_first_step(small_whisper, data, tmp_path, trainer):

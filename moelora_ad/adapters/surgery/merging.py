@@ -47,6 +47,10 @@ class Merged:
 
     Attributes:
         sites: the dotted paths of the merged projections.
+
+    Raises:
+        AdapterError: the updates are not those of the adapted projections, or a projection is not a plain ``nn.Linear``
+            (a quantised one, a subclass that computes something else). The model is unchanged then.
     """
 
     def __init__(self, model: nn.Module, updates: Mapping[str, LoRAUpdate]) -> None:
@@ -54,6 +58,10 @@ class Merged:
         self._adapted = dict(adapted_sites(model))
         check_sites(self._adapted, updates)
         self.sites = tuple(self._adapted)
+        for site, layer in self._adapted.items():
+            kind, dtype = type(layer.base), layer.base.weight.dtype
+            if kind.forward is not nn.Linear.forward or not dtype.is_floating_point:
+                raise AdapterError(f"{site} is a {kind.__name__} of {dtype}, no plain nn.Linear: it cannot be merged")
         for site, layer in self._adapted.items():
             _put(model, layer, _merged_linear(layer, updates[site]))
 
@@ -74,7 +82,8 @@ def merge(model: nn.Module) -> Merged:
     """Replace every LoRA of a model by a plain ``nn.Linear`` with W_0 + (alpha / r) B A, computed in float64.
 
     Raises:
-        AdapterError: the model has no adapters, or mixtures, which have no such weight: see `merge_static_mixture`.
+        AdapterError: the model has no adapters, or mixtures, which have no such weight: see `merge_static_mixture`; or
+            a projection is not a plain ``nn.Linear``.
     """
     return Merged(model, lora_updates(model))
 

@@ -1,7 +1,8 @@
 """The interface of every backbone: waveforms in, frames out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from moelora_ad.adapters import RemembersArguments, valid_tokens
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.graph import without_part
+from moelora_ad.torch_internals import BatchNorm, is_within_backward
 
 HiddenStates = Literal["last", "weighted", "all"] | int | list[int]
 
@@ -77,20 +80,27 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         if isinstance(beside, list):
             if not beside or not all(type(number) is int and 0 <= number <= len(layers) for number in beside):
                 raise InputError(f"hidden_states is {beside}: a list of numbers from 0 to {len(layers)}")
-            del layers[max(beside) :]
+            last = max(1, *beside)  # the first layer shows its input
             self.width = len(beside) * width
-        if isinstance(hidden_states, int):
+        elif isinstance(hidden_states, int):
             if not 1 <= hidden_states <= len(layers):
                 raise InputError(f"hidden_states is {hidden_states}: the encoder has layers 1 to {len(layers)}")
-            del layers[hidden_states:]  # layers above the chosen one would be computed and adapted for nothing
+            last = hidden_states
+        else:
+            last = len(layers)
+        if last < len(layers):  # layers above the last one chosen would be computed and adapted for nothing
+            del layers[last:]
+        if len(self.layers()) != last:
+            raise InputError(
+                f"{type(self).__name__}: layers gives a new list each time, not the one that the encoder runs through: "
+                f"hidden_states {hidden_states!r} could not take layers out of it"
+            )
         if hidden_states == "weighted":
             self.layer_weights = nn.Parameter(torch.zeros(len(layers) + 1))
         self._states: dict[int, Tensor] = {}  # of the present pass: 0 for the first layer's input, n for layer n
-        if hidden_states != "last":
-            for number, layer in enumerate(layers, start=1):
-                layer.register_forward_pre_hook(self._note_input, with_kwargs=True)
-                layer.register_forward_hook(partial(self._note_output, number))
-        encoder.register_forward_pre_hook(_in_its_type)
+        self._noting: list[RemovableHandle] = []
+        self._note_states()
+        encoder.register_forward_pre_hook(_in_its_type, with_kwargs=True)
         self._own = [*encoder.parameters()]  # before an adaptation method adds others
         self.never_called: tuple[str, ...] = ()
         self._freeze(never_called)
@@ -137,11 +147,22 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             return pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows]).to(lengths)
         (most,) = self.frames(torch.tensor([waveforms.shape[1]])).tolist()  # type: ignore[union-attr]
         self._tell_gates(torch.arange(most, device=waveforms.device) < frames.unsqueeze(1))
-        return self._hidden(waveforms, lengths), frames
+        hidden = self._hidden(waveforms, lengths)
+        if hidden.shape[1] != most:
+            raise InputError(
+                f"{type(self).__name__}: encode gives {hidden.shape[1]} frames of {waveforms.shape[1]} samples, and "
+                f"frames {most}: padding could not be told from frames that count"
+            )
+        return hidden, frames
 
     def _hidden(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         self._states.clear()
         last = self.encode(waveforms, lengths)
+        shape = tuple(last.shape) if isinstance(last, Tensor) else type(last).__name__
+        if isinstance(shape, str) or len(shape) != 3 or shape[2] != self._layer_width:
+            raise InputError(
+                f"{type(self).__name__}: encode gives {shape}, not a tensor (batch, frames, width {self._layer_width})"
+            )
         states = [last] if self.hidden_states == "last" else self._noted(last)
         if not torch.is_autocast_enabled(waveforms.device.type):  # a half-precision encoder
             states = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in states]
@@ -151,6 +172,16 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             return states[-1]
         weights = self.layer_weights.softmax(dim=0).to(states[0].dtype)
         return torch.einsum("l,lbtd->btd", weights, torch.stack(states))
+
+    def _note_states(self) -> None:
+        """Note the states of the layers, as other hooks on them leave them."""
+        for handle in self._noting:
+            handle.remove()
+        self._noting = []
+        if self.hidden_states != "last":
+            for number, layer in enumerate(self.layers(), start=1):
+                self._noting.append(layer.register_forward_pre_hook(self._note_input, with_kwargs=True))
+                self._noting.append(layer.register_forward_hook(partial(self._note_output, number)))
 
     def _note_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._states:
@@ -183,6 +214,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
     def after_adaptation(self) -> None:
         """Freeze the encoder's parameters that the frames do not depend on, as distributed training stops at a trained
         parameter without a gradient. Called once the adaptation method has decided what is trained."""
+        self._note_states()  # the method may have put modules around layers, or hooks on them
         own, self._own = {id(parameter) for parameter in self._own}, []  # sharding replaces the parameters
         trained = [name for name, p in self.encoder.named_parameters() if p.requires_grad and id(p) in own]
         if trained and not self.stochastic:
@@ -197,7 +229,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass instead of storing its activations."""
         for layer in self.layers():
-            layer.forward = partial(_recomputed, layer.forward)
+            layer.forward = partial(_recomputed, layer, layer.forward)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -205,18 +237,39 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         return self.init_args.get("source") is not None and bool(self.init_args.get("pretrained", True))
 
 
-def _in_its_type(encoder: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _in_its_type(
+    encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of an encoder, cast to the type of its weights; a forward pre-hook."""
     dtype = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), None)
-    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if torch.is_grad_enabled():
         # All positional: the random state is restored on the devices of positional tensors only.
-        return checkpoint(_called, forward, args, kwargs, use_reentrant=False)
+        return checkpoint(_called, layer, forward, args, kwargs, use_reentrant=False)
     return forward(*args, **kwargs)
 
 
-def _called(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return forward(*args, **kwargs)
+def _called(layer: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with _statistics_kept(layer) if is_within_backward() else nullcontext():
+        return forward(*args, **kwargs)
+
+
+@contextmanager
+def _statistics_kept(layer: nn.Module) -> Iterator[None]:
+    """Let batch normalisation update copies of its statistics: a batch that runs again has been counted."""
+    norms = [module for module in layer.modules() if isinstance(module, BatchNorm)]
+    kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)

@@ -1,6 +1,7 @@
 """Stops training at a loss or weights that are not finite; earlier checkpoints remain."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -79,20 +80,38 @@ def check_weights(trainer: Trainer, state: Mapping[str, Any]) -> None:
     Raises:
         DivergenceError: names the first such tensor and the last good checkpoint.
     """
+    for name in _not_finite(state):
+        raise DivergenceError(
+            f"step {trainer.global_step}: the weights {name} are no longer finite, and were not saved; "
+            f"{_last_good(trainer)}; {_ADVICE}"
+        )
+
+
+def check_start(state: Mapping[str, Any]) -> None:
+    """Refuse to train a model with tensors that could not be saved.
+
+    Raises:
+        InputError: names the first tensor that is not finite before training.
+    """
+    for name in _not_finite(state):
+        raise InputError(
+            f"{name} is not finite before training, and could not be saved: a mask of infinities is a buffer with "
+            "persistent=False"
+        )
+
+
+def _not_finite(state: Mapping[str, Any]) -> Iterator[str]:
     for name, tensor in state.items():
+        if name.endswith("logit_offset"):  # -inf silences an expert
+            continue
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            if name.endswith("logit_offset"):  # -inf silences an expert
-                continue
-            raise DivergenceError(
-                f"step {trainer.global_step}: the weights {name} are no longer finite, and were not saved; "
-                f"{_last_good(trainer)}; {_ADVICE}"
-            )
+            yield name
 
 
 def _message(trainer: Trainer, step: int, loss: float, batch: Batch) -> str:
     clips = len(batch.waveforms) // len(batch.trials)
     unfit = ~torch.isfinite(batch.waveforms).all(1).view(-1, clips).all(1).cpu()
-    value = f"step {step}: the loss is {loss:g}"
+    value = f"step {step}: the loss is {loss:g}{f', beyond {EXPLODED:g},' if math.isfinite(loss) else ''}"
     if bool(unfit.any()):
         names = _named(trainer, batch.trials[unfit].tolist())
         return (

@@ -309,6 +309,25 @@ def test_mixtures_are_not_merged_as_loras_and_gates_must_be_given():
     assert all(isinstance(layer, MoELoRALinear) for _, layer in adapted_sites(model))
 
 
+def test_what_is_no_plain_projection_is_not_merged():
+    class Halved(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    class Named(nn.Linear):  # the same computation
+        pass
+
+    model = trained(nn.Sequential(nn.Linear(4, 4), Halved(4, 4)), LoRA(2, targets=["0", "1"]))
+    before = dict(model.named_modules())
+    with pytest.raises(AdapterError, match=r"^1 is a Halved of torch\.float32, no plain nn\.Linear: it cannot"):
+        merge(model)
+    assert dict(model.named_modules()) == before
+    model = trained(nn.Sequential(Named(4, 4)), LoRA(2, targets=["0"]))
+    inputs, wanted = torch.eye(4), model(torch.eye(4))
+    merge(model)
+    torch.testing.assert_close(model(inputs), wanted)
+
+
 def test_a_projection_in_two_places_is_merged_in_both():
     shared = nn.ModuleDict({"proj": nn.Linear(4, 4)})
     model = nn.ModuleList([shared, nn.ModuleDict({"proj": shared["proj"]})])

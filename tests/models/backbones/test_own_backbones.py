@@ -8,7 +8,16 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from moelora_ad.adapters import FullFineTuning, Gate, GatePolicy, LoRA, MoELoRA, TopLayers, adapted_sites
+from moelora_ad.adapters import (
+    AdaptationMethod,
+    FullFineTuning,
+    Gate,
+    GatePolicy,
+    LoRA,
+    MoELoRA,
+    TopLayers,
+    adapted_sites,
+)
 from moelora_ad.errors import InputError
 from moelora_ad.models import AttentiveStatistics, Backbone, Detector, HiddenStates, MeanPooling
 from moelora_ad.models.backbones import base
@@ -93,12 +102,60 @@ def test_hidden_states_are_those_of_the_layers():
         backbone = Plain(number)
         torch.testing.assert_close(backbone(waveforms())[0], wanted[number])
         assert len(backbone.encoder.layers) == number
+    for numbers in ([0], [2, 0]):
+        torch.testing.assert_close(Plain(numbers)(waveforms())[0], torch.cat([wanted[n] for n in numbers], dim=-1))
     weighted = Plain("weighted")
     torch.testing.assert_close(weighted(waveforms())[0], torch.stack(wanted).mean(0))
     weighted.layer_weights.data = torch.tensor([0.0, 0.0, 50.0, 0.0])
     torch.testing.assert_close(copy.deepcopy(weighted)(waveforms())[0], wanted[2])
     with pytest.raises(InputError, match="the encoder has layers 1 to 3"):
         Plain(4)
+
+
+class Added(nn.Module):
+    """A layer with a trained vector behind it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.vector = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.layer(hidden) + self.vector
+
+
+class Around(AdaptationMethod):
+    """Vectors behind the layers, by modules around these."""
+
+    def adapt(self, encoder: nn.Module) -> None:
+        encoder.requires_grad_(False)
+        for number, layer in enumerate(encoder.layers):
+            encoder.layers[number] = Added(layer)
+
+
+class Hooked(AdaptationMethod):
+    """The same vectors, by hooks on the layers."""
+
+    def adapt(self, encoder: nn.Module) -> None:
+        encoder.requires_grad_(False)
+        for layer in encoder.layers:
+            layer.vector = nn.Parameter(torch.ones(WIDTH))
+            layer.register_forward_hook(lambda layer, _, output: output + layer.vector)
+
+
+@pytest.mark.parametrize("method", [Around(), Hooked()], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("hidden_states", [3, "weighted", "all"])
+def test_hidden_states_are_those_that_a_method_leaves(method, hidden_states):
+    detector = Detector(Plain(hidden_states), method, MeanPooling).eval()
+    encoder = Plain().encoder
+    wanted = [encoder.front(waveforms().unsqueeze(1)).mT]
+    for layer in encoder.layers:
+        wanted.append(layer.eval()(wanted[-1]) + 1)
+    given = {3: wanted[3], "weighted": torch.stack(wanted).mean(0), "all": torch.cat(wanted, dim=-1)}
+    torch.testing.assert_close(detector.backbone(waveforms())[0], given[hidden_states])
+    nn.init.ones_(detector.classifier.output.weight)
+    detector.train()(waveforms()).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in detector.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("given", ["weigthed", "mean", "", None, 2.0, (1, 2), True, [True], [1.0], ["1"], [], [4]])
@@ -113,6 +170,42 @@ def test_layers_that_give_something_else_are_told():
     TimeFirst("last")(waveforms(3))
     with pytest.raises(InputError, match=r"layer 0 of TimeFirst gives \(20, 3, 16\), not .* = \(3, 20, 16\)"):
         TimeFirst(2)(waveforms(3))
+
+
+class NewList(Plain):
+    """A backbone whose list of layers is not the encoder's."""
+
+    def layers(self) -> nn.ModuleList:
+        return nn.ModuleList(self.encoder.layers)
+
+
+class Miscounting(Plain):
+    """A backbone that leaves padding out itself, and counts a frame too few."""
+
+    def frames(self, lengths: torch.Tensor) -> torch.Tensor:
+        return lengths // 160 - 1
+
+    def encode(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        return self.encoder(waveforms)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [(lambda x: (x,), "tuple"), (lambda x: x.mean(1), r"\(2, 16\)"), (lambda x: x.mT, r"\(2, 16, 20\)")],
+)
+def test_an_encoder_that_gives_no_frames_is_told(made, told, monkeypatch):
+    backbone, encode = Plain(), Plain().encode
+    monkeypatch.setattr(backbone, "encode", lambda *given: made(encode(*given)))
+    with pytest.raises(InputError, match=rf"^Plain: encode gives {told}, not a tensor \(batch, frames, width 16\)$"):
+        backbone(waveforms())
+
+
+def test_what_would_give_other_frames_than_asked_for_is_refused():
+    with pytest.raises(InputError, match="NewList: layers gives a new list each time"):
+        NewList(2)
+    NewList("weighted")(waveforms())
+    with pytest.raises(InputError, match="encode gives 20 frames of 3200 samples, and frames 19"):
+        Miscounting()(waveforms(), torch.tensor([3_200, 1_600]))
 
 
 @pytest.mark.parametrize("kind", [Plain, Masking])
@@ -157,10 +250,18 @@ def test_what_has_no_part_is_frozen(hidden_states, method, idle):
     assert described.backbone.never_called == detector.backbone.never_called
 
 
+class EncoderByName(Plain):
+    """A backbone that passes its encoder the waveforms by keyword."""
+
+    def encode(self, waveforms: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        return self.encoder(waveforms=waveforms)
+
+
+@pytest.mark.parametrize("kind", [Plain, EncoderByName])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_the_encoder_gets_its_own_type_and_gives_at_least_single_precision(dtype):
-    backbone, seen = Plain("weighted"), []
-    backbone.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+def test_the_encoder_gets_its_own_type_and_gives_at_least_single_precision(dtype, kind):
+    backbone, seen = kind("weighted"), []
+    backbone.encoder.front.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     wanted, _ = backbone(waveforms())
     backbone.encoder.to(dtype)
     found, _ = backbone(waveforms())
@@ -191,6 +292,32 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_gradient(hidden
         gradients.append([p.grad for p in detector.parameters() if p.requires_grad])
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+class Normalised(AdaptationMethod):
+    """Batch normalisation of what the layers give."""
+
+    def adapt(self, encoder: nn.Module) -> None:
+        encoder.requires_grad_(False)
+        for number, layer in enumerate(encoder.layers):
+            encoder.layers[number] = nn.Sequential(layer, nn.BatchNorm1d(20))
+
+
+def test_gradient_checkpointing_counts_a_batch_once_in_statistics():
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        detector = Detector(Plain(), Normalised(), MeanPooling).train()
+        if checkpointing:
+            detector.backbone.enable_gradient_checkpointing()
+        buffers = dict(detector.named_buffers())
+        for _ in range(2):
+            detector(waveforms()).square().sum().backward()
+        assert all(buffer is buffers[name] for name, buffer in detector.named_buffers())
+        found.append(buffers)
+    assert any(name.endswith("running_mean") for name in buffers)
+    for name, buffer in found[0].items():
+        torch.testing.assert_close(found[1][name], buffer, msg=name)
 
 
 class ByName(Plain):

@@ -96,7 +96,7 @@ def fit(lightning, experiment, write_config, tmp_path, monkeypatch):
     [
         ("loss", "step 4: the loss is nan in the batch of "),
         ("audio", "step 4: the loss is nan, because the audio of "),
-        ("explosion", r"step 4: the loss is \S+ in the batch of "),
+        ("explosion", r"step 4: the loss is \S+, beyond 1000, in the batch of "),
         ("weights", r"step \d: the weights detector\.\S+ are no longer finite, and were not saved"),
     ],
 )
