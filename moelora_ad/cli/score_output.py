@@ -172,10 +172,12 @@ def _origin(scorer: Scorer, arguments: argparse.Namespace, decision: DecisionRul
     return {
         "model": kept.get("weights_sha256") or (file_hash(place) if place.is_file() else arguments.model),
         "backbone": kept.get("backbone_sha256"),
+        "settings": {name: kept.get(name) for name in ("backbone", "adaptation", "classifier")},  # such as a top_k
         "calibration": None if calibration is None else calibration.as_dict(),
         "precision": scorer.precision,
         "window": scorer.window,
         "hop": scorer.hop,
+        "fill": scorer.fill,
         "track": arguments.track,
         "prior": decision.prior,
         "threshold": decision.threshold,

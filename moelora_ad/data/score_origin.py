@@ -26,7 +26,7 @@ from moelora_ad.data.trainer_state import (
     score_folder,
 )
 from moelora_ad.files import file_hash
-from moelora_ad.models.saving.checkpoints import PREFIX
+from moelora_ad.models.saving.checkpoints import PREFIX, settings_of
 from moelora_ad.models.saving.files import tensors_hash
 from moelora_ad.runs.scores import KeptScores
 
@@ -110,7 +110,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _common_origin(trainer: Trainer) -> dict[str, str]:
+def _common_origin(trainer: Trainer) -> dict[str, Any]:
     """What the scores of all sets depend on."""
     detector: Any = trainer.lightning_module.detector
     data = trainer.datamodule  # type: ignore[attr-defined]
@@ -122,7 +122,9 @@ def _common_origin(trainer: Trainer) -> dict[str, str]:
     tensors = {name: one for name, one in state.items() if name.startswith(PREFIX) and isinstance(one, Tensor)}
     parts = (detector.backbone, detector.adaptation, detector.classifier)
     backend: str | None = getattr(trainer.lightning_module, "backend", None)
-    return ({} if backend is None else {"compiled": backend}) | {
+    settings = settings_of(detector)  # unlike "architecture", the same wherever the encoder is
+    optional = {"compiled": backend, "settings": settings}
+    return {name: value for name, value in optional.items() if value is not None} | {
         "weights": tensors_hash(tensors),
         "architecture": _text_hash(f"{_class_name(part)} {part.init_args}" for part in parts),
         "code": _code_hash(detector),

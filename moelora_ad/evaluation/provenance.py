@@ -99,16 +99,17 @@ def refuse_other_model(calibration_path: str | Path, path: str | Path) -> None:
     the scores.
 
     Raises:
-        ScoreError: They are of different weights, in the same precision.
+        ScoreError: They are of different weights, in the same precision, or of different settings, such as a top-k.
     """
     fitted, reported = (read_provenance(Path(one)).get("origin") for one in (calibration_path, path))
     if not (isinstance(fitted, dict) and isinstance(reported, dict)):
         return
-    weights = [fitted.get("weights"), reported.get("weights")]
     # Some precisions round the weights, so that their hash does not tell models apart.
     same_precision = fitted.get("precision") == reported.get("precision")
-    if same_precision and None not in weights and weights[0] != weights[1]:
-        raise ScoreError.at(path, f"is of another model than {calibration_path}: a calibration is for one model")
+    for name in ("settings", "weights") if same_precision else ("settings",):
+        both = [fitted.get(name), reported.get(name)]
+        if None not in both and both[0] != both[1]:
+            raise ScoreError.at(path, f"is of another model than {calibration_path}: a calibration is for one model")
 
 
 def partial_note(path: Path, number: int) -> str | None:

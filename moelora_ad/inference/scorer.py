@@ -131,7 +131,11 @@ class Scorer:
             hop = exported.hop if hop is None else hop
             return cls(cast(Detector, exported), hop=hop, batch_size=batch_size, device=device)
         detector = Detector.from_pretrained(source, revision=revision, backbone=backbone, device=device, allow=allow)
-        return cls(detector, hop=hop, batch_size=batch_size, device=device, precision=precision)
+        try:
+            calibration = None if detector.calibration is None else Calibration.from_dict(detector.calibration)
+        except InputError as error:
+            raise InputError(f"model {source}: {error}") from None
+        return cls(detector, calibration, hop=hop, batch_size=batch_size, device=device, precision=precision)
 
     def __call__(
         self,

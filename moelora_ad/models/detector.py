@@ -14,7 +14,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.files import UNFINISHED
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.heads.pooling import Classifier
-from moelora_ad.models.saving.model_folder import KeptModule
+from moelora_ad.models.saving.model_folder import KeptModule, samples_of
 from moelora_ad.models.saving.public.contents import PublicModel
 
 ENCODER = "backbone.encoder."
@@ -53,7 +53,7 @@ class Detector(KeptModule):
         self.classifier = classifier(backbone.width)
         self._classifier_is_frozen = False
         self.train(self.training)
-        self.frozen_at_first = frozenset(self.frozen_tensors())
+        self.frozen_at_first = samples_of(self.frozen_tensors())
 
     @classmethod
     def from_public(

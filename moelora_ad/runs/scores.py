@@ -21,8 +21,8 @@ from moelora_ad.errors import InputError, counted
 from moelora_ad.evaluation.score_table import ScoreTable
 from moelora_ad.files import file_hash, written_whole
 
-Origin = Mapping[str, str]
-"""All that the scores of a set depend on, by name: hashes, versions, settings."""
+Origin = Mapping[str, Any]
+"""All that the scores of a set depend on, by name: hashes, versions, settings; plain JSON."""
 
 
 class KnownScores(NamedTuple):

@@ -221,6 +221,40 @@ def test_scores_of_another_model_are_refused(lightning, experiment, write_config
     assert "is not known" in printed
 
 
+def test_scores_by_the_same_weights_under_another_gate_are_refused(lightning, experiment, write_config, tmp_path):
+    model, sparse, scores = tmp_path / "mini", tmp_path / "sparse", tmp_path / "scores"
+    for folder in (model, sparse):
+        shutil.copytree(packaged_models()["mini"], folder)
+    described = json.loads((sparse / "config.json").read_text())
+    described["adaptation"]["init_args"] |= {"top_k": 1, "alpha": 16}
+    (sparse / "config.json").write_text(json.dumps(described))
+    code, _, error = lightning(
+        "validate", "--config", write_config(experiment), "--ckpt_path", sparse, "--score_folder", scores
+    )
+    assert code == 0, error
+    for command in (
+        ("calibrate", scores / "dev.csv", "--model", model),
+        ("export", "--checkpoint", model, "--to", tmp_path / "again", "--calibrate", scores / "dev.csv"),
+        ("export", "--checkpoint", model, "--to", tmp_path / "again", "--scores", scores / "dev.csv"),
+    ):
+        code, printed, error = lightning(*command)
+        assert (code, printed, error.count("\n")) == (2, "", 1)
+        assert "dev.csv: are scores of another model: it has the weights of this one, but another " in error
+        assert "another adaptation.top_k, adaptation.alpha; moelora-ad validate" in error
+    assert json.loads((model / "config.json").read_text())["calibration"]["fitted_on"] != "dev.csv"
+    code, printed, error = lightning("calibrate", scores / "dev.csv", "--model", sparse)
+    assert (code, error, "note:" in printed) == (0, "", False)
+    # What this version does not know, or another did not, says nothing.
+    beside = json.loads((scores / "dev.json").read_text())
+    settings = beside["origin"]["settings"]
+    assert settings.pop("adaptation.share_gate") is False
+    (scores / "dev.json").write_text(
+        json.dumps(beside | {"origin": beside["origin"] | {"settings": {"x": 1, **settings}}})
+    )
+    code, printed, error = lightning("calibrate", scores / "dev.csv", "--model", sparse)
+    assert (code, error, "note:" in printed) == (0, "", False)
+
+
 def test_the_scores_of_a_test_set_are_told(model, calibrate, tmp_path):
     _, printed, _ = calibrate(score_file(tmp_path / "scores.csv", "eval"), "--model", model)
     assert "scores.csv is of a test set: report no calibrated figures (actDCF, Cllr) on its trials" in printed

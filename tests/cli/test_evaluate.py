@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,7 +248,7 @@ def test_a_calibration_of_another_model_is_refused(
 ) -> None:
     scores, dev = runs / "seed1/scores/in_domain.csv", runs / "seed1/scores/dev.csv"
 
-    def call(of_dev: dict[str, str], of_scores: dict[str, str]) -> int:
+    def call(of_dev: dict[str, Any], of_scores: dict[str, Any]) -> int:
         for path, origin in ((dev, of_dev), (scores, of_scores)):
             path.with_suffix(".json").write_text(json.dumps({"origin": origin}))
         return evaluate(scores, "--calibration", dev, "--resamples", 0)
@@ -257,8 +258,13 @@ def test_a_calibration_of_another_model_is_refused(
     assert f"{scores}: is of another model than {dev}: a calibration is for one model" in one_line(capsys)
     assert call(one, one) == 0
     # Weights that are rounded in another precision have another hash, and before there were hashes none was recorded.
-    assert call(one, other | {"precision": "bf16-true"}) == 0
+    rounded = other | {"precision": "bf16-true"}
+    assert call(one, rounded) == 0
     assert call(one, {}) == 0
+    # Settings are recorded in every precision alike.
+    top_1, top_2 = ({"settings": {"adaptation.top_k": top_k}} for top_k in (1, 2))
+    assert call(one | top_1, rounded | top_1) == 0
+    assert call(one | top_1, rounded | top_2) == 1
 
 
 def test_scores_without_labels_need_a_key(

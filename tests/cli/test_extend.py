@@ -1,6 +1,7 @@
 """The command extend: from a model and a file with a new attack to a model with one more expert, and its costs."""
 
 import csv
+import importlib
 import json
 import runpy
 from pathlib import Path
@@ -145,6 +146,48 @@ def test_with_an_encoder_in_bfloat16(lightning, model, data_file, tmp_path, in_t
     assert [len(layer.experts) for _, layer in adapted_sites(new)] == [3] * 8
     assert new.precision == "bf16-true"
     assert "EER % before and after" in printed
+
+
+def test_of_a_model_whose_encoder_and_head_are_elsewhere(
+    lightning, small_whisper, data_file, tmp_path, in_this_process, monkeypatch
+):
+    (tmp_path / "own_head.py").write_text(
+        "from moelora_ad.models import MeanPooling\n\n\nclass Head(MeanPooling):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model, to, quiet = tmp_path / "model", tmp_path / "extended", tmp_path / "quiet.yaml"
+    detector = Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2), importlib.import_module("own_head").Head)
+    detector.window = 16_000
+    detector.save_pretrained(model, with_backbone=False)
+    quiet.write_text(yaml.safe_dump({"trainer": {"accelerator": "cpu", "enable_progress_bar": False}}))
+    command = ["extend", model, "--data", data_file(), "--to", to, "--runs", tmp_path / "runs", "--config", quiet]
+    command += ["--steps", 1, "--few", 2, "--alone"]
+    for option, value, told in (
+        ("--allow", "own_head", "Head is code from outside moelora_ad: if you trust it, name its package, --allow "),
+        ("--backbone", small_whisper, "is not part of the model and not on this machine: give its place with --backb"),
+    ):
+        code, printed, error = lightning(*command)
+        assert (code, printed, error.count("\n"), told in error) == (2, "", 1, True), error
+        # The commands that take the model for a checkpoint read the same options.
+        evaluation = ["test", "--config", data_file(), "--ckpt_path", model, *command[command.index("--alone") + 1 :]]
+        code, printed, error = lightning(*evaluation)
+        assert (code, printed, error.count("\n"), told in error) == (2, "", 1, True), error
+        command += [option, value]
+    code, _, error = lightning(*command)
+    assert code == 0, error
+    new = Detector.from_pretrained(to, allow=["own_head"])
+    assert [len(layer.experts) for _, layer in adapted_sites(new)] == [3] * 8
+    assert all(torch.equal(new.state_dict()[name], tensor) for name, tensor in detector.state_dict().items())
+
+
+def test_a_faulty_configuration_is_told_before_anything_is_scored(lightning, model, data_file, tmp_path):
+    faulty = tmp_path / "faulty.yaml"
+    faulty.write_text(yaml.safe_dump({"model": {"nonsense": 3}}))
+    command = ("extend", model, "--data", data_file(), "--to", tmp_path / "to", "--runs", tmp_path / "runs")
+    code, printed, error = lightning(*command, "--config", faulty)
+    assert (code, printed, error.count("\n")) == (2, "", 1)
+    assert error.startswith("lightning extend: error: ")
+    assert f"{faulty}: unknown key 'model.nonsense'" in error
 
 
 def test_what_a_file_lacks_is_one_line(lightning, model, data_file, tmp_path, experiment):

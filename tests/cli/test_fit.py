@@ -435,6 +435,10 @@ def test_a_value_of_no_type_and_a_missing_package_are_told_without_types(lightni
     told, _, choices = error_line(err).partition(" is not one of: ")
     assert (code, told) == (2, "lightning fit: error: trainer.limit_train_batches: 'some'")
     assert sorted(choices.split(", ")) == ["null", "number", "whole number"]  # Python 3.10 lists them in another order
+    for seed in (-1, 2**32):
+        code, _, err = lightning("fit", "--config", config, "--seed_everything", str(seed))
+        told = f"lightning fit: error: seed_everything: {seed} is not a whole number from 0 to 4294967295"
+        assert (code, error_line(err)) == (2, told)
     if importlib.util.find_spec("mlflow") is None:
         code, _, err = lightning("fit", "--config", config, "--trainer.logger", "MLFlowLogger")
         assert code == 2

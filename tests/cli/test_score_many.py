@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,12 +125,19 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_rows(score, soun
             read_scores(out)
 
 
-def test_only_what_was_made_alike_is_resumed(score, sounds):
+def test_only_what_was_made_alike_is_resumed(score, sounds, models):
+    described = json.loads((models / "0" / "config.json").read_text())
+    scaled = described["adaptation"] | {"init_args": described["adaptation"]["init_args"] | {"alpha": 4.0}}
+    for name, change in (("scaled", {"adaptation": scaled}), ("filling", {"fill": 2_000})):
+        shutil.copytree(models / "0", models / name)
+        (models / name / "config.json").write_text(json.dumps(described | change))
     first = ("in/00.wav", "--output", "out.csv")
     assert score(*first, "--resume")[0] == 0  # there is no output file yet
     text = (sounds / "out.csv").read_bytes()
     for more, model, told in (
         ((), 1, "another model: cannot resume"),
+        ((), "scaled", "another settings: cannot resume"),
+        ((), "filling", "another fill: cannot resume"),
         (("--hop", "0.25"), 0, "another hop"),
         (("--prior", "0.2", "--threshold", "3"), 0, "another prior, threshold"),
         (("--precision", "bf16"), 0, "another precision"),

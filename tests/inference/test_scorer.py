@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import math
 import os
 import subprocess
@@ -342,6 +343,10 @@ def test_a_kept_model_brings_its_window_and_its_calibration(detector, tmp_path):
     assert scorer(sound).score == pytest.approx(Scorer(detector, CALIBRATION, WINDOW)(sound).score, abs=1e-6)
     with pytest.raises(InputError):
         Scorer.from_pretrained(tmp_path / "nothing")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"calibration": {"scale": -1.0}}))
+    with pytest.raises(InputError, match=r"^model .*model: calibration: needs the fields "):
+        Scorer.from_pretrained(tmp_path / "model")
 
 
 GROWTH = """

@@ -122,7 +122,7 @@ def test_another_model_or_other_batches_are_scored_anew(test, model, tmp_path, c
     for arguments, what in (
         ({"seed": 1}, "weights"),
         ({"seed": 1, "eval_batch_size": 4}, "eval batch size"),
-        ({"trained": model(1, alpha=1.0), "eval_batch_size": 4}, "architecture"),
+        ({"trained": model(1, alpha=1.0), "eval_batch_size": 4}, "settings, architecture"),
     ):
         capsys.readouterr()
         assert test("x", **arguments) == [*range(8), *range(6)]

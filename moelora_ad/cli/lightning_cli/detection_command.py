@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,8 @@ class DetectionCommand(LightningCLI):
         self.verb = self.config.subcommand
         self.given = self.config[self.verb]
         self.verb_parser = self._parsers[1 + [*self.subcommands()].index(self.verb)]
+        if type(seed := self.given.seed_everything) is int and not 0 <= seed < 2**32:
+            self.verb_parser.error(f"seed_everything: {seed} is not a whole number from 0 to 4294967295")
         self._find_checkpoint()
         # Lightning would look for hyper-parameters in the checkpoint next; ours are in the configuration.
         self._checkpoint_given, self.given.ckpt_path = self.given.ckpt_path, None
@@ -306,21 +308,17 @@ class DetectionCommand(LightningCLI):
             print_fit(self.trainer, self.model, best, tested, self.recorder.record)
 
     def validate(self, **arguments: Any) -> None:
-        with explain_interruptions(self.trainer, self.datamodule), no_empty_folder(self.trainer):
-            self.trainer.validate(**arguments, weights_only=True, verbose=False)
-        self._print_evaluation()
+        self._evaluate(self.trainer.validate, **arguments, verbose=False)
 
     def test(self, **arguments: Any) -> None:
-        with explain_interruptions(self.trainer, self.datamodule), no_empty_folder(self.trainer):
-            self.trainer.test(**arguments, weights_only=True, verbose=False)
-        self._print_evaluation()
+        self._evaluate(self.trainer.test, **arguments, verbose=False)
 
     def predict(self, **arguments: Any) -> None:
-        with explain_interruptions(self.trainer, self.datamodule), no_empty_folder(self.trainer):
-            self.trainer.predict(**arguments, weights_only=True, return_predictions=False)
-        self._print_evaluation()
+        self._evaluate(self.trainer.predict, **arguments, return_predictions=False)
 
-    def _print_evaluation(self) -> None:
+    def _evaluate(self, evaluate: Callable[..., object], **arguments: Any) -> None:
+        with explain_interruptions(self.trainer, self.datamodule), no_empty_folder(self.trainer):
+            evaluate(**arguments, weights_only=True)
         if self.verb != "fit" and self.trainer.is_global_zero:
             print_evaluation(self.trainer, self.model)
 

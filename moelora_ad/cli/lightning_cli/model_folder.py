@@ -7,10 +7,13 @@ from typing import Any
 
 from moelora_ad.adapters import AdaptationMethod
 from moelora_ad.audio import ScoredClips
+from moelora_ad.cli.arguments import OneLineArgumentParser
 from moelora_ad.configuration.building import PARTS
+from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 from moelora_ad.models import Backbone, Classifier
 from moelora_ad.models.saving.files import CONFIG, ENCODER_FOLDER, read_config
+from moelora_ad.models.saving.loading import check_named
 from moelora_ad.models.saving.packing import check_encoder_files
 from moelora_ad.models.saving.specification import resolve, without_source
 
@@ -25,20 +28,24 @@ def is_model(path: str | None) -> bool:
 
 def with_model(arguments: Sequence[str]) -> list[str]:
     """Complete a command line whose ``--ckpt_path`` names a saved model: that model's parts replace those of all
-    configurations, and its window is taken where these name none. Any other command line is returned as it is.
+    configurations, and its window is taken where these name none. ``--allow PACKAGE`` and ``--backbone DIR`` are those
+    of all commands that read a model. Any other command line is returned as it is.
 
     Args:
         arguments: the command line, beginning with the command.
 
     Raises:
-        InputError: the model is damaged, or is built of classes that are not ours: an untrusted file
+        InputError: the model is damaged, or is built of classes that are neither ours nor allowed: an untrusted file
             must not import them.
     """
     path = _given(arguments)
     if arguments[:1] == ["fit"] or path is None or not is_model(path):
         return [*arguments]
-    config, parts = model_parts(Path(path))
-    verb, *rest = arguments
+    parser = OneLineArgumentParser(prog=f"moelora-ad {arguments[0]}", add_help=False)
+    parser.add_argument("--backbone")
+    add_allow(parser)
+    own, (verb, *rest) = parser.parse_known_args(arguments)
+    config, parts = model_parts(Path(path), own.allow, own.backbone)
     chosen = [f"--model.{name}={json.dumps(parts[name])}" for name in PARTS]
     return [verb, f"--data.eval_segment={json.dumps(segment_of(config))}", *rest, *chosen]
 
@@ -65,7 +72,7 @@ def model_parts(
         backbone: where the encoder is, if it is not where the model says.
 
     Raises:
-        InputError: the model is damaged, or names other classes.
+        InputError: the model is damaged, or names other classes; or its encoder is not there.
     """
     config = read_config(folder)
     parts: dict[str, Any] = {name: config[name] for name in PARTS}
@@ -78,6 +85,8 @@ def model_parts(
         if given.get("source") is None:
             raise InputError(f"--backbone: a {parts['backbone']['class_path']} is built from no source")
         given |= {name: value for name, value in _place(backbone).items() if name in given}
+    elif config["backbone_sha256"] and not config["backbone_files"]:
+        check_named(given, config["backbone_sha256"])
     if config["backbone_sha256"] is None:  # every weight is in the model's own file
         given |= without_source(classes["backbone"])
     return config, parts

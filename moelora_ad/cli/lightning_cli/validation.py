@@ -33,11 +33,11 @@ class _Checker(DetectionCommand):
 
     Args:
         cases: command lines of fit, without the command.
-        allow: packages besides ours whose classes may be named.
+        allow: packages besides ours whose classes may be named; None for all.
         problems: receives what is wrong with each case that is not valid, by the case's number.
     """
 
-    def __init__(self, cases: Sequence[Sequence[str]], allow: Collection[str], problems: dict[int, str]) -> None:
+    def __init__(self, cases: Sequence[Sequence[str]], allow: Collection[str] | None, problems: dict[int, str]) -> None:
         self.cases = cases
         self.allow = allow
         self.problems = problems
@@ -55,13 +55,13 @@ class _Checker(DetectionCommand):
         raise _Done
 
 
-def problems_of(groups: Sequence[Sequence[str]], allow: Collection[str] = ()) -> dict[str, str | None]:
+def problems_of(groups: Sequence[Sequence[str]], allow: Collection[str] | None = ()) -> dict[str, str | None]:
     """What is wrong with configurations.
 
     Args:
         groups: groups of files or names; a group is checked together, its later configurations changing the earlier
             ones. Overlays without an experiment are checked on top of the paper's; of a sweep, every system is checked.
-        allow: packages besides ours whose classes may be named.
+        allow: packages besides ours whose classes may be named; None for all.
 
     Returns:
         a problem, or None, by the name of what was checked.

@@ -2,8 +2,9 @@
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         "label and score",
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a folder that export wrote")
+    parser.add_argument("--backbone", metavar="DIR", help="the frozen encoder, if it is not where the model says")
     add_allow(parser)
     arguments = parser.parse_args(argv[1:])
     from moelora_ad.cli.terminal import print_table
@@ -45,9 +47,9 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         parser.error(f"--model: {arguments.model} is a packaged model, which stays as it is: {copied} makes a copy")
     try:
         config = read_config(arguments.model)
-        table = labelled(arguments.scores)
-        notes = notes_on(arguments.scores, table, WeightsOf(lambda: _loaded(arguments)))
-        calibration = fitted(table, arguments.scores)
+        table, recorded = labelled(arguments.scores), recorded_beside(arguments.scores)
+        notes = notes_on(arguments.scores, table, recorded, Identity(lambda: _loaded(arguments)))
+        calibration = fitted(table, arguments.scores, precision_of(recorded))
     except InputError as error:
         parser.error(str(error))
     try:
@@ -80,7 +82,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
 def _loaded(arguments: Any) -> "Detector":
     from moelora_ad.models import Detector
 
-    return Detector.from_pretrained(arguments.model, allow=arguments.allow)
+    return Detector.from_pretrained(arguments.model, backbone=arguments.backbone, allow=arguments.allow)
 
 
 def labelled(path: str | Path) -> "ScoreTable":
@@ -99,18 +101,22 @@ def labelled(path: str | Path) -> "ScoreTable":
     return found
 
 
-class WeightsOf:
-    """The hashes of a model's weights as evaluations record them: each precision's is computed once.
+class Identity:
+    """What evaluations record of the model that made their scores: the hash of its weights, and its settings.
 
     Args:
-        model: gives the model; called when a hash is asked for.
+        model: gives the model; called once, when anything of it is asked for.
     """
 
     def __init__(self, model: "Callable[[], Detector]") -> None:
         self._model = model
         self._hashes: dict[str | None, str] = {}
 
-    def hash(self, precision: str | None) -> str:
+    @cached_property
+    def _detector(self) -> "Detector":
+        return self._model()
+
+    def weights(self, precision: str | None) -> str:
         """The hash of the weights as they are used in a precision, which may round the frozen ones.
 
         Raises:
@@ -122,7 +128,7 @@ class WeightsOf:
 
         rounded = precision if precision in ROUNDED else None
         if rounded not in self._hashes:
-            detector = self._model()
+            detector = self._detector
             if rounded is not None:
                 detector = copy.deepcopy(detector)
                 round_frozen(detector, rounded)
@@ -130,14 +136,27 @@ class WeightsOf:
             self._hashes[rounded] = tensors_hash({f"{PREFIX}{name}": tensor for name, tensor in state.items()})
         return self._hashes[rounded]
 
+    def other_settings(self, recorded: Mapping[str, Any]) -> list[str]:
+        """The recorded settings, such as the gate's top_k, that are not the model's. One that only the record or only
+        the model has came with another version, and is passed over.
 
-def notes_on(path: str | Path, table: "ScoreTable", weights: WeightsOf) -> list[str]:
+        Raises:
+            InputError: the model cannot be loaded.
+        """
+        from moelora_ad.models.saving.checkpoints import settings_of
+
+        own = settings_of(self._detector) or {}
+        return [name for name, value in recorded.items() if name in own and own[name] != value]
+
+
+def notes_on(path: str | Path, table: "ScoreTable", recorded: Mapping[str, Any], model: Identity) -> list[str]:
     """Check that a model made the scores that its calibration is fitted on; return notes for the user.
 
     Args:
         path: the score file.
         table: its scores.
-        weights: those of the model; hashed only if it is known which weights made the scores.
+        recorded: see `recorded_beside`.
+        model: the model; loaded only if it is known which one made the scores.
 
     Raises:
         InputError: another model made them, or they are calibrated already.
@@ -145,32 +164,36 @@ def notes_on(path: str | Path, table: "ScoreTable", weights: WeightsOf) -> list[
     if _is_calibrated(path):
         raise InputError.at(path, "its scores are calibrated already (column 'scale' has llr): raw scores are needed")
     notes = []
-    unknown = check_model(path, weights)
+    unknown = check_model(path, recorded, model)
     if unknown:
         notes.append(f"note: whether this model made the scores in {path} is not known: {unknown}")
-    if _is_test_set(path, table):
+    if _is_test_set(table, recorded):
         notes.append(f"note: {path} is of a test set: report no calibrated figures (actDCF, Cllr) on its trials")
     return notes
 
 
-def check_model(path: str | Path, weights: WeightsOf) -> str | None:
-    """Check that the weights recorded beside the scores are those of the model; return why that cannot be known."""
+def check_model(path: str | Path, recorded: Mapping[str, Any], model: Identity) -> str | None:
+    """Check that the weights and settings recorded beside the scores are those of the model; return why that cannot be
+    known."""
     from moelora_ad.models.saving.files import short
 
-    wanted = _origin(path).get("weights")
+    origin = _origin(recorded)
+    wanted, settings = origin.get("weights"), origin.get("settings")
     if not isinstance(wanted, str):
         return f"no {Path(path).with_suffix('.json').name} beside them records it"
     try:
-        found = weights.hash(precision_of(path))
+        found = model.weights(precision_of(recorded))
+        others = model.other_settings(settings) if isinstance(settings, dict) else []
     except InputError as error:
         return str(error)
-    if found == wanted:
+    if found != wanted:
+        told = f"its weights have the SHA-256 {short(wanted)}, those of this model {short(found)}"
+    elif others:
+        told = f"it has the weights of this one, but another {', '.join(others)}"
+    else:
         return None
-    raise InputError.at(
-        path,
-        f"are scores of another model: its weights have the SHA-256 {short(wanted)}, those of this model "
-        f"{short(found)}; moelora-ad validate --config RUN/config.yaml --ckpt_path MODEL scores with this one",
-    )
+    scored = "moelora-ad validate --config RUN/config.yaml --ckpt_path MODEL scores with this one"
+    raise InputError.at(path, f"are scores of another model: {told}; {scored}")
 
 
 def _is_calibrated(path: str | Path) -> bool:
@@ -185,17 +208,16 @@ def _is_calibrated(path: str | Path) -> bool:
     return LLR in columns.get("scale", ())
 
 
-def _is_test_set(path: str | Path, table: "ScoreTable") -> bool:
+def _is_test_set(table: "ScoreTable", recorded: Mapping[str, Any]) -> bool:
     """Whether scores are of a test set, by the split of a trial or by what their provenance records."""
     from moelora_ad.runs.record import DEV
 
-    recorded = _provenance(path)
     tested = recorded.get("verb") == "test" and recorded.get("set") != DEV
     return tested or any(str(split).lower() in _TEST_SPLITS for split in set(table.trials.column("split")))
 
 
-def fitted(table: "ScoreTable", path: str | Path) -> "Calibration":
-    """Fit a calibration on ``table``, the scores of the development score file ``path``.
+def fitted(table: "ScoreTable", path: str | Path, precision: str | None = None) -> "Calibration":
+    """Fit a calibration on ``table``, the scores of the development score file ``path``, computed in ``precision``.
 
     Raises:
         ScoreError: see `fit_calibration`.
@@ -203,23 +225,22 @@ def fitted(table: "ScoreTable", path: str | Path) -> "Calibration":
     from moelora_ad.evaluation.metrics.calibration import fit_calibration
 
     calibration = fit_calibration(table.scores, table.labels, fitted_on=_named(path, table))
-    return replace(calibration, precision=precision_of(path))
+    return replace(calibration, precision=precision)
 
 
-def precision_of(path: str | Path) -> str | None:
-    """The precision that the scores in a file were computed in, from the provenance beside it; None if there is none,
-    or that of other scores."""
-    precision = _origin(path).get("precision")
+def precision_of(recorded: Mapping[str, Any]) -> str | None:
+    """The precision that scores were computed in, from their provenance; None if it is not known."""
+    precision = _origin(recorded).get("precision")
     return precision if isinstance(precision, str) else None
 
 
-def _origin(path: str | Path) -> dict[str, Any]:
-    """What the scores in a file depend on, from the provenance beside it; empty if that is not known."""
-    origin = _provenance(path).get("origin")
+def _origin(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What scores depend on, from their provenance; empty if that is not known."""
+    origin = recorded.get("origin")
     return origin if isinstance(origin, dict) else {}
 
 
-def _provenance(path: str | Path) -> dict[str, Any]:
+def recorded_beside(path: str | Path) -> dict[str, Any]:
     """The provenance beside a score file; empty if there is none, or that of other scores."""
     from moelora_ad.evaluation.provenance import read_provenance
     from moelora_ad.files import file_hash

@@ -75,22 +75,24 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
     notes = []
     if arguments.calibrate or scores:
         from moelora_ad.cli.saved_models.calibrate import (
-            WeightsOf,
+            Identity,
             check_model,
             figures_of_sets,
             fitted,
             labelled,
             notes_on,
+            precision_of,
+            recorded_beside,
         )
 
-        weights = WeightsOf(lambda: detector)
+        model = Identity(lambda: detector)
         for path in arguments.scores or ():
-            check_model(path, weights)
+            check_model(path, recorded_beside(path), model)
         development = calibration = None
         if arguments.calibrate:
-            development = labelled(arguments.calibrate)
-            notes = notes_on(arguments.calibrate, development, weights)
-            calibration = fitted(development, arguments.calibrate)
+            development, recorded = labelled(arguments.calibrate), recorded_beside(arguments.calibrate)
+            notes = notes_on(arguments.calibrate, development, recorded, model)
+            calibration = fitted(development, arguments.calibrate, precision_of(recorded))
             detector.calibration = calibration.as_dict()
         try:
             about["results"] = figures_of_sets(scores, calibration, development)

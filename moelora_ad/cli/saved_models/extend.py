@@ -120,8 +120,9 @@ def _extend(given: argparse.Namespace, program: str) -> int:
     made = configurations(model, parts, config["precision"], data, options)
     folder = Path(given.runs) if given.runs else Path("runs", "extend", target.absolute().name)
     runs = _planned(made if not given.alone else {EXTENDED: made[EXTENDED]}, folder, given)
+    _check_configurations(runs)
     _refuse_in_vain(runs, given.retry)
-    code = _score_before(runs[0], model, folder / "before", program)
+    code = _score_before(runs[0], model, folder / "before", given, program)
     if code:
         return code
     statuses = _train(runs, given)
@@ -155,6 +156,14 @@ def _planned(made: Mapping[str, object], folder: Path, given: argparse.Namespace
     return runs
 
 
+def _check_configurations(runs: "Sequence[PlannedRun]") -> None:
+    """Stop before anything is scored if a configuration of ``--config`` is faulty; all are trusted, as for fit."""
+    from moelora_ad.cli.lightning_cli.validation import problems_of
+
+    for problem in filter(None, problems_of([run.configs for run in runs], None).values()):
+        raise InputError(problem)
+
+
 def _refuse_in_vain(runs: "Sequence[PlannedRun]", retry: bool) -> None:
     """Stop before anything is trained if a run would be refused at the end: one of other settings, or the extension
     itself, if it has failed and is not to be tried again."""
@@ -167,13 +176,20 @@ def _refuse_in_vain(runs: "Sequence[PlannedRun]", retry: bool) -> None:
             raise InputError(_failure(runs, run.system, status))
 
 
-def _score_before(run: "PlannedRun", model: Path, to: Path, program: str) -> int:
+def _score_before(run: "PlannedRun", model: Path, to: Path, given: argparse.Namespace, program: str) -> int:
     """Score the test sets with the model as it is; existing scores are not computed again."""
     from moelora_ad.cli import fit
 
     configs = [word for path in run.configs for word in ("--config", path)]
     print(f"before: {model}", flush=True)
-    return fit.run(["test", *configs, "--ckpt_path", str(model), "--score_folder", str(to)], program)
+    scored = ["--ckpt_path", str(model), "--score_folder", str(to), *_found(given)]
+    return fit.run(["test", *configs, *scored], program)
+
+
+def _found(given: argparse.Namespace) -> list[str]:
+    """Options that say where the model's encoder and classes are."""
+    backbone = ["--backbone", given.backbone] if given.backbone else []
+    return backbone + [word for package in given.allow for word in ("--allow", package)]
 
 
 def _train(runs: "Sequence[PlannedRun]", given: argparse.Namespace) -> "dict[str, Status]":
@@ -198,12 +214,7 @@ def _failure(runs: "Sequence[PlannedRun]", name: str, status: "Status") -> str:
 def _export(checkpoint: Path, given: argparse.Namespace, program: str) -> int:
     from moelora_ad.cli.saved_models import export
 
-    backbone = ["--backbone", given.backbone] if given.backbone else []
-    allowed = [word for package in given.allow for word in ("--allow", package)]
-    return export.run(
-        ["export", "--checkpoint", str(checkpoint), "--to", given.to, *backbone, *allowed],
-        program,
-    )
+    return export.run(["export", "--checkpoint", str(checkpoint), "--to", given.to, *_found(given)], program)
 
 
 def _report(

@@ -11,17 +11,19 @@ import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from torch import Tensor
 
-from moelora_ad.errors import counted, printable
+from moelora_ad.errors import InputError, counted, printable
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.containers import check_container
 from moelora_ad.models.saving.files import WEIGHTS, read_config, read_tensors, short
 from moelora_ad.models.saving.loading import check_weights
+from moelora_ad.models.saving.specification import describe
 from moelora_ad.runs.checkpoints import CheckpointError
 
 ARCHITECTURE = "architecture"  # key of a checkpoint
 ENCODER = "encoder_sha256"  # key of a checkpoint that was made of a saved model
 PREFIX = "detector."  # of the names of the detector's tensors in a checkpoint
-_ELSEWHERE = {"source", "revision"}  # arguments that say where weights come from, and not what is computed with them
+_PARTS = ("backbone", "adaptation", "classifier")
+_ELSEWHERE = {"source", "revision", "pretrained"}  # arguments that say where weights come from, not what is computed
 
 
 def check_readable(path: str, option: str = "--ckpt_path") -> None:
@@ -120,13 +122,31 @@ def check_fit(state: Mapping[str, Tensor], detector: Detector, checkpoint: str, 
 
 def architecture_of(detector: Detector) -> dict[str, str]:
     """What names and shapes of a detector's weights do not show: classes and arguments of its parts; plain values."""
-    told, method = {}, detector.adaptation
-    left_out = {*_ELSEWHERE, *method.initial_arguments, *method.training_arguments}
-    for name in ("backbone", "adaptation", "classifier"):
+    told, left_out = {}, _left_out(detector)
+    for name in _PARTS:
         part = getattr(detector, name)
         told[name] = type(part).__qualname__
         told |= {f"{name}.{key}": repr(value) for key, value in part.init_args.items() if key not in left_out}
     return told
+
+
+def settings_of(detector: Detector) -> dict[str, Any] | None:
+    """What `architecture_of` gives as plain JSON, the same for a run and the model that is exported from it; None for a
+    detector that cannot be exported."""
+    told: dict[str, Any] = {}
+    for name in _PARTS:
+        try:
+            described = describe(getattr(detector, name), _left_out(detector))
+        except InputError:
+            return None
+        told[name] = described["class_path"]
+        told |= {f"{name}.{key}": value for key, value in described["init_args"].items()}
+    return told
+
+
+def _left_out(detector: Detector) -> set[str]:
+    method = detector.adaptation
+    return {*_ELSEWHERE, *method.initial_arguments, *method.training_arguments}
 
 
 def tell_other_architecture(checkpoint: Mapping[str, Any], detector: Detector) -> None:
@@ -139,7 +159,8 @@ def tell_other_architecture(checkpoint: Mapping[str, Any], detector: Detector) -
     theirs, ours = checkpoint.get(ARCHITECTURE), architecture_of(detector)
     if not isinstance(theirs, dict):
         return
-    names = [name for name in ours | theirs if theirs.get(name) != ours.get(name)]
+    left_out = {f"{part}.{name}" for part in _PARTS for name in _left_out(detector)}  # earlier versions had some
+    names = [name for name in ours | theirs if theirs.get(name) != ours.get(name) and name not in left_out]
     if names:
         told = "; ".join(f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in names)
         print(f"note: this is not the model that was trained: {printable(told)}", file=sys.stderr)

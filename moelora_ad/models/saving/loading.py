@@ -148,7 +148,7 @@ class LoadedModule(nn.Module):
             if digest is None:  # every weight is in the detector's own file
                 changes |= without_source(resolve(described, Backbone, allow))
             elif place is None:
-                _check_named(described["init_args"], digest)
+                check_named(described["init_args"], digest)
         except InputError as error:
             raise InputError.at(path, str(error)) from None
         if place is not backbone:
@@ -245,9 +245,17 @@ def without_silence(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _check_named(arguments: Mapping[str, Any], digest: str) -> None:
-    """Check that an encoder that the model names is on the hub or on this machine: the name of a folder elsewhere is
-    not looked up on the network, where it may belong to something else."""
+def check_named(arguments: Mapping[str, Any], digest: str) -> None:
+    """Check that an encoder that a model names is on the hub or on this machine: the name of a folder elsewhere is
+    not looked up on the network, where it may belong to something else.
+
+    Args:
+        arguments: the backbone's ``init_args`` in the model's ``config.json``.
+        digest: the SHA-256 of the encoder's tensors.
+
+    Raises:
+        InputError: it is on neither.
+    """
     source = arguments.get("source")
     if isinstance(source, str) and "revision" in arguments and not is_hub_id(source) and not Path(source).exists():
         raise InputError(

@@ -9,6 +9,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from moelora_ad.models.saving.card import model_card
 from moelora_ad.models.saving.files import (
     CARD,
     CONFIG,
+    ENCODER_FOLDER,
     FORMAT,
     LABELS,
     WEIGHTS,
@@ -44,10 +46,10 @@ class KeptModule(LoadedModule):
     """The base of a detector that can be saved and loaded.
 
     Attributes:
-        frozen_at_first: names of `frozen_tensors` when the detector was built: those of any loaded one.
+        frozen_at_first: `samples_of` `frozen_tensors` when the detector was built: those of any loaded one.
     """
 
-    frozen_at_first: frozenset[str]
+    frozen_at_first: Mapping[str, Tensor]
 
     def save_pretrained(self, folder: str | Path, with_backbone: bool | None = None) -> None:
         """Write ``config.json``, ``model.safetensors``, ``README.md`` and the encoder; each file is written atomically,
@@ -56,15 +58,17 @@ class KeptModule(LoadedModule):
         Args:
             folder: created if missing; a model in it is replaced.
             with_backbone: whether the frozen encoder goes into the folder too; None if it has fewer than
-                `packing.MOST_WEIGHTS` weights. Without it, whoever loads the detector must have the encoder.
+                `packing.MOST_WEIGHTS` weights, or the detector was loaded with it from that folder. Without it, whoever
+                loads the detector must have the encoder.
 
         Raises:
             InputError: a part cannot be described, the experts are no longer those of ``adaptation``, what is frozen
-                is no longer what was, the weights are not finite float32, or a requested encoder cannot be packed.
+                is no longer what was or has other values, the weights are not finite float32, a requested encoder
+                cannot be packed, or one that is not wanted is in the folder alone.
             OSError: a file cannot be written.
         """
         folder = Path(folder)
-        files, whole = self._encoder_files(with_backbone)
+        files, whole = self._encoder_files(self._packs(folder, with_backbone))
         kept, config = self._weights(whole), self._config(whole)
         with ExitStack() as stack:
 
@@ -114,6 +118,18 @@ class KeptModule(LoadedModule):
         """Number of parameters: ``total``, and those trained of each part."""
         raise NotImplementedError
 
+    def _packs(self, folder: Path, with_backbone: bool | None) -> bool | None:
+        """``with_backbone``, unless the encoder was loaded from the folder, and would be deleted."""
+        source, packed = self.backbone.init_args.get("source"), folder / ENCODER_FOLDER
+        if source is None or not (os.path.exists(source) and packed.exists() and packed.samefile(source)):
+            return with_backbone
+        if with_backbone is False and self.frozen_tensors():
+            raise InputError(
+                f"{packed} may be the only copy of the encoder: to leave it out, save to another folder, or load it "
+                "from another place"
+            )
+        return True
+
     def _encoder_files(self, with_backbone: bool | None) -> tuple[dict[str, Writer], bool]:
         """Functions that write the encoder's files, and whether its weights go into the detector's own file instead."""
         frozen = sum(tensor.numel() for tensor in self.frozen_tensors().values())
@@ -149,12 +165,19 @@ class KeptModule(LoadedModule):
             self.adaptation.check(self.backbone.encoder)
         except AdapterError as error:
             raise InputError(f"{error}: set the detector's adaptation to a method that makes its experts") from None
-        if changed := self.frozen_at_first ^ self.frozen_tensors().keys():
+        frozen, first = samples_of(self.frozen_tensors()), self.frozen_at_first
+        if changed := first.keys() ^ frozen.keys():
             name = min(changed)
             raise InputError(
-                f"the encoder's {name} was {'frozen' if name in self.frozen_at_first else 'trained'} when the detector "
+                f"the encoder's {name} was {'frozen' if name in first else 'trained'} when the detector "
                 "was built, and is no longer: set its requires_grad back, or let the adaptation change it"
             )
+        for name, values in frozen.items():
+            if not whole and not first[name].is_meta and not torch.equal(first[name], values.to(first[name].device)):
+                raise InputError(
+                    f"the encoder's frozen {name} has other values than when the detector was built: they are not "
+                    "saved; build a detector on an encoder that has them"
+                )
         if not is_window(self.window):
             raise InputError(f"a detector of clips of {self.window:,} samples cannot be saved: give 0.1 s to an hour")
         return {
@@ -195,6 +218,11 @@ class KeptModule(LoadedModule):
         if whole:
             given |= without_source(type(self.backbone))
         return described
+
+
+def samples_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A hundred or so values of each tensor, (n,): to see quickly that tensors were changed."""
+    return {name: one.detach().reshape(-1)[:: max(1, one.numel() // 100)].clone() for name, one in tensors.items()}
 
 
 def _written(path: Path, write: Writer) -> str:

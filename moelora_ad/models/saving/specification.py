@@ -12,7 +12,7 @@ import inspect
 import math
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -183,13 +183,15 @@ def _fitted(value: Any, hint: Any, where: str) -> Any:
             return value
     elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _dataclass(value, hint, where)
-    elif origin in (list, tuple, Sequence) and isinstance(value, list):
+    elif origin in (list, tuple, Sequence, Collection, Iterable) and isinstance(value, list):
         items = arguments[:1] if origin is not tuple or arguments[-1] is Ellipsis else arguments
         if len(items) in (1, len(value)):
             hints = items * len(value) if len(items) == 1 else items
             return (tuple if origin is tuple else list)(
                 _fitted(item, one, where) for item, one in zip(value, hints, strict=True)
             )
+    elif origin in (dict, Mapping) and len(arguments) == 2 and isinstance(value, dict):
+        return {name: _fitted(item, arguments[1], f"{where}.{name}") for name, item in value.items()}
     elif hint is Path and isinstance(value, str):
         return Path(value)
     elif hint is float and type(value) in (int, float):

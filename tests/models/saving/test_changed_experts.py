@@ -20,6 +20,7 @@ from moelora_ad.adapters import (
     split_expert,
 )
 from moelora_ad.errors import InputError
+from moelora_ad.inference import Scorer
 from moelora_ad.models import Detector, MeanPooling, WhisperBackbone
 
 CHANGES = {
@@ -117,6 +118,28 @@ def test_what_was_unfrozen_after_the_detector_was_built_is_told(small_whisper, t
     detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling)
     detector.backbone.encoder.layers[0].fc1.bias.requires_grad_(True)
     with pytest.raises(InputError, match=r"layers\.0\.fc1\.bias was frozen when the detector was built"):
+        detector.save_pretrained(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def rounded(detector):
+    """What a `Scorer` in bf16-true and one in 32-true after it do to a detector."""
+    Scorer(detector, precision="bf16-true", device="cpu")
+    Scorer(detector, precision="32-true", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (rounded, "conv1.weight"),
+        (lambda detector: detector.backbone.encoder.layers[0].fc1.bias.data.add_(1e-6), "fc1.bias"),
+    ],
+)
+def test_frozen_values_that_were_changed_are_told_before_they_are_lost(change, name, small_whisper, tmp_path):
+    detector = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling)
+    change(detector)
+    told = f"the encoder's frozen .*{name} has other values than when the detector was built: they are not saved"
+    with pytest.raises(InputError, match=told):
         detector.save_pretrained(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import sys
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from moelora_ad.models import (
 )
 from moelora_ad.models.saving import model_folder as keeping
 from moelora_ad.models.saving.files import save_tensors, tensors_hash
+from moelora_ad.models.saving.specification import describe, maker
 
 
 def trained(detector: Detector) -> Detector:
@@ -192,7 +194,7 @@ def test_the_files_hold_what_was_trained_and_the_encoder_apart(model, small_whis
 
 def test_the_encoder_may_lie_elsewhere_but_must_be_the_same(model, tmp_path, small_whisper, monkeypatch):
     wanted = logits(Detector.from_pretrained(model))
-    Detector.from_pretrained(model).save_pretrained(model, with_backbone=False)
+    Detector.from_pretrained(model, backbone=small_whisper).save_pretrained(model, with_backbone=False)
     assert sorted(all_files(model)) == ["README.md", "config.json", "model.safetensors"]  # the packed encoder is gone
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(small_whisper, elsewhere)
@@ -406,6 +408,36 @@ def test_code_from_outside_can_be_trusted(tmp_path, small_whisper, monkeypatch):
     assert any(
         name.startswith("backbone.encoder.layers.0.") for name in load_file(tmp_path / "model/model.safetensors")
     )
+
+
+class Hinted(MeanPooling):
+    """A head whose arguments have the types that signatures usually name."""
+
+    def __init__(
+        self,
+        width: int,
+        names: Collection[str],
+        sizes: Iterable[int],
+        shares: dict[str, float],
+        more: Mapping[str, int],
+    ) -> None:
+        super().__init__(width)
+
+
+def test_arguments_of_every_usual_type_come_back_and_others_are_refused():
+    head = Hinted(4, ["a", "b"], (1, 2), {"a": 0.5}, {"b": 3})
+    described = json.loads(json.dumps(describe(head, leave_out={"width"})))
+    assert maker(described, Classifier, allow=("tests",), given=1)(4).init_args == {
+        "width": 4,
+        "names": ["a", "b"],
+        "sizes": [1, 2],
+        "shares": {"a": 0.5},
+        "more": {"b": 3},
+    }
+    for name, wrong in (("names", "ab"), ("names", [1]), ("sizes", [0.5]), ("shares", {"a": "x"}), ("more", [3])):
+        faulty = {**described, "init_args": {**described["init_args"], name: wrong}}
+        with pytest.raises(InputError, match=rf"Hinted\.{name}"):
+            maker(faulty, Classifier, allow=("tests",), given=1)
 
 
 def test_what_cannot_be_described_is_not_saved(tmp_path, small_whisper):

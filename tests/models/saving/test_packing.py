@@ -157,6 +157,21 @@ def test_a_large_encoder_is_packed_if_it_is_asked_for(small_wav2vec2, tmp_path, 
     assert torch.equal(logits(Detector.from_pretrained(tmp_path / "model")), logits(detector))
 
 
+def test_a_model_that_is_saved_over_itself_keeps_its_encoder(small_wav2vec2, tmp_path, monkeypatch):
+    saved, folder = wav2vec2(LoRA(2))(small_wav2vec2), tmp_path / "model"
+    saved.save_pretrained(folder, with_backbone=True)
+    before = {path.name: path.read_bytes() for path in (folder / "backbone").iterdir()}
+    monkeypatch.setattr(model_folder, "MOST_WEIGHTS", 1_000)
+    detector = Detector.from_pretrained(folder)
+    detector.save_pretrained(folder)
+    with pytest.raises(InputError, match="may be the only copy of the encoder: to leave it out, save to"):
+        detector.save_pretrained(folder, with_backbone=False)
+    assert {path.name: path.read_bytes() for path in (folder / "backbone").iterdir()} == before
+    assert torch.equal(logits(Detector.from_pretrained(folder)), logits(saved))
+    detector.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other" / "backbone").exists()
+
+
 def test_a_hub_id_stays_with_its_commit_when_the_encoder_is_packed(small_wav2vec2, tmp_path, monkeypatch):
     commit, cache = "0123456789abcdef0123456789abcdef01234567", tmp_path / "cache"
     cached = cache / "models--somebody--encoder"
