@@ -134,6 +134,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         self.evaluated: dict[str, SetFigures] = {}
         self.train_failures: dict[int, str] = {}
         self._unlisted_failures: list[FailedTrial] = []
+        self._trials_read = 0
         self._sets: list[Evaluated] = []
         self._dev_sums = torch.zeros(2)  # of the weighted losses, and of the weights
         self._compiled: CompiledDetector | None = None
@@ -195,6 +196,7 @@ class DetectionModule(CheckpointedModule, LossModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.loss_check is not None
         self._unlisted_failures += batch.failures
+        self._trials_read += batch.num_read
         with self._watching():
             if self.meta_learning is not None:
                 loss = self.meta_learning.training_loss(self, batch)
@@ -233,12 +235,16 @@ class DetectionModule(CheckpointedModule, LossModule):
             self.loss_check.read()
         gathered = TrialFailures().to(self.device)
         gathered.update(self._unlisted_failures)
-        self.train_failures |= gathered.compute()
-        self._unlisted_failures = []
+        failed = gathered.compute()
+        self.train_failures |= failed
+        read = self.trainer.strategy.reduce(torch.tensor(self._trials_read, device=self.device), reduce_op="sum")
+        self._unlisted_failures, self._trials_read = [], 0
         data = known_data(self.trainer)
         if data is not None:
             assert data.train_trials is not None
             self._list_failures(training_folder(self.trainer), TRAIN, data.train_trials, self.train_failures)
+        if failed and not int(read):
+            raise InputError(f"epoch {self.current_epoch + 1}: no file of data.train could be read: {min(failed.values())}")
 
     # Evaluation
 

@@ -13,6 +13,7 @@ from moelora_ad.adapters import LoRA
 from moelora_ad.audio import AudioError, FullUtterance
 from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.data.dataset import FailedTrial
+from moelora_ad.errors import InputError
 from moelora_ad.evaluation import ScoreTable, TrialFailures, equal_error_rate
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.runs.failures import write_failures
@@ -138,6 +139,13 @@ def test_failed_trials_have_no_part_in_training(model, data, trainer, tmp_path):
             rtol=1e-5,
             atol=1e-6,
         )
+
+
+def test_training_on_nothing_ends_with_the_first_epoch(model, data, trainer, tmp_path):
+    spoil(Path(data().train.path), *range(len(data().train.trials())))
+    with pytest.raises(InputError, match=r"^epoch 1: no file of data\.train could be read: cannot decode "):
+        trainer(tmp_path, max_epochs=2).fit(model, datamodule=data(train_on_error="report"))
+    assert len(failed(tmp_path / "scores" / "train.failed.csv")) == len(data().train.trials())
 
 
 def test_a_batch_of_failures_alone_gives_gradients_of_zero(model):
