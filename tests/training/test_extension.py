@@ -32,9 +32,10 @@ def trained(detector: Detector) -> Detector:
 
 
 @pytest.fixture
-def model(small_whisper: Path, tmp_path: Path) -> Path:
+def model(small_whisper: Path, tmp_path: Path, same_weights) -> Path:
     """The folder of a model with a mixture of two experts and with AASIST, which has batch statistics."""
-    trained(Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2), AASIST)).save_pretrained(tmp_path / "model")
+    with same_weights():
+        trained(Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2), AASIST)).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
