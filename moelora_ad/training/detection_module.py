@@ -244,9 +244,7 @@ class DetectionModule(CheckpointedModule, LossModule):
             assert data.train_trials is not None
             self._list_failures(training_folder(self.trainer), TRAIN, data.train_trials, self.train_failures)
         if failed and not int(read):
-            raise InputError(
-                f"epoch {self.current_epoch + 1}: no file of data.train could be read: {min(failed.values())}"
-            )
+            raise InputError(f"in this epoch no file of data.train could be read: {min(failed.values())}")
 
     # Evaluation
 

@@ -143,7 +143,7 @@ def test_failed_trials_have_no_part_in_training(model, data, trainer, tmp_path):
 
 def test_training_on_nothing_ends_with_the_first_epoch(model, data, trainer, tmp_path):
     spoil(Path(data().train.path), *range(len(data().train.trials())))
-    with pytest.raises(InputError, match=r"^epoch 1: no file of data\.train could be read: cannot decode "):
+    with pytest.raises(InputError, match=r"^in this epoch no file of data\.train could be read: cannot decode "):
         trainer(tmp_path, max_epochs=2).fit(model, datamodule=data(train_on_error="report"))
     assert len(failed(tmp_path / "scores" / "train.failed.csv")) == len(data().train.trials())
 
