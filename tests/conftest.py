@@ -199,7 +199,7 @@ def small_wav2vec2(tmp_path_factory: pytest.TempPathFactory, same_weights) -> Pa
         layerdrop=0.1,
         mask_time_prob=0.075,
         num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
+        num_conv_pos_embedding_groups=2,  # below 16 channels a group, oneDNN 3.12 is wrong in bfloat16 with AMX
     )
     with same_weights():
         Wav2Vec2Model(config).save_pretrained(folder)

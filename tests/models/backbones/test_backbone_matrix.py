@@ -188,8 +188,7 @@ def test_half_precision_on_a_gpu_hears_what_the_cpu_hears(small, precision, erro
         round_frozen(detector, precision)
     with torch.inference_mode(), computing_in(precision, gpu):
         given, _ = detector.backbone(waveforms().to(gpu))
-    # The convolutions of some CPUs are rough in bfloat16, so that a rehearsal there only shows that it runs.
-    assert_near(given.float(), wanted, error if gpu.type == "cuda" else 1.0)
+    assert_near(given.float(), wanted, error)
 
 
 def test_hidden_states_elsewhere_are_those_on_the_cpu(small, elsewhere, assert_near):
@@ -343,8 +342,8 @@ def test_two_processes_train_every_backbone_as_one_does_with_the_whole_batch(req
 # Precision, export, scoring, ONNX
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-5), (torch.float16, 0.05), (torch.bfloat16, 0.3)])
-def test_a_cast_detector_still_hears_in_full_precision(small, dtype, error):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_cast_detector_still_hears_in_full_precision(small, dtype):
     """The front end keeps its precision, so only the encoder's own rounding is left."""
     backbone, source = small
     torch.manual_seed(0)
@@ -361,7 +360,7 @@ def test_a_cast_detector_still_hears_in_full_precision(small, dtype, error):
         again = cast.float()(clips)
     assert inputs[1].dtype == dtype
     assert torch.equal(inputs[1], inputs[0].to(dtype))
-    torch.testing.assert_close(found.float(), wanted, rtol=0.0, atol=error)
+    torch.testing.assert_close(found.float(), wanted, rtol=0.1, atol=0.05)
     assert torch.equal(inputs[2], inputs[0])
     assert again.isfinite().all()
 
