@@ -58,8 +58,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def files_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def files_below(folder: str | os.PathLike[str], follow_links: bool = False) -> Iterator[Path]:
     """Every file in a folder and the folders in it.
+
+    Args:
+        folder: the folder.
+        follow_links: whether links to folders are followed; one that several lead to is read once.
 
     Raises:
         OSError: one of the folders cannot be read; `Path.rglob` would leave it out.
@@ -68,7 +72,13 @@ def files_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
     def refuse(reason: OSError) -> None:
         raise reason
 
-    for place, _, names in os.walk(folder, onerror=refuse):
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=follow_links):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()  # so that on every machine the same of several links is followed
         yield from (Path(place, name) for name in names)
 
 

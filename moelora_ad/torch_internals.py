@@ -92,7 +92,7 @@ class Constant(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Constant":
         super()._apply(fn, recurse)
         device = fn(torch.empty(0, device=self.tensor.device)).device
-        if self.tensor.dtype == torch.float64 != float64_or_float32(device):
+        if self.tensor.dtype == torch.float64 and float64_or_float32(device) != torch.float64:
             device = torch.device("cpu")
         without_content = self.tensor.is_meta
         self.tensor = torch.empty_like(self.tensor, device=device) if without_content else self.tensor.to(device)

@@ -1,7 +1,6 @@
 """Recorded noises and measured rooms, from folders of audio files such as MUSAN and the RIRS_NOISES set."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from moelora_ad.audio.augmentation.base import Augmentation, check_limits
 from moelora_ad.audio.decoding import AudioError, read_audio
 from moelora_ad.audio.segments import Segment, read_segment
+from moelora_ad.files import files_below
 from moelora_ad.formats import left_out_note, sounds_among
 
 MOST_DECIBELS = 100.0
@@ -94,7 +94,7 @@ def _audio_files(folder: str | os.PathLike[str]) -> list[Path]:
     if not os.path.isdir(folder):
         raise AudioError.at(folder, "no such folder; it should hold recordings for augmentation")
     try:
-        files, others = sounds_among(path for path in _below(folder) if os.path.isfile(path))
+        files, others = sounds_among(str(path) for path in files_below(folder, follow_links=True) if path.is_file())
     except OSError as error:
         raise AudioError.at(error.filename, f"cannot be read: {error.strerror}") from None
     if not files:
@@ -102,26 +102,6 @@ def _audio_files(folder: str | os.PathLike[str]) -> list[Path]:
             folder, f"no audio file in this folder; {left_out_note(others) if others else 'it is empty'}"
         )
     return sorted(map(Path, files))
-
-
-def _below(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """The files in a folder and below it; a folder that several links lead to is read once.
-
-    Raises:
-        OSError: one of the folders cannot be read.
-    """
-
-    def refuse(reason: OSError) -> None:
-        raise reason
-
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        yield from (os.path.join(place, name) for name in names)
 
 
 def _norm(sound: NDArray[np.float32]) -> float:
