@@ -19,12 +19,19 @@ What has no header is not among them (``.raw``, ``.pcm``, ``.ul``: its rate is u
 UNSURE_SUFFIXES = ("", ".htk", ".mat")
 """Endings of sound, but more often of something else: its content must decide. Empty: there is no ending."""
 
+APPLE_DOUBLE = "._* of macOS"
+"""Stands for the ending of ``._name``, which macOS puts beside each file in a zip or on a foreign disk."""
+
 _MOST_TOLD = 10
 
 
 def ending(name: str) -> str:
-    """The ending of a file's name or path, in lower case, with its dot; empty if there is none, or only a number."""
-    _, dot, last = name.replace("\\", "/").rpartition("/")[2].rpartition(".")
+    """The ending of a file's name or path, in lower case, with its dot; empty if there is none, or only a number;
+    ``APPLE_DOUBLE`` for the properties of another file."""
+    bare = name.replace("\\", "/").rpartition("/")[2]
+    if bare.startswith("._"):
+        return APPLE_DOUBLE
+    _, dot, last = bare.rpartition(".")
     return "" if not dot or last.isdigit() else f".{last.lower()}"
 
 

@@ -78,6 +78,8 @@ def test_nothing_else():
         ("a.", "."),
         (".DS_Store", ".ds_store"),
         ("a.3gp", ".3gp"),
+        ("__MACOSX/x/._a.wav", "._* of macOS"),
+        (".a.wav", ".wav"),
         ("s3://x/y.d/z", ""),
     ],
 )
@@ -90,6 +92,7 @@ def test_what_is_left_out_is_counted():
     assert sounds == ["b.wav", "a.opus"]
     assert others == {".txt": 2, ".json": 1, "": 1}
     assert left_out_note(others) == "left out: 2 .txt, 1 without ending, 1 .json"
+    assert left_out_note(sounds_among(["a.wav", "._a.wav", "__MACOSX/._b.wav"])[1]) == "left out: 2 ._* of macOS"
     many = Counter({f".x{number}": 1_000 + number for number in range(13)})
     assert left_out_note(many).startswith("left out: 1,012 .x12, 1,011 .x11, ")
     assert left_out_note(many).endswith(", 1,003 .x3, 3,003 with other endings")
