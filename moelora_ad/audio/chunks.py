@@ -17,12 +17,14 @@ class ChunkedFile(NamedTuple):
         end: Position behind its last chunk.
         claimed: Bytes of sound that its header claims; those present if the header leaves that open. 0 for MP4.
         there: How many of the claimed bytes are present.
+        unfinished: Whether its header says 0 bytes of sound because its writer never came back to it.
     """
 
     start: int
     end: int
     claimed: int
     there: int
+    unfinished: bool = False
 
 
 class _Form(NamedTuple):
@@ -85,6 +87,9 @@ def _kind(file: BinaryIO, start: int) -> bytes | None:
 
 def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) -> ChunkedFile:
     width, position, claimed, there, large = struct.calcsize(form.header), start + form.first, 0, 0, 0
+    unfinished = False
+    file.seek(start + 4)
+    (whole,) = struct.unpack(form.header[0] + "I", file.read(4))
     while position + width <= size:
         file.seek(position)
         name, told = struct.unpack(form.header, file.read(width))
@@ -95,7 +100,10 @@ def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) ->
         if name in form.sound:
             if told == 0xFFFF_FFFF and large:
                 told = large
+            elif told == 0 and form.first == _RIFF.first and 8 + whole > content - start:
+                pass  # the size of the whole file was written, so this one is true
             elif told == 0 or (told >= _OPEN_END and content + told > size):
+                unfinished = told == 0
                 told = size - content
             claimed += told
             there += min(told, size - content)
@@ -112,7 +120,7 @@ def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) ->
         position += padding
     if kind == b"AVI ":  # a large one continues in a further RIFF
         position = size
-    return ChunkedFile(start, min(position, size), claimed, there)
+    return ChunkedFile(start, min(position, size), claimed, there, unfinished)
 
 
 def _sun(file: BinaryIO, start: int, size: int) -> ChunkedFile:

@@ -95,5 +95,6 @@ def _chunked(file: BinaryIO, head: bytes) -> Contents:
     behind = (file.seek(0, os.SEEK_END) - last.end) / last.there
     missing = (last.claimed - last.there) / last.there
     starts = tuple(part.start for part in files)
+    doubt = "its header says that it has zero samples" if last.unfinished else ""
     is_heard = head.startswith((b"riff", b"NIST")) or head[8:12] in (b"8SVX", b"16SV")
-    return Contents(starts, missing, behind, end=last.end if behind and is_heard else None)
+    return Contents(starts, missing, behind, doubt=doubt, end=last.end if behind and is_heard else None)

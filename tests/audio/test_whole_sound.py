@@ -297,6 +297,23 @@ def test_wave_whose_header_tells_too_little():
     assert notes == {"header shorter than file": "header 0.03 s, file 8.00 s"}
 
 
+@pytest.mark.parametrize("whole", [0, 36])  # what recorders write first, what Python's wave does
+def test_a_wave_header_that_was_never_completed(whole):
+    data = with_libsndfile(FIRST, "WAV", "PCM_16")
+    begin = data.index(b"data")
+    cut = data[:4] + whole.to_bytes(4, "little") + data[8 : begin + 4] + bytes(4) + data[begin + 8 :]
+    np.testing.assert_array_equal(read_audio(io.BytesIO(cut), name="x.wav"), read_audio(io.BytesIO(data), name="x.wav"))
+    assert seconds_of(cut) == (2.0, {})
+
+
+def test_an_empty_recording_with_a_chunk_behind_it_has_no_sound():
+    empty = with_libsndfile(FIRST[:0], "WAV", "PCM_16") + b"LIST" + (400).to_bytes(4, "little") + bytes(400)
+    empty = empty[:4] + (len(empty) - 8).to_bytes(4, "little") + empty[8:]
+    for data in (empty, with_libsndfile(FIRST[:0], "WAV", "PCM_16")):
+        with pytest.raises(AudioError, match="zero samples"):
+            seconds_of(data)
+
+
 @pytest.mark.parametrize("samples", [31_999, 32_000])
 def test_chunks_behind_the_sound_are_no_sound(samples):
     data = with_libsndfile(FIRST[:samples], "WAV", "PCM_U8")
