@@ -32,7 +32,9 @@ from moelora_ad.evaluation.reports.text_table import FittedTable, TextTable
 from moelora_ad.models import MeanPooling, WhisperBackbone
 from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule
 
-torch.set_num_threads(1)  # the models are small: threads cost more than they bring, most of all on a busy machine
+# The models are small: threads cost more than they bring, most of all on a busy machine.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that a test starts
 
 PROJECT = Path(__file__).parents[1]
 QUICKSTART = PROJECT / "experiments" / "quickstart"

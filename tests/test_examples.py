@@ -136,7 +136,7 @@ def test_installed_commands_find_files_of_the_current_folder(
 
     def call(*arguments: object, code: int = 0) -> str:
         (here / "imported").unlink(missing_ok=True)
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+        environment = os.environ | {"PYTHONPATH": str(PROJECT)}
         given = [sys.executable, command, *map(str, arguments)]
         done = subprocess.run(given, cwd=here, capture_output=True, text=True, env=environment, timeout=280)
         assert done.returncode == code, done.stdout + done.stderr
@@ -326,7 +326,7 @@ def test_two_processes_train_a_backbone_of_ones_own_as_one_does(project, lightni
             assert lightning("fit", "--config", config)[0] == 0
         else:
             command = [sys.executable, "-m", "moelora_ad", "fit", "--config", config]
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+            environment = os.environ | {"PYTHONPATH": str(PROJECT)}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
             assert done.returncode == 0, done.stdout + done.stderr
         rows = csv.DictReader((tmp_path / "runs" / f"by_{processes}" / "version_0" / "metrics.csv").open())

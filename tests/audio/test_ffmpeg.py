@@ -1,7 +1,6 @@
 """Files that FFmpeg decodes instead of libsndfile, and corrupted files."""
 
 import io
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -221,9 +220,8 @@ def test_files_tampered_with_are_decoded_or_refused(tmp_path):
     encode(tmp_path / "whole.aac", "aac", 16_000, clip, form="adts")
     encode(tmp_path / "whole.mp4", "aac", 16_000, clip, video=True)
     encode(tmp_path / "whole.webm", "libopus", 48_000, speech(48_000)[:48_000])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-c", MUTATIONS, str(tmp_path), "2100"]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     decoded, refused, peak = map(int, done.stdout.split())
     assert decoded + refused == 2_100

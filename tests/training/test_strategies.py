@@ -60,12 +60,14 @@ class Collectives(Callback):
 
 
 @pytest.fixture
-def trained(experiment, write_config, tmp_path):
-    """Trains by a strategy over two processes, or in one process with twice the batch.
+def trained(experiment, write_config, tmp_path, lightning, monkeypatch):
+    """Trains by a strategy over two processes, or in this process with twice the batch.
 
     Returns what was printed, the training losses of the steps, and the last checkpoint's weights.
     """
     (tmp_path / "on_cpu.py").write_text(ON_CPU)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "on_cpu", raising=False)
     experiment["data"]["train_segment"]["position"] = "first"
     experiment["model"]["class_weights"] = [0.1, 0.9]  # matters where the two processes have unequal classes
     adaptation = experiment["model"]["adaptation"]["init_args"]
@@ -82,16 +84,21 @@ def trained(experiment, write_config, tmp_path):
         }
         paths = [write_config(experiment), tmp_path / f"{name}.yaml"]
         paths[1].write_text(yaml.safe_dump(overlay))
-        command = [sys.executable, "-m", "moelora_ad", "fit", *(f"--config={path}" for path in paths)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
-        assert done.returncode == 0, done.stdout + done.stderr
+        arguments = ["fit", *(f"--config={path}" for path in paths)]
+        if strategy:
+            command = [sys.executable, "-m", "moelora_ad", *arguments]
+            environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+            code, out, err = done.returncode, done.stdout, done.stderr
+        else:
+            code, out, err = lightning(*arguments)
+        assert code == 0, out + err
         folder = tmp_path / "runs" / name / "version_0"
         with (folder / "metrics.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["train/loss_step"]]
         names = ("train/loss_step", "train/auxiliary/importance_step")
         state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        return done.stdout, [{name: float(row[name]) for name in names} for row in rows], state
+        return out, [{name: float(row[name]) for name in names} for row in rows], state
 
     return run
 

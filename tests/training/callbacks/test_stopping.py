@@ -232,23 +232,22 @@ def test_a_start_that_fails_leaves_no_folder(fit, tmp_path, stage):
     assert (folder / "mine").is_dir()
 
 
-def test_sigterm_saves_and_the_run_goes_on_from_there(experiment, write_config, tmp_path):
+def test_sigterm_saves_and_the_run_goes_on_from_there(experiment, write_config, lightning, tmp_path):
     """SIGTERM is sent once the first epoch is recorded; the continued run ends with an uninterrupted run's weights."""
     experiment["trainer"]["max_epochs"] = 3
     experiment["trainer"]["num_sanity_val_steps"] = 0
     config = write_config(experiment)
 
-    def run(name: str, *more: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "moelora_ad", "fit", "--config", str(config), "--test_after_fit", "false"]
-        command += ["--trainer.logger.init_args.name", name, *more]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    def arguments(name: str, *more: str) -> list[str]:
+        options = ["--trainer.logger.init_args.name", name, *more]
+        return ["fit", "--config", str(config), "--test_after_fit", "false", *options]
 
     def state(name: str) -> dict:
         path = tmp_path / "runs" / name / "version_0" / "checkpoints" / "last.ckpt"
         return torch.load(path, weights_only=True)
 
-    whole, cut = run("whole"), run("cut")
+    command = [sys.executable, "-m", "moelora_ad", *arguments("cut")]
+    cut = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     record = tmp_path / "runs" / "cut" / "version_0" / "run.json"
     watchdog = threading.Timer(250, cut.kill)
     watchdog.start()
@@ -262,10 +261,9 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(experiment, write_config, 
     assert read_record(record.parent).state == "interrupted"
     saved = re.search(r"saved (\S+); give it as --ckpt_path to continue", errors)
     assert saved is not None, errors
-    rest = run("rest", "--ckpt_path", saved[1])
-    for process in (whole, rest):
-        _, errors = process.communicate(timeout=280)
-        assert process.returncode == 0, errors
+    for name, more in (("whole", ()), ("rest", ("--ckpt_path", saved[1]))):
+        code, _, errors = lightning(*arguments(name, *more))
+        assert code == 0, errors
     assert state("rest")["global_step"] == state("whole")["global_step"]
     for name, tensor in state("whole")["state_dict"].items():
         assert torch.equal(state("rest")["state_dict"][name], tensor), name
