@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Attempt:
             )
 
     def ended(self, stopped: bool = False) -> bool:
-        """Whether the process has ended; then its end is recorded and the lock is released.
+        """Whether the process has ended; then its end is recorded, if it can be, and the lock is released.
 
         Args:
             stopped: whether the process and its children were asked to end; then no exit code counts as a failure.
@@ -78,8 +79,9 @@ class Attempt:
             code = self.process.returncode
             if stopped and code:
                 code = 128 + signal.SIGTERM
-            reason = last_line(self.output) if code > 0 else None
-            write_notes(self.run.folder, replace(self._notes, exit_code=code, reason=reason))
+            with suppress(OSError):  # a full disk, a removed folder: the end stays unrecorded, and other runs go on
+                reason = last_line(self.output) if code > 0 else None
+                write_notes(self.run.folder, replace(self._notes, exit_code=code, reason=reason))
             os.close(self._lock)
             self._lock = -1
         return True

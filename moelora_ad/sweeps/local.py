@@ -57,8 +57,10 @@ def run_here(runs: Sequence[PlannedRun], jobs: int, retry: bool, view: LiveView)
 def _start(run: PlannedRun, retry: bool) -> Attempt | Status:
     try:
         return start(run, retry)
-    except (InputError, OSError) as error:
+    except InputError as error:
         return Status("failed", str(error))
+    except OSError as error:
+        return Status("failed", f"{error.filename or run.folder}: {error.strerror}")
 
 
 def _stop(active: Sequence[Attempt], view: LiveView) -> None:

@@ -110,12 +110,22 @@ def plan_runs(sweep: Sweep) -> list[PlannedRun]:
             raise InputError.at(sweep.path, f"grid: {full} is not a valid folder name: list such values as systems")
         if full.lower() in map(str.lower, systems):
             raise InputError.at(sweep.path, f"two systems would be named {full}")
-        systems[full] = ((*sweep.configs, *system.configs), {**sweep.options, **system.options, **chosen})
+        systems[full] = ((*sweep.configs, *system.configs), _merged(sweep.options, system.options, chosen))
     return [
         PlannedRun(name, seed, sweep.folder / name / f"seed_{seed}", configs, options, sweep.environment, sweep.wandb)
         for seed in sweep.seeds
         for name, (configs, options) in systems.items()
     ]
+
+
+def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of which later ones replace earlier ones, each in the place of the last: before its class, an argument
+    would go to another class, and be dropped with it."""
+    found: dict[str, Any] = {}
+    for name, value in itertools.chain.from_iterable(layer.items() for layer in layers):
+        found.pop(name, None)
+        found[name] = value
+    return found
 
 
 def _held_out(sweep: Sweep) -> tuple[str, ...] | tuple[None]:

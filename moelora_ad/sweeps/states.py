@@ -85,12 +85,13 @@ def _record(run: PlannedRun) -> "RunRecord | None":
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first difference between two identities, in words; None if there is none."""
-    for path in [*now["configs"], *before["configs"]]:
-        if before["configs"].get(path) != now["configs"].get(path):
-            verb = "is new" if path not in before["configs"] else "is gone" if path not in now["configs"] else "changed"
-            return f"{path} {verb}"
-    if list(before["configs"]) != list(now["configs"]):
+    """The first difference between two identities, in words; None if there is none. Configuration files are compared by
+    their contents: they may have been moved."""
+    if [*now["configs"].values()] != [*before["configs"].values()]:
+        for path in [*now["configs"], *before["configs"]]:
+            old, new = before["configs"].get(path), now["configs"].get(path)
+            if old != new:
+                return f"{path} {'is new' if old is None else 'is gone' if new is None else 'changed'}"
         return "the configuration files have another order"
     for name in {**now["options"], **before["options"]}:
         old, new = before["options"].get(name, "not given"), now["options"].get(name, "not given")

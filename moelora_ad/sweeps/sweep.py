@@ -1,5 +1,6 @@
 """The description of a sweep: a YAML file that names systems, options and seeds."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -152,7 +153,7 @@ class _Reader:
         return value
 
     def folder(self, value: Any) -> Path:
-        path = Path(self.text(value, "folder"))
+        path = Path(os.path.expanduser(self.text(value, "folder")))
         sizes = [len(part.encode(errors="replace")) for part in path.parts]
         if not str(path).isprintable() or sum(sizes) > 2_000 or max(sizes, default=0) > 255:
             raise self.error("folder", f"is {value!r}, which is not a valid folder name")
@@ -174,8 +175,10 @@ class _Reader:
 
     def options(self, value: Any, key: str) -> dict[str, Any]:
         options = self.mapping(value, key)
-        for name in options:
+        for name, one in options.items():
             self.option(name, key)
+            if isinstance(one, str) and "\0" in one:
+                raise self.error(f"{key}.{name}", f"must be text without a NUL, not {one!r}")
         return options
 
     def option(self, name: str, key: str) -> None:
@@ -230,7 +233,9 @@ class _Reader:
     def environment(self, value: Any) -> dict[str, str]:
         found = self.mapping(value, "environment")
         for name, one in found.items():
-            if isinstance(one, dict | list | bool | None):
+            if not re.fullmatch(r"[^=\0]+", name):
+                raise self.error("environment", f"has {name!r}, which is not a name of a variable")
+            if isinstance(one, dict | list | bool | None) or "\0" in str(one):
                 raise self.error(f"environment.{name}", f"must be text, not {one!r}: put it in quotes")
         return {name: str(one) for name, one in found.items()}
 

@@ -402,8 +402,11 @@ def test_an_evaluation_that_is_stopped_says_so_in_one_line(
     assert "Traceback" not in err
 
 
-def test_next_commands_can_be_copied_when_a_folder_has_spaces(lightning, experiment, write_config, tmp_path):
-    experiment["trainer"]["logger"]["init_args"]["save_dir"] = str(tmp_path / "my runs; all")
+def test_next_commands_can_be_copied_when_a_folder_has_spaces(
+    lightning, experiment, write_config, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    experiment["trainer"]["logger"]["init_args"]["save_dir"] = "~/my runs; all"
     code, out, _ = lightning("fit", "--config", write_config(experiment), "--trainer.max_epochs", 1)
     assert code == 0
     commands = [shlex.split(line.removeprefix("next:")) for line in out.splitlines() if line.startswith("next:")]
@@ -415,6 +418,7 @@ def test_next_commands_can_be_copied_when_a_folder_has_spaces(lightning, experim
     paths = [word for command in commands for word in command if "my runs" in word]
     assert len(paths) == 4
     assert all(Path(path).exists() for path in paths)
+    assert all((tmp_path / "my runs; all").resolve() in Path(path).resolve().parents for path in paths)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(lightning, experiment, write_config, tmp_path):

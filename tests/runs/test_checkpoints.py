@@ -58,10 +58,20 @@ def test_without_a_run_the_line_says_what_a_checkpoint_is(lightning, experiment,
     assert "the configuration is not that of a run with checkpoints (RUN/checkpoints/NAME.ckpt)" in error_line(err)
 
 
+@pytest.mark.parametrize("case", ["where it was", "moved", "of the default logger"])
 def test_a_run_continues_in_its_folder_with_its_record_its_best_checkpoint_and_its_metrics(
-    lightning, run, tmp_path, monkeypatch
+    lightning, experiment, write_config, tmp_path, monkeypatch, case
 ):
     """The second epoch is made worse than the first, so that the best checkpoint is the earlier one."""
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    if case == "of the default logger":
+        del experiment["trainer"]["logger"]
+        experiment["trainer"]["default_root_dir"] = str(tmp_path / "runs")
+        run = tmp_path / "runs" / "lightning_logs" / "version_0"
+    assert lightning("fit", "--config", write_config(experiment))[0] == 0
+    if case == "moved":
+        (tmp_path / "runs").rename(tmp_path / "there")
+        run = tmp_path / "there" / "tiny" / "version_0"
     before, config, metrics = read_record(run), (run / "config.yaml").read_text(), (run / "metrics.csv").read_text()
     longer = ("--trainer.max_epochs", before.max_epochs + 1)
 
@@ -74,6 +84,7 @@ def test_a_run_continues_in_its_folder_with_its_record_its_best_checkpoint_and_i
     assert code == 0, err
     assert "note:" not in err
     assert [path.name for path in run.parent.iterdir()] == [run.name]
+    assert (tmp_path / "runs").exists() == (case != "moved")
     after = read_record(run)
     assert (after.attempts, after.max_epochs, after.state) == (2, before.max_epochs + 1, "finished")
     assert after.checkpoint == before.checkpoint

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 import torch
 
 from moelora_ad.cli import sweep as sweep_command
+from moelora_ad.sweeps.attempt import start
+from moelora_ad.sweeps.planning import plan_runs
+from moelora_ad.sweeps.states import status_of
+from moelora_ad.sweeps.sweep import read_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # several processes load torch one after another
 
@@ -116,3 +121,13 @@ def test_ctrl_c_saves_and_another_sweep_leaves_a_running_run_alone(tmp_path, wri
     assert shlex.split(line)[-1] == f"--ckpt_path={run / 'checkpoints' / 'last-interrupted.ckpt'}"
     saved = torch.load(run / "checkpoints" / "last-interrupted.ckpt", weights_only=True)
     assert saved["global_step"] == 5  # the step in progress was completed
+
+
+def test_a_run_whose_folder_is_gone_ends_like_any_other(tmp_path, write_sweep):
+    """Other runs of the sweep must go on; the same on a full disk."""
+    (run,) = plan_runs(read_sweep(write_sweep(options={"model.nonsense": 1})))
+    attempt = start(run)
+    shutil.rmtree(run.folder)
+    assert attempt.process.wait(200) == 2
+    assert attempt.ended()
+    assert status_of(run).state == "waiting"

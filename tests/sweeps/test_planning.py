@@ -56,6 +56,20 @@ def test_systems_times_grid_times_seeds(config):
     assert len({run.folder for run in runs}) == 8
 
 
+def test_a_systems_arguments_stay_behind_its_class(config):
+    """Before it, they would be those of the class that it replaces, and a corpus of another class keeps none."""
+    corpus = "data.test.calls"
+    system = System((), {corpus: "moelora_ad.corpora.Manifest", f"{corpus}.init_args.attacks": ["A02"], "x.k": 2})
+    common = {f"{corpus}.init_args.attacks": ["A01"], "model.rank": 4, "x.k": 1}
+    (run,) = plan_runs(make(config, systems={"a": system}, options=common, grid={"x.k": (3,)}))
+    assert [word for word in run.arguments() if word.startswith(("--data", "--model", "--x"))] == [
+        "--model.rank=4",
+        f"--{corpus}=moelora_ad.corpora.Manifest",
+        f'--{corpus}.init_args.attacks=["A02"]',
+        "--x.k=3",
+    ]
+
+
 def test_systems_times_held_out_attacks(config):
     systems = {"lora": System((), {"x.rank": 4}), "moe": System()}
     runs = plan_runs(make(config, systems=systems, leave_one_out=("A01", "x/y z"), seeds=(7, 5), grid={"x.k": (1, 2)}))

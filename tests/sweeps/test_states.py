@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -123,6 +124,8 @@ def test_another_configuration(run, figures):
     else:
         assert (status.state, status.reason) == ("differs", "x was 1, is 2")
     assert status_of(replace(run, wandb={"project": "p"}, environment={"A": "1"})).state != "differs"
+    moved = shutil.copy(run.configs[0], run.folder)
+    assert status_of(replace(run, configs=(moved,))).state != "differs"
     Path(run.configs[0]).write_text("a: 2\n")
     if figures != "none":
         assert status_of(run).reason == f"{run.configs[0]} changed"

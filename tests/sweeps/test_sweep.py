@@ -29,7 +29,7 @@ def read(tmp_path):
 
 def test_all_keys(read, tmp_path):
     sweep = read("""
-folder: runs/grid
+folder: ~/grid
 configs: [CONFIG]
 options: {trainer.max_epochs: 4, model.adaptation: a.B, trainer.callbacks+: {class_path: c.D}}
 systems:
@@ -43,7 +43,7 @@ wandb: {project: p, offline: true, tags: [a]}
 slurm: {gpus_per_node: 1, time: 24:00:00, setup: [module load cuda]}
 """)
     config = str(tmp_path / "config.yaml")
-    assert sweep.folder == Path("runs/grid")
+    assert sweep.folder == Path.home() / "grid"
     assert sweep.configs == (config,)
     assert sweep.options == {
         "trainer.max_epochs": 4,
@@ -100,6 +100,9 @@ slurm: {gpus_per_node: 1, time: 24:00:00, setup: [module load cuda]}
         ("seeds:", "leave_one_out: {attack: [1]}\nseeds:", "leave_one_out.attack must be text, not 1"),
         ("seeds:", "leave_one_out: {attack: [a, b, a]}\nseeds:", "leave_one_out.attack has a twice"),
         ("seeds:", "environment: {A: true}\nseeds:", "environment.A must be text, not True"),
+        ("seeds:", "environment: {A=1: b}\nseeds:", "environment has 'A=1', which is not a name of a variable"),
+        ("seeds:", 'environment: {A: "b\\0"}\nseeds:', r"environment.A must be text, not 'b\x00'"),
+        ("seeds:", 'options: {x: "b\\0"}\nseeds:', r"options.x must be text without a NUL, not 'b\x00'"),
         ("seeds:", "wandb: {offline: true}\nseeds:", "wandb.project must be text, not None"),
         ("seeds:", "wandb: {project: a, ofline: true}\nseeds:", "wandb has the unknown key 'ofline'"),
         ("seeds:", "wandb: {project: a, offline: 1}\nseeds:", "wandb.offline must be bool, not 1"),

@@ -175,6 +175,19 @@ def test_sigterm_between_accumulated_batches(fit, tmp_path, batches):
     check_resumed(fit, tmp_path / "last-interrupted.ckpt", batches // 2 * 2, whole, weights, accumulate_grad_batches=2)
 
 
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(fit, tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    first, second = (
+        WholeCheckpoint(dirpath=folder, filename="{epoch}", monitor="train/loss", mode="max", save_last=True)
+        for folder in (before, after)
+    )
+    fit(first, max_epochs=1)
+    before.rename(after)
+    fit(second, checkpoint=after / "last.ckpt", max_epochs=2)
+    assert second.best_model_path == str(after / "epoch=0.ckpt")
+    assert sorted(os.listdir(after)) == ["epoch=0.ckpt", "last.ckpt"]
+
+
 def test_with_workers_that_read_ahead(fit, tmp_path):
     whole = Recorder()
     steps = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)

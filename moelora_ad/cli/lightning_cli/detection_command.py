@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from moelora_ad.adapters import AdapterError
 from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.lightning_cli.model_folder import is_model, with_model
-from moelora_ad.cli.lightning_cli.resuming import in_its_folder, note_other_folder
+from moelora_ad.cli.lightning_cli.resuming import expand_home, in_its_folder, note_other_folder
 from moelora_ad.cli.lightning_cli.run_config import SaveRunConfig
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, import_from_here, imports_limited
@@ -119,6 +119,7 @@ class DetectionCommand(LightningCLI):
             self.config = parser.parse_args(args)
         self.verb = self.config.subcommand
         self.given = self.config[self.verb]
+        expand_home(self.given)
         self.verb_parser = self._parsers[1 + [*self.subcommands()].index(self.verb)]
         if type(seed := self.given.seed_everything) is int and not 0 <= seed < 2**32:
             self.verb_parser.error(f"seed_everything: {seed} is not a whole number from 0 to 4294967295")

@@ -14,7 +14,7 @@ from moelora_ad.evaluation.score_files.labelled import ScoreReader
 from moelora_ad.evaluation.score_files.paths import FAILED, failed_note
 from moelora_ad.evaluation.score_table import AttackErrorRate, ScoreTable
 from moelora_ad.runs.held_out import HELD_OUT, held_out_attack
-from moelora_ad.runs.record import DEV, RunRecord, trials_hash
+from moelora_ad.runs.record import DEV, RecordedSet, RunRecord, trials_hash
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,14 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
             notes.append(f"{place}: {name} has trials of one class only and no EER")
             continue
         table = ScoreReader().read(path).table
+        eer = table.equal_error_rate().eer
         missing = failed_note(path) or partial_note(path, len(table))
-        notes += [f"{place}, {name}: {note}" for note in (missing, provenance.note) if note]
+        notes += [f"{place}, {name}: {note}" for note in (missing, provenance.note, _other_eer(recorded, eer)) if note]
         corpora = _values(table, "corpus")
         sets[name] = ScoredSet(
             corpus=recorded.corpus if recorded else " + ".join(corpora),
             splits=_values(table, "split"),
-            eer=table.equal_error_rate().eer,
+            eer=eer,
             num_bona_fide=table.trials.num_bona_fide,
             num_spoof=table.trials.num_spoof,
             complete=missing is None,
@@ -182,6 +183,16 @@ def _read_sets(record: RunRecord) -> tuple[dict[str, ScoredSet], list[str]]:
             attacks=table.attack_error_rates(),
         )
     return sets, notes
+
+
+def _other_eer(recorded: RecordedSet | None, eer: float) -> str | None:
+    """A note if a set's scores are not those of the run's own test: a later test may have had another segment."""
+    if recorded is None or recorded.eer is None or abs(recorded.eer - eer) < 1e-9:
+        return None
+    return (
+        f"EER {100 * eer:.2f} %, and {100 * recorded.eer:.2f} % in the run's own test: its scores were made again, "
+        "maybe with other settings"
+    )
 
 
 def _trial_list(provenance: Mapping[str, Any]) -> str | None:

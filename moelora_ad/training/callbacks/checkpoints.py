@@ -3,6 +3,7 @@
 import os
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -20,17 +21,35 @@ INTERRUPTED = "last-interrupted.ckpt"  # Lightning and sweeps look for last*.ckp
 
 
 class WholeCheckpoint(OpenModelCheckpoint):
-    """Lightning's ``ModelCheckpoint``, with four differences.
+    """Lightning's ``ModelCheckpoint``, with five differences.
 
     With ``save_last`` true, the last checkpoint is saved after every epoch, not only after those among the best: an
     interrupted run loses no more than an epoch. With ``save_on_exception`` true, an interruption or an error saves
     ``last-interrupted.ckpt``: it has no figure to be named after, and ``last.ckpt`` stays that of a whole epoch;
     callbacks are saved as they were before an interrupted validation. If training diverges, nothing is saved, and the
     last checkpoint stays: the present weights and batch statistics are useless. A checkpoint that a killed run saved at
-    the same step under the same name is replaced, where Lightning would choose another name.
+    the same step under the same name is replaced, where Lightning would choose another name. A run that was moved keeps
+    its best checkpoints.
     """
 
     _has_begun = False
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take a run that was moved, or is continued from another current folder, for the same run: Lightning would
+        forget the best checkpoint of before."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        state, here = checkpoint["callbacks"].get(self.state_key), self.dirpath
+        if state is None or here is None or trainer.ckpt_path is None:
+            return
+        if Path(trainer.ckpt_path).parent.resolve() != Path(here).resolve():  # another run branches off
+            return
+
+        def moved(path: str) -> str:
+            return os.path.join(here, os.path.basename(path)) if os.path.dirname(path) == state["dirpath"] else path
+
+        paths = {name: moved(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        models = {moved(path): score for path, score in state["best_k_models"].items()}
+        checkpoint["callbacks"][self.state_key] = state | paths | {"best_k_models": models, "dirpath": here}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
