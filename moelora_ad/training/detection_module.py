@@ -43,7 +43,7 @@ from moelora_ad.training.mldg import MLDG
 from moelora_ad.training.monitors import check_dev_limit, check_monitors
 from moelora_ad.training.optimizers import fused
 from moelora_ad.training.randomness import seed_batch
-from moelora_ad.training.schedule import WarmupCosine
+from moelora_ad.training.schedule import WarmupCosine, accumulate_as_scheduled, optimizer_steps
 from moelora_ad.training.scoring import Evaluated, SetFigures, SetResult, SetScores, UnlistedResult, evaluation_sets
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -180,12 +180,12 @@ class DetectionModule(CheckpointedModule, LossModule):
         if self.schedule is None:
             return optimizer
         if isinstance(self.schedule, WarmupCosine):
-            scheduler = self.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
+            scheduler = self.schedule.build(optimizer, optimizer_steps(self.trainer))
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
         chosen, every = self.schedule(optimizer), 1
         if isinstance(chosen, ReduceLROnPlateau):  # it watches a figure that only epochs with a validation have
             every = self.trainer.check_val_every_n_epoch or 1
-        watched = {"interval": "epoch", "frequency": every, "monitor": f"{DEV}/eer"}
+        watched = {"interval": "epoch", "frequency": every, "monitor": f"{DEV}/eer", "strict": False}
         return [optimizer], [{"scheduler": chosen, **watched}]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -221,6 +221,7 @@ class DetectionModule(CheckpointedModule, LossModule):
 
     def on_train_start(self) -> None:
         check_dev_limit(self.trainer)
+        accumulate_as_scheduled(self.trainer)
         self._first_steps = FirstSteps(self.detector)
         self.loss_check = LossCheck(self.trainer)
 

@@ -61,8 +61,8 @@ def check_dev_limit(trainer: Trainer) -> None:
 
 def _prefixes(module: LossModule) -> tuple[str, ...]:
     logged = ["routing/", "gradients/"]
-    if module.auxiliary is not None:
-        logged += [f"{TRAIN}/auxiliary/", f"{TRAIN}/total_loss"]
+    if module.auxiliary is not None or module.tether is not None:
+        logged += [f"{TRAIN}/auxiliary/", f"{TRAIN}/tether", f"{TRAIN}/total_loss"]
     if module.meta_learning is not None:
         logged.append(f"{TRAIN}/meta_")
     return tuple(logged)

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, ModelCheckpoint
 from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader, IterableDataset
 
 from moelora_ad.adapters import AuxiliaryWeights, InjectionError, LoRA, MoELoRA, adapted_sites, watch_gates
 from moelora_ad.audio import RawBoost
@@ -48,10 +50,47 @@ def test_warm_up_and_cosine_reach_zero_at_the_end(small_whisper, data, tmp_path,
     assert [rates[1] for rates in seen] == pytest.approx([10 * rates[0] for rates in seen])
 
 
+def test_warm_up_and_cosine_count_the_steps_of_scheduled_accumulation(small_whisper, data, tmp_path, trainer):
+    model = module(small_whisper, schedule=WarmupCosine(0.25))
+    callbacks = [ModelCheckpoint(monitor=None), GradientAccumulationScheduler({0: 2, 2: 3})]
+    run = trainer(tmp_path, max_epochs=3, callbacks=callbacks, limit_val_batches=0)
+    seen = []
+    model.on_train_batch_end = lambda *_: seen.append((run.global_step, run.optimizers[0].param_groups[0]["lr"]))
+    run.fit(model, datamodule=data())
+    assert seen[-1][0] == 5  # of two, two and one in the epochs of three batches
+    wanted = [0.001 * (1 + np.cos(np.pi * (step - 1) / 4)) / 2 if step else 0 for step, _ in seen]
+    assert [rate for _, rate in seen] == pytest.approx(wanted)
+
+
+def test_scheduled_accumulation_goes_on_within_an_epoch(small_whisper, data, tmp_path, trainer):
+    def fitted(folder, **start) -> DetectionModule:
+        saving = ModelCheckpoint(folder, "{step}", monitor=None, every_n_train_steps=1, save_top_k=-1)
+        callbacks = [saving, GradientAccumulationScheduler({0: 3})]
+        model = module(small_whisper, schedule=WarmupCosine(0.25))
+        trainer(folder, callbacks=callbacks, limit_val_batches=0).fit(model, datamodule=data(batch_size=2), **start)
+        return model
+
+    whole = fitted(tmp_path / "whole")
+    resumed = fitted(tmp_path / "resumed", ckpt_path=tmp_path / "whole" / "step=1.ckpt")
+    assert resumed.trainer.global_step == whole.trainer.global_step == 2  # of six batches
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+class Endless(IterableDataset):
+    """Clips, of which a loader cannot know the number."""
+
+    def __iter__(self):
+        yield from ((torch.zeros(8_000), torch.tensor(label)) for label in (0, 1))
+
+
 def test_warm_up_and_cosine_without_an_end_are_refused(small_whisper, data, tmp_path, trainer):
     model = module(small_whisper, schedule=WarmupCosine())
     with pytest.raises(InputError, match=r"WarmupCosine needs an end: set trainer\.max_epochs or"):
         trainer(tmp_path, max_epochs=-1, max_time="00:01:00:00").fit(model, datamodule=data())
+    endless = DataLoader(Endless(), batch_size=2)
+    with pytest.raises(InputError, match=r"WarmupCosine needs an end: .* \(of training data without a length"):
+        trainer(tmp_path).fit(model, endless)
 
 
 def test_a_schedule_that_watches_dev_waits_for_its_validation(small_whisper, data, tmp_path, trainer):
@@ -67,6 +106,11 @@ def test_a_schedule_that_watches_dev_waits_for_its_validation(small_whisper, dat
     run.fit(model, datamodule=data())
     assert [epoch for epoch, _ in seen] == [1, 3]
     assert seen[-1][1] == float(run.callback_metrics["dev/eer"])
+    seen.clear()
+    run = trainer(tmp_path, max_epochs=2, check_val_every_n_epoch=None, val_check_interval=5)  # of three an epoch
+    with pytest.warns(RuntimeWarning, match="metric dev/eer which is not available but strict"):
+        run.fit(module(small_whisper, schedule=Plateau), datamodule=data())
+    assert [epoch for epoch, _ in seen] == [1]
 
 
 class Near(MeanPooling):
@@ -351,6 +395,11 @@ def test_losses_that_cannot_be_shared_out_are_refused(small_whisper, data, train
         module(small_whisper, loss=Scaled(1.0, learned=True))
     with pytest.raises(InputError, match=r"model.loss: Scaled gives \(\) for 4 trials.*set reduction to none"):
         trainer(tmp_path).fit(module(small_whisper, loss=Scaled(1.0, reduction="mean")), datamodule=data())
+    batch = Batch(torch.zeros(2, 8_000), None, torch.tensor([0, 1]), torch.arange(2), [])
+    listing = module(small_whisper, loss=Scaled(1.0))
+    listing.loss.forward = lambda logits, labels: [0.5, 0.5]
+    with pytest.raises(InputError, match=r"model.loss: Scaled gives a list for 2 trials, not one"):
+        listing._weighted(torch.zeros(2, 2), batch)
 
 
 def test_random_crops_change_with_the_epoch_and_evaluation_does_not(data):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.distributions import Bernoulli, kl_divergence
 
@@ -230,7 +231,8 @@ def test_the_tether_in_training_holds_and_is_logged(small_whisper, data, trainer
         torch.manual_seed(0)
         detector = DetectionModule(WhisperBackbone(small_whisper), LoRA(2), MeanPooling, adapter_lr=0.01, tether=tether)
         before = detector.detector.eval()(CLIPS).detach()
-        fitted = trainer(tmp_path, max_epochs=2)
+        monitored = ModelCheckpoint(tmp_path, monitor="train/loss" if tether is None else "train/tether")
+        fitted = trainer(tmp_path, max_epochs=2, callbacks=[monitored])
         fitted.fit(detector, datamodule=data())
         moved.append((detector.detector.eval()(CLIPS) - before).diff().abs().max().item())
         assert ("train/tether" in fitted.callback_metrics) == (tether is not None)

@@ -39,6 +39,7 @@ from moelora_ad.runs.record import (
 )
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.interruptions.lost_processes import is_of_lost_process
+from moelora_ad.training.schedule import optimizer_steps
 
 
 class RunRecorder(Callback):
@@ -70,7 +71,7 @@ class RunRecorder(Callback):
         if earlier is not None:
             self._seconds_before, self._peak_before = earlier.seconds, dict(earlier.peak_memory_bytes)
         data: AudioDeepfakeDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        steps = trainer.estimated_stepping_batches
+        steps = optimizer_steps(trainer)
         name = self.system or (str(trainer.loggers[0].name) if trainer.loggers else folder.name)
         self.record = RunRecord(
             folder=folder,

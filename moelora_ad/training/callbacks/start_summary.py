@@ -22,6 +22,7 @@ from moelora_ad.runs.record import DEV
 from moelora_ad.training.callbacks.end_summary import line, trainable
 from moelora_ad.training.callbacks.progress import callbacks_of
 from moelora_ad.training.detection_module import DetectionModule
+from moelora_ad.training.schedule import accumulated_batches, optimizer_steps
 
 _SAMPLED = 50  # files whose headers give an estimate of the others' length
 
@@ -38,7 +39,7 @@ class StartBlock(Callback):
             self._checkpoint_bytes = checkpoint_bytes(pl_module.detector, pl_module.optimizer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        steps = trainer.estimated_stepping_batches
+        steps = optimizer_steps(trainer)
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, DetectionModule)
@@ -80,11 +81,12 @@ def batch(trainer: Trainer, data: AudioDeepfakeDataModule) -> str:
     factors = [f"{size}"]
     if trainer.world_size > 1:
         factors.append(f"{trainer.world_size} processes")
-    if trainer.accumulate_grad_batches > 1:
-        factors.append(f"{trainer.accumulate_grad_batches} batches accumulated")
+    accumulated = accumulated_batches(trainer, trainer.current_epoch)
+    if accumulated > 1:
+        factors.append(f"{accumulated} batches accumulated")
     length = "whole" if segment.samples is None else f"{segment.samples / SAMPLE_RATE:.3g} s each"
     clips = f"{segment.count} clips of " if segment.count > 1 else ""
-    total = size * trainer.world_size * trainer.accumulate_grad_batches
+    total = size * trainer.world_size * accumulated
     told = f"{counted(total, 'trial')}, {clips}{length}"
     return told if len(factors) == 1 else f"{told}: {' x '.join(factors)}"
 
@@ -154,7 +156,7 @@ def _started_from(module: DetectionModule) -> str:
 
 
 def _steps(trainer: Trainer, total: int | float) -> str:
-    per_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+    per_epoch = -(-trainer.num_training_batches // accumulated_batches(trainer, trainer.current_epoch))
     epochs = trainer.max_epochs
     course = (
         f"{int(per_epoch):,} an epoch" if epochs in (None, -1) else f"{counted(epochs, 'epoch')} of {int(per_epoch):,}"
