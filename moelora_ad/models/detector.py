@@ -1,5 +1,6 @@
 """The detector: backbone, adaptation and classifier as one module."""
 
+import inspect
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -35,6 +36,7 @@ class Detector(KeptModule):
 
     Raises:
         AdapterError: the adaptation does not fit the encoder.
+        InputError: the backbone or the classifier cannot be called as it must be.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Detector(KeptModule):
             parameter.requires_grad_(False)
         backbone.after_adaptation()
         self.classifier = classifier(backbone.width)
+        _check_takes(backbone.encode, "waveforms", "lengths")
+        _check_takes(self.classifier.forward, "features", "lengths")
         self._classifier_is_frozen = False
         self.train(self.training)
         self.frozen_at_first = samples_of(self.frozen_tensors())
@@ -130,12 +134,20 @@ class Detector(KeptModule):
         Args:
             waveforms: (B, samples) float, 16 kHz mono.
             lengths: (B,) valid samples of each row, None when all rows are full.
+
+        Raises:
+            InputError: the classifier returns something else than a tensor.
         """
         with self._products(waveforms.device.type):
             features, frames = self.backbone(waveforms, lengths)
         dtype = next((parameter.dtype for parameter in self.classifier.parameters()), torch.float32)
         with torch.autocast(features.device.type, enabled=False):
-            return self.classifier(features.to(dtype), frames)
+            logits = self.classifier(features.to(dtype), frames)
+        if not isinstance(logits, Tensor):
+            raise InputError(
+                f"{type(self.classifier).__name__}.forward returns a {type(logits).__name__}, not logits (batch, 2)"
+            )
+        return logits
 
     def _products(self, device: str) -> AbstractContextManager:
         """Autocast where the encoder is in half precision and the adaptation's float32 tensors are not made for it."""
@@ -199,3 +211,17 @@ class Detector(KeptModule):
             kept |= not_kept
         others = {name for name in self.state_dict() if not name.startswith(ENCODER)}
         return others | {f"{ENCODER}{name}" for name in kept}
+
+
+def _check_takes(method: Callable[..., object], *names: str) -> None:
+    """Check that a method can be called with so many arguments.
+
+    Raises:
+        InputError: it cannot.
+    """
+    signature = inspect.signature(method)
+    try:
+        signature.bind(*names)
+    except TypeError:
+        name = getattr(method, "__qualname__", str(method))
+        raise InputError(f"{name} takes {signature}, and is called with ({', '.join(names)})") from None

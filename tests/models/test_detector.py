@@ -14,6 +14,7 @@ from moelora_ad.adapters import (
     TopLayers,
     adapted_sites,
 )
+from moelora_ad.errors import InputError
 from moelora_ad.models import AASIST, AttentiveStatistics, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
 
 PUBLISHED = {  # trainable parameters with AASIST on XLSR-53
@@ -112,6 +113,32 @@ def test_what_is_never_called_stays_frozen_whatever_a_method_does(small_wav2vec2
     fixed = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
     assert fixed == {"backbone.encoder.masked_spec_embed"}
     assert detector.kept_names() == set(detector.state_dict())  # an encoder that is trained whole is kept whole
+
+
+class Unaware(MeanPooling):
+    def forward(self, features):
+        return super().forward(features)
+
+
+class Pair(MeanPooling):
+    """Returns what the public AASIST returns, hidden features too."""
+
+    def forward(self, features, lengths=None):
+        return features, super().forward(features, lengths)
+
+
+class UnawareBackbone(WhisperBackbone):
+    def encode(self, waveforms):
+        return super().encode(waveforms, None)
+
+
+def test_a_head_or_a_backbone_that_is_called_in_another_way_is_named(small_whisper):
+    with pytest.raises(InputError, match=r"^Unaware.forward takes \(features\), and is called with \(features"):
+        Detector(WhisperBackbone(small_whisper), LoRA(2), Unaware)
+    with pytest.raises(InputError, match=r"^UnawareBackbone.encode takes \(waveforms\), and is called with \(wave"):
+        Detector(UnawareBackbone(small_whisper), LoRA(2), MeanPooling)
+    with pytest.raises(InputError, match=r"^Pair.forward returns a tuple, not logits \(batch, 2\)$"):
+        Detector(WhisperBackbone(small_whisper), LoRA(2), Pair)(waveforms())
 
 
 @pytest.mark.parametrize("backbone", [Wav2Vec2Backbone, WhisperBackbone])

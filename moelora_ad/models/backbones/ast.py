@@ -15,6 +15,7 @@ from moelora_ad.float64 import in_float64
 from moelora_ad.models.backbones.base import Backbone, HiddenStates
 from moelora_ad.models.backbones.pretrained import (
     check_json,
+    check_rate,
     is_meta,
     load_config,
     load_encoder,
@@ -126,6 +127,7 @@ def _statistics(source: str | Path, revision: str | None) -> tuple[float, float]
         mean, deviation = float(extractor.mean), float(extractor.std)
     except Exception:  # a faulty file makes transformers fail in many ways
         raise InputError(f"backbone {source} has no readable preprocessor") from None
+    check_rate(extractor, f"backbone {source}")
     if not deviation > 0:
         raise InputError(f"backbone {source}: the standard deviation in its preprocessor is {deviation}")
     return (mean, deviation) if extractor.do_normalize else (0.0, 0.5)

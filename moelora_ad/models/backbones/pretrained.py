@@ -20,6 +20,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from moelora_ad.audio import SAMPLE_RATE
 from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
 from moelora_ad.models.dry_build import MOST_OF_ENCODER, dry_build
@@ -171,6 +172,17 @@ def check_json(source: str | Path, revision: str | None, name: str) -> None:
     path = _file_of(source, revision, name)
     if path is not None:
         read_json(path)
+
+
+def check_rate(extractor: Any, source: str | Path) -> None:
+    """Check that a preprocessor of transformers is for sound at 16 kHz.
+
+    Raises:
+        InputError: it is for another sample rate.
+    """
+    rate = getattr(extractor, "sampling_rate", None)
+    if rate != SAMPLE_RATE:
+        raise InputError(f"{source}: its preprocessor is for sound at {rate} Hz, and sound here has {SAMPLE_RATE} Hz")
 
 
 def _file_of(source: str | Path, revision: str | None, name: str) -> str | None:

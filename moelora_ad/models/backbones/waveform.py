@@ -12,6 +12,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.base import Backbone, HiddenStates
 from moelora_ad.models.backbones.pretrained import (
     check_json,
+    check_rate,
     has_file,
     is_meta,
     load_config,
@@ -93,6 +94,8 @@ class WaveformBackbone(Backbone):
         self.normalize: Normalization = (
             self._checkpoint_normalizes(source, revision) if normalize is None else normalize
         )
+        if "normalize" in self.init_args:  # a saved model may meet the same weights beside another preprocessor
+            self.init_args["normalize"] = self.normalize
         self.stochastic = dropout > 0 or layer_drop > 0 or spec_augment
         # Models with group normalisation in the first convolution were trained without attention masks.
         self.uses_mask = config.feat_extract_norm == "layer"
@@ -127,11 +130,13 @@ class WaveformBackbone(Backbone):
             raise InputError(f"backbone {source} has no preprocessor_config.json: set normalize to true or false")
         try:
             check_json(source, revision, "preprocessor_config.json")
-            return bool(Wav2Vec2FeatureExtractor.from_pretrained(source, revision=revision).do_normalize)
+            extractor = Wav2Vec2FeatureExtractor.from_pretrained(source, revision=revision)
         except Exception:  # a faulty file makes transformers fail in many ways
             raise InputError(
                 f"backbone {source} has no readable preprocessor: set normalize to true or false"
             ) from None
+        check_rate(extractor, f"backbone {source}")
+        return bool(extractor.do_normalize)
 
 
 def _normalize(waveforms: Tensor, mask: Tensor | None, epsilon: float) -> Tensor:

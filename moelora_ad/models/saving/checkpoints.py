@@ -23,6 +23,7 @@ ARCHITECTURE = "architecture"  # key of a checkpoint
 ENCODER = "encoder_sha256"  # key of a checkpoint that was made of a saved model
 PREFIX = "detector."  # of the names of the detector's tensors in a checkpoint
 _PARTS = ("backbone", "adaptation", "classifier")
+_NORMALIZE = "backbone.normalize"
 _ELSEWHERE = {"source", "revision", "pretrained"}  # arguments that say where weights come from, not what is computed
 
 
@@ -160,6 +161,8 @@ def tell_other_architecture(checkpoint: Mapping[str, Any], detector: Detector) -
     if not isinstance(theirs, dict):
         return
     left_out = {f"{part}.{name}" for part in _PARTS for name in _left_out(detector)}  # earlier versions had some
+    if theirs.get(_NORMALIZE) == "None":  # of an earlier version, which did not record what the preprocessor said
+        left_out.add(_NORMALIZE)
     names = [name for name in ours | theirs if theirs.get(name) != ours.get(name) and name not in left_out]
     if names:
         told = "; ".join(f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in names)

@@ -138,9 +138,10 @@ class LossModule(LightningModule):
         labels = batch.labels.where(batch.read, 0).repeat_interleave(clips)
         weights = self.class_weights[labels].where(batch.read.repeat_interleave(clips), 0.0)
         losses = self.loss(logits.to(self.class_weights.dtype), labels)
-        if losses.shape != labels.shape:
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+        if shape != labels.shape:
             raise InputError(
-                f"model.loss: {type(self.loss).__name__} gives {tuple(losses.shape)} for {len(labels)} trials, not one "
+                f"model.loss: {type(self.loss).__name__} gives {shape} for {len(labels)} trials, not one "
                 "value for each: set reduction to none, the mean is taken here"
             )
         return (weights * losses.where(weights > 0, 0.0)).sum(), weights.sum()

@@ -188,6 +188,9 @@ def test_other_kinds_of_model_and_missing_preprocessors_are_refused(tmp_path, sm
         Wav2Vec2Backbone(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
     assert not Wav2Vec2Backbone(tmp_path).normalize
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 8_000}))
+    with pytest.raises(InputError, match=r"^backbone .*: its preprocessor is for sound at 8000 Hz"):
+        Wav2Vec2Backbone(tmp_path)
 
 
 @pytest.mark.parametrize("layer", [0, 4, -1])

@@ -15,6 +15,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.files import file_hash
 from moelora_ad.models import AttentiveStatistics, Detector, MeanPooling, Wav2Vec2Backbone, WhisperBackbone
 from moelora_ad.models.saving import model_folder
+from moelora_ad.models.saving.checkpoints import ARCHITECTURE, architecture_of, tell_other_architecture
 
 Build = Callable[[Path], Detector]
 CLIPS = 0.1 * torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0))
@@ -155,6 +156,22 @@ def test_a_large_encoder_is_packed_if_it_is_asked_for(small_wav2vec2, tmp_path, 
     assert "give the encoder's folder with `backbone=`" in (tmp_path / "model" / "README.md").read_text()
     detector.save_pretrained(tmp_path / "model", with_backbone=True)
     assert torch.equal(logits(Detector.from_pretrained(tmp_path / "model")), logits(detector))
+
+
+def test_the_same_weights_beside_another_preprocessor_give_the_same_scores(small_wav2vec2, tmp_path, capsys):
+    detector = disturbed(wav2vec2(LoRA(2))(small_wav2vec2))
+    detector.save_pretrained(tmp_path / "model", with_backbone=False)
+    other = tmp_path / "other"
+    shutil.copytree(small_wav2vec2, other)
+    file = other / "preprocessor_config.json"
+    file.write_text(file.read_text().replace('"do_normalize": true', '"do_normalize": false'))
+    assert not torch.equal(logits(disturbed(wav2vec2(LoRA(2))(other))), logits(detector))
+    for _ in range(2):
+        assert torch.equal(logits(Detector.from_pretrained(tmp_path / "model", backbone=other)), logits(detector))
+        file.unlink(missing_ok=True)  # it is not needed
+    earlier = architecture_of(detector) | {"backbone.normalize": "None"}  # as earlier versions recorded it
+    tell_other_architecture({ARCHITECTURE: earlier}, detector)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_model_that_is_saved_over_itself_keeps_its_encoder(small_wav2vec2, tmp_path, monkeypatch):

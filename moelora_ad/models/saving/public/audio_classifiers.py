@@ -13,7 +13,7 @@ from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.ast import HOP, WINDOW, ASTBackbone
 from moelora_ad.models.backbones.base import Backbone
 from moelora_ad.models.backbones.hubert import HubertBackbone
-from moelora_ad.models.backbones.pretrained import check_json, load_config, load_encoder
+from moelora_ad.models.backbones.pretrained import check_json, check_rate, load_config, load_encoder
 from moelora_ad.models.backbones.wav2vec2 import Wav2Vec2Backbone
 from moelora_ad.models.backbones.wavlm import WavLMBackbone
 from moelora_ad.models.backbones.whisper import WhisperBackbone
@@ -105,9 +105,11 @@ def audio_classifier(folder: Path, name: str, bona_fide: str | None, normalize: 
 def _extractor(folder: Path) -> FeatureExtractionMixin:
     try:
         check_json(folder, None, "preprocessor_config.json")
-        return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a faulty file makes transformers fail in many ways
         raise InputError(f"{folder}: its preprocessor cannot be read: {' '.join(str(error).split())}") from None
+    check_rate(extractor, folder)
+    return extractor
 
 
 def _weights_raw_layers(config: PreTrainedConfig) -> bool:

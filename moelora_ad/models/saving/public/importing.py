@@ -23,7 +23,7 @@ KNOWN = (
 )
 _WEIGHTS = ("*.safetensors", "*.pt", "*.pth", "*.ckpt", "pytorch_model.bin")
 _DOWNLOADED = (*_WEIGHTS, "*.json")
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "model_weight", "net")
 
 
 def read_public(
@@ -66,10 +66,6 @@ def read_public(
 def _of_file(path: Path, normalize: bool | None, attention_heads: int | None, config: Mapping[str, Any]) -> PublicModel:
     """Read the content of a file; ``config`` is the content of a ``config.json`` beside it, if any."""
     content, where = read_file(path), str(path)
-    for weights, model, task in _OF_FAIRSEQ:
-        if isinstance(field(content, weights), Mapping) and field(content, *model) is not None:
-            options = field(content, *model), field(content, *task)
-            return _fairseq(_tensors(field(content, weights), where), where, *options, normalize, attention_heads)
     tensors = unwrapped(_tensors(content, where))
     if any(name.startswith("ssl_model.") for name in tensors):
         return ssl_anti_spoofing(tensors, where, normalize, attention_heads)
@@ -79,8 +75,10 @@ def _of_file(path: Path, normalize: bool | None, attention_heads: int | None, co
         raise InputError(f"{where}: is a head alone, AASIST without the encoder that it was trained on (ssl_model.*)")
     if "pos_S" in tensors:
         return raw_aasist(tensors, where)
-    if "post_extract_proj.weight" in tensors:
-        return _fairseq(tensors, where, None, None, normalize, attention_heads)
+    if {"post_extract_proj.weight", f"{_TUNED}post_extract_proj.weight"} & tensors.keys():
+        told = ((field(content, *model), field(content, *task)) for model, task in _OF_FAIRSEQ)
+        options, task = next((one for one in told if one[0] is not None), (None, None))
+        return _fairseq(tensors, where, options, task, normalize, attention_heads)
     if config.get("model_type"):
         raise InputError(
             f"{path.parent}: is a {(config.get('architectures') or ['model'])[0]} of transformers, not a classifier "
@@ -90,10 +88,13 @@ def _of_file(path: Path, normalize: bool | None, attention_heads: int | None, co
 
 
 _OF_FAIRSEQ = (
-    ("model", ("cfg", "model"), ("cfg", "task")),
-    ("model", ("args",), ("args",)),  # earlier versions
-    ("model_weight", ("model_cfg",), ("task_cfg",)),  # as s3prl converts it
+    (("cfg", "model"), ("cfg", "task")),
+    (("args",), ("args",)),  # earlier versions
+    (("model_cfg",), ("task_cfg",)),  # as s3prl converts it
 )
+"""Where fairseq's checkpoints have the options of the encoder, and those of its training."""
+_TUNED = "w2v_encoder.w2v_model."
+"""Before the names of an encoder that was fine-tuned to recognise speech."""
 
 
 def _fairseq(
@@ -105,7 +106,7 @@ def _fairseq(
     attention_heads: int | None,
 ) -> PublicModel:
     """Read an encoder alone; of one that was fine-tuned to recognise speech, what is below its head."""
-    if tuned := part(tensors, "w2v_encoder.w2v_model."):
+    if tuned := part(tensors, _TUNED):
         inner = field(options, "w2v_args")
         options = field(inner, "model") or inner
         tensors = tuned

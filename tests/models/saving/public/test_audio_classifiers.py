@@ -188,15 +188,19 @@ def test_more_than_two_labels(tmp_path):
         Detector.from_public(tmp_path)
 
 
-def damage(folder, **changes):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+def damage(folder, name="config.json", **changes):
+    config = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(config | changes))
 
 
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "its preprocessor cannot be read"),
+        (
+            lambda folder: damage(folder, "preprocessor_config.json", sampling_rate=8_000),
+            "its preprocessor is for sound at 8000 Hz",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 200_000), "cannot be loaded"),
         (lambda folder: damage(folder, hidden_size=48), r"lacks \d+ weights of a .*projector.weight"),

@@ -1,5 +1,6 @@
 """Whole detectors of other projects against their equations on the same tensors."""
 
+import argparse
 import copy
 
 import pytest
@@ -57,6 +58,7 @@ WRAPPERS = {
     "module.": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
     "model.": lambda state: {f"model.{name}": tensor for name, tensor in state.items()},
     "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "args": lambda state: {"model": state, "args": argparse.Namespace(lr=1e-6, algo=5), "epoch": 3},
     "all": lambda state: {"model": {f"module.model.{name}": tensor for name, tensor in state.items()}, "loss": 0.5},
     "half": lambda state: {name: one.half() if one.is_floating_point() else one for name, one in state.items()},
 }
