@@ -9,6 +9,7 @@ has its output.
 
 import contextlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def with_outputs(page: str, shell: Callable[[str], str]) -> str:
 
 
 def _bash(code: str) -> str:
-    return subprocess.run(["bash", "-ec", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    wide = os.environ | {"COLUMNS": "100"}  # as the pages are, whatever the terminal
+    return subprocess.run(["bash", "-ec", code], check=True, stdout=subprocess.PIPE, text=True, env=wide).stdout
 
 
 if __name__ == "__main__":

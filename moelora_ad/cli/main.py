@@ -73,7 +73,8 @@ def main() -> int:
     except OSError as error:
         if error.strerror is None:  # not an error of the system, but a library's own message
             raise
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        places = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        where = f"{' -> '.join(places)}: " if places else ""
         print(f"{name}: error: {printable(where + error.strerror)}", file=sys.stderr)
         return FAILED
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moelora_ad.cli.arguments import OneLineArgumentParser, add_scorer, check_scorer, scorer_of
 from moelora_ad.errors import InputError
+from moelora_ad.formats import AUDIO_SUFFIXES, ending
 
 _PATHS = """audio files; folders, with those inside them; quoted patterns ('calls/**/*.flac'); a list of files (.csv,
 .tsv, .jsonl, .parquet with a column 'path'); places in archives (x.zip, 'x.zip!/a.wav'); pipes; - for sound on standard
@@ -34,6 +35,8 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         found = find_sounds(arguments.paths, sys.stdin.buffer)
         if not found.sounds:
             parser.error(str(found.problems[0]) if found.problems else "no files to score: standard input is empty")
+        if arguments.output is not None and _is_among(arguments.output, [*arguments.paths, *found.sounds]):
+            parser.error(f"--output: {arguments.output} is one of the inputs, which would be lost; name another file")
         hop = None if arguments.hop is None else round(arguments.hop * SAMPLE_RATE)
         return score_all(found, scorer_of(arguments, hop), arguments)
     except InputError as error:
@@ -97,8 +100,24 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error(f"--output: {arguments.output} is a folder; name a file")
     if arguments.output is not None and os.path.exists(arguments.output) and not os.path.isfile(arguments.output):
         parser.error(f"--output: {arguments.output} is a device or a pipe: leave the option out, and send it there")
+    if arguments.output is not None and os.path.exists(arguments.output) and ending(arguments.output) in AUDIO_SUFFIXES:
+        parser.error(f"--output: {arguments.output} is a sound, which would be lost; name another file")
+    if arguments.output is not None and arguments.timeline is not None:
+        names = ("index.html", "windows.csv", "windows.jsonl")
+        if os.path.abspath(arguments.output) in [
+            os.path.abspath(os.path.join(arguments.timeline, one)) for one in names
+        ]:
+            parser.error(f"--output: --timeline writes {arguments.output}, too; name another file")
     if arguments.format is None:
-        ending = Path(arguments.output or "").suffix.lower()
-        arguments.format = {".jsonl": "jsonl", ".csv": "csv"}.get(ending, "table")
+        suffix = Path(arguments.output or "").suffix.lower()
+        arguments.format = {".jsonl": "jsonl", ".csv": "csv"}.get(suffix, "table")
     if arguments.resume and (arguments.output is None or arguments.format == "table" or arguments.timeline is not None):
         parser.error("--resume: needs --output FILE.csv or FILE.jsonl, and no --timeline")
+
+
+def _is_among(output: str, inputs: Sequence[object]) -> bool:
+    """Whether a file is one of the inputs: a sound, or a list or an archive of sounds."""
+    if not os.path.exists(output):
+        return False
+    places = [place for place in inputs if isinstance(place, str) and os.path.exists(place)]
+    return any(os.path.samefile(output, place) for place in places)

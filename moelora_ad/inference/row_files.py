@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from moelora_ad.documents import read_json
 from moelora_ad.errors import InputError
 from moelora_ad.files import file_hash, written_whole
 from moelora_ad.inference.output import FILE_COLUMNS, Row, RowWriter, csv_text
+
+_FORMS = ("csv", "jsonl")
 
 
 class RowFile:
@@ -28,8 +31,8 @@ class RowFile:
         failed: number of rows with an error.
 
     Raises:
-        InputError: existing rows are of another or an unknown origin, or damaged; or an unfinished run would be
-            overwritten.
+        InputError: existing rows are of another or an unknown origin, or damaged; an unfinished run would be
+            overwritten, or what describes another file.
         OSError: the file cannot be written.
     """
 
@@ -57,7 +60,7 @@ class RowFile:
         return (csv_text(name) if self._form == "csv" else name) in self._done
 
     def __call__(self, row: Row) -> None:
-        """Write a row, and flush it."""
+        """Write a row, and flush it; raises `InputError` if that fails, as on a full disk."""
         self._writer(row)
         self._count(row)
 
@@ -69,11 +72,15 @@ class RowFile:
 
     def close(self) -> None:
         """Close the file; the rows written so far remain."""
-        self._file.close()
+        with suppress(OSError):  # of a row that could not be written, which `_write` has reported
+            self._file.close()
 
     def _write(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise InputError(f"{self._path}: {error.strerror}") from None
 
     def _count(self, row: Mapping[str, Any]) -> None:
         self._files += 1
@@ -81,13 +88,18 @@ class RowFile:
 
     def _write_beside(self, more: Mapping[str, Any]) -> None:
         with written_whole(self._beside) as unfinished:
-            unfinished.write_text(json.dumps({"origin": self._origin, **more}, indent=2) + "\n", encoding="utf-8")
+            content = {"origin": self._origin, "format": self._form, **more}
+            unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _end_of_rows(self, resumes: bool) -> int:
         """Position in bytes after the existing rows that are kept."""
         content = read_json(self._beside) if self._beside.exists() else {}
         if not isinstance(content, dict) or (content and not isinstance(content.get("origin"), dict)):
             raise InputError(f"{self._beside} is another file, and its name is needed: choose another --output")
+        form = next((one for one in _FORMS if one == content.get("format")), self._form)
+        other = self._path.with_suffix(f".{form}")
+        if form != self._form and other != self._path and other.exists():
+            raise InputError(f"{self._beside} describes {other.name}, and its name is needed: choose another --output")
         if not self._path.exists():
             return 0
         if not resumes:
@@ -97,6 +109,8 @@ class RowFile:
         if not content:
             raise InputError(f"{self._path}: {self._beside.name}, which describes it, is missing: cannot resume")
         theirs = content["origin"]
+        if form != self._form:
+            raise InputError(f"{self._path} has rows of {form}: cannot resume with those of {self._form}")
         if changed := [name for name in self._origin | theirs if self._origin.get(name) != theirs.get(name)]:
             told = f"{self._path} was made with another {', '.join(changed)}"
             raise InputError(f"{told}: cannot resume; use what it was made with, or another --output")

@@ -391,10 +391,12 @@ def test_what_a_person_says_of_the_model_is_kept_and_shown(run, export, tmp_path
         ("notice: [x]", "notice must be a line, which is shown with every score"),
         ("notice: ''", "notice must be a line"),
         ("notice: [", "about.yaml: "),
+        (None, "about.yaml: No such file or directory"),
     ],
 )
 def test_a_faulty_description_is_told_in_a_line(run, export, tmp_path, text, told):
-    (tmp_path / "about.yaml").write_text(text)
+    if text is not None:
+        (tmp_path / "about.yaml").write_text(text)
     arguments = ("--checkpoint", run.checkpoint, "--to", tmp_path / "model", "--about", tmp_path / "about.yaml")
     code, _, error = export(*arguments)
     assert code == 2

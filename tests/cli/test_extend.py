@@ -33,7 +33,7 @@ def model(small_whisper, tmp_path) -> Path:
     torch.manual_seed(0)
     detector = Detector(WhisperBackbone(small_whisper), MoELoRA(2, 2), MeanPooling)
     detector.window = 16_000
-    detector.about = {"data": {"training": "MiniLA train"}}
+    detector.about = {"data": {"training": "MiniLA train"}, "notice": "A toy.", "limits": ["Knows little."]}
     detector.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -87,6 +87,7 @@ def test_a_model_is_extended_and_the_table_tells_what_came_of_it(
     card = (to / "README.md").read_text()
     assert "## Changes after training\n\n- extended from model (SHA-256 of its weights " in card
     assert "- training of model: MiniLA train" in card
+    assert (new.about["notice"], new.about["limits"]) == ("A toy.", ["Knows little."])
     assert "| LoRA experts | 1,024 |" in card  # the parameters of the new expert
     assert "| classifier |" not in card
     # The table of changes agrees with `compare` on the score files.

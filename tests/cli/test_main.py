@@ -161,6 +161,7 @@ def run(argv, program):
         ("    open('/nowhere/at all', 'w')", "/nowhere/at all: No such file or directory"),
         ("    open('/nowhere/\x1b[31m', 'w')", "/nowhere/\\x1b[31m: No such file or directory"),
         ("    raise OSError(28, 'No space left on device')", "No space left on device"),
+        ("    raise OSError(28, 'No space left on device', 'from', None, 'to')", "from -> to: No space left on device"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(tmp_path, source, told):

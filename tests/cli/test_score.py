@@ -233,6 +233,7 @@ def test_the_timeline(score, sounds):
         (["x.wav", "--output", "."], "--output: . is a folder"),
         (["x.wav", "--output", os.devnull], f"--output: {os.devnull} is a device or a pipe: leave the option out"),
         (["x.wav", "--num-workers", "-1"], "--num-workers: must be at least 0, not -1"),
+        (["x.wav", "--output", "a/../t/windows.csv", "--timeline", "t"], "--timeline writes a/../t/windows.csv, too"),
         (["--timeline", "short.wav", "x.wav"], "--timeline: short.wav is not a folder; name the files first"),
     ],
 )
@@ -244,6 +245,22 @@ def test_mistakes_in_use_are_one_line_and_exit_code_2(score, sounds, monkeypatch
     assert err.startswith("moelora-ad score: error: ")
     assert err.count("\n") == 1
     assert told in err
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "told"),
+    [
+        ("list.csv", "list.csv", "list.csv is one of the inputs"),
+        ("short.wav", "long.flac", "long.flac is a sound"),  # what --output *.flac is without the file's name
+    ],
+)
+def test_no_output_replaces_what_is_scored(score, sounds, given, output, told):
+    (sounds / "list.csv").write_text("path\nshort.wav\n")
+    before = (sounds / output).read_bytes()
+    code, out, err = score(given, "--output", output)
+    assert (code, out) == (2, "")
+    assert err == f"moelora-ad score: error: --output: {told}, which would be lost; name another file\n"
+    assert (sounds / output).read_bytes() == before
 
 
 def test_what_fails_is_told_and_counted_and_the_rest_is_scored(score, sounds):

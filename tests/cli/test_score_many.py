@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,13 @@ def test_only_what_was_made_alike_is_resumed(score, sounds, models):
         code, _, err = score(*first, "--resume", *more, model=model)
         assert (code, err.count("\n")) == (2, 1)
         assert told in err
+    assert (
+        "out.csv has rows of csv: cannot resume with those of jsonl"
+        in score(*first, "--resume", "--format", "jsonl")[2]
+    )
+    code, _, err = score("in/00.wav", "--output", "out.jsonl")  # out.json could not describe both
+    assert (code, "out.json describes out.csv, and its name is needed" in err) == (2, True)
+    read_scores(sounds / "out.csv")
     (sounds / "out.csv").write_bytes(text.replace(b"in/00.wav,", b"in/00.wav,,"))
     assert "out.csv: row 1 is damaged: cannot resume" in score(*first, "--resume")[2]
     (sounds / "out.json").unlink()
@@ -171,6 +179,21 @@ def test_rows_are_on_the_disk_as_they_come(score, sounds, monkeypatch):
     monkeypatch.setattr(Scorer, "score_files", watched)
     assert score("in/00.wav", "in/01.wav", "in/02.wav", "--output", "out.csv")[0] == 0
     assert seen == [0, 1, 2]
+
+
+def test_a_full_disk_ends_the_work_in_one_line_and_resume_continues(score, sounds):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
+    try:
+        code, _, err = score("in", "--output", "out.csv", "--num-workers", 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1
+    assert err.endswith(
+        "out.csv: File too large; the files before are scored; --resume continues\n1 of 70 inputs could not be scored\n"
+    )
+    assert score("in", "--output", "out.csv", "--resume", "--num-workers", 0)[0] == 1
+    assert len({row["path"] for row in rows(sounds / "out.csv")}) == len(rows(sounds / "out.csv")) == COUNT
 
 
 def test_a_killed_worker_ends_the_work_in_one_line_and_the_rows_stay(score, sounds, monkeypatch):

@@ -144,14 +144,15 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
     load_weights(run.detector, state, arguments.checkpoint)
     run.detector.window, run.detector.fill = run.clips
     run.detector.precision = run.precision
-    data, history = _started_from(source, run.detector)
-    run.detector.about = {"data": corpora_in_words(run.data) | data} | ({"history": history} if history else {})
+    before = _started_from(source, run.detector)
+    run.detector.about = before | {"data": corpora_in_words(run.data) | before.get("data", {})}
     return run.detector
 
 
-def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str], list[str]]:
-    """For the card of a run that started from a model: that model's training data, and its history with this run."""
-    from moelora_ad.models.saving.files import CONFIG, read_config, short
+def _started_from(checkpoint: Path, detector: "Detector") -> dict[str, Any]:
+    """What the card of a run that started from a model has of that: its training data, its history with this run, and,
+    if the run has extended it, what was stated about it, such as a notice."""
+    from moelora_ad.models.saving.files import CONFIG, TOLD, read_config, short
     from moelora_ad.runs.record import RECORD, read_record
 
     run = checkpoint.absolute().parent.parent
@@ -160,13 +161,15 @@ def _started_from(checkpoint: Path, detector: "Detector") -> tuple[dict[str, str
     except InputError:  # the card's figures are missing too, and a line says why
         started = None
     if started is None:
-        return {}, []
+        return {}
     model = Path(started.source)
     about = (read_config(model)["about"] or {}) if (model / CONFIG).is_file() else {}
-    what = "extended" if detector.continued_names() else "trained on"
-    done = f"{what} from {model.name} (SHA-256 of its weights {short(started.sha256)})"
+    is_extended = bool(detector.continued_names())
+    done = f"{'extended' if is_extended else 'trained on'} from {model.name}"
+    done += f" (SHA-256 of its weights {short(started.sha256)})"
     told = {f"{use} of {model.name}": words for use, words in about.get("data", {}).items()}
-    return told, [*about.get("history", []), done]
+    kept = {name: about[name] for name in TOLD if is_extended and name in about}
+    return kept | {"data": told, "history": [*about.get("history", []), done]}
 
 
 def _told(path: str) -> dict[str, Any]:
@@ -178,6 +181,8 @@ def _told(path: str) -> dict[str, Any]:
         told = read_yaml(path)
     except yaml.YAMLError as error:
         raise InputError(f"--about: {path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"--about: {path}: {error.strerror}") from None
     if not isinstance(told, dict) or not told.keys() <= TOLD.keys():
         raise InputError(f"--about: {path} must have the fields {', '.join(TOLD)}, or some of them, and no others")
     if faulty := [name for name in told if not is_told({name: told[name]})]:

@@ -1,5 +1,6 @@
 """Keys, which have the labels that score files lack, and the strict joining of both."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from moelora_ad.corpora.in_the_wild import read_in_the_wild
 from moelora_ad.corpora.manifest import Manifest
 from moelora_ad.corpora.protocols.collecting import Collector
 from moelora_ad.corpora.protocols.records import delimiter_of, first_line, read_lines, read_text, split_header
+from moelora_ad.corpora.storage.files import joined
 from moelora_ad.corpora.trial import TEXT_FIELDS, TrialList, parse_label
 from moelora_ad.errors import counted
 from moelora_ad.evaluation.metrics.equal_error_rate import ScoreError
@@ -128,10 +130,13 @@ def _table(
     if label == "label" and utterance == "path":
         return Manifest(path).trials()
     collector = Collector(path)
+    audio = None
     if lines:
         texts = {name: columns[name] for name in TEXT_FIELDS if name in header}
-        collector.add(lines, columns[utterance], columns[label], **{"corpus": Path(path).stem, **texts})
-    return collector.trials(before="")
+        if "path" in header:  # scores of files are matched by it
+            audio = [joined(os.path.dirname(path), place) if place else "" for place in columns["path"]]
+        collector.add(lines, columns[utterance], columns[label], audio, **{"corpus": Path(path).stem, **texts})
+    return collector.trials(before="" if audio is None else None)
 
 
 def join_scores(scores: ScoreTable | Scores, trials: TrialList, allow_partial: bool = False) -> Joined:

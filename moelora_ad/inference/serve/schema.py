@@ -38,8 +38,10 @@ class ScoreAnswer(_Answer):
     probability: float | None = Field(description="Of bona fide, at the server's prior; null for a raw score")
     threshold: float = Field(description="The score from which on a sound is bona fide")
     meaning: str = Field(description="The verdict in one sentence")
+    reason: str | None = Field(description="Why there is no verdict and the score is meaningless; null if there is one")
     windows: list[WindowAnswer]
     notes: list[NoteAnswer]
+    notice: str | None = Field(description="The model's notice, to be shown with every score; null if it has none")
     waveform: WaveformAnswer | None = Field(None, description="For drawing, if requested")
 
 
@@ -65,9 +67,16 @@ class ModelAnswer(_Answer):
     notices: list[str] = Field(description="What to know before a score is used")
     is_calibrated: bool
     calibration: dict[str, Any] | None
+    scale: str = Field(description="llr or log_odds")
     prior: float
     threshold: float
     explained: str
+    window_seconds: float
+    hop_seconds: float = Field(description="From one window of a longer sound to the next")
+    precision: str
+    data: dict[str, str] = Field(description="What it was trained on")
+    parameters: dict[str, int] | None
+    library: str
 
 
 class ModelsAnswer(_Answer):

@@ -29,6 +29,11 @@ async function work() {
 async function answer(file) {
   const failure = (error) => ({ name: file.name, error });
   if (file.size > config.mostBytes) return failure(`This file is too large: at most ${config.mostBytes / 2 ** 20} MiB are accepted.`);
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    return failure("This cannot be read: it is a folder, or was changed, moved or deleted. Choose files.");
+  }
   const query = new URLSearchParams({ name: file.name.slice(-1_000), waveform: "true" });
   const type = /^(audio|video)\//.test(file.type) ? file.type : "application/octet-stream";
   try {
@@ -42,7 +47,7 @@ async function answer(file) {
       return response.ok ? told : failure(told.error);
     }
   } catch {
-    return failure("The server does not answer, or the file can no longer be read.");
+    return failure("The server does not answer.");
   }
 }
 
@@ -62,9 +67,11 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 
 /* Recording: without what browsers do to a voice, which a detector would hear. */
 const UNCHANGED = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-let recorder = null, recordings = 0;
+let recorder = null, asking = false, recordings = 0;
 
 async function record() {
+  if (asking) return; // a second recorder would never be stopped
+  asking = true;
   byId("trouble").textContent = "";
   let stream;
   try {
@@ -72,6 +79,8 @@ async function record() {
   } catch (error) {
     byId("trouble").textContent = `The microphone cannot be used: ${error.message}.`;
     return;
+  } finally {
+    asking = false;
   }
   const parts = [], begin = performance.now();
   recorder = new MediaRecorder(stream);

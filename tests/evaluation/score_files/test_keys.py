@@ -96,6 +96,16 @@ def test_json_lines_are_keys(tmp_path):
     assert (trial.utterance, trial.audio) == ("a/u1", str(tmp_path / "a/u1.wav"))
 
 
+def test_a_list_with_ids_is_the_key_of_the_scores_of_its_files(tmp_path):
+    (tmp_path / "list.csv").write_text("utterance,path,label\nu1,in/b.wav,spoof\nu2,in/a.wav,bonafide\nu3,,spoof\n")
+    trials = read_key(tmp_path / "list.csv")
+    assert [(trial.utterance, trial.audio) for trial in trials][2] == ("u3", "")
+    found = join_scores(
+        Scores([str(tmp_path / "in" / name) for name in ("a.wav", "b.wav")], np.array([1.0, 2.0])), trials, True
+    )
+    assert ([trial.utterance for trial in found.table.trials], [*found.table.scores]) == (["u1", "u2"], [2.0, 1.0])
+
+
 def test_fields_of_keys_and_other_phases(tmp_path):
     (tmp_path / "key").write_text(LA_2021)
     (trial,) = read_key(tmp_path / "key", "progress")

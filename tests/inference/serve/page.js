@@ -1,9 +1,9 @@
 // Uses the page as a person does, and prints what is to be seen there as JSON.
-// node page.js CHROMIUM ADDRESS TIMELINE SOUND...; playwright-core is found through NODE_PATH.
+// node page.js CHROMIUM ADDRESS TIMELINE FOLDER SOUND...; playwright-core is found through NODE_PATH.
 const { readFile } = require("node:fs/promises");
 const { chromium } = require("playwright-core");
 
-const [executablePath, address, timeline, ...files] = process.argv.slice(2);
+const [executablePath, address, timeline, folder, ...files] = process.argv.slice(2);
 const media = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"];
 
 async function played(page) {
@@ -57,12 +57,20 @@ async function main() {
     seen[name] = await readFile(await download.path(), "utf8");
   }
 
-  await page.click("#record");
+  await page.dblclick("#record"); // the second click comes while the browser asks for the microphone
   await page.waitForFunction(() => /Stop \(0:0[1-9]/.test(document.getElementById("record").textContent));
   await page.click("#record");
   await done(page, files.length + 1);
   seen.recorded = await page.$eval("#rows tr:last-child", (row) => [...row.children].map((cell) => cell.textContent));
   seen.shown = await page.textContent("#detail-name");
+  await page.waitForTimeout(500);
+  seen.record = await page.textContent("#record");
+
+  const session = await context.newCDPSession(page);
+  const data = { items: [], files: [folder], dragOperationsMask: 1 };
+  for (const type of ["dragEnter", "dragOver", "drop"]) await session.send("Input.dispatchDragEvent", { type, x: 200, y: 200, data });
+  await done(page, files.length + 2);
+  seen.folder = await page.$eval("#rows tr:last-child", (row) => row.lastChild.textContent);
 
   await page.goto(timeline);
   seen.timeline = { verdict: await page.textContent("#detail-verdict"), played: await played(page) };

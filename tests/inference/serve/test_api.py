@@ -111,6 +111,9 @@ def test_models_health_and_the_document_of_the_api(client):
     score = document["paths"]["/score"]["post"]
     assert {"multipart/form-data", "application/octet-stream"} <= {*score["requestBody"]["content"]}
     assert {"200", "413", "415", "422", "503"} <= {*score["responses"]}
+    described = {name: {*one["properties"]} for name, one in document["components"]["schemas"].items()}
+    assert described["ScoreAnswer"] == {*client.post("/score?waveform=true", content=wav()).json()}
+    assert (described["ModelAnswer"], described["HealthAnswer"]) == ({*model}, {*health})
     assert client.get("/docs").status_code == client.get("/redoc").status_code == 404
 
 

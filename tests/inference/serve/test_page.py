@@ -56,7 +56,7 @@ def test_a_person_uses_the_page(node, live, scorer, decision, sounds, tmp_path):
         add(results[0])
 
     address = live()
-    seen = node(f"{address}/", (tmp_path / "lines" / "index.html").as_uri(), *files)
+    seen = node(f"{address}/", (tmp_path / "lines" / "index.html").as_uri(), tmp_path / "lines", *files)
     assert seen["problems"] == []
     assert seen["hosts"] == [address.removeprefix("http://"), ""]  # the second page is a file, so its host is empty
     assert [row[0] for row in seen["rows"]] == [path.name for path in files]
@@ -88,5 +88,7 @@ def test_a_person_uses_the_page(node, live, scorer, decision, sounds, tmp_path):
 
     assert seen["recorded"][0] == seen["shown"] == "recording 1.webm"
     assert seen["recorded"][1] in ("bona fide", "spoof", "inconclusive")
+    assert seen["record"] == "Record"  # and no second recorder holds the microphone
+    assert seen["folder"].startswith("This cannot be read: it is a folder")
     assert seen["timeline"]["verdict"] == seen["verdict"]
     assert not seen["timeline"]["played"].startswith("0:00.0 ")
