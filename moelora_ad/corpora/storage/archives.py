@@ -48,6 +48,11 @@ class StorageError(InputError):
     """A folder, an archive or a file in one that is missing or cannot be read."""
 
 
+def is_archive(name: str) -> bool:
+    """Whether a file of this name, or path, is an archive; macOS puts a file ``._name`` beside each one."""
+    return name.lower().endswith(SUFFIXES) and not name.rpartition("/")[2].startswith("._")
+
+
 class Archive(ABC):
     """The regular files in an archive. The names of its members are looked up, never used as paths.
 
@@ -142,6 +147,8 @@ class ZipArchive(Archive):
             self._zip = zipfile.ZipFile(file)
         except Exception as reason:  # zipfile raises many kinds of errors for a damaged directory
             raise StorageError(f"{location}: not a readable zip archive: {_reason(reason)}") from None
+        if _ends_within(file, self._zip.infolist()):
+            raise StorageError(f"{location}: not a readable zip archive: its end is missing; is it truncated?")
         self._members = {_zip_name(info): info for info in self._zip.infolist()}
 
     def has(self, name: str) -> bool:
@@ -170,6 +177,17 @@ class ZipArchive(Archive):
 
     def _opened(self, name: str) -> IO[bytes]:
         return self._zip.open(self._members[name])
+
+
+def _ends_within(file: IO[bytes], members: list[zipfile.ZipInfo]) -> bool:
+    """Whether what was read is another archive, stored within this one, whose own directory was cut off."""
+    if min((info.header_offset for info in members), default=0) == 0:
+        return False
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2**16 - 22))  # the longest comment, and the record before it
+    tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    return end + 22 + int.from_bytes(tail[end + 20 : end + 22], "little") < len(tail)
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:

@@ -17,7 +17,7 @@ from typing import IO, Any, BinaryIO, Literal, cast
 
 import fsspec
 
-from moelora_ad.corpora.storage.archives import SUFFIXES, Archive, StorageError, TarArchive, ZipArchive
+from moelora_ad.corpora.storage.archives import SUFFIXES, Archive, StorageError, TarArchive, ZipArchive, is_archive
 from moelora_ad.formats import sounds_among
 
 _INSIDE = "!/"
@@ -265,7 +265,7 @@ def _archives_in(container: str) -> Sequence[str]:
 @lru_cache(maxsize=64)
 def _archives_in_folder(folder: str, changed: int) -> Sequence[str]:
     with os.scandir(folder) as entries:
-        return _by_size(entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES) and entry.is_file())
+        return _by_size(entry.path for entry in entries if is_archive(entry.name) and entry.is_file())
 
 
 def _by_size(paths: Iterable[str]) -> Sequence[str]:
@@ -322,7 +322,7 @@ def _remote_archives(container: str) -> Sequence[str]:
     system, _ = fsspec.url_to_fs(container)
     entries = _remote(container, "ls") if _remote(container, "exists") else []
     names = (entry["name"] if isinstance(entry, dict) else entry for entry in entries)
-    return sorted(system.unstrip_protocol(name) for name in names if name.lower().endswith(SUFFIXES))
+    return sorted(system.unstrip_protocol(name) for name in names if is_archive(name))
 
 
 def _remote_files(folder: str) -> Iterator[str]:

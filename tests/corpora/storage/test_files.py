@@ -326,6 +326,25 @@ def test_links_and_devices_are_refused(tmp_path, kind, form):
     assert audio_files(located(archive)) == []
 
 
+def test_a_truncated_zip_is_not_read_as_one_that_it_holds(tmp_path):
+    inner = pack(tmp_path / "inner.zip", {"a.wav": b"1"})
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as file:  # stores members as they are
+        file.write(inner, "inner.zip")
+        file.writestr("c.wav", b"3" * 1_000)
+    whole = (tmp_path / "whole.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[:-50])
+    with pytest.raises(StorageError, match=r"cut\.zip: not a readable zip archive: its end is missing"):
+        audio_files(located(tmp_path / "cut.zip"))
+    (tmp_path / "extracting.zip").write_bytes(b"#!/bin/sh\n" + whole)  # it may begin with a program
+    assert audio_files(located(tmp_path / "extracting.zip")) == ["c.wav"]
+
+
+def test_what_macos_puts_beside_an_archive_is_none(tmp_path):
+    pack(tmp_path / "LA.zip", {"a.wav": b"1"})
+    (tmp_path / "._LA.zip").write_bytes(b"\0\5\x16\7" + bytes(100))
+    assert content(joined(located(tmp_path), "a.wav")) == b"1"
+
+
 def test_a_link_in_a_zip_is_refused(tmp_path):
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as file:
