@@ -75,7 +75,7 @@ def run_to_continue(checkpoint: str | None) -> Path | None:
     """
     if checkpoint is None or not Path(checkpoint).name.startswith(LAST):
         return None
-    above = Path(checkpoint).absolute().parent
+    above = Path(os.path.abspath(checkpoint)).parent
     return above.parent if above.name == _FOLDER and (above.parent / RECORD).is_file() else None
 
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from moelora_ad.evaluation import ScoreTable
+from moelora_ad.runs.record import read_record
 from moelora_ad.training import DetectionModule
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -319,15 +320,6 @@ def test_a_checkpoint_of_another_model_is_refused(lightning, experiment, write_c
     assert code == 2
 
 
-def run_processes(config: Path, verb: str, processes: int, *more: str, code: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "moelora_ad", verb, "--config", str(config)]
-    command += ["--trainer.devices", str(processes), *(("--trainer.strategy", "ddp") if processes > 1 else ()), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
 def test_two_processes_give_the_scores_of_one(experiment, write_config, tmp_path, lightning):
     """Odd numbers of trials, 7 and 5, in batches of 3 over two gloo processes, in fit's validation and in test. Two of
     the 7 files of in_domain cannot be read, one in each process."""
@@ -337,7 +329,10 @@ def test_two_processes_give_the_scores_of_one(experiment, write_config, tmp_path
     experiment["data"]["batch_size"] = 2
     path = Path(experiment["data"]["test"]["in_domain"]["init_args"]["path"])
     path.write_text(path.read_text().replace(".flac", ".nowhere.flac", 2))
-    done = run_processes(write_config(experiment), "fit", 2, "--trainer.max_epochs", "1", code=1)
+    command = [sys.executable, "-m", "moelora_ad", "fit", "--config", str(write_config(experiment))]
+    command += ["--trainer.max_epochs", "1", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 1, done.stdout + done.stderr
     assert "2 of in_domain, listed in" in done.stdout
     first = tmp_path / "runs" / "tiny" / "version_0"
     checkpoint = str(next((first / "checkpoints").glob("epoch*.ckpt")))
@@ -351,7 +346,7 @@ def test_two_processes_give_the_scores_of_one(experiment, write_config, tmp_path
         assert len(ScoreTable.read(tmp_path / "one" / f"{name}.csv")) == count
 
 
-def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_config, tmp_path):
+def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_config, tmp_path, lightning):
     command = [sys.executable, "-m", "moelora_ad", "fit", "--config", str(write_config(experiment))]
     process = subprocess.Popen(
         [*command, "--trainer.max_epochs", "1000", "--early_stopping.patience", "1000"],
@@ -377,10 +372,11 @@ def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_con
     assert told.startswith("python -m moelora_ad fit: interrupted; saved "), err
     saved = told.split("saved ")[1].split(";")[0]
     epoch = torch.load(saved, weights_only=True)["epoch"]
-    done = run_processes(
-        write_config(experiment), "fit", 1, "--ckpt_path", saved, "--trainer.max_epochs", str(epoch + 2)
-    )
-    assert "Restored all states" in done.stdout + done.stderr
+    more = ("--ckpt_path", saved, "--trainer.max_epochs", epoch + 2)
+    code, _, err = lightning("fit", "--config", write_config(experiment), *more)
+    assert code == 0, err
+    record = read_record(checkpoint.parents[1])
+    assert (record.attempts, record.state, record.epoch) == (2, "finished", epoch + 2)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _led(logger: Any, folder: Path, is_its_own: bool) -> Any:
     name, version = Path(str(place.get("name") or "")), place.version
     version_name = f"version_{version}" if isinstance(version, int) else version  # as Lightning names the folder
     above, led = Path(*folder.parts[: -1 - len(name.parts)]), logger.clone()
-    if version is None and Path(place.save_dir, name).absolute() == folder.parent:
+    if version is None and os.path.abspath(Path(place.save_dir, name)) == str(folder.parent):
         led.init_args.version = folder.name
     elif "project" in place:  # Weights & Biases names the folder after it
         return logger
@@ -96,7 +96,7 @@ def note_other_folder(trainer: Trainer, checkpoint: str | None) -> None:
     folder, continued = run_directory(trainer), run_to_continue(checkpoint)
     if not trainer.is_global_zero or is_fast_dev_run(trainer):
         return
-    if continued is not None and continued != folder.absolute():
+    if continued is not None and str(continued) != os.path.abspath(folder):
         print(
             f"note: this continues {shown(continued)} in another folder, {shown(folder)}: the best checkpoint is "
             "chosen among the epochs that come",
