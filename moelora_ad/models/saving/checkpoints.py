@@ -24,7 +24,6 @@ ENCODER = "encoder_sha256"  # key of a checkpoint that was made of a saved model
 PREFIX = "detector."  # of the names of the detector's tensors in a checkpoint
 _PARTS = ("backbone", "adaptation", "classifier")
 _NORMALIZE = "backbone.normalize"
-_SHARDED = {"meta.pt", "checkpoint"}  # what checkpoints of FSDP and DeepSpeed, which are folders, have
 _ELSEWHERE = {"source", "revision", "pretrained"}  # arguments that say where weights come from, not what is computed
 
 
@@ -51,12 +50,8 @@ def check_readable(path: str, option: str = "--ckpt_path") -> None:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{option}: {path} is not a readable checkpoint: {reason}") from None
         check_content(checkpoint, path, option)
-    elif "://" not in path and not os.path.isdir(path):
+    elif "://" not in path and not os.path.isdir(path):  # a folder is a sharded checkpoint
         raise CheckpointError(f"{option}: {path} is not a regular file")
-    elif "://" not in path and _SHARDED.isdisjoint(os.listdir(path)):
-        raise CheckpointError(
-            f"{option}: {path} is a folder, and no checkpoint: give a file (RUN/checkpoints/NAME.ckpt)"
-        )
 
 
 def check_content(checkpoint: Any, path: str, option: str) -> None:
