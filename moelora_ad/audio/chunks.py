@@ -88,8 +88,6 @@ def _kind(file: BinaryIO, start: int) -> bytes | None:
 def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) -> ChunkedFile:
     width, position, claimed, there, large = struct.calcsize(form.header), start + form.first, 0, 0, 0
     unfinished = False
-    file.seek(start + 4)
-    (whole,) = struct.unpack(form.header[0] + "I", file.read(4))
     while position + width <= size:
         file.seek(position)
         name, told = struct.unpack(form.header, file.read(width))
@@ -100,7 +98,7 @@ def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) ->
         if name in form.sound:
             if told == 0xFFFF_FFFF and large:
                 told = large
-            elif told == 0 and form.first == _RIFF.first and 8 + whole > content - start:
+            elif told == 0 and form.first == _RIFF.first and _reaches(file, start, form, content):
                 pass  # the size of the whole file was written, so this one is true
             elif told == 0 or (told >= _OPEN_END and content + told > size):
                 unfinished = told == 0
@@ -121,6 +119,13 @@ def _of_form(file: BinaryIO, start: int, size: int, kind: bytes, form: _Form) ->
     if kind == b"AVI ":  # a large one continues in a further RIFF
         position = size
     return ChunkedFile(start, min(position, size), claimed, there, unfinished)
+
+
+def _reaches(file: BinaryIO, start: int, form: _Form, position: int) -> bool:
+    """Whether the size of the whole file, which writers fill in last, reaches beyond a position."""
+    file.seek(start + 4)
+    (whole,) = struct.unpack(form.header[0] + "I", file.read(4))
+    return bool(start + 8 + whole > position)
 
 
 def _sun(file: BinaryIO, start: int, size: int) -> ChunkedFile:

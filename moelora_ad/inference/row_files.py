@@ -96,7 +96,8 @@ class RowFile:
         content = read_json(self._beside) if self._beside.exists() else {}
         if not isinstance(content, dict) or (content and not isinstance(content.get("origin"), dict)):
             raise InputError(f"{self._beside} is another file, and its name is needed: choose another --output")
-        form = next((one for one in _FORMS if one == content.get("format")), self._form)
+        recorded = content.get("format")
+        form = recorded if recorded in _FORMS else self._form
         other = self._path.with_suffix(f".{form}")
         if form != self._form and other != self._path and other.exists():
             raise InputError(f"{self._beside} describes {other.name}, and its name is needed: choose another --output")
