@@ -1,7 +1,9 @@
 """All uses of what has no public name in PyTorch, each with a test."""
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -104,13 +106,32 @@ class WatchedLoader(DataLoader[Row]):
 
     PyTorch asks once then, when the time is over. Until then it relies on the system's signal of a worker's end, which
     is lost if it comes while this thread cannot raise an error, or to a program whose main thread does other work.
+
+    Its workers never collect garbage of the process that started them: pinned tensors in it would end them.
     """
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
-        if not (self.num_workers and self.timeout):
+        if not self.num_workers:
             return super()._get_iterator()
-        self.check_worker_number_rationality()
-        return _WatchedIterator(self)
+        with _garbage_kept_from_workers():
+            if not self.timeout:
+                return super()._get_iterator()
+            self.check_worker_number_rationality()
+            return _WatchedIterator(self)
+
+
+@contextmanager
+def _garbage_kept_from_workers() -> Iterator[None]:
+    # A forked worker inherits all garbage of this process, and dies if it frees what a GPU's driver has given.
+    if gc.get_freeze_count():  # by the caller, whose objects would thaw with the others
+        gc.collect()
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _WatchedIterator(_MultiProcessingDataLoaderIter):

@@ -30,6 +30,7 @@ from moelora_ad.corpora import Manifest, Trial
 from moelora_ad.evaluation import ScoreTable
 from moelora_ad.evaluation.reports.text_table import FittedTable, TextTable
 from moelora_ad.models import MeanPooling, WhisperBackbone
+from moelora_ad.models.precision import tf32_allowed
 from moelora_ad.training import AudioDeepfakeDataModule, DetectionModule
 
 # The models are small: threads cost more than they bring, most of all on a busy machine.
@@ -73,10 +74,10 @@ def _no_gpu_without_the_mark(request: pytest.FixtureRequest, monkeypatch: pytest
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+def gpu() -> Iterator[torch.device]:
     """The device of a test marked ``gpu``, which computes float32 as float32 and not as TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    return GPU_TESTS_ON
+    with tf32_allowed(False):
+        yield GPU_TESTS_ON
 
 
 _GPU = pytest.param("gpu", marks=pytest.mark.gpu)

@@ -1,5 +1,6 @@
 """The private names of PyTorch that the package uses: what they must do."""
 
+import gc
 import os
 import signal
 import time
@@ -163,6 +164,53 @@ def test_a_worker_whose_end_is_not_told_is_missed_before_the_timeout(pinned):
             next(rows)
     finally:
         signal.signal(signal.SIGCHLD, told)
+
+
+class Cycle:
+    """Garbage that names, in a file, each process that finalises it."""
+
+    def __init__(self, file):
+        self.file, self.own = file, self
+
+    def __del__(self):
+        with self.file.open("a") as file:
+            file.write(f"{os.getpid()} ")
+
+
+class Collecting(Dataset):
+    """Collects garbage in the process that reads, and names it."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        gc.collect()
+        return os.getpid()
+
+
+@pytest.mark.parametrize("timeout", [0, 60])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_worker_finalises_nothing_of_the_process_that_started_it(is_frozen, timeout, tmp_path):
+    """Objects that the caller has frozen stay so."""
+    early, late, own = tmp_path / "early", tmp_path / "late", f"{os.getpid()} "
+    gc.disable()
+    try:
+        Cycle(early)
+        if is_frozen:
+            gc.freeze()
+        Cycle(late)
+        options = {"num_workers": 2, "timeout": timeout, "multiprocessing_context": "fork"}
+        workers = set(WatchedLoader(Collecting(), batch_size=None, **options))
+        assert len(workers - {os.getpid()}) == 2
+        gc.collect()
+        assert late.read_text() == own
+        assert early.exists() != is_frozen
+        assert bool(gc.get_freeze_count()) == is_frozen
+    finally:
+        gc.unfreeze()
+        gc.enable()
+    gc.collect()
+    assert early.read_text() == own
 
 
 def test_rows_that_do_not_come_end_a_loader_after_its_timeout():
