@@ -13,6 +13,7 @@ from moelora_ad.adapters.injection import (
     inject,
     running_eagerly,
 )
+from moelora_ad.adapters.joining import joined_matrices
 from moelora_ad.adapters.layer import MoELoRALinear
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.methods import (
@@ -90,6 +91,7 @@ __all__ = [
     "effective_experts",
     "freeze_experts",
     "inject",
+    "joined_matrices",
     "knocked_out",
     "load_lora",
     "lora_updates",

@@ -52,6 +52,7 @@ class MoELoRALinear(nn.Module):
         self._check(experts=self.lora_experts())
         self.rank = self.lora_experts()[0].rank
         self.scaling = 1.0 if alpha is None else alpha / self.rank
+        self.joined: tuple[Tensor, Tensor] | None = None  # see `joined_matrices`
 
     def lora_experts(self) -> Sequence[LoRAExpert]:
         """The experts, in order."""
@@ -96,26 +97,35 @@ class MoELoRALinear(nn.Module):
         return self.base.out_features
 
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear, which a model may call by keyword
-        experts = self.lora_experts()
-        up = torch.cat([expert.lora_B for expert in experts], dim=1)  # (out, N r)
-        device = input.device.type
-        if torch.is_autocast_enabled(device):  # which would cast the input for the base and again for the experts
-            input = input.to(torch.get_autocast_dtype(device))
-            up = up.to(input.dtype)
         # The base may be of lower precision than its adapters, which are added in theirs.
-        low = self._low(experts, input.to(up.dtype)).reshape(-1, up.shape[1])
+        dtype, device = self.lora_experts()[0].lora_B.dtype, input.device.type
+        if torch.is_autocast_enabled(device):  # which would cast the input for the base and again for the experts
+            dtype = torch.get_autocast_dtype(device)
+            input = input.to(dtype)
+        joined = self.joined
+        if joined is not None and all(one.dtype == dtype for one in joined):
+            rows, up = joined
+        else:
+            down, parts = self.matrices()
+            rows, up = torch.cat(down).to(dtype), torch.cat(parts, dim=1).to(dtype)
+        low = self._low(input.to(dtype), rows).reshape(-1, up.shape[1])
         base = self.base(input.reshape(-1, input.shape[-1]))
         # In place: a sum in new memory would read and write all of the output once more.
-        output = base.to(up.dtype).addmm_(low, up.t(), alpha=self.scaling).to(base.dtype)
+        output = base.to(dtype).addmm_(low, up.t(), alpha=self.scaling).to(base.dtype)
         return output.view(*input.shape[:-1], up.shape[0])
 
-    def _low(self, experts: Sequence[LoRAExpert], input: Tensor) -> Tensor:
+    def matrices(self) -> tuple[list[Tensor], list[Tensor]]:
+        """[A_1, ..., A_N, W_g, W_noise], which meet the input in one product, and [B_1, ..., B_N]; see `Gate.rows`."""
+        experts = self.lora_experts()
+        gate = [] if self.gate is None else self.gate.rows()
+        return [*(expert.lora_A for expert in experts), *gate], [expert.lora_B for expert in experts]
+
+    def _low(self, input: Tensor, rows: Tensor) -> Tensor:
         """The low-rank activations of all experts, weighted by the gate, (..., N r)."""
-        rows: list[Tensor] = [expert.lora_A for expert in experts]
+        down = functional.linear(input, rows)  # (..., N r), and the gate's N or 2 N
         if self.gate is None:
-            return functional.linear(input, rows[0])
-        width = self.rank * len(rows)
-        down = functional.linear(input, torch.cat(rows + self.gate.rows()))  # (..., N r + N or 2 N)
+            return down
+        width = self.rank * len(self.experts)
         low, logits = down.split([width, down.shape[-1] - width], dim=-1)
         weights = self.gate(logits).to(low.dtype)
         return (low.unflatten(-1, (-1, self.rank)) * weights.unsqueeze(-1)).flatten(-2)

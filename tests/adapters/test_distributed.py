@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from moelora_ad.adapters import GatePolicy, MoELoRA
+from moelora_ad.adapters import GatePolicy, MoELoRA, joined_matrices
 
 
 def adapted() -> nn.Module:
@@ -26,7 +26,8 @@ def inputs() -> torch.Tensor:
 
 
 def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return model(x).square().mean()
+    with joined_matrices(model):
+        return model(x).square().mean()
 
 
 def one_step(rank: int, meeting: str, wrap: str, path: str) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from moelora_ad.adapters import RemembersArguments, valid_tokens
+from moelora_ad.adapters import RemembersArguments, joined_matrices, valid_tokens
 from moelora_ad.errors import InputError
 from moelora_ad.models.backbones.graph import without_part
 from moelora_ad.torch_internals import BatchNorm, is_within_backward
@@ -157,7 +157,9 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     def _hidden(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         self._states.clear()
-        last = self.encode(waveforms, lengths)
+        skips_layers = self.training and self.stochastic
+        with nullcontext() if skips_layers else joined_matrices(self.encoder):
+            last = self.encode(waveforms, lengths)
         shape = tuple(last.shape) if isinstance(last, Tensor) else type(last).__name__
         if isinstance(shape, str) or len(shape) != 3 or shape[2] != self._layer_width:
             raise InputError(
