@@ -2,11 +2,15 @@
 
 Layers of one kind share their compiled code, names in checkpoints do not change, and a part that cannot be compiled
 runs eagerly. Random draws of compiled code (dropout, gate noise) are seeded too, but differ from those of eager code.
+
+With CUDA graphs a part is queued as a whole, where a program may be slower at queuing operations than a GPU is at them.
+The next step overwrites what a part has returned, and its gradients.
 """
 
 import difflib
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.compiler import list_backends
 
@@ -14,6 +18,8 @@ from moelora_ad.errors import InputError
 from moelora_ad.models.detector import Detector
 from moelora_ad.torch_internals import BatchNorm, CompilerError, forget_compilation
 
+GRAPHS = "reduce-overhead"
+"""The mode of ``torch.compile`` with CUDA graphs."""
 LAYERS, CLASSIFIER = "the encoder's layers", "the classifier"
 
 
@@ -49,7 +55,7 @@ class CompiledDetector:
 
     Args:
         detector: changed in place.
-        backend: backend of ``torch.compile``.
+        backend: backend of ``torch.compile``, or its mode `GRAPHS`.
         eager: parts that are not compiled, and why.
         tell: called with a line for each part that is not compiled, and with one if the compiler fails.
 
@@ -60,12 +66,13 @@ class CompiledDetector:
     def __init__(
         self, detector: Detector, backend: str, eager: Mapping[str, str], tell: Callable[[str], object]
     ) -> None:
-        known = list_backends(exclude_tags=())
+        known = [*list_backends(exclude_tags=()), GRAPHS]
         if backend not in known:
             near = difflib.get_close_matches(backend, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
             raise InputError(f"model.compile: torch.compile has no backend {backend!r}; {hint}")
         self.detector = detector
+        self.graphs = backend == GRAPHS
         self.tell = tell
         parts: dict[str, list[nn.Module]] = {
             LAYERS: list(detector.backbone.layers()),
@@ -75,12 +82,15 @@ class CompiledDetector:
             tell(f"model.compile: {part} {'run' if part == LAYERS else 'runs'} eagerly: {why}")
         self.modules = [module for part, modules in parts.items() if part not in eager for module in modules]
         for module in self.modules:
-            module.compile(backend=backend)
+            module.compile(mode=backend) if self.graphs else module.compile(backend=backend)
 
     def __call__(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the detector; the first failure of the compiler makes all of it run eagerly."""
         try:
-            return self.detector(waveforms, lengths)
+            if not self.graphs:
+                return self.detector(waveforms, lengths)
+            torch.compiler.cudagraph_mark_step_begin()
+            return self.detector(waveforms, lengths).clone()
         except CompilerError as error:
             if not self.modules:
                 raise

@@ -43,10 +43,19 @@ class WarmupCosine:
 
 def accumulated_batches(trainer: Trainer, epoch: int) -> int:
     """The number of batches in an optimiser step of an epoch."""
-    for callback in reversed(trainer.callbacks):  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            return callback.get_accumulate_grad_batches(epoch)
-    return trainer.accumulate_grad_batches
+    scheduler = _accumulation(trainer)
+    return trainer.accumulate_grad_batches if scheduler is None else scheduler.get_accumulate_grad_batches(epoch)
+
+
+def most_accumulated_batches(trainer: Trainer) -> int:
+    """The largest number of batches in an optimiser step of any epoch."""
+    scheduler = _accumulation(trainer)
+    return trainer.accumulate_grad_batches if scheduler is None else max(scheduler.scheduling.values())
+
+
+def _accumulation(trainer: Trainer) -> GradientAccumulationScheduler | None:
+    schedulers = [one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    return schedulers[-1] if schedulers else None
 
 
 def optimizer_steps(trainer: Trainer) -> float:

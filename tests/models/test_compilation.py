@@ -16,10 +16,11 @@ from moelora_ad.models import (
     WavLMBackbone,
     WhisperBackbone,
 )
-from moelora_ad.models.compilation import CompiledDetector, eager_parts
+from moelora_ad.models.compilation import GRAPHS, CompiledDetector, eager_parts
 from moelora_ad.training import DetectionModule
 
 BACKEND = "aot_eager"  # torch.compile without code generation, which takes minutes
+ON_GPUS = ("inductor", GRAPHS)
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +42,12 @@ def compiled_parts(detector: Detector) -> list[str]:
     return [name for name, part in detector.named_modules() if part._compiled_call_impl is not None]
 
 
+@pytest.mark.parametrize("backend", [BACKEND, *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPUS)])
 def test_training_checkpoints_routing_and_scores_are_those_of_the_model_as_it_stands(
-    module, data, trainer, tmp_path, device
+    module, data, trainer, tmp_path, backend, request
 ):
-    plain, compiled = module(), module(compile="inductor" if device.type == "cuda" else BACKEND)
+    device = request.getfixturevalue("gpu") if backend in ON_GPUS else torch.device("cpu")
+    plain, compiled = module(), module(compile=backend if device.type == "cuda" else BACKEND)
     for name, one in (("plain", plain), ("compiled", compiled)):
         trained = trainer(tmp_path / name, max_epochs=2, accelerator=device.type)
         trained.fit(one, datamodule=data())
