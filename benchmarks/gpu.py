@@ -1,21 +1,21 @@
 """Speed of training and scoring with these adapters on a GPU, beside peft, a loop over experts and full fine-tuning.
 
-    pip install -e '.[benchmark]' && python benchmarks/gpu.py [--parts steps data ...] [--repeats 9]
+    pip install -e '.[benchmark]' && python benchmarks/gpu.py [--parts eager data ...] [--repeats 9]
 
 It runs from a bare checkout: random weights of XLSR-53's size, AASIST, clips of 64,600 samples, bf16-mixed, and the
-quickstart's recordings under other names where files are needed. It is to take about 8 minutes on an H100. It prints
-the card's name and a line for every goal: what, the median of paired runs (lowest to highest), the goal, met or missed.
-A part that fails is told, and the others are measured; the exit code is 1 then.
+quickstart's recordings under other names where files are needed. It takes some ten minutes. It prints the card's name
+and a line for every goal: what, the median of paired runs (lowest to highest), the goal, met or missed. A part that
+fails is told, and the others are measured; the exit code is 1 then.
 
-`steps`: sides take turns within a repeat, in an order that rotates; a figure is the time of 3 steps, and a ratio the
-median of the ratios within the repeats. "Compiled" is what `model.compile` does. The matrix rate is the number of
-operations of a step divided by its time, beside that of one product of 8,192 x 8,192 matrices in bf16. Three more steps
-run in which every wait for the GPU is an error. `data`: utterances a second of the training loader (FLAC, random crop,
-RawBoost 5; a worker for each core, at most 16) beside what the compiled step at batch 64 takes. `test`: `Trainer.test`
-from its sixth batch on, beside the bare forward pass over one ready batch, without TF32 as in all evaluations.
-`score`: `Scorer.score_files` of 2,000 and of all files, beside that forward pass too. `paper`: `fit` with
-experiments/paper.yaml, until it prints its table, on recordings in the layout of ASVspoof 2019 LA. `profile`: what a
-compiled step at batch 64 spends its time on, by kernels.
+`eager`, `compiled`, `graphs`: sides take turns within a repeat, in an order that rotates; a figure is the time of 3
+steps, and a ratio the median of the ratios within the repeats. "Compiled" is what `model.compile: true` does, and with
+graphs `model.compile: reduce-overhead`. The matrix rate is the number of operations of a step divided by its time,
+beside that of one product of 8,192 x 8,192 matrices in bf16. Three more eager steps run in which every wait for the GPU
+is an error. `data`: utterances a second of the training loader (FLAC, random crop, RawBoost 5; a worker for each core,
+at most 16) beside what the fastest step at batch 64 takes. `test`: `Trainer.test` from its sixth batch on, beside the
+bare forward pass over one ready batch, without TF32 as in all evaluations. `score`: `Scorer.score_files` of 2,000 and
+of all files, beside that forward pass too. `paper`: `fit` with experiments/paper.yaml, until it prints its table, on
+recordings in the layout of ASVspoof 2019 LA. `profile`: what that step spends its time on, by kernels.
 
 `--rehearse` runs everything small, on any device, in a minute or two: the figures mean nothing then.
 """
@@ -31,6 +31,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,12 +45,14 @@ from moelora_ad.inference import Scorer
 from moelora_ad.inference.file_scores import FileScore
 from moelora_ad.models import Detector
 from moelora_ad.models.accounting.account import account
+from moelora_ad.models.compilation import GRAPHS
 from moelora_ad.models.precision import tf32_allowed
 
 PROJECT = Path(__file__).parents[1]
 STEPS = 3  # in one measurement
 PATIENCE = 300  # seconds for the paper's fit
-PARTS = ("steps", "data", "test", "score", "paper", "profile")
+COMPILED = " compiled"  # end of the name of a side
+PARTS = ("eager", "compiled", "graphs", "data", "test", "score", "paper", "profile")
 
 
 @dataclass
@@ -59,11 +62,12 @@ class Bench:
     device: torch.device
     repeats: int
     samples: int
-    batches: tuple[int, int]
+    batches: Sequence[int]  # small ones first
     source: str
     files: int
     lines: list[str] = field(default_factory=list)
-    compiled_seconds: float | None = None  # of a compiled step of ours at the larger batch
+    peaks: dict[tuple[str, int], int] = field(default_factory=dict)  # bytes that a side adds at a batch size
+    compiled: tuple[str, float] | None = None  # how, and seconds of a step of ours at the larger batch
     peak_rate: float | None = None  # operations a second of one large product
     operations: float = 0.0  # of a training step of one clip
 
@@ -103,48 +107,68 @@ def ratios(taken: dict[str, list[float]], first: str, second: str) -> list[float
     return [a / b for a, b in zip(taken[first], taken[second], strict=True)]
 
 
-def steps(bench: Bench) -> None:
+def training_steps(
+    bench: Bench, names: Sequence[str], clips: int, compiled: str | None = None
+) -> dict[str, TrainingStep]:
+    """Steps of the sides, compiled where their names end so, each after a first measurement."""
+    begin(bench.device)
+    print(f"\ntraining steps, batch {clips}", flush=True)
+    sides: dict[str, TrainingStep] = {}
+    for name in names:
+        method = name.removesuffix(COMPILED)
+        before, begun = reset_peak(bench.device), time.perf_counter()
+        model = module(method, bench.source, bench.device).detector
+        sides[name] = step = TrainingStep(model, clips, bench.samples, None if name == method else compiled)
+        bench.seconds(step)
+        bench.peaks[name, clips] = peak(bench.device) - before
+        memory = f"{bench.peaks[name, clips] / 2**20:.0f} MiB at most"
+        print(f"  {name:32} made in {time.perf_counter() - begun:.0f} s, {memory}", flush=True)
+    return sides
+
+
+def paired(bench: Bench, sides: dict[str, TrainingStep]) -> dict[str, list[float]]:
+    """Seconds of each side in each repeat."""
+    taken = bench.turns(dict(sides))
+    for name, seconds in taken.items():
+        print(f"  {name:32} {1e3 * statistics.median(seconds):9.2f} ms", flush=True)
+    return taken
+
+
+def eager(bench: Bench) -> None:
     for clips in bench.batches:
-        begin(bench.device)
-        print(f"\ntraining steps, batch {clips}: warming up and compiling", flush=True)
-        sides: dict[str, TrainingStep] = {}
-        peaks: dict[str, float] = {}
-        names = [OURS, PEFT, LOOP, FULL] if clips == bench.batches[0] else [OURS, PEFT]
-        for name in [*names, f"{OURS} compiled", f"{PEFT} compiled"]:
-            method = name.removesuffix(" compiled")
-            before = reset_peak(bench.device)
-            step = TrainingStep(
-                module(method, bench.source).detector.to(bench.device), clips, bench.samples, name != method
-            )
-            for _ in range(STEPS):
-                step()
-            sides[name], peaks[name] = step, peak(bench.device) - before
-        taken = bench.turns(dict(sides))
-        for name, seconds in taken.items():
-            print(f"  {name:32} {1e3 * statistics.median(seconds):9.2f} ms {peaks[name] / 2**20:9.0f} MiB at most")
-        compiled, compiled_peft = f"{OURS} compiled", f"{PEFT} compiled"
+        first = clips == bench.batches[0]
+        sides = training_steps(bench, [OURS, PEFT, LOOP, FULL] if first else [OURS, PEFT], clips)
+        taken = paired(bench, sides)
         bench.goal(f"step, batch {clips}, eager: ours / peft LoRA r8", ratios(taken, OURS, PEFT), 1.10, True)
-        bench.goal(
-            f"step, batch {clips}, compiled: ours / peft LoRA r8", ratios(taken, compiled, compiled_peft), 1.03, True
-        )
-        if peaks[PEFT]:
-            bench.goal(f"peak memory, batch {clips}: ours / peft LoRA r8", [peaks[OURS] / peaks[PEFT]], 1.05, True)
-        if clips == bench.batches[0]:
-            bench.goal(f"step, batch {clips}: ours compiled / eager", ratios(taken, compiled, OURS), 0.75, True)
+        ours, theirs = bench.peaks[OURS, clips], bench.peaks[PEFT, clips]
+        if theirs:
+            bench.goal(f"peak memory, batch {clips}: ours / peft LoRA r8", [ours / theirs], 1.05, True)
+        if first:
             bench.goal(f"step, batch {clips}: loop over experts / ours", ratios(taken, LOOP, OURS), 1.5, False)
             bench.goal(f"step, batch {clips}: full fine-tuning / ours", ratios(taken, FULL, OURS), 1.5, False)
-        else:
-            bench.compiled_seconds = statistics.median(taken[compiled])
-            bench.goal(
-                f"matrix rate of a compiled step, batch {clips} / one product",
-                [matrix_rate(bench, clips, seconds) for seconds in taken[compiled]],
-                0.40,
-                False,
-            )
         with no_waiting(bench.device):
             for _ in range(STEPS):
                 sides[OURS]()
-        del sides, step
+        del sides
+
+
+def compiled(bench: Bench, backend: str, name: str) -> None:
+    ours, theirs = OURS + COMPILED, PEFT + COMPILED
+    for clips in bench.batches:
+        first = clips == bench.batches[0]
+        names = [ours, theirs, OURS] if first else [ours, theirs]
+        taken = paired(bench, training_steps(bench, names, clips, backend))
+        bench.goal(f"step, batch {clips}, {name}: ours / peft LoRA r8", ratios(taken, ours, theirs), 1.03, True)
+        if first:
+            bench.goal(f"step, batch {clips}: ours {name} / eager", ratios(taken, ours, OURS), 0.75, True)
+            continue
+        bench.compiled = backend, statistics.median(taken[ours])
+        bench.goal(
+            f"matrix rate, batch {clips}, {name} / one product",
+            [matrix_rate(bench, clips, seconds) for seconds in taken[ours]],
+            0.40,
+            False,
+        )
 
 
 def matrix_rate(bench: Bench, clips: int, seconds: float) -> float:
@@ -155,23 +179,22 @@ def matrix_rate(bench: Bench, clips: int, seconds: float) -> float:
         for _ in range(2):
             a @ b
         bench.peak_rate = 2 * size**3 / bench.seconds(lambda: a @ b, 20)
-        with torch.device("meta"):
-            counted = module(OURS, bench.source).detector
+        counted = module(OURS, bench.source, torch.device("meta")).detector
         bench.operations = account(counted, torch.optim.AdamW, bench.samples, 1).training_step * bench.samples / 16_000
         print(f"  one product: {bench.peak_rate / 1e12:.1f} T a second; a clip: {bench.operations / 1e12:.3f} T")
     return clips * bench.operations / seconds / bench.peak_rate
 
 
 def data(bench: Bench) -> None:
-    clips = bench.batches[1]
+    clips = bench.batches[-1]
     begin(bench.device)
-    if bench.compiled_seconds is None:
-        step = TrainingStep(module(OURS, bench.source).detector.to(bench.device), clips, bench.samples, True)
-        bench.compiled_seconds = min(bench.seconds(step) for _ in range(3))
+    if bench.compiled is None:
+        step = TrainingStep(module(OURS, bench.source, bench.device).detector, clips, bench.samples, "inductor")
+        bench.compiled = "inductor", min(bench.seconds(step) for _ in range(4))
     with tempfile.TemporaryDirectory() as name:
         manifest = linked(Path(name), bench.files)
         rates = loader(manifest, clips, bench.samples, workers(), bench.repeats // 3 or 1)
-    eaten = clips / bench.compiled_seconds
+    eaten = clips / bench.compiled[1]
     print(f"\nloader: {statistics.median(rates):,.0f} utterances a second, {workers()} workers; the step: {eaten:,.0f}")
     bench.goal(f"loader / compiled step, batch {clips}", [rate / eaten for rate in rates], 1.2, False)
 
@@ -190,19 +213,19 @@ def bare_rate(bench: Bench, model: Detector, clips: int) -> float:
 
 
 def test(bench: Bench) -> None:
-    clips = bench.batches[1]
-    tested = module(OURS, bench.source)
+    clips = bench.batches[-1]
+    tested = module(OURS, bench.source, bench.device)
     with tempfile.TemporaryDirectory() as name:
         manifest = linked(Path(name), bench.files)
         rates = [tested_rate(tested, manifest, clips, bench.samples, workers()) for _ in range(2)]
-    bare = bare_rate(bench, tested.detector.to(bench.device), clips)
+    bare = bare_rate(bench, tested.detector.to(bench.device), clips)  # a test leaves it on the CPU
     print(f"\ntest: {statistics.median(rates):,.0f} utterances a second; the bare forward pass: {bare:,.0f}")
     bench.goal(f"test / bare forward pass, batch {clips}", [rate / bare for rate in rates], 0.9, False)
 
 
 def score(bench: Bench) -> None:
-    clips = bench.batches[1]
-    model = module(OURS, bench.source).detector
+    clips = bench.batches[-1]
+    model = module(OURS, bench.source, bench.device).detector
     scorer = Scorer(model, window=bench.samples, batch_size=clips, device=bench.device, precision="bf16-mixed")
     rates: dict[int, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -245,12 +268,13 @@ def paper(bench: Bench) -> None:
 
 def profile(bench: Bench) -> None:
     begin(bench.device)
-    step = TrainingStep(module(OURS, bench.source).detector.to(bench.device), bench.batches[1], bench.samples, True)
+    how = bench.compiled[0] if bench.compiled else "inductor"
+    step = TrainingStep(module(OURS, bench.source, bench.device).detector, bench.batches[-1], bench.samples, how)
     bench.seconds(step)
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (bench.device.type == "cuda")
     with torch.profiler.profile(activities=kinds) as profiler:
         bench.seconds(step)
-    print(f"\n{STEPS} compiled steps, batch {bench.batches[1]}")
+    print(f"\n{STEPS} steps ({how}), batch {bench.batches[-1]}")
     order = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
     print(profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
 
@@ -283,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--batches", nargs="+", type=int, help="batch sizes of the training steps")
     parser.add_argument("--rehearse", action="store_true", help="everything small, on any device")
     given = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -296,17 +321,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             source = name
             Wav2Vec2Config(**SMALL).save_pretrained(name)
             Path(name, "preprocessor_config.json").write_text('{"do_normalize": true}')
-        sizes = (16_000, (2, 4), 40) if given.rehearse else (TRAINING_SAMPLES, (14, 64), 20_000)
-        bench = Bench(device, 2 if given.rehearse else given.repeats, sizes[0], sizes[1], source, sizes[2])
-        measures = {"steps": steps, "data": data, "test": test, "score": score, "paper": paper, "profile": profile}
+        sizes = (16_000, (2, 4), 40) if given.rehearse else (TRAINING_SAMPLES, (14, 64), 6_000)
+        repeats, batches = 2 if given.rehearse else given.repeats, given.batches or sizes[1]
+        bench = Bench(device, repeats, sizes[0], batches, source, sizes[2])
+        steps = (
+            eager,
+            partial(compiled, backend="inductor", name="compiled"),
+            partial(compiled, backend=GRAPHS, name="with graphs"),
+        )
+        measures = dict(zip(PARTS, (*steps, data, test, score, paper, profile), strict=True))
         failed = []
         for part in PARTS:
             if part in given.parts:
+                begun = time.perf_counter()
                 try:
                     measures[part](bench)
                 except Exception:  # the other parts are worth their time on a card
                     traceback.print_exc()
                     failed.append(part)
+                print(f"  ({part}: {time.perf_counter() - begun:.0f} s)", flush=True)
         print(f"\n{card}: what, median (lowest to highest), goal")
         print("\n".join(bench.lines))
         if failed:

@@ -53,15 +53,17 @@ METHODS: dict[str, Callable[[], AdaptationMethod]] = {
 }
 
 
-def module(name: str, source: str) -> DetectionModule:
+def module(name: str, source: str, device: torch.device) -> DetectionModule:
     """A detector in training with random weights, which are the same for all sides but for what a side adds.
 
     Args:
         name: name of the side.
         source: folder of an encoder's configuration, or a hub id that needs none.
+        device: where it is made.
     """
     torch.manual_seed(0)
-    made = DetectionModule(Wav2Vec2Backbone(source, pretrained=False, normalize=False), METHODS[name](), AASIST)
+    with device:  # random weights of this size take seconds on a CPU
+        made = DetectionModule(Wav2Vec2Backbone(source, pretrained=False, normalize=False), METHODS[name](), AASIST)
     if name == FULL:  # as usual, the convolutions stay frozen
         freeze_front_end(made.detector.backbone.encoder.feature_extractor)
     for key, parameter in made.named_parameters():
@@ -77,12 +79,12 @@ class TrainingStep:
         model: the detector to train.
         clips: clips in a batch.
         samples: samples of a clip.
-        compiled: whether its layers and its head are compiled, each on its own.
+        compiled: what ``model.compile`` is; None runs everything eagerly.
     """
 
-    def __init__(self, model: Detector, clips: int, samples: int, compiled: bool) -> None:
+    def __init__(self, model: Detector, clips: int, samples: int, compiled: str | None = None) -> None:
         self.device = next(model.parameters()).device
-        self.run = CompiledDetector(model, "inductor", {}, print) if compiled else model
+        self.run = model if compiled is None else CompiledDetector(model, compiled, {}, print)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=self.device.type == "cuda")
         self.waveforms = 0.1 * torch.randn(clips, samples, device=self.device)

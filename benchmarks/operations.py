@@ -72,7 +72,7 @@ def norms_in_float32() -> Iterator[None]:
 def step(name: str, clips: int, source: str = XLSR_53, samples: int = TRAINING_SAMPLES) -> Operations:
     """The operations of a training step of one side."""
     with FakeTensorMode(), norms_in_float32():
-        detector = module(name, source).detector
+        detector = module(name, source, torch.device("cpu")).detector
         waveforms, labels = torch.empty(clips, samples), torch.zeros(clips, dtype=torch.long)
         with Operations() as counted:
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
