@@ -13,8 +13,7 @@ from moelora_ad.adapters.injection import (
     inject,
     running_eagerly,
 )
-from moelora_ad.adapters.joining import joined_matrices
-from moelora_ad.adapters.layer import MoELoRALinear
+from moelora_ad.adapters.layer import MoELoRALinear, joined_matrices
 from moelora_ad.adapters.losses import AuxiliaryLosses, AuxiliaryWeights
 from moelora_ad.adapters.methods import (
     ATTENTION_PROJECTIONS,

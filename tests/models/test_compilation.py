@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from moelora_ad.adapters import AuxiliaryWeights, GatePolicy, LoRA, MoELoRA, record_routing
 from moelora_ad.errors import InputError
@@ -17,7 +19,7 @@ from moelora_ad.models import (
     WhisperBackbone,
 )
 from moelora_ad.models.compilation import GRAPHS, CompiledDetector, eager_parts
-from moelora_ad.training import DetectionModule
+from moelora_ad.training import DetectionModule, Tether, compilation
 
 BACKEND = "aot_eager"  # torch.compile without code generation, which takes minutes
 ON_GPUS = ("inductor", GRAPHS)
@@ -119,6 +121,24 @@ def test_what_cannot_be_compiled_is_told_and_runs_as_it_stands(module, data, tra
         trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(auxiliary, datamodule=data())
     assert "model.compile: the encoder's layers run eagerly: auxiliary losses watch the gates" in caplog.text
     assert compiled_parts(auxiliary.detector) == ["classifier"]
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "why"),
+    [
+        ({}, {}, None),
+        ({"accumulate_grad_batches": 2}, {}, "gradients of several batches are accumulated"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 1, 4: 2})]}, {}, "gradients of several batches"),
+        ({}, {"tether": Tether(0.1)}, "the tether runs the detector a second time"),
+    ],
+)
+def test_cuda_graphs_are_left_where_a_steps_memory_must_last(module, options, arguments, why, caplog):
+    built = module(**arguments)
+    built.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    with caplog.at_level("INFO"):
+        assert compilation.compiled(built, built.detector, GRAPHS, False).graphs == (why is None)
+    told = [line for line in caplog.messages if "CUDA graphs" in line]
+    assert told == [] if why is None else why in told[0]
 
 
 @pytest.mark.parametrize(
