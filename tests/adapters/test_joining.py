@@ -41,12 +41,14 @@ def different_sites() -> nn.Sequential:
     )
 
 
-def output_and_gradients(model: nn.Module, forward, join: bool, dtype: torch.dtype | None) -> list[torch.Tensor]:
-    model = copy.deepcopy(model)
+def output_and_gradients(
+    model: nn.Module, forward, join: bool, dtype: torch.dtype | None, device: torch.device
+) -> list[torch.Tensor]:
+    model = copy.deepcopy(model).to(device)
     torch.manual_seed(1)
-    x = torch.randn(2, 7, WIDTHS[0], requires_grad=True)
+    x = torch.randn(2, 7, WIDTHS[0], device=device, requires_grad=True)
     joined = joined_matrices(model) if join else nullcontext()
-    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None), joined:
+    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None), joined:
         y = forward(model, x)
     y.float().square().sum().backward()
     assert all(one.joined is None for _, one in adapted_sites(model))
@@ -62,10 +64,10 @@ def recomputed(model: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("forward", [lambda model, x: model(x), recomputed])
-def test_outputs_and_gradients_are_those_of_projections_on_their_own(forward, dtype):
+def test_outputs_and_gradients_are_those_of_projections_on_their_own(forward, dtype, device):
     model = different_sites()
-    found = output_and_gradients(model, forward, True, dtype)
-    wanted = output_and_gradients(model, lambda model, x: model(x), False, dtype)
+    found = output_and_gradients(model, forward, True, dtype, device)
+    wanted = output_and_gradients(model, lambda model, x: model(x), False, dtype, device)
     for one, other in zip(found, wanted, strict=True):
         # The shared gate's gradients are added before their cast to float32, and not after it.
         torch.testing.assert_close(one, other, rtol=0.02 if dtype else 1e-5, atol=0.02 if dtype else 1e-6)
