@@ -11,6 +11,7 @@ from moelora_ad.runs.record import RECORD, read_record
 
 BEST, LAST = "best", "last"
 _FOLDER = "checkpoints"
+_NAMED = 3  # checkpoints of a folder that a message names
 
 
 class CheckpointError(InputError):
@@ -93,6 +94,25 @@ def best_checkpoint(run: Path) -> Path:
     if len(kept) != 1:
         raise CheckpointError(f"{run}: {len(kept) or 'no'} checkpoints to choose from in {run / _FOLDER}")
     return kept[0]
+
+
+def no_checkpoint(folder: Path, option: str) -> CheckpointError:
+    """Return the error for a folder that is given as a checkpoint and is none; it names those that are in it.
+
+    Args:
+        folder: the folder, for instance that of a run or its ``checkpoints``.
+        option: the option that gave it.
+    """
+    try:
+        best = _best(folder)
+    except InputError:  # the record is damaged
+        best = None
+    places = (f"{place}*.ckpt" for place in ("", f"{_FOLDER}/", f"*/{_FOLDER}/"))  # also a folder of several runs
+    inside = [path for place in places for path in sorted(folder.glob(place), reverse=True)]  # "last" comes first
+    found = [str(path) for path in dict.fromkeys([best, *inside] if best else inside)]
+    more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
+    told = f"its checkpoints: {', '.join(found[:_NAMED])}{more}" if found else "give a file, RUN/checkpoints/NAME.ckpt"
+    return CheckpointError(f"{option}: {folder} is a folder, and neither a checkpoint's file nor a model; {told}")
 
 
 def missing(run: Path | None, verb: str) -> CheckpointError:

@@ -18,6 +18,7 @@ from moelora_ad.files import UNFINISHED, remove_abandoned, written_whole
 from moelora_ad.lightning_internals import last_path
 from moelora_ad.models.saving.checkpoints import check_readable, checkpoint_of_model
 from moelora_ad.models.saving.files import CONFIG
+from moelora_ad.runs.checkpoints import CheckpointError
 
 
 class UnwrittenCheckpointError(InputError):
@@ -59,12 +60,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
         saved model counts as a checkpoint that has only weights.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or not of a training run.
+            CheckpointError: the checkpoint is damaged, not of a training run, or of a strategy that shards the model.
             InputError: the saved model is damaged.
         """
         if (Path(path) / CONFIG).is_file():
             return checkpoint_of_model(Path(path))
         check_readable(str(path))
+        if os.path.isdir(path):
+            raise CheckpointError(f"--ckpt_path: {path} has a part of the model in each file: give its run's strategy")
         return super().load_checkpoint(path, *args, **kwargs)
 
 

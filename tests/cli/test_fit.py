@@ -314,6 +314,12 @@ def test_a_checkpoint_of_another_model_is_refused(lightning, experiment, write_c
     code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", tmp_path / "nowhere.ckpt")
     assert "nowhere.ckpt does not exist" in error_line(err)
     assert code == 2
+    run = checkpoint.parents[1]
+    code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", run)
+    best = read_record(run).checkpoint_path
+    assert best != checkpoint
+    assert error_line(err).endswith(f"its checkpoints: {best}, {checkpoint}")  # the best one comes first
+    assert code == 2
     checkpoint.write_bytes(pickle.dumps(print))
     code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)
     assert "last.ckpt is not a readable checkpoint" in error_line(err)

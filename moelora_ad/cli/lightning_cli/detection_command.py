@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from moelora_ad.adapters import AdapterError
 from moelora_ad.cli.arguments import FAILED
 from moelora_ad.cli.lightning_cli.model_folder import is_model, with_model
-from moelora_ad.cli.lightning_cli.resuming import expand_home, in_its_folder, note_other_folder
+from moelora_ad.cli.lightning_cli.resuming import expand_home, has_own_checkpoints, in_its_folder, note_other_folder
 from moelora_ad.cli.lightning_cli.run_config import SaveRunConfig
 from moelora_ad.configuration.parser import OneLineParser
 from moelora_ad.configuration.trust import check_made_later, import_from_here, imports_limited
@@ -265,7 +265,7 @@ class DetectionCommand(LightningCLI):
             if given.ckpt_path in (BEST, LAST):
                 given.ckpt_path = checkpoint_of(self._run_of_configuration(), given.ckpt_path, verb)
             if given.ckpt_path != HPC:  # only Lightning can find that one
-                check_readable(given.ckpt_path)
+                check_readable(given.ckpt_path, any_folder=has_own_checkpoints(given.trainer))
             elif verb != "fit":
                 raise CheckpointError(f"--ckpt_path {HPC}: resumes training, for fit only")
         except InputError as error:

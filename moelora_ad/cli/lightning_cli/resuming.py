@@ -26,6 +26,17 @@ def expand_home(given: Namespace) -> None:
             place[name] = os.path.expanduser(place[name])
 
 
+def has_own_checkpoints(trainer: Namespace) -> bool:
+    """Whether checkpoints may be of a form that only a plugin or a strategy of the user's own knows.
+
+    Args:
+        trainer: the trainer of a configuration.
+    """
+    plugins = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins]
+    parts = [part for part in (*plugins, trainer.strategy) if isinstance(part, Namespace)]
+    return any(not part.class_path.startswith("lightning.") or part.get("init_args.checkpoint_io") for part in parts)
+
+
 @contextmanager
 def in_its_folder(given: Namespace, trains: bool) -> Iterator[None]:
     """Let the loggers that are built within the block write into the folder of the run that is resumed: where their

@@ -125,7 +125,7 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
     from moelora_ad.models import Detector
     from moelora_ad.models.saving.files import CONFIG
     from moelora_ad.models.saving.packaged import found_model
-    from moelora_ad.runs.checkpoints import best_checkpoint
+    from moelora_ad.runs.checkpoints import no_checkpoint
 
     source = Path(found_model(arguments.checkpoint))
     if (source / CONFIG).is_file():
@@ -133,11 +133,7 @@ def _detector(arguments: argparse.Namespace) -> "Detector":
             raise InputError(f"--config: {source} is a model, which has a configuration of its own")
         return Detector.from_pretrained(source, backbone=arguments.backbone, allow=arguments.allow)
     if source.is_dir():
-        try:
-            best = best_checkpoint(source)
-        except InputError:
-            best = source / "checkpoints" / "NAME.ckpt"
-        raise InputError(f"--checkpoint: {source} is a folder, and no model: give a checkpoint of a run, {best}")
+        raise no_checkpoint(source, "--checkpoint")
     state = detector_state(arguments.checkpoint)
     configs = arguments.config or [config_beside(arguments.checkpoint)]
     run = build_from_configs(configs, state, arguments.checkpoint, arguments.backbone, arguments.allow)

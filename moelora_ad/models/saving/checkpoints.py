@@ -14,21 +14,27 @@ from torch import Tensor
 from moelora_ad.errors import InputError, counted, printable
 from moelora_ad.models import Detector
 from moelora_ad.models.saving.containers import check_container
-from moelora_ad.models.saving.files import WEIGHTS, read_config, read_tensors, short
+from moelora_ad.models.saving.files import CONFIG, WEIGHTS, read_config, read_tensors, short
 from moelora_ad.models.saving.loading import check_weights
 from moelora_ad.models.saving.specification import describe
-from moelora_ad.runs.checkpoints import CheckpointError
+from moelora_ad.runs.checkpoints import CheckpointError, no_checkpoint
 
 ARCHITECTURE = "architecture"  # key of a checkpoint
 ENCODER = "encoder_sha256"  # key of a checkpoint that was made of a saved model
 PREFIX = "detector."  # of the names of the detector's tensors in a checkpoint
 _PARTS = ("backbone", "adaptation", "classifier")
 _NORMALIZE = "backbone.normalize"
+_SHARDED = ("meta.pt", "checkpoint")  # in the folders that FSDP and DeepSpeed write
 _ELSEWHERE = {"source", "revision", "pretrained"}  # arguments that say where weights come from, not what is computed
 
 
-def check_readable(path: str, option: str = "--ckpt_path") -> None:
+def check_readable(path: str, option: str = "--ckpt_path", any_folder: bool = False) -> None:
     """Check that a checkpoint exists and can be read, before anything is built.
+
+    Args:
+        path: a file; the folder of a model, or one that FSDP or DeepSpeed wrote, whose content is not read here.
+        option: the option that gave the path, for messages.
+        any_folder: whether other folders may be checkpoints too, as of a plugin that the user wrote.
 
     Raises:
         CheckpointError: it does not exist, or cannot be read.
@@ -50,8 +56,10 @@ def check_readable(path: str, option: str = "--ckpt_path") -> None:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{option}: {path} is not a readable checkpoint: {reason}") from None
         check_content(checkpoint, path, option)
-    elif "://" not in path and not os.path.isdir(path):  # a folder is a sharded checkpoint
+    elif "://" not in path and not os.path.isdir(path):
         raise CheckpointError(f"{option}: {path} is not a regular file")
+    elif "://" not in path and not any_folder and not any(Path(path, name).exists() for name in (CONFIG, *_SHARDED)):
+        raise no_checkpoint(Path(path), option)
 
 
 def check_content(checkpoint: Any, path: str, option: str) -> None:

@@ -1,5 +1,6 @@
 """Damaged checkpoints, and files that are not checkpoints: one line each, and no command waits for them."""
 
+import json
 import os
 import re
 import zipfile
@@ -69,6 +70,60 @@ def test_a_bare_state_dict_is_no_checkpoint(lightning, run):
         assert "best.ckpt is not a checkpoint of a training run: it has no state_dict" in line
     with pytest.raises(InputError, match=r"checkpoint_path: .* has no state_dict"):
         DetectionModule.load_from_checkpoint(checkpoint)
+
+
+def test_a_folder_is_no_checkpoint_and_the_line_names_those_in_it(lightning, run, tmp_path):
+    checkpoints, empty = run / "checkpoints", tmp_path / "empty"
+    empty.mkdir()
+    (checkpoints / "last.ckpt").touch()
+    its = f"its checkpoints: {checkpoints / 'last.ckpt'}, {checkpoints / 'best.ckpt'}"
+    none = "give a file, RUN/checkpoints/NAME.ckpt"
+    for verb, folder, told in (
+        ("fit", run, its),
+        ("validate", checkpoints, its),
+        ("test", run.parent, its),
+        ("predict", empty, none),
+        ("export", run, its),
+        ("export", empty, none),
+    ):
+        option = "--checkpoint" if verb == "export" else "--ckpt_path"
+        more = ("--to", run / "model") if verb == "export" else ("--config", run / "config.yaml")
+        code, _, err = lightning(verb, option, folder, *more)
+        what = f"{option}: {folder} is a folder, and neither a checkpoint's file nor a model; {told}"
+        assert (code, err.partition(" ")[2]) == (2, f"{verb}: error: {what}\n")
+    with pytest.raises(InputError, match=r"checkpoint_path: .* is a folder, and neither"):
+        DetectionModule.load_from_checkpoint(run)
+    for name in "ab":
+        (checkpoints / f"{name}.ckpt").touch()
+    _, _, err = lightning("test", "--config", run / "config.yaml", "--ckpt_path", run)
+    assert err.endswith(f"{its}, {checkpoints / 'b.ckpt'} and 1 more\n")
+
+
+@pytest.mark.parametrize("name", ["meta.pt", "checkpoint/shard.pt"])  # what FSDP and DeepSpeed write
+def test_shards_need_the_strategy_that_wrote_them(name, lightning, run, tmp_path):
+    shards = tmp_path / "last.ckpt"
+    (shards / name).parent.mkdir(parents=True)
+    (shards / name).touch()
+    code, _, err = lightning("test", "--config", run / "config.yaml", "--ckpt_path", shards)
+    assert (code, "Traceback" in err) == (1, False)
+    assert f"--ckpt_path: {shards} has a part of the model in each file: give its run's strategy\n" in err
+
+
+def test_a_plugin_of_the_users_own_may_keep_checkpoints_in_folders(lightning, run, tmp_path, monkeypatch):
+    (tmp_path / "own_folders.py").write_text(
+        "from lightning.fabric.plugins import TorchCheckpointIO\n\n"
+        "class Folders(TorchCheckpointIO):\n"
+        "    def load_checkpoint(self, path, *given, **named):\n"
+        "        return super().load_checkpoint(f'{path}/best.ckpt', *given, **named)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints")
+    plugin = {"class_path": "own_folders.Folders"}
+    strategy = {"class_path": "lightning.pytorch.strategies.SingleDeviceStrategy"}
+    strategy["init_args"] = {"device": "cpu", "checkpoint_io": plugin}
+    for name, own in (("plugins", [plugin]), ("strategy", strategy)):
+        code, _, err = lightning(*given, f"--trainer.{name}={json.dumps(own)}")
+        assert code == 0, err
 
 
 def test_nothing_waits_for_a_pipe(lightning, run):
