@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer import call
 
 
@@ -66,3 +67,8 @@ def validation_is_due(trainer: Trainer) -> bool:
 def accumulates(trainer: Trainer) -> bool:
     """Whether the gradients of the training batch that has just ended are added to those of the next one."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def saves_shards(strategy: FSDPStrategy) -> bool:
+    """Whether each process saves its part of the model (``state_dict_type`` "sharded")."""
+    return strategy._state_dict_type == "sharded"

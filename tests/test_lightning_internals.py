@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -16,6 +17,7 @@ from moelora_ad.lightning_internals import (
     checkpoint_content,
     last_path,
     logged_step,
+    saves_shards,
     validation_is_due,
 )
 
@@ -169,3 +171,8 @@ def test_what_follows_on_a_batch(tmp_path):
     assert [waits for _, waits in seen.batches] == [
         number % 2 == 0 and number < BATCHES - 1 for number in range(BATCHES)
     ]
+
+
+@pytest.mark.parametrize(("given", "sharded"), [({}, False), ({"state_dict_type": "sharded"}, True)])
+def test_whether_each_process_saves_its_part(given, sharded):
+    assert saves_shards(FSDPStrategy(**given)) == sharded

@@ -11,11 +11,11 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
 
 from moelora_ad.errors import InputError
 from moelora_ad.files import UNFINISHED, remove_abandoned, written_whole
-from moelora_ad.lightning_internals import last_path
+from moelora_ad.lightning_internals import last_path, saves_shards
 from moelora_ad.models.saving.checkpoints import check_readable, checkpoint_of_model
 from moelora_ad.models.saving.files import CONFIG
 from moelora_ad.runs.checkpoints import CheckpointError
@@ -72,7 +72,16 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def write_whole_checkpoints(strategy: Strategy) -> None:
-    """Let a strategy save by `WholeCheckpointIO`, unless it, or the configuration, has a checkpoint plugin already."""
+    """Let a strategy save by `WholeCheckpointIO`, unless it, or the configuration, has a checkpoint plugin already.
+
+    Raises:
+        InputError: each process would save its part of what is trained, and Lightning loads parts of whole models only.
+    """
+    if isinstance(strategy, FSDPStrategy) and saves_shards(strategy):
+        raise InputError(
+            "trainer.strategy: FSDPStrategy's checkpoints of state_dict_type 'sharded' cannot be loaded, as they lack "
+            "the frozen weights: leave it out, or give 'full'"
+        )
     if type(strategy.checkpoint_io) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeCheckpointIO()
 

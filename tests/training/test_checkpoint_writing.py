@@ -16,8 +16,10 @@ import torch
 import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.strategies import FSDPStrategy
 
 from moelora_ad import files
+from moelora_ad.errors import InputError
 from moelora_ad.runs.record import read_record
 from moelora_ad.training import WholeCheckpointIO
 from moelora_ad.training.checkpoint_writing import write_whole_checkpoints
@@ -214,6 +216,13 @@ def test_other_plugins_stay(trainer, tmp_path):
         made = trainer(tmp_path, plugins=given)
         write_whole_checkpoints(made.strategy)
         assert type(made.strategy.checkpoint_io) is kind
+
+
+def test_parts_of_what_is_trained_are_refused():
+    with pytest.raises(InputError, match=r"state_dict_type 'sharded' cannot be loaded"):
+        write_whole_checkpoints(FSDPStrategy(state_dict_type="sharded"))
+    for whole in (FSDPStrategy(), FSDPStrategy(state_dict_type="full")):
+        write_whole_checkpoints(whole)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
