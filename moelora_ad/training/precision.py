@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from torch import nn
-from torch.distributed.fsdp import MixedPrecision
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from torch.optim import Optimizer
 
 from moelora_ad.data.trainer_state import trainer_of
 from moelora_ad.errors import InputError
@@ -27,11 +28,19 @@ def check_trains(precision: Any) -> None:
         )
 
 
-def cast_by_autocast_alone(strategy: Strategy) -> None:
+def compute_as_others_do(strategy: Strategy) -> None:
     """Keep FSDP from casting waveforms, weights and buffers itself in mixed precision, heads included, unless its
-    ``mixed_precision`` is set: autocast then works as under other strategies."""
-    if isinstance(strategy, FSDPStrategy) and strategy.mixed_precision is None:
+    ``mixed_precision`` is set: autocast then works as under other strategies. And let it clip gradients by their norm,
+    that of all processes' parts together; Lightning's plugin of FSDP, which does not know the model, cannot."""
+    if not isinstance(strategy, FSDPStrategy):
+        return
+    if strategy.mixed_precision is None:
         strategy.mixed_precision = MixedPrecision()
+
+    def clip(optimizer: Optimizer, clip_val: int | float) -> None:
+        cast(FullyShardedDataParallel, strategy.model).clip_grad_norm_(clip_val)
+
+    strategy.precision_plugin.clip_grad_by_norm = clip  # type: ignore[method-assign]
 
 
 class FrozenHalfPrecision(HalfPrecision):

@@ -17,6 +17,8 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 from moelora_ad.models import AASIST
 
 class OnCPU(FSDPStrategy):
@@ -26,6 +28,7 @@ class OnCPU(FSDPStrategy):
             device_id=torch.device("cpu"),
             sharding_strategy=self.sharding_strategy,
             mixed_precision=self.mixed_precision_config,
+            auto_wrap_policy=ModuleWrapPolicy({WhisperEncoderLayer}),
             **self.kwargs,
         )
 
@@ -146,7 +149,10 @@ def test_processes_talk_once_in_a_step_besides_the_gradients(trained):
     assert told == ["collectives: all_reduce all_reduce"] * len(losses)
 
 
-def test_two_processes_with_shards_train_as_one_with_the_doubled_batch(trained, accelerator):
+def test_two_processes_with_shards_train_as_one_with_the_doubled_batch(trained, experiment, accelerator):
+    """Gradients are clipped by the norm of all of them."""
+    experiment["model"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0}}
+    experiment["trainer"]["gradient_clip_val"] = 0.05
     _, losses, weights = trained(None, accelerator=accelerator, devices=1)
     # FSDP casts no waveforms, weights or buffers here, and without CUDA nothing else is cast.
     on_cpu = accelerator == "cpu"

@@ -42,7 +42,7 @@ from moelora_ad.training.callbacks.wandb import WandbRun, group_runs
 from moelora_ad.training.checkpoint_writing import last_saved, write_whole_checkpoints
 from moelora_ad.training.detection_module import DetectionModule
 from moelora_ad.training.interruptions.signals import StopBetweenBatches, explain_interruptions
-from moelora_ad.training.precision import FrozenHalfPrecision, cast_by_autocast_alone, check_trains
+from moelora_ad.training.precision import FrozenHalfPrecision, check_trains, compute_as_others_do
 
 HPC = "hpc"  # the checkpoint that Lightning saves before SLURM ends or requeues a job
 # Warnings that do not apply to our defaults.
@@ -200,7 +200,7 @@ class DetectionCommand(LightningCLI):
             plugins.append(SyncedBatchNorm())
         config = with_progress(config | {"plugins": plugins}, lines=self.verb == "fit")
         trainer = super().instantiate_trainer(**config)
-        cast_by_autocast_alone(trainer.strategy)
+        compute_as_others_do(trainer.strategy)
         write_whole_checkpoints(trainer.strategy)
         return trainer
 
