@@ -74,7 +74,7 @@ class DetectionModule(CheckpointedModule, LossModule):
             from: the weights are taken as far as they fit by name and shape, and the others are listed. Data, optimiser
             and schedule are new.
         compile: compile the encoder's layers and the classifier, each on its own, by ``torch.compile``; a string names
-            its backend. What cannot be compiled runs eagerly, and the reason is printed.
+            its backend, or the mode ``reduce-overhead``. What cannot be compiled runs eagerly; the reason is printed.
 
     A trainer that has an `AudioDeepfakeDataModule` knows the trials behind its batches. With DataLoaders of your own,
     whose batches are what `as_batch` takes, there are loss, dev EER, checkpoints and the figures of routing, but no

@@ -56,10 +56,11 @@ def check_readable(path: str, option: str = "--ckpt_path", any_folder: bool = Fa
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{option}: {path} is not a readable checkpoint: {reason}") from None
         check_content(checkpoint, path, option)
-    elif "://" not in path and not os.path.isdir(path):
-        raise CheckpointError(f"{option}: {path} is not a regular file")
-    elif "://" not in path and not any_folder and not any(Path(path, name).exists() for name in (CONFIG, *_SHARDED)):
-        raise no_checkpoint(Path(path), option)
+    elif "://" not in path:
+        if not os.path.isdir(path):
+            raise CheckpointError(f"{option}: {path} is not a regular file")
+        if not any_folder and not any(Path(path, name).exists() for name in (CONFIG, *_SHARDED)):
+            raise no_checkpoint(Path(path), option)
 
 
 def check_content(checkpoint: Any, path: str, option: str) -> None:
