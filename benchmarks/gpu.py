@@ -137,15 +137,15 @@ def paired(bench: Bench, sides: dict[str, TrainingStep]) -> dict[str, list[float
 def eager(bench: Bench) -> None:
     for clips in bench.batches:
         first = clips == bench.batches[0]
-        sides = training_steps(bench, [OURS, PEFT, LOOP, FULL] if first else [OURS, PEFT], clips)
+        sides = training_steps(bench, [OURS, PEFT, LOOP, FULL] if first else [OURS, PEFT, FULL], clips)
         taken = paired(bench, sides)
         bench.goal(f"step, batch {clips}, eager: ours / peft LoRA r8", ratios(taken, OURS, PEFT), 1.10, True)
         ours, theirs = bench.peaks[OURS, clips], bench.peaks[PEFT, clips]
         if theirs:
             bench.goal(f"peak memory, batch {clips}: ours / peft LoRA r8", [ours / theirs], 1.05, True)
         if first:
-            bench.goal(f"step, batch {clips}: loop over experts / ours", ratios(taken, LOOP, OURS), 1.5, False)
-            bench.goal(f"step, batch {clips}: full fine-tuning / ours", ratios(taken, FULL, OURS), 1.5, False)
+            bench.goal(f"step, batch {clips}, eager: loop over experts / ours", ratios(taken, LOOP, OURS), 1.5, False)
+        bench.goal(f"step, batch {clips}, eager: full fine-tuning / ours", ratios(taken, FULL, OURS), 1.5, False)
         with no_waiting(bench.device):
             for _ in range(STEPS):
                 sides[OURS]()
@@ -153,12 +153,13 @@ def eager(bench: Bench) -> None:
 
 
 def compiled(bench: Bench, backend: str, name: str) -> None:
-    ours, theirs = OURS + COMPILED, PEFT + COMPILED
+    ours, theirs, full = OURS + COMPILED, PEFT + COMPILED, FULL + COMPILED
     for clips in bench.batches:
         first, last = clips == bench.batches[0], clips == bench.batches[-1]
-        names = [ours, theirs, OURS] if first else [ours, theirs]
+        names = [ours, theirs, full, OURS] if first else [ours, theirs, full]
         taken = paired(bench, training_steps(bench, names, clips, backend))
         bench.goal(f"step, batch {clips}, {name}: ours / peft LoRA r8", ratios(taken, ours, theirs), 1.03, True)
+        bench.goal(f"step, batch {clips}, {name}: full fine-tuning / ours", ratios(taken, full, ours), 1.5, False)
         if first:
             bench.goal(f"step, batch {clips}: ours {name} / eager", ratios(taken, ours, OURS), 0.75, True)
         if last:
