@@ -69,7 +69,7 @@ def module(name: str, source: str, device: torch.device) -> DetectionModule:
     for key, parameter in made.named_parameters():
         if "lora_B" in key:
             nn.init.normal_(parameter, std=1e-3)
-    return made.train()
+    return made.to(device).train()  # transformers makes `masked_spec_embed` on the CPU everywhere
 
 
 class TrainingStep:
