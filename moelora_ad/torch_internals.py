@@ -26,6 +26,7 @@ __all__ = [
     "check_dimensions",
     "forget_compilation",
     "is_within_backward",
+    "keeps_tensors_elsewhere",
     "uncompiled",
     "undoes_scaling",
     "without_scaling",
@@ -41,6 +42,12 @@ _WATCH_SECONDS = 5.0
 def is_within_backward() -> bool:
     """Whether a backward pass of this thread is running: gradient checkpointing repeats forward passes in it."""
     return torch._C._current_graph_task_id() != -1
+
+
+def keeps_tensors_elsewhere() -> bool:
+    """Whether tensors for the backward pass are kept in another way, as by gradient checkpointing, which computes them
+    again."""
+    return not torch.compiler.is_compiling() and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def undoes_scaling(optimizer: Optimizer) -> bool:

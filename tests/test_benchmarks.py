@@ -64,10 +64,11 @@ def test_operations_and_their_bytes_are_counted_and_views_are_not():
     assert counted.moved == {"addmm": 4 * (15 + 12 + 20 + 15), "relu_": 4 * (10 + 10)}
 
 
-def test_a_mixtures_step_moves_less_than_a_lora_of_peft_and_asks_for_less_than_a_loop(source):
+def test_a_mixtures_step_moves_less_than_a_lora_of_peft_and_asks_for_less(source):
+    Wav2Vec2Config(**gpu_sides.SMALL | {"num_hidden_layers": 4}).save_pretrained(source)
     clips, samples = 8, 32_000  # long enough for activations to outweigh weights
     ours, peft, loop = (
         operations.step(side, clips, source, samples) for side in (gpu_sides.OURS, gpu_sides.PEFT, gpu_sides.LOOP)
     )
     assert ours.moved.total() < peft.moved.total() < loop.moved.total()
-    assert peft.count.total() < ours.count.total() < loop.count.total()
+    assert ours.count.total() < peft.count.total() < loop.count.total()

@@ -207,15 +207,15 @@ class Gate(nn.Module):
         mixed = self.weight.shape[0]
         return torch.cat([self._mixed(scores[..., :mixed], *noisy), torch.sigmoid(scores[..., mixed:])], dim=-1)
 
-    def _mixed(self, scores: Tensor, noise_logits: Tensor | None = None) -> Tensor:
-        """Weights of the experts that share a softmax."""
+    def _mixed(self, scores: Tensor, noise_logits: Tensor | None = None, gates: int = 1) -> Tensor:
+        """Weights of the experts that share a softmax; (..., T, S, N) for S gates."""
         policy = self.policy
         if noise_logits is not None:
             spread = functional.softplus(self._pooled(noise_logits))
-            scores = torch.addcmul(scores, torch.randn_like(scores), spread, value=1 / policy.temperature)
+            scores = torch.addcmul(scores, _normal(scores, gates), spread, value=1 / policy.temperature)
         elif policy.noise == "fixed" and self.is_noisy:
             assert policy.noise_std is not None
-            noise = torch.randn_like(scores) * policy.noise_std
+            noise = _normal(scores, gates) * policy.noise_std
             scores = scores + (noise if self.noise_mean is None else noise + self.noise_mean) / policy.temperature
         if policy.top_k is None or policy.top_k == scores.shape[-1]:
             return torch.softmax(scores, dim=-1)
@@ -244,8 +244,39 @@ class Gate(nn.Module):
             return logits.mean(dim=-2, keepdim=True)
         return logits.where(valid, 0.0).sum(dim=-2, keepdim=True) / valid.sum(dim=-2, keepdim=True).clamp(min=1)
 
+    def decides_alike(self) -> bool:
+        """Whether `decide_together` does what this gate does: nobody watches it, and it decides for each token."""
+        watched = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        return type(self) is Gate and not watched and not len(self.added) and self.policy.level == "token"
+
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, {self.policy}"
+
+
+def decide_together(gates: Sequence[Gate], logits: Tensor) -> Tensor:
+    """Return the weights of the experts of several gates, which decide for the same tokens by the same policy.
+
+    They are those of each gate on its own, with the same random draws.
+
+    Args:
+        gates: S gates that decide alike, see `Gate.decides_alike`.
+        logits: (..., T, S N), or (..., T, 2 S N) with the noise logits of all behind them.
+
+    Returns:
+        (..., T, S N) float32.
+    """
+    first, shape = gates[0], (len(gates), gates[0].num_experts)
+    clean, *noisy = (part.unflatten(-1, shape) for part in logits.float().split(len(gates) * shape[1], dim=-1))
+    scores = clean + torch.stack([gate.logit_offset for gate in gates])
+    temperature = first.policy.temperature
+    return first._mixed(scores if temperature == 1.0 else scores / temperature, *noisy, gates=len(gates)).flatten(-2)
+
+
+def _normal(like: Tensor, gates: int) -> Tensor:
+    """Draws of a normal distribution; for several gates (..., T, S, N) those that each would draw for itself."""
+    if gates == 1:
+        return torch.randn_like(like)
+    return torch.stack([torch.randn_like(like[..., 0, :]) for _ in range(gates)], dim=-2)
 
 
 def valid_of(values: Tensor, valid: Tensor | None) -> Tensor | None:

@@ -1,8 +1,11 @@
 """The adapted projection, and what all projections of a model do together."""
 
+import weakref
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import torch
@@ -10,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moelora_ad.adapters.expert import LoRAExpert
-from moelora_ad.adapters.gate import Gate
+from moelora_ad.adapters.gate import Gate, decide_together
+from moelora_ad.torch_internals import keeps_tensors_elsewhere
 
 
 class MoELoRALinear(nn.Module):
@@ -54,7 +58,8 @@ class MoELoRALinear(nn.Module):
         self._check(experts=self.lora_experts())
         self.rank = self.lora_experts()[0].rank
         self.scaling = 1.0 if alpha is None else alpha / self.rank
-        self.joined: tuple[Tensor, Tensor] | None = None  # see `joined_matrices`
+        self.joined: Joined | None = None  # within `joined_matrices`
+        self.after: tuple[MoELoRALinear, ...] = ()  # the projection that had the same input just before, if one had
 
     def lora_experts(self) -> Sequence[LoRAExpert]:
         """The experts, in order."""
@@ -99,21 +104,18 @@ class MoELoRALinear(nn.Module):
         return self.base.out_features
 
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear, which a model may call by keyword
-        # The base may be of lower precision than its adapters, which are added in theirs.
-        dtype, device = self.lora_experts()[0].lora_B.dtype, input.device.type
-        if torch.is_autocast_enabled(device):  # which would cast the input for the base and again for the experts
-            dtype = torch.get_autocast_dtype(device)
-            input = input.to(dtype)
-        joined = self.joined
-        if joined is not None and all(one.dtype == dtype for one in joined):
-            rows, up = joined
-        else:
-            down, parts = self.matrices()
-            rows, up = torch.cat(down).to(dtype), torch.cat(parts, dim=1).to(dtype)
-        low = self._low(input.to(dtype), rows).reshape(-1, up.shape[1])
-        base = self.base(input.reshape(-1, input.shape[-1]))
-        # In place: a sum in new memory would read and write all of the output once more.
-        output = base.to(dtype).addmm_(low, up.t(), alpha=self.scaling).to(base.dtype)
+        autocast = _autocast_dtype(input)
+        joined = self.joined if self.joined is not None and self.joined.autocast == autocast else None
+        up = joined.up if joined is not None else _cast(torch.cat(self.matrices()[1], dim=1))
+        given = None if joined is None else joined.take(self, input)
+        if given is None:  # autocast would cast the input for the base and again for the experts
+            x = input if autocast is None else input.to(autocast)
+            given = x, self._low(input, x, joined, up.dtype)
+        x, low = given
+        base = self.base(x.reshape(-1, x.shape[-1]))
+        # In place: a sum in new memory would read and write all of the output once more. The base may be of lower
+        # precision than its adapters, which are added in theirs.
+        output = base.to(up.dtype).addmm_(low.reshape(-1, up.shape[1]), up.t(), alpha=self.scaling).to(base.dtype)
         return output.view(*input.shape[:-1], up.shape[0])
 
     def matrices(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -122,27 +124,87 @@ class MoELoRALinear(nn.Module):
         gate = [] if self.gate is None else self.gate.rows()
         return [*(expert.lora_A for expert in experts), *gate], [expert.lora_B for expert in experts]
 
-    def _low(self, input: Tensor, rows: Tensor) -> Tensor:
-        """The low-rank activations of all experts, weighted by the gate, (..., N r)."""
-        down = functional.linear(input, rows)  # (..., N r), and the gate's N or 2 N
-        if self.gate is None:
-            return down
-        width = self.rank * len(self.experts)
-        low, logits = down.split([width, down.shape[-1] - width], dim=-1)
-        weights = self.gate(logits).to(low.dtype)
-        return (low.unflatten(-1, (-1, self.rank)) * weights.unsqueeze(-1)).flatten(-2)
+    def _low(self, input: Tensor, x: Tensor, joined: "Joined | None", dtype: torch.dtype) -> Tensor:
+        """The low-rank activations of this projection; those of its followers are given to them."""
+        sites, rows = [self], None if joined is None else joined.rows
+        if joined is not None and joined.followers:
+            # A pass that is computed again, without joined matrices, must keep the same tensors for the backward pass.
+            sites, rows = ([self], None) if keeps_tensors_elsewhere() else ([self, *joined.followers], rows)
+        if rows is None:
+            rows = torch.cat(self.matrices()[0]).to(dtype)
+        own, *others = _low(sites, x.to(dtype), rows)
+        version = _version(input)
+        for site, low in zip(sites[1:], others, strict=True):
+            assert site.joined is not None
+            site.joined.given = input, version, x, low
+        return own
 
     def extra_repr(self) -> str:
         return f"num_experts={len(self.experts)}, rank={self.rank}, scaling={self.scaling:g}"
 
 
+def _low(sites: Sequence[MoELoRALinear], x: Tensor, rows: Tensor) -> Sequence[Tensor]:
+    """The low-rank activations of all experts, weighted by the gates, (..., N r) for each projection of a group."""
+    down = functional.linear(x, rows)  # (..., S N r), and the gates' S N or 2 S N
+    rank, experts, gates = sites[0].rank, len(sites[0].experts), [site.gate for site in sites if site.gate is not None]
+    if gates:
+        width = len(sites) * experts * rank
+        down, logits = down.split([width, down.shape[-1] - width], dim=-1)
+        weights = gates[0](logits) if len(gates) == 1 else decide_together(gates, logits)
+        down = (down.unflatten(-1, (-1, rank)) * weights.to(down.dtype).unsqueeze(-1)).flatten(-2)
+    return [down] if len(sites) == 1 else down.split(experts * rank, dim=-1)
+
+
+@dataclass
+class Joined:
+    """What a projection uses within `joined_matrices`.
+
+    Attributes:
+        rows: the matrices that meet the input, of this projection and of its followers: all A, then all W_g, then all
+            W_noise. None if it follows another.
+        followers: the projections that had its input after it when they last ran.
+        up: [B_1, ..., B_N] of this projection.
+        autocast: to what all are cast; None if autocast is off.
+        last: of all projections the one that ran last, its input, and that one's version.
+        given: from the one that it follows: that one's input and its version, the same input as the base takes it, and
+            the low-rank activations of this projection.
+    """
+
+    rows: Tensor | None
+    followers: Sequence[MoELoRALinear]
+    up: Tensor
+    autocast: torch.dtype | None
+    last: list[tuple[MoELoRALinear, "weakref.ref[Tensor]", int]]
+    given: tuple[Tensor, int, Tensor, Tensor] | None = None
+
+    def take(self, site: MoELoRALinear, input: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the projection was given, if it was for this input; and note which one had the same input before."""
+        version = _version(input)
+        if version >= 0:
+            same = [one for one, its, was in self.last if its() is input and was == version and one is not site]
+            after = () if keeps_tensors_elsewhere() else tuple(same)
+            if site.after != after:
+                site.after = after
+            self.last[:] = [(site, weakref.ref(input), version)]
+        given, self.given = self.given, None
+        return given[2:] if given is not None and given[0] is input and given[1] == version else None
+
+
+def _version(tensor: Tensor) -> int:
+    """How many times a tensor was changed in place; -1 where that is not counted."""
+    return -1 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
 @contextmanager
 def joined_matrices(model: nn.Module) -> Iterator[None]:
-    """Let the adapted projections of a model use, within the block, matrices that are concatenated and cast in its
-    beginning, for all of them at once. Outputs and gradients stay the same.
+    """Let the adapted projections of a model work together within the block. Outputs and gradients stay the same.
 
-    On its own, each projection would copy each of its small matrices in every step, and their gradients: a thousand
-    operations at 96 projections, which a GPU does faster than a program queues them.
+    Their matrices are concatenated and cast in its beginning, for all of them at once. And those that had the same
+    input one after the other in the pass before, as query, key and value have in an attention, meet it in one product
+    and mix their experts in one step; if the input is another one, or a gate is watched, each does so on its own.
+
+    On its own, each projection would copy each of its small matrices in every step, and their gradients: with the rest
+    almost two thousand operations at 96 projections, which a GPU does faster than a program queues them.
 
     It changes nothing where a strategy has sharded the parameters, or the model is being compiled or exported as a
     whole. A projection that is not used within the block has gradients of zero and not none.
@@ -151,18 +213,25 @@ def joined_matrices(model: nn.Module) -> Iterator[None]:
         model: the model that contains the projections.
     """
     sites = [module for module in model.modules() if isinstance(module, MoELoRALinear)]
-    matrices = [site.matrices() for site in sites]
-    if torch.compiler.is_compiling() or not all(_is_whole(one) for pair in matrices for one in (*pair[0], *pair[1])):
+    matrices = {site: site.matrices() for site in sites}
+    pairs = matrices.values()
+    if torch.compiler.is_compiling() or not all(_is_whole(one) for pair in pairs for one in (*pair[0], *pair[1])):
         yield
         return
-    joined = zip(_rows([down for down, _ in matrices]), _up([up for _, up in matrices]), strict=True)
-    for site, pair in zip(sites, joined, strict=True):
-        site.joined = pair
+    groups = _groups(sites)
+    rows = _rows([_in_order([matrices[site][0] for site in group], len(group[0].experts)) for group in groups])
+    up = dict(zip(sites, _up([pair[1] for pair in pairs]), strict=True))
+    last: list[tuple[MoELoRALinear, weakref.ref[Tensor], int]] = []
+    for group, its_rows in zip(groups, rows, strict=True):
+        for number, site in enumerate(group):
+            own = (None, ()) if number else (its_rows, group[1:])
+            joined = Joined(*own, up=up[site], autocast=_autocast_dtype(up[site]), last=last)
+            object.__setattr__(site, "joined", joined)  # which nn.Module would look at for long
     try:
         yield
     finally:
         for site in sites:
-            site.joined = None
+            object.__setattr__(site, "joined", None)
 
 
 def _is_whole(matrix: Tensor) -> bool:
@@ -171,12 +240,41 @@ def _is_whole(matrix: Tensor) -> bool:
     return type(matrix) is nn.Parameter or not hasattr(matrix, "placements")  # those of a DTensor
 
 
+def _groups(sites: Sequence[MoELoRALinear]) -> list[list[MoELoRALinear]]:
+    """The projections, those of one kind together that had the same input one after the other."""
+    kinds = {site: _kind(site) for site in sites}
+    follower = {
+        before: site for site in sites for before in site.after if kinds[site] and kinds.get(before) == kinds[site]
+    }
+    followers = set(follower.values())
+    groups = [[site] for site in sites if site not in followers]
+    for group in groups:
+        while group[-1] in follower:
+            group.append(follower[group[-1]])
+    return groups
+
+
+def _kind(site: MoELoRALinear) -> Hashable:
+    """What projections of one group have in common; none if it stays alone."""
+    expert, gate = site.lora_experts()[0].lora_A, site.gate
+    shape = site.in_features, len(site.experts), site.rank, expert.dtype, expert.device
+    if gate is None:
+        return shape
+    return (*shape, gate.policy, gate.is_noisy) if gate.decides_alike() else None
+
+
+def _in_order(matrices: Sequence[Sequence[Tensor]], experts: int) -> list[Tensor]:
+    """Of several projections: first all A, then all W_g, then all W_noise."""
+    gates = zip(*(few[experts:] for few in matrices), strict=True)
+    return [*chain.from_iterable(few[:experts] for few in matrices), *chain.from_iterable(gates)]
+
+
 def _rows(matrices: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Matrices (..., in) below each other, for each projection."""
     found: dict[int, Tensor] = {}
     for group in _alike([(few[0].shape[1], few[0].dtype, few[0].device) for few in matrices]):
         rows = _cast(torch.cat([one for number in group for one in matrices[number]]))
-        found |= zip(group, rows.split([sum(len(one) for one in matrices[number]) for number in group]), strict=True)
+        found |= zip(group, rows.split([sum(one.shape[0] for one in matrices[number]) for number in group]), strict=True)
     return [found[number] for number in range(len(matrices))]
 
 
@@ -199,5 +297,11 @@ def _alike(kinds: Sequence[Hashable]) -> list[list[int]]:
 
 
 def _cast(matrix: Tensor) -> Tensor:
-    device = matrix.device.type
-    return matrix.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else matrix
+    dtype = _autocast_dtype(matrix)
+    return matrix if dtype is None else matrix.to(dtype)
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """To what autocast casts; None if it is off."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

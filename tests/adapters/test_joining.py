@@ -7,10 +7,19 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from moelora_ad.adapters import Gate, GatePolicy, LoRAExpert, MoELoRALinear, adapted_sites, joined_matrices
+from moelora_ad.adapters import (
+    Gate,
+    GatePolicy,
+    LoRAExpert,
+    MoELoRALinear,
+    adapted_sites,
+    joined_matrices,
+    record_routing,
+)
 
 WIDTHS = (12, 20)
 
@@ -113,3 +122,215 @@ def test_a_failure_leaves_nothing_joined():
     with pytest.raises(RuntimeError, match="shape"), joined_matrices(model):
         model(torch.randn(2, 3))
     assert all(layer.joined is None for layer in model)
+
+
+class Attention(nn.Module):
+    """Three projections of one input, and one of another."""
+
+    def __init__(self, **arguments):
+        super().__init__()
+        # As in transformers, not in the order of the calls.
+        self.k, self.v, self.q, self.out = (site(12, out, **arguments) for out in (12, 20, 12, 12))
+        self.out = site(20, 12, **arguments)
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        q, context = self.q(x), x if other is None else other
+        return self.out(functional.scaled_dot_product_attention(q, self.k(context), self.v(context)))
+
+
+def attentions(**arguments) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(Attention(**arguments), Attention(**arguments))
+    for parameter in model.parameters():
+        parameter.data *= 0.3
+    return model
+
+
+def step(model, *, together=True, forward=None, dtype=None, device="cpu", **options) -> list[torch.Tensor]:
+    """Output and gradients of a training step."""
+    torch.manual_seed(1)
+    x = torch.randn(2, 7, 12, device=device, requires_grad=True)
+    joined = joined_matrices(model) if together else nullcontext()
+    with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None), joined:
+        y = (forward or model)(x, **options)
+    y.float().square().sum().backward()
+    found = [y.detach(), x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+    model.zero_grad()
+    return found
+
+
+def counted(model, **arguments) -> tuple[list[torch.Tensor], int]:
+    """`step`, and its number of products."""
+    with Operations() as operations:
+        found = step(model, **arguments)
+    return found, operations.counted["mm"]
+
+
+def assert_close(found, wanted, error=1e-5):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=error, atol=error * other.abs().max().item())
+
+
+POLICIES = [
+    {},
+    {"experts": 1},
+    {"top_k": 2},
+    {"top_k": 2, "order": "top_k_first", "temperature": 0.5},
+    {"top_k": 2, "renormalise": True, "noise": "none"},
+    {"noise": "fixed", "noise_std": 0.5, "noise_mean": (0.0, 1.0, -1.0)},
+    {"level": "utterance"},
+]
+
+
+@pytest.mark.parametrize("arguments", POLICIES, ids=str)
+def test_projections_of_one_input_meet_it_in_one_product_and_give_what_each_gives(arguments, device):
+    model = attentions(**arguments).to(device)
+    for _, one in adapted_sites(model):
+        if one.gate is not None:
+            one.gate.logit_offset.normal_()
+    wanted, apart = counted(model, together=False, device=device.type)
+    first, products = counted(model, device=device.type)
+    assert_close(first, wanted)
+    assert products == apart
+    second, products = counted(model, device=device.type)
+    assert_close(second, wanted)
+    # In each of two layers, two products less forward, and four backward.
+    assert apart - products == (0 if arguments.get("level") else 2 * 6)
+    for dtype, error in ((None, 1e-5), (torch.bfloat16, 0.03)):
+        model.train(dtype is not None)
+        found, wanted = (step(model, together=one, dtype=dtype, device=device.type) for one in (True, False))
+        assert_close(found, wanted, error)
+
+
+def test_a_projection_that_gets_another_input_than_before_is_on_its_own():
+    model = attentions(noise="none")[0]  # no noise, as it was drawn for key and value already
+    for _ in range(2):
+        step(model)
+    other = torch.randn(2, 5, 12)
+    wanted, apart = counted(model, together=False, other=other)
+    for saved in (0, 2):  # in the second pass, key and value share an input of their own
+        found, products = counted(model, other=other)
+        assert_close(found, wanted)
+        assert apart - products == saved
+    assert_close(step(model), step(model, together=False))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_pass_that_is_recomputed_draws_the_same_noise_and_keeps_the_same_tensors(reentrant):
+    model = attentions()
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        for layer in model:
+            x = checkpoint(layer, x, use_reentrant=reentrant)
+        return x
+
+    with torch.no_grad():
+        for _ in range(2):  # an evaluation, which recomputes nothing
+            with joined_matrices(model):
+                model(torch.randn(2, 7, 12))
+    wanted = step(model, together=False)
+    for _ in range(2):
+        assert_close(step(model, forward=forward), wanted)
+
+
+def test_watched_gates_decide_each_on_its_own_with_the_same_draws():
+    model = attentions()
+    wanted = step(model)
+    step(model)
+    with record_routing(model) as record:
+        assert_close(step(model), wanted)
+    assert record.sites().keys() == {name for name, _ in adapted_sites(model)}
+    seen = []
+    handle = model[0].k.gate.register_forward_hook(lambda gate, arguments, weights: seen.append(weights.shape))
+    assert_close(step(model), wanted)
+    assert seen == [(2, 7, 3)]
+    handle.remove()
+    assert_close(step(model), wanted)
+    assert len(seen) == 1
+
+
+def test_only_projections_of_one_kind_share_a_product():
+    model = attentions()
+    model[0].k = site(12, 12, experts=2)
+    model[1].k.gate.weight.requires_grad_(False)  # adds no noise, and has no rows for it
+    wanted, apart = counted(model, together=False)
+    for _ in range(2):
+        found, products = counted(model)
+        assert_close(found, wanted)
+        assert products == apart
+
+
+def test_a_copy_learns_for_itself():
+    model = attentions()
+    wanted = step(model)
+    _, products = counted(model)
+    copied = copy.deepcopy(model)
+    assert counted(copied)[1] == products
+    assert all(one.after[0] in copied.modules() for _, one in adapted_sites(copied) if one.after)
+    assert_close(step(copied), wanted)
+
+
+def test_compiled_layers_share_without_being_compiled_again():
+    torch._dynamo.reset()
+    model, graphs = attentions(noise="none"), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    wanted = step(model)
+    for layer in model:
+        layer.compile(backend=backend, fullgraph=True)
+    for _ in range(3):
+        assert_close(step(model), wanted)
+    assert len(graphs) == 1
+    products = [node for node in graphs[0].graph.nodes if node.target is functional.linear]
+    assert len(products) == 4 + 2  # of four bases, of the group and of the last projection
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_input_that_was_changed_in_place_is_another_one(mode):
+    def run() -> torch.Tensor:
+        x = torch.ones(2, 7, 12)
+        q = model.q(x)
+        return q + model.k(x.mul_(2))
+
+    model = attentions(noise="none")[0]
+    with mode():
+        wanted = run()
+        for _ in range(2):
+            with joined_matrices(model):
+                torch.testing.assert_close(run(), wanted)
+
+
+def test_inference_shares_what_training_has_shared():
+    model = attentions(noise="none")
+    step(model)
+    x = torch.randn(2, 7, 12)
+    with torch.inference_mode(), Operations() as operations:
+        wanted = model(x)
+        assert operations.counted["linear"] == 2 * 8
+        for passes in (1, 2):
+            with joined_matrices(model):
+                torch.testing.assert_close(model(x), wanted)
+            assert operations.counted["linear"] == 2 * (8 + passes * 6)
+
+
+class Twice(nn.Module):
+    """A projection that is called before another and after it, with the same input."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = site(12, 12), site(12, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) + self.two(x) * self.one(x) + self.two(x.sin())
+
+
+def test_projections_that_run_several_times_in_a_pass():
+    torch.manual_seed(0)
+    model = Twice().eval()
+    wanted = step(model, together=False)
+    for _ in range(3):
+        assert_close(step(model), wanted)
