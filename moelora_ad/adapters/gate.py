@@ -268,8 +268,9 @@ def decide_together(gates: Sequence[Gate], logits: Tensor) -> Tensor:
     first, shape = gates[0], (len(gates), gates[0].num_experts)
     clean, *noisy = (part.unflatten(-1, shape) for part in logits.float().split(len(gates) * shape[1], dim=-1))
     scores = clean + torch.stack([gate.logit_offset for gate in gates])
-    temperature = first.policy.temperature
-    return first._mixed(scores if temperature == 1.0 else scores / temperature, *noisy, gates=len(gates)).flatten(-2)
+    if first.policy.temperature != 1.0:
+        scores = scores / first.policy.temperature
+    return first._mixed(scores, noisy[0] if noisy else None, len(gates)).flatten(-2)
 
 
 def _normal(like: Tensor, gates: int) -> Tensor:

@@ -224,8 +224,8 @@ def joined_matrices(model: nn.Module) -> Iterator[None]:
     last: list[tuple[MoELoRALinear, weakref.ref[Tensor], int]] = []
     for group, its_rows in zip(groups, rows, strict=True):
         for number, site in enumerate(group):
-            own = (None, ()) if number else (its_rows, group[1:])
-            joined = Joined(*own, up=up[site], autocast=_autocast_dtype(up[site]), last=last)
+            meets, followers = (None, []) if number else (its_rows, group[1:])
+            joined = Joined(meets, followers, up[site], _autocast_dtype(up[site]), last)
             object.__setattr__(site, "joined", joined)  # which nn.Module would look at for long
     try:
         yield
@@ -274,7 +274,9 @@ def _rows(matrices: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for group in _alike([(few[0].shape[1], few[0].dtype, few[0].device) for few in matrices]):
         rows = _cast(torch.cat([one for number in group for one in matrices[number]]))
-        found |= zip(group, rows.split([sum(one.shape[0] for one in matrices[number]) for number in group]), strict=True)
+        found |= zip(
+            group, rows.split([sum(one.shape[0] for one in matrices[number]) for number in group]), strict=True
+        )
     return [found[number] for number in range(len(matrices))]
 
 
