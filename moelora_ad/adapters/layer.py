@@ -105,7 +105,9 @@ class MoELoRALinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear, which a model may call by keyword
         autocast = _autocast_dtype(input)
-        joined = self.joined if self.joined is not None and self.joined.autocast == autocast else None
+        joined = self.joined
+        if joined is not None and joined.autocast != autocast:
+            joined = None
         up = joined.up if joined is not None else _cast(torch.cat(self.matrices()[1], dim=1))
         given = None if joined is None else joined.take(self, input)
         if given is None:  # autocast would cast the input for the base and again for the experts
@@ -126,17 +128,15 @@ class MoELoRALinear(nn.Module):
 
     def _low(self, input: Tensor, x: Tensor, joined: "Joined | None", dtype: torch.dtype) -> Tensor:
         """The low-rank activations of this projection; those of its followers are given to them."""
-        sites, rows = [self], None if joined is None else joined.rows
-        if joined is not None and joined.followers:
-            # A pass that is computed again, without joined matrices, must keep the same tensors for the backward pass.
-            sites, rows = ([self], None) if keeps_tensors_elsewhere() else ([self, *joined.followers], rows)
+        followers, rows = (joined.followers, joined.rows) if joined is not None else ([], None)
+        if followers and keeps_tensors_elsewhere():
+            followers, rows = [], None  # where it is computed again, without joined matrices, as many tensors are kept
         if rows is None:
             rows = torch.cat(self.matrices()[0]).to(dtype)
-        own, *others = _low(sites, x.to(dtype), rows)
+        own, *others = _low([self, *(site for site, _ in followers)], x.to(dtype), rows)
         version = _version(input)
-        for site, low in zip(sites[1:], others, strict=True):
-            assert site.joined is not None
-            site.joined.given = input, version, x, low
+        for (_, its), low in zip(followers, others, strict=True):
+            its.given = input, version, x, low
         return own
 
     def extra_repr(self) -> str:
@@ -162,7 +162,7 @@ class Joined:
     Attributes:
         rows: the matrices that meet the input, of this projection and of its followers: all A, then all W_g, then all
             W_noise. None if it follows another.
-        followers: the projections that had its input after it when they last ran.
+        followers: the projections that had its input after it when they last ran, and what each of them uses.
         up: [B_1, ..., B_N] of this projection.
         autocast: to what all are cast; None if autocast is off.
         last: of all projections the one that ran last, its input, and that one's version.
@@ -171,7 +171,7 @@ class Joined:
     """
 
     rows: Tensor | None
-    followers: Sequence[MoELoRALinear]
+    followers: Sequence[tuple[MoELoRALinear, "Joined"]]
     up: Tensor
     autocast: torch.dtype | None
     last: list[tuple[MoELoRALinear, "weakref.ref[Tensor]", int]]
@@ -223,10 +223,11 @@ def joined_matrices(model: nn.Module) -> Iterator[None]:
     up = dict(zip(sites, _up([pair[1] for pair in pairs]), strict=True))
     last: list[tuple[MoELoRALinear, weakref.ref[Tensor], int]] = []
     for group, its_rows in zip(groups, rows, strict=True):
-        for number, site in enumerate(group):
-            meets, followers = (None, []) if number else (its_rows, group[1:])
-            joined = Joined(meets, followers, up[site], _autocast_dtype(up[site]), last)
+        all_of_it = [(site, Joined(None, [], up[site], _autocast_dtype(up[site]), last)) for site in group]
+        for site, joined in all_of_it:
             object.__setattr__(site, "joined", joined)  # which nn.Module would look at for long
+        first = all_of_it[0][1]
+        first.rows, first.followers = its_rows, all_of_it[1:]
     try:
         yield
     finally:

@@ -250,6 +250,19 @@ def test_watched_gates_decide_each_on_its_own_with_the_same_draws():
     assert len(seen) == 1
 
 
+def test_a_block_within_a_block_leaves_the_rest_of_the_pass_right():
+    model = attentions(noise="none")
+    wanted = step(model)
+    step(model)
+
+    def another_pass(*_) -> None:
+        with joined_matrices(model):
+            pass
+
+    model[0].q.register_forward_hook(another_pass)
+    assert_close(step(model), wanted)
+
+
 def test_only_projections_of_one_kind_share_a_product():
     model = attentions()
     model[0].k = site(12, 12, experts=2)
