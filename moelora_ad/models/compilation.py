@@ -1,10 +1,10 @@
-"""Regional compilation: each transformer layer and the classifier on its own, in place.
+"""Regional compilation: the front end, each transformer layer and the classifier on its own, in place.
 
 Layers of one kind share their compiled code, names in checkpoints do not change, and a part that cannot be compiled
 runs eagerly. Random draws of compiled code (dropout, gate noise) are seeded too, but differ from those of eager code.
 
-With CUDA graphs a part is queued as a whole, where a program may be slower at queuing operations than a GPU is at them.
-The next step overwrites what a part has returned, and its gradients.
+With CUDA graphs a layer or the classifier is queued as a whole, where a program may be slower at queuing operations
+than a GPU is at them. The next step overwrites what such a part has returned, and its gradients.
 """
 
 import difflib
@@ -20,13 +20,13 @@ from moelora_ad.torch_internals import BatchNorm, CompilerError, forget_compilat
 
 GRAPHS = "reduce-overhead"
 """The mode of ``torch.compile`` with CUDA graphs."""
-LAYERS, CLASSIFIER = "the encoder's layers", "the classifier"
+FRONT_END, LAYERS, CLASSIFIER = "the front end", "the encoder's layers", "the classifier"
 
 
 def eager_parts(
     detector: Detector, processes: int, *, sharded: bool, meta_learning: bool, auxiliary: bool, checkpointing: bool
 ) -> dict[str, str]:
-    """The parts that cannot be compiled, and why.
+    """The parts of a detector that cannot be compiled, and why.
 
     Args:
         detector: the detector to compile.
@@ -36,17 +36,20 @@ def eager_parts(
         auxiliary: whether auxiliary losses watch the detector's gates in every step.
         checkpointing: whether layers run again in the backward pass.
     """
+    parts = _parts(detector)
     if sharded:
-        return dict.fromkeys((LAYERS, CLASSIFIER), "the strategy shards the parameters")
+        return dict.fromkeys(parts, "the strategy shards the parameters")
     if meta_learning:
-        return dict.fromkeys((LAYERS, CLASSIFIER), "meta-learning replaces their parameters")
+        return dict.fromkeys(parts, "meta-learning replaces the parameters")
     reasons = {}
     if auxiliary:
         reasons[LAYERS] = "auxiliary losses watch the gates in every step"
     elif checkpointing:
         reasons[LAYERS] = "gradient checkpointing runs them again in the backward pass"
-    if processes > 1 and any(isinstance(part, BatchNorm) for part in detector.classifier.modules()):
-        reasons[CLASSIFIER] = "its batch normalisation goes over all processes"
+    if processes > 1:
+        for part in (FRONT_END, CLASSIFIER):
+            if any(isinstance(layer, BatchNorm) for module in parts.get(part, ()) for layer in module.modules()):
+                reasons[part] = "its batch normalisation goes over all processes"
     return reasons
 
 
@@ -74,15 +77,17 @@ class CompiledDetector:
         self.detector = detector
         self.graphs = backend == GRAPHS
         self.tell = tell
-        parts: dict[str, list[nn.Module]] = {
-            LAYERS: list(detector.backbone.layers()),
-            CLASSIFIER: [detector.classifier],
-        }
         for part, why in eager.items():
             tell(f"model.compile: {part} {'run' if part == LAYERS else 'runs'} eagerly: {why}")
-        self.modules = [module for part, modules in parts.items() if part not in eager for module in modules]
-        for module in self.modules:
-            module.compile(mode=backend) if self.graphs else module.compile(backend=backend)
+        how = {"mode": GRAPHS} if self.graphs else {"backend": backend}
+        self.modules: list[nn.Module] = []
+        for part, modules in _parts(detector).items():
+            if part in eager:
+                continue
+            for module in modules:
+                # A front end is few operations, and long ones; it would need a graph for each length of clips.
+                module.compile() if self.graphs and part == FRONT_END else module.compile(**how)
+            self.modules += modules
 
     def __call__(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Run the detector; the first failure of the compiler makes all of it run eagerly."""
@@ -104,3 +109,10 @@ class CompiledDetector:
         for module in self.modules:
             forget_compilation(module)
         self.modules = []
+
+
+def _parts(detector: Detector) -> dict[str, list[nn.Module]]:
+    """The modules of each part of a detector that may be compiled."""
+    front_end = detector.backbone.front_end_module()
+    parts: dict[str, list[nn.Module]] = {} if front_end is None else {FRONT_END: [front_end]}
+    return parts | {LAYERS: list(detector.backbone.layers()), CLASSIFIER: [detector.classifier]}

@@ -73,7 +73,7 @@ class DetectionModule(CheckpointedModule, LossModule):
         init_weights: a model (its folder or hub id), a checkpoint, or a run's folder (its best checkpoint) to start
             from: the weights are taken as far as they fit by name and shape, and the others are listed. Data, optimiser
             and schedule are new.
-        compile: compile the encoder's layers and the classifier, each on its own, by ``torch.compile``; a string names
+        compile: compile front end, encoder's layers and classifier, each on its own, by ``torch.compile``; a string is
             its backend, or the mode ``reduce-overhead``. What cannot be compiled runs eagerly; the reason is printed.
 
     A trainer that has an `AudioDeepfakeDataModule` knows the trials behind its batches. With DataLoaders of your own,

@@ -1,11 +1,15 @@
 """Regional compilation of a detector gives the same model, faster, or a line that says why not."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import nn
+from transformers import AutoConfig
 
-from moelora_ad.adapters import AuxiliaryWeights, GatePolicy, LoRA, MoELoRA, record_routing
+from moelora_ad.adapters import AuxiliaryWeights, FullFineTuning, GatePolicy, LoRA, MoELoRA, record_routing
 from moelora_ad.errors import InputError
 from moelora_ad.inference import Scorer
 from moelora_ad.models import (
@@ -18,11 +22,12 @@ from moelora_ad.models import (
     WavLMBackbone,
     WhisperBackbone,
 )
-from moelora_ad.models.compilation import GRAPHS, CompiledDetector, eager_parts
+from moelora_ad.models.compilation import CLASSIFIER, GRAPHS, LAYERS, CompiledDetector, eager_parts
 from moelora_ad.training import DetectionModule, Tether, compilation
 
 BACKEND = "aot_eager"  # torch.compile without code generation, which takes minutes
 ON_GPUS = ("inductor", GRAPHS)
+FRONT_END = "backbone.encoder.feature_extractor"
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +111,7 @@ def test_layers_of_every_encoder_are_compiled_once(request, fixture, backbone):
     gradients = [p.grad.clone() for p in detector.parameters() if p.grad is not None]
     detector.zero_grad()
     compiled = CompiledDetector(detector, "eager", {}, pytest.fail)
+    assert (FRONT_END in compiled_parts(detector)) == (backbone is not Wav2Vec2BertBackbone)
     torch.testing.assert_close(compiled(waveforms, lengths), wanted)
     frames = torch._dynamo.utils.counters["frames"]["ok"]
     assert frames > 0
@@ -113,6 +119,49 @@ def test_layers_of_every_encoder_are_compiled_once(request, fixture, backbone):
     assert torch._dynamo.utils.counters["frames"]["ok"] == frames
     for gradient, p in zip(gradients, (p for p in detector.parameters() if p.grad is not None), strict=True):
         torch.testing.assert_close(p.grad, gradient)
+
+
+@pytest.mark.parametrize(
+    ("backend", "norm", "method", "autocast"),
+    [
+        ("eager", "layer", LoRA, True),
+        ("eager", "group", FullFineTuning, False),
+        *(pytest.param(name, "layer", LoRA, True, marks=pytest.mark.gpu) for name in ON_GPUS),
+    ],
+)
+def test_a_front_end_is_compiled_once_for_all_lengths(
+    small_wav2vec2, tmp_path, backend, norm, method, autocast, request
+):
+    device = request.getfixturevalue("gpu") if backend in ON_GPUS else torch.device("cpu")
+    short = {"conv_dim": (16, 16), "conv_kernel": (400, 2), "conv_stride": (160, 2), "num_feat_extract_layers": 2}
+    AutoConfig.from_pretrained(small_wav2vec2, **short, feat_extract_norm=norm).save_pretrained(tmp_path)
+    torch.manual_seed(2)
+    plain = Detector(Wav2Vec2Backbone(tmp_path, pretrained=False, normalize=True), method(), MeanPooling).to(device)
+    detector = copy.deepcopy(plain)
+    compiled = CompiledDetector(detector, backend, dict.fromkeys((LAYERS, CLASSIFIER), "not of interest"), str)
+    assert compiled_parts(detector) == [FRONT_END]
+
+    error = 0.02 if autocast else 1e-5
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    for train, clips in ((True, 4), (False, 3)):
+        plain.train(train), detector.train(train)
+        made = []
+        for samples in (6_000, 7_201, 3_333, 1_600, 9_999):
+            waveforms = 0.1 * torch.randn(clips, samples, device=device)
+            lengths = torch.randint(1_600, samples + 1, (clips,), device=device)
+            with torch.inference_mode(not train), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                wanted, found = plain(waveforms, lengths), compiled(waveforms, lengths)
+            torch.testing.assert_close(found, wanted, rtol=error, atol=error)
+            if train:
+                wanted.sum().backward(), found.sum().backward()
+            made.append(graphs["unique_graphs"] - before)
+        assert len({*made[1:]}) == 1  # the second length shows that all may differ
+        assert made[-1] <= 5
+    for (name, one), other in zip(plain.named_parameters(), detector.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None) == (not other.requires_grad), name
+        if one.grad is not None:
+            assert (other.grad - one.grad).norm() <= 10 * error * one.grad.norm() + error, name
 
 
 def test_what_cannot_be_compiled_is_told_and_runs_as_it_stands(module, data, trainer, tmp_path, caplog):
@@ -151,7 +200,7 @@ def test_cuda_graphs_are_left_where_a_steps_memory_must_last(module, options, ar
         ({"processes": 2}, ("classifier",)),
     ],
 )
-def test_which_parts_are_left(small_whisper, facts, left):
+def test_which_parts_are_left(small_whisper, small_wav2vec2, facts, left):
     names = ("sharded", "meta_learning", "auxiliary", "checkpointing")
     detector = Detector(WhisperBackbone(small_whisper), LoRA(2), AASIST)
     reasons = eager_parts(detector, **({"processes": 1} | dict.fromkeys(names, False) | facts))
@@ -159,6 +208,13 @@ def test_which_parts_are_left(small_whisper, facts, left):
     if facts == {"processes": 2}:
         pooled = Detector(WhisperBackbone(small_whisper), LoRA(2), MeanPooling)
         assert not eager_parts(pooled, **({"processes": 2} | dict.fromkeys(names, False)))
+
+    convolutional = Detector(Wav2Vec2Backbone(small_wav2vec2), LoRA(2), AASIST)
+    if facts == {"processes": 2}:
+        convolutional.backbone.front_end_module().norm = nn.BatchNorm1d(16)
+    found = eager_parts(convolutional, **({"processes": 1} | dict.fromkeys(names, False) | facts))
+    with_front_end = ["the front end"] if facts.keys() & {"sharded", "meta_learning", "processes"} else []
+    assert [*found] == [*with_front_end, *reasons]
 
 
 def test_a_compiler_that_fails_is_told_once(small_whisper):

@@ -105,6 +105,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
         self.never_called: tuple[str, ...] = ()
         self._freeze(never_called)
         self._gates_hear_of_padding = False
+        self._recomputes = False
 
     @abstractmethod
     def layers(self) -> nn.ModuleList:
@@ -118,6 +119,11 @@ class Backbone(RemembersArguments, nn.Module, ABC):
             waveforms: (B, samples) float, 16 kHz mono.
             lengths: (B,) valid samples of each row, None when all are full: always, unless `frames` is overridden.
         """
+
+    def front_end_module(self) -> nn.Module | None:
+        """The module in front of the layers that ``model.compile`` compiles as a whole, such as convolutions; None, as
+        here, if there is none."""
+        return None
 
     def frames(self, lengths: Tensor) -> Tensor | None:
         """The number of frames (B,) of clips of so many samples (B,), for an encoder that leaves padding out itself.
@@ -158,7 +164,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
     def _hidden(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         self._states.clear()
         skips_layers = self.training and self.stochastic
-        with nullcontext() if skips_layers else joined_matrices(self.encoder):
+        with nullcontext() if skips_layers else joined_matrices(self.encoder, share_inputs=not self._recomputes):
             last = self.encode(waveforms, lengths)
         shape = tuple(last.shape) if isinstance(last, Tensor) else type(last).__name__
         if isinstance(shape, str) or len(shape) != 3 or shape[2] != self._layer_width:
@@ -230,6 +236,7 @@ class Backbone(RemembersArguments, nn.Module, ABC):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass instead of storing its activations."""
+        self._recomputes = True
         for layer in self.layers():
             layer.forward = partial(_recomputed, layer, layer.forward)
 

@@ -103,9 +103,12 @@ class WaveformBackbone(Backbone):
     def layers(self) -> nn.ModuleList:
         return self.encoder.encoder.layers
 
+    def front_end_module(self) -> nn.Module:
+        return self.encoder.feature_extractor
+
     def after_adaptation(self) -> None:
         super().after_adaptation()
-        front_end = self.encoder.feature_extractor
+        front_end = self.front_end_module()
         if not any(parameter.requires_grad for parameter in front_end.parameters()):
             freeze_front_end(front_end)  # no back-propagation through the CNN
 
