@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from peers import PROJECTIONS, loop, lora_of_peft
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from moelora_ad.adapters import AdaptationMethod, FullFineTuning, MoELoRA
@@ -86,14 +86,11 @@ class TrainingStep:
 
     def __init__(self, model: Detector, clips: int, samples: int, compiled: str | None = None) -> None:
         self.device = next(model.parameters()).device
-        self.run: Callable[[Tensor], Tensor] = model
+        self.run = model if compiled is None else CompiledDetector(model, compiled, {}, print)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
         self.waveforms = 0.1 * torch.randn(clips, samples, device=self.device)
         self.labels = torch.arange(clips, device=self.device) % 2
-        if compiled is not None:
-            self()  # the first step of a training is eager, too, as its projections are watched
-            self.run = CompiledDetector(model, compiled, {}, print)
 
     def __call__(self) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):

@@ -15,7 +15,7 @@ products. The counts are exact and the same on every machine, and say nothing ab
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,13 +74,10 @@ def step(name: str, clips: int, source: str = XLSR_53, samples: int = TRAINING_S
     with FakeTensorMode(), norms_in_float32():
         detector = module(name, source, torch.device("cpu")).detector
         waveforms, labels = torch.empty(clips, samples), torch.zeros(clips, dtype=torch.long)
-        for counted in (nullcontext(), Operations()):  # in the first step, projections learn which share an input
-            with counted:
-                with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-                    logits = detector(waveforms)
-                functional.cross_entropy(logits, labels).backward()
-            detector.zero_grad()
-    assert isinstance(counted, Operations)
+        with Operations() as counted:
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                logits = detector(waveforms)
+            functional.cross_entropy(logits, labels).backward()
     return counted
 
 

@@ -23,8 +23,10 @@ __all__ = [
     "Constant",
     "FakeTensorMode",
     "WatchedLoader",
+    "changes_in_place",
     "check_dimensions",
     "forget_compilation",
+    "is_watched",
     "is_within_backward",
     "keeps_tensors_elsewhere",
     "uncompiled",
@@ -48,6 +50,17 @@ def keeps_tensors_elsewhere() -> bool:
     """Whether tensors for the backward pass are kept in another way, as by gradient checkpointing, which computes them
     again."""
     return not torch.compiler.is_compiling() and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def changes_in_place(tensor: Tensor) -> int:
+    """How often a tensor was changed in place. Compiled code does not tell: 0."""
+    return 0 if torch.compiler.is_compiling() else tensor._version
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks see the forward or backward passes of a module."""
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+    return any(hooks)
 
 
 def undoes_scaling(optimizer: Optimizer) -> bool:

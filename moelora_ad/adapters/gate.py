@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moelora_ad.adapters.errors import AdapterError
+from moelora_ad.torch_internals import is_watched
 
 
 @dataclass(frozen=True)
@@ -246,8 +247,7 @@ class Gate(nn.Module):
 
     def decides_alike(self) -> bool:
         """Whether `decide_together` does what this gate does: nobody watches it, and it decides for each token."""
-        watched = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-        return type(self) is Gate and not watched and not len(self.added) and self.policy.level == "token"
+        return type(self) is Gate and not is_watched(self) and not len(self.added) and self.policy.level == "token"
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, {self.policy}"

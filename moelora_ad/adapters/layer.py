@@ -1,11 +1,11 @@
 """The adapted projection, and what all projections of a model do together."""
 
-import weakref
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from typing import cast
 
 import torch
@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from moelora_ad.adapters.expert import LoRAExpert
 from moelora_ad.adapters.gate import Gate, decide_together
-from moelora_ad.torch_internals import keeps_tensors_elsewhere
+from moelora_ad.adapters.sites import ROLES, role_of
+from moelora_ad.torch_internals import changes_in_place, keeps_tensors_elsewhere
 
 
 class MoELoRALinear(nn.Module):
@@ -59,7 +60,6 @@ class MoELoRALinear(nn.Module):
         self.rank = self.lora_experts()[0].rank
         self.scaling = 1.0 if alpha is None else alpha / self.rank
         self.joined: Joined | None = None  # within `joined_matrices`
-        self.after: tuple[MoELoRALinear, ...] = ()  # the projection that had the same input just before, if one had
 
     def lora_experts(self) -> Sequence[LoRAExpert]:
         """The experts, in order."""
@@ -106,14 +106,13 @@ class MoELoRALinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear, which a model may call by keyword
         autocast = _autocast_dtype(input)
         joined = self.joined
-        if joined is not None and joined.autocast != autocast:
-            joined = None
-        up = joined.up if joined is not None else _cast(torch.cat(self.matrices()[1], dim=1))
-        given = None if joined is None else joined.take(self, input)
-        if given is None:  # autocast would cast the input for the base and again for the experts
-            x = input if autocast is None else input.to(autocast)
-            given = x, self._low(input, x, joined, up.dtype)
-        x, low = given
+        if joined is not None and joined.autocast == autocast and joined.group.is_usable():
+            up = joined.up
+            x, low = joined.group.meet(joined.number, input, autocast)
+        else:
+            down, parts = self.matrices()
+            up = _cast(torch.cat(parts, dim=1))
+            x, (low,) = _meet([self], input, autocast, _cast(torch.cat(down)))
         base = self.base(x.reshape(-1, x.shape[-1]))
         # In place: a sum in new memory would read and write all of the output once more. The base may be of lower
         # precision than its adapters, which are added in theirs.
@@ -126,33 +125,58 @@ class MoELoRALinear(nn.Module):
         gate = [] if self.gate is None else self.gate.rows()
         return [*(expert.lora_A for expert in experts), *gate], [expert.lora_B for expert in experts]
 
-    def _low(self, input: Tensor, x: Tensor, joined: "Joined | None", dtype: torch.dtype) -> Tensor:
-        """The low-rank activations of this projection; those of its followers are given to them."""
-        followers, rows = (joined.followers, joined.rows) if joined is not None else ([], None)
-        if followers and keeps_tensors_elsewhere():
-            followers, rows = [], None  # where it is computed again, without joined matrices, as many tensors are kept
-        if rows is None:
-            rows = torch.cat(self.matrices()[0]).to(dtype)
-        own, *others = _low([self, *(site for site, _ in followers)], x.to(dtype), rows)
-        version = _version(input)
-        for (_, its), low in zip(followers, others, strict=True):
-            its.given = input, version, x, low
-        return own
-
     def extra_repr(self) -> str:
         return f"num_experts={len(self.experts)}, rank={self.rank}, scaling={self.scaling:g}"
 
 
-def _low(sites: Sequence[MoELoRALinear], x: Tensor, rows: Tensor) -> Sequence[Tensor]:
-    """The low-rank activations of all experts, weighted by the gates, (..., N r) for each projection of a group."""
-    down = functional.linear(x, rows)  # (..., S N r), and the gates' S N or 2 S N
+def _meet(
+    sites: Sequence[MoELoRALinear], input: Tensor, autocast: torch.dtype | None, rows: Tensor
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The input as bases take it, and for each projection the low-rank activations of all its experts, weighted by its
+    gate, (..., N r)."""
+    x = input if autocast is None else input.to(autocast)  # else it is cast for the base and again for the experts
+    down = functional.linear(x.to(rows.dtype), rows)  # (..., S N r), and the gates' S N or 2 S N
     rank, experts, gates = sites[0].rank, len(sites[0].experts), [site.gate for site in sites if site.gate is not None]
     if gates:
         width = len(sites) * experts * rank
         down, logits = down.split([width, down.shape[-1] - width], dim=-1)
         weights = gates[0](logits) if len(gates) == 1 else decide_together(gates, logits)
         down = (down.unflatten(-1, (-1, rank)) * weights.to(down.dtype).unsqueeze(-1)).flatten(-2)
-    return [down] if len(sites) == 1 else down.split(experts * rank, dim=-1)
+    return x, [down] if len(sites) == 1 else down.split(experts * rank, dim=-1)
+
+
+@dataclass
+class Group:
+    """Projections that meet one input in one product, within `joined_matrices`: the first of them that gets it computes
+    the low-rank activations of all.
+
+    Attributes:
+        sites: the projections.
+        rows: their matrices that meet the input: all A, then all W_g, then all W_noise.
+        left: what is not yet used of the last product: its input, how often that had been changed in place, the input
+            as bases take it, and the activations of each projection.
+    """
+
+    sites: Sequence[MoELoRALinear]
+    rows: Tensor
+    left: tuple[Tensor, int, Tensor, Sequence[Tensor | None]] | None = None
+
+    def is_usable(self) -> bool:
+        """Whether a pass that is computed again, without joined matrices, would keep the same tensors."""
+        return len(self.sites) == 1 or not keeps_tensors_elsewhere()
+
+    def meet(self, number: int, input: Tensor, autocast: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        """The input as the base takes it, and the low-rank activations of a projection, given by its number."""
+        if len(self.sites) == 1:
+            x, (own,) = _meet(self.sites, input, autocast, self.rows)
+            return x, own
+        changes, left = changes_in_place(input), self.left
+        if left is None or left[0] is not input or left[1] != changes or left[3][number] is None:
+            left = input, changes, *_meet(self.sites, input, autocast, self.rows)
+        *_, x, low = left
+        others = [None if other == number else one for other, one in enumerate(low)]
+        self.left = None if all(one is None for one in others) else (input, changes, x, others)
+        return x, cast(Tensor, low[number])
 
 
 @dataclass
@@ -160,48 +184,26 @@ class Joined:
     """What a projection uses within `joined_matrices`.
 
     Attributes:
-        rows: the matrices that meet the input, of this projection and of its followers: all A, then all W_g, then all
-            W_noise. None if it follows another.
-        followers: the projections that had its input after it when they last ran, and what each of them uses.
-        up: [B_1, ..., B_N] of this projection.
-        autocast: to what all are cast; None if autocast is off.
-        last: of all projections the one that ran last, its input, and that one's version.
-        given: from the one that it follows: that one's input and its version, the same input as the base takes it, and
-            the low-rank activations of this projection.
+        group: the projections that meet the same input.
+        number: the place of this one in it.
+        up: [B_1, ..., B_N] of this one.
+        autocast: to what matrices are cast; None if autocast is off.
     """
 
-    rows: Tensor | None
-    followers: Sequence[tuple[MoELoRALinear, "Joined"]]
+    group: Group
+    number: int
     up: Tensor
     autocast: torch.dtype | None
-    last: list[tuple[MoELoRALinear, "weakref.ref[Tensor]", int]]
-    given: tuple[Tensor, int, Tensor, Tensor] | None = None
-
-    def take(self, site: MoELoRALinear, input: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What the projection was given, if it was for this input; and note which one had the same input before."""
-        version = _version(input)
-        if version >= 0:
-            same = [one for one, its, was in self.last if its() is input and was == version and one is not site]
-            after = () if keeps_tensors_elsewhere() else tuple(same)
-            if site.after != after:
-                site.after = after
-            self.last[:] = [(site, weakref.ref(input), version)]
-        given, self.given = self.given, None
-        return given[2:] if given is not None and given[0] is input and given[1] == version else None
-
-
-def _version(tensor: Tensor) -> int:
-    """How many times a tensor was changed in place; -1 where that is not counted."""
-    return -1 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 @contextmanager
-def joined_matrices(model: nn.Module) -> Iterator[None]:
+def joined_matrices(model: nn.Module, share_inputs: bool = True) -> Iterator[None]:
     """Let the adapted projections of a model work together within the block. Outputs and gradients stay the same.
 
-    Their matrices are concatenated and cast in its beginning, for all of them at once. And those that had the same
-    input one after the other in the pass before, as query, key and value have in an attention, meet it in one product
-    and mix their experts in one step; if the input is another one, or a gate is watched, each does so on its own.
+    Their matrices are concatenated and cast in its beginning, for all of them at once. And query, key and value of an
+    attention meet their input in one product and mix their experts in one step. They are known by their names in one
+    module, such as ``q_proj``, ``key`` or ``linear_v``; one that gets another input than the others, or whose gate is
+    watched, is on its own.
 
     On its own, each projection would copy each of its small matrices in every step, and their gradients: with the rest
     almost two thousand operations at 96 projections, which a GPU does faster than a program queues them.
@@ -211,23 +213,24 @@ def joined_matrices(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: the model that contains the projections.
+        share_inputs: whether query, key and value share a product. Where the backward pass computes them again, outside
+            of the block, they do not in any case. In inference mode neither, as changes in place are not counted there.
     """
-    sites = [module for module in model.modules() if isinstance(module, MoELoRALinear)]
-    matrices = {site: site.matrices() for site in sites}
+    found = {module: name for name, module in model.named_modules() if isinstance(module, MoELoRALinear)}
+    sites, matrices = [*found], {site: site.matrices() for site in found}
     pairs = matrices.values()
     if torch.compiler.is_compiling() or not all(_is_whole(one) for pair in pairs for one in (*pair[0], *pair[1])):
         yield
         return
-    groups = _groups(sites)
+    shared = share_inputs and not torch.is_inference_mode_enabled()
+    groups = _groups(found) if shared else [[site] for site in sites]
     rows = _rows([_in_order([matrices[site][0] for site in group], len(group[0].experts)) for group in groups])
     up = dict(zip(sites, _up([pair[1] for pair in pairs]), strict=True))
-    last: list[tuple[MoELoRALinear, weakref.ref[Tensor], int]] = []
-    for group, its_rows in zip(groups, rows, strict=True):
-        all_of_it = [(site, Joined(None, [], up[site], _autocast_dtype(up[site]), last)) for site in group]
-        for site, joined in all_of_it:
+    for members, its_rows in zip(groups, rows, strict=True):
+        group = Group(members, its_rows)
+        for number, site in enumerate(members):
+            joined = Joined(group, number, up[site], _autocast_dtype(up[site]))
             object.__setattr__(site, "joined", joined)  # which nn.Module would look at for long
-        first = all_of_it[0][1]
-        first.rows, first.followers = its_rows, all_of_it[1:]
     try:
         yield
     finally:
@@ -241,17 +244,22 @@ def _is_whole(matrix: Tensor) -> bool:
     return type(matrix) is nn.Parameter or not hasattr(matrix, "placements")  # those of a DTensor
 
 
-def _groups(sites: Sequence[MoELoRALinear]) -> list[list[MoELoRALinear]]:
-    """The projections, those of one kind together that had the same input one after the other."""
-    kinds = {site: _kind(site) for site in sites}
-    follower = {
-        before: site for site in sites for before in site.after if kinds[site] and kinds.get(before) == kinds[site]
-    }
-    followers = set(follower.values())
-    groups = [[site] for site in sites if site not in followers]
-    for group in groups:
-        while group[-1] in follower:
-            group.append(follower[group[-1]])
+def _groups(names: Mapping[MoELoRALinear, str]) -> list[list[MoELoRALinear]]:
+    """The projections by themselves, but query, key and value of one module, in this order, together if all that are
+    adapted are of one kind."""
+    groups, attentions = [], defaultdict(list)
+    for site, name in names.items():
+        parent, _, own = name.rpartition(".")
+        if role := role_of(own):
+            attentions[parent].append((ROLES.index(role), site))
+        else:
+            groups.append([site])
+    for members in attentions.values():
+        members.sort(key=itemgetter(0))
+        roles, sites = ([*column] for column in zip(*members, strict=True))
+        kinds = {_kind(site) for site in sites}
+        together = len(set(roles)) == len(roles) and len(kinds) == 1 and None not in kinds
+        groups += [sites] if together else [[site] for site in sites]
     return groups
 
 

@@ -23,6 +23,17 @@ def projection_of(site: str) -> str:
     return site[len(layer) + 1 :] or layer.rpartition(".")[0] or site
 
 
+ROLES = "qkv"
+"""Query, key and value, in the order in which models usually call them."""
+
+
+def role_of(name: str) -> str | None:
+    """The role of a projection in an attention, see `ROLES`, by its own name (``q_proj``, ``key``, ``linear_v``); None
+    if that tells none."""
+    found = re.fullmatch(r"(?:.*_)?(q|k|v|query|key|value)(?:_.*)?", name)
+    return found[1][0] if found else None
+
+
 class Place(NamedTuple):
     """A site's layer and its projection in it, by short names: ``3`` and ``q_proj`` of ``layers.3.self_attn.q_proj``;
     see `SiteGrid`."""

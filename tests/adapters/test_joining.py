@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -146,13 +147,13 @@ def attentions(**arguments) -> nn.Sequential:
     return model
 
 
-def step(model, *, together=True, forward=None, dtype=None, device="cpu", **options) -> list[torch.Tensor]:
+def step(model, *, together=True, share_inputs=True, forward=None, dtype=None, device="cpu") -> list[torch.Tensor]:
     """Output and gradients of a training step."""
     torch.manual_seed(1)
     x = torch.randn(2, 7, 12, device=device, requires_grad=True)
-    joined = joined_matrices(model) if together else nullcontext()
+    joined = joined_matrices(model, share_inputs) if together else nullcontext()
     with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None), joined:
-        y = (forward or model)(x, **options)
+        y = (forward or model)(x)
     y.float().square().sum().backward()
     found = [y.detach(), x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
     model.zero_grad()
@@ -184,40 +185,51 @@ POLICIES = [
 
 
 @pytest.mark.parametrize("arguments", POLICIES, ids=str)
-def test_projections_of_one_input_meet_it_in_one_product_and_give_what_each_gives(arguments, device):
+def test_query_key_and_value_meet_their_input_in_one_product_and_give_what_each_gives(arguments, device):
     model = attentions(**arguments).to(device)
     for _, one in adapted_sites(model):
         if one.gate is not None:
             one.gate.logit_offset.normal_()
     wanted, apart = counted(model, together=False, device=device.type)
-    first, products = counted(model, device=device.type)
-    assert_close(first, wanted)
-    assert products == apart
-    second, products = counted(model, device=device.type)
-    assert_close(second, wanted)
-    # In each of two layers, two products less forward, and four backward.
-    assert apart - products == (0 if arguments.get("level") else 2 * 6)
+    for _ in range(2):
+        found, products = counted(model, device=device.type)
+        assert_close(found, wanted)
+        # In each of two layers, two products less forward, and four backward.
+        assert apart - products == (0 if arguments.get("level") else 2 * 6)
     for dtype, error in ((None, 1e-5), (torch.bfloat16, 0.03)):
         model.train(dtype is not None)
         found, wanted = (step(model, together=one, dtype=dtype, device=device.type) for one in (True, False))
         assert_close(found, wanted, error)
 
 
-def test_a_projection_that_gets_another_input_than_before_is_on_its_own():
+@pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
+def test_a_projection_with_another_input_is_on_its_own(mode):
     model = attentions(noise="none")[0]  # no noise, as it was drawn for key and value already
-    for _ in range(2):
-        step(model)
-    other = torch.randn(2, 5, 12)
-    wanted, apart = counted(model, together=False, other=other)
-    for saved in (0, 2):  # in the second pass, key and value share an input of their own
-        found, products = counted(model, other=other)
-        assert_close(found, wanted)
-        assert apart - products == saved
-    assert_close(step(model), step(model, together=False))
+    x, other = torch.randn(2, 7, 12), torch.randn(2, 5, 12)
+    with mode():
+        wanted = model(x, other)
+        for _ in range(2):
+            with joined_matrices(model):
+                torch.testing.assert_close(model(x, other), wanted)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_input_that_was_changed_in_place_is_another_one(mode):
+    def run() -> torch.Tensor:
+        x = torch.ones(2, 7, 12)
+        q = model.q(x)
+        return q + model.k(x.mul_(2))
+
+    model = attentions(noise="none")[0]
+    with mode():
+        wanted = run()
+        with joined_matrices(model):
+            torch.testing.assert_close(run(), wanted)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_pass_that_is_recomputed_draws_the_same_noise_and_keeps_the_same_tensors(reentrant):
+@pytest.mark.parametrize("share", [True, False])
+def test_a_pass_that_is_recomputed_draws_the_same_noise_and_keeps_the_same_tensors(reentrant, share):
     model = attentions()
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -225,19 +237,13 @@ def test_a_pass_that_is_recomputed_draws_the_same_noise_and_keeps_the_same_tenso
             x = checkpoint(layer, x, use_reentrant=reentrant)
         return x
 
-    with torch.no_grad():
-        for _ in range(2):  # an evaluation, which recomputes nothing
-            with joined_matrices(model):
-                model(torch.randn(2, 7, 12))
     wanted = step(model, together=False)
-    for _ in range(2):
-        assert_close(step(model, forward=forward), wanted)
+    assert_close(step(model, forward=forward, share_inputs=share), wanted)
 
 
 def test_watched_gates_decide_each_on_its_own_with_the_same_draws():
     model = attentions()
     wanted = step(model)
-    step(model)
     with record_routing(model) as record:
         assert_close(step(model), wanted)
     assert record.sites().keys() == {name for name, _ in adapted_sites(model)}
@@ -250,38 +256,51 @@ def test_watched_gates_decide_each_on_its_own_with_the_same_draws():
     assert len(seen) == 1
 
 
-def test_a_block_within_a_block_leaves_the_rest_of_the_pass_right():
-    model = attentions(noise="none")
-    wanted = step(model)
-    step(model)
-
-    def another_pass(*_) -> None:
-        with joined_matrices(model):
-            pass
-
-    model[0].q.register_forward_hook(another_pass)
-    assert_close(step(model), wanted)
-
-
 def test_only_projections_of_one_kind_share_a_product():
     model = attentions()
     model[0].k = site(12, 12, experts=2)
-    model[1].k.gate.weight.requires_grad_(False)  # adds no noise, and has no rows for it
+    model[1].v.gate.weight.requires_grad_(False)  # adds no noise, and has no rows for it
     wanted, apart = counted(model, together=False)
-    for _ in range(2):
-        found, products = counted(model)
-        assert_close(found, wanted)
-        assert products == apart
+    found, products = counted(model)
+    assert_close(found, wanted)
+    assert products == apart
 
 
-def test_a_copy_learns_for_itself():
-    model = attentions()
-    wanted = step(model)
-    _, products = counted(model)
-    copied = copy.deepcopy(model)
-    assert counted(copied)[1] == products
-    assert all(one.after[0] in copied.modules() for _, one in adapted_sites(copied) if one.after)
-    assert_close(step(copied), wanted)
+@pytest.mark.parametrize(
+    ("names", "together"),
+    [
+        ("q_proj k_proj v_proj out_proj", 3),
+        ("query key value dense", 3),
+        ("linear_q linear_k linear_v linear_out", 3),
+        ("to_q to_k to_v to_out", 3),
+        ("v k q o", 3),
+        ("q_a_proj q_b_proj kv_proj o_proj", 1),
+        ("gate_proj up_proj down_proj query_key_value", 1),
+        ("keyed valued vision quality", 1),
+    ],
+)
+def test_which_names_belong_together(names, together):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"attention": nn.ModuleDict({name: site(12, 12, noise="none") for name in names.split()})})
+    x = torch.randn(2, 12)
+
+    def run() -> int:
+        with Operations() as operations:
+            sum(one(x) for one in model["attention"].values()).sum().backward()
+        return operations.counted["mm"]
+
+    apart = run()
+    with joined_matrices(model):
+        assert apart - run() == 2 * (together - 1)  # the input needs no gradient
+
+
+def test_inference_does_not_share_as_changes_in_place_are_not_counted_there():
+    model = attentions(noise="none")
+    x = torch.randn(2, 7, 12)
+    for mode, products in ((torch.no_grad, 6), (torch.inference_mode, 8)):
+        with mode(), Operations() as operations, joined_matrices(model):
+            model(x)
+        assert operations.counted["linear"] + operations.counted["mm"] + operations.counted["addmm"] == 2 * products
 
 
 def test_compiled_layers_share_without_being_compiled_again():
@@ -302,48 +321,49 @@ def test_compiled_layers_share_without_being_compiled_again():
     assert len(products) == 4 + 2  # of four bases, of the group and of the last projection
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_an_input_that_was_changed_in_place_is_another_one(mode):
-    def run() -> torch.Tensor:
-        x = torch.ones(2, 7, 12)
-        q = model.q(x)
-        return q + model.k(x.mul_(2))
-
-    model = attentions(noise="none")[0]
-    with mode():
-        wanted = run()
-        for _ in range(2):
-            with joined_matrices(model):
-                torch.testing.assert_close(run(), wanted)
-
-
-def test_inference_shares_what_training_has_shared():
+def test_a_block_within_a_block_leaves_the_rest_of_the_pass_right():
     model = attentions(noise="none")
-    step(model)
-    x = torch.randn(2, 7, 12)
-    with torch.inference_mode(), Operations() as operations:
-        wanted = model(x)
-        assert operations.counted["linear"] == 2 * 8
-        for passes in (1, 2):
-            with joined_matrices(model):
-                torch.testing.assert_close(model(x), wanted)
-            assert operations.counted["linear"] == 2 * (8 + passes * 6)
+    wanted = step(model)
+
+    def another_pass(*_) -> None:
+        with joined_matrices(model):
+            pass
+
+    model[0].q.register_forward_hook(another_pass)
+    assert_close(step(model), wanted)
+
+
+def test_passes_in_several_threads_do_not_mix():
+    model = attentions(noise="none")[0].eval()
+    inputs = [torch.full((2, 7, 12), float(number)) for number in range(8)]
+    with torch.no_grad():
+        wanted = [model(x) for x in inputs]
+
+    def run(number: int) -> list[torch.Tensor]:
+        found = []
+        for _ in range(40):
+            with torch.no_grad(), joined_matrices(model):
+                found.append(model(inputs[number]))
+        return found
+
+    with ThreadPoolExecutor(len(inputs)) as threads:
+        for number, found in enumerate(threads.map(run, range(len(inputs)))):
+            for one in found:
+                torch.testing.assert_close(one, wanted[number])
 
 
 class Twice(nn.Module):
-    """A projection that is called before another and after it, with the same input."""
+    """A query that is used before a key and after it, with the same input."""
 
     def __init__(self):
         super().__init__()
-        self.one, self.two = site(12, 12), site(12, 12)
+        self.q, self.k = site(12, 12), site(12, 12)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.one(x) + self.two(x) * self.one(x) + self.two(x.sin())
+        return self.q(x) + self.k(x) * self.q(x) + self.k(x.sin())
 
 
 def test_projections_that_run_several_times_in_a_pass():
     torch.manual_seed(0)
     model = Twice().eval()
-    wanted = step(model, together=False)
-    for _ in range(3):
-        assert_close(step(model), wanted)
+    assert_close(step(model), step(model, together=False))
