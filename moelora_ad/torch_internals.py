@@ -53,8 +53,9 @@ def keeps_tensors_elsewhere() -> bool:
 
 
 def changes_in_place(tensor: Tensor) -> int:
-    """How often a tensor was changed in place. Compiled code does not tell: 0."""
-    return 0 if torch.compiler.is_compiling() else tensor._version
+    """How often a tensor was changed in place. 0 in compiled code, which does not tell, and for tensors of inference
+    mode, which can be changed only there, and are not counted."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 def is_watched(module: nn.Module) -> bool:

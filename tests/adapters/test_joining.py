@@ -294,9 +294,11 @@ def test_which_names_belong_together(names, together):
         assert apart - run() == 2 * (together - 1)  # the input needs no gradient
 
 
-def test_inference_does_not_share_as_changes_in_place_are_not_counted_there():
+@pytest.mark.parametrize("origin", [nullcontext, torch.inference_mode])
+def test_inference_does_not_share_as_changes_in_place_are_not_counted_there(origin):
     model = attentions(noise="none")
-    x = torch.randn(2, 7, 12)
+    with origin():
+        x = torch.randn(2, 7, 12)
     for mode, products in ((torch.no_grad, 6), (torch.inference_mode, 8)):
         with mode(), Operations() as operations, joined_matrices(model):
             model(x)
