@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,15 @@ def test_workers_decode_behind_a_long_file_but_not_endlessly(tmp_path, monkeypat
             break
     assert 0 not in seen
     assert 1 < len(seen) < 60
+
+
+def test_the_first_windows_come_before_all_workers_have_started(tmp_path):
+    paths, running = written(tmp_path, [WINDOW] * 24), {process.pid for process in active_children()}
+    pieces = read_pieces(paths, Cutting(WINDOW, WINDOW, WINDOW, 2), 6)
+    first = next(pieces)
+    assert len({process.pid for process in active_children()} - running) == 4
+    owners = [number for piece in [first, *pieces] for number in piece.owners]
+    assert sorted(owners) == list(range(len(paths)))
 
 
 def test_a_worker_that_is_killed_is_told_in_one_line(mixed):

@@ -26,6 +26,7 @@ OPTION = "--num-workers"
 _FEW = 64  # fewer files are scored in less time than it takes to start a process
 _MOST_ON_CPU, _MOST_ON_GPU = 2, 16  # workers; fewer on a CPU, which also computes the scores
 _IN_GROUP = 4  # pieces of short files in a group: enough for its incomplete last piece to be a small part
+_STARTED_AHEAD = 3  # workers that decode their first piece while the scores of earlier ones are computed
 _GROUPS_AHEAD = 64  # groups that one worker may be ahead of another; the data of their files wait in memory
 
 
@@ -162,11 +163,14 @@ def _read_by_workers(places: list[str], cutting: Cutting, workers: int) -> Itera
     shares = [groups[worker::workers] for worker in range(workers)]
     try:
         with end_of_workers_awaited(alone=True):
-            loaders = [iter(_loader(share, cutting)) for share in shares]
+            loaders: list[Iterator[Piece]] = []
             position = dict.fromkeys(range(workers), 0)  # index of the current group in each worker's share
             while position:
                 behind = min(position.values())
                 for worker in [one for one, place in position.items() if place - behind <= _GROUPS_AHEAD]:
+                    # One after the other, as a process takes as long to start as many files to score.
+                    to_start = shares[len(loaders) : worker + 1 + _STARTED_AHEAD]
+                    loaders += [iter(_loader(share, cutting)) for share in to_start]
                     piece = next(loaders[worker])
                     yield piece
                     first, names = shares[worker][position[worker]]
