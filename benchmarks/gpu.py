@@ -11,11 +11,12 @@ fails is told, and the others are measured; the exit code is 1 then.
 steps, and a ratio the median of the ratios within the repeats. "Compiled" is what `model.compile: true` does, and with
 graphs `model.compile: reduce-overhead`. The matrix rate is the number of operations of a step divided by its time,
 beside that of one product of 8,192 x 8,192 matrices in bf16. Three more eager steps run in which every wait for the GPU
-is an error. `data`: utterances a second of the training loader (FLAC, random crop, RawBoost 5; a worker for each core,
-at most 16) beside what the fastest step at batch 64 takes. `test`: `Trainer.test` from its sixth batch on, beside the
-bare forward pass over one ready batch, without TF32 as in all evaluations. `score`: `Scorer.score_files` of 2,000 and
-of all files, beside that forward pass too. `paper`: `fit` with experiments/paper.yaml, until it prints its table, on
-recordings in the layout of ASVspoof 2019 LA. `profile`: what that step spends its time on, by kernels.
+is an error. `front`: the convolutional front end alone, without gradients, eager and compiled, at the largest batch.
+`data`: utterances a second of the training loader (FLAC, random crop, RawBoost 5; a worker for each core, at most 16)
+beside what the fastest step at batch 64 takes. `test`: `Trainer.test` from its sixth batch on, beside the bare forward
+pass over one ready batch, without TF32 as in all evaluations. `score`: `Scorer.score_files` of 2,000 and of all files,
+beside that forward pass too. `paper`: `fit` with experiments/paper.yaml, until it prints its table, on recordings in
+the layout of ASVspoof 2019 LA. `profile`: what that step spends its time on, by kernels.
 
 `--rehearse` runs everything small, on any device, in a minute or two: the figures mean nothing then.
 """
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ PROJECT = Path(__file__).parents[1]
 STEPS = 3  # in one measurement
 PATIENCE = 300  # seconds for the paper's fit
 COMPILED = " compiled"  # end of the name of a side
-PARTS = ("eager", "compiled", "graphs", "data", "test", "score", "paper", "profile")
+PARTS = ("eager", "compiled", "graphs", "front", "data", "test", "score", "paper", "profile")
 
 
 @dataclass
@@ -126,7 +127,7 @@ def training_steps(
     return sides
 
 
-def paired(bench: Bench, sides: dict[str, TrainingStep]) -> dict[str, list[float]]:
+def paired(bench: Bench, sides: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Seconds of each side in each repeat."""
     taken = bench.turns(dict(sides))
     for name, seconds in taken.items():
@@ -182,6 +183,24 @@ def matrix_rate(bench: Bench, clips: int, seconds: float) -> float:
         bench.operations = account(counted, torch.optim.AdamW, bench.samples, 1).training_step * bench.samples / 16_000
         print(f"  one product: {bench.peak_rate / 1e12:.1f} T a second; a clip: {bench.operations / 1e12:.3f} T")
     return clips * bench.operations / seconds / bench.peak_rate
+
+
+def front(bench: Bench) -> None:
+    begin(bench.device)
+    clips = bench.batches[-1]
+    eagerly, compiled = (module(OURS, bench.source, bench.device).detector.backbone for _ in range(2))
+    compiled.front_end_module().compile()
+    waveforms = 0.1 * torch.randn(clips, bench.samples, device=bench.device)
+
+    def run(front_end: torch.nn.Module) -> None:
+        with torch.no_grad(), torch.autocast(bench.device.type, torch.bfloat16, cache_enabled=False):
+            front_end(waveforms)
+
+    print(f"\nfront end, batch {clips}")
+    paired(
+        bench,
+        {name: partial(run, one.front_end_module()) for name, one in (("eager", eagerly), ("compiled", compiled))},
+    )
 
 
 def data(bench: Bench) -> None:
@@ -327,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             partial(compiled, backend="inductor", name="compiled"),
             partial(compiled, backend=GRAPHS, name="with graphs"),
         )
-        measures = dict(zip(PARTS, (*steps, data, test, score, paper, profile), strict=True))
+        measures = dict(zip(PARTS, (*steps, front, data, test, score, paper, profile), strict=True))
         failed = []
         for part in PARTS:
             if part in given.parts:

@@ -13,7 +13,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from gpu_sides import FULL, LOOP, OURS, PEFT, SMALL, TrainingStep, module
@@ -40,14 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [OURS, PEFT, FULL] if given.compiled else [OURS, PEFT, LOOP, FULL]
     with tempfile.TemporaryDirectory() as source:
         Wav2Vec2Config(**NARROW).save_pretrained(source)
-        Path(source, "preprocessor_config.json").write_text('{"do_normalize": true}')
         how = "inductor" if given.compiled else None
         made = {name: module(name, source, torch.device("cpu")).detector for name in names}
         sides = {name: TrainingStep(model, 1, SAMPLES, how) for name, model in made.items()}
+    for step in sides.values():
+        milliseconds(step)  # compiles, and warms up
     taken: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(given.repeats + 1):  # the first one compiles, and warms up
+    for _ in range(given.repeats):
         for name, step in sides.items():
-            taken[name] += [milliseconds(step)] * (repeat > 0)
+            taken[name].append(milliseconds(step))
     print(f"torch {torch.__version__}, {'compiled' if given.compiled else 'eager'}; one thread")
     print(f"{'':24}{'ms a step':>10}{'/ peft (lowest to highest)':>30}{'trained tensors':>18}")
     for name, times in taken.items():
