@@ -1,7 +1,7 @@
 """The adapted projection, and what all projections of a model do together."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -106,9 +106,9 @@ class MoELoRALinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # named as in nn.Linear, which a model may call by keyword
         autocast = _autocast_dtype(input)
         joined = self.joined
-        if joined is not None and joined.autocast == autocast and joined.group.is_usable():
+        if joined is not None and joined.group.autocast == autocast and joined.group.is_usable():
             up = joined.up
-            x, low = joined.group.meet(joined.number, input, autocast)
+            x, low = joined.group.meet(joined.number, input)
         else:
             down, parts = self.matrices()
             up = _cast(torch.cat(parts, dim=1))
@@ -119,7 +119,7 @@ class MoELoRALinear(nn.Module):
         output = base.to(up.dtype).addmm_(low.reshape(-1, up.shape[1]), up.t(), alpha=self.scaling).to(base.dtype)
         return output.view(*input.shape[:-1], up.shape[0])
 
-    def matrices(self) -> tuple[list[Tensor], list[Tensor]]:
+    def matrices(self) -> "Matrices":
         """[A_1, ..., A_N, W_g, W_noise], which meet the input in one product, and [B_1, ..., B_N]; see `Gate.rows`."""
         experts = self.lora_experts()
         gate = [] if self.gate is None else self.gate.rows()
@@ -127,6 +127,10 @@ class MoELoRALinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_experts={len(self.experts)}, rank={self.rank}, scaling={self.scaling:g}"
+
+
+Matrices = tuple[list[Tensor], list[Tensor]]
+"""Of a projection, see `MoELoRALinear.matrices`."""
 
 
 def _meet(
@@ -153,26 +157,28 @@ class Group:
     Attributes:
         sites: the projections.
         rows: their matrices that meet the input: all A, then all W_g, then all W_noise.
+        autocast: to what these are cast; None if autocast is off.
         left: what is not yet used of the last product: its input, how often that had been changed in place, the input
             as bases take it, and the activations of each projection.
     """
 
     sites: Sequence[MoELoRALinear]
     rows: Tensor
+    autocast: torch.dtype | None
     left: tuple[Tensor, int, Tensor, Sequence[Tensor | None]] | None = None
 
     def is_usable(self) -> bool:
         """Whether a pass that is computed again, without joined matrices, would keep the same tensors."""
         return len(self.sites) == 1 or not keeps_tensors_elsewhere()
 
-    def meet(self, number: int, input: Tensor, autocast: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    def meet(self, number: int, input: Tensor) -> tuple[Tensor, Tensor]:
         """The input as the base takes it, and the low-rank activations of a projection, given by its number."""
         if len(self.sites) == 1:
-            x, (own,) = _meet(self.sites, input, autocast, self.rows)
+            x, (own,) = _meet(self.sites, input, self.autocast, self.rows)
             return x, own
         changes, left = changes_in_place(input), self.left
         if left is None or left[0] is not input or left[1] != changes or left[3][number] is None:
-            left = input, changes, *_meet(self.sites, input, autocast, self.rows)
+            left = input, changes, *_meet(self.sites, input, self.autocast, self.rows)
         *_, x, low = left
         others = [None if other == number else one for other, one in enumerate(low)]
         self.left = None if all(one is None for one in others) else (input, changes, x, others)
@@ -187,13 +193,11 @@ class Joined:
         group: the projections that meet the same input.
         number: the place of this one in it.
         up: [B_1, ..., B_N] of this one.
-        autocast: to what matrices are cast; None if autocast is off.
     """
 
     group: Group
     number: int
     up: Tensor
-    autocast: torch.dtype | None
 
 
 @contextmanager
@@ -216,26 +220,33 @@ def joined_matrices(model: nn.Module, share_inputs: bool = True) -> Iterator[Non
         share_inputs: whether query, key and value share a product. Where the backward pass computes them again, outside
             of the block, they do not in any case. In inference mode neither, as changes in place are not counted there.
     """
-    found = {module: name for name, module in model.named_modules() if isinstance(module, MoELoRALinear)}
-    sites, matrices = [*found], {site: site.matrices() for site in found}
-    pairs = matrices.values()
-    if torch.compiler.is_compiling() or not all(_is_whole(one) for pair in pairs for one in (*pair[0], *pair[1])):
+    names = dict(_sites(model))
+    matrices = {site: site.matrices() for site in names}
+    if torch.compiler.is_compiling() or not all(map(_is_whole, chain.from_iterable(chain(*matrices.values())))):
         yield
         return
     shared = share_inputs and not torch.is_inference_mode_enabled()
-    groups = _groups(found) if shared else [[site] for site in sites]
-    rows = _rows([_in_order([matrices[site][0] for site in group], len(group[0].experts)) for group in groups])
-    up = dict(zip(sites, _up([pair[1] for pair in pairs]), strict=True))
+    groups = _groups(names, matrices) if shared else [[site] for site in names]
+    rows = _rows([_in_order([matrices[site] for site in group]) for group in groups])
+    up = dict(zip(names, _up([few for _, few in matrices.values()]), strict=True))
     for members, its_rows in zip(groups, rows, strict=True):
-        group = Group(members, its_rows)
+        group = Group(members, its_rows, _autocast_dtype(its_rows))
         for number, site in enumerate(members):
-            joined = Joined(group, number, up[site], _autocast_dtype(up[site]))
-            object.__setattr__(site, "joined", joined)  # which nn.Module would look at for long
+            object.__setattr__(site, "joined", Joined(group, number, up[site]))  # nn.Module would look at it for long
     try:
         yield
     finally:
-        for site in sites:
+        for site in names:
             object.__setattr__(site, "joined", None)
+
+
+def _sites(module: nn.Module, name: str = "") -> Iterator[tuple[MoELoRALinear, str]]:
+    """The adapted projections of a model and their names. It does not look into them, which would take long."""
+    if isinstance(module, MoELoRALinear):
+        yield module, name
+        return
+    for own, child in module.named_children():
+        yield from _sites(child, f"{name}.{own}")
 
 
 def _is_whole(matrix: Tensor) -> bool:
@@ -244,7 +255,7 @@ def _is_whole(matrix: Tensor) -> bool:
     return type(matrix) is nn.Parameter or not hasattr(matrix, "placements")  # those of a DTensor
 
 
-def _groups(names: Mapping[MoELoRALinear, str]) -> list[list[MoELoRALinear]]:
+def _groups(names: dict[MoELoRALinear, str], matrices: dict[MoELoRALinear, Matrices]) -> list[list[MoELoRALinear]]:
     """The projections by themselves, but query, key and value of one module, in this order, together if all that are
     adapted are of one kind."""
     groups, attentions = [], defaultdict(list)
@@ -257,25 +268,26 @@ def _groups(names: Mapping[MoELoRALinear, str]) -> list[list[MoELoRALinear]]:
     for members in attentions.values():
         members.sort(key=itemgetter(0))
         roles, sites = ([*column] for column in zip(*members, strict=True))
-        kinds = {_kind(site) for site in sites}
+        kinds = {_kind(site, matrices[site]) for site in sites}
         together = len(set(roles)) == len(roles) and len(kinds) == 1 and None not in kinds
         groups += [sites] if together else [[site] for site in sites]
     return groups
 
 
-def _kind(site: MoELoRALinear) -> Hashable:
+def _kind(site: MoELoRALinear, matrices: Matrices) -> Hashable:
     """What projections of one group have in common; none if it stays alone."""
-    expert, gate = site.lora_experts()[0].lora_A, site.gate
-    shape = site.in_features, len(site.experts), site.rank, expert.dtype, expert.device
+    (first, *_), up = matrices
+    shape, gate = (first.shape, len(up), first.dtype, first.device), site.gate
     if gate is None:
         return shape
     return (*shape, gate.policy, gate.is_noisy) if gate.decides_alike() else None
 
 
-def _in_order(matrices: Sequence[Sequence[Tensor]], experts: int) -> list[Tensor]:
-    """Of several projections: first all A, then all W_g, then all W_noise."""
-    gates = zip(*(few[experts:] for few in matrices), strict=True)
-    return [*chain.from_iterable(few[:experts] for few in matrices), *chain.from_iterable(gates)]
+def _in_order(members: Sequence[Matrices]) -> list[Tensor]:
+    """What meets the input of several projections: first all A, then all W_g, then all W_noise."""
+    experts = len(members[0][1])
+    gates = zip(*(down[experts:] for down, _ in members), strict=True)
+    return [*chain.from_iterable(down[:experts] for down, _ in members), *chain.from_iterable(gates)]
 
 
 def _rows(matrices: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Bytes: what autograd saves for a backward pass, what a model and a checkpoint contain."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -46,22 +47,24 @@ def checkpoint_bytes(detector: Detector, optimizer: Callable[[Iterable[Any]], Op
         optimizer: makes the optimiser from parameters; one that needs their values counts as 0.
     """
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    return kept_bytes(detector) + sum(map(_bytes, _optimizer_state(optimizer, trained)))
+    return kept_bytes(detector) + _state_bytes(optimizer, trained)
 
 
-def _optimizer_state(make: Callable[[Iterable[Any]], Optimizer], parameters: list[nn.Parameter]) -> Iterator[Tensor]:
-    """The optimiser's state after a step on tensors without content; nothing if it does not work on these."""
+def _state_bytes(make: Callable[[Iterable[Any]], Optimizer], parameters: list[nn.Parameter]) -> int:
+    """Bytes of an optimiser's state after a step; 0 if it does not work on tensors without content, of which it gets
+    one for each shape, as a thousand would take seconds."""
+    counts = Counter((parameter.shape, parameter.dtype) for parameter in parameters)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        copies = [nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)) for parameter in parameters]
+        copies = {nn.Parameter(torch.empty(shape, dtype=dtype)): count for (shape, dtype), count in counts.items()}
         for copy in copies:
             copy.grad = torch.empty_like(copy)
         try:
-            optimizer = make(copies)
+            optimizer = make([*copies])
             optimizer.step()
         except Exception:  # a third-party optimiser: an estimate must not stop the run
-            return
-        for state in optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+            return 0
+        states = ((count, optimizer.state.get(copy, {}).values()) for copy, count in copies.items())
+        return sum(count * _bytes(value) for count, state in states for value in state if isinstance(value, Tensor))
 
 
 def _bytes(tensor: Tensor) -> int:
