@@ -22,7 +22,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     def getattr_(name: str) -> Any:
         module = sys.modules[package]
         if name not in module.__all__:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}{_nearest(name, module.__all__)}")
+            raise _UnknownNameError(package, name, module.__all__)
         if not places:
             places.update(_imports(Path(str(module.__file__))))
         place = places[name]
@@ -44,8 +44,12 @@ def _imports(path: Path) -> dict[str, str]:
     return {alias.name: str(node.module) for node in nodes for alias in node.names}
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    import difflib
+class _UnknownNameError(AttributeError):
+    """Looks for the nearest known name when it is shown: reading a configuration asks for thousands of names."""
 
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    def __str__(self) -> str:
+        import difflib
+
+        package, name, known = self.args
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"module {package!r} has no attribute {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -41,7 +41,7 @@ class _Checker(DetectionCommand):
         self.cases = cases
         self.allow = allow
         self.problems = problems
-        super().__init__(parser_class=_Parser, args=[])
+        super().__init__(parser_class=_Parser, args=["fit"])
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for number, case in enumerate(self.cases):
