@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from moelora_ad.cli.arguments import FAILED, USAGE, OneLineArgumentParser, add_precision, check_folder
+from moelora_ad.cli.imports import at_once
 from moelora_ad.cli.terminal import print_line, print_table, progress
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError, printable
@@ -60,7 +61,8 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     keywords = vars(parser.parse_args(arguments[1:]))
     folder = keywords.pop("to", None)
     check_folder(parser, "--to", folder)
-    from moelora_ad.analysis.trained import RequestError  # it imports torch
+    with at_once():
+        from moelora_ad.analysis.trained import RequestError  # it imports torch
 
     try:
         return _analyze(analysis, keywords, folder)
@@ -90,8 +92,9 @@ def computed(work: Callable[[Keywords], Made], keywords: Keywords, reads_audio: 
         InputError: there is too little memory, or the function raises it.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from moelora_ad.analysis.trained import requested
-    from moelora_ad.models.devices import is_out_of_memory, usable_device
+    with at_once():
+        from moelora_ad.analysis.trained import requested
+        from moelora_ad.models.devices import is_out_of_memory, usable_device
 
     with progress() as show:
         if reads_audio:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from moelora_ad.cli.imports import at_once
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
@@ -139,7 +140,8 @@ def scorer_of(arguments: argparse.Namespace, hop: int | None = None) -> "Scorer"
     Raises:
         InputError: see `Scorer.from_pretrained`.
     """
-    from moelora_ad.inference.scorer import Scorer
+    with at_once():
+        from moelora_ad.inference.scorer import Scorer
 
     return Scorer.from_pretrained(
         arguments.model,

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.imports import at_once
 from moelora_ad.cli.terminal import print_line, print_table
 from moelora_ad.configuration.packaged import (
     DATA,
@@ -160,7 +161,8 @@ def _copy(given: Namespace, program: str) -> int:
 
 
 def _validate(groups: Sequence[Sequence[str]], allow: Collection[str]) -> int:
-    from moelora_ad.cli.lightning_cli.validation import problems_of
+    with at_once():
+        from moelora_ad.cli.lightning_cli.validation import problems_of
 
     problems = problems_of(groups, allow)
     for name, problem in problems.items():

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from moelora_ad.cli.imports import at_once
+
 _CONFIG = {"--config FILE": "a configuration, or the name of a packaged one; later ones change earlier ones"}
 _MACHINE = {
     "--data.num_workers N": "processes that read audio, for each training process (default: 0)",
@@ -41,7 +43,8 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
             print(_help(argv[0], program))
             return 0
         arguments.pop()
-    from moelora_ad.cli.lightning_cli.detection_command import run_command
+    with at_once():
+        from moelora_ad.cli.lightning_cli.detection_command import run_command
 
     return run_command(arguments, program)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moelora_ad.cli.arguments import OneLineArgumentParser, add_scorer, check_scorer, scorer_of
+from moelora_ad.cli.imports import at_once
 from moelora_ad.errors import InputError
 from moelora_ad.formats import AUDIO_SUFFIXES, ending
 
@@ -27,9 +28,10 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
     _add_arguments(parser)
     arguments = parser.parse_args(argv[1:])
     _check(arguments, parser)
-    from moelora_ad.audio import SAMPLE_RATE
-    from moelora_ad.cli.score_output import score_all
-    from moelora_ad.inference.sources import find_sounds
+    with at_once():
+        from moelora_ad.audio import SAMPLE_RATE
+        from moelora_ad.cli.score_output import score_all
+        from moelora_ad.inference.sources import find_sounds
 
     try:
         found = find_sounds(arguments.paths, sys.stdin.buffer)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from moelora_ad.cli.arguments import OneLineArgumentParser, add_scorer, check_scorer, scorer_of
+from moelora_ad.cli.imports import at_once
 from moelora_ad.errors import InputError
 
 _EXTRA = ("fastapi", "uvicorn", "python_multipart")
@@ -27,10 +28,11 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
             importlib.import_module(package)
     except ImportError as error:
         parser.error(f"{error.name} is not installed: pip install 'moelora_ad[serve]'")
-    from moelora_ad.inference.descriptions import model_name
-    from moelora_ad.inference.output import DecisionRule
-    from moelora_ad.inference.serve.application import Limits, application
-    from moelora_ad.inference.serve.server import listening, server
+    with at_once():
+        from moelora_ad.inference.descriptions import model_name
+        from moelora_ad.inference.output import DecisionRule
+        from moelora_ad.inference.serve.application import Limits, application
+        from moelora_ad.inference.serve.server import listening, server
 
     try:
         with listening(arguments.host, arguments.port) as listener:

@@ -48,6 +48,24 @@ def test_figures_of_score_files_need_no_torch(make_scores, make_run, tmp_path):
     assert "lora" in run(["results", str(tmp_path / "runs")], without, most=1_800)
 
 
+def test_no_garbage_is_looked_for_among_modules():
+    program = (
+        "import gc, sys\n"
+        "from moelora_ad.cli.imports import at_once\n"
+        "with at_once():\n"
+        "    import email.mime.text\n"
+        "    assert not gc.isenabled() and not gc.get_freeze_count()\n"
+        "frozen = gc.get_freeze_count()\n"
+        "assert gc.isenabled() and frozen > 1_000, frozen\n"
+        "sys.modules['torch'] = None\n"
+        "with at_once():\n"  # within a program that runs on
+        "    kept = [[] for _ in range(1_000)]\n"
+        "    assert gc.isenabled()\n"
+        "assert gc.get_freeze_count() == frozen\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 @pytest.mark.parametrize("verb", FIRST)
 def test_the_short_help_names_options_that_there_are(verb, lightning):
     code, short, _ = lightning(verb, "--help")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from moelora_ad.cli.arguments import OneLineArgumentParser, names_configuration
+from moelora_ad.cli.imports import at_once
 from moelora_ad.configuration.trust import add_allow
 
 
@@ -20,6 +21,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         parser.error("give the configuration of a training run with --config")
     if own.seconds is not None and not 0 < own.seconds < 3_600:
         parser.error(f"--seconds: must be above 0 and below 3,600, not {own.seconds:g}")
-    from moelora_ad.cli.lightning_cli.inspection import inspect_model
+    with at_once():
+        from moelora_ad.cli.lightning_cli.inspection import inspect_model
 
     return inspect_model(rest, own, parser.prog)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from moelora_ad.cli.arguments import OneLineArgumentParser, names_configuration
+from moelora_ad.cli.imports import at_once
 from moelora_ad.configuration.trust import add_allow
 
 
@@ -21,6 +22,7 @@ def run(argv: Sequence[str], program: str = "moelora-ad") -> int:
         parser.error("give the configuration of a training run with --config")
     if own.steps < 2:
         parser.error(f"--steps is {own.steps}: give at least 2, so that their spread shows")
-    from moelora_ad.cli.lightning_cli.measurement import plan_run
+    with at_once():
+        from moelora_ad.cli.lightning_cli.measurement import plan_run
 
     return plan_run(rest, own, parser.prog)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser
+from moelora_ad.cli.imports import at_once
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 
@@ -120,12 +121,13 @@ def _export(program: str, arguments: argparse.Namespace) -> int:
 
 
 def _detector(arguments: argparse.Namespace) -> "Detector":
-    from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
-    from moelora_ad.data.data_module import corpora_in_words
-    from moelora_ad.models import Detector
-    from moelora_ad.models.saving.files import CONFIG
-    from moelora_ad.models.saving.packaged import found_model
-    from moelora_ad.runs.checkpoints import no_checkpoint
+    with at_once():
+        from moelora_ad.configuration.building import build_from_configs, config_beside, detector_state, load_weights
+        from moelora_ad.data.data_module import corpora_in_words
+        from moelora_ad.models import Detector
+        from moelora_ad.models.saving.files import CONFIG
+        from moelora_ad.models.saving.packaged import found_model
+        from moelora_ad.runs.checkpoints import no_checkpoint
 
     source = Path(found_model(arguments.checkpoint))
     if (source / CONFIG).is_file():
