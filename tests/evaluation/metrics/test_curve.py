@@ -75,7 +75,7 @@ def min_cllr_by_hand(bona_fide, spoof):
     return total / (2 * math.log(2))
 
 
-@settings(deadline=None, max_examples=1_000)
+@settings(deadline=None, max_examples=300)
 @given(SCORES, SCORES, COSTS)
 @example([0.0], [0.0], DetectionCosts())
 @example([-math.log(1.9)], [-math.log(1.9)], DetectionCosts())
@@ -98,7 +98,7 @@ def test_detection_costs_by_brute_force(bona_fide, spoof, costs):
     assert curve.act_dcf() >= curve.min_dcf().cost - 1e-12
 
 
-@settings(deadline=None, max_examples=1_000)
+@settings(deadline=None, max_examples=300)
 @given(SCORES, SCORES, ASV)
 def test_tandem_costs_by_brute_force(bona_fide, spoof, asv):
     curve = curve_of(bona_fide, spoof)
@@ -120,7 +120,7 @@ def test_tandem_costs_by_brute_force(bona_fide, spoof, asv):
     assert curve.min_tdcf(asv) == curve.min_tdcf(asv, TandemCosts2021())
 
 
-@settings(deadline=None, max_examples=1_000)
+@settings(deadline=None, max_examples=300)
 @given(SCORES, SCORES)
 @example([1e300], [-1e300])
 @example([-1e300, 5e-324], [1e300, 0.0])

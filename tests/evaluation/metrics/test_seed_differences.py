@@ -152,7 +152,7 @@ def test_the_simulations_truth_is_what_many_trials_and_seeds_have() -> None:
     assert np.mean(eers[:60]) - np.mean(eers[60:]) == pytest.approx(simulation.true_difference(case), abs=0.015)
 
 
-@pytest.mark.parametrize(("seeds", "comparisons"), [(3, 500), (5, 800), (10, 400)])
+@pytest.mark.parametrize(("seeds", "comparisons"), [(3, 500), (10, 400)])
 def test_intervals_have_the_truth_inside_as_often_as_they_say(seeds: int, comparisons: int) -> None:
     found = simulation.coverage(simulation.Case(0.25, 20, 40, 5), seeds, comparisons, resamples=60)
     assert found[simulation.OURS] == pytest.approx(0.95, abs=0.02)
