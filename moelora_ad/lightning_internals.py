@@ -4,7 +4,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.trainer import call
 
 
@@ -67,6 +68,12 @@ def validation_is_due(trainer: Trainer) -> bool:
 def accumulates(trainer: Trainer) -> bool:
     """Whether the gradients of the training batch that has just ended are added to those of the next one."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def starts_functions(strategy: Strategy) -> bool:
+    """Whether a strategy runs in processes that it forks or spawns for each of the trainer's functions (``ddp_spawn``,
+    ``ddp_fork``, ``ddp_notebook``): only weights come back from them."""
+    return isinstance(strategy.launcher, _MultiProcessingLauncher)
 
 
 def saves_shards(strategy: FSDPStrategy) -> bool:

@@ -3,9 +3,12 @@
 import csv
 import errno
 import importlib.util
+import io
 import json
 import logging
+import multiprocessing
 import os
+import socket
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +22,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperModel
@@ -51,9 +55,15 @@ if torch.cuda.device_count():  # set before the first product on a GPU, which fi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the tests: first those that fork, then those on a GPU, then all others.
 
-    A fork must come before a backward pass on the meta device in this process; the others must not see a GPU.
+    A fork must come before a backward pass on the meta device in this process, so tests marked ``forks(last=True)``,
+    which make such a pass here after their fork, follow those that only fork. The others must not see a GPU.
     """
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("forks", "gpu")])
+
+    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
+        forks, gpu = item.get_closest_marker("forks"), item.get_closest_marker("gpu")
+        return forks is None, gpu is None, forks is not None and bool(forks.kwargs.get("last"))
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(tryfirst=True)  # before any fixture is made
@@ -369,6 +379,49 @@ def lightning(monkeypatch, capsys):
             code = int(stop.code or 0)
         printed = capsys.readouterr()
         return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def forked(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command in forks of this process, without the seconds that a new process takes to import everything.
+
+    Several processes find each other as those of torchrun do, and are a process group of their own. Returns the exit
+    code of the first one, and standard output and standard error of all. For tests marked ``forks``.
+    """
+
+    def run(rank: int, group: int, arguments: tuple[object, ...], environment: Mapping[str, str]) -> None:
+        os.setpgid(0, group)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(number, "w", closefd=False), write_through=True))
+        os.environ |= environment
+        if "LOCAL_RANK" in environment:
+            rank_zero_only.rank = rank
+        sys.argv = ["lightning", *map(str, arguments)]
+        sys.exit(main())
+
+    def call(*arguments: object, processes: int = 1) -> tuple[int, str, str]:
+        environment = {}
+        if processes > 1:
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+            environment |= {"WORLD_SIZE": str(processes), "NODE_RANK": "0"}
+        for name in ("stdout", "stderr"):
+            (tmp_path / name).unlink(missing_ok=True)
+        started: list[Any] = []
+        for rank in range(processes):
+            of_rank = environment | ({"LOCAL_RANK": str(rank)} if processes > 1 else {})
+            group = started[0].pid if started else 0
+            given = (rank, group, arguments, of_rank)
+            started.append(multiprocessing.get_context("fork").Process(target=run, args=given))
+            started[-1].start()
+        for process in started:
+            process.join(280)
+        late = [process.kill() for process in started if process.is_alive()]
+        assert not late, "the processes have not ended"
+        return started[0].exitcode, (tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text()
 
     return call
 

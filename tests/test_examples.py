@@ -303,7 +303,8 @@ def test_a_backbone_of_ones_own_goes_through_everything(kept, project, experimen
             Detector.from_pretrained(model, allow=["examples"], backbone=source)
 
 
-def test_two_processes_train_a_backbone_of_ones_own_as_one_does(project, lightning, experiment, write_config, tmp_path):
+@pytest.mark.forks
+def test_two_processes_train_a_backbone_of_ones_own_as_one_does(project, forked, experiment, write_config, tmp_path):
     """A backbone that is trained whole, with a chosen layer, trains in two processes as in one.
 
     Distributed training needs what follows that layer to be frozen. The loss is a user's own, and its unequal class
@@ -313,7 +314,8 @@ def test_two_processes_train_a_backbone_of_ones_own_as_one_does(project, lightni
     experiment["model"]["adaptation"] = {"class_path": "moelora_ad.adapters.FullFineTuning"}
     experiment["model"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}
     experiment["model"] |= {"loss": {"class_path": "examples.focal_loss.FocalLoss"}, "class_weights": [0.1, 0.9]}
-    experiment["data"]["train_segment"]["position"] = "first"
+    experiment["data"]["train_segment"] = {"samples": 4_000, "position": "first"}
+    experiment["data"]["eval_segment"]["samples"] = 4_000
     losses = {}
     experiment["test_after_fit"] = False
     experiment["trainer"] |= {"limit_train_batches": 2, "precision": "64-true"}
@@ -321,14 +323,9 @@ def test_two_processes_train_a_backbone_of_ones_own_as_one_does(project, lightni
         experiment["data"]["batch_size"] = 4 // processes
         experiment["trainer"]["devices"] = processes
         experiment["trainer"]["logger"]["init_args"]["name"] = f"by_{processes}"
-        config = str(write_config(experiment))
-        if processes == 1:
-            assert lightning("fit", "--config", config)[0] == 0
-        else:
-            command = [sys.executable, "-m", "moelora_ad", "fit", "--config", config]
-            environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
-            assert done.returncode == 0, done.stdout + done.stderr
+        arguments = ("fit", "--config", write_config(experiment))
+        code, out, err = forked(*arguments, processes=processes)
+        assert code == 0, out + err
         rows = csv.DictReader((tmp_path / "runs" / f"by_{processes}" / "version_0" / "metrics.csv").open())
         losses[processes] = [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
     assert len(set(losses[1])) == 2

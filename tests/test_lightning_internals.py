@@ -18,6 +18,7 @@ from moelora_ad.lightning_internals import (
     last_path,
     logged_step,
     saves_shards,
+    starts_functions,
     validation_is_due,
 )
 
@@ -176,3 +177,13 @@ def test_what_follows_on_a_batch(tmp_path):
 @pytest.mark.parametrize(("given", "sharded"), [({}, False), ({"state_dict_type": "sharded"}, True)])
 def test_whether_each_process_saves_its_part(given, sharded):
     assert saves_shards(FSDPStrategy(**given)) == sharded
+
+
+@pytest.mark.parametrize(
+    ("strategy", "starts"),
+    [("ddp", False), ("auto", False), ("ddp_spawn", True), ("ddp_fork", True), ("ddp_notebook", True)],
+)
+def test_whether_processes_are_started_for_each_function(strategy, starts):
+    devices = 1 if strategy == "auto" else 2
+    made = Trainer(accelerator="cpu", devices=devices, strategy=strategy, logger=False, enable_checkpointing=False)
+    assert starts_functions(made.strategy) == starts

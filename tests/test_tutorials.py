@@ -32,7 +32,9 @@ SMALLER = {  # replacements in the text of a page
     r"leave_one_out: attack ": "leave_one_out: {attack: [A04, A06]} ",
     r"seeds: \[1, 2, 3\]": "seeds: [1, 2]",
 }
-FEWER = {"extend": ["--steps", "2", "--few", "2"], "prune": ["--resamples", "100"]}  # additional options of verbs
+FEWER = {verb: ["--resamples", "100"] for verb in ("prune", "evaluate", "results")} | {  # additional options of verbs
+    "extend": ["--steps", "2", "--few", "2"]
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Analyses compute in the precision that the run was evaluated in: their scores are those of its score files."""
 
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ def judged(fitted, tmp_path_factory):
     """A function that tests a copy of a fitted run in another precision; returns its folder and scores of "other"."""
     from moelora_ad.cli.fit import run
 
+    @cache
     def copy(system: str, precision: str):
         folder = tmp_path_factory.mktemp("judged") / system
         shutil.copytree(fitted[system, 1], folder)
@@ -33,8 +35,14 @@ def judged(fitted, tmp_path_factory):
     return copy
 
 
+@pytest.fixture(scope="module")
+def plain(fitted):
+    """The analysis of the run as it is."""
+    return analyze_experts(fitted["mixture", 1], resamples=20, **HERE)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_scores_are_those_of_the_run(fitted, judged, precision):
+def test_scores_are_those_of_the_run(plain, judged, precision):
     folder, expected = judged("mixture", precision)
     analysis = analyze_experts(folder, resamples=20, **HERE)
     np.testing.assert_allclose(analysis.scores["other"]["all experts"].scores, expected, rtol=1e-6, atol=1e-6)
@@ -46,7 +54,6 @@ def test_scores_are_those_of_the_run(fitted, judged, precision):
     assert 1e-5 < np.abs(single.scores["other"]["all experts"].scores - expected).max() < 0.1
     (note,) = single.notes
     assert note.startswith(f"computed in 32-true; the model was evaluated in {precision}")
-    plain = analyze_experts(fitted["mixture", 1], resamples=20, **HERE)
     assert plain.notes == ()
     for variant, table in plain.scores["other"].items():
         np.testing.assert_array_equal(single.scores["other"][variant].scores, table.scores)

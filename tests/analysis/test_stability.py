@@ -76,7 +76,8 @@ def test_gates_that_nothing_has_trained_agree_as_untrained_ones_do(fitted, monke
 
     monkeypatch.setattr(stability, "load_trained", untrained)
     runs = [fitted["mixture", 1], fitted["mixture", 2]]
-    found = [stability.analyze_stability(runs, permutations=19, draws=99, workers=0).routing for _ in range(6)]
+    reading = {"workers": 0, "batch_size": 40}  # all at once
+    found = [stability.analyze_stability(runs, permutations=19, draws=99, **reading).routing for _ in range(6)]
     assert 0.2 < np.mean([one.p_untrained for one in found]) < 0.8
     own = np.mean([one.agreement.similarity.mean() for one in found])
     drawn = found[0].untrained.mean(1)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -49,13 +48,11 @@ def manifest(folder, name, count=4):
     return folder / name / "m.csv"
 
 
-def test_the_quickstarts_corpora_are_right():
-    arguments = ["corpus", "check", "--config", "experiments/quickstart.yaml", "--samples", "5"]
-    arguments = [sys.executable, "-m", "moelora_ad", *arguments]
-    done = subprocess.run(arguments, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
+def test_the_quickstarts_corpora_are_right(run, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    code, out, err = run("check", "--config", "experiments/quickstart.yaml", "--samples", "5")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
     first = next(number for number, line in enumerate(lines) if line.split()[:1] == ["train"])
     assert [line.split() for line in lines[first : first + 4]] == [
         ["train", "210", "84", "126", "unknown", "0"],
@@ -63,7 +60,7 @@ def test_the_quickstarts_corpora_are_right():
         ["test.in_domain", "144", "60", "84", "unknown", "0"],
         ["test.out_of_domain", "148", "60", "88", "unknown", "0"],
     ]
-    assert done.stdout.rstrip().endswith("no problems found")
+    assert out.rstrip().endswith("no problems found")
 
 
 def test_one_corpus_that_is_off_does_not_hide_another(run, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moelora_ad import evaluation
 from moelora_ad.cli.main import main
 from moelora_ad.evaluation import (
     ScoreCurve,
@@ -22,6 +23,7 @@ from moelora_ad.evaluation import (
     equal_error_rate,
     read_asv_error_rates,
 )
+from moelora_ad.evaluation.reports.rows import figure_rows
 
 Evaluate = Callable[..., int]
 
@@ -109,23 +111,28 @@ def test_neither_the_development_set_nor_a_held_out_attack_is_averaged(
     files = [scores / f"{name}.csv" for name in names]
     eers = [ScoreTable.read(file).equal_error_rate().eer for file in files]
 
-    def averaged(*options: object) -> dict[str, tuple[str, float]]:
-        assert evaluate(*files, "--own", "in_domain", "--resamples", 0, "--to", to, *options) == 0
-        rows = [row for row in rows_of(to / "figures.csv") if row["part"].startswith("macro")]
-        return {row["part"]: (row["group"], float(row["eer"])) for row in rows}
+    def averages(rows: list[dict[str, Any]]) -> dict[str, tuple[str, float]]:
+        chosen = [row for row in rows if row["part"].startswith("macro")]
+        return {row["part"]: (row["group"], float(row["eer"])) for row in chosen}
 
-    found = averaged()
-    assert found == {
+    def by_default() -> dict[str, tuple[str, float]]:
+        return averages(figure_rows(evaluation.evaluate(files, own=["in_domain"], resamples=0)))
+
+    options = ("--own", "in_domain", "--resamples", 0)
+    assert evaluate(*files, *options) == 0
+    printed = capsys.readouterr().out
+    assert "macro_ood: mean of out_of_domain" in printed
+    assert "dev: models are selected on the development set: in no average unless --average names it" in printed
+    assert "held_out: development's trials of the attack that its run held out: in no average" in printed
+    assert by_default() == {
         "macro_all": ("in_domain + out_of_domain", pytest.approx(np.mean(eers[:2]))),
         "macro_ood": ("out_of_domain", eers[1]),
     }
-    printed = capsys.readouterr().out
-    assert "dev: models are selected on the development set: in no average unless --average names it" in printed
-    assert "held_out: development's trials of the attack that its run held out: in no average" in printed
-    assert averaged("--average", *names)["macro_all"] == (" + ".join(names), pytest.approx(np.mean(eers)))
+    assert evaluate(*files, *options, "--to", to, "--average", *names) == 0
+    assert averages(rows_of(to / "figures.csv"))["macro_all"] == (" + ".join(names), pytest.approx(np.mean(eers)))
     of_run["configuration"] = {"data": {"held_out_attack": None}}  # a test set of this name
     (scores / "held_out.json").write_text(json.dumps(of_run))
-    assert averaged()["macro_ood"] == ("out_of_domain + held_out", pytest.approx(np.mean(eers[1:3])))
+    assert by_default()["macro_ood"] == ("out_of_domain + held_out", pytest.approx(np.mean(eers[1:3])))
 
 
 @pytest.mark.parametrize("name", ["macro_ood", "macro_all", "pooled"])
@@ -162,7 +169,9 @@ def test_two_systems_are_compared_on_the_same_trials(
     evaluate: Evaluate, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (runs / f"seed{seed}/scores" for seed in (1, 2))
-    assert evaluate(first, "--resamples", 0, "--to", tmp_path / "to") == 0  # its figures.csv does not stay
+    one_set = first / "in_domain.csv"
+    assert evaluate(one_set, "--resamples", 0, "--to", tmp_path / "to") == 0  # its figures.csv does not stay
+    assert (tmp_path / "to/figures.csv").exists()
     assert evaluate("--compare", first, second, "--resamples", 50, "--to", tmp_path / "to") == 0
     printed = capsys.readouterr().out
     rows = {(row["set"], row["figure"]): row for row in rows_of(tmp_path / "to/comparison.csv")}

@@ -69,7 +69,7 @@ def test_an_attack_held_out(lightning, experiment, write_config, tmp_path, caplo
 
 
 def test_fit_then_test_from_what_fit_prints(lightning, experiment, write_config, tmp_path):
-    code, out, _ = lightning("fit", "--config", write_config(experiment))
+    code, out, _ = lightning("fit", "--config", write_config(experiment), "--trainer.max_epochs", 1)
     assert code == 0
     assert "dev (selects the checkpoint)" in out
     run = tmp_path / "runs" / "tiny" / "version_0"
@@ -113,13 +113,6 @@ def test_configurations_compose_and_the_command_line_wins(lightning, experiment,
     assert shown["model"]["adaptation"]["init_args"]["alpha"] == 8
     assert shown["seed_everything"] == 5
     assert shown["data"]["batch_size"] == 4
-
-
-def test_the_switch_that_leaves_out_the_test(lightning, experiment, write_config, tmp_path):
-    code, out, _ = lightning("fit", "--config", write_config(experiment), "--test_after_fit", "false")
-    assert code == 0
-    assert "checkpoint:" in out
-    assert not (tmp_path / "runs" / "tiny" / "version_0" / "scores").exists()
 
 
 def test_predict_scores_without_labels(lightning, experiment, write_config, tmp_path):
@@ -196,6 +189,7 @@ def test_files_that_cannot_be_read_are_counted_and_make_the_exit_code_1(lightnin
         (["--data.eval_segment", "{sampels: 3}"], "moelora_ad.audio.Segment has no argument 'sampels'"),
         (["--data.eval_segment.samples", "0"], "segment: samples must be at least 1, not 0"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
+        (["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"], "trainer.strategy: forked or spawned"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
@@ -278,13 +272,13 @@ def damage_no_bona_fide(manifest: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "workers"),
     [
-        *(damage_missing_protocol, damage_missing_audio, damage_text_as_flac),
-        *(damage_label, damage_empty, damage_no_bona_fide),
+        *((damage_missing_audio, workers) for workers in (0, 1)),
+        *((damage_text_as_flac, workers) for workers in (0, 1)),
+        *((damage, 0) for damage in (damage_missing_protocol, damage_label, damage_empty, damage_no_bona_fide)),
     ],
 )
-@pytest.mark.parametrize("workers", [0, 1])
 def test_faulty_data_is_one_line_and_exit_code_1(lightning, experiment, write_config, damage, workers):
     where = damage(Path(experiment["data"]["val"]["init_args"]["path"]))
     experiment["data"]["num_workers"] = workers
@@ -304,8 +298,13 @@ def test_an_empty_split_names_the_splits_that_are_there(lightning, experiment, w
     assert code == 1
 
 
-def test_a_checkpoint_of_another_model_is_refused(lightning, experiment, write_config, tmp_path):
-    assert lightning("fit", "--config", write_config(experiment), "--test_after_fit", "false")[0] == 0
+def test_the_switch_that_leaves_out_the_test_and_a_checkpoint_of_another_model(
+    lightning, experiment, write_config, tmp_path
+):
+    code, out, _ = lightning("fit", "--config", write_config(experiment), "--test_after_fit", "false")
+    assert code == 0
+    assert "checkpoint:" in out
+    assert not (tmp_path / "runs" / "tiny" / "version_0" / "scores").exists()
     checkpoint = tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
     experiment["model"]["adaptation"]["init_args"]["num_experts"] = 3
     code, _, err = lightning("test", "--config", write_config(experiment), "--ckpt_path", checkpoint)
@@ -378,7 +377,7 @@ def test_ctrl_c_saves_a_checkpoint_that_fit_continues_from(experiment, write_con
     assert told.startswith("python -m moelora_ad fit: interrupted; saved "), err
     saved = told.split("saved ")[1].split(";")[0]
     epoch = torch.load(saved, weights_only=True)["epoch"]
-    more = ("--ckpt_path", saved, "--trainer.max_epochs", epoch + 2)
+    more = ("--ckpt_path", saved, "--trainer.max_epochs", epoch + 2, "--test_after_fit", "false")
     code, _, err = lightning("fit", "--config", write_config(experiment), *more)
     assert code == 0, err
     record = read_record(checkpoint.parents[1])

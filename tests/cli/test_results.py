@@ -259,7 +259,7 @@ def test_pairs_are_printed_and_written(
 
 def test_nothing_of_an_earlier_call_stays_beside_its_results(results: Call, make_run: MakeRun, tmp_path: Path) -> None:
     """What a call writes into the folder of another one is what it writes into a new folder."""
-    first = [make_run(system, 1) for system in ("a", "b")]
+    first = [make_run(system, 1, sets={"in_domain": "MiniLA"}) for system in ("a", "b")]
     other, of_one_attack = (make_run(system, 1, sets={"elsewhere": "MiniLA"}) for system in ("c", "d"))
     path = of_one_attack / "scores/best/elsewhere.csv"
     path.write_text(path.read_text().replace("A2", "A1"))

@@ -42,16 +42,56 @@ def models(small_whisper, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def sounds(tmp_path, monkeypatch, speech):
+def write_sounds(folder, speech):
     """Seventy short files in the folder ``in``; one is not an audio file, and the name of one has two lines."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in").mkdir()
+    (folder / "in").mkdir()
     for number in range(COUNT):
         name = f"in/{number:02}.wav" if number != 20 else 'in/20 "a\n\rb".wav'
-        soundfile.write(name, speech[100 * number :][:12_000], SECOND)
-    (tmp_path / "in" / "40.wav").write_text("no sound")
+        soundfile.write(folder / name, speech[100 * number :][:12_000], SECOND)
+    (folder / "in" / "40.wav").write_text("no sound")
+
+
+@pytest.fixture
+def sounds(tmp_path, monkeypatch, speech):
+    """The folder of the sounds of `write_sounds`, in which the test runs."""
+    monkeypatch.chdir(tmp_path)
+    write_sounds(tmp_path, speech)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def killed(models, speech, tmp_path_factory):
+    """A folder with the sounds, and in csv/out.csv and jsonl/out.jsonl the rows of runs that were killed in the middle.
+
+    They are forks of one new process that has scored a file before, as the imports take seconds.
+    """
+    folder = tmp_path_factory.mktemp("killed")
+    write_sounds(folder, speech)
+    arguments = ["--batch-size", "1", "--model", str(models / "0"), "--output"]
+    program = (
+        "import os, signal, sys\n"
+        "from moelora_ad.cli.main import main\n"
+        f"sys.argv = ['moelora-ad', 'score', 'in/00.wav', *{arguments!r}, 'first.csv']\n"
+        "assert main() == 0\n"
+        "from moelora_ad.inference import row_files\n"
+        "write = row_files.RowFile._write\n"
+        "def last(self, line):\n"
+        "    write(self, line)\n"
+        "    if b'/30.wav' in line:\n"
+        "        write(self, half)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "row_files.RowFile._write = last\n"
+        """for form, half in {'csv': b'in/31.wav,"0.1', 'jsonl': b'{"path": "in/31'}.items():\n"""
+        "    os.mkdir(form)\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        f"        sys.argv = ['moelora-ad', 'score', 'in', *{arguments!r}, f'{{form}}/out.{{form}}']\n"
+        "        os._exit(main())\n"
+        "    print(form, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder)
+    assert done.stdout.splitlines()[1:] == [f"{form} {-signal.SIGKILL}" for form in ("csv", "jsonl")], done.stderr
+    return folder
 
 
 @pytest.fixture
@@ -75,29 +115,13 @@ def same(found, wanted):
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_rows(score, sounds, models, form):
+def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_rows(score, sounds, killed, form):
     out, whole = sounds / f"out.{form}", sounds / f"whole.{form}"
     assert score("in", "--output", whole.name, "--num-workers", 1)[0] == 1
     wanted = rows(whole)
     assert len(wanted) == COUNT
-    arguments = ["score", "in", "--output", out.name, "--batch-size", "1", "--model", str(models / "0")]
-    half = b'in/31.wav,"0.1' if form == "csv" else b'{"path": "in/31'
-    program = (
-        "import os, signal, sys\n"
-        "from moelora_ad.inference import row_files\n"
-        "write = row_files.RowFile._write\n"
-        "def last(self, line):\n"
-        "    write(self, line)\n"
-        "    if b'/30.wav' in line:\n"
-        f"        write(self, {half!r})\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "row_files.RowFile._write = last\n"
-        f"sys.argv = ['moelora-ad', *{arguments!r}]\n"
-        "from moelora_ad.cli.main import main\n"
-        "main()\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    for name in (out.name, "out.json"):
+        shutil.copy(killed / form / name, sounds)
     assert not out.read_bytes().endswith(b"\n")
     assert json.loads((sounds / "out.json").read_text())["complete"] is False
     code, _, err = score("in", "--output", out.name)

@@ -119,10 +119,8 @@ def test_looking_at_a_run_calls_nothing(lightning, run, experiment, canary, tmp_
     assert "is code from outside moelora_ad" in line or "cannot be named by a configuration" in line
 
 
-def test_losses_of_pytorch_are_known(lightning, experiment, write_config):
-    loss = {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"reduction": "none", "label_smoothing": 0.1}}
-    code, _, err = lightning("inspect", "--config", write_config(changed(experiment, "model.loss", loss)))
-    assert code == 0, err
+def test_what_is_no_loss_of_pytorch_is_refused(lightning, experiment, write_config):
+    """Losses of PyTorch are known, see the next test."""
     code, _, err = lightning("inspect", "--config", write_config(changed(experiment, "model.loss", "torch.nn.Linear")))
     assert code == 2
     assert "torch.nn.Linear is code from outside moelora_ad" in err
@@ -130,7 +128,9 @@ def test_losses_of_pytorch_are_known(lightning, experiment, write_config):
 
 @pytest.mark.parametrize("verb", LOOKING[:-1])
 def test_looking_imports_packages_that_are_allowed(lightning, run, experiment, canary, tmp_path, verb):
-    (run / "config.yaml").write_text(yaml.safe_dump(changed(experiment, "model.classifier", "stranger.Head")))
+    loss = {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"reduction": "none", "label_smoothing": 0.1}}
+    config = changed(changed(experiment, "model.loss", loss), "model.classifier", "stranger.Head")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
     command = looking(run, tmp_path)[verb]
     line = refused(lightning(*command), canary)
     assert "stranger.Head is code from outside moelora_ad: if you trust it, name its package, --allow stranger" in line
@@ -175,14 +175,6 @@ def test_functions_of_the_right_return_type_are_refused(lightning, experiment, w
         assert err == f"lightning fit: error: {config}: model.{place}: {function} is a function: give a class\n"
 
 
-def test_fit_builds_classes_of_the_users_own(lightning, experiment, write_config, canary):
-    experiment["trainer"]["max_epochs"] = 1
-    config = write_config(changed(experiment, "model.classifier", "stranger.Head"))
-    code, _, err = lightning("fit", "--config", config)
-    assert code == 0, err
-    assert canary.exists()
-
-
 def test_what_may_be_allowed_is_a_package(lightning, run, tmp_path):
     for name in ("a/b", "jsonargparse", "*"):
         code, _, err = lightning(*looking(run, tmp_path)["inspect"], "--allow", name)
@@ -190,7 +182,13 @@ def test_what_may_be_allowed_is_a_package(lightning, run, tmp_path):
         assert f"{name!r} is not a package that can be allowed" in err
 
 
-def test_limits_end_with_the_command(lightning, run, experiment, write_config, canary, tmp_path):
+def test_fit_builds_classes_of_the_users_own_as_limits_end_with_the_command(
+    lightning, run, experiment, write_config, canary, tmp_path
+):
     assert lightning(*looking(run, tmp_path)["inspect"])[0] == 0
+    assert not canary.exists()
     experiment["trainer"]["max_epochs"] = 1
-    assert lightning("fit", "--config", write_config(changed(experiment, "model.classifier", "stranger.Head")))[0] == 0
+    config = write_config(changed(experiment, "model.classifier", "stranger.Head"))
+    code, _, err = lightning("fit", "--config", config)
+    assert code == 0, err
+    assert canary.exists()

@@ -19,6 +19,7 @@ from moelora_ad.corpora import Trial, TrialList
 from moelora_ad.models import (
     AASIST,
     HubertBackbone,
+    MeanPooling,
     Wav2Vec2Backbone,
     Wav2Vec2BertBackbone,
     WavLMBackbone,
@@ -50,7 +51,8 @@ METHODS = {
     "frozen": FrozenBackbone,
     "full": FullFineTuning,
 }
-EACH_ONCE = [(name, "dense") for name in BACKBONES] + [("whisper", name) for name in METHODS if name != "dense"]
+EACH_ONCE = [("whisper", "dense", AASIST)] + [(name, "dense", MeanPooling) for name in BACKBONES if name != "whisper"]
+EACH_ONCE += [("whisper", name, MeanPooling) for name in METHODS if name != "dense"]
 
 
 class Late:
@@ -65,12 +67,15 @@ class Late:
 
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("backbone", "method"), EACH_ONCE)
-def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbone, method, half):
+@pytest.mark.parametrize(("backbone", "method", "head"), EACH_ONCE)
+def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbone, method, head, half):
+    # Without a card, autocast would turn itself off.
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(divergence, "HostCopy", Late)
     monkeypatch.setattr("moelora_ad.training.scoring.HostCopy", Late)
     source = request.getfixturevalue(f"small_{backbone}")
-    model = DetectionModule(BACKBONES[backbone](source), METHODS[method](), AASIST)
+    model = DetectionModule(BACKBONES[backbone](source), METHODS[method](), head)
     model.log = lambda *_, **__: None
     model._trainer = SimpleNamespace(global_step=0, world_size=1, strategy=None)
     model.loss_check = LossCheck(model.trainer)
@@ -83,6 +88,8 @@ def test_a_training_step_and_a_test_step(request, fake_gpu, monkeypatch, backbon
         batch = Batch(waveforms, None, labels, trials, []).to("cuda")
         assert (batch.waveforms.device.type, batch.trials.device.type) == ("cuda", "cpu")
         with torch.autocast("cuda", half, enabled=half is not None):
+            one = torch.empty(1, 1, device="cuda")
+            assert (one @ one).dtype == (half or torch.float32)  # autocast has an effect
             loss = model.train().training_step(batch, 0)
             with torch.no_grad():
                 logits = model.eval()(batch.waveforms, batch.lengths)

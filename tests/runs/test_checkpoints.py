@@ -25,11 +25,30 @@ def error_line(printed: str) -> str:
     return lines[0]
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> tuple[Path, Path]:
+    """The folder of every test, and a copy of it after a fit, see `run`."""
+    return tmp_path_factory.mktemp("test"), tmp_path_factory.mktemp("trained") / "all"
+
+
 @pytest.fixture
-def run(lightning, experiment, write_config, tmp_path) -> Path:
-    """The folder of a finished run."""
-    code, _, err = lightning("fit", "--config", write_config(experiment))
-    assert code == 0, err
+def tmp_path(places) -> Path:
+    """The same empty folder for every test, because a run knows paths of its own by heart."""
+    folder, _ = places
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def run(lightning, experiment, write_config, tmp_path, places) -> Path:
+    """The folder of a finished run, trained once for all tests."""
+    _, trained = places
+    if not trained.exists():
+        code, _, err = lightning("fit", "--config", write_config(experiment))
+        assert code == 0, err
+        shutil.copytree(tmp_path, trained)
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path / "runs" / "tiny" / "version_0"
 
 
@@ -60,15 +79,16 @@ def test_without_a_run_the_line_says_what_a_checkpoint_is(lightning, experiment,
 
 @pytest.mark.parametrize("case", ["where it was", "moved", "of the default logger"])
 def test_a_run_continues_in_its_folder_with_its_record_its_best_checkpoint_and_its_metrics(
-    lightning, experiment, write_config, tmp_path, monkeypatch, case
+    lightning, experiment, write_config, tmp_path, monkeypatch, request, case
 ):
     """The second epoch is made worse than the first, so that the best checkpoint is the earlier one."""
-    run = tmp_path / "runs" / "tiny" / "version_0"
     if case == "of the default logger":
         del experiment["trainer"]["logger"]
         experiment["trainer"]["default_root_dir"] = str(tmp_path / "runs")
         run = tmp_path / "runs" / "lightning_logs" / "version_0"
-    assert lightning("fit", "--config", write_config(experiment))[0] == 0
+        assert lightning("fit", "--config", write_config(experiment))[0] == 0
+    else:
+        run = request.getfixturevalue("run")
     if case == "moved":
         (tmp_path / "runs").rename(tmp_path / "there")
         run = tmp_path / "there" / "tiny" / "version_0"

@@ -77,10 +77,12 @@ def one_process(rank: int, meeting: str, folder: str) -> None:
 @pytest.fixture(scope="module")
 def of_both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(partial(one_process, meeting=str(folder / "meeting"), folder=str(folder)), nprocs=2)
+    run = partial(one_process, meeting=str(folder / "meeting"), folder=str(folder))
+    torch.multiprocessing.start_processes(run, nprocs=2, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("name", LAYERS)
 def test_two_processes_normalise_as_one_does(of_both, name):
     layer, x = made(name)

@@ -225,30 +225,30 @@ def test_parts_of_what_is_trained_are_refused():
         write_whole_checkpoints(whole)
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_without_the_other_tells_how_to_continue(experiment, tmp_path, rank):
+def test_a_process_without_the_other_tells_how_to_continue(experiment, forked, tmp_path, monkeypatch, rank):
     """One of two processes is killed in the first epoch, and the other one reports it in one line."""
     (tmp_path / "killer.py").write_text(KILLER)
     experiment["data"]["batch_size"] = 2
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(experiment))
-    command = [sys.executable, "-m", "moelora_ad", "fit", "--config", str(config), "--trainer.devices", "2"]
-    command += ["--trainer.strategy", "ddp", "--trainer.callbacks", "killer.KillRank"]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
-    done = subprocess.run(
-        [*command, "--trainer.callbacks.rank", str(rank)], capture_output=True, text=True, env=environment, timeout=280
-    )
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "rror" in line]
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "killer", raising=False)
+    callback = ("--trainer.callbacks", "killer.KillRank", "--trainer.callbacks.rank", rank)
+    options = ("--trainer.devices", 2, "--trainer.strategy", "ddp", *callback)
+    code, _, err = forked("fit", "--config", config, *options, processes=2)
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if "rror" in line]
     assert "another process of this run was killed" in line
     run = tmp_path / "runs" / "tiny" / "version_0"
     names = [path.name for path in run.glob("checkpoints/*")]
     if rank == 0:  # only rank 0 saves
-        assert done.returncode == -signal.SIGKILL
+        assert code == -signal.SIGKILL
         assert "run the same command again" in line
         assert names == []
     else:
-        assert done.returncode == 1
+        assert code == 1
         assert names == ["last-interrupted.ckpt"]
         assert "give --ckpt_path " in line
         assert line.endswith("last-interrupted.ckpt to continue")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -212,9 +211,10 @@ def test_provenance_names_the_checkpoint_and_where_its_scores_go(model, data, tr
     assert not (tmp_path / "elsewhere" / "scores").exists()
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("processes", [(1, 2), (2, 1)])
 def test_kill_9_in_the_middle_and_the_same_command_again(
-    lightning, experiment, write_config, tmp_path, processes, monkeypatch
+    lightning, forked, experiment, write_config, tmp_path, processes, monkeypatch
 ):
     """A test killed with some processes and finished with others writes the files of an uninterrupted one.
 
@@ -225,21 +225,17 @@ def test_kill_9_in_the_middle_and_the_same_command_again(
         path.write_text("\n".join(path.read_text().splitlines()[: 1 + count]) + "\n")
     experiment["data"]["eval_batch_size"] = 2
     (tmp_path / "killer.py").write_text(KILLER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "killer", raising=False)
     config = write_config(experiment)
     arguments = ("test", "--config", str(config), "--untrained", "true", "--score_folder")
     assert lightning(*arguments, tmp_path / "whole")[0] == 0
 
     def run(devices: int, *more: str) -> tuple[int, str, str]:
-        options = [*arguments, str(tmp_path / "cut"), "--trainer.devices", str(devices)]
-        if devices == 1 and not more:
-            return lightning(*options)
-        command = [sys.executable, "-m", "moelora_ad", *options]
-        command += ["--trainer.strategy", "ddp"] if devices > 1 else []
-        environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
-        done = subprocess.run(
-            [*command, *more], capture_output=True, text=True, env=environment, timeout=280, start_new_session=True
-        )
-        return done.returncode, done.stdout, done.stderr
+        options = [*arguments, str(tmp_path / "cut"), "--trainer.devices", str(devices), *more]
+        if devices > 1:
+            options += ["--trainer.strategy", "ddp"]
+        return forked(*options, processes=devices)
 
     # With one process, the kill comes after the first batch out of domain; with two, after at most one batch of each.
     batches = 4 if processes[0] == 1 else 1

@@ -63,7 +63,7 @@ class Collectives(Callback):
 
 
 @pytest.fixture
-def trained(experiment, write_config, tmp_path, lightning, monkeypatch):
+def trained(experiment, write_config, tmp_path, lightning, forked, monkeypatch):
     """Trains by a strategy over two processes, or in this process with twice the batch.
 
     Returns what was printed, the training losses of the steps, and the last checkpoint's weights.
@@ -71,7 +71,8 @@ def trained(experiment, write_config, tmp_path, lightning, monkeypatch):
     (tmp_path / "on_cpu.py").write_text(ON_CPU)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "on_cpu", raising=False)
-    experiment["data"]["train_segment"]["position"] = "first"
+    experiment["data"]["train_segment"] = {"samples": 8_000, "position": "first"}
+    experiment["data"]["eval_segment"]["samples"] = 8_000
     experiment["model"]["class_weights"] = [0.1, 0.9]  # matters where the two processes have unequal classes
     adaptation = experiment["model"]["adaptation"]["init_args"]
     adaptation |= {"share_gate": True, "auxiliary": {"importance": 0.1}, "gate": {"noise": "none"}}
@@ -88,7 +89,9 @@ def trained(experiment, write_config, tmp_path, lightning, monkeypatch):
         paths = [write_config(experiment), tmp_path / f"{name}.yaml"]
         paths[1].write_text(yaml.safe_dump(overlay))
         arguments = ["fit", *(f"--config={path}" for path in paths)]
-        if strategy:
+        if strategy and chosen.get("accelerator") != "cuda":
+            code, out, err = forked(*arguments, processes=2)
+        elif strategy:  # a fork cannot use a GPU that its parent has used
             command = [sys.executable, "-m", "moelora_ad", *arguments]
             environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
@@ -111,7 +114,7 @@ def dev_losses(run: Path) -> list[float]:
         return [float(row["dev/loss"]) for row in csv.DictReader(file) if row["dev/loss"]]
 
 
-@pytest.fixture(params=["cpu", pytest.param("gpus", marks=pytest.mark.gpu(2))])
+@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.forks), pytest.param("gpus", marks=pytest.mark.gpu(2))])
 def accelerator(request) -> str:
     """The CPU, or two GPUs."""
     return request.getfixturevalue("gpu").type if request.param == "gpus" else "cpu"
@@ -140,6 +143,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(trained, experiment, 
     assert f"experts 2,048, gates 128, classifier {447_242 - (1024 - 32) * 128:,}" in printed
 
 
+@pytest.mark.forks
 def test_processes_talk_once_in_a_step_besides_the_gradients(trained):
     """One all-reduce is for the loss, which is shared, logged and checked, and one for sums of auxiliary losses."""
     printed, losses, _ = trained(

@@ -26,6 +26,7 @@ from moelora_ad.configuration.trust import check_made_later, import_from_here, i
 from moelora_ad.data.data_module import AudioDeepfakeDataModule
 from moelora_ad.data.trainer_state import is_fast_dev_run, no_empty_folder, shards_the_model
 from moelora_ad.errors import InputError
+from moelora_ad.lightning_internals import starts_functions
 from moelora_ad.models.precision import ROUNDED
 from moelora_ad.models.saving.checkpoints import check_readable
 from moelora_ad.runs.checkpoints import BEST, LAST, CheckpointError, checkpoint_of, missing, run_of
@@ -196,6 +197,8 @@ class DetectionCommand(LightningCLI):
             plugins.append(SyncedBatchNorm())
         config = with_progress(config | {"plugins": plugins}, lines=self.verb == "fit")
         trainer = super().instantiate_trainer(**config)
+        if starts_functions(trainer.strategy):
+            self.verb_parser.error("trainer.strategy: forked or spawned processes return no scores: give 'ddp'")
         compute_as_others_do(trainer.strategy)
         write_whole_checkpoints(trainer.strategy)
         return trainer

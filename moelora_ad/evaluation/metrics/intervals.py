@@ -18,6 +18,7 @@ from moelora_ad.evaluation.metrics.resampling import ResampledCurve, Strata
 from moelora_ad.evaluation.score_table import ScoreTable
 
 _MOST_THREADS = 8  # more threads only wait for the memory
+_FEW = 30_000  # resamples of fewer trials are mostly Python, and threads wait for its lock longer than they save
 _BLOCK = 20  # resamples that a thread makes in a row, two at a time
 _LIMITS = (2.5, 97.5)
 
@@ -72,7 +73,7 @@ def bootstrap(
         figures: The names of the figures; None for all that the options define.
         sets: (n,) any numbers or texts, the same for trials of one set, if several are pooled. Each set is resampled
             separately, and a cluster of two sets is two clusters.
-        threads: None for as many as there are processors, eight at most.
+        threads: None for as many as there are processors, eight at most; one for few trials.
 
     Raises:
         OneCluster: The trials of each class are in a single cluster, in every set.
@@ -231,7 +232,8 @@ def _resampled(
             counts = (strata.draw(options.seed, number), strata.draw(options.seed, number + 1))
             drawn[:, number : number + 2] = [curve.figures_of_two(names, *counts) for curve in curves]
 
-    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+    helpful = 1 if len(strata.clusters) < _FEW else min(os.cpu_count() or 1, _MOST_THREADS)
+    with ThreadPoolExecutor(threads or helpful) as pool:
         for _ in pool.map(draw, range(0, options.resamples, _BLOCK)):  # numpy works without the interpreter's lock
             pass
     return drawn[:, : options.resamples]

@@ -88,7 +88,7 @@ def test_half_precision_and_the_meta_device(source):
 
 
 def test_onnx_gives_the_same(source, tmp_path):
-    detector = Detector(ASTBackbone(source), LoRA(2, targets=ATTENTION), LeadingTokens).eval()
+    detector = Detector(ASTBackbone(source, hidden_states=1), LoRA(2, targets=ATTENTION), LeadingTokens).eval()
     detector.window = 8_000
     export_onnx(detector, tmp_path / "model.onnx")  # compares the logits with PyTorch's
     assert (tmp_path / "model.onnx").is_file()

@@ -4,8 +4,6 @@ import csv
 import importlib.util
 import json
 import math
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -243,8 +241,8 @@ def test_trying_one_batch_leaves_nothing(module, data, trainer, tmp_path):
     assert not list(tmp_path.rglob("routing"))
 
 
-@pytest.mark.slow
-def test_two_processes_see_what_one_does(experiment, write_config, tmp_path, lightning):
+@pytest.mark.forks
+def test_two_processes_see_what_one_does(experiment, write_config, tmp_path, lightning, forked):
     """8 development trials in batches of 3, over two gloo processes, of which one has no batch once."""
     experiment["trainer"] |= {"max_epochs": 1, "callbacks": [{"class_path": "moelora_ad.training.RoutingLog"}]}
     experiment["model"]["optimizer"]["init_args"] = {"lr": 0.0, "weight_decay": 0.0}
@@ -253,12 +251,8 @@ def test_two_processes_see_what_one_does(experiment, write_config, tmp_path, lig
         experiment["trainer"]["logger"]["init_args"]["name"] = f"by_{processes}"
         experiment["trainer"] |= {"devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
         arguments = ["fit", "--config", str(write_config(experiment)), "--test_after_fit", "false"]
-        if processes == 1:
-            assert lightning(*arguments)[0] == 0
-        else:
-            command = [sys.executable, "-m", "moelora_ad", *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-            assert done.returncode == 0, done.stdout + done.stderr
+        code, out, err = lightning(*arguments) if processes == 1 else forked(*arguments, processes=2)
+        assert code == 0, out + err
         folder = tmp_path / "runs" / f"by_{processes}" / "version_0"
         assert (folder / "routing" / "epoch00.png").is_file()
         found.append(json.loads((folder / "routing" / "epoch00.json").read_text()))

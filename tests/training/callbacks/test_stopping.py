@@ -3,11 +3,7 @@
 import math
 import os
 import re
-import signal
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -232,8 +228,25 @@ def test_a_start_that_fails_leaves_no_folder(fit, tmp_path, stage):
     assert (folder / "mine").is_dir()
 
 
-def test_sigterm_saves_and_the_run_goes_on_from_there(experiment, write_config, lightning, tmp_path):
-    """SIGTERM is sent once the first epoch is recorded; the continued run ends with an uninterrupted run's weights."""
+TERMINATED = """
+import os, signal
+from lightning.pytorch import Callback
+
+class Terminated(Callback):
+    def on_train_batch_start(self, trainer, *_) -> None:
+        if trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.forks
+def test_sigterm_saves_and_the_run_goes_on_from_there(
+    experiment, write_config, lightning, forked, tmp_path, monkeypatch
+):
+    """SIGTERM comes in the second of three epochs; the continued run ends with an uninterrupted run's weights."""
+    (tmp_path / "terminated.py").write_text(TERMINATED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "terminated", raising=False)
     experiment["trainer"]["max_epochs"] = 3
     experiment["trainer"]["num_sanity_val_steps"] = 0
     config = write_config(experiment)
@@ -246,19 +259,11 @@ def test_sigterm_saves_and_the_run_goes_on_from_there(experiment, write_config, 
         path = tmp_path / "runs" / name / "version_0" / "checkpoints" / "last.ckpt"
         return torch.load(path, weights_only=True)
 
-    command = [sys.executable, "-m", "moelora_ad", *arguments("cut")]
-    cut = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    record = tmp_path / "runs" / "cut" / "version_0" / "run.json"
-    watchdog = threading.Timer(250, cut.kill)
-    watchdog.start()
-    while cut.poll() is None and not (record.exists() and '"epoch": 1' in record.read_text()):
-        time.sleep(0.02)
-    cut.send_signal(signal.SIGTERM)
-    _, errors = cut.communicate()
-    watchdog.cancel()
-    assert cut.returncode == 143, errors
+    code, _, errors = forked(*arguments("cut", "--trainer.callbacks", "terminated.Terminated"))
+    assert code == 143, errors
     assert "Traceback" not in errors
-    assert read_record(record.parent).state == "interrupted"
+    record = read_record(tmp_path / "runs" / "cut" / "version_0")
+    assert (record.state, record.epoch) == ("interrupted", 1)
     saved = re.search(r"saved (\S+); give it as --ckpt_path to continue", errors)
     assert saved is not None, errors
     for name, more in (("whole", ()), ("rest", ("--ckpt_path", saved[1]))):
