@@ -35,15 +35,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     given = parser.parse_args()
     taken: dict[str, list[float]] = {name: [] for name in SIDES}
-    for _ in range(given.repeats + 1):
+    for arguments in SIDES.values():
+        seconds(arguments)  # fills the caches of files
+    for _ in range(given.repeats):
         for name, arguments in SIDES.items():
             taken[name].append(seconds(arguments))
     print(f"{'':36}{'seconds':>8}{'/ import lightning.pytorch (lowest to highest)':>48}")
-    peer = taken["import lightning.pytorch"][1:]  # the first repeat fills the caches of files
+    peer = taken["import lightning.pytorch"]
     for name, times in taken.items():
-        ratios = [one / other for one, other in zip(times[1:], peer, strict=True)]
+        ratios = [one / other for one, other in zip(times, peer, strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{name:36}{statistics.median(times[1:]):8.2f}{spread:>48}")
+        print(f"{name:36}{statistics.median(times):8.2f}{spread:>48}")
 
 
 if __name__ == "__main__":

@@ -419,7 +419,9 @@ def forked(tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
             started[-1].start()
         for process in started:
             process.join(280)
-        late = [process.kill() for process in started if process.is_alive()]
+        late = [process for process in started if process.is_alive()]
+        for process in late:
+            process.kill()
         assert not late, "the processes have not ended"
         return started[0].exitcode, (tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text()
 

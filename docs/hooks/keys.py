@@ -53,7 +53,7 @@ def parser_of_fit() -> ArgumentParser:
     try:
         _Command(args=["fit"])
     except _Parsers as caught:
-        return caught.args[0][1]  # the first parser is that of all commands
+        return caught.args[0][1]  # the first parser is the one in front of the command
     raise PluginError("fit has no parser to make a page of")
 
 

@@ -92,9 +92,8 @@ def computed(work: Callable[[Keywords], Made], keywords: Keywords, reads_audio: 
         InputError: there is too little memory, or the function raises it.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with at_once():
-        from moelora_ad.analysis.trained import requested
-        from moelora_ad.models.devices import is_out_of_memory, usable_device
+    from moelora_ad.analysis.trained import requested
+    from moelora_ad.models.devices import is_out_of_memory, usable_device
 
     with progress() as show:
         if reads_audio:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from moelora_ad.cli.imports import at_once
 from moelora_ad.configuration.trust import add_allow
 from moelora_ad.errors import InputError
 from moelora_ad.evaluation.metrics.least import LEAST_RESAMPLES
@@ -140,8 +139,7 @@ def scorer_of(arguments: argparse.Namespace, hop: int | None = None) -> "Scorer"
     Raises:
         InputError: see `Scorer.from_pretrained`.
     """
-    with at_once():
-        from moelora_ad.inference.scorer import Scorer
+    from moelora_ad.inference.scorer import Scorer
 
     return Scorer.from_pretrained(
         arguments.model,

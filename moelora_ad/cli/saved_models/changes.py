@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from moelora_ad.cli.analyze import Keywords, add_bootstrap, add_passes, computed, tell
 from moelora_ad.cli.arguments import FAILED, OneLineArgumentParser, check_folder, new_folder
+from moelora_ad.cli.imports import at_once
 from moelora_ad.cli.terminal import print_line
 from moelora_ad.errors import InputError
 
@@ -68,7 +69,8 @@ def run_change(parser: OneLineArgumentParser, arguments: Sequence[str], work: Wo
     except InputError as error:
         parser.error(str(error))
     check_folder(parser, "--report", folder)
-    from moelora_ad.analysis.trained import RequestError  # it imports torch
+    with at_once():
+        from moelora_ad.analysis.trained import RequestError  # it imports torch
 
     try:
         report, changed = computed(work, keywords)
